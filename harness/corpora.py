@@ -1,0 +1,117 @@
+"""Corpora: the texts that perplexity and divergence are measured on."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+from zipfile import BadZipFile, ZipFile
+
+from harness.errors import CorpusError
+
+__all__ = ["Corpus", "load_corpus"]
+
+_WIKITEXT: Final = ("ggml-org/ci", "wikitext-2-raw-v1.zip", "wikitext-2-raw/wiki.test.raw")
+
+
+@dataclass(frozen=True, slots=True)
+class Corpus:
+    """A text, as bytes of UTF-8.
+
+    Attributes:
+        name: as the user gave it.
+        text: one trailing newline is stripped, as llama-perplexity's `-f` does it.
+    """
+
+    name: str
+    text: bytes
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the text; part of every cache key."""
+        return hashlib.sha256(self.text).hexdigest()
+
+    def to_json(self) -> dict[str, Any]:
+        """A dictionary of JSON types only."""
+        return {"name": self.name, "sha256": self.sha256, "bytes": len(self.text)}
+
+
+def load_corpus(spec: str) -> Corpus:
+    """Read a corpus.
+
+    Args:
+        spec: `pydoc` (the help topics of the running Python: 465 kB of technical English), `wikitext2` (downloaded
+            once), `hf:org/dataset:file` on the Hugging Face hub, or the path of a text file.
+
+    Raises:
+        CorpusError: missing, empty, or not UTF-8 text; or no network for a download.
+    """
+    if spec == "pydoc":
+        raw = _pydoc()
+    elif spec == "wikitext2":
+        raw = _wikitext()
+    elif spec.startswith("hf:"):
+        raw = _hub(spec)
+    else:
+        raw = _read(Path(spec).expanduser(), spec)
+    text = raw.removesuffix(b"\n")
+    if not text.strip():
+        raise CorpusError(f"Corpus {spec!r} is empty.", "Give a text file with at least two windows of text.")
+    try:
+        text.decode()
+    except UnicodeDecodeError as error:
+        raise CorpusError(
+            f"Corpus {spec!r} is not UTF-8 text: byte 0x{text[error.start]:02x} at offset {error.start}.",
+            "Convert it to UTF-8; binary files are no corpus.",
+        ) from None
+    return Corpus(spec, text)
+
+
+def _pydoc() -> bytes:
+    topics: dict[str, str] = importlib.import_module("pydoc_data.topics").topics
+    return "\n\n".join(topics[name] for name in sorted(topics)).encode()
+
+
+def _read(path: Path, spec: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise CorpusError(
+            f"Corpus {spec!r} is neither a known name nor a file.",
+            "Known names: pydoc, wikitext2, hf:ORG/DATASET:FILE; otherwise give the path of a text file.",
+        ) from None
+    except OSError as error:
+        raise CorpusError(f"Corpus {spec!r} cannot be read: {error.strerror}.", "Give a readable text file.") from None
+
+
+def _wikitext() -> bytes:
+    repository, archive, member = _WIKITEXT
+    path = _download(repository, archive, "wikitext2")
+    try:
+        with ZipFile(path) as file:
+            return file.read(member)
+    except (BadZipFile, KeyError) as error:
+        raise CorpusError(f"Corpus 'wikitext2': {path} is damaged: {error}.", "Delete that file and try again.") from None
+
+
+def _hub(spec: str) -> bytes:
+    repository, separator, name = spec.removeprefix("hf:").partition(":")
+    if not separator or repository.count("/") != 1 or not name:
+        raise CorpusError(f"Corpus {spec!r} is malformed.", "Expected hf:ORG/DATASET:FILE.")
+    return _read(_download(repository, name, spec), spec)
+
+
+def _download(repository: str, name: str, spec: str) -> Path:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(repo_id=repository, filename=name, repo_type="dataset"))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CorpusError(
+            f"Corpus {spec!r} could not be downloaded from the Hugging Face hub: {first_line}",
+            "Check the network, or give the path of a local text file; `--gguf-corpus=pydoc` needs no download.",
+        ) from None

@@ -1,0 +1,309 @@
+"""A loaded model: tokens in, logits out. Decoding follows llama-perplexity, so that numbers can be compared."""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import llama_cpp
+import numpy as np
+from numpy.typing import NDArray
+
+from harness.engine.logs import EngineLog, MemoryBreakdown, parse_memory
+from harness.engine.settings import SessionSettings
+from harness.errors import CorpusError, EngineError
+
+if TYPE_CHECKING:
+    from harness.engine.taps import Taps
+
+__all__ = ["LogitsBlock", "Session", "Tokens", "Vocabulary"]
+
+Tokens = NDArray[np.int32]
+
+_FLASH: Final[dict[str, int]] = {
+    "auto": llama_cpp.LLAMA_FLASH_ATTN_TYPE_AUTO,
+    "off": llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED,
+    "on": llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED,
+}
+# enum ggml_type; llama-cpp-python does not name bf16.
+_CACHE_TYPES: Final[dict[str, int]] = {
+    "f32": llama_cpp.GGML_TYPE_F32,
+    "f16": llama_cpp.GGML_TYPE_F16,
+    "bf16": 30,
+    "q8_0": llama_cpp.GGML_TYPE_Q8_0,
+    "q5_1": llama_cpp.GGML_TYPE_Q5_1,
+    "q5_0": llama_cpp.GGML_TYPE_Q5_0,
+    "q4_1": llama_cpp.GGML_TYPE_Q4_1,
+    "q4_0": llama_cpp.GGML_TYPE_Q4_0,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """What of the vocabulary the measurements need."""
+
+    n_tokens: int
+    bos: int
+    eos: int
+    add_bos: bool
+
+
+@dataclass(frozen=True, slots=True)
+class LogitsBlock:
+    """Logits of consecutive scored positions of one window.
+
+    Attributes:
+        window: index of the window.
+        row: index of the first row among the window's scored positions.
+        logits: [rows, vocabulary] float32, a view that is valid until the next block is asked for.
+        targets: [rows] the tokens that these logits predict.
+    """
+
+    window: int
+    row: int
+    logits: NDArray[np.float32]
+    targets: Tokens
+
+
+class Session:
+    """A model and a context of llama.cpp.
+
+    Args:
+        files: the GGUF file, or all splits of one in order.
+        settings: how to run it.
+        taps: tensors to read or patch during every decode.
+
+    Raises:
+        EngineError: llama.cpp refused the file or the settings; the message has its own words.
+    """
+
+    def __init__(self, files: Sequence[Path], settings: SessionSettings, taps: Taps | None = None) -> None:
+        self.settings = settings
+        self.files = tuple(files)
+        self._taps = taps
+        self._model: Any = None
+        self._context: Any = None
+        self._batch: Any = None
+        self._log = EngineLog()
+        with self._log.capture():
+            self._load()
+        self._vocab = llama_cpp.llama_model_get_vocab(self._model)
+        self.vocabulary = Vocabulary(
+            n_tokens=llama_cpp.llama_vocab_n_tokens(self._vocab),
+            bos=int(llama_cpp.llama_vocab_bos(self._vocab)),
+            eos=int(llama_cpp.llama_vocab_eos(self._vocab)),
+            add_bos=bool(llama_cpp.llama_vocab_get_add_bos(self._vocab)),
+        )
+
+    def _load(self) -> None:
+        llama_cpp.llama_backend_init()
+        parameters = llama_cpp.llama_model_default_params()
+        parameters.n_gpu_layers = self.settings.n_gpu_layers
+        names = [str(file).encode() for file in self.files]
+        if len(names) == 1:
+            self._model = llama_cpp.llama_model_load_from_file(names[0], parameters)
+        else:
+            paths = (ctypes.c_char_p * len(names))(*names)
+            self._model = llama_cpp.llama_model_load_from_splits(paths, len(names), parameters)
+        if not self._model:
+            raise EngineError(
+                f"llama.cpp could not load {self.files[0].name}: {self._log.last_problem()}",
+                "Check the file with `gguf-harness inspect`, and that this llama.cpp knows the architecture.",
+            )
+        self._context = llama_cpp.llama_init_from_model(self._model, self._context_parameters())
+        if not self._context:
+            reason = self._log.last_problem()
+            llama_cpp.llama_model_free(self._model)
+            raise EngineError(
+                f"llama.cpp could not create a context of {self.settings.n_seq} x {self.settings.n_ctx} tokens"
+                f" for {self.files[0].name}: {reason}",
+                "Use a smaller --gguf-ctx, or check that there is enough memory.",
+            )
+        self._batch = llama_cpp.llama_batch_init(self.settings.n_batch, 0, 1)
+        llama_cpp.llama_set_n_threads(self._context, self.settings.threads, self.settings.threads)
+
+    def _context_parameters(self) -> Any:
+        settings = self.settings
+        parameters = llama_cpp.llama_context_default_params()
+        parameters.n_ctx = settings.n_ctx * settings.n_seq
+        parameters.n_batch = min(settings.n_batch, parameters.n_ctx)
+        parameters.n_ubatch = settings.n_ubatch
+        parameters.n_seq_max = settings.n_seq
+        parameters.n_threads = parameters.n_threads_batch = settings.threads
+        parameters.flash_attn_type = _FLASH[settings.flash_attention]
+        parameters.type_k = _CACHE_TYPES[settings.cache_type_k]
+        parameters.type_v = _CACHE_TYPES[settings.cache_type_v]
+        if self._taps is not None:
+            parameters.cb_eval = self._taps.callback
+        return parameters
+
+    @property
+    def memory(self) -> MemoryBreakdown:
+        """Bytes of weights, KV cache and compute buffers, as llama.cpp reported them while loading."""
+        return parse_memory(self._log.lines)
+
+    def close(self) -> None:
+        """Free everything. May be called twice."""
+        if self._batch is not None:
+            llama_cpp.llama_batch_free(self._batch)
+        if self._context is not None:
+            llama_cpp.llama_free(self._context)
+        if self._model is not None:
+            llama_cpp.llama_model_free(self._model)
+        self._batch = self._context = self._model = None
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # -- text ---------------------------------------------------------------------------------------------------
+
+    def tokenize(self, text: bytes | str, *, add_special: bool = True, parse_special: bool = False) -> Tokens:
+        """Tokens of a text. Special tokens are added as the vocabulary says; their text is not parsed unless asked."""
+        raw = text.encode() if isinstance(text, str) else text
+        buffer = np.empty(len(raw) + 8, dtype=np.int32)
+        n = self._tokenize_into(raw, buffer, add_special, parse_special)
+        if n < 0:
+            buffer = np.empty(-n, dtype=np.int32)
+            n = self._tokenize_into(raw, buffer, add_special, parse_special)
+        if n < 0:
+            raise CorpusError(f"llama.cpp could not tokenize a text of {len(raw)} bytes.")
+        return buffer[:n].copy()
+
+    def _tokenize_into(self, raw: bytes, buffer: Tokens, add_special: bool, parse_special: bool) -> int:
+        pointer = buffer.ctypes.data_as(ctypes.POINTER(llama_cpp.llama_token))
+        n = llama_cpp.llama_tokenize(self._vocab, raw, len(raw), pointer, len(buffer), add_special, parse_special)
+        return int(n)
+
+    def detokenize(self, tokens: Sequence[int] | Tokens, *, special: bool = False) -> bytes:
+        """The bytes that tokens stand for (a token may end inside a character)."""
+        array = np.ascontiguousarray(tokens, dtype=np.int32)
+        pointer = array.ctypes.data_as(ctypes.POINTER(llama_cpp.llama_token))
+        size = max(64, 16 * len(array))
+        for _ in range(2):
+            buffer = ctypes.create_string_buffer(size)
+            n = llama_cpp.llama_detokenize(self._vocab, pointer, len(array), buffer, size, False, special)
+            if n >= 0:
+                return buffer.raw[:n]
+            size = -n
+        raise EngineError(f"llama.cpp could not detokenize {len(array)} tokens.")
+
+    # -- decoding -----------------------------------------------------------------------------------------------
+
+    def clear(self) -> None:
+        """Forget all tokens."""
+        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self._context), True)
+
+    def decode(self, tokens: Tokens, positions: Tokens, sequences: Tokens, outputs: NDArray[np.bool_]) -> None:
+        """Run one batch.
+
+        Args:
+            tokens: [n] token ids, n at most `n_batch`.
+            positions: [n] position of each token in its sequence.
+            sequences: [n] sequence of each token.
+            outputs: [n] true where logits are wanted.
+        """
+        n = len(tokens)
+        batch = self._batch
+        batch.n_tokens = n
+        np.ctypeslib.as_array(batch.token, (n,))[:] = tokens
+        np.ctypeslib.as_array(batch.pos, (n,))[:] = positions
+        np.ctypeslib.as_array(batch.n_seq_id, (n,))[:] = 1
+        np.ctypeslib.as_array(batch.logits, (n,))[:] = outputs
+        seq_id = batch.seq_id
+        for index, sequence in enumerate(sequences.tolist()):
+            seq_id[index][0] = sequence
+        if self._taps is not None:
+            self._taps.begin()
+        status = llama_cpp.llama_decode(self._context, batch)
+        llama_cpp.llama_synchronize(self._context)
+        if self._taps is not None:
+            self._taps.finish()
+        if status != 0:
+            raise EngineError(f"llama.cpp could not decode a batch of {n} tokens (llama_decode returned {status}).")
+
+    def output_logits(self, rows: int) -> NDArray[np.float32]:
+        """[rows, vocabulary] logits of the last batch, in batch order: a view, valid until the next decode."""
+        pointer = llama_cpp.llama_get_logits(self._context)
+        return np.ctypeslib.as_array(
+            ctypes.cast(pointer, ctypes.POINTER(ctypes.c_float)), (rows, self.vocabulary.n_tokens)
+        )
+
+    def logits(self, tokens: Tokens) -> NDArray[np.float32]:
+        """[n, vocabulary] logits after every token of one sequence, a copy. The cache is cleared first."""
+        self.clear()
+        blocks = []
+        for start in range(0, len(tokens), self.settings.n_batch):
+            part = tokens[start : start + self.settings.n_batch]
+            positions = np.arange(start, start + len(part), dtype=np.int32)
+            self.decode(part, positions, np.zeros_like(positions), np.ones(len(part), dtype=np.bool_))
+            blocks.append(self.output_logits(len(part)).copy())
+        return np.concatenate(blocks)
+
+    def score(self, windows: Tokens, start: int = 0) -> Iterator[LogitsBlock]:
+        """Decode windows of a corpus and yield the logits of their second halves.
+
+        As llama-perplexity does it: each window stands alone, BOS replaces its first token where the vocabulary
+        asks for it, and positions n_ctx/2 .. n_ctx-2 predict the tokens after them. `n_seq` windows share a batch;
+        a window longer than a batch is decoded in several.
+
+        Args:
+            windows: [windows, n_ctx] tokens.
+            start: first window to decode (a resumed pass).
+        """
+        n_windows, n_ctx = windows.shape
+        for first in range(start, n_windows, self.settings.n_seq):
+            group = range(first, min(first + self.settings.n_seq, n_windows))
+            self.clear()
+            for offset in range(0, n_ctx, self.settings.n_batch):
+                length = min(self.settings.n_batch, n_ctx - offset)
+                yield from self._score_slice(windows, group, offset, length)
+
+    def _score_slice(self, windows: Tokens, group: range, offset: int, length: int) -> Iterator[LogitsBlock]:
+        n_ctx = windows.shape[1]
+        first = n_ctx // 2
+        tokens = windows[group.start : group.stop, offset : offset + length].copy()
+        if offset == 0 and self.vocabulary.add_bos:
+            tokens[:, 0] = self.vocabulary.bos
+        positions = np.tile(np.arange(offset, offset + length, dtype=np.int32), len(group))
+        # The last position predicts a token of the next window: nothing to compare it with.
+        outputs = (positions >= first) & (positions < n_ctx - 1)
+        sequences = np.repeat(np.arange(len(group), dtype=np.int32), length)
+        self.decode(tokens.ravel(), positions, sequences, outputs)
+        rows = int(outputs.sum()) // len(group)
+        if rows == 0:
+            return
+        logits = self.output_logits(rows * len(group))
+        row = max(offset, first) - first
+        targets = windows[:, first + row + 1 : first + row + 1 + rows]
+        for index, window in enumerate(group):
+            yield LogitsBlock(window, row, logits[index * rows : (index + 1) * rows], targets[window])
+
+    def generate(self, prompt: Tokens, limit: int) -> Iterator[int]:
+        """Greedy continuation of a prompt, token by token, until an end-of-generation token or `limit` tokens."""
+        self.clear()
+        position = 0
+        for start in range(0, len(prompt), self.settings.n_batch):
+            part = prompt[start : start + self.settings.n_batch]
+            last = start + len(part) == len(prompt)
+            outputs = np.zeros(len(part), dtype=np.bool_)
+            outputs[-1] = last
+            positions = np.arange(start, start + len(part), dtype=np.int32)
+            self.decode(part, positions, np.zeros_like(positions), outputs)
+            position = start + len(part)
+        zero, one = np.zeros(1, dtype=np.int32), np.ones(1, dtype=np.bool_)
+        for count in itertools.count(1):
+            token = int(self.output_logits(1)[0].argmax())
+            if llama_cpp.llama_vocab_is_eog(self._vocab, token):
+                return
+            yield token
+            if count >= limit or position >= self.settings.n_ctx:
+                return
+            self.decode(np.array([token], dtype=np.int32), zero + position, zero, one)
+            position += 1

@@ -1,0 +1,57 @@
+"""How a model is run. Light: importable without llama.cpp and numpy."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from harness.errors import OptionError
+
+__all__ = ["CacheType", "FlashAttention", "SessionSettings"]
+
+FlashAttention = Literal["auto", "on", "off"]
+CacheType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
+
+
+@dataclass(frozen=True, slots=True)
+class SessionSettings:
+    """How a model is run. Part of every cache key.
+
+    Attributes:
+        n_ctx: tokens per sequence (the window of a corpus).
+        n_batch: logical batch: several windows share one when `n_ctx` is smaller.
+        n_ubatch: physical batch.
+        threads: CPU threads for prompts and generation.
+        flash_attention: "auto" lets llama.cpp decide; taps on the attention pattern need "off".
+        cache_type_k: data type of the K cache.
+        cache_type_v: data type of the V cache.
+        n_gpu_layers: layers offloaded to the GPU; negative for all.
+    """
+
+    n_ctx: int = 512
+    n_batch: int = 2048
+    n_ubatch: int = 512
+    threads: int = 1
+    flash_attention: FlashAttention = "auto"
+    cache_type_k: CacheType = "f16"
+    cache_type_v: CacheType = "f16"
+    n_gpu_layers: int = -1
+
+    def __post_init__(self) -> None:
+        for name in ("n_ctx", "n_batch", "n_ubatch", "threads"):
+            if getattr(self, name) < 1:
+                raise OptionError(f"{name} is {getattr(self, name)}, expected at least 1.")
+        if self.n_batch % self.n_ctx and self.n_batch >= self.n_ctx:
+            raise OptionError(
+                f"A batch of {self.n_batch} tokens does not hold whole windows of {self.n_ctx}.",
+                "Make the batch a multiple of the context, or the context a power of two.",
+            )
+
+    @property
+    def n_seq(self) -> int:
+        """Windows that share a batch, as llama-perplexity does it."""
+        return max(1, self.n_batch // self.n_ctx)
+
+    def to_json(self) -> dict[str, Any]:
+        """A dictionary of JSON types only."""
+        return asdict(self)

@@ -1,0 +1,143 @@
+"""Taps: tensors of llama.cpp's graph, read or patched while it decodes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Final
+
+import llama_cpp
+import numpy as np
+from numpy.typing import NDArray
+
+from harness.engine.binding import Tensor, library, read_tensor, require_supported_engine, write_tensor
+from harness.errors import TapNotFound
+from harness.names import NEEDS_FLASH_ATTENTION_OFF, TAPS, graph_name
+
+__all__ = ["Patcher", "Reader", "Taps"]
+
+Reader = Callable[[str, NDArray[np.float32]], None]
+"""Called with (tap, values); values have the shape that `harness.names.TAPS` states, once per physical batch."""
+
+Patcher = Callable[[str, NDArray[np.float32]], NDArray[np.float32]]
+"""Called with (tap, values); returns what the rest of the graph shall see, in the same shape."""
+
+_ALIASES_OF_DATA: Final = frozenset({b"RESHAPE", b"VIEW", b"PERMUTE", b"TRANSPOSE"})
+
+
+class Taps:
+    """The tensors that a session reads or patches, and the callback that llama.cpp calls for each node of its graph.
+
+    llama.cpp asks about every node before it computes it; only nodes that are wanted are computed on their own and
+    handed out. An exception in a reader or patcher is kept, and raised by `finish` after the decode: raised inside a
+    ctypes callback it would vanish.
+
+    Args:
+        architecture: `general.architecture` of the model.
+        n_layer: number of layers of the model.
+        read: function by tap.
+        patch: function by tap.
+
+    Raises:
+        TapNotFound: a name that is no tap, or a layer that the model does not have.
+    """
+
+    def __init__(
+        self,
+        architecture: str,
+        n_layer: int,
+        *,
+        read: Mapping[str, Reader] | None = None,
+        patch: Mapping[str, Patcher] | None = None,
+    ) -> None:
+        require_supported_engine()
+        self._readers = dict(read or {})
+        self._patchers = dict(patch or {})
+        self._wanted: dict[bytes, tuple[str, bytes | None]] = {}
+        for tap in [*self._readers, *self._patchers]:
+            name, operation = graph_name(tap, architecture, n_layer)
+            self._wanted[name.encode()] = (tap, operation.encode() if operation else None)
+        self._describe = library().ggml_op_desc
+        self._failure: BaseException | None = None
+        self._missing: set[str] = set()
+        self._offered: set[str] = set()
+        # llama.cpp holds the address only: this object must live as long as the context.
+        self.callback = llama_cpp.ggml_backend_sched_eval_callback(self._on_node)
+
+    def begin(self) -> None:
+        """Called by the session before each decode."""
+        self._missing = {tap for tap, _ in self._wanted.values()}
+
+    def finish(self) -> None:
+        """Called by the session after each decode.
+
+        Raises:
+            TapNotFound: the graph had no such tensor; lists those that it has.
+            Exception: whatever a reader or patcher raised.
+        """
+        if self._failure is not None:
+            failure, self._failure = self._failure, None
+            raise failure
+        if self._missing:
+            raise TapNotFound(
+                f"The graph of this model has no {', '.join(sorted(self._missing))}.", self._advice(sorted(self._missing))
+            )
+
+    def _on_node(self, address: int, ask: bool, _: object) -> bool:
+        try:
+            name = Tensor.from_address(address).name
+            if ask:
+                self._offered.add(name.decode("utf-8", "replace").rpartition("-")[0])
+            entry = self._wanted.get(name)
+            if entry is None or self._failure is not None or not self._is_meant(address, entry[1]):
+                # Asked: not wanted. Told: go on with the graph.
+                return not ask
+            if not ask:
+                self._hand_out(entry[0], address)
+        except BaseException as error:  # noqa: BLE001 - kept, and raised by finish()
+            self._failure = error
+        return True
+
+    def _is_meant(self, address: int, operation: bytes | None) -> bool:
+        """llama.cpp names several nodes alike (Qcur: projection, reshape, rope): the operation tells them apart.
+
+        Without one to look for, nodes that only look at another's data are passed over.
+        """
+        found = self._describe(address)
+        return bool(found == operation if operation is not None else found not in _ALIASES_OF_DATA)
+
+    def _hand_out(self, tap: str, address: int) -> None:
+        values = read_tensor(address)
+        shown = values.reshape(values.shape[_leading_ones(values.shape, TAPS_RANK[_generic(tap)]) :])
+        if tap in self._patchers:
+            shown = np.asarray(self._patchers[tap](tap, shown), dtype=np.float32)
+            write_tensor(address, shown.reshape(values.shape) if shown.size == values.size else shown)
+        if tap in self._readers:
+            self._readers[tap](tap, shown)
+        self._missing.discard(tap)
+
+    def _advice(self, missing: list[str]) -> str:
+        if any(_generic(tap) in NEEDS_FLASH_ATTENTION_OFF for tap in missing):
+            return "Attention scores and patterns exist only with flash attention off (flash_attention='off')."
+        known = {info.graph: tap for tap, info in TAPS.items()}
+        offered = sorted(known[name] for name in self._offered if name in known)
+        return f"It offers: {', '.join(offered) or 'none of the known taps'}."
+
+
+def _generic(tap: str) -> str:
+    parts = tap.split(".")
+    return ".".join(["blocks", "{i}", *parts[2:]]) if parts[0] == "blocks" else tap
+
+
+def _rank(shape: str) -> int:
+    return shape.count(",") + 1
+
+
+TAPS_RANK: Final[dict[str, int]] = {tap: _rank(info.shape) for tap, info in TAPS.items()}
+
+
+def _leading_ones(shape: tuple[int, ...], rank: int) -> int:
+    """How many leading dimensions of size one to drop, so that `rank` are left; streams of a batch stay."""
+    drop = 0
+    while len(shape) - drop > rank and shape[drop] == 1:
+        drop += 1
+    return drop

@@ -1,0 +1,266 @@
+"""One child process per model: llama.cpp may abort, hang or be killed there, and that is an ordinary error here.
+
+A task is a module-level function `task(context, *args, **kwargs)`. It is sent by reference and runs in the child,
+where `context` gives it a loaded `Session` and a way to report progress. Only its result comes back: tensors never
+cross the process border.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import traceback
+import weakref
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, TypeVar
+
+from harness.errors import EngineCrashed, EngineError, EngineTimeout, HarnessError
+
+if TYPE_CHECKING:
+    from harness.engine.session import Session
+    from harness.engine.settings import SessionSettings
+
+__all__ = ["ProgressCallback", "Worker", "WorkerContext", "log_tail", "serve"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+ProgressCallback = Callable[[int, int], None]
+"""Called with (done, total) in the task's own unit."""
+
+_LOG_LINES: Final = 12
+_PR_SET_PDEATHSIG: Final = 1
+
+
+class WorkerContext:
+    """What a task is given inside the child process."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._session: Session | None = None
+        self._key: tuple[tuple[str, ...], SessionSettings] | None = None
+
+    def progress(self, done: int, total: int) -> None:
+        """Report progress to the parent. Also how a parent that is gone is noticed: the send fails."""
+        self._connection.send(("progress", (done, total)))
+
+    def session(self, files: Sequence[Path], settings: SessionSettings) -> Session:
+        """The model, loaded with these settings; kept until other settings are asked for."""
+        from harness.engine.session import Session
+
+        key = (tuple(str(file) for file in files), settings)
+        if self._session is None or key != self._key:
+            self.close()
+            self._session, self._key = Session(files, settings), key
+        return self._session
+
+    def close(self) -> None:
+        """Free the loaded session, if any."""
+        if self._session is not None:
+            self._session.close()
+            self._session = self._key = None
+
+
+class Worker:
+    """The parent's end of one child process.
+
+    The process starts with the first `call`. After a crash or a timeout the next call starts a fresh one.
+
+    Args:
+        label: what the process works on, for error messages (usually the model's name).
+        log: file that collects the child's output, llama.cpp's log included.
+        gpu: index for CUDA_VISIBLE_DEVICES; -1 hides all GPUs; None leaves the environment as it is.
+        timeout_s: longest time between two signs of life.
+    """
+
+    def __init__(self, label: str, log: Path, *, gpu: int | None = None, timeout_s: float = 1800.0) -> None:
+        self.label = label
+        self.log = log
+        self._gpu = gpu
+        self._timeout_s = timeout_s
+        self._process: subprocess.Popen[bytes] | None = None
+        self._connection: Connection | None = None
+        self._finalizer: weakref.finalize[[subprocess.Popen[bytes]], Worker] | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the child, None while there is none."""
+        return self._process.pid if self._process else None
+
+    def call(
+        self,
+        task: Callable[Concatenate[WorkerContext, P], T],
+        progress: ProgressCallback | None,
+        /,
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        """Run `task(context, *args, **kwargs)` in the child and return its result.
+
+        Raises:
+            EngineCrashed: the child died; the message has the signal and the last lines of its log.
+            EngineTimeout: the child gave no sign of life for the timeout; it was stopped.
+            HarnessError: whatever the task raised.
+        """
+        connection = self._connection or self._start()
+        try:
+            connection.send((task, args, kwargs))
+            while True:
+                if not connection.poll(self._timeout_s):
+                    self._kill()
+                    raise EngineTimeout(
+                        f"{self.label}: no sign of life from the worker for {self._timeout_s:g} s; it was stopped.",
+                        f"Raise --gguf-timeout if the model is that slow. Log: {self.log}",
+                    )
+                kind, payload = connection.recv()
+                if kind == "progress":
+                    if progress is not None:
+                        progress(*payload)
+                elif kind == "error":
+                    raise payload
+                else:
+                    result: T = payload
+                    return result
+        except (EOFError, ConnectionError, BrokenPipeError) as error:
+            raise self._crashed() from error
+        except KeyboardInterrupt:
+            self._kill()
+            raise
+
+    def close(self) -> None:
+        """Stop the child; never fails, whatever state it is in."""
+        process, connection = self._process, self._connection
+        if process is None or connection is None:
+            return
+        with contextlib.suppress(OSError):
+            connection.send(None)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=5)
+        self._kill()
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _start(self) -> Connection:
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        ours, theirs = socket.socketpair()
+        environment = dict(os.environ)
+        package_root = str(Path(__file__).resolve().parent.parent.parent)
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package_root, environment.get("PYTHONPATH")]))
+        if self._gpu is not None:
+            environment["CUDA_VISIBLE_DEVICES"] = "" if self._gpu < 0 else str(self._gpu)
+        with self.log.open("ab") as log, theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-X", "faulthandler", "-c", f"import {__name__} as w; w.serve({theirs.fileno()})"],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=environment,
+                pass_fds=[theirs.fileno()],
+                # Ctrl-C goes to the whole foreground group; the child must not die half-way through a write.
+                start_new_session=True,
+            )
+        self._finalizer = weakref.finalize(self, _kill_process, self._process)
+        self._connection = Connection(ours.detach())
+        return self._connection
+
+    def _kill(self) -> None:
+        if self._finalizer is not None:
+            self._finalizer()
+        if self._connection is not None:
+            self._connection.close()
+        self._process = self._connection = self._finalizer = None
+
+    def _crashed(self) -> EngineCrashed:
+        status: int | None = None
+        if self._process is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                status = self._process.wait(timeout=10)
+        self._kill()
+        return EngineCrashed(
+            f"{self.label}: the worker process {_describe_exit(status)}.",
+            f"Last lines of {self.log}:\n{log_tail(self.log)}",
+            status,
+        )
+
+
+def log_tail(log: Path, lines: int = _LOG_LINES) -> str:
+    """The last lines of a log file, indented, control characters made visible."""
+    try:
+        with log.open("rb") as file:
+            file.seek(0, os.SEEK_END)
+            file.seek(max(0, file.tell() - 16_384))
+            text = file.read().decode("utf-8", "replace")
+    except OSError as error:
+        return f"    (the log cannot be read: {error})"
+    tail = [line.rstrip() for line in text.splitlines() if line.strip()][-lines:]
+    printable = ("".join(c if c.isprintable() else "�" for c in line) for line in tail)
+    return "\n".join(f"    {line[:200]}" for line in printable) or "    (empty)"
+
+
+def serve(file_descriptor: int) -> None:
+    """Body of the child process: run tasks until the parent says stop or is gone."""
+    _die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    connection = Connection(file_descriptor)
+    context = WorkerContext(connection)
+    try:
+        while (request := connection.recv()) is not None:
+            task, args, kwargs = request
+            connection.send(_run(context, task, args, kwargs))
+    except (EOFError, ConnectionError, BrokenPipeError):
+        pass  # the parent is gone: there is nobody to tell
+    finally:
+        context.close()
+
+
+def _run(context: WorkerContext, task: Callable[..., object], args: Any, kwargs: Any) -> tuple[str, object]:
+    try:
+        return "result", task(context, *args, **kwargs)
+    except (BrokenPipeError, ConnectionError):
+        raise
+    except HarnessError as error:
+        return "error", error
+    except MemoryError:
+        traceback.print_exc()
+        return "error", EngineError("Out of memory in the worker.", "Use a smaller --gguf-ctx or --gguf-batch.")
+    except Exception as error:  # any defect in a task costs this call, not the session
+        traceback.print_exc()
+        return "error", EngineError(f"{type(error).__name__} in the worker: {error}", "The traceback is in its log.")
+
+
+def _describe_exit(status: int | None) -> str:
+    if status is None:
+        return "closed its connection but did not exit"
+    if status < 0:
+        name = signal.Signals(-status).name
+        reason = " (killed from outside, often because memory ran out)" if name == "SIGKILL" else ""
+        reason = " (llama.cpp aborted)" if name == "SIGABRT" else reason
+        return f"died of {name}{reason}"
+    return f"exited with status {status}"
+
+
+def _kill_process(process: subprocess.Popen[bytes]) -> None:
+    """Stop a child for certain, and reap it."""
+    if process.poll() is None:
+        process.kill()
+        deadline = time.monotonic() + 10
+        while process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+
+
+def _die_with_parent() -> None:
+    """Ask Linux to end this process when its parent ends, however that happens."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)

@@ -1,0 +1,100 @@
+"""The reference's next-token distributions on disk, memory-mapped: 16-bit codes, see `harness.metrics.codec`."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harness.errors import StoreError
+
+__all__ = ["LogprobReader", "LogprobWriter", "logprob_bytes"]
+
+Codes = NDArray[np.uint16]
+
+
+def logprob_bytes(windows: int, scored: int, vocabulary: int) -> int:
+    """Size of a store: two bytes per scored token and vocabulary entry."""
+    return 2 * windows * scored * vocabulary
+
+
+class LogprobWriter:
+    """Writes codes window by window into a file that a resumed pass can continue.
+
+    The space is reserved first, so that a full disk is an error now and not a SIGBUS in the middle of a pass.
+
+    Args:
+        path: the file; an existing one of the right size is continued.
+        shape: (windows, scored tokens, vocabulary).
+
+    Raises:
+        StoreError: no space, or no permission.
+    """
+
+    def __init__(self, path: Path, shape: tuple[int, int, int]) -> None:
+        size = logprob_bytes(*shape)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            fresh = not path.is_file() or path.stat().st_size != size
+            if fresh:
+                _reserve(path, size)
+            self._codes: Codes = np.memmap(path, dtype=np.uint16, mode="r+", shape=shape)
+        except OSError as error:
+            path.unlink(missing_ok=True)
+            raise StoreError(
+                f"The reference's log-probabilities need {size / 1e9:.2f} GB in {path.parent}: {error.strerror}.",
+                "Free some space, choose another --gguf-cache folder, or use fewer --gguf-chunks.",
+            ) from error
+
+    def rows(self, window: int, first: int, count: int) -> Codes:
+        """[count, vocabulary] rows to fill."""
+        return self._codes[window, first : first + count]
+
+    def flush(self) -> None:
+        """Write everything out."""
+        if isinstance(self._codes, np.memmap):
+            self._codes.flush()
+
+
+class LogprobReader:
+    """Reads what a `LogprobWriter` wrote.
+
+    Args:
+        path: the file.
+        scales: [windows, scored tokens] scale of each row.
+        vocabulary: length of a row.
+
+    Raises:
+        StoreError: the file is missing or has another size than its description.
+    """
+
+    def __init__(self, path: Path, scales: NDArray[np.float32], vocabulary: int) -> None:
+        shape = (*scales.shape, vocabulary)
+        expected = 2 * int(np.prod(shape))
+        size = path.stat().st_size if path.is_file() else 0
+        if size != expected:
+            raise StoreError(
+                f"{path} holds {size} bytes, expected {expected}.", "Delete that folder; it will be measured again."
+            )
+        self._scales = scales
+        self._codes: Codes = np.memmap(path, dtype=np.uint16, mode="r", shape=shape)
+
+    def rows(self, window: int, first: int, count: int) -> tuple[Codes, NDArray[np.float32]]:
+        """([count, vocabulary] codes, [count] scales)."""
+        stop = first + count
+        return self._codes[window, first:stop], self._scales[window, first:stop]
+
+
+def _reserve(path: Path, size: int) -> None:
+    free = shutil.disk_usage(path.parent).free
+    if free < size:
+        raise OSError(errno.ENOSPC, f"only {free / 1e9:.2f} GB are free")
+    with path.open("wb") as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
+        else:
+            file.truncate(size)

@@ -1,0 +1,192 @@
+"""A pass: one decode of a model over a corpus, for whatever observers are there. Runs in a worker.
+
+Progress is kept on disk every few seconds: a killed pass resumes at the window where it was.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from harness.engine.settings import SessionSettings
+from harness.errors import CorpusError, VocabularyMismatch
+from harness.measure.arrays import load_arrays, save_arrays
+from harness.measure.logprobs import LogprobReader, LogprobWriter, logprob_bytes
+from harness.measure.observers import Arrays, DivergenceObserver, Observer, ReferenceObserver
+
+if TYPE_CHECKING:
+    from harness.engine.session import Session, Tokens
+    from harness.engine.worker import WorkerContext
+
+__all__ = ["CODES_FILE", "CorpusText", "PassRequest", "run_candidate_pass", "run_reference_pass"]
+
+CODES_FILE: Final = "logprobs.u16"
+_PARTIAL_FILE: Final = "partial.npz"
+_SAVE_EVERY_S: Final = 10.0
+_MIN_WINDOWS: Final = 2
+
+
+@dataclass(frozen=True, slots=True)
+class CorpusText:
+    """A corpus as it is sent to a worker."""
+
+    name: str
+    text: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class PassRequest:
+    """What to decode, and where to keep the progress.
+
+    Attributes:
+        model: name for error messages.
+        files: the GGUF file or its splits.
+        settings: how to run it; `n_ctx` is the window.
+        corpus: the text.
+        chunks: number of windows, None for all.
+        folder: where partial results and log-probabilities go; belongs to this pass alone.
+    """
+
+    model: str
+    files: tuple[Path, ...]
+    settings: SessionSettings
+    corpus: CorpusText
+    chunks: int | None
+    folder: Path
+
+
+def run_reference_pass(context: WorkerContext, request: PassRequest, keep_logprobs: bool, limit_bytes: int) -> Arrays:
+    """Decode the corpus and keep, per scored token, nll and top token; with `keep_logprobs` also the distributions.
+
+    Returns:
+        nll and top, [windows, scored tokens]; tokens, [windows, n_ctx]; with log-probabilities also scale, [windows,
+        scored tokens], and vocabulary, [1]. The codes themselves are in `request.folder`.
+    """
+    session = context.session(request.files, request.settings)
+    windows = cut_windows(session.tokenize(request.corpus.text), request)
+    shape = (len(windows), request.settings.n_ctx - 1 - request.settings.n_ctx // 2)
+    vocabulary = session.vocabulary.n_tokens
+    writer = None
+    if keep_logprobs:
+        _check_limit(logprob_bytes(*shape, vocabulary), limit_bytes, shape, vocabulary)
+        writer = LogprobWriter(request.folder / CODES_FILE, (*shape, vocabulary))
+    observer = ReferenceObserver(shape, vocabulary, request.settings.threads, writer)
+    _decode(context, session, request, windows, observer, writer)
+    return {**observer.arrays, "tokens": windows, "vocabulary": np.array([vocabulary], dtype=np.int64)}
+
+
+def run_candidate_pass(context: WorkerContext, request: PassRequest, reference: Path, arrays_file: Path) -> Arrays:
+    """Decode the reference's tokens and compare with its distributions, token by token.
+
+    Args:
+        context: of the worker.
+        request: the candidate.
+        reference: folder of the reference's pass, with its codes.
+        arrays_file: the reference's arrays.
+
+    Returns:
+        nll, top, kld and kld_reverse, each [windows, scored tokens].
+    """
+    base = load_arrays(arrays_file)
+    vocabulary = int(base["vocabulary"].item())
+    session = context.session(request.files, request.settings)
+    if session.vocabulary.n_tokens != vocabulary:
+        raise VocabularyMismatch(
+            f"{request.model} computes logits of {session.vocabulary.n_tokens} tokens, its reference of {vocabulary}.",
+            "Compare models that share a vocabulary.",
+        )
+    scales = base["scale"].astype(np.float32)
+    reader = LogprobReader(reference / CODES_FILE, scales, vocabulary)
+    windows = base["tokens"][: request.chunks].astype(np.int32)
+    observer = DivergenceObserver((len(windows), scales.shape[1]), vocabulary, request.settings.threads, reader)
+    _decode(context, session, request, windows, observer, None)
+    return observer.arrays
+
+
+def cut_windows(tokens: Tokens, request: PassRequest) -> Tokens:
+    """[windows, n_ctx]: no overlap, the tail dropped, as llama-perplexity does it.
+
+    Raises:
+        CorpusError: fewer than two windows, or fewer than asked for.
+    """
+    n_ctx = request.settings.n_ctx
+    available = len(tokens) // n_ctx
+    if available < _MIN_WINDOWS:
+        raise CorpusError(
+            f"Corpus {request.corpus.name!r} has {len(tokens)} tokens in this vocabulary, expected at least"
+            f" {_MIN_WINDOWS * n_ctx} (two windows of {n_ctx}).",
+            "Use a longer text, or a smaller --gguf-ctx.",
+        )
+    if request.chunks is not None and request.chunks > available:
+        raise CorpusError(
+            f"Corpus {request.corpus.name!r} has {available} windows of {n_ctx} tokens, --gguf-chunks asks for"
+            f" {request.chunks}.",
+            f"Use --gguf-chunks={available} or less, a longer text, or a smaller --gguf-ctx.",
+        )
+    count = available if request.chunks is None else request.chunks
+    return tokens[: count * n_ctx].reshape(count, n_ctx)
+
+
+def _decode(
+    context: WorkerContext,
+    session: Session,
+    request: PassRequest,
+    windows: Tokens,
+    observer: Observer,
+    writer: LogprobWriter | None,
+) -> None:
+    partial = request.folder / _PARTIAL_FILE
+    start = _resume(partial, observer)
+    total = len(windows)
+    context.progress(start, total)
+    saved, done = time.monotonic(), start
+    for block in session.score(windows, start):
+        # A block of the next group of windows: all earlier windows are complete, and may be saved.
+        group_start = start + (block.window - start) // request.settings.n_seq * request.settings.n_seq
+        if group_start > done:
+            done = group_start
+            context.progress(done, total)
+            if time.monotonic() - saved > _SAVE_EVERY_S:
+                _save_partial(partial, observer, done, writer)
+                saved = time.monotonic()
+        observer.observe(block)
+    if writer is not None:
+        writer.flush()
+    context.progress(total, total)
+    partial.unlink(missing_ok=True)
+
+
+def _resume(partial: Path, observer: Observer) -> int:
+    """Windows that an earlier, killed pass finished; their values go into the observer."""
+    if not partial.is_file():
+        return 0
+    stored = load_arrays(partial)
+    done = int(stored.pop("done").item())
+    if {name: array.shape for name, array in stored.items()} != {
+        name: array.shape for name, array in observer.arrays.items()
+    }:
+        return 0
+    for name, array in stored.items():
+        observer.arrays[name][...] = array
+    return done
+
+
+def _save_partial(partial: Path, observer: Observer, done: int, writer: LogprobWriter | None) -> None:
+    if writer is not None:
+        writer.flush()
+    save_arrays(partial, {**observer.arrays, "done": np.array([done], dtype=np.int64)})
+
+
+def _check_limit(size: int, limit: int, shape: tuple[int, int], vocabulary: int) -> None:
+    if size > limit:
+        fit = max(0, limit // logprob_bytes(1, shape[1], vocabulary))
+        raise CorpusError(
+            f"The reference's log-probabilities would take {size / 1e9:.1f} GB ({shape[0]} windows x {shape[1]} tokens"
+            f" x {vocabulary} entries x 2 bytes), the limit is {limit / 1e9:.1f} GB.",
+            f"Use --gguf-chunks={fit} or less, or raise --gguf-logprobs-limit.",
+        )
+

@@ -1,0 +1,217 @@
+"""The command line: every option, its type, its default, and one frozen record of what was asked for."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import psutil
+
+from harness.engine.settings import FlashAttention, SessionSettings
+from harness.errors import OptionError
+
+if TYPE_CHECKING:
+    import pytest
+
+__all__ = ["DEFAULT_MODEL", "Options", "add_options", "read_options"]
+
+DEFAULT_MODEL: Final = "smollm2-135m"
+DEFAULT_QUANTS: Final = "Q8_0,Q5_K_M,Q4_K_M"
+_SIZE_UNITS: Final = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What a person asked for, checked."""
+
+    models: tuple[str, ...]
+    reference: str | None
+    quants: tuple[str, ...]
+    imatrix: Path | None
+    corpus: str
+    ctx: int
+    chunks: int | None
+    batch: int
+    ubatch: int
+    threads: int
+    flash_attention: FlashAttention
+    gpu: int
+    gpu_layers: int
+    pp: int
+    tg: int
+    repetitions: int
+    results: Path
+    cache: Path
+    logprobs_limit: int
+    timeout_s: float
+    gates: Path | None
+    fresh: bool
+
+    @property
+    def session_settings(self) -> SessionSettings:
+        """How models are run for quality measurements."""
+        return SessionSettings(
+            n_ctx=self.ctx,
+            n_batch=max(self.ctx, self.batch // self.ctx * self.ctx) if self.batch >= self.ctx else self.batch,
+            n_ubatch=self.ubatch,
+            threads=self.threads,
+            flash_attention=self.flash_attention,
+            n_gpu_layers=self.gpu_layers,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """A dictionary of JSON types only, for run.json; paths as names, for they say nothing elsewhere."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {
+            name: value.name if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+            for name, value in values.items()
+        }
+
+
+def _at_least(minimum: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+        if value < minimum:
+            raise argparse.ArgumentTypeError(f"{value} is too small, expected at least {minimum}")
+        return value
+
+    return parse
+
+
+def _chunks(text: str) -> int | None:
+    return None if text == "all" else _at_least(2)(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds") from None
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"{text} is no time to wait, expected more than 0 seconds")
+    return value
+
+
+def _size(text: str) -> int:
+    number, unit = text.rstrip("bB"), ""
+    if number and number[-1].upper() in _SIZE_UNITS:
+        number, unit = number[:-1], number[-1].upper()
+    try:
+        value = float(number) * _SIZE_UNITS[unit]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 500M or 8G") from None
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive size")
+    return int(value)
+
+
+def _default_threads() -> int:
+    """Physical cores that this process may use, as llama.cpp counts them."""
+    usable = len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else psutil.cpu_count()
+    return max(1, min(usable or 1, psutil.cpu_count(logical=False) or usable or 1))
+
+
+def add_options(parser: pytest.Parser) -> None:
+    """Register every option with pytest."""
+    group = parser.getgroup("gguf", "gguf-harness: quantized language models")
+    add = group.addoption
+    add("--models", action="append", metavar="SPEC[,SPEC...]", default=None,
+        help="models under test: paths, globs, folders, aliases (tiny, smollm2-135m), hf:org/repo:file-or-quant; "
+        f"repeatable (default: {DEFAULT_MODEL} and its quantizations {DEFAULT_QUANTS})")  # fmt: skip
+    add("--reference", metavar="SPEC", default=None,
+        help="model that candidates are compared with (default: the one of highest precision among --models)")  # fmt: skip
+    add("--gguf-quants", metavar="TYPE[,TYPE...]|default", default=None,
+        help="quantize the reference to these types first and test them (default: none)")  # fmt: skip
+    add("--gguf-imatrix", metavar="FILE", type=Path, default=None,
+        help="importance matrix to quantize with (default: none)")  # fmt: skip
+    add("--gguf-corpus", metavar="NAME|PATH", default="pydoc",
+        help="text to measure on: pydoc, wikitext2, a path, hf:org/dataset:file (default: pydoc)")  # fmt: skip
+    add("--gguf-ctx", metavar="TOKENS", type=_at_least(8), default=512,
+        help="window of the corpus, in tokens (default: 512)")  # fmt: skip
+    add("--gguf-chunks", metavar="N|all", type=_chunks, default=16,
+        help="number of windows to measure (default: 16)")  # fmt: skip
+    add("--gguf-batch", metavar="TOKENS", type=_at_least(8), default=2048,
+        help="logical batch of llama.cpp (default: 2048)")  # fmt: skip
+    add("--gguf-ubatch", metavar="TOKENS", type=_at_least(1), default=512,
+        help="physical batch of llama.cpp (default: 512)")  # fmt: skip
+    add("--gguf-threads", metavar="N", type=_at_least(1), default=None,
+        help="CPU threads (default: the physical cores)")  # fmt: skip
+    add("--gguf-flash-attn", choices=("auto", "on", "off"), default="auto",
+        help="flash attention of llama.cpp (default: auto)")  # fmt: skip
+    add("--gguf-gpu", metavar="INDEX", type=_at_least(-1), default=0,
+        help="NVIDIA GPU for llama.cpp, -1 for none; ignored where there is no GPU (default: 0)")  # fmt: skip
+    add("--gguf-gpu-layers", metavar="N", type=_at_least(-1), default=-1,
+        help="layers on the GPU, -1 for all (default: -1)")  # fmt: skip
+    add("--gguf-pp", metavar="TOKENS", type=_at_least(1), default=128,
+        help="prompt length of the speed test; llama-bench uses 512 (default: 128)")  # fmt: skip
+    add("--gguf-tg", metavar="TOKENS", type=_at_least(1), default=32,
+        help="generated tokens of the speed test; llama-bench uses 128 (default: 32)")  # fmt: skip
+    add("--gguf-repetitions", metavar="N", type=_at_least(1), default=3,
+        help="repetitions of the speed test; llama-bench uses 5 (default: 3)")  # fmt: skip
+    add("--gguf-results", metavar="DIR", type=Path, default=None,
+        help="folder for runs and reports (default: results in the root folder)")  # fmt: skip
+    add("--gguf-cache", metavar="DIR", type=Path, default=None,
+        help="folder for measurements and quantized models (default: cache in the results folder)")  # fmt: skip
+    add("--gguf-logprobs-limit", metavar="SIZE", type=_size, default=_size("8G"),
+        help="most disk space for stored log-probabilities, such as 500M or 8G (default: 8G)")  # fmt: skip
+    add("--gguf-timeout", metavar="SECONDS", type=_seconds, default=1800.0,
+        help="longest silence of a worker process before it is stopped (default: 1800)")  # fmt: skip
+    add("--gguf-gates", metavar="FILE", type=Path, default=None,
+        help="TOML file whose limits replace the built-in ones (default: none)")  # fmt: skip
+    add("--gguf-fresh", action="store_true", default=False,
+        help="measure again even where the cache has the result (default: off)")  # fmt: skip
+
+
+def read_options(config: pytest.Config) -> Options:
+    """Check what was given.
+
+    Raises:
+        OptionError: for a value that cannot be used.
+    """
+    from harness.models import parse_specs
+    from harness.quants import parse_quants
+
+    get = config.getoption
+    models = tuple(parse_specs(get("--models") or []))
+    if get("--models") and not models:
+        raise OptionError("--models is empty.", "Give a path, glob, folder, alias or hf:org/repo:file.")
+    quants = get("--gguf-quants")
+    if not models and not get("--reference"):
+        models = (DEFAULT_MODEL,)
+        quants = quants or DEFAULT_QUANTS
+    results = get("--gguf-results") or config.rootpath / "results"
+    for name in ("--gguf-imatrix", "--gguf-gates"):
+        if (path := get(name)) is not None and not path.is_file():
+            raise OptionError(f"{name}={path}: no such file.", "Give the path of an existing file.")
+    options = Options(
+        models=models,
+        reference=get("--reference"),
+        quants=parse_quants(quants) if quants is not None else (),
+        imatrix=get("--gguf-imatrix"),
+        corpus=get("--gguf-corpus"),
+        ctx=get("--gguf-ctx"),
+        chunks=get("--gguf-chunks"),
+        batch=get("--gguf-batch"),
+        ubatch=get("--gguf-ubatch"),
+        threads=get("--gguf-threads") or _default_threads(),
+        flash_attention=get("--gguf-flash-attn"),
+        gpu=get("--gguf-gpu"),
+        gpu_layers=get("--gguf-gpu-layers"),
+        pp=get("--gguf-pp"),
+        tg=get("--gguf-tg"),
+        repetitions=get("--gguf-repetitions"),
+        results=results.absolute(),
+        cache=(get("--gguf-cache") or results / "cache").absolute(),
+        logprobs_limit=get("--gguf-logprobs-limit"),
+        timeout_s=get("--gguf-timeout"),
+        gates=get("--gguf-gates"),
+        fresh=get("--gguf-fresh"),
+    )
+    options.session_settings  # noqa: B018 - an impossible combination is an error now, not at the first model
+    return options

@@ -1,0 +1,277 @@
+"""The pytest plugin: options, parametrization over models, fixtures, the run and its report.
+
+It is loaded in every pytest session of an environment: nothing heavy is imported, and nothing is done, until a test
+asks for a model.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Generator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+
+from harness.errors import HarnessError
+from harness.options import Options, add_options, read_options
+from harness.run import RunDraft, TestRecord, new_run_id
+
+if TYPE_CHECKING:
+    from harness.ladder import Ladder, PlannedModel
+
+__all__ = ["ESTIMATE_PROPERTY", "GATE_PROPERTY", "STATE", "State"]
+
+ESTIMATE_PROPERTY: Final = "gguf_estimate"
+GATE_PROPERTY: Final = "gguf_gate"
+_FIXTURES: Final = ("models", "engines", "corpus", "record")
+_PARAMETERS: Final = frozenset({"model", "candidate"})
+_NEEDS: Final = _PARAMETERS | {"reference", "runner", "ladder"}
+
+
+@dataclass
+class State:
+    """What the plugin knows of a session.
+
+    Attributes:
+        run_id: shared by all processes of a session.
+        options: read when first needed.
+        ladder: planned when first needed.
+        divergence: some collected test compares a candidate with its reference: keep the reference's distributions.
+        draft: the run, in the process that reports; None until a test of ours was reported.
+    """
+
+    config: pytest.Config
+    run_id: str
+    process: str = "main"
+    divergence: bool = False
+    draft: RunDraft | None = None
+    report: Path | None = None
+    _options: Options | None = None
+    _ladder: Ladder | None = None
+
+    @property
+    def options(self) -> Options:
+        """The command line, checked."""
+        if self._options is None:
+            self._options = read_options(self.config)
+        return self._options
+
+    @property
+    def ladder(self) -> Ladder:
+        """The models of the session."""
+        from harness.ladder import plan_ladder
+
+        if self._ladder is None:
+            self._ladder = plan_ladder(self.options)
+        return self._ladder
+
+    @property
+    def run_folder(self) -> Path:
+        """Where this session's run goes."""
+        return self.options.results / "runs" / self.run_id
+
+
+STATE: Final = pytest.StashKey[State]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the options of the group `gguf`."""
+    add_options(parser)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Register markers and fixtures; check the options that were given, so that a mistake ends the session now."""
+    config.addinivalue_line("markers", "metric(name): the metric that a test measures first of all")
+    for name in _FIXTURES:
+        module = importlib.import_module(f"harness.fixtures.{name}")
+        config.pluginmanager.register(module, module.__name__)
+    workerinput = getattr(config, "workerinput", {})
+    state = State(config, workerinput.get("gguf_run_id") or new_run_id(), workerinput.get("workerid", "main"))
+    config.stash[STATE] = state
+    if getattr(config.option, "dist", "no") == "load":
+        # Tests of one model belong together: each process would load every model otherwise.
+        config.option.dist = "loadgroup"
+    if _any_given(config):
+        try:
+            _ = state.options, state.ladder
+        except HarnessError as error:
+            raise pytest.UsageError(str(error)) from None
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Tell an xdist worker which run it belongs to."""
+    node.workerinput["gguf_run_id"] = node.config.stash[STATE].run_id
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    """Say which models are tested, and what they are compared with."""
+    if not _any_given(config):
+        return []
+    ladder = config.stash[STATE].ladder
+    candidates = ", ".join(model.name for model in ladder.candidates) or "none"
+    return [f"gguf: {ladder.reason}", f"gguf: candidates: {candidates}"]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Parametrize `model` over all models and `candidate` over all but the reference."""
+    wanted = _PARAMETERS & set(metafunc.fixturenames)
+    if not wanted:
+        return
+    try:
+        ladder = metafunc.config.stash[STATE].ladder
+    except HarnessError as error:
+        raise pytest.UsageError(str(error)) from None
+    for name in sorted(wanted):
+        models = ladder.models if name == "model" else ladder.candidates
+        parameters: list[Any] = [pytest.param(model, id=model.name) for model in models]
+        if not parameters:
+            reason = "no candidates: give several --models, or --gguf-quants=default"
+            parameters = [pytest.param(None, id="none", marks=pytest.mark.skip(reason=reason))]
+        metafunc.parametrize(name, parameters, indirect=True)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Order tests by model, the reference first, and plan what the reference's pass has to keep."""
+    ours = [item for item in items if _NEEDS & set(getattr(item, "fixturenames", ()))]
+    if not ours:
+        return
+    state = config.stash[STATE]
+    state.divergence = any({"candidate", "corpus_pass"} <= set(getattr(item, "fixturenames", ())) for item in ours)
+    order = {model.name: index for index, model in enumerate(state.ladder.models)}
+    places = [index for index, item in enumerate(items) if item in set(ours)]
+    ours.sort(key=lambda item: order.get(_model_name(item) or "", -1))
+    for place, item in zip(places, ours, strict=True):
+        items[place] = item
+        item.add_marker(pytest.mark.xdist_group(f"gguf-{_model_name(item) or 'session'}"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Show our own errors as the message that they are, without a traceback; tell the report its model."""
+    report = yield
+    if call.excinfo is not None and isinstance(call.excinfo.value, HarnessError):
+        report.longrepr = str(call.excinfo.value)
+    if _NEEDS & set(getattr(item, "fixturenames", ())):
+        # Attributes of a report travel to xdist's controller, unlike items.
+        report.gguf_model = _model_name(item)  # type: ignore[attr-defined]
+    return report
+
+
+class _Reporting:
+    """Collects test reports into the run. Registered in the process that reports, not in xdist's workers."""
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Take rows, verdicts and outcome of a test of ours."""
+        if not hasattr(report, "gguf_model"):
+            return
+        draft = self._state.draft = self._state.draft or _new_draft(self._state)
+        if report.when == "call" or report.outcome != "passed":
+            draft.tests[report.nodeid] = _test_record(report)
+        if report.when == "teardown":
+            for name, value in report.user_properties:
+                if name == ESTIMATE_PROPERTY:
+                    draft.estimates.append(json.loads(str(value)))
+                elif name == GATE_PROPERTY:
+                    draft.gates.append(json.loads(str(value)))
+            draft.save(finished=False)
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionfinish(self) -> None:
+        """Write run.json and the report."""
+        if self._state.draft is not None:
+            from harness.report.html import write_html
+
+            run = self._state.draft.save(finished=True)
+            self._state.report = self._state.run_folder / "report.html"
+            write_html(run, self._state.run_folder, self._state.report)
+
+    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+        """Print the table, the verdicts and the path of the report."""
+        if self._state.report is None:
+            return
+        from harness.report.terminal import render_terminal
+        from harness.store import load_run
+
+        run = load_run(self._state.run_folder / "run.json")
+        writer = terminalreporter._tw  # noqa: SLF001 - pytest offers no public way to its width and colours
+        terminalreporter.section("gguf-harness")
+        terminalreporter.write(render_terminal(run, width=writer.fullwidth, color=writer.hasmarkup))
+        terminalreporter.write_line("")
+        terminalreporter.write_line(f"report: {_shown(self._state.report)}")
+        terminalreporter.write_line(f"run:    {_shown(self._state.run_folder / 'run.json')}")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Report from this process, unless it is one of xdist's workers."""
+    if not hasattr(session.config, "workerinput"):
+        session.config.pluginmanager.register(_Reporting(session.config.stash[STATE]), "harness.plugin.reporting")
+
+
+def _new_draft(state: State) -> RunDraft:
+    from harness.machine import describe_machine
+
+    ladder = state.ladder
+    return RunDraft(
+        folder=state.run_folder,
+        command=["pytest", *(str(argument) for argument in state.config.invocation_params.args)],
+        settings=state.options.to_json(),
+        machine=describe_machine(),
+        reference_reason=ladder.reason,
+        reference=ladder.reference.name if ladder.reference else None,
+    )
+
+
+def _test_record(report: pytest.TestReport) -> TestRecord:
+    suite = Path(report.nodeid.split("::")[0]).parent.name
+    outcome: str = report.outcome
+    if outcome == "failed" and report.when != "call":
+        outcome = "error"
+    message = ""
+    if report.outcome == "skipped" and isinstance(report.longrepr, tuple):
+        message = str(report.longrepr[2]).removeprefix("Skipped: ")
+    elif report.outcome != "passed":
+        message = report.longreprtext
+    # xdist appends the group to the id of a test.
+    test_id = report.nodeid.split("@gguf-")[0]
+    return TestRecord(
+        test_id, suite, getattr(report, "gguf_model", None), outcome, message, report.duration
+    )
+
+
+def _model_name(item: pytest.Item) -> str | None:
+    callspec = getattr(item, "callspec", None)
+    parameters = callspec.params if callspec else {}
+    planned: PlannedModel | None = parameters.get("candidate") or parameters.get("model")
+    return planned.name if planned is not None else None
+
+
+def _any_given(config: pytest.Config) -> bool:
+    """Whether the person used any option of ours: a session without is none of our business until a test asks."""
+    return any(name in {"models", "reference"} or name.startswith("gguf_") for name in _given(config))
+
+
+def _given(config: pytest.Config) -> list[str]:
+    prefixes = ("--models", "--reference", "--gguf-")
+    arguments = [str(argument) for argument in config.invocation_params.args]
+    addopts = config.getini("addopts")
+    arguments += addopts if isinstance(addopts, list) else str(addopts).split()
+    return [a.lstrip("-").replace("-", "_").split("=")[0] for a in arguments if a.startswith(prefixes)]
+
+
+def _shown(path: Path) -> str:
+    """Relative to where the person is, if it is below."""
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)

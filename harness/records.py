@@ -1,0 +1,118 @@
+"""What flows between the parts: frozen, typed, serializable records."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from harness.errors import NoData
+from harness.names import Better, metric_info
+
+__all__ = ["SCHEMA_VERSION", "Estimate", "Row"]
+
+SCHEMA_VERSION = 1
+"""Version of run.json and of the measurement cache. A reader refuses a newer one and migrates older ones."""
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A value with its uncertainty. A bare float is not a result.
+
+    Attributes:
+        metric: a name from `harness.names.METRICS`, which gives unit and direction.
+        value: finite.
+        n: number of samples behind the value (tokens, repetitions, 1 for a plain fact such as a file size).
+        se: standard error; clustered by window for anything per token. None where none is defined (a maximum,
+            a file size).
+        se_iid: the same with all samples taken as independent, as llama-perplexity prints it.
+        clusters: number of clusters behind `se`; t quantiles use `clusters - 1` degrees of freedom.
+    """
+
+    metric: str
+    value: float
+    n: int
+    se: float | None = None
+    se_iid: float | None = None
+    clusters: int | None = None
+
+    def __post_init__(self) -> None:
+        metric_info(self.metric)
+        for name in ("value", "se", "se_iid"):
+            number = getattr(self, name)
+            if number is None:
+                continue
+            if not math.isfinite(number):
+                raise NoData(f"{self.metric}: {name} is {number}, expected a finite number (n = {self.n}).")
+            # A numpy scalar would not survive xdist's serializer.
+            object.__setattr__(self, name, float(number))
+        if self.n < 1:
+            raise NoData(f"{self.metric}: no samples (n = {self.n}). No data is never a number.")
+        object.__setattr__(self, "n", int(self.n))
+
+    @property
+    def unit(self) -> str:
+        """Unit of `value`, from the table of metrics."""
+        return metric_info(self.metric).unit
+
+    @property
+    def better(self) -> Better:
+        """Direction that is good, from the table of metrics."""
+        return metric_info(self.metric).better
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of `estimates` in run.json: an estimate and where it belongs.
+
+    `detail` says what the metric's name cannot: "pp512, 5 repetitions", "resident memory of the worker (no GPU)".
+    """
+
+    suite: str
+    test: str
+    model: str
+    reference: str | None
+    metric: str
+    value: float
+    se: float | None
+    se_iid: float | None
+    clusters: int | None
+    n: int
+    unit: str
+    better: Better
+    prompt: str | None = None
+    layer: int | None = None
+    head: int | None = None
+    detail: str | None = None
+
+    @classmethod
+    def of(
+        cls,
+        estimate: Estimate,
+        *,
+        suite: str,
+        test: str,
+        model: str,
+        reference: str | None = None,
+        detail: str | None = None,
+    ) -> Row:
+        """Place an estimate."""
+        return cls(
+            suite=suite,
+            test=test,
+            model=model,
+            reference=reference,
+            metric=estimate.metric,
+            value=estimate.value,
+            se=estimate.se,
+            se_iid=estimate.se_iid,
+            clusters=estimate.clusters,
+            n=estimate.n,
+            unit=estimate.unit,
+            better=estimate.better,
+            detail=detail,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """A dictionary of JSON types only."""
+        return asdict(self)

@@ -1,0 +1,140 @@
+"""A run.json as the reports read it: typed, tolerant of what a run did not measure, and with the conclusions drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from harness.metrics.tradeoff import dominated_by, smallest_passing
+
+__all__ = ["Candidate", "RunView", "visible"]
+
+_PREFERRED_LOSS: Final = ("kld_mean", "ln_ppl_ratio", "ppl")
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A model of a run, with what the run says of it.
+
+    Attributes:
+        verdict: "pass", "fail", "inconclusive", "error" (a test could not measure), "reference", or "" (not gated).
+        reasons: sentences behind the verdict.
+        dominated_by: a model that is no bigger and no worse, and better in one of both.
+    """
+
+    name: str
+    facts: Mapping[str, Any]
+    is_reference: bool
+    verdict: str
+    reasons: tuple[str, ...]
+    dominated_by: str | None
+
+
+class RunView:
+    """Looks things up in a run.
+
+    Args:
+        run: content of a run.json.
+    """
+
+    def __init__(self, run: Mapping[str, Any]) -> None:
+        self.run = run
+        self._rows: dict[tuple[str, str], Mapping[str, Any]] = {}
+        for row in run.get("estimates", []):
+            self._rows.setdefault((row["model"], row["metric"]), row)
+        models = sorted(run.get("models", []), key=lambda model: (-model["bytes"], model.get("order", 0)))
+        tested = {test["model"] for test in run.get("tests", []) if test.get("model")}
+        self._facts: dict[str, Mapping[str, Any]] = {model["name"]: model for model in models}
+        # A model whose file never loaded has tests and no facts: it still gets its line.
+        self._facts |= {name: {} for name in sorted(tested - set(self._facts))}
+        self._dominated = dominated_by(self._points())
+        self.models = [self._candidate(name) for name in self._facts]
+
+    def row(self, model: str, metric: str) -> Mapping[str, Any] | None:
+        """The row of a model's metric, None if it was not measured."""
+        return self._rows.get((model, metric))
+
+    def measured(self, metric: str) -> bool:
+        """Whether any model has this metric."""
+        return any(key[1] == metric for key in self._rows)
+
+    @property
+    def reference(self) -> str | None:
+        """Name of the reference."""
+        return next((model.name for model in self.models if model.is_reference), None)
+
+    @property
+    def candidates(self) -> list[Candidate]:
+        """All models but the reference, biggest first."""
+        return [model for model in self.models if not model.is_reference]
+
+    @property
+    def recommended(self) -> Candidate | None:
+        """The smallest candidate that passes every gate."""
+        costs = {model.name: float(model.facts["bytes"]) for model in self.candidates if model.facts}
+        name = smallest_passing(costs, (model.name for model in self.candidates if model.verdict == "pass"))
+        return next((model for model in self.candidates if model.name == name), None)
+
+    def headline(self) -> str:
+        """The answer in one sentence."""
+        best = self.recommended
+        if best is not None:
+            share = self._share(best)
+            return f"Smallest candidate that passes every gate: {visible(best.name)}, {_megabytes(best)}{share}"
+        gated = [model for model in self.candidates if model.verdict in {"fail", "inconclusive", "error"}]
+        if gated:
+            undecided = sum(model.verdict == "inconclusive" for model in gated)
+            more = f"; {undecided} undecided, more --gguf-chunks would tell" if undecided else ""
+            return f"No candidate passes every gate ({len(gated)} tested{more})"
+        if not self.candidates:
+            return "No candidates: nothing was compared with the reference"
+        return "No gate was decided in this run"
+
+    def _share(self, model: Candidate) -> str:
+        reference = next((other for other in self.models if other.is_reference and other.facts), None)
+        if reference is None:
+            return ""
+        share = model.facts["bytes"] / reference.facts["bytes"]
+        return f" ({share:.0%} of {visible(reference.name)})"
+
+    def _points(self) -> dict[str, tuple[float, float]]:
+        for metric in _PREFERRED_LOSS:
+            points = {
+                name: (float(facts["bytes"]), float(row["value"]))
+                for name, facts in self._facts.items()
+                if facts and (row := self._rows.get((name, metric)))
+            }
+            if points:
+                return points
+        return {}
+
+    def _candidate(self, name: str) -> Candidate:
+        facts = self._facts[name]
+        is_reference = bool(facts.get("reference"))
+        gates = [gate for gate in self.run.get("gates", []) if gate["model"] == name]
+        broken = [t["message"] for t in self.run.get("tests", []) if t.get("model") == name and _is_broken(t, gates)]
+        if broken:
+            verdict, reasons = "error", tuple(dict.fromkeys(broken))
+        elif is_reference:
+            verdict, reasons = "reference", ()
+        else:
+            outcomes = {gate["verdict"] for gate in gates}
+            verdict = next((outcome for outcome in ("fail", "inconclusive", "pass") if outcome in outcomes), "")
+            reasons = tuple(gate["detail"] for gate in gates if gate["verdict"] == verdict)
+        return Candidate(name, facts, is_reference, verdict, reasons, self._dominated.get(name))
+
+
+def _is_broken(test: Mapping[str, Any], gates: list[Mapping[str, Any]]) -> bool:
+    """A test that failed for another reason than its gate."""
+    decided = any(gate["verdict"] == "fail" and gate["detail"] in test["message"] for gate in gates)
+    return test["outcome"] == "error" or (test["outcome"] == "failed" and not decided)
+
+
+def _megabytes(model: Candidate) -> str:
+    return f"{model.facts['bytes'] / 1e6:,.0f} MB"
+
+
+def visible(text: str) -> str:
+    """A text with control characters shown as symbols: it cannot move the cursor or break a line."""
+    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)

@@ -1,0 +1,168 @@
+"""The end of a session on the terminal: one table, one line per candidate, and what the person should know."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from harness.report.data import Candidate, RunView, visible
+from harness.report.numbers import format_bytes, format_estimate, format_percent, format_value
+
+__all__ = ["render_terminal", "verdict_line"]
+
+_MIN_WIDTH, _MAX_WIDTH = 60, 140
+_COLORS: Final = {"pass": "green", "fail": "red", "error": "red", "inconclusive": "yellow", "reference": "dim"}
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _Column:
+    """A column of the table; of those that do not fit, the one of highest rank goes first."""
+
+    title: str
+    metric: str
+    show: Callable[[Row], str]
+    rank: int
+
+
+def _with_error(row: Row) -> str:
+    return format_estimate(row["value"], row["se"])
+
+
+_COLUMNS: Final = (
+    _Column("bits/w", "bits_per_weight", lambda row: f"{row['value']:.2f}", 5),
+    _Column("PPL", "ppl", _with_error, 2),
+    _Column("KL mean, nats", "kld_mean", _with_error, 0),
+    _Column("KL 99 %", "kld_p99", lambda row: format_value(row["value"]), 7),
+    _Column("same top", "same_top", lambda row: format_percent(row["value"], row["se"]), 3),
+    _Column("prompt t/s", "pp_tokens_per_s", lambda row: f"{row['value']:.0f}", 6),
+    _Column("gen. t/s", "tg_tokens_per_s", lambda row: f"{row['value']:.1f}", 4),
+    _Column("memory", "peak_memory_bytes", lambda row: format_bytes(row["value"]), 8),
+)
+
+
+def render_terminal(run: Mapping[str, Any], *, width: int, color: bool) -> str:
+    """The whole summary.
+
+    Args:
+        run: content of a run.json.
+        width: of the terminal; columns that do not fit are left out, least important first.
+        color: whether escape sequences are wanted.
+    """
+    view = RunView(run)
+    width = max(_MIN_WIDTH, min(width, _MAX_WIDTH))
+    parts = [_table(view, width, color)] if view.models else []
+    parts += [_line(verdict_line(view, model), model.verdict, color) for model in view.candidates]
+    parts += [_line(verdict_line(view, m), m.verdict, color) for m in view.models if m.is_reference and m.reasons]
+    notes = [*_notes(view), *(f"note: {visible(warning)}" for warning in run.get("warnings", []))]
+    return "\n".join([*parts, *([""] if notes else []), *notes]) + "\n"
+
+
+def verdict_line(view: RunView, model: Candidate) -> str:
+    """What the run says of a model, in plain words."""
+    name = visible(model.name)
+    if model.verdict == "error":
+        return f"{name}: could not be measured. {visible(_first_line(model.reasons[0]))}"
+    parts = [*_gate_words(view, model), *_gain_words(view, model)]
+    if model.dominated_by:
+        other = visible(model.dominated_by)
+        parts.append(f"dominated by {other}, which is no bigger and no worse")
+    return f"{name}: {model.verdict or 'not gated'}" + (f"; {'; '.join(parts)}" if parts else "")
+
+
+def _gate_words(view: RunView, model: Candidate) -> list[str]:
+    if model.verdict in {"fail", "inconclusive"}:
+        return [reason.rstrip(".") for reason in model.reasons]
+    row = view.row(model.name, "kld_mean")
+    return [f"KL {format_estimate(row['value'], row['se'])} nats"] if row else []
+
+
+def _gain_words(view: RunView, model: Candidate) -> list[str]:
+    reference = next((other for other in view.models if other.is_reference), None)
+    if reference is None or not reference.facts or not model.facts:
+        return []
+    words = [f"{model.facts['bytes'] / reference.facts['bytes']:.0%} of the reference's size"]
+    ours, theirs = (view.row(name, "tg_tokens_per_s") for name in (model.name, reference.name))
+    if ours and theirs:
+        words.append(f"{ours['value'] / theirs['value']:.2g} x its generation speed")
+    return words
+
+
+def _notes(view: RunView) -> list[str]:
+    run = view.run
+    notes = []
+    reference = view.reference
+    floor = view.row(reference, "floor_kld_mean") if reference else None
+    if floor:
+        notes.append(
+            f"noise floor: KL of the reference against itself in other batches is {floor['value']:.1e} nats"
+            f" (n = {floor['n']}); smaller differences mean nothing"
+        )
+    if corpus := run.get("corpus"):
+        notes.append(
+            f"corpus: {visible(corpus['name'])}, {corpus['windows']} windows of {corpus['n_ctx']} tokens,"
+            f" {corpus['scored_tokens']} scored; ± is one standard error, clustered by window"
+        )
+    cache = run.get("cache") or {"hits": 0, "misses": 0}
+    total = cache["hits"] + cache["misses"]
+    if total:
+        notes.append(
+            f"cache: all {total} measurements came from it, nothing was decoded; --gguf-fresh measures again"
+            if cache["hits"] == total
+            else f"cache: {cache['hits']} of {total} measurements came from it"
+        )
+    if not run.get("finished", True):
+        notes.append("this run was interrupted: what it had measured is shown")
+    return notes
+
+
+def _table(view: RunView, width: int, color: bool) -> str:
+    columns = [column for column in _COLUMNS if view.measured(column.metric)]
+    while True:
+        text, needed = _draw(view, columns, width, color)
+        if needed <= width or len(columns) <= 2:
+            return text
+        columns.remove(max(columns, key=lambda column: column.rank))
+
+
+def _draw(view: RunView, columns: list[_Column], width: int, color: bool) -> tuple[str, int]:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table.add_column("model", overflow="fold")
+    table.add_column("size", justify="right", no_wrap=True)
+    for column in columns:
+        table.add_column(column.title, justify="right", no_wrap=True)
+    table.add_column("verdict", no_wrap=True)
+    for model in view.models:
+        rows = [view.row(model.name, column.metric) for column in columns]
+        size = format_bytes(model.facts["bytes"]) if model.facts else "-"
+        # Text, not markup: a model's name may hold [brackets].
+        table.add_row(
+            Text(visible(model.name)),
+            size,
+            *("-" if row is None else column.show(row) for row, column in zip(rows, columns, strict=True)),
+            Text(model.verdict or "not gated", style=_COLORS.get(model.verdict, "")),
+        )
+    file = io.StringIO()
+    console = Console(file=file, width=max(width, 400), force_terminal=color, color_system="standard" if color else None)
+    needed = console.measure(table).maximum
+    drawn = Console(file=file, width=width, force_terminal=color, color_system="standard" if color else None)
+    drawn.print(table)
+    return file.getvalue(), needed
+
+
+def _line(text: str, verdict: str, color: bool) -> str:
+    codes = {"green": "32", "red": "31", "yellow": "33", "dim": "2"}
+    code = codes.get(_COLORS.get(verdict, ""))
+    return f"\x1b[{code}m{text}\x1b[0m" if color and code else text
+
+
+def _first_line(text: str) -> str:
+    return text.strip().splitlines()[0] if text.strip() else "no reason was given"

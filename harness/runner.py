@@ -1,0 +1,339 @@
+"""Runs measurements for one session: each once, from the cache where it can, in worker processes otherwise."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
+
+from harness.engine.tasks import describe_engine, engine_version, quantize_task
+from harness.engine.worker import ProgressCallback, Worker
+from harness.errors import EngineError, HarnessError
+from harness.measure.passes import CODES_FILE, CorpusText, PassRequest, run_candidate_pass, run_reference_pass
+from harness.measure.speed import SpeedRequest, SpeedResult, measure_speed
+from harness.models import ModelInfo, ModelSource, hash_files, load_info, twins
+from harness.store import Cache, Entry
+
+if TYPE_CHECKING:
+    from harness.corpora import Corpus
+    from harness.engine.settings import SessionSettings
+    from harness.ladder import PlannedModel
+    from harness.measure.observers import Arrays
+    from harness.options import Options
+
+__all__ = ["LoadedModel", "Progress", "Runner"]
+
+T = TypeVar("T")
+
+_FLOOR_WINDOWS: Final = 4
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model that is on disk and valid."""
+
+    name: str
+    info: ModelInfo
+    sha256: str
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The GGUF file, or its splits."""
+        return self.info.files
+
+
+class Progress(Protocol):
+    """Shows how far a piece of work is."""
+
+    def task(self, label: str, unit: str) -> contextlib.AbstractContextManager[ProgressCallback]:
+        """Show one piece of work while the block runs."""
+
+
+class Runner:
+    """Everything that a session measures.
+
+    A failure is remembered as well: a model that makes llama.cpp abort is tried once, and every test that needs it
+    fails with the same message.
+
+    Args:
+        options: what was asked for.
+        progress: where progress is shown.
+    """
+
+    def __init__(self, options: Options, progress: Progress) -> None:
+        self.options = options
+        self.cache = Cache(options.cache)
+        self.hits = 0
+        self.misses = 0
+        self._progress = progress
+        self._done: dict[tuple[str, ...], object | HarnessError] = {}
+        self._worker: Worker | None = None
+
+    # -- models -----------------------------------------------------------------------------------------------------
+
+    def model(self, planned: PlannedModel) -> LoadedModel:
+        """Make sure that a model is on disk: validate it, or quantize it first."""
+        return self._once(("model", planned.name), lambda: self._load(planned))
+
+    def _load(self, planned: PlannedModel) -> LoadedModel:
+        if planned.source is not None:
+            info = load_info(planned.source)
+            sha256 = hash_files(planned.source.files, self.options.cache)
+        if planned.base is not None:
+            base = self.model(planned.base)
+            info, sha256 = base.info, base.sha256
+        if planned.quant is not None:
+            info = self._quantize(planned.name, info, sha256, planned.quant, with_imatrix=planned.base is not None)
+            sha256 = hash_files(info.files, self.options.cache)
+        return LoadedModel(planned.name, replace(info, name=planned.name), sha256)
+
+    def _quantize(self, name: str, source: ModelInfo, sha256: str, quant: str, *, with_imatrix: bool) -> ModelInfo:
+        imatrix = self.options.imatrix if with_imatrix else None
+        key = {
+            "source": sha256,
+            "quant": quant,
+            "imatrix": hash_files([imatrix], self.options.cache) if imatrix else None,
+            "engine": engine_version(),
+        }
+        entry = self.cache.entry("models", key)
+        destination = entry.folder / f"{name.replace('/', '_')}.gguf"
+        with entry.lock():
+            existing = next(entry.folder.glob("[!.]*.gguf"), None)
+            if existing is None:
+                with self._progress.task(f"quantizing {name}", "tensors") as show, self._fresh_worker(name) as worker:
+                    worker.call(quantize_task, show, source.files, destination, quant, self.options.threads, imatrix)
+        return load_info(ModelSource(name, (existing or destination,), quant))
+
+    def twin_warnings(self) -> list[str]:
+        """Candidates, of those on disk so far, that came out the same."""
+        loaded = [outcome for outcome in self._done.values() if isinstance(outcome, LoadedModel)]
+        return twins([(model.info, model.sha256) for model in loaded])
+
+    # -- passes -----------------------------------------------------------------------------------------------------
+
+    def reference_pass(self, model: LoadedModel, corpus: Corpus, *, logprobs: bool) -> Arrays:
+        """nll and top token of every scored token; see `run_reference_pass`.
+
+        Args:
+            model: the model to decode.
+            corpus: the text.
+            logprobs: also keep its distributions, for candidates to be compared with.
+        """
+        entry = self._reference_entry(model, corpus)
+        return self._once(
+            ("reference", str(entry.folder), str(logprobs)), lambda: self._reference(entry, model, corpus, logprobs)
+        )
+
+    def _reference(self, entry: Entry, model: LoadedModel, corpus: Corpus, logprobs: bool) -> Arrays:
+        with entry.lock():
+            arrays = self._load_arrays(entry)
+            if arrays is not None and (not logprobs or _has_codes(entry, arrays)):
+                self.hits += 1
+                return arrays
+            self.misses += 1
+            if logprobs:
+                self._make_room(model, entry)
+            request = self._request(model, corpus, entry.folder)
+            with self._progress.task(f"{model.name} on {corpus.name}", "windows") as show:
+                worker = self._shared_worker(model.name)
+                arrays = worker.call(run_reference_pass, show, request, logprobs, self.options.logprobs_limit)
+            entry.save({"model": model.name, "corpus": corpus.name}, arrays)
+            return arrays
+
+    def candidate_pass(self, model: LoadedModel, reference: LoadedModel, corpus: Corpus) -> Arrays:
+        """nll, top token and divergence in both directions of every scored token; see `run_candidate_pass`."""
+        return self._compare(model, reference, corpus, self._settings, self.options.chunks, "candidate")
+
+    def floor_pass(self, reference: LoadedModel, corpus: Corpus) -> Arrays:
+        """The reference against itself with one window a batch and a smaller physical batch: what differs is noise."""
+        settings = replace(
+            self._settings,
+            n_batch=min(self._settings.n_ctx, self._settings.n_batch),
+            n_ubatch=max(8, min(self._settings.n_ubatch, self._settings.n_ctx) // 2),
+        )
+        chunks = min(_FLOOR_WINDOWS, self.options.chunks or _FLOOR_WINDOWS)
+        return self._compare(reference, reference, corpus, settings, chunks, "floor")
+
+    def _compare(
+        self,
+        model: LoadedModel,
+        reference: LoadedModel,
+        corpus: Corpus,
+        settings: SessionSettings,
+        chunks: int | None,
+        kind: str,
+    ) -> Arrays:
+        base = self._reference_entry(reference, corpus)
+        key = self._pass_key(model, corpus, settings, chunks) | {"reference": base.folder.name, "kind": kind}
+        entry = self.cache.entry("passes", key)
+
+        def measure() -> Arrays:
+            with entry.lock():
+                arrays = self._load_arrays(entry)
+                if arrays is not None:
+                    self.hits += 1
+                    return arrays
+                self.reference_pass(reference, corpus, logprobs=True)
+                self.misses += 1
+                request = self._request(model, corpus, entry.folder, settings, chunks)
+                label = f"{model.name} on {corpus.name}" if kind == "candidate" else f"noise floor of {model.name}"
+                with self._progress.task(label, "windows") as show:
+                    worker = self._shared_worker(model.name)
+                    arrays = worker.call(run_candidate_pass, show, request, base.folder, base.arrays_file)
+                entry.save({"model": model.name, "reference": reference.name, "corpus": corpus.name}, arrays)
+                return arrays
+
+        return self._once((kind, str(entry.folder)), measure)
+
+    # -- speed ------------------------------------------------------------------------------------------------------
+
+    def speed(self, model: LoadedModel) -> SpeedResult:
+        """Speed and memory, in a process of its own."""
+        request = SpeedRequest(
+            model.files, self._settings, self.options.pp, self.options.tg, self.options.repetitions
+        )
+        key = {
+            "kind": "speed",
+            "model": model.sha256,
+            "settings": self._settings.to_json(),
+            "pp": request.n_prompt,
+            "tg": request.n_gen,
+            "repetitions": request.repetitions,
+            "engine": self.engine,
+        }
+        entry = self.cache.entry("speed", key)
+
+        def measure() -> SpeedResult:
+            with entry.lock():
+                meta = None if self.options.fresh else entry.load_meta()
+                if meta is not None:
+                    self.hits += 1
+                    return SpeedResult(**meta)
+                self.misses += 1
+                self.close()
+                with self._progress.task(f"speed of {model.name}", "runs") as show, self._fresh_worker(model.name) as worker:
+                    result = worker.call(measure_speed, show, request)
+                entry.save(result.to_json())
+                return result
+
+        return self._once(("speed", str(entry.folder)), measure)
+
+    # -- the engine -------------------------------------------------------------------------------------------------
+
+    @property
+    def engine(self) -> dict[str, Any]:
+        """llama.cpp's build and backends, asked once per installation."""
+        return self._once(("engine",), self._describe_engine)
+
+    def _describe_engine(self) -> dict[str, Any]:
+        spec = importlib.util.find_spec("llama_cpp")
+        package = Path(spec.origin).parent if spec and spec.origin else None
+        if package is None:
+            raise EngineError("llama-cpp-python is not installed.", "pip install gguf-harness")
+        libraries = sorted((package / "lib").glob("*ggml*")) or [package]
+        key = {
+            "version": engine_version(),
+            "libraries": [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in libraries],
+            "gpu": self.options.gpu,
+        }
+        entry = self.cache.entry("engine", key)
+        with entry.lock():
+            known = entry.load_meta()
+            if known is None:
+                with self._fresh_worker("engine") as worker:
+                    known = worker.call(describe_engine, None)
+                entry.save(known)
+            return known
+
+    def close(self) -> None:
+        """Stop the worker that is alive, if any."""
+        if self._worker is not None:
+            self._worker.close()
+            self._worker = None
+
+    # -- inside -----------------------------------------------------------------------------------------------------
+
+    @property
+    def _settings(self) -> SessionSettings:
+        return self.options.session_settings
+
+    def _once(self, key: tuple[str, ...], work: Callable[[], T]) -> T:
+        if key not in self._done:
+            try:
+                self._done[key] = work()
+            except HarnessError as error:
+                self._done[key] = error
+        outcome = self._done[key]
+        if isinstance(outcome, HarnessError):
+            # The same exception object would grow a traceback with each test that meets it.
+            raise outcome.with_traceback(None)
+        return outcome  # type: ignore[return-value]
+
+    def _shared_worker(self, name: str) -> Worker:
+        """The worker of a model; only one model is kept in memory."""
+        if self._worker is None or self._worker.label != name:
+            self.close()
+            self._worker = self._new_worker(name)
+        return self._worker
+
+    @contextlib.contextmanager
+    def _fresh_worker(self, name: str) -> Iterator[Worker]:
+        with self._new_worker(name) as worker:
+            yield worker
+
+    def _new_worker(self, name: str) -> Worker:
+        log = self.options.cache / "logs" / f"{name.replace('/', '_')}.log"
+        return Worker(name, log, gpu=self.options.gpu, timeout_s=self.options.timeout_s)
+
+    def _reference_entry(self, model: LoadedModel, corpus: Corpus) -> Entry:
+        key = self._pass_key(model, corpus, self._settings, self.options.chunks)
+        return self.cache.entry("passes", key | {"kind": "reference"})
+
+    def _pass_key(
+        self, model: LoadedModel, corpus: Corpus, settings: SessionSettings, chunks: int | None
+    ) -> dict[str, Any]:
+        return {
+            "model": model.sha256,
+            "corpus": corpus.sha256,
+            "chunks": chunks,
+            "settings": settings.to_json(),
+            "engine": self.engine,
+        }
+
+    def _request(
+        self,
+        model: LoadedModel,
+        corpus: Corpus,
+        folder: Path,
+        settings: SessionSettings | None = None,
+        chunks: int | None = None,
+    ) -> PassRequest:
+        return PassRequest(
+            model=model.name,
+            files=model.files,
+            settings=settings or self._settings,
+            corpus=CorpusText(corpus.name, corpus.text),
+            chunks=chunks or self.options.chunks,
+            folder=folder,
+        )
+
+    def _load_arrays(self, entry: Entry) -> Arrays | None:
+        return None if self.options.fresh else entry.load()
+
+    def _make_room(self, model: LoadedModel, entry: Entry) -> None:
+        scored = self.options.ctx - 1 - self.options.ctx // 2
+        needed = 2 * (self.options.chunks or 0) * scored * (model.info.n_vocab or 0)
+        self.cache.make_room(needed, self.options.logprobs_limit, keep=entry.folder)
+
+
+def _has_codes(entry: Entry, arrays: Arrays) -> bool:
+    """Whether the reference's distributions are (still) there, whole."""
+    if "scale" not in arrays:
+        return False
+    codes = entry.folder / CODES_FILE
+    expected = 2 * arrays["scale"].size * int(arrays["vocabulary"].item())
+    return codes.is_file() and codes.stat().st_size == expected
+

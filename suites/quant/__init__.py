@@ -1,0 +1,1 @@
+"""What does quantization cost, and what does it buy?"""

@@ -1,0 +1,63 @@
+"""How far is a candidate's next-token distribution from the reference's?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from harness.fixtures.corpus import CorpusPass
+from harness.gates import Verdict
+from harness.metrics.divergence import summarize_delta_p, summarize_divergence, summarize_same_top
+from harness.metrics.perplexity import compare_perplexity
+from harness.records import Estimate
+from harness.runner import LoadedModel
+
+Record = Callable[..., None]
+GateFunction = Callable[[Estimate], Verdict]
+
+
+@pytest.mark.metric("floor_kld_mean")
+def test_noise_floor(reference: LoadedModel, corpus_pass: CorpusPass, record: Record) -> None:
+    """The reference against itself, decoded in other batches: differences smaller than this mean nothing."""
+    floor, base = corpus_pass.floor(reference)
+    found = {e.metric: e for e in summarize_divergence(floor["kld"], floor["kld_reverse"])}
+    found |= {e.metric: e for e in compare_perplexity(floor["nll"], base["nll"])}
+    found["same_top"] = summarize_same_top(floor["top"], base["top"])
+    names = ("kld_mean", "kld_max", "ln_ppl_ratio", "same_top")
+    record(*(replace(found[name], metric=f"floor_{name}") for name in names))
+    assert found["kld_mean"].value < 0.01, "the reference does not agree with itself"
+
+
+@pytest.mark.metric("kld_mean")
+def test_distribution_stays_close_to_reference(
+    candidate: LoadedModel, reference: LoadedModel, corpus_pass: CorpusPass, record: Record, gate: GateFunction
+) -> None:
+    """Mean KL divergence from the reference's next-token distribution, its percentiles, and the other direction."""
+    arrays = corpus_pass(candidate, against=reference)
+    estimates = summarize_divergence(arrays["kld"], arrays["kld_reverse"])
+    record(*estimates)
+    gate(estimates[0])
+
+
+@pytest.mark.metric("same_top")
+def test_most_likely_token_stays_the_same(
+    candidate: LoadedModel, reference: LoadedModel, corpus_pass: CorpusPass, record: Record, gate: GateFunction
+) -> None:
+    """Share of positions where greedy decoding would go on as the reference does."""
+    estimate = summarize_same_top(corpus_pass(candidate, against=reference)["top"], corpus_pass(reference)["top"])
+    record(estimate)
+    gate(estimate)
+
+
+@pytest.mark.metric("delta_p_rms")
+def test_probability_of_the_correct_token(
+    candidate: LoadedModel, reference: LoadedModel, corpus_pass: CorpusPass, record: Record
+) -> None:
+    """How the probability of the token that really follows changes."""
+    estimates = summarize_delta_p(
+        corpus_pass(candidate, against=reference)["nll"], corpus_pass(reference)["nll"]
+    )
+    record(*estimates)
+    assert all(-1 <= estimate.value <= 1 for estimate in estimates)
