@@ -93,7 +93,9 @@ def _wikitext() -> bytes:
         with ZipFile(path) as file:
             return file.read(member)
     except (BadZipFile, KeyError) as error:
-        raise CorpusError(f"Corpus 'wikitext2': {path} is damaged: {error}.", "Delete that file and try again.") from None
+        raise CorpusError(
+            f"Corpus 'wikitext2': {path} is damaged: {error}.", "Delete that file and try again."
+        ) from None
 
 
 def _hub(spec: str) -> bytes:

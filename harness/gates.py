@@ -79,7 +79,9 @@ def _parse(text: str, origin: str) -> dict[str, Gate]:
     try:
         tables = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise GateError(f"{origin}: not valid TOML: {error}.", 'Expected tables such as [kld_mean] with limit = 0.1.') from None
+        raise GateError(
+            f"{origin}: not valid TOML: {error}.", "Expected tables such as [kld_mean] with limit = 0.1."
+        ) from None
     return {metric: _gate(metric, table, origin) for metric, table in tables.items()}
 
 
@@ -137,12 +139,17 @@ def decide(gate: Gate, estimate: Estimate, model: str) -> Verdict:
 
 def _explain(gate: Gate, estimate: Estimate, outcome: Outcome, bound: float, lower_is_better: bool) -> str:
     info = metric_info(gate.metric)
-    unit = f" {info.unit}" if info.unit else ""
-    error = f" ± {estimate.se:.2g}" if estimate.se is not None else ""
+    percent = info.unit == "fraction"
+    factor, unit = (100, " %") if percent else (1, f" {info.unit}" if info.unit else "")
+
+    def show(number: float) -> str:
+        return f"{factor * number:.4g}{unit}"
+
+    error = f" ± {factor * estimate.se:.2g}" if estimate.se is not None else ""
     side = "at most" if lower_is_better else "at least"
-    text = f"{info.title} is {estimate.value:.4g}{error}{unit}; the limit is {side} {gate.limit:g}{unit}."
+    text = f"{info.title} is {factor * estimate.value:.4g}{error}{unit}; the limit is {side} {show(gate.limit)}."
     if outcome == "inconclusive":
-        text += f" Its {gate.confidence:.0%} bound is {bound:.4g}: more --gguf-chunks would decide."
+        text += f" Its {gate.confidence:.0%} bound is {show(bound)}: more --gguf-chunks would decide."
     elif outcome == "fail" and estimate.se is not None:
-        text += f" Even its {gate.confidence:.0%} bound, {bound:.4g}, is beyond it."
+        text += f" Even its {gate.confidence:.0%} bound, {show(bound)}, is beyond it."
     return text

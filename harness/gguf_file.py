@@ -48,7 +48,19 @@ _MAGIC: Final = b"GGUF"
 _VERSIONS: Final = (2, 3)
 _SCALARS: Final[dict[int, struct.Struct]] = {
     number: struct.Struct(f"<{code}")
-    for number, code in {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}.items()
+    for number, code in {
+        0: "B",
+        1: "b",
+        2: "H",
+        3: "h",
+        4: "I",
+        5: "i",
+        6: "f",
+        7: "?",
+        10: "Q",
+        11: "q",
+        12: "d",
+    }.items()
 }
 _STRING, _ARRAY = 8, 9
 _U64: Final = struct.Struct("<Q")
@@ -145,7 +157,12 @@ class _Parser:
         version, n_tensors, n_kv = self._preamble()
         metadata = self._metadata(n_kv)
         alignment = metadata.get("general.alignment", 32)
-        if not isinstance(alignment, int) or isinstance(alignment, bool) or alignment < 1 or alignment & (alignment - 1):
+        if (
+            not isinstance(alignment, int)
+            or isinstance(alignment, bool)
+            or alignment < 1
+            or alignment & (alignment - 1)
+        ):
             self._fail(f"general.alignment is {alignment!r}, expected a power of two")
         infos = self._tensor_infos(n_tensors)
         data_offset = -(-self._at // alignment) * alignment
@@ -167,7 +184,9 @@ class _Parser:
             for prefix, what in _LOOKS_LIKE.items():
                 if start.startswith(prefix):
                     self._fail(f"the file looks like {what}")
-            self._fail(f"it starts with {start[:8]!r}, expected b'GGUF': this is not a GGUF file, whatever its name says")
+            self._fail(
+                f"it starts with {start[:8]!r}, expected b'GGUF': this is not a GGUF file, whatever its name says"
+            )
         self._at = 4
         version = self._unpack(_SCALARS[4], "the version")
         if version not in _VERSIONS:
@@ -176,7 +195,10 @@ class _Parser:
             self._fail(f"its GGUF version is {version}, expected 2 or 3: convert the model again")
         n_tensors = self._unpack(_U64, "the number of tensors")
         n_kv = self._unpack(_U64, "the number of metadata entries")
-        for count, minimum, what in ((n_tensors, _MIN_TENSOR_BYTES, "tensors"), (n_kv, _MIN_KV_BYTES, "metadata entries")):
+        for count, minimum, what in (
+            (n_tensors, _MIN_TENSOR_BYTES, "tensors"),
+            (n_kv, _MIN_KV_BYTES, "metadata entries"),
+        ):
             if count * minimum > self._size:
                 self._fail(f"it claims {count} {what}, impossible in {self._size} bytes")
         return version, n_tensors, n_kv
@@ -295,7 +317,8 @@ class _Parser:
 
     def _fail(self, problem: str) -> NoReturn:
         raise InvalidGGUF(
-            f"{self._path.name} is not a valid GGUF file: {problem}.", f"Download or create it again. Path: {self._path}"
+            f"{self._path.name} is not a valid GGUF file: {problem}.",
+            f"Download or create it again. Path: {self._path}",
         )
 
 

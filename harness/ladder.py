@@ -13,7 +13,7 @@ from harness.models import ModelInfo, ModelSource, choose_reference, expand_all,
 if TYPE_CHECKING:
     from harness.options import Options
 
-__all__ = ["Ladder", "PlannedModel", "plan_ladder"]
+__all__ = ["Ladder", "PlannedModel", "plan_ladder", "quantized_name"]
 
 _PRECISION: Final = re.compile(r"[-_.](F32|F16|BF16)$", re.IGNORECASE)
 _EXPANDED_BITS: Final = 16.0
@@ -105,5 +105,9 @@ def _choose(
 
 
 def _quantized(reference: PlannedModel, quants: tuple[str, ...]) -> tuple[PlannedModel, ...]:
-    stem = _PRECISION.sub("", reference.name)
-    return tuple(PlannedModel(f"{stem}-{quant}", base=reference, quant=quant) for quant in quants)
+    return tuple(PlannedModel(quantized_name(reference.name, quant), base=reference, quant=quant) for quant in quants)
+
+
+def quantized_name(name: str, quant: str) -> str:
+    """`model-F16` quantized to Q4_K_M is `model-Q4_K_M`."""
+    return f"{_PRECISION.sub('', name)}-{quant}"

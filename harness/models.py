@@ -157,7 +157,9 @@ def expand(spec: str) -> list[ModelSource]:
     elif path.exists():
         files = [path]
     elif glob.has_magic(spec):
-        files = sorted(Path(name) for name in glob.glob(str(path), recursive=True) if name.endswith(".gguf"))
+        # Not Path.glob: the pattern may be absolute.
+        names = glob.glob(str(path), recursive=True)  # noqa: PTH207
+        files = sorted(Path(name) for name in names if name.endswith(".gguf"))
         if not files:
             raise ModelNotFound(f"No .gguf file matches {spec!r}.", "Check the pattern, and quote it in the shell.")
     else:
@@ -327,7 +329,7 @@ def _histogram(tensors: list[TensorInfo]) -> dict[str, dict[str, int]]:
 
 
 def _fallbacks(tensors: list[TensorInfo], quantization: str | None) -> list[dict[str, Any]]:
-    if quantization is None or "_K" not in quantization and not quantization.startswith(("IQ", "TQ")):
+    if quantization is None or ("_K" not in quantization and not quantization.startswith(("IQ", "TQ"))):
         return []
     return [
         {"tensor": t.name, "row_width": t.shape[0], "wanted": _REPLACES[t.type], "got": t.type}
@@ -350,7 +352,8 @@ def _warnings(
         warnings.append(
             f"{len(fallbacks)} of {len(tensors)} tensors fell back to other types"
             f" ({', '.join(f'{count} x {kind}' for kind, count in got.most_common())}): rows of"
-            f" {' and '.join(map(str, widths))} are not a multiple of 256. The name {quantization} promises another mix."
+            f" {' and '.join(map(str, widths))} are not a multiple of 256."
+            f" The name {quantization} promises another mix."
         )
     named = _named_quantization(source.files[0].name)
     if named and quantization and named != quantization and source.expand_to is None:
@@ -370,7 +373,7 @@ def _named_quantization(file_name: str) -> str | None:
 
 def _least_bits(label: str) -> float | None:
     """Bits per weight of the smallest tensor type in a label's family: Q4_K for Q4_K_M, IQ3_XXS for IQ3_M."""
-    family = label.split("_")[0] if label.startswith("IQ") else re.sub(r"_[SML]$", "", label)
+    family = label.split("_", maxsplit=1)[0] if label.startswith("IQ") else re.sub(r"_[SML]$", "", label)
     sizes = [8 * kind.block_bytes / kind.block for kind in TENSOR_TYPES.values() if kind.name.startswith(family)]
     return min(sizes, default=None)
 

@@ -16,7 +16,7 @@ from harness.errors import OptionError
 if TYPE_CHECKING:
     import pytest
 
-__all__ = ["DEFAULT_MODEL", "Options", "add_options", "read_options"]
+__all__ = ["DEFAULT_MODEL", "DEFAULT_QUANTS", "Options", "add_options", "default_threads", "read_options"]
 
 DEFAULT_MODEL: Final = "smollm2-135m"
 DEFAULT_QUANTS: Final = "Q8_0,Q5_K_M,Q4_K_M"
@@ -111,7 +111,7 @@ def _size(text: str) -> int:
     return int(value)
 
 
-def _default_threads() -> int:
+def default_threads() -> int:
     """Physical cores that this process may use, as llama.cpp counts them."""
     usable = len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else psutil.cpu_count()
     return max(1, min(usable or 1, psutil.cpu_count(logical=False) or usable or 1))
@@ -122,7 +122,7 @@ def add_options(parser: pytest.Parser) -> None:
     group = parser.getgroup("gguf", "gguf-harness: quantized language models")
     add = group.addoption
     add("--models", action="append", metavar="SPEC[,SPEC...]", default=None,
-        help="models under test: paths, globs, folders, aliases (tiny, smollm2-135m), hf:org/repo:file-or-quant; "
+        help="models under test: paths, globs, folders, aliases (smollm2-135m), hf:org/repo:file-or-quant; "
         f"repeatable (default: {DEFAULT_MODEL} and its quantizations {DEFAULT_QUANTS})")  # fmt: skip
     add("--reference", metavar="SPEC", default=None,
         help="model that candidates are compared with (default: the one of highest precision among --models)")  # fmt: skip
@@ -199,7 +199,7 @@ def read_options(config: pytest.Config) -> Options:
         chunks=get("--gguf-chunks"),
         batch=get("--gguf-batch"),
         ubatch=get("--gguf-ubatch"),
-        threads=get("--gguf-threads") or _default_threads(),
+        threads=get("--gguf-threads") or default_threads(),
         flash_attention=get("--gguf-flash-attn"),
         gpu=get("--gguf-gpu"),
         gpu_layers=get("--gguf-gpu-layers"),

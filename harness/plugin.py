@@ -9,72 +9,22 @@ from __future__ import annotations
 import importlib
 import json
 from collections.abc import Generator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
 from harness.errors import HarnessError
-from harness.options import Options, add_options, read_options
+from harness.options import add_options
 from harness.run import RunDraft, TestRecord, new_run_id
+from harness.state import ESTIMATE_PROPERTY, GATE_PROPERTY, STATE, State
 
 if TYPE_CHECKING:
-    from harness.ladder import Ladder, PlannedModel
+    from harness.ladder import PlannedModel
 
-__all__ = ["ESTIMATE_PROPERTY", "GATE_PROPERTY", "STATE", "State"]
-
-ESTIMATE_PROPERTY: Final = "gguf_estimate"
-GATE_PROPERTY: Final = "gguf_gate"
 _FIXTURES: Final = ("models", "engines", "corpus", "record")
 _PARAMETERS: Final = frozenset({"model", "candidate"})
 _NEEDS: Final = _PARAMETERS | {"reference", "runner", "ladder"}
-
-
-@dataclass
-class State:
-    """What the plugin knows of a session.
-
-    Attributes:
-        run_id: shared by all processes of a session.
-        options: read when first needed.
-        ladder: planned when first needed.
-        divergence: some collected test compares a candidate with its reference: keep the reference's distributions.
-        draft: the run, in the process that reports; None until a test of ours was reported.
-    """
-
-    config: pytest.Config
-    run_id: str
-    process: str = "main"
-    divergence: bool = False
-    draft: RunDraft | None = None
-    report: Path | None = None
-    _options: Options | None = None
-    _ladder: Ladder | None = None
-
-    @property
-    def options(self) -> Options:
-        """The command line, checked."""
-        if self._options is None:
-            self._options = read_options(self.config)
-        return self._options
-
-    @property
-    def ladder(self) -> Ladder:
-        """The models of the session."""
-        from harness.ladder import plan_ladder
-
-        if self._ladder is None:
-            self._ladder = plan_ladder(self.options)
-        return self._ladder
-
-    @property
-    def run_folder(self) -> Path:
-        """Where this session's run goes."""
-        return self.options.results / "runs" / self.run_id
-
-
-STATE: Final = pytest.StashKey[State]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -244,9 +194,7 @@ def _test_record(report: pytest.TestReport) -> TestRecord:
         message = report.longreprtext
     # xdist appends the group to the id of a test.
     test_id = report.nodeid.split("@gguf-")[0]
-    return TestRecord(
-        test_id, suite, getattr(report, "gguf_model", None), outcome, message, report.duration
-    )
+    return TestRecord(test_id, suite, getattr(report, "gguf_model", None), outcome, message, report.duration)
 
 
 def _model_name(item: pytest.Item) -> str | None:

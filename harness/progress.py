@@ -25,7 +25,7 @@ class SilentProgress:
     @contextlib.contextmanager
     def task(self, label: str, unit: str) -> Iterator[ProgressCallback]:  # noqa: ARG002 - part of the protocol
         """Do the work in silence."""
-        yield lambda done, total: None
+        yield _ignore
 
 
 class TerminalProgress:
@@ -109,7 +109,14 @@ class _Display:
 def _new_bar(label: str, unit: str, total: int) -> tuple[Any, Any]:
     from rich.console import Console
     from rich.markup import escape
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     bar = Progress(
         TextColumn("  {task.description}"),
@@ -127,3 +134,7 @@ def _new_bar(label: str, unit: str, total: int) -> tuple[Any, Any]:
         redirect_stderr=False,
     )
     return bar, bar.add_task(escape(label), total=total)
+
+
+def _ignore(_done: int, _total: int) -> None:
+    """Nothing to show."""

@@ -115,7 +115,7 @@ class Runner:
     # -- passes -----------------------------------------------------------------------------------------------------
 
     def reference_pass(self, model: LoadedModel, corpus: Corpus, *, logprobs: bool) -> Arrays:
-        """nll and top token of every scored token; see `run_reference_pass`.
+        """Nll and top token of every scored token; see `run_reference_pass`.
 
         Args:
             model: the model to decode.
@@ -192,9 +192,7 @@ class Runner:
 
     def speed(self, model: LoadedModel) -> SpeedResult:
         """Speed and memory, in a process of its own."""
-        request = SpeedRequest(
-            model.files, self._settings, self.options.pp, self.options.tg, self.options.repetitions
-        )
+        request = SpeedRequest(model.files, self._settings, self.options.pp, self.options.tg, self.options.repetitions)
         key = {
             "kind": "speed",
             "model": model.sha256,
@@ -214,7 +212,10 @@ class Runner:
                     return SpeedResult(**meta)
                 self.misses += 1
                 self.close()
-                with self._progress.task(f"speed of {model.name}", "runs") as show, self._fresh_worker(model.name) as worker:
+                with (
+                    self._progress.task(f"speed of {model.name}", "runs") as show,
+                    self._fresh_worker(model.name) as worker,
+                ):
                     result = worker.call(measure_speed, show, request)
                 entry.save(result.to_json())
                 return result
@@ -336,4 +337,3 @@ def _has_codes(entry: Entry, arrays: Arrays) -> bool:
     codes = entry.folder / CODES_FILE
     expected = 2 * arrays["scale"].size * int(arrays["vocabulary"].item())
     return codes.is_file() and codes.stat().st_size == expected
-

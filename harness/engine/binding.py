@@ -104,7 +104,7 @@ def require_supported_engine() -> None:
 
 @functools.cache
 def library() -> Any:
-    """ggml's functions with their signatures.
+    """Ggml's functions with their signatures.
 
     Raises:
         UnsupportedEngine: the library lacks one.
@@ -252,9 +252,7 @@ def _kind(number: int) -> str:
         raise UnsupportedEngine(f"A tensor of the graph has the unknown type {number}.") from None
 
 
-def _dequantize(
-    raw: NDArray[np.uint8], tensor: Tensor, kind: str, shape: tuple[int, ...]
-) -> NDArray[np.float32]:
+def _dequantize(raw: NDArray[np.uint8], tensor: Tensor, kind: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
     from gguf import GGMLQuantizationType
     from gguf.quants import dequantize
 

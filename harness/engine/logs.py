@@ -80,7 +80,7 @@ class EngineLog:
         if self._listener is not None and self._failure is None:
             try:
                 self._listener(line)
-            except BaseException as error:  # noqa: BLE001 - raised again by capture()
+            except BaseException as error:
                 self._failure = error
 
 

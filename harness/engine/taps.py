@@ -79,7 +79,8 @@ class Taps:
             raise failure
         if self._missing:
             raise TapNotFound(
-                f"The graph of this model has no {', '.join(sorted(self._missing))}.", self._advice(sorted(self._missing))
+                f"The graph of this model has no {', '.join(sorted(self._missing))}.",
+                self._advice(sorted(self._missing)),
             )
 
     def _on_node(self, address: int, ask: bool, _: object) -> bool:
@@ -93,7 +94,7 @@ class Taps:
                 return not ask
             if not ask:
                 self._hand_out(entry[0], address)
-        except BaseException as error:  # noqa: BLE001 - kept, and raised by finish()
+        except BaseException as error:
             self._failure = error
         return True
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Protocol
 
@@ -47,7 +48,7 @@ class _RowObserver:
     def _each_row(self, rows: int, work: Callable[[int, range], None]) -> None:
         """Call work(worker, rows) so that together the calls cover all rows."""
         bounds = np.linspace(0, rows, self._threads + 1).astype(int).tolist()
-        parts = [range(first, last) for first, last in zip(bounds, bounds[1:], strict=False)]
+        parts = [range(first, last) for first, last in itertools.pairwise(bounds)]
         if self._pool is None:
             work(0, parts[0])
         else:

@@ -189,4 +189,3 @@ def _check_limit(size: int, limit: int, shape: tuple[int, int], vocabulary: int)
             f" x {vocabulary} entries x 2 bytes), the limit is {limit / 1e9:.1f} GB.",
             f"Use --gguf-chunks={fit} or less, or raise --gguf-logprobs-limit.",
         )
-

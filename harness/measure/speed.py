@@ -109,7 +109,9 @@ def measure_speed(context: WorkerContext, request: SpeedRequest) -> SpeedResult:
             for _ in range(request.repetitions)
         ]
         timed(lambda: _generate(session, 1, numbers), 1)
-        tg = [timed(lambda: _generate(session, request.n_gen, numbers), request.n_gen) for _ in range(request.repetitions)]
+        tg = [
+            timed(lambda: _generate(session, request.n_gen, numbers), request.n_gen) for _ in range(request.repetitions)
+        ]
         memory = session.memory
         vram = process_memory()
     finally:

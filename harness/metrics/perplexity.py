@@ -31,7 +31,7 @@ def perplexity(nll: ArrayLike) -> Estimate:
 
 
 def compare_perplexity(nll: ArrayLike, nll_reference: ArrayLike) -> list[Estimate]:
-    """ln ratio, ratio, difference and correlation with the reference's, all paired by token.
+    """Ln ratio, ratio, difference and correlation with the reference's, all paired by token.
 
     With m, m_b the means: ln ratio m - m_b; ratio exp(m - m_b); difference exp(m) - exp(m_b). Their iid errors equal
     llama-perplexity's, which writes them with the covariance: for example u_ln^2 = u^2 + u_b^2 - 2 cov.

@@ -1,2 +1,120 @@
-"""temporary"""
-def write_html(run, run_dir, destination): destination.write_text("x")
+"""One self-contained HTML file from a stored run: it opens from disk, without network."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from harness.errors import StoreError
+from harness.names import METRICS
+from harness.report.charts import build_charts
+from harness.report.data import RunView, visible
+from harness.report.numbers import format_bytes, format_estimate, format_percent, format_value
+
+__all__ = ["write_html"]
+
+_TABLE_METRICS = (
+    "bits_per_weight",
+    "ppl",
+    "ppl_ratio",
+    "kld_mean",
+    "kld_p99",
+    "same_top",
+    "pp_tokens_per_s",
+    "tg_tokens_per_s",
+    "load_s",
+    "peak_memory_bytes",
+)
+
+
+def write_html(run: Mapping[str, Any], run_dir: Path, destination: Path) -> None:
+    """Render a run.
+
+    Args:
+        run: content of a run.json.
+        run_dir: folder of that run.json, for the arrays beside it.
+        destination: written whole, or not at all.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
+    import jinja2
+    from markupsafe import Markup
+
+    assets = resources.files("harness.report") / "assets"
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"visible": visible, "size": format_bytes, "number": format_value}
+    template = environment.from_string((assets / "report.html.j2").read_text(encoding="utf-8"))
+    view = RunView(run)
+    charts = build_charts(view, run_dir)
+    # Our own files, and JSON that _embed made safe: everything else is escaped.
+    page = template.render(
+        run=run,
+        view=view,
+        headline=view.headline(),
+        columns=[(name, METRICS[name]) for name in _TABLE_METRICS if view.measured(name)],
+        cell=lambda model, metric: _cell(view, model, metric),
+        metrics=METRICS,
+        charts=charts,
+        charts_json=Markup(_embed(charts)),  # noqa: S704
+        css=Markup((assets / "report.css").read_text(encoding="utf-8")),  # noqa: S704
+        script=Markup((assets / "report.js").read_text(encoding="utf-8")),  # noqa: S704
+        plotly=Markup(_plotly_js() if charts else ""),  # noqa: S704
+    )
+    _write(destination, page)
+
+
+def _cell(view: RunView, model: str, metric: str) -> tuple[str, float | None]:
+    """(text, value to sort by) of a table cell; an empty one says so and sorts last."""
+    row = view.row(model, metric)
+    if row is None:
+        # The reference is not compared with itself: that is no missing measurement.
+        is_reference = any(other.is_reference and other.name == model for other in view.models)
+        return ("–" if is_reference else "no data"), None
+    value, se = row["value"], row["se"]
+    unit = METRICS[metric].unit
+    if unit == "bytes":
+        return format_bytes(value), value
+    if unit == "fraction":
+        return format_percent(value, se), value
+    if metric == "bits_per_weight":
+        return f"{value:.2f}", value
+    return format_estimate(value, se), value
+
+
+def _embed(data: object) -> str:
+    """JSON that is safe inside a script element, whatever the strings in it say."""
+    text = json.dumps(data, allow_nan=False, ensure_ascii=False)
+    escapes = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
+    for character, escape in escapes.items():
+        text = text.replace(character, escape)
+    return text
+
+
+def _plotly_js() -> str:
+    # Read as a file: importing plotly takes longer than everything else here.
+    return (resources.files("plotly") / "package_data" / "plotly.min.js").read_text(encoding="utf-8")
+
+
+def _write(destination: Path, text: str) -> None:
+    try:
+        descriptor, name = tempfile.mkstemp(dir=destination.parent, prefix=f".{destination.name}.")
+        try:
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                file.write(text)
+            Path(name).chmod(0o644)
+            Path(name).replace(destination)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise StoreError(
+            f"{destination} could not be written: {error.strerror or error}.", "Check permissions and free space."
+        ) from error

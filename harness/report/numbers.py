@@ -42,5 +42,11 @@ def format_bytes(count: float) -> str:
         # 999,600 bytes are 1.00 MB, not 1000 kB.
         if count >= 0.9995 * size:
             amount = count / size
-            return f"{amount:.2f} {unit}" if amount < 9.995 else f"{amount:.1f} {unit}" if amount < 99.95 else f"{amount:.0f} {unit}"
+            return (
+                f"{amount:.2f} {unit}"
+                if amount < 9.995
+                else f"{amount:.1f} {unit}"
+                if amount < 99.95
+                else f"{amount:.0f} {unit}"
+            )
     return f"{count:.0f} B"

@@ -151,7 +151,9 @@ def _draw(view: RunView, columns: list[_Column], width: int, color: bool) -> tup
             Text(model.verdict or "not gated", style=_COLORS.get(model.verdict, "")),
         )
     file = io.StringIO()
-    console = Console(file=file, width=max(width, 400), force_terminal=color, color_system="standard" if color else None)
+    console = Console(
+        file=file, width=max(width, 400), force_terminal=color, color_system="standard" if color else None
+    )
     needed = console.measure(table).maximum
     drawn = Console(file=file, width=width, force_terminal=color, color_system="standard" if color else None)
     drawn.print(table)

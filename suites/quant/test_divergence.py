@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 
-from harness.fixtures.corpus import CorpusPass
-from harness.gates import Verdict
+from harness.fixture_types import CorpusPass, GateCheck, Record
 from harness.metrics.divergence import summarize_delta_p, summarize_divergence, summarize_same_top
 from harness.metrics.perplexity import compare_perplexity
-from harness.records import Estimate
 from harness.runner import LoadedModel
-
-Record = Callable[..., None]
-GateFunction = Callable[[Estimate], Verdict]
 
 
 @pytest.mark.metric("floor_kld_mean")
@@ -32,7 +26,7 @@ def test_noise_floor(reference: LoadedModel, corpus_pass: CorpusPass, record: Re
 
 @pytest.mark.metric("kld_mean")
 def test_distribution_stays_close_to_reference(
-    candidate: LoadedModel, reference: LoadedModel, corpus_pass: CorpusPass, record: Record, gate: GateFunction
+    candidate: LoadedModel, reference: LoadedModel, corpus_pass: CorpusPass, record: Record, gate: GateCheck
 ) -> None:
     """Mean KL divergence from the reference's next-token distribution, its percentiles, and the other direction."""
     arrays = corpus_pass(candidate, against=reference)
@@ -43,7 +37,7 @@ def test_distribution_stays_close_to_reference(
 
 @pytest.mark.metric("same_top")
 def test_most_likely_token_stays_the_same(
-    candidate: LoadedModel, reference: LoadedModel, corpus_pass: CorpusPass, record: Record, gate: GateFunction
+    candidate: LoadedModel, reference: LoadedModel, corpus_pass: CorpusPass, record: Record, gate: GateCheck
 ) -> None:
     """Share of positions where greedy decoding would go on as the reference does."""
     estimate = summarize_same_top(corpus_pass(candidate, against=reference)["top"], corpus_pass(reference)["top"])
@@ -56,8 +50,6 @@ def test_probability_of_the_correct_token(
     candidate: LoadedModel, reference: LoadedModel, corpus_pass: CorpusPass, record: Record
 ) -> None:
     """How the probability of the token that really follows changes."""
-    estimates = summarize_delta_p(
-        corpus_pass(candidate, against=reference)["nll"], corpus_pass(reference)["nll"]
-    )
+    estimates = summarize_delta_p(corpus_pass(candidate, against=reference)["nll"], corpus_pass(reference)["nll"])
     record(*estimates)
     assert all(-1 <= estimate.value <= 1 for estimate in estimates)

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 
-from harness.fixtures.corpus import CorpusPass
-from harness.gates import Verdict
+from harness.fixture_types import CorpusPass, GateCheck, Record
 from harness.metrics.perplexity import compare_perplexity, perplexity
-from harness.records import Estimate
 from harness.runner import LoadedModel
 
 
 @pytest.mark.metric("ppl")
-def test_perplexity(model: LoadedModel, corpus_pass: CorpusPass, record: Callable[..., None]) -> None:
+def test_perplexity(model: LoadedModel, corpus_pass: CorpusPass, record: Record) -> None:
     """Perplexity of every model, in llama-perplexity's windows."""
     estimate = perplexity(corpus_pass(model)["nll"])
     record(estimate)
@@ -26,8 +22,8 @@ def test_perplexity_stays_close_to_reference(
     candidate: LoadedModel,
     reference: LoadedModel,
     corpus_pass: CorpusPass,
-    record: Callable[..., None],
-    gate: Callable[[Estimate], Verdict],
+    record: Record,
+    gate: GateCheck,
 ) -> None:
     """Perplexity over the reference's, paired token by token."""
     estimates = compare_perplexity(corpus_pass(candidate, against=reference)["nll"], corpus_pass(reference)["nll"])

@@ -1,0 +1,182 @@
+"""The console script `gguf-harness`: run suites, look at runs and models, quantize."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from importlib import resources
+from pathlib import Path
+
+import harness
+from harness.errors import HarnessError, OptionError
+
+__all__ = ["main"]
+
+_USAGE_ERROR = 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Returns:
+        0, or 2 for a mistake in what was asked for; `run` returns pytest's exit code, `compare` 0.
+    """
+    parser = _parser()
+    known, rest = parser.parse_known_args(arguments)
+    if known.command != "run" and rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    try:
+        return int(known.function(known, rest))
+    except HarnessError as error:
+        print(f"gguf-harness: {error}", file=sys.stderr)
+        return _USAGE_ERROR
+    except BrokenPipeError:
+        return 0  # whoever read our output has read enough
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="gguf-harness", description="Evaluate quantized language models (GGUF).")
+    parser.add_argument("--version", action="version", version=f"gguf-harness {harness.__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    run = commands.add_parser("run", help="run a suite: gguf-harness run quant --models=... (options are pytest's)")
+    run.add_argument("suite", help="name of a suite, such as quant; or `list`")
+    run.set_defaults(function=_run)
+
+    report = commands.add_parser("report", help="rebuild a run's report from its run.json")
+    report.add_argument("run", nargs="?", default="last", help="run.json, folder, id, or `last` (default)")
+    report.add_argument(
+        "--html", type=Path, default=None, metavar="FILE", help="where the HTML goes (default: beside run.json)"
+    )
+    report.add_argument("--markdown", action="store_true", help="print markdown instead")
+    report.set_defaults(function=_report)
+
+    compare = commands.add_parser("compare", help="compare two runs, metric by metric")
+    compare.add_argument("old", help="run.json, folder, id, or `last`")
+    compare.add_argument("new", help="run.json, folder, id, or `last`")
+    compare.add_argument("--json", action="store_true", help="print a list of differences as JSON")
+    compare.set_defaults(function=_compare)
+
+    inspect = commands.add_parser("inspect", help="print what model files hold")
+    inspect.add_argument("models", nargs="+", help="paths, globs, folders, aliases, hf:org/repo:file-or-quant")
+    inspect.add_argument("--json", action="store_true", help="print JSON")
+    inspect.set_defaults(function=_inspect)
+
+    quantize = commands.add_parser("quantize", help="quantize a model to one or several types")
+    quantize.add_argument("model", help="path, alias, hf:org/repo:file-or-quant")
+    quantize.add_argument("types", help="types, such as Q4_K_M or Q8_0,Q4_K_M or default")
+    quantize.add_argument(
+        "--out", type=Path, default=Path(), metavar="DIR", help="folder for the files (default: here)"
+    )
+    quantize.add_argument("--imatrix", type=Path, default=None, metavar="FILE", help="importance matrix (GGUF)")
+    quantize.add_argument(
+        "--threads", type=int, default=None, metavar="N", help="CPU threads (default: physical cores)"
+    )
+    quantize.set_defaults(function=_quantize)
+
+    for command in (report, compare):
+        command.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="(default: results)")
+    return parser
+
+
+def _run(known: argparse.Namespace, rest: list[str]) -> int:
+    import pytest
+
+    suites = Path(str(resources.files("harness.suites")))
+    names = sorted(folder.name for folder in suites.iterdir() if (folder / "__init__.py").is_file())
+    if known.suite == "list":
+        print("\n".join(names))
+        return 0
+    if known.suite not in names:
+        raise OptionError(f"There is no suite {known.suite!r}.", f"Suites: {', '.join(names)}.")
+    # The person's folder is the root: results belong there, and not beside the installed suites.
+    root = ["--rootdir", str(Path.cwd()), "-c", str(suites.parent / "fixtures" / "data" / "pytest.ini")]
+    return int(pytest.main([str(suites / known.suite), *root, "-p", "harness.plugin", *rest]))
+
+
+def _report(known: argparse.Namespace, _: list[str]) -> int:
+    from harness.report.html import write_html
+    from harness.report.markdown import render_markdown
+    from harness.report.terminal import render_terminal
+    from harness.store import find_run, load_run
+
+    path = find_run(known.run, known.results)
+    run = load_run(path)
+    if known.markdown:
+        print(render_markdown(run), end="")
+        return 0
+    destination = known.html or path.parent / "report.html"
+    write_html(run, path.parent, destination)
+    print(render_terminal(run, width=_terminal_width(), color=sys.stdout.isatty()), end="")
+    print(f"\nreport: {destination}")
+    return 0
+
+
+def _compare(known: argparse.Namespace, _: list[str]) -> int:
+    import json
+
+    from harness.report.compare import compare_runs, render_comparison
+    from harness.store import find_run, load_run
+
+    old, new = (load_run(find_run(spec, known.results)) for spec in (known.old, known.new))
+    comparison = compare_runs(old, new)
+    if known.json:
+        print(json.dumps(comparison.to_json(), indent=1, allow_nan=False))
+    else:
+        print(render_comparison(comparison, width=_terminal_width(), color=sys.stdout.isatty()), end="")
+    return 0
+
+
+def _inspect(known: argparse.Namespace, _: list[str]) -> int:
+    import json
+
+    from harness.models import expand_all, load_info, parse_specs
+    from harness.report.inspect import render_info
+
+    infos = [load_info(source) for source in expand_all(parse_specs(known.models))]
+    if known.json:
+        print(json.dumps([info.to_json() for info in infos], indent=1, allow_nan=False))
+    else:
+        print("\n".join(render_info(info, color=sys.stdout.isatty()) for info in infos), end="")
+    return 0
+
+
+def _quantize(known: argparse.Namespace, _: list[str]) -> int:
+    import tempfile
+
+    from harness.engine.tasks import quantize_task
+    from harness.engine.worker import Worker
+    from harness.ladder import quantized_name
+    from harness.models import expand_all
+    from harness.options import default_threads
+    from harness.quants import parse_quants
+
+    sources = expand_all([known.model])
+    if len(sources) != 1:
+        raise OptionError(f"{known.model!r} names {len(sources)} models.", "Give exactly one.")
+    source = sources[0]
+    if known.imatrix is not None and not known.imatrix.is_file():
+        raise OptionError(f"--imatrix={known.imatrix}: no such file.", "Give the path of an existing file.")
+    for quant in parse_quants(known.types):
+        destination = known.out / f"{quantized_name(source.name, quant)}.gguf"
+        with tempfile.TemporaryDirectory() as folder, Worker(source.name, Path(folder) / "quantize.log") as worker:
+            show = _counter(f"{destination.name}: tensors")
+            threads = known.threads or default_threads()
+            worker.call(quantize_task, show, source.files, destination, quant, threads, known.imatrix)
+        print(f"\r{destination}  {destination.stat().st_size / 1e6:,.1f} MB")
+    return 0
+
+
+def _counter(label: str) -> Callable[[int, int], None]:
+    def show(done: int, total: int) -> None:
+        if sys.stderr.isatty():
+            print(f"\r{label} {done}/{total}\x1b[K", end="", file=sys.stderr, flush=True)
+
+    return show
+
+
+def _terminal_width() -> int:
+    import shutil
+
+    return shutil.get_terminal_size((100, 24)).columns

@@ -1,0 +1,152 @@
+"""Two runs side by side: what changed, and whether it is more than their errors explain."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+from harness.names import METRICS
+from harness.report.data import visible
+from harness.report.numbers import format_value
+
+__all__ = ["Comparison", "Difference", "compare_runs", "render_comparison"]
+
+_SHOWN: Final = (
+    "file_bytes",
+    "ppl",
+    "ppl_ratio",
+    "kld_mean",
+    "kld_p99",
+    "same_top",
+    "pp_tokens_per_s",
+    "tg_tokens_per_s",
+    "load_s",
+    "peak_memory_bytes",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A metric of a model in both runs.
+
+    Attributes:
+        z: difference over the root of the sum of squared errors, the two runs taken as independent; None where an
+            error is missing. On the same corpus that is too careful: paired errors would be smaller.
+        direction: "better", "worse", or "" for no change or a neutral metric.
+    """
+
+    model: str
+    metric: str
+    old: float
+    new: float
+    z: float | None
+    direction: str
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Everything that differs between two runs."""
+
+    old: str
+    new: str
+    changes: tuple[str, ...]
+    differences: tuple[Difference, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """A dictionary of JSON types only."""
+        return asdict(self) | {
+            "changes": list(self.changes),
+            "differences": [asdict(difference) for difference in self.differences],
+        }
+
+
+def compare_runs(old: Mapping[str, Any], new: Mapping[str, Any]) -> Comparison:
+    """Compare two runs, model by model and metric by metric.
+
+    Args:
+        old: content of a run.json.
+        new: content of another.
+    """
+    rows_old, rows_new = _rows(old), _rows(new)
+    differences = [_difference(rows_old[key], rows_new[key]) for key in rows_old if key in rows_new]
+    return Comparison(old["id"], new["id"], tuple(_changes(old, new)), tuple(differences))
+
+
+def render_comparison(comparison: Comparison, *, width: int, color: bool) -> str:
+    """A table of the main metrics, and what else changed."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for title, justify in (
+        ("model", "left"),
+        ("metric", "left"),
+        ("old", "right"),
+        ("new", "right"),
+        ("change", "right"),
+    ):
+        table.add_column(title, justify="right" if justify == "right" else "left", no_wrap=title != "model")
+    table.add_column("z", justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    styles = {"better": "green", "worse": "red"}
+    for difference in comparison.differences:
+        if difference.metric not in _SHOWN:
+            continue
+        relative = f"{difference.new / difference.old - 1:+.2%}" if difference.old else "-"
+        table.add_row(
+            Text(visible(difference.model)),
+            METRICS[difference.metric].title if difference.metric in METRICS else difference.metric,
+            format_value(difference.old),
+            format_value(difference.new),
+            relative,
+            "-" if difference.z is None else f"{difference.z:+.1f}",
+            Text(difference.direction, style=styles.get(difference.direction, "")),
+        )
+    file = io.StringIO()
+    console = Console(file=file, width=max(80, width), force_terminal=color, color_system="standard" if color else None)
+    console.print(Text(f"{comparison.old} -> {comparison.new}"))
+    console.print(table)
+    lines = [
+        *comparison.changes,
+        "z: difference over its error, the runs taken as independent; above 2 is more than chance",
+    ]
+    return file.getvalue() + "\n" + "\n".join(visible(line) for line in lines) + "\n"
+
+
+def _rows(run: Mapping[str, Any]) -> dict[tuple[Any, ...], Mapping[str, Any]]:
+    keys = ("model", "metric", "prompt", "layer", "head")
+    return {tuple(row.get(key) for key in keys): row for row in run.get("estimates", [])}
+
+
+def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> Difference:
+    change = new["value"] - old["value"]
+    z = None
+    if old["se"] is not None and new["se"] is not None and (error := math.hypot(old["se"], new["se"])) > 0:
+        z = change / error
+    better = {"higher": change > 0, "lower": change < 0}.get(new["better"])
+    direction = "" if change == 0 or better is None else "better" if better else "worse"
+    return Difference(new["model"], new["metric"], old["value"], new["value"], z, direction)
+
+
+def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    changes = []
+    for name, key in (("corpus", "sha256"), ("engine", "llama_cpp"), ("machine", "cpu")):
+        before, after = ((run.get(name) or {}).get(key) for run in (old, new))
+        if before != after:
+            changes.append(f"changed {name}: {before or 'none'} -> {after or 'none'}")
+    hashes_old, hashes_new = ({m["name"]: m["sha256"] for m in run.get("models", [])} for run in (old, new))
+    changes += [
+        f"changed file: {name} ({hashes_old[name][:12]} -> {hashes_new[name][:12]})"
+        for name in hashes_old
+        if name in hashes_new and hashes_old[name] != hashes_new[name]
+    ]
+    for label, ours, theirs in (("old", hashes_old, hashes_new), ("new", hashes_new, hashes_old)):
+        only = [name for name in ours if name not in theirs]
+        if only:
+            changes.append(f"only in the {label} run: {', '.join(only)}")
+    return changes

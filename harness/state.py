@@ -1,0 +1,67 @@
+"""What the plugin knows of a session, kept in pytest's stash for hooks and fixtures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import pytest
+
+from harness.options import Options, read_options
+from harness.run import RunDraft
+
+if TYPE_CHECKING:
+    from harness.ladder import Ladder
+
+__all__ = ["ESTIMATE_PROPERTY", "GATE_PROPERTY", "STATE", "State"]
+
+ESTIMATE_PROPERTY: Final = "gguf_estimate"
+GATE_PROPERTY: Final = "gguf_gate"
+"""Names in `user_properties`: rows and verdicts travel with the report of their test, through xdist as well."""
+
+
+@dataclass
+class State:
+    """What the plugin knows of a session.
+
+    Attributes:
+        run_id: shared by all processes of a session.
+        options: read when first needed.
+        ladder: planned when first needed.
+        divergence: some collected test compares a candidate with its reference: keep the reference's distributions.
+        draft: the run, in the process that reports; None until a test of ours was reported.
+    """
+
+    config: pytest.Config
+    run_id: str
+    process: str = "main"
+    divergence: bool = False
+    draft: RunDraft | None = None
+    report: Path | None = None
+    _options: Options | None = None
+    _ladder: Ladder | None = None
+
+    @property
+    def options(self) -> Options:
+        """The command line, checked."""
+        if self._options is None:
+            self._options = read_options(self.config)
+        return self._options
+
+    @property
+    def ladder(self) -> Ladder:
+        """The models of the session."""
+        from harness.ladder import plan_ladder
+
+        if self._ladder is None:
+            self._ladder = plan_ladder(self.options)
+        return self._ladder
+
+    @property
+    def run_folder(self) -> Path:
+        """Where this session's run goes."""
+        return self.options.results / "runs" / self.run_id
+
+
+STATE: Final = pytest.StashKey[State]()
