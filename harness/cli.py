@@ -158,20 +158,24 @@ def _quantize(known: argparse.Namespace, _: list[str]) -> int:
     source = sources[0]
     if known.imatrix is not None and not known.imatrix.is_file():
         raise OptionError(f"--imatrix={known.imatrix}: no such file.", "Give the path of an existing file.")
-    for quant in parse_quants(known.types):
-        destination = known.out / f"{quantized_name(source.name, quant)}.gguf"
-        with tempfile.TemporaryDirectory() as folder, Worker(source.name, Path(folder) / "quantize.log") as worker:
-            show = _counter(f"{destination.name}: tensors")
-            threads = known.threads or default_threads()
-            worker.call(quantize_task, show, source.files, destination, quant, threads, known.imatrix)
-        print(f"\r{destination}  {destination.stat().st_size / 1e6:,.1f} MB")
+    threads = known.threads or default_threads()
+    with tempfile.TemporaryDirectory() as folder, Worker(source.name, Path(folder) / "quantize.log") as worker:
+        files = source.files
+        if source.expand_to is not None:
+            # As the suites do it: types are made from the expanded model, not from the file in the wheel.
+            files = (Path(folder) / "expanded.gguf",)
+            worker.call(quantize_task, None, source.files, files[0], source.expand_to, threads, None)
+        for quant in parse_quants(known.types):
+            destination = known.out / f"{quantized_name(source.name, quant)}.gguf"
+            worker.call(quantize_task, _counter(destination.name), files, destination, quant, threads, known.imatrix)
+            print(f"\r{destination}  {destination.stat().st_size / 1e6:,.1f} MB")
     return 0
 
 
 def _counter(label: str) -> Callable[[int, int], None]:
     def show(done: int, total: int) -> None:
         if sys.stderr.isatty():
-            print(f"\r{label} {done}/{total}\x1b[K", end="", file=sys.stderr, flush=True)
+            print(f"\r{label}: tensor {done} of {total}\x1b[K", end="", file=sys.stderr, flush=True)
 
     return show
 

@@ -119,6 +119,7 @@ class _Reporting:
 
     def __init__(self, state: State) -> None:
         self._state = state
+        self._problem: HarnessError | None = None
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Take rows, verdicts and outcome of a test of ours."""
@@ -133,20 +134,41 @@ class _Reporting:
                     draft.estimates.append(json.loads(str(value)))
                 elif name == GATE_PROPERTY:
                     draft.gates.append(json.loads(str(value)))
-            draft.save(finished=False)
+            self._save(draft, finished=False)
 
     @pytest.hookimpl(trylast=True)
-    def pytest_sessionfinish(self) -> None:
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """Write run.json and the report."""
-        if self._state.draft is not None:
+        draft = self._state.draft
+        if draft is None:
+            return
+        run = self._save(draft, finished=True)
+        if run is not None:
             from harness.report.html import write_html
 
-            run = self._state.draft.save(finished=True)
-            self._state.report = self._state.run_folder / "report.html"
-            write_html(run, self._state.run_folder, self._state.report)
+            try:
+                write_html(run, draft.folder, draft.folder / "report.html")
+                self._state.report = draft.folder / "report.html"
+            except HarnessError as error:
+                self._problem = error
+        if self._problem is not None and session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def _save(self, draft: RunDraft, *, finished: bool) -> dict[str, Any] | None:
+        """The stored run; a full disk must not end the session, and is said at its end."""
+        try:
+            run = draft.save(finished=finished)
+        except HarnessError as error:
+            self._problem = error
+            return None
+        self._problem = None
+        return run
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         """Print the table, the verdicts and the path of the report."""
+        if self._problem is not None:
+            terminalreporter.section("gguf-harness")
+            terminalreporter.write_line(f"The results of this run could not be stored. {self._problem}", red=True)
         if self._state.report is None:
             return
         from harness.report.terminal import render_terminal

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -158,6 +159,8 @@ class Worker:
         environment = dict(os.environ)
         package_root = str(Path(__file__).resolve().parent.parent.parent)
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package_root, environment.get("PYTHONPATH")]))
+        # Statistics run on threads of their own, one row each: BLAS must not start more.
+        environment.setdefault("OPENBLAS_NUM_THREADS", "1")
         if self._gpu is not None:
             environment["CUDA_VISIBLE_DEVICES"] = "" if self._gpu < 0 else str(self._gpu)
         with self.log.open("ab") as log, theirs:
@@ -204,7 +207,9 @@ def log_tail(log: Path, lines: int = _LOG_LINES) -> str:
             text = file.read().decode("utf-8", "replace")
     except OSError as error:
         return f"    (the log cannot be read: {error})"
-    tail = [line.rstrip() for line in text.splitlines() if line.strip()][-lines:]
+    # What Python's fault handler adds is about this process; llama.cpp's reason stands before it.
+    kept = re.split(r"(?<=Fatal Python error: )(\w+)", text, maxsplit=1)
+    tail = [line.rstrip() for line in "".join(kept[:2]).splitlines() if line.strip()][-lines:]
     printable = ("".join(c if c.isprintable() else "�" for c in line) for line in tail)
     return "\n".join(f"    {line[:200]}" for line in printable) or "    (empty)"
 

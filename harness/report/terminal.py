@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -54,11 +55,15 @@ def render_terminal(run: Mapping[str, Any], *, width: int, color: bool) -> str:
     """
     view = RunView(run)
     width = max(_MIN_WIDTH, min(width, _MAX_WIDTH))
-    parts = [_table(view, width, color)] if view.models else []
-    parts += [_line(verdict_line(view, model), model.verdict, color) for model in view.candidates]
-    parts += [_line(verdict_line(view, m), m.verdict, color) for m in view.models if m.is_reference and m.reasons]
     notes = [*_notes(view), *(f"note: {visible(warning)}" for warning in run.get("warnings", []))]
-    return "\n".join([*parts, *([""] if notes else []), *notes]) + "\n"
+    told = [model for model in view.models if not model.is_reference or model.reasons]
+    blocks = [
+        [_table(view, width, color).rstrip("\n")] if view.models else [],
+        [_colored(_wrap(verdict_line(view, model), width), model.verdict, color) for model in told],
+        [_wrap(note, width) for note in notes],
+        [_wrap(view.headline(), width)],
+    ]
+    return "\n\n".join("\n".join(block) for block in blocks if block) + "\n"
 
 
 def verdict_line(view: RunView, model: Candidate) -> str:
@@ -98,8 +103,8 @@ def _notes(view: RunView) -> list[str]:
     floor = view.row(reference, "floor_kld_mean") if reference else None
     if floor:
         notes.append(
-            f"noise floor: KL of the reference against itself in other batches is {floor['value']:.1e} nats"
-            f" (n = {floor['n']}); smaller differences mean nothing"
+            f"noise floor: KL of the reference against itself in other batches is {_floor(floor['value'])} nats"
+            f" (n = {floor['n']}); differences of that size mean nothing"
         )
     if corpus := run.get("corpus"):
         notes.append(
@@ -160,7 +165,15 @@ def _draw(view: RunView, columns: list[_Column], width: int, color: bool) -> tup
     return file.getvalue(), needed
 
 
-def _line(text: str, verdict: str, color: bool) -> str:
+def _floor(value: float) -> str:
+    return "below 1e-6" if abs(value) < 1e-6 else f"{value:.1e}"
+
+
+def _wrap(text: str, width: int) -> str:
+    return textwrap.fill(text, width, subsequent_indent="  ", break_on_hyphens=False)
+
+
+def _colored(text: str, verdict: str, color: bool) -> str:
     codes = {"green": "32", "red": "31", "yellow": "33", "dim": "2"}
     code = codes.get(_COLORS.get(verdict, ""))
     return f"\x1b[{code}m{text}\x1b[0m" if color and code else text

@@ -1,0 +1,44 @@
+"""Runs the suites as a person does: in a process of their own, in a folder of their own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SUITES = Path(str(resources.files("harness.suites")))
+INI = Path(str(resources.files("harness.fixtures"))) / "data" / "pytest.ini"
+
+RunSuite = Callable[..., pytest.RunResult]
+ReadRun = Callable[[], dict[str, Any]]
+
+
+@pytest.fixture
+def run_suite(pytester: pytest.Pytester) -> RunSuite:
+    """`run_suite("--models=...", tests="test_file.py")`: the quant suite, small and quick."""
+
+    def run(*arguments: str, tests: str = "", quick: bool = True) -> pytest.RunResult:
+        settings = (
+            ["--gguf-ctx=32", "--gguf-chunks=4", "--gguf-batch=64", "--gguf-pp=8", "--gguf-tg=4"] if quick else []
+        )
+        target = str(SUITES / "quant" / tests)
+        root = ["-c", str(INI), "--rootdir", str(pytester.path), "-p", "no:cacheprovider", "-W", "error"]
+        return pytester.runpytest_subprocess(target, *root, *settings, *arguments, timeout=120)
+
+    return run
+
+
+@pytest.fixture
+def read_run(pytester: pytest.Pytester) -> ReadRun:
+    """The run.json of the last run."""
+
+    def read() -> dict[str, Any]:
+        (*_, last) = sorted(pytester.path.glob("results/runs/*/run.json"))
+        content: dict[str, Any] = json.loads(last.read_text(encoding="utf-8"))
+        return content
+
+    return read

@@ -1,0 +1,66 @@
+"""Mistakes on the command line: one clear message, exit code 4, nothing measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from harness.options import add_options
+from tests.plugin.conftest import RunSuite
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--models=missing.gguf"], "There is no model 'missing.gguf'"),
+        (["--models=."], "holds no .gguf model"),
+        (["--models=*.gguf"], "No .gguf file matches"),
+        (["--models=,"], "--models is empty"),
+        (["--reference=missing.gguf"], "There is no model 'missing.gguf'"),
+        (["--models={model}", "--gguf-quants=Q9_K"], "Unknown quantization type 'Q9_K'"),
+        (["--models={model}", "--gguf-quants="], "--gguf-quants is empty"),
+        (["--models={model}", "--gguf-ctx=0"], "0 is too small, expected at least 8"),
+        (["--models={model}", "--gguf-ctx=many"], "'many' is not a whole number"),
+        (["--models={model}", "--gguf-chunks=1"], "1 is too small, expected at least 2"),
+        (["--models={model}", "--gguf-threads=-2"], "-2 is too small"),
+        (["--models={model}", "--gguf-flash-attn=maybe"], "invalid choice: 'maybe'"),
+        (["--models={model}", "--gguf-logprobs-limit=big"], "'big' is not a size such as 500M or 8G"),
+        (["--models={model}", "--gguf-timeout=0"], "expected more than 0 seconds"),
+        (["--models={model}", "--gguf-timeout=nan"], "expected more than 0 seconds"),
+        (["--models={model}", "--gguf-imatrix=missing.dat"], "--gguf-imatrix=missing.dat: no such file"),
+        (["--models={model}", "--gguf-gates=missing.toml"], "--gguf-gates=missing.toml: no such file"),
+    ],
+)
+def test_mistakes_are_named(run_suite: RunSuite, llama_file: Path, arguments: list[str], message: str) -> None:
+    result = run_suite(*(argument.format(model=llama_file) for argument in arguments), quick=False)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    output = f"{result.stdout}{result.stderr}"
+    assert message in output
+    assert "Traceback" not in output
+    assert "INTERNALERROR" not in output
+
+
+def test_every_option_has_a_metavar_and_a_default_in_its_help(pytester: pytest.Pytester) -> None:
+    parser = pytest.Parser(_ispytest=True)
+    add_options(parser)
+    options = parser.getgroup("gguf").options
+    assert len(options) > 15
+    for option in options:
+        attributes = option.attrs()
+        assert "(default: " in attributes["help"], option
+        assert "metavar" in attributes or "choices" in attributes or attributes.get("action") == "store_true", option
+
+
+def test_a_session_without_models_is_left_alone(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile("def test_plain():\n    assert True\n")
+    result = pytester.runpytest_subprocess("-p", "no:cacheprovider", "-W", "error")
+    result.assert_outcomes(passed=1)
+    result.stdout.no_fnmatch_line("*gguf:*")
+    assert not (pytester.path / "results").exists()
+
+
+def test_loading_the_plugin_imports_nothing_heavy(pytester: pytest.Pytester) -> None:
+    code = "import sys, harness.plugin; print(sorted({'numpy', 'llama_cpp', 'plotly', 'scipy', 'rich'} & set(sys.modules)))"
+    result = pytester.runpython_c(code)
+    result.stdout.fnmatch_lines(["[[]]"])

@@ -1,0 +1,199 @@
+"""The quant suite end to end, on a small real model: outcomes, rows, verdicts, cache, report."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from harness.report.compare import compare_runs
+from tests.plugin.conftest import ReadRun, RunSuite
+from tests.random_llama import write_random_llama
+
+pytestmark = pytest.mark.model
+
+
+def test_a_ladder_from_one_model(
+    run_suite: RunSuite, read_run: ReadRun, llama_file: Path, pytester: pytest.Pytester
+) -> None:
+    result = run_suite(f"--models={llama_file}", "--gguf-quants=Q8_0,Q4_K_M", "--gguf-gates", _no_limits(pytester))
+    assert result.ret == 0
+    result.stdout.fnmatch_lines(["*random-F32 (F32) is the reference*", "*candidates: random-Q8_0, random-Q4_K_M*"])
+    result.stdout.fnmatch_lines(["model *size*KL mean*verdict*", "random-F32*reference*", "report: results/runs/*"])
+    run = read_run()
+    assert run["finished"]
+    assert {test["outcome"] for test in run["tests"]} == {"passed"}
+    assert [model["name"] for model in run["models"] if model["reference"]] == ["random-F32"]
+    rows = {(row["model"], row["metric"]): row for row in run["estimates"]}
+    assert rows["random-Q8_0", "kld_mean"]["value"] < rows["random-Q4_K_M", "kld_mean"]["value"]
+    assert rows["random-Q8_0", "kld_mean"]["n"] == 4 * 15
+    assert rows["random-Q8_0", "kld_mean"]["clusters"] == 4
+    assert rows["random-Q8_0", "file_bytes"]["value"] < rows["random-F32", "file_bytes"]["value"]
+    for model in ("random-F32", "random-Q8_0", "random-Q4_K_M"):
+        for metric in ("ppl", "pp_tokens_per_s", "tg_tokens_per_s", "load_s", "peak_memory_bytes", "weights_bytes"):
+            assert rows[model, metric]["value"] > 0, (model, metric)
+    assert abs(rows["random-F32", "floor_kld_mean"]["value"]) < 1e-5
+    assert {gate["verdict"] for gate in run["gates"]} == {"pass"}
+    assert len(run["arrays"]) == 2
+    (report,) = pytester.path.glob("results/runs/*/report.html")
+    assert "random-Q4_K_M" in report.read_text(encoding="utf-8")
+
+
+def test_a_second_run_decodes_nothing(run_suite: RunSuite, read_run: ReadRun, llama_file: Path) -> None:
+    arguments = [f"--models={llama_file}", "--gguf-quants=Q8_0"]
+    run_suite(*arguments)
+    first = read_run()
+    assert first["cache"]["misses"] > 0
+    result = run_suite(*arguments)
+    result.stdout.fnmatch_lines(["cache: all * measurements came from it, nothing was decoded*"])
+    second = read_run()
+    assert second["id"] != first["id"]
+    assert second["cache"] == {"hits": first["cache"]["misses"], "misses": 0}
+    assert second["estimates"] == first["estimates"]
+    assert all(difference.direction == "" for difference in compare_runs(first, second).differences)
+    run_suite(*arguments, "--gguf-fresh")
+    assert read_run()["cache"]["hits"] == 0
+
+
+def test_identical_files_do_not_differ(
+    run_suite: RunSuite, read_run: ReadRun, llama_file: Path, tmp_path: Path
+) -> None:
+    twin = shutil.copy(llama_file, tmp_path / "twin.gguf")
+    run_suite(f"--models={llama_file},{twin}", f"--reference={llama_file}", tests="test_divergence.py")
+    run = read_run()
+    rows = {row["metric"]: row["value"] for row in run["estimates"] if row["model"] == "twin"}
+    assert abs(rows["kld_mean"]) < 1e-6
+    assert abs(rows["kld_max"]) < 1e-6
+    assert rows["same_top"] == 1
+    assert rows["delta_p_rms"] < 1e-6
+    assert "random-F32 and twin are the same file." in run["warnings"]
+
+
+def test_a_failing_gate_keeps_its_rows(run_suite: RunSuite, read_run: ReadRun, tmp_path: Path) -> None:
+    good = write_random_llama(tmp_path / "good-F32.gguf")
+    bad = write_random_llama(tmp_path / "bad.gguf", noise=1.0)
+    result = run_suite(f"--models={good},{bad}", f"--reference={good}", tests="test_divergence.py")
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.stdout.fnmatch_lines(
+        ["bad: KL mean is * nats; the limit is at most 0.1 nats. Even its 95% bound*", "bad*fail*"]
+    )
+    result.stdout.no_fnmatch_line("*Traceback*")
+    run = read_run()
+    assert {row["metric"] for row in run["estimates"] if row["model"] == "bad"} >= {"kld_mean", "same_top"}
+    failed = [test for test in run["tests"] if test["outcome"] == "failed"]
+    assert failed
+    assert all("limit" in test["message"] for test in failed)
+
+
+def test_broken_files_cost_their_own_tests(
+    run_suite: RunSuite, read_run: ReadRun, llama_file: Path, tmp_path: Path
+) -> None:
+    content = llama_file.read_bytes()
+    (tmp_path / "truncated.gguf").write_bytes(content[: len(content) // 2])
+    (tmp_path / "text.gguf").write_text("this is no model")
+    (tmp_path / "zero.gguf").write_bytes(b"")
+    files = [llama_file, *sorted(tmp_path.glob("*.gguf"))]
+    result = run_suite(f"--models={','.join(map(str, files))}", tests="test_file.py")
+    result.assert_outcomes(passed=1, errors=3)
+    for words in ("*it is truncated: the data of tensor*", "*expected b'GGUF'*", "*zero.gguf is empty*"):
+        result.stdout.fnmatch_lines([words])
+    result.stdout.no_fnmatch_line("*Traceback*")
+    outcomes = {test["model"]: test["outcome"] for test in read_run()["tests"]}
+    assert outcomes == {"random-F32": "passed", "truncated": "error", "text": "error", "zero": "error"}
+
+
+def test_another_vocabulary_names_both(run_suite: RunSuite, llama_file: Path, tmp_path: Path) -> None:
+    other = write_random_llama(tmp_path / "other.gguf", extra_tokens=2)
+    result = run_suite(f"--models={llama_file},{other}", f"--reference={llama_file}", tests="test_divergence.py")
+    result.assert_outcomes(passed=1, errors=3)
+    result.stdout.fnmatch_lines(["other and its reference random-F32 have different vocabularies: *260*258*"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--gguf-corpus={folder}/short.txt"], "expected at least 64 (two windows of 32)"),
+        (["--gguf-corpus={folder}/missing.txt"], "neither a known name nor a file"),
+        (["--gguf-corpus={folder}/empty.txt"], "is empty"),
+        (["--gguf-corpus={folder}/some.txt", "--gguf-chunks=9999"], "--gguf-chunks asks for 9999"),
+        (["--gguf-logprobs-limit=1K", "--gguf-quants=Q8_0"], "the limit is 0.0 GB"),
+    ],
+)
+def test_corpus_mistakes_are_one_message(
+    run_suite: RunSuite, llama_file: Path, pytester: pytest.Pytester, arguments: list[str], message: str
+) -> None:
+    pytester.path.joinpath("short.txt").write_text("a few words")
+    pytester.path.joinpath("empty.txt").write_text("")
+    pytester.path.joinpath("some.txt").write_text("some words " * 100)
+    given = [argument.format(folder=pytester.path) for argument in arguments]
+    result = run_suite(f"--models={llama_file}", *given, tests="test_perplexity.py")
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    assert message in str(result.stdout)
+    assert "Traceback" not in str(result.stdout)
+
+
+def test_an_unwritable_results_folder_is_one_message(
+    run_suite: RunSuite, llama_file: Path, pytester: pytest.Pytester
+) -> None:
+    pytester.path.joinpath("file").write_text("in the way")
+    result = run_suite(f"--models={llama_file}", "--gguf-results=file/results", tests="test_file.py")
+    assert result.ret != 0
+    result.stdout.fnmatch_lines(["*--gguf-results=*the folder cannot be written*"])
+    result.stdout.fnmatch_lines(["The results of this run could not be stored.*"])
+    assert "INTERNALERROR" not in f"{result.stdout}{result.stderr}"
+
+
+def test_many_processes_share_the_work(run_suite: RunSuite, read_run: ReadRun, llama_file: Path) -> None:
+    result = run_suite(f"--models={llama_file}", "--gguf-quants=Q8_0,Q4_K_M", "-n", "2")
+    assert result.ret in {0, 1}
+    run = read_run()
+    assert len(run["models"]) == 3
+    rows = {(row["model"], row["metric"]) for row in run["estimates"]}
+    assert {("random-Q8_0", "kld_mean"), ("random-Q4_K_M", "kld_mean"), ("random-F32", "ppl")} <= rows
+    skipped = [test for test in run["tests"] if test["outcome"] == "skipped"]
+    assert len(skipped) == 12
+    assert all("not measured under pytest -n" in test["message"] for test in skipped)
+    assert not any("@" in test["id"] for test in run["tests"])
+    # Each model was decoded once: a pass of the reference, of two candidates, and the floor.
+    assert run["cache"]["misses"] == 4
+
+
+def test_without_candidates_their_tests_are_skipped_with_a_reason(run_suite: RunSuite, llama_file: Path) -> None:
+    result = run_suite(f"--models={llama_file}", "-rs", tests="test_divergence.py")
+    result.assert_outcomes(passed=1, skipped=3)
+    result.stdout.fnmatch_lines(["*no candidates: give several --models, or --gguf-quants=default*"])
+
+
+def test_a_persons_own_test_uses_our_fixtures(pytester: pytest.Pytester, llama_file: Path) -> None:
+    pytester.makepyfile(
+        test_mine="""
+        from harness.metrics.perplexity import perplexity
+
+        def test_mine(model, corpus_pass, record):
+            estimate = perplexity(corpus_pass(model)["nll"])
+            record(estimate)
+            assert estimate.value > 1
+        """
+    )
+    result = pytester.runpytest_subprocess(
+        f"--models={llama_file}", "--gguf-ctx=32", "--gguf-chunks=2", "-p", "no:cacheprovider", "-W", "error"
+    )
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines(["random-F32*", "report: results/runs/*"])
+
+
+def test_no_worker_is_left_behind(run_suite: RunSuite, llama_file: Path) -> None:
+    import psutil
+
+    run_suite(f"--models={llama_file}", "--gguf-quants=Q8_0")
+    ours = [p for p in psutil.process_iter(["cmdline"]) if "harness.engine.worker" in " ".join(p.info["cmdline"] or [])]
+    mine = [p for p in ours if p.ppid() in {1, os.getpid()}]
+    assert mine == []
+
+
+def _no_limits(pytester: pytest.Pytester) -> str:
+    file = pytester.path / "gates.toml"
+    file.write_text("[kld_mean]\nlimit = 100\n[same_top]\nlimit = 0\n[ppl_ratio]\nlimit = 1e9\n")
+    return str(file)

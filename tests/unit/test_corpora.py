@@ -1,0 +1,54 @@
+"""Corpora: known names, files, and what is none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from harness.corpora import load_corpus
+from harness.errors import CorpusError
+
+
+def test_pydoc_is_the_help_topics_of_this_python() -> None:
+    from pydoc_data.topics import topics
+
+    corpus = load_corpus("pydoc")
+    assert len(corpus.text) > 300_000
+    first = topics[min(topics)].encode()
+    assert corpus.text.startswith(first)
+
+
+def test_one_trailing_newline_is_stripped(tmp_path: Path) -> None:
+    file = tmp_path / "text.txt"
+    file.write_bytes(b"some text\n\n")
+    assert load_corpus(str(file)).text == b"some text\n"
+    assert load_corpus(str(file)).sha256 == load_corpus(str(file)).sha256
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"", "is empty"), (b" \n\n", "is empty"), (b"ab\xff\xfe", "not UTF-8 text: byte 0xff at offset 2")],
+)
+def test_bad_texts_are_named(tmp_path: Path, content: bytes, message: str) -> None:
+    file = tmp_path / "bad.txt"
+    file.write_bytes(content)
+    with pytest.raises(CorpusError, match=message):
+        load_corpus(str(file))
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [("no-such-corpus", "neither a known name nor a file"), ("hf:x", "malformed"), ("/", "cannot be read")],
+)
+def test_bad_specs_are_named(spec: str, message: str) -> None:
+    with pytest.raises(CorpusError, match=message):
+        load_corpus(spec)
+
+
+@pytest.mark.parametrize("spec", ["wikitext2", "hf:nobody/nothing:file.txt"])
+def test_a_download_without_network_is_one_message(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, spec: str) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(CorpusError, match="could not be downloaded"):
+        load_corpus(spec)

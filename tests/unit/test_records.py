@@ -1,0 +1,78 @@
+"""Records refuse what is no result."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from harness.errors import GateError, HarnessError, NoData
+from harness.names import METRICS, TAPS, graph_name, metric_info
+from harness.quants import DEFAULT_QUANTS, FTYPES, NEEDS_IMATRIX, ftype_label, parse_quants
+from harness.records import Estimate, Row
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_estimates_are_finite(bad: float) -> None:
+    with pytest.raises(NoData):
+        Estimate("ppl", bad, 10)
+    with pytest.raises(NoData):
+        Estimate("ppl", 1.0, 10, se=bad)
+
+
+def test_estimates_have_samples() -> None:
+    with pytest.raises(NoData, match="No data is never a number"):
+        Estimate("ppl", 1.0, 0)
+
+
+def test_unknown_metrics_are_refused_with_a_suggestion() -> None:
+    with pytest.raises(GateError, match="Did you mean 'kld_mean'"):
+        metric_info("kld_maen")
+
+
+def test_numpy_numbers_become_python_numbers() -> None:
+    """xdist cannot send numpy scalars."""
+    estimate = Estimate("ppl", np.float64(3.5), np.int64(7), np.float32(0.25))  # type: ignore[arg-type]
+    assert (type(estimate.value), type(estimate.n), type(estimate.se)) == (float, int, float)
+    row = Row.of(estimate, suite="s", test="t", model="m")
+    assert json.loads(json.dumps(row.to_json(), allow_nan=False))["value"] == 3.5
+
+
+def test_every_metric_says_what_it_is() -> None:
+    assert all(info.title and info.meaning.endswith(".") for info in METRICS.values())
+
+
+def test_quants_are_parsed_in_order_and_once() -> None:
+    assert parse_quants("q8_0, Q4_K,Q4_K_M") == ("Q8_0", "Q4_K_M")
+    assert parse_quants("default") == DEFAULT_QUANTS
+    assert set(DEFAULT_QUANTS) | NEEDS_IMATRIX <= set(FTYPES)
+
+
+@pytest.mark.parametrize(("text", "hint"), [("Q4_KM", "Did you mean Q4_K_M"), (",", "is empty"), ("F8", "Known types")])
+def test_unknown_quants_are_refused(text: str, hint: str) -> None:
+    with pytest.raises(HarnessError, match=hint):
+        parse_quants(text)
+
+
+def test_file_types_have_names() -> None:
+    assert ftype_label(15) == "Q4_K_M"
+    assert ftype_label(15 | 1024) == "Q4_K_M"
+    assert ftype_label(999) is None
+
+
+def test_taps_map_to_graph_names() -> None:
+    assert graph_name("blocks.3.attn.pattern", "llama", 30) == ("kq_soft_max-3", None)
+    assert graph_name("blocks.0.attn.q", "llama", 30) == ("Qcur-0", "ROPE")
+    assert graph_name("blocks.0.attn.q", "gpt2", 12) == ("Qcur-0", None)
+    assert graph_name("logits", "llama", 30) == ("result_output", None)
+    assert {"embed", "logits"} <= set(TAPS)
+
+
+@pytest.mark.parametrize(
+    ("tap", "hint"), [("blocks.3.attn.patern", "Did you mean 'blocks.0.attn.pattern'"), ("blocks.30.attn.q", "0 to 29")]
+)
+def test_unknown_taps_are_refused(tap: str, hint: str) -> None:
+    with pytest.raises(HarnessError, match=hint):
+        graph_name(tap, "llama", 30)

@@ -1,0 +1,134 @@
+"""Stored results: whole or not at all, and only what belongs to the key."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from harness.errors import StoreError
+from harness.measure.arrays import load_arrays, save_arrays
+from harness.measure.logprobs import LogprobReader, LogprobWriter
+from harness.store import Cache, find_run, load_run, prepare_folder, write_json
+
+
+def test_an_entry_comes_back_for_its_key_only(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    entry = cache.entry("passes", {"model": "a", "n": 1})
+    assert entry.load() is None
+    entry.save({"note": "x"}, {"nll": np.arange(6.0).reshape(2, 3)})
+    again = cache.entry("passes", {"n": 1, "model": "a"}).load()
+    assert again is not None
+    assert (again["nll"] == np.arange(6.0).reshape(2, 3)).all()
+    assert cache.entry("passes", {"model": "b", "n": 1}).load() is None
+
+
+def test_a_damaged_entry_is_measured_again(tmp_path: Path) -> None:
+    entry = Cache(tmp_path).entry("passes", {"model": "a"})
+    entry.save({}, {"nll": np.zeros(1000)})
+    content = bytearray(entry.arrays_file.read_bytes())
+    content[200] ^= 0xFF
+    entry.arrays_file.write_bytes(content)
+    assert entry.load() is None
+
+
+def test_an_entry_without_its_description_does_not_count(tmp_path: Path) -> None:
+    entry = Cache(tmp_path).entry("passes", {"model": "a"})
+    save_arrays(entry.arrays_file, {"nll": np.zeros(3)})
+    assert entry.load() is None
+
+
+def test_not_a_number_is_never_written(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="JSON does not know"):
+        write_json(tmp_path / "x.json", {"value": float("nan")})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "x.json"
+    write_json(file, {"value": 1})
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(StoreError, match="No space left on device"):
+        write_json(file, {"value": 2})
+    with pytest.raises(StoreError, match="No space left on device"):
+        save_arrays(tmp_path / "x.npz", {"a": np.zeros(3)})
+    assert json.loads(file.read_text()) == {"value": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["x.json"]
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(StoreError, match="--gguf-results"):
+        prepare_folder(tmp_path / "file" / "results", "--gguf-results")
+
+
+def test_log_probabilities_come_back(tmp_path: Path) -> None:
+    writer = LogprobWriter(tmp_path / "codes", (2, 3, 5))
+    for window in range(2):
+        writer.rows(window, 0, 3)[...] = np.arange(15, dtype=np.uint16).reshape(3, 5) + window
+    writer.flush()
+    scales = np.arange(6, dtype=np.float32).reshape(2, 3)
+    codes, found = LogprobReader(tmp_path / "codes", scales, 5).rows(1, 1, 2)
+    assert codes.tolist() == [[6, 7, 8, 9, 10], [11, 12, 13, 14, 15]]
+    assert found.tolist() == [4.0, 5.0]
+
+
+def test_log_probabilities_of_another_size_are_refused(tmp_path: Path) -> None:
+    LogprobWriter(tmp_path / "codes", (2, 3, 5))
+    with pytest.raises(StoreError, match="holds 60 bytes, expected 72"):
+        LogprobReader(tmp_path / "codes", np.zeros((2, 3), dtype=np.float32), 6)
+
+
+def test_no_space_for_log_probabilities_is_said_before_the_pass(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="need 2000000.00 GB"):
+        LogprobWriter(tmp_path / "codes", (10**6, 10**6, 10**3))
+    assert not (tmp_path / "codes").exists()
+
+
+def test_room_is_made_by_age(tmp_path: Path) -> None:
+    import os
+
+    files = []
+    for age, name in enumerate(("new", "old", "oldest")):
+        file = tmp_path / "passes" / name / "logprobs.u16"
+        file.parent.mkdir(parents=True)
+        file.write_bytes(bytes(100))
+        os.utime(file, (10_000 - age, 10_000 - age))
+        files.append(file)
+    Cache(tmp_path).make_room(needed=100, limit=300, keep=tmp_path / "passes" / "mine")
+    assert [file.exists() for file in files] == [True, True, False]
+
+
+def test_unreadable_arrays_are_named(tmp_path: Path) -> None:
+    (tmp_path / "x.npz").write_bytes(b"no archive")
+    with pytest.raises(StoreError, match=r"x\.npz cannot be read"):
+        load_arrays(tmp_path / "x.npz")
+
+
+def test_runs_are_found_by_what_people_type(tmp_path: Path) -> None:
+    for name in ("20260101-000000-aaaa", "20260102-000000-bbbb"):
+        write_json(tmp_path / "runs" / name / "run.json", {"schema_version": 1, "id": name})
+    expected = tmp_path / "runs" / "20260102-000000-bbbb" / "run.json"
+    for spec in ("last", "20260102", str(expected), str(expected.parent)):
+        assert find_run(spec, tmp_path) == expected
+    with pytest.raises(StoreError, match="2 runs start with '2026'"):
+        find_run("2026", tmp_path)
+    with pytest.raises(StoreError, match="There is no run 'x'"):
+        find_run("x", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("{", "cannot be read"), ("[]", "not a run"), ('{"a": 1}', "not a run"), ('{"schema_version": 99}', "version 99")],
+)
+def test_files_that_are_no_run_are_refused(tmp_path: Path, content: str, message: str) -> None:
+    file = tmp_path / "run.json"
+    file.write_text(content)
+    with pytest.raises(StoreError, match=message):
+        load_run(file)

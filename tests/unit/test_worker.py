@@ -1,0 +1,141 @@
+"""The worker process: results, errors, crashes, timeouts, and nothing left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from harness.engine.worker import Worker, WorkerContext, log_tail
+from harness.errors import CorpusError, EngineCrashed, EngineError, EngineTimeout
+
+
+def double(context: WorkerContext, value: int) -> int:
+    context.progress(1, 2)
+    context.progress(2, 2)
+    return 2 * value
+
+
+def die(_: WorkerContext, number: int) -> None:
+    os.kill(os.getpid(), number)
+    time.sleep(5)
+
+
+def leave(_: WorkerContext) -> None:
+    os._exit(3)
+
+
+def sleep(_: WorkerContext) -> None:
+    time.sleep(60)
+
+
+def fail(_: WorkerContext) -> None:
+    raise CorpusError("no such text", "try another")
+
+
+def broken(_: WorkerContext) -> float:
+    return 1 / 0
+
+
+def visible_gpus(_: WorkerContext) -> str | None:
+    return os.environ.get("CUDA_VISIBLE_DEVICES")
+
+
+@pytest.fixture
+def worker(tmp_path: Path) -> Worker:
+    return Worker("model", tmp_path / "log", timeout_s=30)
+
+
+def test_results_and_progress_come_back(worker: Worker) -> None:
+    seen: list[tuple[int, int]] = []
+    with worker:
+        assert worker.call(double, lambda done, total: seen.append((done, total)), 21) == 42
+        first = worker.pid
+        assert worker.call(double, None, 1) == 2
+        assert worker.pid == first
+    assert seen == [(1, 2), (2, 2)]
+
+
+@pytest.mark.parametrize(
+    ("number", "words"), [(signal.SIGABRT, "llama.cpp aborted"), (signal.SIGKILL, "killed from outside")]
+)
+def test_a_death_is_one_error_and_the_next_call_works(worker: Worker, number: int, words: str) -> None:
+    with worker:
+        with pytest.raises(EngineCrashed, match=words) as caught:
+            worker.call(die, None, number)
+        assert caught.value.exit_status == -number
+        assert worker.call(double, None, 2) == 4
+
+
+def test_an_exit_is_a_crash(worker: Worker) -> None:
+    with worker, pytest.raises(EngineCrashed, match="exited with status 3"):
+        worker.call(leave, None)
+
+
+def test_silence_is_a_timeout(tmp_path: Path) -> None:
+    with Worker("slow", tmp_path / "log", timeout_s=0.5) as worker:
+        with pytest.raises(EngineTimeout, match=r"no sign of life .* for 0\.5 s"):
+            worker.call(sleep, None)
+        assert worker.pid is None
+
+
+def test_errors_of_a_task_are_its_own(worker: Worker) -> None:
+    with worker:
+        with pytest.raises(CorpusError, match="no such text"):
+            worker.call(fail, None)
+        with pytest.raises(EngineError, match="ZeroDivisionError in the worker"):
+            worker.call(broken, None)
+        assert "ZeroDivisionError" in log_tail(worker.log)
+
+
+@pytest.mark.parametrize(("gpu", "expected"), [(0, "0"), (1, "1"), (-1, "")])
+def test_each_worker_sees_its_gpu(tmp_path: Path, gpu: int, expected: str) -> None:
+    with Worker("m", tmp_path / "log", gpu=gpu) as worker:
+        assert worker.call(visible_gpus, None) == expected
+
+
+def test_nothing_is_left_after_close(worker: Worker) -> None:
+    worker.call(double, None, 1)
+    child = psutil.Process(worker.pid)
+    worker.close()
+    worker.close()
+    assert not child.is_running()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_nothing_is_left_when_the_parent_ends(tmp_path: Path, number: int) -> None:
+    code = (
+        "import sys, time; sys.path.insert(0, '.');"
+        "from pathlib import Path; from harness.engine.worker import Worker; from tests.unit.test_worker import double;"
+        f"w = Worker('m', Path({str(tmp_path / 'log')!r})); w.call(double, None, 1); print(w.pid, flush=True);"
+        "time.sleep(60)"
+    )
+    root = Path(__file__).parent.parent.parent
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=root
+    ) as parent:
+        assert parent.stdout is not None
+        pid = int(parent.stdout.readline())
+        parent.send_signal(number)
+        parent.wait(timeout=10)
+    deadline = time.monotonic() + 10
+    while _alive(pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not _alive(pid)
+
+
+def _alive(pid: int) -> bool:
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+
+
+def test_a_log_is_shown_as_text(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_bytes(b"first\n\n\x1b[2Jsecond\xff\n" + b"Fatal Python error: Aborted\n  File x, line 1\n")
+    assert log_tail(log) == "    first\n    �[2Jsecond�\n    Fatal Python error: Aborted"
+    assert "cannot be read" in log_tail(tmp_path / "missing")
