@@ -125,7 +125,7 @@ def add_options(parser: pytest.Parser) -> None:
         help="models under test: paths, globs, folders, aliases (smollm2-135m), hf:org/repo:file-or-quant; "
         f"repeatable (default: {DEFAULT_MODEL} and its quantizations {DEFAULT_QUANTS})")  # fmt: skip
     add("--reference", metavar="SPEC", default=None,
-        help="model that candidates are compared with (default: the one of highest precision among --models)")  # fmt: skip
+        help="model to compare candidates with (default: the one of highest precision among --models)")  # fmt: skip
     add("--gguf-quants", metavar="TYPE[,TYPE...]|default", default=None,
         help="quantize the reference to these types first and test them (default: none)")  # fmt: skip
     add("--gguf-imatrix", metavar="FILE", type=Path, default=None,

@@ -223,6 +223,8 @@ def _model_name(item: pytest.Item) -> str | None:
     callspec = getattr(item, "callspec", None)
     parameters = callspec.params if callspec else {}
     planned: PlannedModel | None = parameters.get("candidate") or parameters.get("model")
+    if planned is None and not _PARAMETERS & set(getattr(item, "fixturenames", ())):
+        planned = item.config.stash[STATE].ladder.reference
     return planned.name if planned is not None else None
 
 

@@ -1,4 +1,4 @@
-"""A small llama-architecture model with random weights, written in a moment: real for llama.cpp, meaningless otherwise."""
+"""A small llama model with random weights, written in a moment: real for llama.cpp, meaningless otherwise."""
 
 from __future__ import annotations
 

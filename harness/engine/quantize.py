@@ -27,6 +27,9 @@ ImportanceMatrix = dict[str, NDArray[np.float32]]
 """Importance of each input column of a tensor, [experts * columns], by tensor name."""
 
 _STEP: Final = re.compile(r"^\[\s*(\d+)/\s*(\d+)\]")
+_IMATRIX_HINT: Final = (
+    "Make one with llama-imatrix and pass it with --gguf-imatrix=FILE, or choose a K-quant of 3 bits or more."
+)
 _FLOATS: Final = frozenset({"F32", "F16", "BF16"})
 
 
@@ -62,7 +65,7 @@ def quantize_file(
     if quant in NEEDS_IMATRIX and imatrix is None:
         raise QuantizeError(
             f"{quant} needs an importance matrix, and none was given.",
-            "Make one with llama-imatrix and pass it with --gguf-imatrix=FILE, or choose a type of 3 bits or more.",
+            _IMATRIX_HINT,
         )
     size = sum(file.stat().st_size for file in files)
     try:
@@ -138,9 +141,11 @@ def _run(
         )
     del kept
     if status != 0:
+        reason = log.last_problem()
+        hint = "Its log has more; `gguf-harness inspect` shows whether the source is sound."
         raise QuantizeError(
-            f"llama.cpp could not quantize {source.name} to {quant}: {log.last_problem()}",
-            "Its log has more; `gguf-harness inspect` shows whether the source is sound.",
+            f"llama.cpp could not quantize {source.name} to {quant}: {reason}",
+            _IMATRIX_HINT if "imatrix" in reason else hint,
         )
 
 

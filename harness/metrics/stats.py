@@ -13,7 +13,6 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats as scipy_stats
 
 from harness.errors import NoData
 
@@ -142,5 +141,8 @@ def confidence_bound(value: float, se: float, clusters: int | None, confidence: 
         return value
     if clusters is not None and clusters < 2:
         return math.inf if upper else -math.inf
+    # Half a second to import, and workers never decide.
+    from scipy import stats as scipy_stats
+
     quantile = scipy_stats.norm.ppf(confidence) if clusters is None else scipy_stats.t.ppf(confidence, clusters - 1)
     return value + float(quantile) * se if upper else value - float(quantile) * se

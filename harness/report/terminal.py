@@ -128,7 +128,7 @@ def _table(view: RunView, width: int, color: bool) -> str:
     columns = [column for column in _COLUMNS if view.measured(column.metric)]
     while True:
         text, needed = _draw(view, columns, width, color)
-        if needed <= width or len(columns) <= 2:
+        if needed <= width or len(columns) <= 1:
             return text
         columns.remove(max(columns, key=lambda column: column.rank))
 

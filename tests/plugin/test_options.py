@@ -61,6 +61,7 @@ def test_a_session_without_models_is_left_alone(pytester: pytest.Pytester) -> No
 
 
 def test_loading_the_plugin_imports_nothing_heavy(pytester: pytest.Pytester) -> None:
-    code = "import sys, harness.plugin; print(sorted({'numpy', 'llama_cpp', 'plotly', 'scipy', 'rich'} & set(sys.modules)))"
+    heavy = {"numpy", "llama_cpp", "plotly", "scipy", "rich"}
+    code = f"import sys, harness.plugin; print(sorted({heavy} & set(sys.modules)))"
     result = pytester.runpython_c(code)
     result.stdout.fnmatch_lines(["[[]]"])

@@ -28,7 +28,7 @@ def _rows(seed: int, size: int = 512, spread: float = 4.0, noise: float = 0.3) -
 
 
 def _kl(p: NDArray[np.float32], q: NDArray[np.float32]) -> float:
-    """scipy's relative entropy, in float64."""
+    """Relative entropy by scipy, in float64."""
     return float(special.rel_entr(special.softmax(p.astype(np.float64)), special.softmax(q.astype(np.float64))).sum())
 
 

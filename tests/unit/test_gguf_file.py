@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -159,7 +160,5 @@ def _read_bytes(content: bytes) -> None:
     with tempfile.NamedTemporaryFile(suffix=".gguf") as file:
         file.write(content)
         file.flush()
-        try:
+        with contextlib.suppress(InvalidGGUF):
             assert read_header(Path(file.name)).file_bytes == len(content)
-        except InvalidGGUF as error:
-            assert error.message

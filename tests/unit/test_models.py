@@ -53,7 +53,7 @@ def test_any_part_names_the_split_model(folder: Path) -> None:
 
 def test_a_missing_part_is_named(folder: Path) -> None:
     (folder / "big-00001-of-00002.gguf").unlink()
-    with pytest.raises(ModelNotFound, match="missing: big-00001-of-00002.gguf"):
+    with pytest.raises(ModelNotFound, match=r"missing: big-00001-of-00002\.gguf"):
         expand(str(folder / "big-00002-of-00002.gguf"))
 
 

@@ -33,7 +33,7 @@ def test_unknown_metrics_are_refused_with_a_suggestion() -> None:
 
 
 def test_numpy_numbers_become_python_numbers() -> None:
-    """xdist cannot send numpy scalars."""
+    """A numpy scalar would not survive xdist."""
     estimate = Estimate("ppl", np.float64(3.5), np.int64(7), np.float32(0.25))  # type: ignore[arg-type]
     assert (type(estimate.value), type(estimate.n), type(estimate.se)) == (float, int, float)
     row = Row.of(estimate, suite="s", test="t", model="m")

@@ -86,7 +86,7 @@ def test_log_probabilities_of_another_size_are_refused(tmp_path: Path) -> None:
 
 
 def test_no_space_for_log_probabilities_is_said_before_the_pass(tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match="need 2000000.00 GB"):
+    with pytest.raises(StoreError, match=r"need 2000000\.00 GB"):
         LogprobWriter(tmp_path / "codes", (10**6, 10**6, 10**3))
     assert not (tmp_path / "codes").exists()
 

@@ -1,0 +1,42 @@
+# make demo, make test, make lint, make bench: on a machine with Python >= 3.11, a C++ compiler and make.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+.PHONY: demo test lint bench clean
+
+demo: $(VENV)/.demo
+	@echo "Measuring SmolLM2-135M and three quantizations of it: perplexity, KL divergence, speed, memory."
+	$(BIN)/python -m pytest suites/quant
+
+test: $(VENV)/.dev lint
+	$(BIN)/python -m pytest tests --timeout=600
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.dev
+	$(BIN)/python -m tests.bench.compare_with_llama_cpp
+
+clean:
+	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .import_linter_cache dist build
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
+
+# llama-cpp-python is compiled here, once: about five minutes on two cores.
+$(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing (llama.cpp is compiled once: about five minutes on two cores) ..."
+	$(PIP) install --constraint constraints.txt --editable '.[models]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing (llama.cpp is compiled once: about five minutes on two cores) ..."
+	$(PIP) install --constraint constraints.txt --editable '.[models,dev]'
+	@touch $@

@@ -1,0 +1,180 @@
+"""Our wall times over those of llama.cpp's own tools, in one run on this machine, alternating between the two.
+
+    python -m tests.bench.compare_with_llama_cpp [--chunks 16] [--repetitions 5]
+
+The same files, corpus, threads and batches go to both. Times are of whole calls: theirs a process from start to end,
+ours from the call to the result, with the start of the worker process, loading and storing in it. Numbers that both
+compute are compared as well: a fast wrong answer is none.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+
+from harness.corpora import load_corpus
+from harness.ladder import Ladder, plan_ladder
+from harness.metrics.divergence import summarize_divergence
+from harness.metrics.perplexity import perplexity
+from harness.metrics.speed import summarize_repetitions
+from harness.options import Options, read_options
+from harness.progress import SilentProgress
+from harness.runner import LoadedModel, Runner
+from tests.bench.tools import build_tools
+
+T = TypeVar("T")
+
+QUANTS = "Q8_0,Q5_K_M,Q4_K_M,Q3_K_M,IQ3_XS"
+
+
+class _Times:
+    """Wall times of both sides, by what was done."""
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[str, float, float, str]] = []
+
+    def add(self, what: str, ours: float, theirs: float, aim: str = "") -> None:
+        self.rows.append((what, ours, theirs, aim))
+        print(f"  {what:<44} ours {ours:8.2f}   theirs {theirs:8.2f}   ratio {ours / theirs:6.3f}   {aim}", flush=True)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--chunks", type=int, default=16)
+    parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--cache", type=Path, default=Path(".cache/bench"))
+    known = parser.parse_args()
+    tools = build_tools(known.cache.absolute())
+    options = _options(known.cache.absolute() / "harness", known.chunks, known.repetitions)
+    ladder = plan_ladder(options)
+    runner = Runner(options, SilentProgress())
+    models = [runner.model(planned) for planned in ladder.models]
+    print(f"engine: llama.cpp {runner.engine['llama_cpp']}, {options.threads} threads")
+    _compare_files(tools, runner, ladder, options)
+    with tempfile.TemporaryDirectory(dir=known.cache) as folder:
+        times = _Times()
+        print("\nWall time in seconds; a ratio below 1 is ours being faster.")
+        _compare_passes(tools, options, models, Path(folder), times)
+        print("\nSpeed in tokens per second; a ratio near 1 is agreement.")
+        _compare_speed(tools, options, models, times)
+        print("\nThe whole suite again, everything cached.")
+        _cached_suite(times)
+    runner.close()
+
+
+def _options(cache: Path, chunks: int, repetitions: int) -> Options:
+    arguments = ["--models=smollm2-135m", f"--gguf-quants={QUANTS}", f"--gguf-chunks={chunks}", f"--gguf-cache={cache}"]
+    arguments += ["--gguf-pp=512", "--gguf-tg=128", f"--gguf-repetitions={repetitions}"]
+    config = pytest.Config.fromdictargs({}, ["-p", "no:cacheprovider", *arguments])
+    return read_options(config)
+
+
+def _compare_files(tools: Path, runner: Runner, ladder: Ladder, options: Options) -> None:
+    """Quantized files are equal, byte for byte."""
+    reference = runner.model(ladder.models[0])
+    for planned in ladder.candidates:
+        with tempfile.TemporaryDirectory() as folder:
+            theirs = Path(folder) / "theirs.gguf"
+            command = (tools / "llama-quantize", reference.files[0], theirs, str(planned.quant), str(options.threads))
+            subprocess.run(command, check=True, capture_output=True)
+            same = theirs.read_bytes() == runner.model(planned).files[0].read_bytes()
+        print(f"  {planned.name:<44} {'equal to' if same else 'DIFFERS FROM'} the file of llama-quantize", flush=True)
+
+
+def _compare_passes(tools: Path, options: Options, models: list[LoadedModel], folder: Path, times: _Times) -> None:
+    text = load_corpus(options.corpus)
+    corpus, base = folder / "corpus.txt", folder / "base.kld"
+    corpus.write_bytes(text.text)
+    common = ["-c", str(options.ctx), "-t", str(options.threads), "--chunks", str(options.chunks)]
+    reference, *candidates = models
+    common += ["--kl-divergence-base", str(base)]
+    theirs, output = _timed_tool(tools / "llama-perplexity", "-m", reference.files[0], "-f", corpus, *common)
+    with _fresh(options, folder) as runner:
+        ours, nll = _timed(lambda: runner.reference_pass(reference, text, logprobs=True)["nll"])
+        times.add("reference pass (PPL and log-probabilities)", ours, theirs, "aim <= 1.05")
+        _agree("PPL", perplexity(nll).value, _number(output, r"Final estimate: PPL = ([0-9.]+)"))
+        total_ours = total_theirs = 0.0
+        for model in candidates:
+            theirs, output = _timed_tool(tools / "llama-perplexity", "-m", model.files[0], *common, "--kl-divergence")
+            ours, arrays = _timed(functools.partial(runner.candidate_pass, model, reference, text))
+            times.add(f"KL of {model.name}", ours, theirs)
+            kld = summarize_divergence(arrays["kld"], arrays["kld_reverse"])[0].value
+            _agree("KL", kld, _number(output, r"Mean\s+KLD:\s+([0-9.]+)"))
+            total_ours, total_theirs = total_ours + ours, total_theirs + theirs
+    times.add("KL over the ladder of five", total_ours, total_theirs, "aim <= 0.80")
+
+
+def _compare_speed(tools: Path, options: Options, models: list[LoadedModel], times: _Times) -> None:
+    for model in models[:3]:
+        command = ["-m", model.files[0], "-p", options.pp, "-n", options.tg, "-r", options.repetitions]
+        _, output = _timed_tool(tools / "llama-bench", *command, "-t", options.threads, "-o", "json")
+        theirs = {("pp" if row["n_prompt"] else "tg"): row["avg_ts"] for row in json.loads(output)}
+        with _fresh(options, options.cache / "speed") as runner:
+            result = runner.speed(model)
+        pp = summarize_repetitions("pp_tokens_per_s", result.pp_tokens_per_s).value
+        tg = summarize_repetitions("tg_tokens_per_s", result.tg_tokens_per_s).value
+        times.add(f"pp{options.pp} of {model.name}", pp, theirs["pp"], "aim 0.95 to 1.05")
+        times.add(f"tg{options.tg} of {model.name}", tg, theirs["tg"], "aim 0.95 to 1.05")
+
+
+def _cached_suite(times: _Times) -> None:
+    command = [sys.executable, "-m", "pytest", "suites/quant", "--models=smollm2-135m", f"--gguf-quants={QUANTS}", "-q"]
+    first, _ = _timed(lambda: subprocess.run(command, capture_output=True, check=False))
+    second, _ = _timed(lambda: subprocess.run(command, capture_output=True, check=False))
+    times.add("suites/quant, second run (over the first)", second, first, "aim < 5 s")
+
+
+@contextlib.contextmanager
+def _fresh(options: Options, folder: Path) -> Iterator[Runner]:
+    """A runner without memories, in a cache of its own; hashes and quantized models are known to it."""
+    cache = folder / "cache"
+    shutil.rmtree(cache, ignore_errors=True)
+    shutil.copytree(options.cache / "hashes", cache / "hashes")
+    shutil.copytree(options.cache / "engine", cache / "engine")
+    runner = Runner(replace(options, cache=cache), SilentProgress())
+    try:
+        yield runner
+    finally:
+        runner.close()
+
+
+def _timed(work: Callable[[], T]) -> tuple[float, T]:
+    start = time.perf_counter()
+    result = work()
+    return time.perf_counter() - start, result
+
+
+def _timed_tool(*command: object) -> tuple[float, str]:
+    start = time.perf_counter()
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=True)
+    return time.perf_counter() - start, done.stdout if "-o" in command else done.stdout + done.stderr
+
+
+def _number(output: str, pattern: str) -> float:
+    match = re.search(pattern, output)
+    if match is None:
+        sys.exit(f"llama.cpp's tool printed nothing like {pattern!r}:\n{output[-2000:]}")
+    return float(match[1])
+
+
+def _agree(what: str, ours: float, theirs: float) -> None:
+    print(f"  {'':<44} {what} ours {ours:.6f}, theirs {theirs:.6f} ({ours / theirs - 1:+.3%})", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""Our numbers against what llama.cpp's own llama-perplexity printed, on the same model and text.
+
+The stored values were printed by llama-perplexity of llama.cpp 0c1e570 (4 windows of 512 tokens, 2 threads, AVX-512)
+for a ladder of SmolLM2-135M-Instruct made with llama-quantize.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from harness.corpora import load_corpus
+from harness.ladder import Ladder, plan_ladder
+from harness.measure.observers import Arrays
+from harness.metrics.divergence import summarize_delta_p, summarize_divergence, summarize_same_top
+from harness.metrics.perplexity import compare_perplexity, perplexity
+from harness.options import Options, read_options
+from harness.progress import SilentProgress
+from harness.records import Estimate
+from harness.runner import Runner
+
+pytestmark = pytest.mark.model
+
+ORACLE = json.loads((Path(__file__).parent.parent / "data" / "llama_perplexity_smollm2.json").read_text())
+
+
+@dataclass
+class Measured:
+    """A ladder, measured once for all tests here."""
+
+    options: Options
+    ladder: Ladder
+    runner: Runner
+    reference: Arrays
+    candidates: dict[str, Arrays]
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory, smollm2_file: Path) -> Iterator[Measured]:
+    corpus = load_corpus("pydoc")
+    if corpus.sha256 != ORACLE["corpus"]["sha256"]:
+        pytest.skip("this Python's help topics are not those that llama-perplexity was run on")
+    cache = tmp_path_factory.mktemp("cache")
+    quants = ",".join(ORACLE["candidates"])
+    arguments = ["--models=smollm2-135m", f"--gguf-quants={quants}", "--gguf-chunks=4", f"--gguf-cache={cache}"]
+    options = read_options(pytest.Config.fromdictargs({}, ["-p", "no:cacheprovider", *arguments]))
+    runner, ladder = Runner(options, SilentProgress()), plan_ladder(options)
+    assert ladder.reference is not None
+    reference = runner.model(ladder.reference)
+    base = runner.reference_pass(reference, corpus, logprobs=True)
+    candidates = {str(m.quant): runner.candidate_pass(runner.model(m), reference, corpus) for m in ladder.candidates}
+    yield Measured(options, ladder, runner, base, candidates)
+    runner.close()
+
+
+def _estimates(arrays: Arrays, base: Arrays) -> dict[str, Estimate]:
+    found = [perplexity(arrays["nll"]), *compare_perplexity(arrays["nll"], base["nll"])]
+    found += summarize_divergence(arrays["kld"], arrays["kld_reverse"])
+    found += summarize_delta_p(arrays["nll"], base["nll"])
+    found.append(summarize_same_top(arrays["top"], base["top"]))
+    return {estimate.metric: estimate for estimate in found}
+
+
+def test_reference_perplexity(measured: Measured) -> None:
+    estimate = perplexity(measured.reference["nll"])
+    assert estimate.value == pytest.approx(ORACLE["reference"]["ppl"], rel=1e-3)
+    assert estimate.se_iid == pytest.approx(ORACLE["reference"]["ppl_se"], rel=0.02)
+    assert estimate.n == 4 * 255
+
+
+@pytest.mark.parametrize("quant", ORACLE["candidates"])
+def test_candidate(measured: Measured, quant: str) -> None:
+    ours, theirs = _estimates(measured.candidates[quant], measured.reference), ORACLE["candidates"][quant]
+    for metric, printed in theirs.items():
+        if metric.endswith("_se"):
+            error = ours[metric.removesuffix("_se")].se_iid
+            # Printed with few digits: half a unit of the last one is no disagreement.
+            assert error == pytest.approx(printed["value"], rel=0.02, abs=printed["half_digit"]), metric
+        else:
+            tolerance = _tolerance(metric)
+            assert ours[metric].value == pytest.approx(printed["value"], abs=printed["half_digit"], **tolerance), metric
+
+
+def _tolerance(metric: str) -> dict[str, Any]:
+    if metric == "same_top":
+        return {"rel": 0.003}
+    if metric == "kld_mean":
+        return {"rel": 0.01}
+    if metric.startswith(("kld_p", "kld_median")):
+        return {"rel": 0.03}
+    return {"rel": 1e-3 if metric == "ppl" else 0.02}
+
+
+def test_where_the_tool_is_off_float64_is_on_our_side(measured: Measured) -> None:
+    """KL of a few windows in float64 from both models' logits: no codes, no single precision."""
+    from harness.engine.session import Session
+
+    settings = measured.options.session_settings
+    windows = measured.reference["tokens"][:2].astype(np.int32)
+    planned = {str(model.quant): model for model in measured.ladder.candidates}
+    assert measured.ladder.reference is not None
+    logits = []
+    for model in (measured.ladder.reference, planned["Q8_0"]):
+        with Session(measured.runner.model(model).files, settings) as session:
+            logits.append(np.concatenate([block.logits.astype(np.float64) for block in session.score(windows)]))
+    log_p, log_q = (rows - np.logaddexp.reduce(rows, axis=1, keepdims=True) for rows in logits)
+    exact = (np.exp(log_p) * (log_p - log_q)).sum(axis=1)
+    ours = measured.candidates["Q8_0"]["kld"][:2].astype(np.float64).ravel()
+    assert np.abs(ours - exact).max() < 3e-6
+    assert ours.mean() == pytest.approx(exact.mean(), rel=1e-4)

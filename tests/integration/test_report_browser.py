@@ -1,0 +1,110 @@
+"""The report in a real browser: it draws, sorts, switches, asks nothing of the network, and runs no foreign code."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from harness.report.html import write_html
+from tests.unit.test_report import HOSTILE, STORED
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+pytestmark = pytest.mark.browser
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    names = ("chromium", "chromium-browser", "google-chrome")
+    path = next((found for name in names if (found := shutil.which(name))), None)
+    if path is None:
+        pytest.skip("no Chromium on this machine")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    """A page whose console errors and network requests fail the test."""
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    problems: list[str] = []
+    page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("request", lambda r: problems.append(r.url) if not r.url.startswith(("file:", "data:", "blob:")) else None)
+    page.on("dialog", lambda dialog: problems.append(f"dialog: {dialog.message}"))
+    yield page
+    page.close()
+    assert problems == []
+
+
+def _open(page: Page, tmp_path: Path, run: dict[str, Any]) -> None:
+    write_html(run, STORED, tmp_path / "report.html")
+    page.goto((tmp_path / "report.html").as_uri())
+    page.wait_for_selector("[data-chart] svg.main-svg")
+
+
+def _stored() -> dict[str, Any]:
+    run: dict[str, Any] = json.loads((STORED / "run.json").read_text(encoding="utf-8"))
+    return run
+
+
+def test_the_report_draws_and_answers(page: Page, tmp_path: Path) -> None:
+    _open(page, tmp_path, _stored())
+    assert "Smallest candidate that passes every gate: smollm2-135m-Q4_K_M" in page.inner_text("h1")
+    for chart in ("quality", "distribution", "speed", "memory", "files"):
+        assert page.locator(f"[data-chart={chart}] svg.main-svg").count() > 0, chart
+    assert page.locator("[data-chart=distribution] .scatterlayer .trace").count() == 5
+    assert page.evaluate("document.documentElement.scrollWidth") <= 1280
+
+
+def test_tables_sort_and_charts_switch(page: Page, tmp_path: Path) -> None:
+    _open(page, tmp_path, _stored())
+    head = page.locator("thead button", has_text="KL mean").first
+    head.click()
+    order = page.locator("table").first.locator("tbody th").all_inner_texts()
+    assert order[0] == "smollm2-135m-Q8_0"
+    assert order[-2:] == ["smollm2-135m-IQ3_XS", "smollm2-135m-F16"]
+    head.press("Enter")
+    assert page.locator("table").first.locator("tbody th").first.inner_text() == "smollm2-135m-IQ3_XS"
+    page.locator(".tabs[data-for=quality] button", has_text="PPL ratio").click()
+    assert "paired error" in page.inner_text("[data-meaning=quality]")
+    page.wait_for_function("document.querySelector('[data-chart=quality] .ytitle')?.textContent.includes('PPL ratio')")
+
+
+def test_estimates_filter(page: Page, tmp_path: Path) -> None:
+    _open(page, tmp_path, _stored())
+    page.get_by_text("estimates, with both standard errors").click()
+    page.fill("[data-filter=estimates]", "Q8_0 kld_mean")
+    shown = page.locator("[data-filtered=estimates] tbody tr:visible")
+    assert shown.count() == 1
+    assert "0.004095" in shown.first.inner_text()
+
+
+def test_hostile_names_stay_text(page: Page, tmp_path: Path) -> None:
+    run = json.loads(json.dumps(_stored()).replace("smollm2-135m-Q4_K_M", json.dumps(HOSTILE)[1:-1]))
+    run["tests"][0] |= {"outcome": "failed", "message": HOSTILE}
+    _open(page, tmp_path, run)
+    page.wait_for_timeout(300)
+    assert "</script><img src=x" in page.inner_text("table")
+    assert page.locator("img").count() == 0
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_phone_can_read_it(page: Page, tmp_path: Path, scheme: str) -> None:
+    page.set_viewport_size({"width": 400, "height": 800})
+    page.emulate_media(color_scheme="dark" if scheme == "dark" else "light")
+    _open(page, tmp_path, _stored())
+    assert page.evaluate("document.documentElement.scrollWidth") <= 400
+    background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    brightness = sum(int(part) for part in background.removeprefix("rgb(").removesuffix(")").split(","))
+    assert (brightness > 600) == (scheme == "light")

@@ -1,0 +1,223 @@
+"""Reports of a stored real run, and of runs that are empty, broken or hostile."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness.report.compare import compare_runs, render_comparison
+from harness.report.data import RunView, visible
+from harness.report.html import write_html
+from harness.report.markdown import render_markdown
+from harness.report.numbers import format_bytes, format_estimate, format_percent, format_value
+from harness.report.terminal import render_terminal, verdict_line
+
+STORED = Path(__file__).parent.parent / "data" / "run-smollm2"
+HOSTILE = "</script><img src=x onerror=alert(1)>[bold]|`*\x1b[2J"
+
+
+@pytest.fixture
+def run() -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((STORED / "run.json").read_text(encoding="utf-8"))
+    return content
+
+
+def _rename(run: dict[str, Any], old: str, new: str) -> dict[str, Any]:
+    encoded = json.dumps(new)[1:-1]
+    renamed: dict[str, Any] = json.loads(json.dumps(run).replace(old, encoded))
+    return renamed
+
+
+@pytest.mark.parametrize(
+    ("value", "se", "expected"),
+    [
+        (12.3288, 0.5179, "12.33 ± 0.52"),
+        (0.004095, 0.0000969, "0.004095 ± 0.000097"),
+        (123.4, 9.96, "123 ± 10"),
+        (1234.5, 99.7, "1230 ± 100"),
+        (0.5, 0.0, "0.5 ± 0"),
+        (30.33, 1.4462, "30.3 ± 1.4"),
+        (2.5, None, "2.5"),
+    ],
+)
+def test_values_have_the_digits_that_their_error_allows(value: float, se: float | None, expected: str) -> None:
+    assert format_estimate(value, se) == expected
+
+
+@given(st.floats(-1e6, 1e6), st.floats(1e-5, 1e5))
+def test_rounding_loses_less_than_a_tenth_of_the_error(value: float, se: float) -> None:
+    shown, error = (float(part) for part in format_estimate(value, se).split(" ± "))
+    assert abs(shown - value) <= 0.051 * se * 1.01
+    assert error == pytest.approx(se, rel=0.051)
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"),
+    [
+        (12, "12 B"),
+        (999_499, "999 kB"),
+        (999_600, "1.00 MB"),
+        (105_454_144, "105 MB"),
+        (93_510_208, "93.5 MB"),
+        (1.5e10, "15.0 GB"),
+    ],
+)
+def test_bytes_are_decimal(count: float, expected: str) -> None:
+    assert format_bytes(count) == expected
+
+
+def test_other_numbers() -> None:
+    assert format_percent(0.86446, 0.0067) == "86.45 ± 0.67 %"
+    assert (format_value(3.0), format_value(0.00001234), format_value(123456.0)) == ("3", "1.23e-05", "123456")
+
+
+def test_the_smallest_that_passes_is_recommended(run: dict[str, Any]) -> None:
+    view = RunView(run)
+    assert view.recommended is not None
+    assert view.recommended.name == "smollm2-135m-Q4_K_M"
+    assert view.headline() == (
+        "Smallest candidate that passes every gate: smollm2-135m-Q4_K_M, 105 MB (39% of smollm2-135m-F16)"
+    )
+    verdicts = {model.name.rsplit("-", 1)[1]: model.verdict for model in view.models}
+    assert verdicts == {
+        "F16": "reference", "Q8_0": "pass", "Q5_K_M": "pass", "Q4_K_M": "pass", "Q3_K_M": "fail", "IQ3_XS": "fail",
+    }  # fmt: skip
+    dominated = {model.name: model.dominated_by for model in view.models if model.dominated_by}
+    assert dominated == {"smollm2-135m-Q5_K_M": "smollm2-135m-Q4_K_M"}
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 120, 200])
+def test_the_table_fits_the_terminal(run: dict[str, Any], width: int) -> None:
+    text = render_terminal(run, width=width, color=False)
+    assert max(len(line) for line in text.splitlines()) <= width
+    assert "0.0575 ± 0.0022" in text
+    assert "smollm2-135m-IQ3_XS: fail; KL mean is 0.7887" in text
+    assert "\x1b" not in text
+    assert "\x1b[32m" in render_terminal(run, width=width, color=True)
+
+
+def test_the_terminal_shows_all_columns_where_there_is_room(run: dict[str, Any]) -> None:
+    head = render_terminal(run, width=140, color=False).splitlines()[0]
+    assert re.findall(r"bits/w|PPL|KL mean|same top|prompt t/s|gen\. t/s", head) == [
+        "bits/w", "PPL", "KL mean", "same top", "prompt t/s", "gen. t/s",
+    ]  # fmt: skip
+    narrow = render_terminal(run, width=60, color=False).splitlines()[0]
+    assert ("KL mean" in narrow, "verdict" in narrow, "gen. t/s" in narrow) == (True, True, False)
+
+
+def test_hostile_names_are_text_everywhere(run: dict[str, Any], tmp_path: Path) -> None:
+    hostile = _rename(run, "smollm2-135m-Q4_K_M", HOSTILE)
+    hostile["tests"][0]["message"] = HOSTILE
+    terminal = render_terminal(hostile, width=200, color=False)
+    assert "\x1b[2J" not in terminal
+    assert "[bold]" in terminal
+    write_html(hostile, STORED, tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "<img src=x" not in page
+    assert page.count("</script>") == 3
+    markdown = render_markdown(hostile)
+    assert "<img" not in markdown
+    assert "\\|" in markdown
+
+
+def _broken_runs() -> dict[str, dict[str, Any]]:
+    full: dict[str, Any] = json.loads((STORED / "run.json").read_text(encoding="utf-8"))
+    empty = full | {
+        "models": [],
+        "estimates": [],
+        "tests": [],
+        "gates": [],
+        "arrays": [],
+        "corpus": None,
+        "engine": None,
+        "warnings": [],
+    }
+    speed_only = copy.deepcopy(full) | {"gates": [], "arrays": [], "corpus": None}
+    speed_only["estimates"] = [row for row in full["estimates"] if row["metric"] == "tg_tokens_per_s"]
+    speed_only["tests"] = [test for test in full["tests"] if "test_speed" in test["id"]]
+    reference_only = copy.deepcopy(full)
+    reference_only["models"] = [model for model in full["models"] if model["reference"]]
+    reference_only |= {"gates": [], "arrays": [], "tests": [t for t in full["tests"] if t["model"].endswith("F16")]}
+    reference_only["estimates"] = [row for row in full["estimates"] if row["model"].endswith("F16")]
+    unloadable = copy.deepcopy(full)
+    unloadable["models"] = [model for model in full["models"] if not model["name"].endswith("Q8_0")]
+    for test in unloadable["tests"]:
+        if test["model"].endswith("Q8_0"):
+            test |= {"outcome": "error", "message": "Q8_0 is not a valid GGUF file: it is truncated."}
+    unloadable["gates"] = [gate for gate in full["gates"] if not gate["model"].endswith("Q8_0")]
+    unloadable["estimates"] = [row for row in full["estimates"] if not row["model"].endswith("Q8_0")]
+    unloadable["arrays"] = [entry for entry in full["arrays"] if not entry["model"].endswith("Q8_0")]
+    return {
+        "empty": empty,
+        "killed": full | {"finished": False},
+        "speed only": speed_only,
+        "reference only": reference_only,
+        "unloadable": unloadable,
+    }
+
+
+@pytest.mark.parametrize("name", _broken_runs())
+def test_every_run_renders(name: str, tmp_path: Path) -> None:
+    run = _broken_runs()[name]
+    text = render_terminal(run, width=100, color=False)
+    write_html(run, STORED, tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "NaN" not in page.split('id="charts"')[0]
+    assert render_markdown(run).startswith("## ")
+    expected = {
+        "empty": ("No candidates", "No data: no model was measured"),
+        "killed": ("interrupted", "interrupted"),
+        "speed only": ("No gate was decided", "no data"),
+        "reference only": ("No candidates", "No candidates"),
+        "unloadable": ("Q8_0: could not be measured", "it is truncated"),
+    }[name]
+    assert expected[0] in text
+    assert expected[1] in page
+
+
+def test_a_run_compared_with_itself_does_not_differ(run: dict[str, Any]) -> None:
+    comparison = compare_runs(run, run)
+    assert len(comparison.differences) == len(run["estimates"])
+    assert all(difference.direction == "" for difference in comparison.differences)
+    assert comparison.changes == ()
+
+
+def test_changes_between_runs_are_named(run: dict[str, Any]) -> None:
+    new = copy.deepcopy(run)
+    new["id"] = "new"
+    new["corpus"]["sha256"] = "0" * 64
+    new["models"][1]["sha256"] = "f" * 64
+    new["models"] = new["models"][:-1]
+    worse = next(row for row in new["estimates"] if row["metric"] == "kld_mean")
+    worse["value"] += 1
+    better = next(row for row in new["estimates"] if row["metric"] == "same_top")
+    better["value"] += 0.01
+    comparison = compare_runs(run, new)
+    directions = {(d.model, d.metric): d.direction for d in comparison.differences if d.direction}
+    assert directions == {(worse["model"], "kld_mean"): "worse", (better["model"], "same_top"): "better"}
+    z = next(d.z for d in comparison.differences if d.metric == "kld_mean" and d.direction)
+    assert z == pytest.approx(1 / (2**0.5 * worse["se"]))
+    text = render_comparison(comparison, width=100, color=False)
+    for words in ("changed corpus", "changed file", "only in the old run", "worse"):
+        assert words in text
+    assert json.dumps(comparison.to_json(), allow_nan=False)
+
+
+def test_verdict_lines_say_why(run: dict[str, Any]) -> None:
+    view = RunView(run)
+    lines = {model.name: verdict_line(view, model) for model in view.candidates}
+    assert lines["smollm2-135m-Q4_K_M"].startswith("smollm2-135m-Q4_K_M: pass; KL 0.0575 ± 0.0022 nats; 39% of")
+    assert "dominated by smollm2-135m-Q4_K_M" in lines["smollm2-135m-Q5_K_M"]
+    assert "the limit is at most 0.1" in lines["smollm2-135m-Q3_K_M"]
+
+
+@given(st.text())
+def test_visible_text_is_printable(text: str) -> None:
+    assert visible(text).isprintable()
