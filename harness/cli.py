@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import resources
@@ -20,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command.
 
     Returns:
-        0, or 2 for a mistake in what was asked for; `run` returns pytest's exit code, `compare` 0.
+        0, or 2 for a mistake in what was asked for; `run` becomes pytest, with its exit code.
     """
     parser = _parser()
     known, rest = parser.parse_known_args(arguments)
@@ -81,8 +82,6 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(known: argparse.Namespace, rest: list[str]) -> int:
-    import pytest
-
     suites = Path(str(resources.files("harness.suites")))
     names = sorted(folder.name for folder in suites.iterdir() if (folder / "__init__.py").is_file())
     if known.suite == "list":
@@ -92,7 +91,10 @@ def _run(known: argparse.Namespace, rest: list[str]) -> int:
         raise OptionError(f"There is no suite {known.suite!r}.", f"Suites: {', '.join(names)}.")
     # The person's folder is the root: results belong there, and not beside the installed suites.
     root = ["--rootdir", str(Path.cwd()), "-c", str(suites.parent / "fixtures" / "data" / "pytest.ini")]
-    return int(pytest.main([str(suites / known.suite), *root, "-p", "harness.plugin", *rest]))
+    arguments = ["pytest", str(suites / known.suite), *root, "-p", "harness.plugin", *rest]
+    # A new program in this process's place: pytest has to see our modules before they are imported, and gets the
+    # signals that are meant for it.
+    os.execv(sys.executable, [sys.executable, "-m", *arguments])
 
 
 def _report(known: argparse.Namespace, _: list[str]) -> int:

@@ -49,7 +49,7 @@ class EngineLog:
         self._listener = listener
         self._failure: BaseException | None = None
         self.lines: list[str] = []
-        self._problems: list[str] = []
+        self._problems: dict[int, list[str]] = {_WARN: [], _ERROR: []}
         self._level = 0
 
     @contextlib.contextmanager
@@ -65,8 +65,9 @@ class EngineLog:
             raise self._failure
 
     def last_problem(self) -> str:
-        """The last warnings and errors in one line, for an error message."""
-        return " ".join(self._problems[-3:]).strip() or "it gave no reason"
+        """The last errors, or where there are none the last warnings, in one line for an error message."""
+        problems = self._problems[_ERROR] or self._problems[_WARN]
+        return " ".join(problems[-2:]) or "it gave no reason"
 
     def _receive(self, level: int, text: bytes, _: object) -> None:
         line = text.decode("utf-8", "replace")
@@ -74,8 +75,8 @@ class EngineLog:
         if self._level == _DEBUG:
             return
         self.lines.append(line)
-        if self._level in {_WARN, _ERROR} and line.strip(" .\n"):
-            self._problems.append(line.strip())
+        if self._level in self._problems and line.strip(" .\n"):
+            self._problems[self._level].append(line.strip())
         sys.stderr.write(line)
         if self._listener is not None and self._failure is None:
             try:

@@ -161,6 +161,8 @@ class Worker:
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package_root, environment.get("PYTHONPATH")]))
         # Statistics run on threads of their own, one row each: BLAS must not start more.
         environment.setdefault("OPENBLAS_NUM_THREADS", "1")
+        # Before it aborts, llama.cpp would run a debugger on itself: slow, and its output hides the reason.
+        environment.setdefault("GGML_NO_BACKTRACE", "1")
         if self._gpu is not None:
             environment["CUDA_VISIBLE_DEVICES"] = "" if self._gpu < 0 else str(self._gpu)
         with self.log.open("ab") as log, theirs:

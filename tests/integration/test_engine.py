@@ -270,7 +270,7 @@ def test_a_pattern_under_flash_attention_is_said(llama_file: Path) -> None:
         session.logits(session.tokenize(TEXT)[:8])
 
 
-# -- tensors of the engine ----------------------------------------------------------------------------------------------
+# -- tensors of the engine
 
 
 def test_another_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -281,10 +281,12 @@ def test_another_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_another_layout_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """A ggml whose tensors have one more field in front: nothing may be read from it."""
-    moved = type("Moved", (ctypes.Structure,), {})
-    moved._fields_ = [("new", ctypes.c_int64), *binding.Tensor._fields_]
+
+    class Moved(ctypes.Structure):
+        _fields_ = (("new", ctypes.c_int64), *binding.Tensor._fields_)
+
     arguments, _ = binding._SIGNATURES["ggml_view_4d"]
-    pointer = ctypes.POINTER(moved)
+    pointer = ctypes.POINTER(Moved)
     signatures = {
         "ggml_new_tensor_4d": (binding._SIGNATURES["ggml_new_tensor_4d"][0], pointer),
         "ggml_view_4d": ([ctypes.c_void_p, ctypes.c_void_p, *arguments[2:]], pointer),
@@ -292,7 +294,7 @@ def test_another_layout_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     }
     for name, signature in signatures.items():
         monkeypatch.setitem(binding._SIGNATURES, name, signature)
-    monkeypatch.setattr(binding, "Tensor", moved)
+    monkeypatch.setattr(binding, "Tensor", Moved)
     binding.library.cache_clear()
     binding.check_layout.cache_clear()
     try:
@@ -311,7 +313,7 @@ def test_the_engine_describes_itself() -> None:
     assert info.system_info
 
 
-# -- quantization -------------------------------------------------------------------------------------------------------
+# -- quantization
 
 
 def test_q8_0_equals_the_gguf_package(llama_file: Path, tmp_path: Path) -> None:

@@ -1,0 +1,100 @@
+"""A pass that is killed goes on where it was, and ends in the same numbers."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from harness.corpora import load_corpus
+from harness.engine.settings import SessionSettings
+from harness.engine.worker import Worker, WorkerContext
+from harness.errors import EngineCrashed
+from harness.measure import passes
+from harness.measure.arrays import load_arrays, save_arrays
+from harness.measure.logprobs import LogprobWriter
+from harness.measure.observers import Arrays
+from harness.measure.passes import CODES_FILE, CorpusText, PassRequest, run_candidate_pass, run_reference_pass
+from tests.random_llama import write_random_llama
+
+pytestmark = pytest.mark.model
+
+WINDOWS, KILLED_AT = 12, 6
+SETTINGS = SessionSettings(n_ctx=64, n_batch=128, threads=2)
+
+
+def _die_in_the_middle(context: WorkerContext) -> None:
+    """From here on, save after each group of windows, and die when the seventh window is reached."""
+    passes._SAVE_EVERY_S = -1.0  # type: ignore[misc]
+    report = context.progress
+
+    def progress(done: int, total: int) -> None:
+        report(done, total)
+        if done > KILLED_AT:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    context.progress = progress  # type: ignore[method-assign]
+
+
+def killed_reference(context: WorkerContext, request: PassRequest) -> Arrays:
+    _die_in_the_middle(context)
+    return run_reference_pass(context, request, True, 10**9)
+
+
+def killed_candidate(context: WorkerContext, request: PassRequest, reference: Path) -> Arrays:
+    _die_in_the_middle(context)
+    return run_candidate_pass(context, request, reference, reference / "arrays.npz")
+
+
+def _request(file: Path, folder: Path) -> PassRequest:
+    corpus = load_corpus("pydoc")
+    return PassRequest("m", (file,), SETTINGS, CorpusText(corpus.name, corpus.text[:9000]), WINDOWS, folder)
+
+
+def _same(first: Arrays, second: Arrays) -> bool:
+    return first.keys() == second.keys() and all((first[name] == second[name]).all() for name in first)
+
+
+def test_a_killed_pass_resumes(llama_file: Path, tmp_path: Path) -> None:
+    candidate = write_random_llama(tmp_path / "candidate.gguf", noise=0.2)
+    seen: list[int] = []
+
+    def progress(done: int, _: int) -> None:
+        seen.append(done)
+
+    with Worker("m", tmp_path / "log") as worker:
+        whole, killed = _request(llama_file, tmp_path / "whole"), _request(llama_file, tmp_path / "killed")
+        expected = worker.call(run_reference_pass, None, whole, True, 10**9)
+        with pytest.raises(EngineCrashed, match="died of SIGKILL"):
+            worker.call(killed_reference, None, killed)
+        assert load_arrays(killed.folder / "partial.npz")["done"].item() == KILLED_AT
+        resumed = worker.call(run_reference_pass, progress, killed, True, 10**9)
+        assert seen[0] == KILLED_AT
+        assert _same(resumed, expected)
+        codes = [np.fromfile(request.folder / CODES_FILE, dtype=np.uint16) for request in (whole, killed)]
+        assert (codes[0] == codes[1]).all()
+        assert not (killed.folder / "partial.npz").exists()
+
+        save_arrays(killed.folder / "arrays.npz", resumed)
+        arguments = (killed.folder, killed.folder / "arrays.npz")
+        expected = worker.call(run_candidate_pass, None, _request(candidate, tmp_path / "whole-candidate"), *arguments)
+        again = _request(candidate, tmp_path / "killed-candidate")
+        with pytest.raises(EngineCrashed):
+            worker.call(killed_candidate, None, again, killed.folder)
+        seen.clear()
+        assert _same(worker.call(run_candidate_pass, progress, again, *arguments), expected)
+        assert seen[0] == KILLED_AT
+
+
+def test_progress_of_another_shape_is_not_taken_over(llama_file: Path, tmp_path: Path) -> None:
+    request = _request(llama_file, tmp_path / "pass")
+    save_arrays(request.folder / "partial.npz", {"nll": np.zeros((3, 3)), "done": np.array([2])})
+    LogprobWriter(request.folder / CODES_FILE, (1, 1, 1))
+    seen: list[int] = []
+    with Worker("m", tmp_path / "log") as worker:
+        arrays = worker.call(run_reference_pass, lambda done, _: seen.append(done), request, True, 10**9)
+    assert seen[0] == 0
+    assert (arrays["nll"].astype(np.float64) > 0).all()
