@@ -81,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _run(known: argparse.Namespace, rest: list[str]) -> int:
+def _run(known: argparse.Namespace, rest: list[str]) -> int:  # noqa: RET503 - os.execv does not return
     suites = Path(str(resources.files("harness.suites")))
     names = sorted(folder.name for folder in suites.iterdir() if (folder / "__init__.py").is_file())
     if known.suite == "list":
@@ -94,7 +94,7 @@ def _run(known: argparse.Namespace, rest: list[str]) -> int:
     arguments = ["pytest", str(suites / known.suite), *root, "-p", "harness.plugin", *rest]
     # A new program in this process's place: pytest has to see our modules before they are imported, and gets the
     # signals that are meant for it.
-    os.execv(sys.executable, [sys.executable, "-m", *arguments])
+    os.execv(sys.executable, [sys.executable, "-m", *arguments])  # noqa: S606
 
 
 def _report(known: argparse.Namespace, _: list[str]) -> int:
@@ -186,3 +186,7 @@ def _terminal_width() -> int:
     import shutil
 
     return shutil.get_terminal_size((100, 24)).columns
+
+
+if __name__ == "__main__":
+    sys.exit(main())

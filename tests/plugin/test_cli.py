@@ -1,0 +1,103 @@
+"""The console script: what it prints, and how it fails."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import harness
+from harness.cli import main
+from harness.gguf_file import read_header
+
+STORED = Path(__file__).parent.parent / "data" / "run-smollm2"
+
+
+@pytest.fixture
+def run_file(tmp_path: Path) -> Path:
+    """A stored run in a folder that may be written."""
+    return Path(shutil.copytree(STORED, tmp_path / "runs" / "20261124-120000-abcd")) / "run.json"
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    assert capsys.readouterr().out == f"gguf-harness {harness.__version__}\n"
+
+
+def test_inspect_says_what_a_file_holds(llama_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(llama_file)]) == 0
+    output = capsys.readouterr().out
+    for words in ("llama: 2 layers, 4 heads, width 256", "bits per weight 32.00", "F32", "258 tokens (gpt2)"):
+        assert words in output
+    assert main(["inspect", "--json", str(llama_file)]) == 0
+    (info,) = json.loads(capsys.readouterr().out)
+    assert info["architecture"] == "llama"
+    assert info["path"] == llama_file.name
+
+
+def test_report_is_rebuilt(run_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for spec in (str(run_file), str(run_file.parent), "last", "20261124"):
+        (run_file.parent / "report.html").unlink(missing_ok=True)
+        assert main(["report", spec, "--results", str(tmp_path)]) == 0
+        assert "smollm2-135m-Q4_K_M: pass" in capsys.readouterr().out
+        assert (run_file.parent / "report.html").stat().st_size > 1_000_000
+    assert main(["report", str(run_file), "--markdown"]) == 0
+    assert capsys.readouterr().out.startswith("## Smallest candidate that passes every gate")
+
+
+def test_compare_prints_a_table_or_json(run_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", str(run_file), str(run_file)]) == 0
+    assert "KL mean" in capsys.readouterr().out
+    assert main(["compare", "--json", str(run_file), str(run_file)]) == 0
+    assert json.loads(capsys.readouterr().out)["changes"] == []
+
+
+@pytest.mark.model
+def test_quantize_writes_files(llama_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["quantize", str(llama_file), "Q8_0,Q4_K_M", "--out", str(tmp_path)]) == 0
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["random-Q4_K_M.gguf", "random-Q8_0.gguf"]
+    assert read_header(tmp_path / "random-Q8_0.gguf").metadata["general.file_type"] == 7
+    assert "random-Q8_0.gguf" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["inspect", "missing.gguf"], "There is no model 'missing.gguf'"),
+        (["inspect", "{text}"], "expected b'GGUF'"),
+        (["report", "nothing"], "There is no run 'nothing'"),
+        (["compare", "nothing", "last"], "There is no run 'nothing'"),
+        (["run", "nothing"], "There is no suite 'nothing'"),
+        (["quantize", "missing.gguf", "Q8_0"], "There is no model"),
+        (["quantize", "{model}", "Q9"], "Unknown quantization type 'Q9'"),
+        (["quantize", "{model}", "Q8_0", "--imatrix", "missing"], "no such file"),
+        (["quantize", "{model}", "IQ1_S", "--out", "{folder}"], "IQ1_S needs an importance matrix"),
+        (["quantize", "{model}", "Q8_0", "--out", "{text}/folder"], "cannot be written"),
+    ],
+)
+def test_mistakes_are_one_message(
+    llama_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    text = tmp_path / "text.gguf"
+    text.write_text("no model")
+    given = [argument.format(model=llama_file, text=text, folder=tmp_path) for argument in arguments]
+    assert main(given) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_reader_that_has_enough_is_no_error(run_file: Path) -> None:
+    command = f"{sys.executable} -m harness.cli report {run_file} --markdown | head -1"
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, check=False)
+    assert "Traceback" not in done.stderr
+
+
+def test_the_script_lists_suites() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "harness.cli", "run", "list"], capture_output=True, text=True, check=True
+    )
+    assert "quant" in done.stdout.split()
