@@ -95,9 +95,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     order = {model.name: index for index, model in enumerate(state.ladder.models)}
     places = [index for index, item in enumerate(items) if item in set(ours)]
     ours.sort(key=lambda item: order.get(_model_name(item) or "", -1))
+    # The mark is xdist's: without it, pytest does not know it.
+    with_xdist = config.pluginmanager.hasplugin("xdist")
     for place, item in zip(places, ours, strict=True):
         items[place] = item
-        item.add_marker(pytest.mark.xdist_group(f"gguf-{_model_name(item) or 'session'}"))
+        if with_xdist:
+            item.add_marker(pytest.mark.xdist_group(f"gguf-{_model_name(item) or 'session'}"))
 
 
 @pytest.hookimpl(wrapper=True)

@@ -160,6 +160,12 @@ def test_many_processes_share_the_work(run_suite: RunSuite, read_run: ReadRun, l
     assert run["cache"]["misses"] == 4
 
 
+def test_it_works_without_other_plugins(run_suite: RunSuite, llama_file: Path) -> None:
+    """A person may have neither xdist nor timeout installed."""
+    result = run_suite(f"--models={llama_file}", "-p", "no:xdist", "-p", "no:timeout", tests="test_file.py")
+    result.assert_outcomes(passed=1)
+
+
 def test_without_candidates_their_tests_are_skipped_with_a_reason(run_suite: RunSuite, llama_file: Path) -> None:
     result = run_suite(f"--models={llama_file}", "-rs", tests="test_divergence.py")
     result.assert_outcomes(passed=1, skipped=3)
