@@ -16,6 +16,7 @@ import pytest
 
 from harness.errors import HarnessError
 from harness.options import add_options
+from harness.report.data import visible
 from harness.run import RunDraft, TestRecord, new_run_id
 from harness.state import ESTIMATE_PROPERTY, GATE_PROPERTY, STATE, State
 
@@ -57,13 +58,13 @@ def pytest_configure_node(node: Any) -> None:
     node.workerinput["gguf_run_id"] = node.config.stash[STATE].run_id
 
 
-def pytest_report_header(config: pytest.Config) -> list[str]:
+def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Item]) -> list[str]:
     """Say which models are tested, and what they are compared with."""
-    if not _any_given(config):
+    if not any(_NEEDS & set(getattr(item, "fixturenames", ())) for item in items):
         return []
     ladder = config.stash[STATE].ladder
-    candidates = ", ".join(model.name for model in ladder.candidates) or "none"
-    return [f"gguf: {ladder.reason}", f"gguf: candidates: {candidates}"]
+    candidates = ", ".join(visible(model.name) for model in ladder.candidates) or "none"
+    return [f"reference: {visible(ladder.reason)}", f"candidates: {candidates}"]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -180,8 +181,7 @@ class _Reporting:
         run = load_run(self._state.run_folder / "run.json")
         writer = terminalreporter._tw  # noqa: SLF001 - pytest offers no public way to its width and colours
         terminalreporter.section("gguf-harness")
-        terminalreporter.write(render_terminal(run, width=writer.fullwidth, color=writer.hasmarkup))
-        terminalreporter.write_line("")
+        terminalreporter.write(render_terminal(run, width=writer.fullwidth, color=writer.hasmarkup) + "\n")
         terminalreporter.write_line(f"report: {_shown(self._state.report)}")
         terminalreporter.write_line(f"run:    {_shown(self._state.run_folder / 'run.json')}")
 
