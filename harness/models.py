@@ -11,7 +11,7 @@ import os
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib import resources
 from pathlib import Path
@@ -35,6 +35,7 @@ __all__ = [
 ]
 
 _SPLIT: Final = re.compile(r"^(?P<stem>.+)-(?P<part>\d{5})-of-(?P<parts>\d{5})\.gguf$")
+_HASH_BLOCK: Final = 1 << 24
 _FLOAT_ORDER: Final = {"F32": 3, "F16": 1, "BF16": 2}
 _REPLACES: Final = {
     "IQ4_NL": "an IQ type",
@@ -378,13 +379,19 @@ def _least_bits(label: str) -> float | None:
     return min(sizes, default=None)
 
 
-def hash_files(files: Sequence[Path], cache: Path) -> str:
-    """SHA-256 of a file, or of its splits' hashes; remembered by path, size and time of change."""
-    digests = [_hash_file(file, cache) for file in files]
+def hash_files(files: Sequence[Path], cache: Path, progress: Callable[[int, int], None] | None = None) -> str:
+    """SHA-256 of a file, or of its splits' hashes; remembered by path, size and time of change.
+
+    Args:
+        files: a file, or all splits of one.
+        cache: folder that remembers.
+        progress: called with (megabytes done, megabytes) of a file that has to be read.
+    """
+    digests = [_hash_file(file, cache, progress) for file in files]
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
-def _hash_file(file: Path, cache: Path) -> str:
+def _hash_file(file: Path, cache: Path, progress: Callable[[int, int], None] | None) -> str:
     status = file.stat()
     identity = [str(file.resolve()), status.st_size, status.st_mtime_ns]
     note = cache / "hashes" / f"{hashlib.sha256(str(identity[0]).encode()).hexdigest()[:24]}.json"
@@ -394,8 +401,14 @@ def _hash_file(file: Path, cache: Path) -> str:
             return str(known["sha256"])
     except (OSError, ValueError, KeyError, TypeError):
         pass  # not hashed yet, or the note is damaged: hash it (again)
+    hasher, done = hashlib.sha256(), 0
     with file.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        while block := stream.read(_HASH_BLOCK):
+            hasher.update(block)
+            done += len(block)
+            if progress is not None:
+                progress(done // 10**6, status.st_size // 10**6)
+    digest = hasher.hexdigest()
     note.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(dir=note.parent)
     with os.fdopen(descriptor, "w", encoding="utf-8") as stream:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _FIXTURES: Final = ("models", "engines", "corpus", "record")
 _PARAMETERS: Final = frozenset({"model", "candidate"})
-_NEEDS: Final = _PARAMETERS | {"reference", "runner", "ladder"}
+_FIXTURE_NAMES: Final = _PARAMETERS | {"reference", "runner", "ladder", "corpus_pass"}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -60,7 +60,7 @@ def pytest_configure_node(node: Any) -> None:
 
 def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Item]) -> list[str]:
     """Say which models are tested, and what they are compared with."""
-    if not any(_NEEDS & set(getattr(item, "fixturenames", ())) for item in items):
+    if not any(_ours(item) for item in items):
         return []
     ladder = config.stash[STATE].ladder
     candidates = ", ".join(visible(model.name) for model in ladder.candidates) or "none"
@@ -69,7 +69,7 @@ def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Ite
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Parametrize `model` over all models and `candidate` over all but the reference."""
-    wanted = _PARAMETERS & set(metafunc.fixturenames)
+    wanted = _ours(metafunc.definition) & _PARAMETERS
     if not wanted:
         return
     try:
@@ -88,11 +88,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Order tests by model, the reference first, and plan what the reference's pass has to keep."""
-    ours = [item for item in items if _NEEDS & set(getattr(item, "fixturenames", ()))]
+    ours = [item for item in items if _ours(item)]
     if not ours:
         return
     state = config.stash[STATE]
-    state.divergence = any({"candidate", "corpus_pass"} <= set(getattr(item, "fixturenames", ())) for item in ours)
+    state.divergence = any({"candidate", "corpus_pass"} <= _ours(item) for item in ours)
     order = {model.name: index for index, model in enumerate(state.ladder.models)}
     places = [index for index, item in enumerate(items) if item in set(ours)]
     ours.sort(key=lambda item: order.get(_model_name(item) or "", -1))
@@ -112,7 +112,7 @@ def pytest_runtest_makereport(
     report = yield
     if call.excinfo is not None and isinstance(call.excinfo.value, HarnessError):
         report.longrepr = str(call.excinfo.value)
-    if _NEEDS & set(getattr(item, "fixturenames", ())):
+    if _ours(item):
         # Attributes of a report travel to xdist's controller, unlike items.
         report.gguf_model = _model_name(item)  # type: ignore[attr-defined]
     return report
@@ -222,11 +222,30 @@ def _test_record(report: pytest.TestReport) -> TestRecord:
     return TestRecord(test_id, suite, getattr(report, "gguf_model", None), outcome, message, report.duration)
 
 
+def _ours(item: pytest.Item) -> set[str]:
+    """The fixtures of ours that a test uses.
+
+    Another project may well have a fixture `model` of its own, or parametrize one directly: none of our business.
+    """
+    # The only way to tell whose a fixture is.
+    definitions = item._fixtureinfo.name2fixturedefs if isinstance(item, pytest.Function) else {}  # noqa: SLF001
+    direct = {
+        name.strip()
+        for mark in item.iter_markers("parametrize")
+        for name in (mark.args[0].split(",") if isinstance(mark.args[0], str) else mark.args[0])
+    }
+    return {
+        name
+        for name, found in definitions.items()
+        if found and name not in direct and found[-1].func.__module__.startswith("harness.fixtures.")
+    } & _FIXTURE_NAMES
+
+
 def _model_name(item: pytest.Item) -> str | None:
     callspec = getattr(item, "callspec", None)
     parameters = callspec.params if callspec else {}
     planned: PlannedModel | None = parameters.get("candidate") or parameters.get("model")
-    if planned is None and not _PARAMETERS & set(getattr(item, "fixturenames", ())):
+    if planned is None and not _ours(item) & _PARAMETERS:
         planned = item.config.stash[STATE].ladder.reference
     return planned.name if planned is not None else None
 

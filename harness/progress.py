@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
 __all__ = ["SilentProgress", "TerminalProgress"]
 
-_BAR_AFTER_S: Final = 0.5
 _LINE_EVERY_S: Final = 15.0
 _REDRAW_S: Final = 0.1
 
@@ -43,6 +42,8 @@ class TerminalProgress:
         """Show one piece of work; nothing appears for work that is done at once."""
         display = _Display(self, label, unit)
         try:
+            # Loading a large model takes a while: say at once what is going on.
+            display.update(0, 0)
             yield display.update
         finally:
             display.close()
@@ -69,7 +70,7 @@ class _Display:
 
     def update(self, done: int, total: int) -> None:
         now = time.monotonic()
-        if self._first is None:
+        if self._first is None and total > 0:
             self._first = (done, now)
         with self._owner.terminal() as reporter:
             if reporter is None or self._owner._config.get_verbosity() < 0:  # noqa: SLF001 - same module
@@ -88,12 +89,10 @@ class _Display:
 
     def _draw_bar(self, reporter: Any, done: int, total: int, now: float) -> None:
         if self._bar is None:
-            if now - self._started < _BAR_AFTER_S and done == 0:
-                return
             reporter.ensure_newline()
             self._bar, self._task = _new_bar(self._label, self._unit, total)
             self._bar.start()
-        self._bar.update(self._task, completed=done, total=total)
+        self._bar.update(self._task, completed=done, total=total or None)
         if now - self._drawn >= _REDRAW_S or done >= total:
             self._drawn = now
             self._bar.refresh()
@@ -133,7 +132,7 @@ def _new_bar(label: str, unit: str, total: int) -> tuple[Any, Any]:
         redirect_stdout=False,
         redirect_stderr=False,
     )
-    return bar, bar.add_task(escape(label), total=total)
+    return bar, bar.add_task(escape(label), total=total or None)
 
 
 def _ignore(_done: int, _total: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
@@ -81,14 +81,18 @@ class Runner:
     def _load(self, planned: PlannedModel) -> LoadedModel:
         if planned.source is not None:
             info = load_info(planned.source)
-            sha256 = hash_files(planned.source.files, self.options.cache)
+            sha256 = self._hash(planned.name, planned.source.files)
         if planned.base is not None:
             base = self.model(planned.base)
             info, sha256 = base.info, base.sha256
         if planned.quant is not None:
             info = self._quantize(planned.name, info, sha256, planned.quant, with_imatrix=planned.base is not None)
-            sha256 = hash_files(info.files, self.options.cache)
+            sha256 = self._hash(planned.name, info.files)
         return LoadedModel(planned.name, replace(info, name=planned.name), sha256)
+
+    def _hash(self, name: str, files: Sequence[Path]) -> str:
+        with self._progress.task(f"hashing {name}", "MB") as show:
+            return hash_files(files, self.options.cache, show)
 
     def _quantize(self, name: str, source: ModelInfo, sha256: str, quant: str, *, with_imatrix: bool) -> ModelInfo:
         imatrix = self.options.imatrix if with_imatrix else None
@@ -332,7 +336,7 @@ class Runner:
 
 def _has_codes(entry: Entry, arrays: Arrays) -> bool:
     """Whether the reference's distributions are (still) there, whole."""
-    if "scale" not in arrays:
+    if "total" not in arrays:
         return False
     codes = entry.folder / CODES_FILE
     expected = 2 * arrays["scale"].size * int(arrays["vocabulary"].item())

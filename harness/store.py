@@ -161,7 +161,7 @@ class Cache:
         from harness.measure.passes import CODES_FILE
 
         files = [file for file in (self.root / "passes").glob(f"*/{CODES_FILE}") if file.parent != keep]
-        ages = sorted((file.stat().st_atime, file.stat().st_size, file) for file in files)
+        ages = sorted((file.stat().st_mtime, file.stat().st_size, file) for file in files)
         total = sum(size for _, size, _ in ages)
         for _, size, file in ages:
             if total + needed <= limit:

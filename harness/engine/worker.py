@@ -164,7 +164,7 @@ class Worker:
         # Before it aborts, llama.cpp would run a debugger on itself: slow, and its output hides the reason.
         environment.setdefault("GGML_NO_BACKTRACE", "1")
         if self._gpu is not None:
-            environment["CUDA_VISIBLE_DEVICES"] = "" if self._gpu < 0 else str(self._gpu)
+            environment["CUDA_VISIBLE_DEVICES"] = _visible_gpu(self._gpu, environment.get("CUDA_VISIBLE_DEVICES"))
         with self.log.open("ab") as log, theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-X", "faulthandler", "-c", f"import {__name__} as w; w.serve({theirs.fileno()})"],
@@ -198,6 +198,16 @@ class Worker:
             f"Last lines of {self.log}:\n{log_tail(self.log)}",
             status,
         )
+
+
+def _visible_gpu(index: int, allowed: str | None) -> str:
+    """CUDA_VISIBLE_DEVICES for one GPU: the index counts among those that the person has made visible, if any."""
+    if index < 0:
+        return ""
+    if allowed is None:
+        return str(index)
+    devices = [device.strip() for device in allowed.split(",") if device.strip()]
+    return devices[index] if index < len(devices) else ""
 
 
 def log_tail(log: Path, lines: int = _LOG_LINES) -> str:

@@ -25,7 +25,9 @@ def logprob_bytes(windows: int, scored: int, vocabulary: int) -> int:
 class LogprobWriter:
     """Writes codes window by window into a file that a resumed pass can continue.
 
-    The space is reserved first, so that a full disk is an error now and not a SIGBUS in the middle of a pass.
+    The space is reserved first, so that a full disk is an error now and not a SIGBUS in the middle of a pass. Nothing
+    is forced to the disk: what a killed process wrote is in the file, and after a power failure the sums of the rows
+    tell (`DivergenceObserver` compares them).
 
     Args:
         path: the file; an existing one of the right size is continued.
@@ -54,11 +56,6 @@ class LogprobWriter:
         """[count, vocabulary] rows to fill."""
         return self._codes[window, first : first + count]
 
-    def flush(self) -> None:
-        """Write everything out."""
-        if isinstance(self._codes, np.memmap):
-            self._codes.flush()
-
 
 class LogprobReader:
     """Reads what a `LogprobWriter` wrote.
@@ -66,13 +63,14 @@ class LogprobReader:
     Args:
         path: the file.
         scales: [windows, scored tokens] scale of each row.
+        totals: [windows, scored tokens] sum of exp of each row, as it was before coding.
         vocabulary: length of a row.
 
     Raises:
         StoreError: the file is missing or has another size than its description.
     """
 
-    def __init__(self, path: Path, scales: NDArray[np.float32], vocabulary: int) -> None:
+    def __init__(self, path: Path, scales: NDArray[np.float32], totals: NDArray[np.float32], vocabulary: int) -> None:
         shape = (*scales.shape, vocabulary)
         expected = 2 * int(np.prod(shape))
         size = path.stat().st_size if path.is_file() else 0
@@ -80,13 +78,15 @@ class LogprobReader:
             raise StoreError(
                 f"{path} holds {size} bytes, expected {expected}.", "Delete that folder; it will be measured again."
             )
-        self._scales = scales
+        # What is used stays: room is made by time of change, since times of access are not kept everywhere.
+        path.touch()
+        self._scales, self._totals = scales, totals
         self._codes: Codes = np.memmap(path, dtype=np.uint16, mode="r", shape=shape)
 
-    def rows(self, window: int, first: int, count: int) -> tuple[Codes, NDArray[np.float32]]:
-        """([count, vocabulary] codes, [count] scales)."""
-        stop = first + count
-        return self._codes[window, first:stop], self._scales[window, first:stop]
+    def rows(self, window: int, first: int, count: int) -> tuple[Codes, NDArray[np.float32], NDArray[np.float32]]:
+        """([count, vocabulary] codes, [count] scales, [count] sums)."""
+        rows = slice(first, first + count)
+        return self._codes[window, rows], self._scales[window, rows], self._totals[window, rows]
 
 
 def _reserve(path: Path, size: int) -> None:

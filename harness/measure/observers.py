@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import math
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.errors import EngineError
+from harness.errors import EngineError, StoreError
 from harness.metrics.codec import RowCodec
 from harness.metrics.divergence import DivergenceKernel
 
@@ -23,6 +24,9 @@ __all__ = ["Arrays", "DivergenceObserver", "Observer", "ReferenceObserver"]
 
 Arrays = dict[str, NDArray[np.generic]]
 """Per-token values by name, each [windows, scored tokens]."""
+
+
+_TOTAL_TOLERANCE: Final = 0.01
 
 
 class Observer(Protocol):
@@ -78,7 +82,7 @@ class ReferenceObserver(_RowObserver):
     def __init__(self, shape: tuple[int, int], vocabulary: int, threads: int, writer: LogprobWriter | None) -> None:
         super().__init__(shape, {"nll": np.float64, "top": np.int32}, threads)
         if writer is not None:
-            self.arrays["scale"] = np.zeros(shape, dtype=np.float32)
+            self.arrays |= {name: np.zeros(shape, dtype=np.float32) for name in ("scale", "total")}
         self._writer = writer
         self._codecs = [RowCodec(vocabulary) for _ in range(threads)]
         self._spare = [np.empty(vocabulary, dtype=np.uint16) for _ in range(threads)]
@@ -86,19 +90,19 @@ class ReferenceObserver(_RowObserver):
     def observe(self, block: LogitsBlock) -> None:
         """Take one block."""
         nll, top = self.arrays["nll"][block.window], self.arrays["top"][block.window]
-        scales = self.arrays["scale"][block.window] if self._writer else None
+        kept = (self.arrays["scale"][block.window], self.arrays["total"][block.window]) if self._writer else None
         codes = self._writer.rows(block.window, block.row, len(block.targets)) if self._writer else None
 
         def work(worker: int, rows: range) -> None:
             for row in rows:
                 logits = block.logits[row]
                 target = codes[row] if codes is not None else self._spare[worker]
-                scale, log_normalizer, best = self._codecs[worker].encode(logits, target)
+                scale, largest, total, best = self._codecs[worker].encode(logits, target)
                 position = block.row + row
-                nll[position] = log_normalizer - float(logits[block.targets[row]])
+                nll[position] = largest + math.log(total) - float(logits[block.targets[row]])
                 top[position] = best
-                if scales is not None:
-                    scales[position] = scale
+                if kept is not None:
+                    kept[0][position], kept[1][position] = scale, total
 
         self._each_row(len(block.targets), work)
         self._check(block)
@@ -125,7 +129,7 @@ class DivergenceObserver(_RowObserver):
     def observe(self, block: LogitsBlock) -> None:
         """Take one block."""
         nll, top, kld, reverse = (self.arrays[name][block.window] for name in ("nll", "top", "kld", "kld_reverse"))
-        codes, scales = self._reader.rows(block.window, block.row, len(block.targets))
+        codes, scales, totals = self._reader.rows(block.window, block.row, len(block.targets))
 
         def work(worker: int, rows: range) -> None:
             decode, compare = self._codecs[worker].decode, self._kernels[worker]
@@ -133,8 +137,15 @@ class DivergenceObserver(_RowObserver):
                 logits = block.logits[row]
                 position = block.row + row
                 reference = decode(codes[row], float(scales[row]))
-                kld[position], reverse[position], log_normalizer, top[position] = compare(reference, logits)
+                kld[position], reverse[position], log_normalizer, top[position], total = compare(reference, logits)
                 nll[position] = log_normalizer - float(logits[block.targets[row]])
+                # Codes are off by far less; pages that never reached the disk are off by far more.
+                if abs(total - totals[row]) > _TOTAL_TOLERANCE * totals[row]:
+                    raise StoreError(
+                        f"The stored log-probabilities of window {block.window} are damaged: a row sums up to"
+                        f" {total:.6g}, expected {totals[row]:.6g}.",
+                        "Measure the reference again with --gguf-fresh.",
+                    )
 
         self._each_row(len(block.targets), work)
         self._check(block)

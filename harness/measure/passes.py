@@ -63,8 +63,8 @@ def run_reference_pass(context: WorkerContext, request: PassRequest, keep_logpro
     """Decode the corpus and keep, per scored token, nll and top token; with `keep_logprobs` also the distributions.
 
     Returns:
-        nll and top, [windows, scored tokens]; tokens, [windows, n_ctx]; with log-probabilities also scale, [windows,
-        scored tokens], and vocabulary, [1]. The codes themselves are in `request.folder`.
+        nll and top, [windows, scored tokens]; tokens, [windows, n_ctx]; with log-probabilities also scale and total,
+        [windows, scored tokens], and vocabulary, [1]. The codes themselves are in `request.folder`.
     """
     session = context.session(request.files, request.settings)
     windows = cut_windows(session.tokenize(request.corpus.text), request)
@@ -75,7 +75,7 @@ def run_reference_pass(context: WorkerContext, request: PassRequest, keep_logpro
         _check_limit(logprob_bytes(*shape, vocabulary), limit_bytes, shape, vocabulary)
         writer = LogprobWriter(request.folder / CODES_FILE, (*shape, vocabulary))
     observer = ReferenceObserver(shape, vocabulary, request.settings.threads, writer)
-    _decode(context, session, request, windows, observer, writer)
+    _decode(context, session, request, windows, observer)
     return {**observer.arrays, "tokens": windows, "vocabulary": np.array([vocabulary], dtype=np.int64)}
 
 
@@ -100,10 +100,10 @@ def run_candidate_pass(context: WorkerContext, request: PassRequest, reference: 
             "Compare models that share a vocabulary.",
         )
     scales = base["scale"].astype(np.float32)
-    reader = LogprobReader(reference / CODES_FILE, scales, vocabulary)
+    reader = LogprobReader(reference / CODES_FILE, scales, base["total"].astype(np.float32), vocabulary)
     windows = base["tokens"][: request.chunks].astype(np.int32)
     observer = DivergenceObserver((len(windows), scales.shape[1]), vocabulary, request.settings.threads, reader)
-    _decode(context, session, request, windows, observer, None)
+    _decode(context, session, request, windows, observer)
     return observer.arrays
 
 
@@ -137,7 +137,6 @@ def _decode(
     request: PassRequest,
     windows: Tokens,
     observer: Observer,
-    writer: LogprobWriter | None,
 ) -> None:
     partial = request.folder / _PARTIAL_FILE
     start = _resume(partial, observer)
@@ -151,11 +150,9 @@ def _decode(
             done = group_start
             context.progress(done, total)
             if time.monotonic() - saved > _SAVE_EVERY_S:
-                _save_partial(partial, observer, done, writer)
+                save_arrays(partial, {**observer.arrays, "done": np.array([done], dtype=np.int64)})
                 saved = time.monotonic()
         observer.observe(block)
-    if writer is not None:
-        writer.flush()
     context.progress(total, total)
     partial.unlink(missing_ok=True)
 
@@ -173,12 +170,6 @@ def _resume(partial: Path, observer: Observer) -> int:
     for name, array in stored.items():
         observer.arrays[name][...] = array
     return done
-
-
-def _save_partial(partial: Path, observer: Observer, done: int, writer: LogprobWriter | None) -> None:
-    if writer is not None:
-        writer.flush()
-    save_arrays(partial, {**observer.arrays, "done": np.array([done], dtype=np.int64)})
 
 
 def _check_limit(size: int, limit: int, shape: tuple[int, int], vocabulary: int) -> None:

@@ -36,7 +36,7 @@ class RowCodec:
         self._drop = np.empty(vocabulary, dtype=np.float32)
         self._weights = np.empty(vocabulary, dtype=np.float32)
 
-    def encode(self, logits: NDArray[np.float32], codes: NDArray[np.uint16]) -> tuple[float, float, int]:
+    def encode(self, logits: NDArray[np.float32], codes: NDArray[np.uint16]) -> tuple[float, float, float, int]:
         """Write the codes of a row.
 
         Args:
@@ -44,14 +44,14 @@ class RowCodec:
             codes: [vocabulary] filled here.
 
         Returns:
-            (scale s, ln sum exp(logits), first most likely token).
+            (scale s, largest logit m, sum exp(logits - m), first most likely token).
         """
         drop, weights = self._drop, self._weights
         top = int(logits.argmax())
         largest = logits[top]
         np.subtract(logits, largest, out=drop)
         np.exp(drop, out=weights)
-        log_normalizer = float(largest) + math.log(float(weights.sum()))
+        total = float(weights.sum())
         span = -float(drop.min())
         scale = math.sqrt(span) / LEVELS
         np.negative(drop, out=drop)
@@ -62,7 +62,7 @@ class RowCodec:
             # 1 / scale is rounded: the smallest logit may come out a hair above the last level.
             np.minimum(drop, np.float32(LEVELS), out=drop)
         np.copyto(codes, drop, casting="unsafe")
-        return scale, log_normalizer, top
+        return scale, float(largest), total, top
 
     def decode(self, codes: NDArray[np.uint16], scale: float) -> NDArray[np.float32]:
         """[vocabulary] log-probabilities up to a constant, largest 0; overwritten by the next call."""

@@ -20,7 +20,7 @@ from harness.records import Estimate
 __all__ = ["DivergenceKernel", "RowDivergence", "summarize_delta_p", "summarize_divergence", "summarize_same_top"]
 
 Row = NDArray[np.float32]
-RowDivergence = tuple[float, float, float, int]
+RowDivergence = tuple[float, float, float, int, float]
 
 KLD_QUANTILES: Final[dict[str, float]] = {
     "kld_p99_9": 0.999,
@@ -72,7 +72,7 @@ class DivergenceKernel:
             logits: [vocabulary] raw logits of the candidate.
 
         Returns:
-            (KL(reference || candidate), KL(candidate || reference), ln sum exp(logits), argmax), in nats.
+            (KL(reference || candidate), KL(candidate || reference), ln sum exp(logits), argmax, sum exp(reference)).
         """
         shifted, difference, weights = self._shifted, self._difference, self._weights
         top = int(logits.argmax())
@@ -91,6 +91,7 @@ class DivergenceKernel:
             -backward / total_q - log_ratio,
             float(largest) + math.log(total_q),
             top,
+            total_p,
         )
 
 

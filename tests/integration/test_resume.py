@@ -12,7 +12,7 @@ import pytest
 from harness.corpora import load_corpus
 from harness.engine.settings import SessionSettings
 from harness.engine.worker import Worker, WorkerContext
-from harness.errors import EngineCrashed
+from harness.errors import EngineCrashed, StoreError
 from harness.measure import passes
 from harness.measure.arrays import load_arrays, save_arrays
 from harness.measure.logprobs import LogprobWriter
@@ -98,3 +98,14 @@ def test_progress_of_another_shape_is_not_taken_over(llama_file: Path, tmp_path:
         arrays = worker.call(run_reference_pass, lambda done, _: seen.append(done), request, True, 10**9)
     assert seen[0] == 0
     assert (arrays["nll"].astype(np.float64) > 0).all()
+
+
+def test_damaged_log_probabilities_are_noticed(llama_file: Path, tmp_path: Path) -> None:
+    request = _request(llama_file, tmp_path / "reference")
+    with Worker("m", tmp_path / "log") as worker:
+        save_arrays(request.folder / "arrays.npz", worker.call(run_reference_pass, None, request, True, 10**9))
+        codes = np.memmap(request.folder / CODES_FILE, dtype=np.uint16, mode="r+")
+        codes[len(codes) // 2 : len(codes) // 2 + 4096] = 0
+        again = _request(llama_file, tmp_path / "candidate")
+        with pytest.raises(StoreError, match="stored log-probabilities of window 6 are damaged"):
+            worker.call(run_candidate_pass, None, again, request.folder, request.folder / "arrays.npz")

@@ -60,6 +60,33 @@ def test_a_session_without_models_is_left_alone(pytester: pytest.Pytester) -> No
     assert not (pytester.path / "results").exists()
 
 
+def test_fixtures_of_the_same_name_are_left_alone(pytester: pytest.Pytester) -> None:
+    """Other projects have models and candidates of their own."""
+    pytester.makepyfile(
+        """
+        import pytest
+
+        @pytest.fixture
+        def model():
+            return "mine"
+
+        def test_own_fixture(model):
+            assert model == "mine"
+
+        @pytest.mark.parametrize("model", ["a", "b"])
+        def test_parametrized(model):
+            assert model in {"a", "b"}
+
+        @pytest.mark.parametrize(("candidate", "reference"), [(1, 2)])
+        def test_two(candidate, reference):
+            assert (candidate, reference) == (1, 2)
+        """
+    )
+    result = pytester.runpytest_subprocess("-p", "no:cacheprovider", "-W", "error")
+    result.assert_outcomes(passed=4)
+    assert not (pytester.path / "results").exists()
+
+
 def test_loading_the_plugin_imports_nothing_heavy(pytester: pytest.Pytester) -> None:
     heavy = {"numpy", "llama_cpp", "plotly", "scipy", "rich"}
     code = f"import sys, harness.plugin; print(sorted({heavy} & set(sys.modules)))"

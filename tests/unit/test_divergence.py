@@ -35,11 +35,12 @@ def _kl(p: NDArray[np.float32], q: NDArray[np.float32]) -> float:
 @given(seeds, st.floats(0.0, 2.0))
 def test_kernel_equals_scipy(seed: int, noise: float) -> None:
     p, q = _rows(seed, noise=noise)
-    forward, backward, log_normalizer, top = DivergenceKernel(len(p))(p - p.max(), q)
+    forward, backward, log_normalizer, top, total = DivergenceKernel(len(p))(p - p.max(), q)
     assert forward == pytest.approx(_kl(p, q), rel=1e-5, abs=2e-6)
     assert backward == pytest.approx(_kl(q, p), rel=1e-5, abs=2e-6)
     assert log_normalizer == pytest.approx(float(special.logsumexp(q.astype(np.float64))), abs=1e-5)
     assert top == int(np.argmax(q))
+    assert total == pytest.approx(float(np.exp(p.astype(np.float64) - p.max()).sum()), rel=1e-5)
 
 
 @given(seeds, st.floats(-50, 50))
@@ -65,7 +66,7 @@ def test_codec_keeps_its_error_bound(seed: int, spread: float) -> None:
     logits, _ = _rows(seed, size=2000, spread=spread)
     codec = RowCodec(len(logits))
     codes = np.empty(len(logits), dtype=np.uint16)
-    scale, log_normalizer, top = codec.encode(logits, codes)
+    scale, largest, total, top = codec.encode(logits, codes)
     decoded = codec.decode(codes, scale).astype(np.float64)
     exact = logits.astype(np.float64) - float(logits.max())
     bound = scale * np.sqrt(-exact) + scale**2 / 4 + 1e-6 * np.maximum(1, -exact)
@@ -73,7 +74,8 @@ def test_codec_keeps_its_error_bound(seed: int, spread: float) -> None:
     assert top == int(np.argmax(logits))
     assert decoded[top] == 0
     assert decoded.min() == pytest.approx(exact.min(), rel=1e-4)
-    assert log_normalizer == pytest.approx(float(special.logsumexp(logits.astype(np.float64))), abs=1e-5)
+    expected = float(special.logsumexp(logits.astype(np.float64)))
+    assert largest + np.log(total) == pytest.approx(expected, abs=1e-5)
     assert scale == pytest.approx(np.sqrt(-exact.min()) / LEVELS)
 
 
@@ -92,10 +94,8 @@ def test_stored_reference_against_itself_is_nothing(seed: int) -> None:
 
 def test_codec_of_a_flat_row() -> None:
     codec, codes = RowCodec(8), np.empty(8, dtype=np.uint16)
-    scale, log_normalizer, top = codec.encode(np.full(8, 3.0, dtype=np.float32), codes)
-    assert (scale, top) == (0.0, 0)
-    assert log_normalizer == pytest.approx(3 + np.log(8))
-    assert not codec.decode(codes, scale).any()
+    assert codec.encode(np.full(8, 3.0, dtype=np.float32), codes) == (0.0, 3.0, 8.0, 0)
+    assert not codec.decode(codes, 0.0).any()
 
 
 def test_summary_has_mean_percentiles_and_extremes() -> None:

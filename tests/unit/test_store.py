@@ -72,17 +72,17 @@ def test_log_probabilities_come_back(tmp_path: Path) -> None:
     writer = LogprobWriter(tmp_path / "codes", (2, 3, 5))
     for window in range(2):
         writer.rows(window, 0, 3)[...] = np.arange(15, dtype=np.uint16).reshape(3, 5) + window
-    writer.flush()
     scales = np.arange(6, dtype=np.float32).reshape(2, 3)
-    codes, found = LogprobReader(tmp_path / "codes", scales, 5).rows(1, 1, 2)
+    codes, found, totals = LogprobReader(tmp_path / "codes", scales, scales + 1, 5).rows(1, 1, 2)
     assert codes.tolist() == [[6, 7, 8, 9, 10], [11, 12, 13, 14, 15]]
     assert found.tolist() == [4.0, 5.0]
+    assert totals.tolist() == [5.0, 6.0]
 
 
 def test_log_probabilities_of_another_size_are_refused(tmp_path: Path) -> None:
     LogprobWriter(tmp_path / "codes", (2, 3, 5))
     with pytest.raises(StoreError, match="holds 60 bytes, expected 72"):
-        LogprobReader(tmp_path / "codes", np.zeros((2, 3), dtype=np.float32), 6)
+        LogprobReader(tmp_path / "codes", np.zeros((2, 3), np.float32), np.zeros((2, 3), np.float32), 6)
 
 
 def test_no_space_for_log_probabilities_is_said_before_the_pass(tmp_path: Path) -> None:

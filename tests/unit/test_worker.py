@@ -94,8 +94,25 @@ def test_errors_of_a_task_are_its_own(worker: Worker) -> None:
         assert "ZeroDivisionError" in log_tail(worker.log)
 
 
-@pytest.mark.parametrize(("gpu", "expected"), [(0, "0"), (1, "1"), (-1, "")])
-def test_each_worker_sees_its_gpu(tmp_path: Path, gpu: int, expected: str) -> None:
+@pytest.mark.parametrize(
+    ("gpu", "allowed", "expected"),
+    [
+        (0, None, "0"),
+        (1, None, "1"),
+        (-1, None, ""),
+        (0, "2,3", "2"),
+        (1, "2, 3", "3"),
+        (2, "2,3", ""),
+        (0, "", ""),
+        (0, "GPU-8a", "GPU-8a"),
+    ],
+)
+def test_each_worker_sees_its_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpu: int, allowed: str | None, expected: str
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if allowed is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", allowed)
     with Worker("m", tmp_path / "log", gpu=gpu) as worker:
         assert worker.call(visible_gpus, None) == expected
 
