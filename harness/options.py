@@ -174,8 +174,8 @@ def read_options(config: pytest.Config) -> Options:
     Raises:
         OptionError: for a value that cannot be used.
     """
-    from harness.models import parse_specs
     from harness.quants import parse_quants
+    from harness.sources import parse_specs
 
     get = config.getoption
     models = tuple(parse_specs(get("--models") or []))

@@ -14,7 +14,8 @@ from harness.engine.worker import ProgressCallback, Worker
 from harness.errors import EngineError, HarnessError
 from harness.measure.passes import CODES_FILE, CorpusText, PassRequest, run_candidate_pass, run_reference_pass
 from harness.measure.speed import SpeedRequest, SpeedResult, measure_speed
-from harness.models import ModelInfo, ModelSource, hash_files, load_info, twins
+from harness.models import ModelInfo, hash_files, load_info, twins
+from harness.sources import ModelSource
 from harness.store import Cache, Entry
 
 if TYPE_CHECKING:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import shutil
 from pathlib import Path
 
@@ -23,11 +22,11 @@ def logprob_bytes(windows: int, scored: int, vocabulary: int) -> int:
 
 
 class LogprobWriter:
-    """Writes codes window by window into a file that a resumed pass can continue.
+    """Writes codes, block by block, into a file that a resumed pass can continue.
 
-    The space is reserved first, so that a full disk is an error now and not a SIGBUS in the middle of a pass. Nothing
-    is forced to the disk: what a killed process wrote is in the file, and after a power failure the sums of the rows
-    tell (`DivergenceObserver` compares them).
+    Free space is checked first, so that a full disk is an error before the pass. Nothing is forced to the disk: what a
+    killed process wrote is in the file, and after a power failure the sums of the rows tell (`DivergenceObserver`
+    compares them).
 
     Args:
         path: the file; an existing one of the right size is continued.
@@ -39,22 +38,35 @@ class LogprobWriter:
 
     def __init__(self, path: Path, shape: tuple[int, int, int]) -> None:
         size = logprob_bytes(*shape)
+        self._shape = shape
+        self._buffer: Codes = np.empty((0, shape[2]), dtype=np.uint16)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            fresh = not path.is_file() or path.stat().st_size != size
-            if fresh:
+            if not path.is_file() or path.stat().st_size != size:
                 _reserve(path, size)
-            self._codes: Codes = np.memmap(path, dtype=np.uint16, mode="r+", shape=shape)
+            self._file = path.open("r+b", buffering=0)
         except OSError as error:
             path.unlink(missing_ok=True)
-            raise StoreError(
-                f"The reference's log-probabilities need {size / 1e9:.2f} GB in {path.parent}: {error.strerror}.",
-                "Free some space, choose another --gguf-cache folder, or use fewer --gguf-chunks.",
-            ) from error
+            raise _no_room(path, size, error) from error
 
-    def rows(self, window: int, first: int, count: int) -> Codes:
-        """[count, vocabulary] rows to fill."""
-        return self._codes[window, first : first + count]
+    def buffer(self, rows: int) -> Codes:
+        """[rows, vocabulary] codes to fill, used again for each block."""
+        if len(self._buffer) < rows:
+            self._buffer = np.empty((rows, self._shape[2]), dtype=np.uint16)
+        return self._buffer[:rows]
+
+    def write(self, window: int, first: int, codes: Codes) -> None:
+        """Write consecutive rows of a window. Not through a memory map: each fresh page of one costs a fault."""
+        _, scored, vocabulary = self._shape
+        try:
+            self._file.seek(2 * vocabulary * (window * scored + first))
+            self._file.write(codes.data)
+        except OSError as error:
+            raise _no_room(Path(self._file.name), logprob_bytes(*self._shape), error) from error
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
 
 
 class LogprobReader:
@@ -89,12 +101,17 @@ class LogprobReader:
         return self._codes[window, rows], self._scales[window, rows], self._totals[window, rows]
 
 
+def _no_room(path: Path, size: int, error: OSError) -> StoreError:
+    return StoreError(
+        f"The reference's log-probabilities need {size / 1e9:.2f} GB in {path.parent}: {error.strerror}.",
+        "Free some space, choose another --gguf-cache folder, or use fewer --gguf-chunks.",
+    )
+
+
 def _reserve(path: Path, size: int) -> None:
     free = shutil.disk_usage(path.parent).free
     if free < size:
         raise OSError(errno.ENOSPC, f"only {free / 1e9:.2f} GB are free")
     with path.open("wb") as file:
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(file.fileno(), 0, size)
-        else:
-            file.truncate(size)
+        # Not posix_fallocate: on ext4, writing to reserved extents takes four times as long.
+        file.truncate(size)

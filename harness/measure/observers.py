@@ -91,7 +91,7 @@ class ReferenceObserver(_RowObserver):
         """Take one block."""
         nll, top = self.arrays["nll"][block.window], self.arrays["top"][block.window]
         kept = (self.arrays["scale"][block.window], self.arrays["total"][block.window]) if self._writer else None
-        codes = self._writer.rows(block.window, block.row, len(block.targets)) if self._writer else None
+        codes = self._writer.buffer(len(block.targets)) if self._writer else None
 
         def work(worker: int, rows: range) -> None:
             for row in rows:
@@ -106,6 +106,8 @@ class ReferenceObserver(_RowObserver):
 
         self._each_row(len(block.targets), work)
         self._check(block)
+        if self._writer is not None and codes is not None:
+            self._writer.write(block.window, block.row, codes)
 
 
 class DivergenceObserver(_RowObserver):

@@ -75,7 +75,11 @@ def run_reference_pass(context: WorkerContext, request: PassRequest, keep_logpro
         _check_limit(logprob_bytes(*shape, vocabulary), limit_bytes, shape, vocabulary)
         writer = LogprobWriter(request.folder / CODES_FILE, (*shape, vocabulary))
     observer = ReferenceObserver(shape, vocabulary, request.settings.threads, writer)
-    _decode(context, session, request, windows, observer)
+    try:
+        _decode(context, session, request, windows, observer)
+    finally:
+        if writer is not None:
+            writer.close()
     return {**observer.arrays, "tokens": windows, "vocabulary": np.array([vocabulary], dtype=np.int64)}
 
 

@@ -92,7 +92,7 @@ def test_a_killed_pass_resumes(llama_file: Path, tmp_path: Path) -> None:
 def test_progress_of_another_shape_is_not_taken_over(llama_file: Path, tmp_path: Path) -> None:
     request = _request(llama_file, tmp_path / "pass")
     save_arrays(request.folder / "partial.npz", {"nll": np.zeros((3, 3)), "done": np.array([2])})
-    LogprobWriter(request.folder / CODES_FILE, (1, 1, 1))
+    LogprobWriter(request.folder / CODES_FILE, (1, 1, 1)).close()
     seen: list[int] = []
     with Worker("m", tmp_path / "log") as worker:
         arrays = worker.call(run_reference_pass, lambda done, _: seen.append(done), request, True, 10**9)

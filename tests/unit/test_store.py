@@ -71,7 +71,11 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
 def test_log_probabilities_come_back(tmp_path: Path) -> None:
     writer = LogprobWriter(tmp_path / "codes", (2, 3, 5))
     for window in range(2):
-        writer.rows(window, 0, 3)[...] = np.arange(15, dtype=np.uint16).reshape(3, 5) + window
+        for first, rows in ((0, 1), (1, 2)):
+            codes = writer.buffer(rows)
+            codes[...] = np.arange(5 * first, 5 * (first + rows)).reshape(rows, 5) + window
+            writer.write(window, first, codes)
+    writer.close()
     scales = np.arange(6, dtype=np.float32).reshape(2, 3)
     codes, found, totals = LogprobReader(tmp_path / "codes", scales, scales + 1, 5).rows(1, 1, 2)
     assert codes.tolist() == [[6, 7, 8, 9, 10], [11, 12, 13, 14, 15]]
@@ -80,7 +84,7 @@ def test_log_probabilities_come_back(tmp_path: Path) -> None:
 
 
 def test_log_probabilities_of_another_size_are_refused(tmp_path: Path) -> None:
-    LogprobWriter(tmp_path / "codes", (2, 3, 5))
+    LogprobWriter(tmp_path / "codes", (2, 3, 5)).close()
     with pytest.raises(StoreError, match="holds 60 bytes, expected 72"):
         LogprobReader(tmp_path / "codes", np.zeros((2, 3), np.float32), np.zeros((2, 3), np.float32), 6)
 
