@@ -28,7 +28,7 @@ from harness.records import SCHEMA_VERSION
 if TYPE_CHECKING:
     from harness.measure.observers import Arrays
 
-__all__ = ["Cache", "Entry", "find_run", "load_run", "prepare_folder", "write_json"]
+__all__ = ["Cache", "Entry", "find_run", "load_run", "prepare_folder", "write_json", "write_text"]
 
 _ARRAYS: Final = "arrays.npz"
 _META: Final = "meta.json"
@@ -44,6 +44,15 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
         text = json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False)
     except ValueError as error:
         raise StoreError(f"{path.name} would hold a number that JSON does not know: {error}.") from error
+    write_text(path, text)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically.
+
+    Raises:
+        StoreError: no space, or no permission.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")

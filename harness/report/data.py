@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from harness.metrics.tradeoff import dominated_by, smallest_passing
+from harness.report.numbers import format_bytes
 
 __all__ = ["Candidate", "RunView", "visible"]
 
@@ -81,7 +82,7 @@ class RunView:
         best = self.recommended
         if best is not None:
             share = self._share(best)
-            return f"Smallest candidate that passes every gate: {visible(best.name)}, {_megabytes(best)}{share}"
+            return f"Smallest candidate that passes every gate: {visible(best.name)}, {format_bytes(best.facts['bytes'])}{share}"
         gated = [model for model in self.candidates if model.verdict in {"fail", "inconclusive", "error"}]
         if gated:
             undecided = sum(model.verdict == "inconclusive" for model in gated)
@@ -129,10 +130,6 @@ def _is_broken(test: Mapping[str, Any], gates: list[Mapping[str, Any]]) -> bool:
     """A test that failed for another reason than its gate."""
     decided = any(gate["verdict"] == "fail" and gate["detail"] in test["message"] for gate in gates)
     return test["outcome"] == "error" or (test["outcome"] == "failed" and not decided)
-
-
-def _megabytes(model: Candidate) -> str:
-    return f"{model.facts['bytes'] / 1e6:,.0f} MB"
 
 
 def visible(text: str) -> str:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from harness.errors import StoreError
 from harness.names import METRICS
 from harness.report.charts import build_charts
 from harness.report.data import RunView, visible
 from harness.report.numbers import format_bytes, format_estimate, format_percent, format_value
+from harness.store import write_text
 
 __all__ = ["write_html"]
 
@@ -68,7 +66,7 @@ def write_html(run: Mapping[str, Any], run_dir: Path, destination: Path) -> None
         script=Markup((assets / "report.js").read_text(encoding="utf-8")),  # noqa: S704
         plotly=Markup(_plotly_js() if charts else ""),  # noqa: S704
     )
-    _write(destination, page)
+    write_text(destination, page)
 
 
 def _cell(view: RunView, model: str, metric: str) -> tuple[str, float | None]:
@@ -101,20 +99,3 @@ def _embed(data: object) -> str:
 def _plotly_js() -> str:
     # Read as a file: importing plotly takes longer than everything else here.
     return (resources.files("plotly") / "package_data" / "plotly.min.js").read_text(encoding="utf-8")
-
-
-def _write(destination: Path, text: str) -> None:
-    try:
-        descriptor, name = tempfile.mkstemp(dir=destination.parent, prefix=f".{destination.name}.")
-        try:
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                file.write(text)
-            Path(name).chmod(0o644)
-            Path(name).replace(destination)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise StoreError(
-            f"{destination} could not be written: {error.strerror or error}.", "Check permissions and free space."
-        ) from error
