@@ -81,8 +81,8 @@ class RunView:
         """The answer in one sentence."""
         best = self.recommended
         if best is not None:
-            share = self._share(best)
-            return f"Smallest candidate that passes every gate: {visible(best.name)}, {format_bytes(best.facts['bytes'])}{share}"
+            size = f"{format_bytes(best.facts['bytes'])}{self._share(best)}"
+            return f"Smallest candidate that passes every gate: {visible(best.name)}, {size}"
         gated = [model for model in self.candidates if model.verdict in {"fail", "inconclusive", "error"}]
         if gated:
             undecided = sum(model.verdict == "inconclusive" for model in gated)
