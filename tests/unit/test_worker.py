@@ -128,7 +128,8 @@ def test_nothing_is_left_after_close(worker: Worker) -> None:
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_nothing_is_left_when_the_parent_ends(tmp_path: Path, number: int) -> None:
     code = (
-        "import sys, time; sys.path.insert(0, '.');"
+        # A background job inherits an ignored SIGINT: here it shall end the process, as Ctrl-C does.
+        "import signal, sys, time; signal.signal(signal.SIGINT, signal.default_int_handler); sys.path.insert(0, '.');"
         "from pathlib import Path; from harness.engine.worker import Worker; from tests.unit.test_worker import double;"
         f"w = Worker('m', Path({str(tmp_path / 'log')!r})); w.call(double, None, 1); print(w.pid, flush=True);"
         "time.sleep(60)"
