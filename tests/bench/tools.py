@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -46,5 +47,5 @@ def build_tools(cache: Path) -> Path:
         options = ["-DCMAKE_BUILD_TYPE=Release", "-DLLAMA_CURL=OFF", "-DLLAMA_OPENSSL=OFF"]
         options += [f"-DLLAMA_BUILD_{part}=OFF" for part in ("TESTS", "EXAMPLES", "SERVER")]
         run("cmake", "-S", str(source), "-B", "build", *options)
-        run("cmake", "--build", "build", "-j", "--target", *TOOLS)
+        run("cmake", "--build", "build", "--parallel", str(os.cpu_count() or 1), "--target", *TOOLS)
     return folder
