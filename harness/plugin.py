@@ -42,10 +42,10 @@ def pytest_configure(config: pytest.Config) -> None:
     workerinput = getattr(config, "workerinput", {})
     state = State(config, workerinput.get("gguf_run_id") or new_run_id(), workerinput.get("workerid", "main"))
     config.stash[STATE] = state
-    if getattr(config.option, "dist", "no") == "load":
-        # Tests of one model belong together: each process would load every model otherwise.
-        config.option.dist = "loadgroup"
     if _any_given(config):
+        if getattr(config.option, "dist", "no") == "load":
+            # Tests of one model belong together: each process would load every model otherwise.
+            config.option.dist = "loadgroup"
         try:
             _ = state.options, state.ladder
         except HarnessError as error:
@@ -60,9 +60,11 @@ def pytest_configure_node(node: Any) -> None:
 
 def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Item]) -> list[str]:
     """Say which models are tested, and what they are compared with."""
-    if not any(_ours(item) for item in items):
+    state = config.stash[STATE]
+    # pytest asks even when it ends the session because of that problem.
+    if state.problem is not None or not any(_ours(item) for item in items):
         return []
-    ladder = config.stash[STATE].ladder
+    ladder = state.ladder
     candidates = ", ".join(visible(model.name) for model in ladder.candidates) or "none"
     return [f"reference: {visible(ladder.reason)}", f"candidates: {candidates}"]
 
@@ -72,13 +74,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     wanted = _ours(metafunc.definition) & _PARAMETERS
     if not wanted:
         return
+    state = metafunc.config.stash[STATE]
     try:
-        ladder = metafunc.config.stash[STATE].ladder
+        models, candidates = state.ladder.models, state.ladder.candidates
     except HarnessError as error:
-        raise pytest.UsageError(str(error)) from None
+        # Only the default model can be missing here: what a person names was checked in pytest_configure.
+        state.problem, models, candidates = error, (), ()
     for name in sorted(wanted):
-        models = ladder.models if name == "model" else ladder.candidates
-        parameters: list[Any] = [pytest.param(model, id=model.name) for model in models]
+        parameters: list[Any] = [pytest.param(m, id=m.name) for m in (models if name == "model" else candidates)]
         if not parameters:
             reason = "no candidates: give several --models, or --gguf-quants=default"
             parameters = [pytest.param(None, id="none", marks=pytest.mark.skip(reason=reason))]
@@ -92,9 +95,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if not ours:
         return
     state = config.stash[STATE]
+    if state.problem is not None:
+        raise pytest.UsageError(str(state.problem))
     state.divergence = any({"candidate", "corpus_pass"} <= _ours(item) for item in ours)
     order = {model.name: index for index, model in enumerate(state.ladder.models)}
-    places = [index for index, item in enumerate(items) if item in set(ours)]
+    chosen = set(ours)
+    places = [index for index, item in enumerate(items) if item in chosen]
     ours.sort(key=lambda item: order.get(_model_name(item) or "", -1))
     # The mark is xdist's: without it, pytest does not know it.
     with_xdist = config.pluginmanager.hasplugin("xdist")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
+from harness.errors import HarnessError
 from harness.options import Options, read_options
 from harness.run import RunDraft
 
@@ -30,6 +31,7 @@ class State:
         options: read when first needed.
         ladder: planned when first needed.
         divergence: some collected test compares a candidate with its reference: keep the reference's distributions.
+        problem: why there are no models, met while collecting and raised after it.
         draft: the run, in the process that reports; None until a test of ours was reported.
     """
 
@@ -37,6 +39,7 @@ class State:
     run_id: str
     process: str = "main"
     divergence: bool = False
+    problem: HarnessError | None = None
     draft: RunDraft | None = None
     report: Path | None = None
     _options: Options | None = None

