@@ -327,7 +327,11 @@ class Runner:
         )
 
     def _load_arrays(self, entry: Entry) -> Arrays | None:
-        return None if self.options.fresh else entry.load()
+        if self.options.fresh:
+            # Not even what an interrupted pass left behind.
+            entry.remove()
+            return None
+        return entry.load()
 
     def _make_room(self, model: LoadedModel, entry: Entry) -> None:
         scored = self.options.ctx - 1 - self.options.ctx // 2
