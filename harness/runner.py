@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -72,6 +73,7 @@ class Runner:
         self._progress = progress
         self._done: dict[tuple[str, ...], object | HarnessError] = {}
         self._worker: Worker | None = None
+        self._started = time.time()
 
     # -- models -----------------------------------------------------------------------------------------------------
 
@@ -211,7 +213,8 @@ class Runner:
 
         def measure() -> SpeedResult:
             with entry.lock():
-                meta = None if self.options.fresh else entry.load_meta()
+                self._forget_if_stale(entry)
+                meta = entry.load_meta()
                 if meta is not None:
                     self.hits += 1
                     return SpeedResult(**meta)
@@ -327,11 +330,16 @@ class Runner:
         )
 
     def _load_arrays(self, entry: Entry) -> Arrays | None:
-        if self.options.fresh:
-            # Not even what an interrupted pass left behind.
-            entry.remove()
-            return None
+        self._forget_if_stale(entry)
         return entry.load()
+
+    def _forget_if_stale(self, entry: Entry) -> None:
+        """With --gguf-fresh, what is older than this session goes, leftovers of an interrupted pass included.
+
+        What another process of the same session (`pytest -n`) has just measured stays.
+        """
+        if self.options.fresh and not entry.saved_since(self._started):
+            entry.remove()
 
     def _make_room(self, model: LoadedModel, entry: Entry) -> None:
         scored = self.options.ctx - 1 - self.options.ctx // 2

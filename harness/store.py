@@ -108,6 +108,13 @@ class Entry:
             return None
         return meta["value"] if isinstance(meta, dict) and meta.get("key") == self._key else None
 
+    def saved_since(self, moment: float) -> bool:
+        """Whether the entry was saved after a moment (seconds since the epoch)."""
+        try:
+            return (self.folder / _META).stat().st_mtime >= moment
+        except OSError:
+            return False
+
     def load(self) -> Arrays | None:
         """The stored arrays, or None when there are none or they are damaged: they are then measured again."""
         from harness.measure.arrays import load_arrays

@@ -25,6 +25,16 @@ def test_an_entry_comes_back_for_its_key_only(tmp_path: Path) -> None:
     assert cache.entry("passes", {"model": "b", "n": 1}).load() is None
 
 
+def test_an_entry_knows_when_it_was_saved(tmp_path: Path) -> None:
+    entry = Cache(tmp_path).entry("speed", {"model": "a"})
+    assert not entry.saved_since(0)
+    entry.save({"tokens": 1})
+    assert entry.saved_since(0)
+    assert not entry.saved_since(2**40)
+    entry.remove()
+    assert entry.load_meta() is None
+
+
 def test_a_damaged_entry_is_measured_again(tmp_path: Path) -> None:
     entry = Cache(tmp_path).entry("passes", {"model": "a"})
     entry.save({}, {"nll": np.zeros(1000)})
