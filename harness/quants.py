@@ -50,8 +50,13 @@ FTYPES: Final[dict[str, int]] = {
 
 _ALIASES: Final = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
 
-NEEDS_IMATRIX: Final = frozenset({"IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ1_S", "IQ1_M", "Q2_K_S"})
-"""Types that llama-quantize refuses without an importance matrix (tools/quantize/quantize.cpp)."""
+NEEDS_IMATRIX: Final = frozenset({
+    "IQ3_XXS", "IQ2_M", "IQ2_S", "IQ2_XS", "IQ2_XXS", "Q2_K_S", "IQ1_M", "IQ1_S",
+})  # fmt: skip
+"""Types that llama.cpp makes only with an importance matrix (tensor_requires_imatrix in src/llama-quant.cpp).
+
+Others mix such a type in, depending on the model (IQ3_XS): llama.cpp refuses those itself, before it writes anything.
+"""
 
 DEFAULT_QUANTS: Final = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K")
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.engine.logs import EngineLog
-from harness.errors import QuantizeError
-from harness.gguf_file import read_header
+from harness.errors import InvalidGGUF, QuantizeError
+from harness.gguf_file import TENSOR_TYPES, read_header
 from harness.quants import FTYPES, NEEDS_IMATRIX
 
 __all__ = ["ImportanceMatrix", "load_imatrix", "quantize_file"]
@@ -30,7 +29,9 @@ _STEP: Final = re.compile(r"^\[\s*(\d+)/\s*(\d+)\]")
 _IMATRIX_HINT: Final = (
     "Make one with llama-imatrix and pass it with --gguf-imatrix=FILE, or choose a K-quant of 3 bits or more."
 )
-_FLOATS: Final = frozenset({"F32", "F16", "BF16"})
+_PLANNED: Final = re.compile(r"quant size\s*=\s*([0-9.]+) MiB")
+# ggml has these types for activations, indices and scores: it has no code to quantize weights to them, and aborts.
+_NOT_FOR_WEIGHTS: Final = frozenset({"Q8_1", "Q8_K", "I8", "I16", "I32", "I64", "F64"})
 
 
 def quantize_file(
@@ -67,31 +68,25 @@ def quantize_file(
             f"{quant} needs an importance matrix, and none was given.",
             _IMATRIX_HINT,
         )
-    size = sum(file.stat().st_size for file in files)
+    parameters, kept = _parameters(quant, threads, imatrix, tensor_types or {}, pure)
+    needed = _planned_bytes(files[0], quant, parameters)
+    temporary = _reserve(destination, needed, quant)
     try:
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        _check_space(destination.parent, size if quant not in _FLOATS else 4 * size, quant)
-        descriptor, name = tempfile.mkstemp(dir=destination.parent, prefix=f".{destination.stem}.", suffix=".gguf")
-        os.close(descriptor)
-    except OSError as error:
-        raise QuantizeError(
-            f"{destination} cannot be written: {error.strerror}.", "Choose another --gguf-cache folder."
-        ) from error
-    temporary = Path(name)
-    try:
-        _run(files[0], temporary, quant, threads, imatrix, tensor_types or {}, pure, progress)
-        read_header(temporary)
-        temporary.chmod(0o644)
+        _run(files[0], temporary, quant, parameters, _step_reader(progress))
+        _check_written(temporary, quant)
         temporary.replace(destination)
     finally:
         temporary.unlink(missing_ok=True)
+        # ctypes keeps no reference to what a pointer field points at.
+        del kept
 
 
 def load_imatrix(path: Path) -> ImportanceMatrix:
     """Read an importance matrix: mean squared input per column, in_sum2 / counts (common/imatrix-loader.cpp).
 
     Raises:
-        QuantizeError: not an importance matrix in GGUF format.
+        QuantizeError: a GGUF file that holds no importance matrix.
+        InvalidGGUF: not a GGUF file (older ones end in .dat: llama-imatrix converts them).
     """
     from gguf import GGUFReader
 
@@ -105,6 +100,10 @@ def load_imatrix(path: Path) -> ImportanceMatrix:
         counts = tensors.get(f"{stem}.counts")
         if counts is None:
             raise QuantizeError(f"{path.name}: {name} has no {stem}.counts beside it.", "Make it with llama-imatrix.")
+        if counts.size == 0 or sums.size % counts.size:
+            raise QuantizeError(
+                f"{path.name}: {name} has {sums.size} values for {counts.size} counts.", "Make it with llama-imatrix."
+            )
         rows = sums.reshape(counts.size, -1).astype(np.float32)
         column = counts.reshape(-1, 1).astype(np.float32)
         # An expert that never ran says nothing: all its columns count alike.
@@ -114,39 +113,62 @@ def load_imatrix(path: Path) -> ImportanceMatrix:
     return result
 
 
-def _run(
-    source: Path,
-    destination: Path,
-    quant: str,
-    threads: int,
-    imatrix: Path | None,
-    tensor_types: Mapping[str, str],
-    pure: bool,
-    progress: Callable[[int, int], None] | None,
-) -> None:
+def _parameters(
+    quant: str, threads: int, imatrix: Path | None, tensor_types: Mapping[str, str], pure: bool
+) -> tuple[Any, list[object]]:
+    """What llama-quantize passes, and the objects that must live as long as it is used."""
     parameters = llama_cpp.llama_model_quantize_default_params()
     parameters.nthread = threads
     parameters.ftype = FTYPES[quant]
     parameters.allow_requantize = True
     parameters.pure = pure
-    # ctypes keeps no reference to what a pointer field points at: hold them until the call returns.
     kept = [_set_tensor_types(parameters, tensor_types)]
     if imatrix is not None:
         kept.append(_set_imatrix(parameters, load_imatrix(imatrix)))
-    log = EngineLog(_step_reader(progress))
+    return parameters, kept
+
+
+def _planned_bytes(source: Path, quant: str, parameters: Any) -> int:
+    """Size of the file to be, from a dry run of llama.cpp: milliseconds, nothing is written."""
+    parameters.dry_run = True
+    log = _run(source, source, quant, parameters, None)
+    parameters.dry_run = False
+    planned = next((match[1] for line in log.lines if (match := _PLANNED.search(line))), "0")
+    return round(float(planned) * 2**20) + read_header(source).data_offset
+
+
+def _run(
+    source: Path, destination: Path, quant: str, parameters: Any, listener: Callable[[str], None] | None
+) -> EngineLog:
+    log = EngineLog(listener)
     with log.capture():
         llama_cpp.llama_backend_init()
         status = llama_cpp.llama_model_quantize(
             str(source).encode(), str(destination).encode(), ctypes.byref(parameters)
         )
-    del kept
     if status != 0:
         reason = log.last_problem()
         hint = "Its log has more; `gguf-harness inspect` shows whether the source is sound."
+        if "imatrix" in reason:
+            hint = _IMATRIX_HINT
+        elif "iostream" in reason:
+            hint = f"{destination.parent} could not be written to: its disk may be full."
+        raise QuantizeError(f"llama.cpp could not quantize {source.name} to {quant}: {reason}", hint)
+    return log
+
+
+def _check_written(file: Path, quant: str) -> None:
+    """llama.cpp does not notice every failed write: read the header, which is checked against the file's size."""
+    with file.open("rb+") as written:
+        os.fsync(written.fileno())
+    try:
+        read_header(file)
+    except InvalidGGUF as error:
         raise QuantizeError(
-            f"llama.cpp could not quantize {source.name} to {quant}: {reason}",
-            _IMATRIX_HINT if "imatrix" in reason else hint,
-        )
+            f"The {quant} file that llama.cpp wrote is damaged: {error.message}",
+            f"The disk of {file.parent} may be full.",
+        ) from error
+    file.chmod(0o644)
 
 
 def _set_imatrix(parameters: Any, matrix: ImportanceMatrix) -> object:
@@ -162,7 +184,7 @@ def _set_imatrix(parameters: Any, matrix: ImportanceMatrix) -> object:
 def _set_tensor_types(parameters: Any, types: Mapping[str, str]) -> object:
     if not types:
         return None
-    numbers = {name.removeprefix("GGML_TYPE_"): value for name, value in _ggml_types()}
+    numbers = {kind.name: number for number, kind in TENSOR_TYPES.items() if kind.name not in _NOT_FOR_WEIGHTS}
     entries = (llama_cpp.llama_model_tensor_override * (len(types) + 1))()
     for entry, (pattern, kind) in zip(entries, types.items(), strict=False):
         if kind.upper() not in numbers:
@@ -171,13 +193,6 @@ def _set_tensor_types(parameters: Any, types: Mapping[str, str]) -> object:
         entry.type = numbers[kind.upper()]
     parameters.tt_overrides = entries
     return entries
-
-
-def _ggml_types() -> Iterator[tuple[str, int]]:
-    from harness.gguf_file import TENSOR_TYPES
-
-    for number, kind in TENSOR_TYPES.items():
-        yield kind.name, number
 
 
 def _step_reader(progress: Callable[[int, int], None] | None) -> Callable[[str], None] | None:
@@ -191,11 +206,21 @@ def _step_reader(progress: Callable[[int, int], None] | None) -> Callable[[str],
     return read
 
 
-def _check_space(folder: Path, size: int, quant: str) -> None:
-    with contextlib.suppress(OSError):
+def _reserve(destination: Path, needed: int, quant: str) -> Path:
+    """An empty temporary file beside the destination, where there is room for what is to come."""
+    folder = destination.parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(folder).free
-        if free < size:
+        if free < needed:
             raise QuantizeError(
-                f"Quantizing to {quant} may need {size / 1e9:.1f} GB in {folder}, {free / 1e9:.1f} GB are free.",
+                f"Quantizing to {quant} needs {needed / 1e9:.1f} GB in {folder}, {free / 1e9:.1f} GB are free.",
                 "Free some space, or choose another --gguf-cache folder.",
             )
+        descriptor, name = tempfile.mkstemp(dir=folder, prefix=f".{destination.stem}.", suffix=".gguf")
+    except OSError as error:
+        raise QuantizeError(
+            f"{destination} cannot be written: {error.strerror}.", "Choose another --gguf-cache folder."
+        ) from error
+    os.close(descriptor)
+    return Path(name)
