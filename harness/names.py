@@ -6,7 +6,9 @@ One table each, and nowhere else. A metric that is not in `METRICS` cannot be re
 from __future__ import annotations
 
 import difflib
+import fnmatch
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,9 +19,13 @@ __all__ = [
     "NEEDS_FLASH_ATTENTION_OFF",
     "TAPS",
     "Better",
+    "GraphNode",
     "MetricInfo",
     "TapInfo",
+    "expand_taps",
+    "generic_tap",
     "graph_name",
+    "graph_nodes",
     "metric_info",
 ]
 
@@ -132,25 +138,44 @@ class TapInfo:
     Attributes:
         graph: llama.cpp's name for it in its graph, without the layer.
         shape: numpy's order, as it is read; pos is the token in the batch, key the position attended to (padded by
-            llama.cpp to a multiple of 256: cells that hold no token have a pattern of 0).
-        operation: where llama.cpp uses a name several times, the operation whose result is meant.
+            llama.cpp to a multiple of 256: cells that hold no token have a pattern of 0). A KV cache that is split by
+            sequence puts [stream, ...] in front of scores and pattern.
         meaning: one sentence.
+        operation: where llama.cpp uses a name several times, the operation whose result is meant.
+        operations: the operations that may be meant where `operation` is not set; empty for any.
     """
 
     graph: str
     shape: str
     meaning: str
     operation: str | None = None
+    operations: frozenset[str] = frozenset()
 
+
+@dataclass(frozen=True, slots=True)
+class GraphNode:
+    """How a tap is recognized in llama.cpp's graph: by name, and by operation unless `operations` is empty."""
+
+    name: str
+    operations: frozenset[str]
+
+
+# build_qkv gives the projection, the biased projection and the result the same name. The result is always a reshape of
+# them, or a view where Q, K and V come from one matrix.
+_QKV = frozenset({"RESHAPE", "VIEW"})
+# Without and with flash attention. Some graphs give the output projection the same name.
+_MIXED = frozenset({"CONT", "RESHAPE"})
 
 TAPS: dict[str, TapInfo] = {
-    "embed": TapInfo("embd", "[pos, d_model]", "Token embeddings."),
-    "blocks.{i}.attn.q": TapInfo("Qcur", "[pos, head, d_head]", "Queries, after rope.", "ROPE"),
-    "blocks.{i}.attn.k": TapInfo("Kcur", "[pos, kv_head, d_head]", "Keys, after rope.", "ROPE"),
-    "blocks.{i}.attn.v": TapInfo("Vcur", "[pos, kv_head, d_head]", "Values.", "RESHAPE"),
+    "embed": TapInfo("embd", "[pos, d_model]", "Token embeddings, scaled where the model scales them."),
+    "blocks.{i}.attn.q": TapInfo("Qcur", "[pos, head, d_head]", "Queries, after rope.", "ROPE", _QKV),
+    "blocks.{i}.attn.k": TapInfo("Kcur", "[pos, kv_head, d_head]", "Keys, after rope.", "ROPE", _QKV),
+    "blocks.{i}.attn.v": TapInfo("Vcur", "[pos, kv_head, d_head]", "Values.", operations=_QKV),
     "blocks.{i}.attn.scores": TapInfo("kq", "[head, pos, key]", "Raw q k^T: neither scaled nor masked."),
     "blocks.{i}.attn.pattern": TapInfo("kq_soft_max", "[head, pos, key]", "Attention weights: rows sum to one."),
-    "blocks.{i}.attn.z": TapInfo("kqv_out", "[pos, head * d_head]", "Mixed values, before the output projection."),
+    "blocks.{i}.attn.z": TapInfo(
+        "kqv_out", "[pos, head * d_head]", "Mixed values, before the output projection.", operations=_MIXED
+    ),
     "blocks.{i}.attn_out": TapInfo("attn_out", "[pos, d_model]", "What attention adds to the residual stream."),
     "blocks.{i}.resid_mid": TapInfo("ffn_inp", "[pos, d_model]", "Residual stream between attention and MLP."),
     "blocks.{i}.mlp_out": TapInfo("ffn_out", "[pos, d_model]", "What the MLP adds to the residual stream."),
@@ -158,12 +183,52 @@ TAPS: dict[str, TapInfo] = {
     "ln_final.normalized": TapInfo("result_norm", "[pos, d_model]", "After the final norm."),
     "logits": TapInfo("result_output", "[pos, vocabulary]", "Logits."),
 }
-"""Tap names follow TransformerLens. Graph names are those that llama.cpp's graph builders give (src/models)."""
+"""Tap names follow TransformerLens. Graph names are those that llama.cpp's graph builders give (src/models).
+
+From the last block's `resid_mid` on (its `attn_out` too where a norm follows attention), llama.cpp keeps only the
+tokens whose logits were asked for: pos counts those, and there may be none in a batch.
+"""
 
 NEEDS_FLASH_ATTENTION_OFF = frozenset({"blocks.{i}.attn.scores", "blocks.{i}.attn.pattern"})
 """Flash attention never forms these tensors."""
 
-_WITHOUT_ROPE = frozenset({"gpt2", "bloom", "mpt", "t5", "t5encoder", "bert", "jina-bert-v2", "starcoder", "refact"})
+_WITHOUT_ROPE = frozenset({
+    "bert", "bloom", "gpt2", "jais", "jamba", "jina-bert-v2", "mpt", "nemotron_h", "nemotron_h_moe", "refact",
+    "starcoder", "t5", "t5encoder",
+})  # fmt: skip
+
+_Q, _K, _V, _ATTN, _MID, _MLP = (
+    f"blocks.{{i}}.{name}" for name in ("attn.q", "attn.k", "attn.v", "attn_out", "resid_mid", "mlp_out")
+)
+_OTHERWISE: dict[str, dict[str, str | None]] = {
+    "bailingmoe2": {_MID: "sa_out"},
+    "exaone4": {_ATTN: "attn_post_norm", _MLP: None},
+    "gemma": {"embed": "inp_scaled", _MID: "sa_out"},
+    "gemma-embedding": {"embed": "inp_scaled", _ATTN: "attn_post_norm", _MID: "sa_out", _MLP: None},
+    "gemma2": {"embed": "inp_scaled", _ATTN: "attn_post_norm", _MID: "sa_out", _MLP: None},
+    "gemma3": {"embed": "inp_scaled", _ATTN: "attn_post_norm", _MID: "sa_out", _MLP: "ffn_post_norm"},
+    "gemma4": {
+        "embed": "inp_scaled", _Q: "Qcur_pos", _K: "Kcur_pos", _V: "Vcur_normed",
+        _ATTN: "attn_post_norm", _MID: "attn_out", _MLP: "ffn_post_norm",
+    },
+    "minicpm3": {"embed": "inp_scaled"},
+    "olmo2": {_ATTN: "attn_post_norm", _MLP: None},
+}  # fmt: skip
+"""Graph names that differ by architecture; None where llama.cpp gives the tensor no name of its own layer.
+
+Models with a norm after attention or MLP: what is added to the residual stream is the result of that norm, and
+`ffn_out` would be what goes into it.
+"""
+
+_EXPERTS_OUT = frozenset({
+    "dbrx", "jamba", "llada-moe", "llama", "maple", "mellum", "mimo2", "minimax-m2", "mistral3", "olmoe", "gpt-oss",
+    "phi3", "phimoe", "qwen3moe", "qwen3vlmoe", "rnd1",
+})  # fmt: skip
+"""Architectures whose layers with experts have `ffn_moe_out` where the others have `ffn_out`. Elsewhere `ffn_moe_out`
+comes besides `ffn_out`: without the experts that every token passes."""
+
+_ROPE_SKIPS = {"smollm3": 4}
+"""Architectures without rope in every n-th layer."""
 
 
 def graph_name(tap: str, architecture: str, n_layer: int) -> tuple[str, str | None]:
@@ -175,15 +240,85 @@ def graph_name(tap: str, architecture: str, n_layer: int) -> tuple[str, str | No
         n_layer: number of layers.
 
     Raises:
-        TapNotFound: unknown tap, or a layer that the model does not have.
+        TapNotFound: unknown tap, a layer that the model does not have, or a tensor that llama.cpp does not name.
     """
-    match = re.fullmatch(r"blocks\.(\d+)\.(.+)", tap)
-    info = TAPS.get(f"blocks.{{i}}.{match[2]}" if match else tap)
+    generic, layer = _split(tap)
+    info = TAPS.get(generic)
     if info is None:
         close = difflib.get_close_matches(tap, [name.replace("{i}", "0") for name in TAPS], n=1)
         hint = f"Did you mean {close[0]!r}? " if close else ""
         raise TapNotFound(f"Unknown tap {tap!r}.", f"{hint}Known taps: {', '.join(TAPS)}.")
-    if match and int(match[1]) >= n_layer:
+    if layer is not None and layer >= n_layer:
         raise TapNotFound(f"{tap!r}: the model has {n_layer} layers.", f"Layers are 0 to {n_layer - 1}.")
-    operation = None if architecture in _WITHOUT_ROPE else info.operation
-    return (f"{info.graph}-{match[1]}" if match else info.graph), operation
+    graph = _OTHERWISE.get(architecture, {}).get(generic, info.graph)
+    if graph is None:
+        raise TapNotFound(
+            f"{tap!r}: llama.cpp does not name this tensor in models of the architecture {architecture}.",
+            "The residual stream before and after it (resid_mid, resid_post) can be read: their difference is it.",
+        )
+    skips = _ROPE_SKIPS.get(architecture)
+    without_rope = architecture in _WITHOUT_ROPE or (skips and layer is not None and (layer + 1) % skips == 0)
+    return (graph if layer is None else f"{graph}-{layer}"), (None if without_rope else info.operation)
+
+
+def graph_nodes(tap: str, architecture: str, n_layer: int) -> tuple[GraphNode, ...]:
+    """The nodes that a tap may be in llama.cpp's graph, of which a layer has one.
+
+    Args:
+        tap: such as `blocks.3.attn.pattern`.
+        architecture: `general.architecture` of the model.
+        n_layer: number of layers.
+
+    Raises:
+        TapNotFound: as `graph_name`.
+    """
+    name, operation = graph_name(tap, architecture, n_layer)
+    generic, layer = _split(tap)
+    info = TAPS[generic]
+    if operation is not None:
+        operations = frozenset({operation})
+    elif name.partition("-")[0] == info.graph:
+        operations = info.operations
+    else:
+        operations = frozenset()
+    nodes = [GraphNode(name, operations)]
+    if generic == _MLP and architecture in _EXPERTS_OUT:
+        nodes.append(GraphNode(f"ffn_moe_out-{layer}", frozenset()))
+    return tuple(nodes)
+
+
+def expand_taps(patterns: Iterable[str], n_layer: int) -> tuple[str, ...]:
+    """Tap names from names and shell patterns: `blocks.*.attn.pattern`, `blocks.[0-3].attn.z`, `logits`.
+
+    Args:
+        patterns: `*`, `?` and `[...]` as in a shell; `*` matches dots too.
+        n_layer: number of layers.
+
+    Returns:
+        Each name once, in the order of the patterns and then of the layers.
+
+    Raises:
+        TapNotFound: a pattern that matches nothing.
+    """
+    layered = [name for name in TAPS if "{i}" in name]
+    names = [name.replace("{i}", str(layer)) for layer in range(n_layer) for name in layered]
+    names = ["embed", *names, *(name for name in TAPS if "{i}" not in name and name != "embed")]
+    found: dict[str, None] = {}
+    for pattern in patterns:
+        matches = [name for name in names if fnmatch.fnmatchcase(name, pattern)]
+        if not matches:
+            # A plain name gets its own message: a layer too many, or a spelling mistake.
+            graph_name(pattern, "", n_layer)
+            raise TapNotFound(f"No tap matches {pattern!r}.", f"Known taps: {', '.join(TAPS)}.")
+        found.update(dict.fromkeys(matches))
+    return tuple(found)
+
+
+def generic_tap(tap: str) -> str:
+    """The name in `TAPS` of a tap of some layer: `blocks.{i}.attn.z` of `blocks.3.attn.z`."""
+    return _split(tap)[0]
+
+
+def _split(tap: str) -> tuple[str, int | None]:
+    match = re.fullmatch(r"blocks\.(\d+)\.(.+)", tap)
+    return (f"blocks.{{i}}.{match[2]}", int(match[1])) if match else (tap, None)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -90,10 +91,15 @@ def require_supported_engine() -> None:
     Raises:
         UnsupportedEngine: with the versions found and supported.
     """
-    found = metadata.version("llama-cpp-python")
+    oldest, newest = (".".join(map(str, version)) for version in (OLDEST, NEWEST_BEFORE))
+    try:
+        found = metadata.version("llama-cpp-python")
+    except metadata.PackageNotFoundError:
+        raise UnsupportedEngine(
+            "llama-cpp-python is not installed.", f"pip install 'llama-cpp-python=={oldest}'"
+        ) from None
     numbers = tuple(int(part) for part in found.split("+")[0].split(".")[:3] if part.isdigit())
     if not OLDEST <= numbers < NEWEST_BEFORE:
-        oldest, newest = (".".join(map(str, version)) for version in (OLDEST, NEWEST_BEFORE))
         raise UnsupportedEngine(
             f"llama-cpp-python {found} is installed; this version of gguf-harness supports {oldest} up to, but not"
             f" including, {newest}.",
@@ -111,7 +117,9 @@ def library() -> Any:
     """
     import llama_cpp
 
-    folder = Path(str(llama_cpp.__file__)).parent / "lib"
+    # The same folder that llama-cpp-python loads from: a second copy of ggml would know no tensors of the first.
+    override = os.environ.get("LLAMA_CPP_LIB_PATH")
+    folder = Path(override) if override else Path(str(llama_cpp.__file__)).parent / "lib"
     # libggml depends on libggml-base: symbols of both are found through the already loaded libraries.
     loaded = [ctypes.CDLL(str(file)) for stem in ("ggml-base", "ggml") for file in _shared_libraries(folder, stem)]
     functions: dict[str, Any] = {}
@@ -180,6 +188,9 @@ def read_tensor(pointer: TensorPointer) -> NDArray[np.float32]:
 
     Returns:
         A float32 copy in numpy's order: the shape is ggml's `ne` reversed, [ne3, ne2, ne1, ne0].
+
+    Raises:
+        EngineError: a quantized type that the gguf package cannot dequantize.
     """
     tensor, address = _tensor(pointer)
     ggml = library()
@@ -259,7 +270,10 @@ def _dequantize(raw: NDArray[np.uint8], tensor: Tensor, kind: str, shape: tuple[
     row_bytes = tensor.ne[0] // TENSOR_TYPES[tensor.type].block * TENSOR_TYPES[tensor.type].block_bytes
     strides = (*reversed(tensor.nb[1:]), 1)
     rows = np.ndarray((*shape[:-1], row_bytes), np.uint8, buffer=raw, strides=strides)
-    values = dequantize(np.ascontiguousarray(rows), GGMLQuantizationType[kind])
+    try:
+        values = dequantize(np.ascontiguousarray(rows), GGMLQuantizationType[kind])
+    except (KeyError, NotImplementedError):
+        raise EngineError(f"A {kind} tensor cannot be read: the gguf package does not know the type.") from None
     return np.asarray(values, dtype=np.float32).reshape(shape)
 
 

@@ -1,0 +1,132 @@
+"""Small models of several architectures with random weights: real graphs of llama.cpp, meaningless otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from gguf import GGUFWriter, TokenType
+
+__all__ = ["ARCHITECTURES", "write_small_model"]
+
+WIDTH, HEADS, HEAD, FF, EXPERTS, CONTEXT = 64, 4, 16, 96, 4, 128
+TOKENS = [f"t{i}" for i in range(60)] + [f"<s{i}>" for i in range(4)]
+
+ARCHITECTURES = ("bloom", "gemma2", "gemma3", "gpt2", "mixtral", "phi3", "qwen2", "qwen3", "qwen3moe", "smollm3")
+"""As llama.cpp calls them, but for `mixtral`: the architecture llama with experts."""
+
+_BIASED = frozenset({"gpt2", "bloom"})
+_ONE_QKV_MATRIX = frozenset({"gpt2", "bloom", "phi3"})
+_QK_NORM = frozenset({"gemma3", "qwen3", "qwen3moe"})
+_POST_NORM = frozenset({"gemma2", "gemma3"})
+_EXPERTS = frozenset({"mixtral", "qwen3moe"})
+
+Tensor = tuple[str, tuple[int, ...]]
+
+
+def write_small_model(path: Path, kind: str, n_layer: int) -> Path:
+    """Write a model in F32.
+
+    Args:
+        path: destination.
+        kind: one of `ARCHITECTURES`.
+        n_layer: number of layers.
+    """
+    writer = GGUFWriter(path, "llama" if kind == "mixtral" else kind)
+    _add_metadata(writer, kind, n_layer)
+    random = np.random.default_rng(0)
+    for name, shape in _tensors(kind, n_layer):
+        is_norm = "norm" in name
+        values = random.standard_normal(shape, dtype=np.float32) * np.float32(0.1 if is_norm else shape[-1] ** -0.5)
+        writer.add_tensor(name, values + np.float32(is_norm and name.endswith("weight")))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def _kv_heads(kind: str) -> int:
+    return HEADS if kind in _BIASED else HEADS // 2
+
+
+def _add_metadata(writer: GGUFWriter, kind: str, n_layer: int) -> None:
+    writer.add_context_length(CONTEXT)
+    writer.add_embedding_length(WIDTH)
+    writer.add_block_count(n_layer)
+    writer.add_feed_forward_length(FF)
+    writer.add_head_count(HEADS)
+    writer.add_head_count_kv(_kv_heads(kind))
+    writer.add_key_length(HEAD)
+    writer.add_value_length(HEAD)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_layer_norm_eps(1e-5)
+    writer.add_rope_dimension_count(HEAD)
+    if kind in {"gemma2", "gemma3", "phi3"}:
+        writer.add_sliding_window(64)
+    if kind in _EXPERTS:
+        writer.add_expert_count(EXPERTS)
+        writer.add_expert_used_count(2)
+        writer.add_expert_feed_forward_length(FF)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(TOKENS)
+    writer.add_token_types([TokenType.NORMAL] * 60 + [TokenType.CONTROL] * 4)
+    writer.add_token_merges(["t 1"])
+    writer.add_bos_token_id(60)
+    writer.add_eos_token_id(61)
+
+
+def _tensors(kind: str, n_layer: int) -> Iterator[Tensor]:
+    yield "token_embd.weight", (len(TOKENS), WIDTH)
+    if kind == "gpt2":
+        yield "position_embd.weight", (CONTEXT, WIDTH)
+    if kind == "bloom":
+        yield from _with_bias(kind, "token_embd_norm", WIDTH)
+    for layer in range(n_layer):
+        block = f"blk.{layer}"
+        yield from _attention(kind, block)
+        yield from _mlp(kind, block)
+    yield from _with_bias(kind, "output_norm", WIDTH)
+
+
+def _with_bias(kind: str, name: str, *shape: int) -> Iterator[Tensor]:
+    yield f"{name}.weight", shape
+    if kind in _BIASED:
+        yield f"{name}.bias", shape[:1]
+
+
+def _attention(kind: str, block: str) -> Iterator[Tensor]:
+    kv_heads = _kv_heads(kind)
+    yield from _with_bias(kind, f"{block}.attn_norm", WIDTH)
+    if kind in _ONE_QKV_MATRIX:
+        yield from _with_bias(kind, f"{block}.attn_qkv", (HEADS + 2 * kv_heads) * HEAD, WIDTH)
+    else:
+        for name, heads in (("q", HEADS), ("k", kv_heads), ("v", kv_heads)):
+            yield f"{block}.attn_{name}.weight", (heads * HEAD, WIDTH)
+            if kind == "qwen2":
+                yield f"{block}.attn_{name}.bias", (heads * HEAD,)
+    if kind in _QK_NORM:
+        yield f"{block}.attn_q_norm.weight", (HEAD,)
+        yield f"{block}.attn_k_norm.weight", (HEAD,)
+    yield from _with_bias(kind, f"{block}.attn_output", WIDTH, HEADS * HEAD)
+    if kind in _POST_NORM:
+        yield f"{block}.post_attention_norm.weight", (WIDTH,)
+
+
+def _mlp(kind: str, block: str) -> Iterator[Tensor]:
+    yield from _with_bias(kind, f"{block}.ffn_norm", WIDTH)
+    if kind in _POST_NORM:
+        yield f"{block}.post_ffw_norm.weight", (WIDTH,)
+    if kind in _EXPERTS:
+        yield f"{block}.ffn_gate_inp.weight", (EXPERTS, WIDTH)
+        yield f"{block}.ffn_gate_exps.weight", (EXPERTS, FF, WIDTH)
+        yield f"{block}.ffn_up_exps.weight", (EXPERTS, FF, WIDTH)
+        yield f"{block}.ffn_down_exps.weight", (EXPERTS, WIDTH, FF)
+        return
+    if kind not in _ONE_QKV_MATRIX:
+        yield f"{block}.ffn_gate.weight", (FF, WIDTH)
+    # Phi-3 has gate and up in one matrix.
+    yield from _with_bias(kind, f"{block}.ffn_up", 2 * FF if kind == "phi3" else FF, WIDTH)
+    yield from _with_bias(kind, f"{block}.ffn_down", WIDTH, FF)
