@@ -6,21 +6,35 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from gguf import GGUFWriter, TokenType
+from gguf import GGUFWriter, RopeScalingType, TokenType
 
-__all__ = ["ARCHITECTURES", "write_small_model"]
+__all__ = ["ARCHITECTURES", "UNNAMED", "WINDOW", "architecture_of", "write_small_model"]
 
-WIDTH, HEADS, HEAD, FF, EXPERTS, CONTEXT = 64, 4, 16, 96, 4, 128
+WIDTH, HEADS, FF, EXPERTS, CONTEXT = 64, 4, 96, 4, 128
+WINDOW = 64
 TOKENS = [f"t{i}" for i in range(60)] + [f"<s{i}>" for i in range(4)]
 
 ARCHITECTURES = ("bloom", "gemma2", "gemma3", "gpt2", "mixtral", "phi3", "qwen2", "qwen3", "qwen3moe", "smollm3")
 """As llama.cpp calls them, but for `mixtral`: the architecture llama with experts."""
+
+# What llama.cpp's graph builders leave without a name.
+UNNAMED: dict[str, set[str]] = {
+    "bloom": {"attn_out"},
+    "gemma2": {"mlp_out"},
+    "gpt2": {"attn_out"},
+    "phi3": {"attn_out", "resid_mid"},
+    "qwen2": {"attn_out"},
+    "qwen3": {"attn_out"},
+    "qwen3moe": {"attn_out"},
+}
 
 _BIASED = frozenset({"gpt2", "bloom"})
 _ONE_QKV_MATRIX = frozenset({"gpt2", "bloom", "phi3"})
 _QK_NORM = frozenset({"gemma3", "qwen3", "qwen3moe"})
 _POST_NORM = frozenset({"gemma2", "gemma3"})
 _EXPERTS = frozenset({"mixtral", "qwen3moe"})
+# As published, where it is not 10000.
+_ROPE_BASE = {"gemma3": 1e6, "mixtral": 1e6, "qwen2": 1e6, "qwen3": 1e6, "qwen3moe": 1e6, "smollm3": 5e6}
 
 Tensor = tuple[str, tuple[int, ...]]
 
@@ -33,7 +47,7 @@ def write_small_model(path: Path, kind: str, n_layer: int) -> Path:
         kind: one of `ARCHITECTURES`.
         n_layer: number of layers.
     """
-    writer = GGUFWriter(path, "llama" if kind == "mixtral" else kind)
+    writer = GGUFWriter(path, architecture_of(kind))
     _add_metadata(writer, kind, n_layer)
     random = np.random.default_rng(0)
     for name, shape in _tensors(kind, n_layer):
@@ -47,8 +61,18 @@ def write_small_model(path: Path, kind: str, n_layer: int) -> Path:
     return path
 
 
+def architecture_of(kind: str) -> str:
+    """`general.architecture` of one of `ARCHITECTURES`."""
+    return "llama" if kind == "mixtral" else kind
+
+
 def _kv_heads(kind: str) -> int:
     return HEADS if kind in _BIASED else HEADS // 2
+
+
+def _head(kind: str) -> int:
+    """Size of a head: Gemma and Qwen 3 choose it freely, elsewhere it is d_model / heads."""
+    return 24 if kind in {"gemma2", "gemma3", "qwen3", "qwen3moe"} else WIDTH // HEADS
 
 
 def _add_metadata(writer: GGUFWriter, kind: str, n_layer: int) -> None:
@@ -58,13 +82,22 @@ def _add_metadata(writer: GGUFWriter, kind: str, n_layer: int) -> None:
     writer.add_feed_forward_length(FF)
     writer.add_head_count(HEADS)
     writer.add_head_count_kv(_kv_heads(kind))
-    writer.add_key_length(HEAD)
-    writer.add_value_length(HEAD)
+    writer.add_key_length(_head(kind))
+    writer.add_value_length(_head(kind))
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_layer_norm_eps(1e-5)
-    writer.add_rope_dimension_count(HEAD)
+    # Phi-4-mini, a phi3 for llama.cpp, has rope on three quarters of each head.
+    writer.add_rope_dimension_count(3 * _head(kind) // 4 if kind == "phi3" else _head(kind))
+    writer.add_rope_freq_base(_ROPE_BASE.get(kind, 10000.0))
     if kind in {"gemma2", "gemma3", "phi3"}:
-        writer.add_sliding_window(64)
+        writer.add_sliding_window(WINDOW)
+    if kind == "gemma2":
+        # Published: 50. Scores of random weights are of order one, and shall be capped visibly.
+        writer.add_attn_logit_softcapping(2.0)
+        writer.add_final_logit_softcapping(30.0)
+    if kind == "gemma3":
+        writer.add_rope_scaling_type(RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(8.0)
     if kind in _EXPERTS:
         writer.add_expert_count(EXPERTS)
         writer.add_expert_used_count(2)
@@ -98,19 +131,19 @@ def _with_bias(kind: str, name: str, *shape: int) -> Iterator[Tensor]:
 
 
 def _attention(kind: str, block: str) -> Iterator[Tensor]:
-    kv_heads = _kv_heads(kind)
+    kv_heads, size = _kv_heads(kind), _head(kind)
     yield from _with_bias(kind, f"{block}.attn_norm", WIDTH)
     if kind in _ONE_QKV_MATRIX:
-        yield from _with_bias(kind, f"{block}.attn_qkv", (HEADS + 2 * kv_heads) * HEAD, WIDTH)
+        yield from _with_bias(kind, f"{block}.attn_qkv", (HEADS + 2 * kv_heads) * size, WIDTH)
     else:
         for name, heads in (("q", HEADS), ("k", kv_heads), ("v", kv_heads)):
-            yield f"{block}.attn_{name}.weight", (heads * HEAD, WIDTH)
+            yield f"{block}.attn_{name}.weight", (heads * size, WIDTH)
             if kind == "qwen2":
-                yield f"{block}.attn_{name}.bias", (heads * HEAD,)
+                yield f"{block}.attn_{name}.bias", (heads * size,)
     if kind in _QK_NORM:
-        yield f"{block}.attn_q_norm.weight", (HEAD,)
-        yield f"{block}.attn_k_norm.weight", (HEAD,)
-    yield from _with_bias(kind, f"{block}.attn_output", WIDTH, HEADS * HEAD)
+        yield f"{block}.attn_q_norm.weight", (size,)
+        yield f"{block}.attn_k_norm.weight", (size,)
+    yield from _with_bias(kind, f"{block}.attn_output", WIDTH, HEADS * size)
     if kind in _POST_NORM:
         yield f"{block}.post_attention_norm.weight", (WIDTH,)
 

@@ -16,7 +16,7 @@ from harness.engine.settings import SessionSettings
 from harness.engine.taps import Patcher, Taps
 from harness.errors import EngineError, TapNotFound
 from harness.names import expand_taps, graph_nodes
-from tests.integration.small_models import ARCHITECTURES, write_small_model
+from tests.integration.small_models import ARCHITECTURES, UNNAMED, architecture_of, write_small_model
 
 pytestmark = pytest.mark.model
 
@@ -24,17 +24,6 @@ Array = NDArray[np.float32]
 Flash = Literal["on", "off"]
 N = 12
 TOKENS = np.arange(3, 3 + N, dtype=np.int32)
-
-# What llama.cpp's graph builders leave without a name.
-UNNAMED: dict[str, set[str]] = {
-    "bloom": {"attn_out"},
-    "gemma2": {"mlp_out"},
-    "gpt2": {"attn_out"},
-    "phi3": {"attn_out", "resid_mid"},
-    "qwen2": {"attn_out"},
-    "qwen3": {"attn_out"},
-    "qwen3moe": {"attn_out"},
-}
 
 
 def _settings(flash_attention: Flash = "off", n_batch: int = 64) -> SessionSettings:
@@ -52,10 +41,6 @@ def _offered(kind: str) -> list[str]:
     """The taps that the graph of this model has."""
     unnamed = UNNAMED.get(kind, set())
     return [tap for tap in expand_taps(["*"], _layers(kind)) if tap.rpartition(".")[2] not in unnamed]
-
-
-def _architecture(kind: str) -> str:
-    return "llama" if kind == "mixtral" else kind
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +64,7 @@ def _run(
         assert tap not in seen, f"{tap} was handed out twice"
         seen[tap] = values.copy()
 
-    taps = Taps(_architecture(kind), _layers(kind), read=dict.fromkeys(read, keep), patch=patch)
+    taps = Taps(architecture_of(kind), _layers(kind), read=dict.fromkeys(read, keep), patch=patch)
     with Session([file], _settings(flash_attention), taps) as session:
         logits = session.logits(TOKENS)
     return seen, logits
