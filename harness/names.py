@@ -171,7 +171,9 @@ TAPS: dict[str, TapInfo] = {
     "blocks.{i}.attn.q": TapInfo("Qcur", "[pos, head, d_head]", "Queries, after rope.", "ROPE", _QKV),
     "blocks.{i}.attn.k": TapInfo("Kcur", "[pos, kv_head, d_head]", "Keys, after rope.", "ROPE", _QKV),
     "blocks.{i}.attn.v": TapInfo("Vcur", "[pos, kv_head, d_head]", "Values.", operations=_QKV),
-    "blocks.{i}.attn.scores": TapInfo("kq", "[head, pos, key]", "Raw q k^T: neither scaled nor masked."),
+    "blocks.{i}.attn.scores": TapInfo(
+        "kq", "[head, pos, key]", "Raw q k^T: not masked, and scaled only where the graph scales q first (Gemma, Phi)."
+    ),
     "blocks.{i}.attn.pattern": TapInfo("kq_soft_max", "[head, pos, key]", "Attention weights: rows sum to one."),
     "blocks.{i}.attn.z": TapInfo(
         "kqv_out", "[pos, head * d_head]", "Mixed values, before the output projection.", operations=_MIXED
