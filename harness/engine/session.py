@@ -13,6 +13,7 @@ import llama_cpp
 import numpy as np
 from numpy.typing import NDArray
 
+from harness.engine.batch import Batch
 from harness.engine.logs import EngineLog, MemoryBreakdown, parse_memory
 from harness.engine.settings import SessionSettings
 from harness.errors import CorpusError, EngineError
@@ -69,44 +70,6 @@ class LogitsBlock:
     targets: Tokens
 
 
-class _Batch:
-    """A llama_batch over numpy arrays: filling it is a few copies, where the struct's own arrays take Python loops.
-
-    Args:
-        size: most tokens that it can hold.
-    """
-
-    def __init__(self, size: int) -> None:
-        self._tokens = np.zeros(size, dtype=np.int32)
-        self._positions = np.zeros(size, dtype=np.int32)
-        self._counts = np.ones(size, dtype=np.int32)
-        self._sequences = np.zeros(size, dtype=np.int32)
-        self._outputs = np.zeros(size, dtype=np.int8)
-        # Each token has a list of sequences, here of one: an array of addresses into `_sequences`.
-        start = self._sequences.ctypes.data
-        self._addresses = np.arange(start, start + 4 * size, 4, dtype=np.uintp)
-        self._struct = llama_cpp.llama_batch()
-        fields: dict[str, Any] = {field[0]: field[1] for field in llama_cpp.llama_batch._fields_}
-        for name, array in (
-            ("token", self._tokens),
-            ("pos", self._positions),
-            ("n_seq_id", self._counts),
-            ("seq_id", self._addresses),
-            ("logits", self._outputs),
-        ):
-            setattr(self._struct, name, ctypes.cast(array.ctypes.data, fields[name]))
-
-    def fill(self, tokens: Tokens, positions: Tokens, sequences: Tokens, outputs: NDArray[np.bool_]) -> Any:
-        """The struct, holding these tokens."""
-        n = len(tokens)
-        self._tokens[:n] = tokens
-        self._positions[:n] = positions
-        self._sequences[:n] = sequences
-        self._outputs[:n] = outputs
-        self._struct.n_tokens = n
-        return self._struct
-
-
 class Session:
     """A model and a context of llama.cpp.
 
@@ -161,7 +124,7 @@ class Session:
                 f" for {self.files[0].name}: {reason}",
                 "Use a smaller --gguf-ctx, or check that there is enough memory.",
             )
-        self._batch = _Batch(self.settings.n_batch)
+        self._batch = Batch(self.settings.n_batch)
         llama_cpp.llama_set_n_threads(self._context, self.settings.threads, self.settings.threads)
 
     def _context_parameters(self) -> Any:
