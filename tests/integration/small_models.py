@@ -8,19 +8,22 @@ from pathlib import Path
 import numpy as np
 from gguf import GGUFWriter, TokenType
 
-__all__ = ["ARCHITECTURES", "write_small_model"]
+__all__ = ["ARCHITECTURES", "BUCKETS", "HEAD", "HEADS", "write_small_model"]
 
 WIDTH, HEADS, HEAD, FF, EXPERTS, CONTEXT = 64, 4, 16, 96, 4, 128
+BUCKETS = 32
+"""T5: relative positions are sorted into these."""
 TOKENS = [f"t{i}" for i in range(60)] + [f"<s{i}>" for i in range(4)]
 
 ARCHITECTURES = ("bloom", "gemma2", "gemma3", "gpt2", "mixtral", "phi3", "qwen2", "qwen3", "qwen3moe", "smollm3")
-"""As llama.cpp calls them, but for `mixtral`: the architecture llama with experts."""
+"""Decoders, as llama.cpp calls them, but for `mixtral`: the architecture llama with experts."""
 
 _BIASED = frozenset({"gpt2", "bloom"})
 _ONE_QKV_MATRIX = frozenset({"gpt2", "bloom", "phi3"})
 _QK_NORM = frozenset({"gemma3", "qwen3", "qwen3moe"})
 _POST_NORM = frozenset({"gemma2", "gemma3"})
 _EXPERTS = frozenset({"mixtral", "qwen3moe"})
+_T5 = frozenset({"t5", "t5encoder"})
 
 Tensor = tuple[str, tuple[int, ...]]
 
@@ -30,8 +33,8 @@ def write_small_model(path: Path, kind: str, n_layer: int) -> Path:
 
     Args:
         path: destination.
-        kind: one of `ARCHITECTURES`.
-        n_layer: number of layers.
+        kind: one of `ARCHITECTURES`, or `t5`, or `t5encoder`: its encoder alone.
+        n_layer: number of layers; T5 has as many in the encoder as in the decoder.
     """
     writer = GGUFWriter(path, "llama" if kind == "mixtral" else kind)
     _add_metadata(writer, kind, n_layer)
@@ -48,7 +51,7 @@ def write_small_model(path: Path, kind: str, n_layer: int) -> Path:
 
 
 def _kv_heads(kind: str) -> int:
-    return HEADS if kind in _BIASED else HEADS // 2
+    return HEADS if kind in _BIASED | _T5 else HEADS // 2
 
 
 def _add_metadata(writer: GGUFWriter, kind: str, n_layer: int) -> None:
@@ -69,6 +72,9 @@ def _add_metadata(writer: GGUFWriter, kind: str, n_layer: int) -> None:
         writer.add_expert_count(EXPERTS)
         writer.add_expert_used_count(2)
         writer.add_expert_feed_forward_length(FF)
+    if kind in _T5:
+        writer.add_relative_attn_buckets_count(BUCKETS)
+        writer.add_decoder_start_token_id(62)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list(TOKENS)
@@ -80,6 +86,9 @@ def _add_metadata(writer: GGUFWriter, kind: str, n_layer: int) -> None:
 
 def _tensors(kind: str, n_layer: int) -> Iterator[Tensor]:
     yield "token_embd.weight", (len(TOKENS), WIDTH)
+    if kind in _T5:
+        yield from _t5(kind, n_layer)
+        return
     if kind == "gpt2":
         yield "position_embd.weight", (CONTEXT, WIDTH)
     if kind == "bloom":
@@ -130,3 +139,23 @@ def _mlp(kind: str, block: str) -> Iterator[Tensor]:
     # Phi-3 has gate and up in one matrix.
     yield from _with_bias(kind, f"{block}.ffn_up", 2 * FF if kind == "phi3" else FF, WIDTH)
     yield from _with_bias(kind, f"{block}.ffn_down", WIDTH, FF)
+
+
+def _t5(kind: str, n_layer: int) -> Iterator[Tensor]:
+    """All but the embeddings. As published: no gate in the MLP, and the first layer's position bias serves all."""
+    for stack in ("enc",) if kind == "t5encoder" else ("enc", "dec"):
+        for layer in range(n_layer):
+            block = f"{stack}.blk.{layer}"
+            for attention in ("attn",) if stack == "enc" else ("attn", "cross_attn"):
+                yield f"{block}.{attention}_norm.weight", (WIDTH,)
+                for name in ("q", "k", "v"):
+                    yield f"{block}.{attention}_{name}.weight", (HEADS * HEAD, WIDTH)
+                yield f"{block}.{attention}_o.weight", (WIDTH, HEADS * HEAD)
+            if layer == 0:
+                yield f"{block}.attn_rel_b.weight", (BUCKETS, HEADS)
+            yield f"{block}.ffn_norm.weight", (WIDTH,)
+            yield f"{block}.ffn_up.weight", (FF, WIDTH)
+            yield f"{block}.ffn_down.weight", (WIDTH, FF)
+        yield f"{stack}.output_norm.weight", (WIDTH,)
+    if kind == "t5":
+        yield "output.weight", (len(TOKENS), WIDTH)
