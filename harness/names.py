@@ -15,6 +15,7 @@ from typing import Literal
 from harness.errors import GateError, TapNotFound
 
 __all__ = [
+    "ENCODER_PREFIX",
     "METRICS",
     "NEEDS_FLASH_ATTENTION_OFF",
     "TAPS",
@@ -154,10 +155,18 @@ class TapInfo:
 
 @dataclass(frozen=True, slots=True)
 class GraphNode:
-    """How a tap is recognized in llama.cpp's graph: by name, and by operation unless `operations` is empty."""
+    """How a tap is recognized in llama.cpp's graph.
+
+    Attributes:
+        name: llama.cpp's name; in tables with {i} for the layer.
+        operations: operations that may have made it; empty for any.
+        root: the weight or cache that following first operands ends at, where nothing else tells two nodes apart;
+            empty for any.
+    """
 
     name: str
     operations: frozenset[str]
+    root: str = ""
 
 
 # build_qkv gives the projection, the biased projection and the result the same name. The result is always a reshape of
@@ -187,21 +196,25 @@ TAPS: dict[str, TapInfo] = {
 }
 """Tap names follow TransformerLens. Graph names are those that llama.cpp's graph builders give (src/models).
 
+`encoder.` in front of a name means the encoder's: those are there while a session encodes, the others while it
+decodes. An encoder has no logits, its pattern no padding, and its last block keeps all tokens.
+
 From the last block's `resid_mid` on (its `attn_out` too where a norm follows attention), llama.cpp keeps only the
 tokens whose logits were asked for: pos counts those, and there may be none in a batch.
 """
+
+ENCODER_PREFIX = "encoder."
 
 NEEDS_FLASH_ATTENTION_OFF = frozenset({"blocks.{i}.attn.scores", "blocks.{i}.attn.pattern"})
 """Flash attention never forms these tensors."""
 
 _WITHOUT_ROPE = frozenset({
     "bert", "bloom", "gpt2", "jais", "jamba", "jina-bert-v2", "mpt", "nemotron_h", "nemotron_h_moe", "refact",
-    "starcoder", "t5", "t5encoder",
+    "starcoder",
 })  # fmt: skip
 
-_Q, _K, _V, _ATTN, _MID, _MLP = (
-    f"blocks.{{i}}.{name}" for name in ("attn.q", "attn.k", "attn.v", "attn_out", "resid_mid", "mlp_out")
-)
+_Q, _K, _V, _SCORES, _PATTERN, _Z = (f"blocks.{{i}}.attn.{name}" for name in ("q", "k", "v", "scores", "pattern", "z"))
+_ATTN, _MID, _MLP, _POST = (f"blocks.{{i}}.{name}" for name in ("attn_out", "resid_mid", "mlp_out", "resid_post"))
 _OTHERWISE: dict[str, dict[str, str | None]] = {
     "bailingmoe2": {_MID: "sa_out"},
     "exaone4": {_ATTN: "attn_post_norm", _MLP: None},
@@ -233,34 +246,44 @@ _ROPE_SKIPS = {"smollm3": 4}
 """Architectures without rope in every n-th layer."""
 
 
+def _t5(stack: str, reshaped: str = "") -> dict[str, tuple[GraphNode, ...]]:
+    """What differs in T5's encoder and decoder alike. `l_out` of the last block is renamed to `result_embd`."""
+
+    def node(name: str, operation: str, weight: str) -> GraphNode:
+        return GraphNode(name, frozenset({operation}), f"{stack}.blk.{{i}}.{weight}.weight")
+
+    return {
+        _Q: (node(f"Qcur-{{i}}{reshaped}", "RESHAPE", "attn_q"),),
+        _K: (node(f"Kcur-{{i}}{reshaped}", "RESHAPE", "attn_k"),),
+        _V: (node(f"Vcur-{{i}}{reshaped}", "RESHAPE", "attn_v"),),
+        _ATTN: (node("kqv_out-{i}", "MUL_MAT", "attn_o"),),
+        _MLP: (node("ffn_out-{i}", "MUL_MAT", "ffn_down"),),
+        _POST: (node("l_out-{i}", "ADD", "ffn_down"), node("result_embd", "ADD", "ffn_down")),
+    }
+
+
+_T5_ENCODER = _t5("enc", " (reshaped)")
+# Cross-attention has the same names: only self-attention reads the cache. Its resid_mid, as TransformerLens has it, is
+# what cross-attention reads and adds to, before the MLP does; the last block has all tokens in it.
+_T5_DECODER = _t5("dec") | {
+    _SCORES: (GraphNode("kq-{i}", frozenset({"MUL_MAT"}), "cache_k_l{i}"),),
+    _PATTERN: (GraphNode("kq_soft_max-{i}", frozenset({"SOFT_MAX"}), "cache_k_l{i}"),),
+    _Z: (GraphNode("kqv_out-{i}", frozenset({"CONT"}), "cache_v_l{i}"),),
+    _MID: (GraphNode("cross_inp-{i}", frozenset({"ADD"}), "dec.blk.{i}.attn_o.weight"),),
+}
+_ENCODERS = {"t5": _T5_ENCODER, "t5encoder": _T5_ENCODER}
+"""Architectures with an encoder, and what of its graph differs from `TAPS`."""
+
+_DECODERS = {"t5": _T5_DECODER}
+"""What of a decoder's graph differs from `TAPS` by more than a name."""
+
+_ENCODER_ONLY = frozenset({"t5encoder"})
+
+
 def graph_name(tap: str, architecture: str, n_layer: int) -> tuple[str, str | None]:
-    """llama.cpp's name of a tap, and the operation that makes it where the name alone is ambiguous.
-
-    Args:
-        tap: such as `blocks.3.attn.pattern`.
-        architecture: `general.architecture` of the model.
-        n_layer: number of layers.
-
-    Raises:
-        TapNotFound: unknown tap, a layer that the model does not have, or a tensor that llama.cpp does not name.
-    """
-    generic, layer = _split(tap)
-    info = TAPS.get(generic)
-    if info is None:
-        close = difflib.get_close_matches(tap, [name.replace("{i}", "0") for name in TAPS], n=1)
-        hint = f"Did you mean {close[0]!r}? " if close else ""
-        raise TapNotFound(f"Unknown tap {tap!r}.", f"{hint}Known taps: {', '.join(TAPS)}.")
-    if layer is not None and layer >= n_layer:
-        raise TapNotFound(f"{tap!r}: the model has {n_layer} layers.", f"Layers are 0 to {n_layer - 1}.")
-    graph = _OTHERWISE.get(architecture, {}).get(generic, info.graph)
-    if graph is None:
-        raise TapNotFound(
-            f"{tap!r}: llama.cpp does not name this tensor in models of the architecture {architecture}.",
-            "The residual stream before and after it (resid_mid, resid_post) can be read: their difference is it.",
-        )
-    skips = _ROPE_SKIPS.get(architecture)
-    without_rope = architecture in _WITHOUT_ROPE or (skips and layer is not None and (layer + 1) % skips == 0)
-    return (graph if layer is None else f"{graph}-{layer}"), (None if without_rope else info.operation)
+    """llama.cpp's name of a tap, and the operation that makes it where only one can; arguments as `graph_nodes`."""
+    node = graph_nodes(tap, architecture, n_layer)[0]
+    return node.name, (next(iter(node.operations)) if len(node.operations) == 1 else None)
 
 
 def graph_nodes(tap: str, architecture: str, n_layer: int) -> tuple[GraphNode, ...]:
@@ -272,20 +295,56 @@ def graph_nodes(tap: str, architecture: str, n_layer: int) -> tuple[GraphNode, .
         n_layer: number of layers.
 
     Raises:
-        TapNotFound: as `graph_name`.
+        TapNotFound: unknown tap, a layer or encoder that the model does not have, or a tensor that llama.cpp does not
+            name.
     """
-    name, operation = graph_name(tap, architecture, n_layer)
-    generic, layer = _split(tap)
+    encoder, generic, layer = _split(tap)
+    _check_known(tap, n_layer)
+    if encoder and (architecture not in _ENCODERS or generic == "logits"):
+        reason = "an encoder has no logits" if architecture in _ENCODERS else f"{architecture} has no encoder"
+        way_out = f"Read {tap.removeprefix(ENCODER_PREFIX)!r}, which is there while a session decodes."
+        raise TapNotFound(f"{tap!r}: {reason}.", way_out)
+    if not encoder and architecture in _ENCODER_ONLY:
+        raise TapNotFound(f"{tap!r}: {architecture} has no decoder.", f"Its taps begin with {ENCODER_PREFIX!r}.")
+    nodes = (_ENCODERS if encoder else _DECODERS).get(architecture, {}).get(generic) or _usual_nodes(tap, architecture)
+
+    def of_layer(text: str) -> str:
+        return text.replace("{i}", str(layer))
+
+    return tuple(GraphNode(of_layer(node.name), node.operations, of_layer(node.root)) for node in nodes)
+
+
+def _check_known(tap: str, n_layer: int) -> None:
+    encoder, generic, layer = _split(tap)
+    if generic not in TAPS:
+        prefix = ENCODER_PREFIX if encoder else ""
+        names = [name.replace("{i}", "0") for name in TAPS]
+        close = difflib.get_close_matches(tap.removeprefix(prefix), names, n=1)
+        hint = f"Did you mean {prefix + close[0]!r}? " if close else ""
+        raise TapNotFound(f"Unknown tap {tap!r}.", f"{hint}Known taps: {', '.join(TAPS)}.")
+    if layer is not None and layer >= n_layer:
+        raise TapNotFound(f"{tap!r}: the model has {n_layer} layers.", f"Layers are 0 to {n_layer - 1}.")
+
+
+def _usual_nodes(tap: str, architecture: str) -> tuple[GraphNode, ...]:
+    _, generic, layer = _split(tap)
     info = TAPS[generic]
-    if operation is not None:
-        operations = frozenset({operation})
-    elif name.partition("-")[0] == info.graph:
-        operations = info.operations
+    graph = _OTHERWISE.get(architecture, {}).get(generic, info.graph)
+    if graph is None:
+        raise TapNotFound(
+            f"{tap!r}: llama.cpp does not name this tensor in models of the architecture {architecture}.",
+            "The residual stream before and after it (resid_mid, resid_post) can be read: their difference is it.",
+        )
+    skips = _ROPE_SKIPS.get(architecture)
+    without_rope = architecture in _WITHOUT_ROPE or (skips and layer is not None and (layer + 1) % skips == 0)
+    if info.operation is not None and not without_rope:
+        operations = frozenset({info.operation})
     else:
-        operations = frozenset()
-    nodes = [GraphNode(name, operations)]
+        operations = info.operations if graph == info.graph else frozenset()
+    suffix = "" if layer is None else "-{i}"
+    nodes = [GraphNode(graph + suffix, operations)]
     if generic == _MLP and architecture in _EXPERTS_OUT:
-        nodes.append(GraphNode(f"ffn_moe_out-{layer}", frozenset()))
+        nodes.append(GraphNode("ffn_moe_out-{i}", frozenset()))
     return tuple(nodes)
 
 
@@ -293,7 +352,7 @@ def expand_taps(patterns: Iterable[str], n_layer: int) -> tuple[str, ...]:
     """Tap names from names and shell patterns: `blocks.*.attn.pattern`, `blocks.[0-3].attn.z`, `logits`.
 
     Args:
-        patterns: `*`, `?` and `[...]` as in a shell; `*` matches dots too.
+        patterns: `*`, `?` and `[...]` as in a shell; `*` matches dots too, but not the encoder's: `encoder.*` does.
         n_layer: number of layers.
 
     Returns:
@@ -307,20 +366,27 @@ def expand_taps(patterns: Iterable[str], n_layer: int) -> tuple[str, ...]:
     names = ["embed", *names, *(name for name in TAPS if "{i}" not in name and name != "embed")]
     found: dict[str, None] = {}
     for pattern in patterns:
-        matches = [name for name in names if fnmatch.fnmatchcase(name, pattern)]
+        prefix = ENCODER_PREFIX if pattern.startswith(ENCODER_PREFIX) else ""
+        plain = pattern.removeprefix(prefix)
+        matches = [
+            prefix + name for name in names if fnmatch.fnmatchcase(name, plain) and not (prefix and name == "logits")
+        ]
         if not matches:
             # A plain name gets its own message: a layer too many, or a spelling mistake.
-            graph_name(pattern, "", n_layer)
+            _check_known(pattern, n_layer)
             raise TapNotFound(f"No tap matches {pattern!r}.", f"Known taps: {', '.join(TAPS)}.")
         found.update(dict.fromkeys(matches))
     return tuple(found)
 
 
 def generic_tap(tap: str) -> str:
-    """The name in `TAPS` of a tap of some layer: `blocks.{i}.attn.z` of `blocks.3.attn.z`."""
-    return _split(tap)[0]
+    """The name in `TAPS` of a tap of some layer: `blocks.{i}.attn.z` of `encoder.blocks.3.attn.z`."""
+    return _split(tap)[1]
 
 
-def _split(tap: str) -> tuple[str, int | None]:
-    match = re.fullmatch(r"blocks\.(\d+)\.(.+)", tap)
-    return (f"blocks.{{i}}.{match[2]}", int(match[1])) if match else (tap, None)
+def _split(tap: str) -> tuple[bool, str, int | None]:
+    """Whether a tap is the encoder's, its name in `TAPS`, and its layer."""
+    plain = tap.removeprefix(ENCODER_PREFIX)
+    match = re.fullmatch(r"blocks\.(\d+)\.(.+)", plain)
+    generic, layer = (f"blocks.{{i}}.{match[2]}", int(match[1])) if match else (plain, None)
+    return plain != tap, generic, layer

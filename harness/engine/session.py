@@ -7,12 +7,13 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
 import llama_cpp
 import numpy as np
 from numpy.typing import NDArray
 
+from harness.engine.batch import Batch
 from harness.engine.logs import EngineLog, MemoryBreakdown, parse_memory
 from harness.engine.settings import SessionSettings
 from harness.errors import CorpusError, EngineError
@@ -69,44 +70,6 @@ class LogitsBlock:
     targets: Tokens
 
 
-class _Batch:
-    """A llama_batch over numpy arrays: filling it is a few copies, where the struct's own arrays take Python loops.
-
-    Args:
-        size: most tokens that it can hold.
-    """
-
-    def __init__(self, size: int) -> None:
-        self._tokens = np.zeros(size, dtype=np.int32)
-        self._positions = np.zeros(size, dtype=np.int32)
-        self._counts = np.ones(size, dtype=np.int32)
-        self._sequences = np.zeros(size, dtype=np.int32)
-        self._outputs = np.zeros(size, dtype=np.int8)
-        # Each token has a list of sequences, here of one: an array of addresses into `_sequences`.
-        start = self._sequences.ctypes.data
-        self._addresses = np.arange(start, start + 4 * size, 4, dtype=np.uintp)
-        self._struct = llama_cpp.llama_batch()
-        fields: dict[str, Any] = {field[0]: field[1] for field in llama_cpp.llama_batch._fields_}
-        for name, array in (
-            ("token", self._tokens),
-            ("pos", self._positions),
-            ("n_seq_id", self._counts),
-            ("seq_id", self._addresses),
-            ("logits", self._outputs),
-        ):
-            setattr(self._struct, name, ctypes.cast(array.ctypes.data, fields[name]))
-
-    def fill(self, tokens: Tokens, positions: Tokens, sequences: Tokens, outputs: NDArray[np.bool_]) -> Any:
-        """The struct, holding these tokens."""
-        n = len(tokens)
-        self._tokens[:n] = tokens
-        self._positions[:n] = positions
-        self._sequences[:n] = sequences
-        self._outputs[:n] = outputs
-        self._struct.n_tokens = n
-        return self._struct
-
-
 class Session:
     """A model and a context of llama.cpp.
 
@@ -126,6 +89,7 @@ class Session:
         self._model: Any = None
         self._context: Any = None
         self._batch: Any = None
+        self._encoded = False
         self._log = EngineLog()
         with self._log.capture():
             self._load()
@@ -161,7 +125,7 @@ class Session:
                 f" for {self.files[0].name}: {reason}",
                 "Use a smaller --gguf-ctx, or check that there is enough memory.",
             )
-        self._batch = _Batch(self.settings.n_batch)
+        self._batch = Batch(self.settings.n_batch)
         llama_cpp.llama_set_n_threads(self._context, self.settings.threads, self.settings.threads)
 
     def _context_parameters(self) -> Any:
@@ -175,6 +139,8 @@ class Session:
         parameters.flash_attn_type = _FLASH[settings.flash_attention]
         parameters.type_k = _CACHE_TYPES[settings.cache_type_k]
         parameters.type_v = _CACHE_TYPES[settings.cache_type_v]
+        # Cross-attention is made for a cache that sequences share, and aborts with another one.
+        parameters.kv_unified = self.has_encoder
         if self._taps is not None:
             parameters.cb_eval = self._taps.callback
         return parameters
@@ -183,6 +149,21 @@ class Session:
     def memory(self) -> MemoryBreakdown:
         """Bytes of weights, KV cache and compute buffers, as llama.cpp reported them while loading."""
         return parse_memory(self._log.lines)
+
+    @property
+    def has_encoder(self) -> bool:
+        """Whether `encode` comes first."""
+        return bool(llama_cpp.llama_model_has_encoder(self._model))
+
+    @property
+    def has_decoder(self) -> bool:
+        """Whether there is anything to decode with: an encoder alone predicts no tokens."""
+        return bool(llama_cpp.llama_model_has_decoder(self._model))
+
+    @property
+    def decoder_start(self) -> int:
+        """The token that a decoder with an encoder starts from, as the file says; -1 where it does not."""
+        return int(llama_cpp.llama_model_decoder_start_token(self._model))
 
     def close(self) -> None:
         """Free everything. May be called twice."""
@@ -233,8 +214,46 @@ class Session:
     # -- decoding -----------------------------------------------------------------------------------------------
 
     def clear(self) -> None:
-        """Forget all tokens."""
+        """Forget all decoded tokens; what was encoded stays."""
         llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self._context), True)
+
+    def encode(self, tokens: Tokens) -> None:
+        """Run the encoder: what it makes of its input is what sequence 0 is decoded with, until the next call.
+
+        All tokens are forgotten: they were decoded with another input.
+
+        Args:
+            tokens: [n] token ids, n at most `n_ubatch`: an encoder sees all of its input at once.
+
+        Raises:
+            EngineError: a model without an encoder, or an input of no tokens or too many.
+        """
+        if not self.has_encoder:
+            raise EngineError(f"{self.files[0].name} has no encoder.", "Decode its tokens instead: they need no input.")
+        n, most = len(tokens), int(llama_cpp.llama_n_ubatch(self._context))
+        if not 1 <= n <= most:
+            raise EngineError(
+                f"An input of {n} tokens cannot be encoded, expected 1 to {most}.",
+                "Raise n_ubatch, n_batch and n_ctx to encode more at once.",
+            )
+        self.clear()
+        self._encoded = False
+        positions = np.arange(n, dtype=np.int32)
+        self._run("encode", tokens, positions, np.zeros_like(positions), np.ones(n, dtype=np.bool_))
+        self._encoded = True
+
+    def _require_decodable(self, sequences: Tokens) -> None:
+        # llama.cpp aborts on a decoder whose input is missing, and returns NaN for a sequence without one.
+        if not self.has_decoder:
+            raise EngineError(
+                f"{self.files[0].name} is an encoder alone: it predicts no tokens and has no logits.",
+                "Use encode(), with taps of the encoder.",
+            )
+        if self.has_encoder and not (self._encoded and not sequences.any()):
+            raise EngineError(
+                f"The decoder of {self.files[0].name} has no encoded input for these sequences.",
+                "Call encode() first, and decode sequence 0 alone: texts cannot be scored without an input.",
+            )
 
     def decode(self, tokens: Tokens, positions: Tokens, sequences: Tokens, outputs: NDArray[np.bool_]) -> None:
         """Run one batch.
@@ -244,17 +263,34 @@ class Session:
             positions: [n] position of each token in its sequence.
             sequences: [n] sequence of each token.
             outputs: [n] true where logits are wanted.
+
+        Raises:
+            EngineError: llama.cpp could not; a model that cannot decode, or has to encode something first.
         """
-        n = len(tokens)
+        self._require_decodable(sequences)
+        self._run("decode", tokens, positions, sequences, outputs)
+
+    def _run(
+        self,
+        verb: Literal["encode", "decode"],
+        tokens: Tokens,
+        positions: Tokens,
+        sequences: Tokens,
+        outputs: NDArray[np.bool_],
+    ) -> None:
         batch = self._batch.fill(tokens, positions, sequences, outputs)
         if self._taps is not None:
-            self._taps.begin()
-        status = llama_cpp.llama_decode(self._context, batch)
+            self._taps.begin(encoder=verb == "encode")
+        run = llama_cpp.llama_encode if verb == "encode" else llama_cpp.llama_decode
+        status = run(self._context, batch)
         llama_cpp.llama_synchronize(self._context)
+        # First: of a batch that was refused no tap can be there.
+        if status != 0:
+            raise EngineError(
+                f"llama.cpp could not {verb} a batch of {len(tokens)} tokens (llama_{verb} returned {status})."
+            )
         if self._taps is not None:
             self._taps.finish()
-        if status != 0:
-            raise EngineError(f"llama.cpp could not decode a batch of {n} tokens (llama_decode returned {status}).")
 
     def output_logits(self, rows: int) -> NDArray[np.float32]:
         """[rows, vocabulary] logits of the last batch, in batch order: a view, valid until the next decode."""

@@ -8,14 +8,16 @@ from pathlib import Path
 import numpy as np
 from gguf import GGUFWriter, RopeScalingType, TokenType
 
-__all__ = ["ARCHITECTURES", "UNNAMED", "WINDOW", "architecture_of", "write_small_model"]
+__all__ = ["ARCHITECTURES", "BUCKETS", "HEADS", "UNNAMED", "WINDOW", "architecture_of", "write_small_model"]
 
 WIDTH, HEADS, FF, EXPERTS, CONTEXT = 64, 4, 96, 4, 128
 WINDOW = 64
+BUCKETS = 32
+"""T5: relative positions are sorted into these."""
 TOKENS = [f"t{i}" for i in range(60)] + [f"<s{i}>" for i in range(4)]
 
 ARCHITECTURES = ("bloom", "gemma2", "gemma3", "gpt2", "mixtral", "phi3", "qwen2", "qwen3", "qwen3moe", "smollm3")
-"""As llama.cpp calls them, but for `mixtral`: the architecture llama with experts."""
+"""Decoders, as llama.cpp calls them, but for `mixtral`: the architecture llama with experts."""
 
 # What llama.cpp's graph builders leave without a name.
 UNNAMED: dict[str, set[str]] = {
@@ -35,6 +37,7 @@ _POST_NORM = frozenset({"gemma2", "gemma3"})
 _EXPERTS = frozenset({"mixtral", "qwen3moe"})
 # As published, where it is not 10000.
 _ROPE_BASE = {"gemma3": 1e6, "mixtral": 1e6, "qwen2": 1e6, "qwen3": 1e6, "qwen3moe": 1e6, "smollm3": 5e6}
+_T5 = frozenset({"t5", "t5encoder"})
 
 Tensor = tuple[str, tuple[int, ...]]
 
@@ -44,8 +47,8 @@ def write_small_model(path: Path, kind: str, n_layer: int) -> Path:
 
     Args:
         path: destination.
-        kind: one of `ARCHITECTURES`.
-        n_layer: number of layers.
+        kind: one of `ARCHITECTURES`, or `t5`, or `t5encoder`: its encoder alone.
+        n_layer: number of layers; T5 has as many in the encoder as in the decoder.
     """
     writer = GGUFWriter(path, architecture_of(kind))
     _add_metadata(writer, kind, n_layer)
@@ -67,7 +70,7 @@ def architecture_of(kind: str) -> str:
 
 
 def _kv_heads(kind: str) -> int:
-    return HEADS if kind in _BIASED else HEADS // 2
+    return HEADS if kind in _BIASED | _T5 else HEADS // 2
 
 
 def _head(kind: str) -> int:
@@ -102,6 +105,9 @@ def _add_metadata(writer: GGUFWriter, kind: str, n_layer: int) -> None:
         writer.add_expert_count(EXPERTS)
         writer.add_expert_used_count(2)
         writer.add_expert_feed_forward_length(FF)
+    if kind in _T5:
+        writer.add_relative_attn_buckets_count(BUCKETS)
+        writer.add_decoder_start_token_id(62)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list(TOKENS)
@@ -113,6 +119,9 @@ def _add_metadata(writer: GGUFWriter, kind: str, n_layer: int) -> None:
 
 def _tensors(kind: str, n_layer: int) -> Iterator[Tensor]:
     yield "token_embd.weight", (len(TOKENS), WIDTH)
+    if kind in _T5:
+        yield from _t5(kind, n_layer)
+        return
     if kind == "gpt2":
         yield "position_embd.weight", (CONTEXT, WIDTH)
     if kind == "bloom":
@@ -163,3 +172,23 @@ def _mlp(kind: str, block: str) -> Iterator[Tensor]:
     # Phi-3 has gate and up in one matrix.
     yield from _with_bias(kind, f"{block}.ffn_up", 2 * FF if kind == "phi3" else FF, WIDTH)
     yield from _with_bias(kind, f"{block}.ffn_down", WIDTH, FF)
+
+
+def _t5(kind: str, n_layer: int) -> Iterator[Tensor]:
+    """All but the embeddings. As published: no gate in the MLP, and the first layer's position bias serves all."""
+    for stack in ("enc",) if kind == "t5encoder" else ("enc", "dec"):
+        for layer in range(n_layer):
+            block = f"{stack}.blk.{layer}"
+            for attention in ("attn",) if stack == "enc" else ("attn", "cross_attn"):
+                yield f"{block}.{attention}_norm.weight", (WIDTH,)
+                for name in ("q", "k", "v"):
+                    yield f"{block}.{attention}_{name}.weight", (WIDTH, WIDTH)
+                yield f"{block}.{attention}_o.weight", (WIDTH, WIDTH)
+            if layer == 0:
+                yield f"{block}.attn_rel_b.weight", (BUCKETS, HEADS)
+            yield f"{block}.ffn_norm.weight", (WIDTH,)
+            yield f"{block}.ffn_up.weight", (FF, WIDTH)
+            yield f"{block}.ffn_down.weight", (WIDTH, FF)
+        yield f"{stack}.output_norm.weight", (WIDTH,)
+    if kind == "t5":
+        yield "output.weight", (len(TOKENS), WIDTH)

@@ -53,6 +53,23 @@ def test_no_two_taps_share_a_node() -> None:
         assert len(names) == len(set(names)), architecture
 
 
+def test_no_two_taps_of_t5_are_the_same_node() -> None:
+    """Attention's result and what it adds to the stream have one name there, and differ by operation and root."""
+    for pattern in ("*", "encoder.*"):
+        nodes = [node for tap in expand_taps([pattern], 3) for node in graph_nodes(tap, "t5", 3)]
+        assert len(nodes) == len(set(nodes))
+    assert graph_nodes("encoder.blocks.2.attn.z", "t5", 3)[0].name == "kqv_out-2"
+    assert graph_nodes("blocks.2.attn.z", "t5", 3) == (GraphNode("kqv_out-2", frozenset({"CONT"}), "cache_v_l2"),)
+
+
+def test_an_encoders_taps_expand_by_their_prefix_alone() -> None:
+    assert expand_taps(["encoder.blocks.*.attn.z"], 2) == ("encoder.blocks.0.attn.z", "encoder.blocks.1.attn.z")
+    assert not any(tap.startswith("encoder.") for tap in expand_taps(["*"], 2))
+    plain = [tap for tap in expand_taps(["*"], 2) if tap != "logits"]
+    assert expand_taps(["encoder.*"], 2) == tuple(f"encoder.{tap}" for tap in plain)
+    assert generic_tap("encoder.blocks.1.attn.z") == generic_tap("blocks.0.attn.z")
+
+
 def test_experts_are_an_alternative_only_where_a_layer_has_one_of_both() -> None:
     either = (GraphNode("ffn_out-3", frozenset()), GraphNode("ffn_moe_out-3", frozenset()))
     assert graph_nodes("blocks.3.mlp_out", "llama", 4) == either
