@@ -21,7 +21,7 @@ from harness.errors import CorpusError, EngineError
 if TYPE_CHECKING:
     from harness.engine.taps import Taps
 
-__all__ = ["LogitsBlock", "Session", "Tokens", "Vocabulary"]
+__all__ = ["LogitsBlock", "Session", "Tokens", "Vocabulary", "offloads"]
 
 Tokens = NDArray[np.int32]
 
@@ -41,6 +41,12 @@ _CACHE_TYPES: Final[dict[str, int]] = {
     "q4_1": llama_cpp.GGML_TYPE_Q4_1,
     "q4_0": llama_cpp.GGML_TYPE_Q4_0,
 }
+
+
+def offloads(settings: SessionSettings) -> bool:
+    """Whether a GPU takes part in decoding with these settings."""
+    llama_cpp.llama_backend_init()
+    return settings.n_gpu_layers != 0 and bool(llama_cpp.llama_supports_gpu_offload())
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,22 +83,33 @@ class Session:
         files: the GGUF file, or all splits of one in order.
         settings: how to run it.
         taps: tensors to read or patch during every decode.
+        model_of: a session of the same files whose loaded model is used again; close it last.
 
     Raises:
         EngineError: llama.cpp refused the file or the settings; the message has its own words.
     """
 
-    def __init__(self, files: Sequence[Path], settings: SessionSettings, taps: Taps | None = None) -> None:
+    def __init__(
+        self,
+        files: Sequence[Path],
+        settings: SessionSettings,
+        taps: Taps | None = None,
+        *,
+        model_of: Session | None = None,
+    ) -> None:
         self.settings = settings
         self.files = tuple(files)
         self._taps = taps
-        self._model: Any = None
+        self._owns_model = model_of is None
+        self._model: Any = model_of._model if model_of is not None else None  # noqa: SLF001 - another of this class
         self._context: Any = None
         self._batch: Any = None
         self._encoded = False
         self._log = EngineLog()
         with self._log.capture():
-            self._load()
+            if self._owns_model:
+                self._load_model()
+            self._create_context()
         self._vocab = llama_cpp.llama_model_get_vocab(self._model)
         self.vocabulary = Vocabulary(
             n_tokens=llama_cpp.llama_vocab_n_tokens(self._vocab),
@@ -101,7 +118,7 @@ class Session:
             add_bos=bool(llama_cpp.llama_vocab_get_add_bos(self._vocab)),
         )
 
-    def _load(self) -> None:
+    def _load_model(self) -> None:
         llama_cpp.llama_backend_init()
         parameters = llama_cpp.llama_model_default_params()
         parameters.n_gpu_layers = self.settings.n_gpu_layers
@@ -116,10 +133,12 @@ class Session:
                 f"llama.cpp could not load {self.files[0].name}: {self._log.last_problem()}",
                 "Check the file with `gguf-harness inspect`, and that this llama.cpp knows the architecture.",
             )
+
+    def _create_context(self) -> None:
         self._context = llama_cpp.llama_init_from_model(self._model, self._context_parameters())
         if not self._context:
             reason = self._log.last_problem()
-            llama_cpp.llama_model_free(self._model)
+            self.close()
             raise EngineError(
                 f"llama.cpp could not create a context of {self.settings.n_seq} x {self.settings.n_ctx} tokens"
                 f" for {self.files[0].name}: {reason}",
@@ -145,6 +164,10 @@ class Session:
             parameters.cb_eval = self._taps.callback
         return parameters
 
+    def another(self) -> Session:
+        """A second context of the same model, with the same settings; close it before this one."""
+        return Session(self.files, self.settings, model_of=self)
+
     @property
     def memory(self) -> MemoryBreakdown:
         """Bytes of weights, KV cache and compute buffers, as llama.cpp reported them while loading."""
@@ -169,7 +192,7 @@ class Session:
         """Free everything. May be called twice."""
         if self._context is not None:
             llama_cpp.llama_free(self._context)
-        if self._model is not None:
+        if self._model is not None and self._owns_model:
             llama_cpp.llama_model_free(self._model)
         self._batch = self._context = self._model = None
 
@@ -310,7 +333,7 @@ class Session:
             blocks.append(self.output_logits(len(part)).copy())
         return np.concatenate(blocks)
 
-    def score(self, windows: Tokens, start: int = 0) -> Iterator[LogitsBlock]:
+    def score(self, windows: Tokens, start: int = 0, stop: int | None = None) -> Iterator[LogitsBlock]:
         """Decode windows of a corpus and yield the logits of their second halves.
 
         As llama-perplexity does it: each window stands alone, BOS replaces its first token where the vocabulary
@@ -319,11 +342,12 @@ class Session:
 
         Args:
             windows: [windows, n_ctx] tokens.
-            start: first window to decode (a resumed pass).
+            start: first window to decode.
+            stop: the window after the last one; None for all.
         """
-        n_windows, n_ctx = windows.shape
-        for first in range(start, n_windows, self.settings.n_seq):
-            group = range(first, min(first + self.settings.n_seq, n_windows))
+        stop, n_ctx = len(windows) if stop is None else stop, windows.shape[1]
+        for first in range(start, stop, self.settings.n_seq):
+            group = range(first, min(first + self.settings.n_seq, stop))
             self.clear()
             for offset in range(0, n_ctx, self.settings.n_batch):
                 length = min(self.settings.n_batch, n_ctx - offset)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from harness.errors import OptionError
@@ -51,6 +51,20 @@ class SessionSettings:
     def n_seq(self) -> int:
         """Windows that share a batch, as llama-perplexity does it."""
         return max(1, self.n_batch // self.n_ctx)
+
+    @property
+    def lanes(self) -> int:
+        """How many contexts can share threads and windows of a batch evenly, so that most threads are busy.
+
+        Windows are independent: contexts side by side never wait for each other, while threads that share a context
+        meet after every operation.
+        """
+        shared = [n for n in range(1, self.n_seq + 1) if self.n_seq % n == 0 and n <= self.threads]
+        return max(shared, key=lambda n: (self.threads // n * n, n))
+
+    def lane(self, lanes: int) -> SessionSettings:
+        """Settings of one of several contexts side by side: together they hold as many windows and threads as one."""
+        return replace(self, n_batch=max(self.n_batch // lanes, 1), threads=self.threads // lanes)
 
     def to_json(self) -> dict[str, Any]:
         """A dictionary of JSON types only."""

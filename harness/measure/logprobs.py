@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import os
 import shutil
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +24,7 @@ def logprob_bytes(windows: int, scored: int, vocabulary: int) -> int:
 
 
 class LogprobWriter:
-    """Writes codes, block by block, into a file that a resumed pass can continue.
+    """Writes codes, block by block, into a file that a resumed pass can continue. Threads may share it.
 
     Free space is checked first, so that a full disk is an error before the pass. Nothing is forced to the disk: what a
     killed process wrote is in the file, and after a power failure the sums of the rows tell (`DivergenceObserver`
@@ -39,7 +41,7 @@ class LogprobWriter:
     def __init__(self, path: Path, shape: tuple[int, int, int]) -> None:
         size = logprob_bytes(*shape)
         self._shape = shape
-        self._buffer: Codes = np.empty((0, shape[2]), dtype=np.uint16)
+        self._local = threading.local()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             if not path.is_file() or path.stat().st_size != size:
@@ -50,17 +52,22 @@ class LogprobWriter:
             raise _no_room(path, size, error) from error
 
     def buffer(self, rows: int) -> Codes:
-        """[rows, vocabulary] codes to fill, used again for each block."""
-        if len(self._buffer) < rows:
-            self._buffer = np.empty((rows, self._shape[2]), dtype=np.uint16)
-        return self._buffer[:rows]
+        """[rows, vocabulary] codes to fill, used again for each block of a thread."""
+        buffer: Codes | None = getattr(self._local, "buffer", None)
+        if buffer is None or len(buffer) < rows:
+            buffer = self._local.buffer = np.empty((rows, self._shape[2]), dtype=np.uint16)
+        return buffer[:rows]
 
     def write(self, window: int, first: int, codes: Codes) -> None:
         """Write consecutive rows of a window. Not through a memory map: each fresh page of one costs a fault."""
         _, scored, vocabulary = self._shape
         try:
-            self._file.seek(2 * vocabulary * (window * scored + first))
-            self._file.write(codes.data)
+            rest = codes.data.cast("B")
+            offset = 2 * vocabulary * (window * scored + first)
+            # One call writes 2 GiB at most.
+            while len(rest) > 0:
+                written = os.pwrite(self._file.fileno(), rest, offset)
+                rest, offset = rest[written:], offset + written
         except OSError as error:
             raise _no_room(Path(self._file.name), logprob_bytes(*self._shape), error) from error
 

@@ -5,9 +5,12 @@ Progress is kept on disk every few seconds: a killed pass resumes at the window 
 
 from __future__ import annotations
 
+import contextlib
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -66,7 +69,7 @@ def run_reference_pass(context: WorkerContext, request: PassRequest, keep_logpro
         nll and top, [windows, scored tokens]; tokens, [windows, n_ctx]; with log-probabilities also scale and total,
         [windows, scored tokens], and vocabulary, [1]. The codes themselves are in `request.folder`.
     """
-    session = context.session(request.files, request.settings)
+    session, lanes = _open(context, request)
     windows = cut_windows(session.tokenize(request.corpus.text), request)
     shape = (len(windows), request.settings.n_ctx - 1 - request.settings.n_ctx // 2)
     vocabulary = session.vocabulary.n_tokens
@@ -74,9 +77,9 @@ def run_reference_pass(context: WorkerContext, request: PassRequest, keep_logpro
     if keep_logprobs:
         _check_limit(logprob_bytes(*shape, vocabulary), limit_bytes, shape, vocabulary)
         writer = LogprobWriter(request.folder / CODES_FILE, (*shape, vocabulary))
-    observer = ReferenceObserver(shape, vocabulary, request.settings.threads, writer)
+    observer = ReferenceObserver(shape, vocabulary, request.settings.threads, lanes, writer)
     try:
-        _decode(context, session, request, windows, observer)
+        _decode(context, session, lanes, request, windows, observer)
     finally:
         if writer is not None:
             writer.close()
@@ -97,7 +100,7 @@ def run_candidate_pass(context: WorkerContext, request: PassRequest, reference: 
     """
     base = load_arrays(arrays_file)
     vocabulary = int(base["vocabulary"].item())
-    session = context.session(request.files, request.settings)
+    session, lanes = _open(context, request)
     if session.vocabulary.n_tokens != vocabulary:
         raise VocabularyMismatch(
             f"{request.model} computes logits of {session.vocabulary.n_tokens} tokens, its reference of {vocabulary}.",
@@ -106,8 +109,9 @@ def run_candidate_pass(context: WorkerContext, request: PassRequest, reference: 
     scales = base["scale"].astype(np.float32)
     reader = LogprobReader(reference / CODES_FILE, scales, base["total"].astype(np.float32), vocabulary)
     windows = base["tokens"][: request.chunks].astype(np.int32)
-    observer = DivergenceObserver((len(windows), scales.shape[1]), vocabulary, request.settings.threads, reader)
-    _decode(context, session, request, windows, observer)
+    shape = (len(windows), scales.shape[1])
+    observer = DivergenceObserver(shape, vocabulary, request.settings.threads, lanes, reader)
+    _decode(context, session, lanes, request, windows, observer)
     return observer.arrays
 
 
@@ -135,29 +139,45 @@ def cut_windows(tokens: Tokens, request: PassRequest) -> Tokens:
     return tokens[: count * n_ctx].reshape(count, n_ctx)
 
 
+def _open(context: WorkerContext, request: PassRequest) -> tuple[Session, int]:
+    """The model with the settings of one lane, and the number of lanes: contexts that decode side by side."""
+    from harness.engine.session import offloads
+
+    lanes = 1 if offloads(request.settings) else request.settings.lanes
+    return context.session(request.files, request.settings.lane(lanes)), lanes
+
+
 def _decode(
-    context: WorkerContext,
-    session: Session,
-    request: PassRequest,
-    windows: Tokens,
-    observer: Observer,
+    context: WorkerContext, session: Session, lanes: int, request: PassRequest, windows: Tokens, observer: Observer
 ) -> None:
     partial = request.folder / _PARTIAL_FILE
-    start = _resume(partial, observer)
-    total = len(windows)
+    start, total, size = _resume(partial, observer), len(windows), session.settings.n_seq
+    idle: SimpleQueue[Session] = SimpleQueue()
+    idle.put(session)
+
+    def measure(group: range) -> int:
+        lane = idle.get()
+        try:
+            for block in lane.score(windows, group.start, group.stop):
+                observer.observe(block)
+        finally:
+            idle.put(lane)
+        return group.stop
+
     context.progress(start, total)
-    saved, done = time.monotonic(), start
-    for block in session.score(windows, start):
-        # A block of the next group of windows: all earlier windows are complete, and may be saved.
-        group_start = start + (block.window - start) // request.settings.n_seq * request.settings.n_seq
-        if group_start > done:
-            done = group_start
+    with contextlib.ExitStack() as stack:
+        for _ in range(lanes - 1):
+            idle.put(stack.enter_context(session.another()))
+        pool = stack.enter_context(ThreadPoolExecutor(lanes))
+        # In case of an error: what has not begun never does.
+        stack.callback(pool.shutdown, cancel_futures=True)
+        saved = time.monotonic()
+        groups = [range(first, min(first + size, total)) for first in range(start, total, size)]
+        for done in pool.map(measure, groups):
             context.progress(done, total)
             if time.monotonic() - saved > _SAVE_EVERY_S:
                 save_arrays(partial, {**observer.arrays, "done": np.array([done], dtype=np.int64)})
                 saved = time.monotonic()
-        observer.observe(block)
-    context.progress(total, total)
     partial.unlink(missing_ok=True)
 
 

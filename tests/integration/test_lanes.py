@@ -1,0 +1,84 @@
+"""Contexts side by side: the numbers of one, and the errors of any."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from harness.corpora import load_corpus
+from harness.engine.session import LogitsBlock, Session
+from harness.engine.settings import SessionSettings
+from harness.engine.worker import Worker, WorkerContext
+from harness.errors import StoreError
+from harness.measure import passes
+from harness.measure.arrays import save_arrays
+from harness.measure.observers import Arrays, ReferenceObserver
+from harness.measure.passes import CODES_FILE, CorpusText, PassRequest, run_candidate_pass, run_reference_pass
+
+pytestmark = pytest.mark.model
+
+WINDOWS = 11  # the last group is smaller than the others
+
+
+def _request(file: Path, folder: Path, threads: int) -> PassRequest:
+    corpus = load_corpus("pydoc")
+    settings = SessionSettings(n_ctx=64, n_batch=256, threads=threads)
+    return PassRequest("m", (file,), settings, CorpusText(corpus.name, corpus.text[:9000]), WINDOWS, folder)
+
+
+@pytest.mark.parametrize("threads", [2, 3, 4, 8])
+def test_numbers_are_those_of_one_context(llama_file: Path, tmp_path: Path, threads: int) -> None:
+    found: list[tuple[Arrays, Arrays, bytes]] = []
+    with Worker("m", tmp_path / "log") as worker:
+        for count in (1, threads):
+            folder = tmp_path / str(count)
+            base = worker.call(run_reference_pass, None, _request(llama_file, folder, count), True, 10**9)
+            save_arrays(folder / "arrays.npz", base)
+            request = _request(llama_file, tmp_path / f"{count}-candidate", count)
+            arrays = worker.call(run_candidate_pass, None, request, folder, folder / "arrays.npz")
+            found.append((base, arrays, (folder / CODES_FILE).read_bytes()))
+    for first, second in zip(found[0][:2], found[1][:2], strict=True):
+        assert first.keys() == second.keys()
+        assert all((first[name] == second[name]).all() for name in first)
+    assert found[0][2] == found[1][2]
+
+
+def fail_in_a_lane(context: WorkerContext, request: PassRequest, seen: Path) -> Arrays:
+    """A pass in which the block of one window fails."""
+
+    class Failing(ReferenceObserver):
+        def observe(self, block: LogitsBlock) -> None:
+            with seen.open("a") as file:
+                file.write(f"{block.window}\n")
+            if block.window == 3:
+                raise StoreError("window 3 cannot be stored")
+            super().observe(block)
+
+    passes.ReferenceObserver = Failing  # type: ignore[attr-defined]
+    return run_reference_pass(context, request, False, 10**9)
+
+
+def test_an_error_in_a_lane_ends_the_pass_and_leaves_the_worker_usable(llama_file: Path, tmp_path: Path) -> None:
+    request = _request(llama_file, tmp_path / "pass", 4)
+    with Worker("m", tmp_path / "log") as worker:
+        with pytest.raises(StoreError, match="window 3 cannot be stored"):
+            worker.call(fail_in_a_lane, None, request, tmp_path / "seen")
+        pid = worker.pid
+        seen = {int(line) for line in (tmp_path / "seen").read_text().split()}
+        assert 3 in seen
+        assert len(seen) < WINDOWS
+        with pytest.raises(StoreError):
+            worker.call(fail_in_a_lane, None, request, tmp_path / "seen")
+        assert worker.pid == pid
+
+
+def test_another_context_outlives_nothing_of_the_first(llama_file: Path) -> None:
+    tokens = np.arange(40, dtype=np.int32)
+    with Session([llama_file], SessionSettings(n_ctx=64)) as session:
+        expected = session.logits(tokens)
+        for _ in range(2):
+            with session.another() as other:
+                assert (other.logits(tokens) == expected).all()
+        assert (session.logits(tokens) == expected).all()
