@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -11,7 +12,7 @@ from zipfile import BadZipFile, ZipFile
 
 from harness.errors import CorpusError
 
-__all__ = ["Corpus", "load_corpus"]
+__all__ = ["Corpus", "load_corpus", "pydoc_topics"]
 
 _WIKITEXT: Final = ("ggml-org/ci", "wikitext-2-raw-v1.zip", "wikitext-2-raw/wiki.test.raw")
 
@@ -21,7 +22,7 @@ class Corpus:
     """A text, as bytes of UTF-8.
 
     Attributes:
-        name: as the user gave it.
+        name: as the user gave it, and what was left out of it.
         text: one trailing newline is stripped, as llama-perplexity's `-f` does it.
     """
 
@@ -38,18 +39,23 @@ class Corpus:
         return {"name": self.name, "sha256": self.sha256, "bytes": len(self.text)}
 
 
-def load_corpus(spec: str) -> Corpus:
+def load_corpus(spec: str, *, held_out_topics: Sequence[str] = ()) -> Corpus:
     """Read a corpus.
 
     Args:
         spec: `pydoc` (the help topics of the running Python: 465 kB of technical English), `wikitext2` (downloaded
             once), `hf:org/dataset:file` on the Hugging Face hub, or the path of a text file.
+        held_out_topics: what to keep of `pydoc` where a model was trained on the other topics; empty for all.
 
     Raises:
         CorpusError: missing, empty, or not UTF-8 text; or no network for a download.
     """
+    name = spec
     if spec == "pydoc":
-        raw = _pydoc()
+        topics = [topic for topic in sorted(pydoc_topics()) if not held_out_topics or topic in held_out_topics]
+        raw = "\n\n".join(pydoc_topics()[topic] for topic in topics).encode()
+        if held_out_topics:
+            name = f"pydoc ({len(topics)} topics held out from training)"
     elif spec == "wikitext2":
         raw = _wikitext()
     elif spec.startswith("hf:"):
@@ -66,12 +72,13 @@ def load_corpus(spec: str) -> Corpus:
             f"Corpus {spec!r} is not UTF-8 text: byte 0x{text[error.start]:02x} at offset {error.start}.",
             "Convert it to UTF-8; binary files are no corpus.",
         ) from None
-    return Corpus(spec, text)
+    return Corpus(name, text)
 
 
-def _pydoc() -> bytes:
+def pydoc_topics() -> dict[str, str]:
+    """The help topics of the running Python by name: its language reference, about 465 kB."""
     topics: dict[str, str] = importlib.import_module("pydoc_data.topics").topics
-    return "\n\n".join(topics[name] for name in sorted(topics)).encode()
+    return topics
 
 
 def _read(path: Path, spec: str) -> bytes:

@@ -21,6 +21,7 @@ from harness.sources import ModelSource
 __all__ = ["ModelInfo", "check_same_vocabulary", "choose_reference", "hash_files", "load_info", "twins"]
 
 _HASH_BLOCK: Final = 1 << 24
+_HELD_OUT_TOPICS: Final = "gguf_harness.held_out_topics"
 _FLOAT_ORDER: Final = {"F32": 3, "F16": 1, "BF16": 2}
 _REPLACES: Final = {
     "IQ4_NL": "an IQ type",
@@ -44,6 +45,7 @@ class ModelInfo:
         fallbacks: tensors that got a legacy type because their rows do not hold whole blocks of 256.
         warnings: sentences about what a person would not expect.
         vocab_sha256: None for a file without a vocabulary.
+        held_out_topics: the only topics of the corpus `pydoc` that the model was not trained on; empty if it saw none.
     """
 
     name: str
@@ -61,6 +63,7 @@ class ModelInfo:
     n_head: int | None
     n_embd: int | None
     n_ctx_train: int | None
+    held_out_topics: tuple[str, ...] = ()
     fallbacks: tuple[dict[str, Any], ...] = ()
     warnings: tuple[str, ...] = field(default=())
 
@@ -70,6 +73,7 @@ class ModelInfo:
         del values["files"]
         return values | {
             "path": self.files[0].name,
+            "held_out_topics": list(self.held_out_topics),
             "fallbacks": list(self.fallbacks),
             "warnings": list(self.warnings),
         }
@@ -116,6 +120,7 @@ def load_info(source: ModelSource) -> ModelInfo:
         n_head=number("attention.head_count"),
         n_embd=number("embedding_length"),
         n_ctx_train=number("context_length"),
+        held_out_topics=tuple(filter(None, str(metadata.get(_HELD_OUT_TOPICS, "")).split(","))),
         fallbacks=tuple(fallbacks),
         warnings=tuple(_warnings(source, quantization, bits, fallbacks, tensors)),
     )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.corpora import load_corpus
+from harness.corpora import load_corpus, pydoc_topics
 from harness.errors import CorpusError
 
 
@@ -52,3 +52,20 @@ def test_a_download_without_network_is_one_message(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(CorpusError, match="could not be downloaded"):
         load_corpus(spec)
+
+
+def test_topics_that_a_model_was_trained_on_are_left_out() -> None:
+    topics = pydoc_topics()
+    chosen = ("yield", "if", "no such topic")
+    corpus = load_corpus("pydoc", held_out_topics=chosen)
+    assert corpus.text.decode() == f"{topics['if']}\n\n{topics['yield']}".removesuffix("\n")
+    assert corpus.name == "pydoc (2 topics held out from training)"
+    assert load_corpus("pydoc").name == "pydoc"
+    with pytest.raises(CorpusError, match="is empty"):
+        load_corpus("pydoc", held_out_topics=("no such topic",))
+
+
+def test_a_text_of_ones_own_is_never_cut(tmp_path: Path) -> None:
+    file = tmp_path / "text.txt"
+    file.write_text("some text", encoding="utf-8")
+    assert load_corpus(str(file), held_out_topics=("if",)).text == b"some text"
