@@ -222,17 +222,22 @@ class Session:
         return int(n)
 
     def detokenize(self, tokens: Sequence[int] | Tokens, *, special: bool = False) -> bytes:
-        """The bytes that tokens stand for (a token may end inside a character)."""
-        array = np.ascontiguousarray(tokens, dtype=np.int32)
-        pointer = array.ctypes.data_as(ctypes.POINTER(llama_cpp.llama_token))
-        size = max(64, 16 * len(array))
+        """The bytes that tokens stand for (a token may end inside a character); special tokens have none unless asked.
+
+        Token by token, as llama.cpp's server does it: its llama_detokenize drops spaces before punctuation with some
+        vocabularies.
+        """
+        return b"".join(self._piece(int(token), special) for token in tokens)
+
+    def _piece(self, token: int, special: bool) -> bytes:
+        size = 64
         for _ in range(2):
             buffer = ctypes.create_string_buffer(size)
-            n = llama_cpp.llama_detokenize(self._vocab, pointer, len(array), buffer, size, False, special)
+            n = llama_cpp.llama_token_to_piece(self._vocab, token, buffer, size, 0, special)
             if n >= 0:
                 return buffer.raw[:n]
             size = -n
-        raise EngineError(f"llama.cpp could not detokenize {len(array)} tokens.")
+        raise EngineError(f"llama.cpp could not say what token {token} stands for.")
 
     # -- decoding -----------------------------------------------------------------------------------------------
 

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType, GGUFReader
 from gguf.quants import dequantize, quantize
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from harness.engine import binding
@@ -410,3 +412,10 @@ def test_no_space_is_said_before_starting(llama_file: Path, tmp_path: Path, monk
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
     with pytest.raises(QuantizeError, match=r"0\.0 GB are free"):
         quantize_file([llama_file], tmp_path / "x.gguf", "Q8_0", threads=1)
+
+
+@given(st.text())
+def test_every_text_comes_back_byte_for_byte(session: Session, text: str) -> None:
+    """Spaces before punctuation too: this vocabulary is of the kind for which llama_detokenize drops them."""
+    for content in (text, f" {text} . , ?"):
+        assert session.detokenize(session.tokenize(content, add_special=False)) == content.encode()
