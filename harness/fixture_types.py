@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from harness.engine.server import Server
     from harness.gates import Verdict
     from harness.measure.observers import Arrays
+    from harness.measure.served import ServedResult
     from harness.measure.speed import SpeedResult
     from harness.records import Estimate
     from harness.runner import LoadedModel
 
-__all__ = ["CorpusPass", "GateCheck", "Record", "Speed"]
+__all__ = ["CorpusPass", "GateCheck", "Record", "Serve", "Served", "Speed"]
 
 
 class Record(Protocol):
@@ -38,6 +40,20 @@ class Speed(Protocol):
 
     def __call__(self, model: LoadedModel) -> SpeedResult:
         """Timings and memory of a model, from the cache if they are there."""
+
+
+class Serve(Protocol):
+    """The fixture `server`."""
+
+    def __call__(self, model: LoadedModel) -> Server:
+        """A running server of a model; one runs at a time, so that asking for another model stops it."""
+
+
+class Served(Protocol):
+    """The fixture `served`."""
+
+    def __call__(self, model: LoadedModel) -> ServedResult:
+        """Throughput and latency of a served model under several clients, from the cache if they are there."""
 
 
 class CorpusPass(Protocol):

@@ -112,6 +112,12 @@ METRICS: dict[str, MetricInfo] = {
     "weights_bytes": MetricInfo("bytes", "lower", "weights", "Model buffers, as llama.cpp reports them."),
     "kv_cache_bytes": MetricInfo("bytes", "lower", "KV cache", "KV cache buffers, as llama.cpp reports them."),
     "compute_bytes": MetricInfo("bytes", "lower", "compute", "Compute buffers, as llama.cpp reports them."),
+    # served to several clients at once
+    "served_tokens_per_s": MetricInfo("tokens/s", "higher", "served t/s", "Tokens per second of all clients together."),
+    "served_ttft_p50_s": MetricInfo("s", "lower", "TTFT p50", "Median time to a client's first token, queue included."),
+    "served_ttft_p99_s": MetricInfo("s", "lower", "TTFT p99", "99th percentile of the time to a client's first token."),
+    "served_itl_p50_s": MetricInfo("s", "lower", "ITL p50", "Median time between two tokens that a client gets."),
+    "served_itl_p99_s": MetricInfo("s", "lower", "ITL p99", "99th percentile of the time between a client's tokens."),
     # the file
     "file_bytes": MetricInfo("bytes", "lower", "size", "Size of the GGUF file, all splits together."),
     "bits_per_weight": MetricInfo("bits", "lower", "bits/weight", "Tensor bytes times eight over parameters."),

@@ -10,16 +10,21 @@ from typing import TYPE_CHECKING, Any, Final
 
 import psutil
 
-from harness.engine.settings import FlashAttention, SessionSettings
+from harness.engine.settings import FlashAttention, ServerSettings, SessionSettings
 from harness.errors import OptionError
 
 if TYPE_CHECKING:
     import pytest
 
+    from harness.measure.served import ServedRequest
+
 __all__ = ["DEFAULT_MODEL", "DEFAULT_QUANTS", "Options", "add_options", "default_threads", "read_options"]
 
 DEFAULT_MODEL: Final = "smollm2-135m"
 DEFAULT_QUANTS: Final = "Q8_0,Q5_K_M,Q4_K_M"
+_SERVED_CLIENTS: Final = 8
+_SERVED_TOKENS: Final = 16
+_SERVED_CTX: Final = 2048
 _SIZE_UNITS: Final = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
@@ -43,6 +48,7 @@ class Options:
     pp: int
     tg: int
     repetitions: int
+    llama_server: Path | None
     results: Path
     cache: Path
     logprobs_limit: int
@@ -60,6 +66,26 @@ class Options:
             threads=self.threads,
             flash_attention=self.flash_attention,
             n_gpu_layers=self.gpu_layers,
+        )
+
+    @property
+    def server_settings(self) -> ServerSettings:
+        """How models are served."""
+        return ServerSettings(
+            n_ctx=_SERVED_CTX, threads=self.threads, n_gpu_layers=self.gpu_layers, parallel=_SERVED_CLIENTS
+        )
+
+    @property
+    def served_request(self) -> ServedRequest:
+        """What is asked of a served model: short answers, for with llama_cpp.server most of them wait in a queue."""
+        from harness.measure.served import ServedRequest
+
+        return ServedRequest(
+            requests=_SERVED_CLIENTS,
+            concurrency=_SERVED_CLIENTS,
+            max_tokens=min(self.tg, _SERVED_TOKENS),
+            repetitions=self.repetitions,
+            timeout_s=self.timeout_s,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -153,7 +179,9 @@ def add_options(parser: pytest.Parser) -> None:
     add("--gguf-tg", metavar="TOKENS", type=_at_least(1), default=32,
         help="generated tokens of the speed test; llama-bench uses 128 (default: 32)")  # fmt: skip
     add("--gguf-repetitions", metavar="N", type=_at_least(1), default=3,
-        help="repetitions of the speed test; llama-bench uses 5 (default: 3)")  # fmt: skip
+        help="repetitions of speed and served tests; llama-bench uses 5 (default: 3)")  # fmt: skip
+    add("--gguf-llama-server", metavar="PATH", type=Path, default=None,
+        help="llama-server to serve models with (default: llama_cpp.server of llama-cpp-python)")  # fmt: skip
     add("--gguf-results", metavar="DIR", type=Path, default=None,
         help="folder for runs and reports (default: results in the root folder)")  # fmt: skip
     add("--gguf-cache", metavar="DIR", type=Path, default=None,
@@ -174,6 +202,7 @@ def read_options(config: pytest.Config) -> Options:
     Raises:
         OptionError: for a value that cannot be used.
     """
+    from harness.engine.server import require_binary
     from harness.quants import parse_quants
     from harness.sources import parse_specs
 
@@ -206,6 +235,7 @@ def read_options(config: pytest.Config) -> Options:
         pp=get("--gguf-pp"),
         tg=get("--gguf-tg"),
         repetitions=get("--gguf-repetitions"),
+        llama_server=require_binary(binary) if (binary := get("--gguf-llama-server")) is not None else None,
         results=results.absolute(),
         cache=(get("--gguf-cache") or results / "cache").absolute(),
         logprobs_limit=get("--gguf-logprobs-limit"),

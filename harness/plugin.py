@@ -23,7 +23,7 @@ from harness.state import ESTIMATE_PROPERTY, GATE_PROPERTY, STATE, State
 if TYPE_CHECKING:
     from harness.ladder import PlannedModel
 
-_FIXTURES: Final = ("models", "engines", "corpus", "record")
+_FIXTURES: Final = ("models", "engines", "servers", "corpus", "record")
 _PARAMETERS: Final = frozenset({"model", "candidate"})
 _FIXTURE_NAMES: Final = _PARAMETERS | {"reference", "runner", "ladder", "corpus_pass"}
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
-from harness.engine.tasks import describe_engine, engine_version, quantize_task
+from harness.engine.server import Server, ServerPool
+from harness.engine.tasks import describe_engine, engine_version, identify_build, quantize_task
 from harness.engine.worker import ProgressCallback, Worker
-from harness.errors import EngineError, HarnessError
+from harness.errors import HarnessError
 from harness.measure.passes import CODES_FILE, CorpusText, PassRequest, run_candidate_pass, run_reference_pass
+from harness.measure.served import ServedResult, measure_served
 from harness.measure.speed import SpeedRequest, SpeedResult, measure_speed
 from harness.models import ModelInfo, hash_files, load_info, twins
 from harness.sources import ModelSource
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["LoadedModel", "Progress", "Runner"]
 
 T = TypeVar("T")
+Timings = TypeVar("Timings", SpeedResult, ServedResult)
 
 _FLOOR_WINDOWS: Final = 4
 
@@ -73,6 +75,7 @@ class Runner:
         self._progress = progress
         self._done: dict[tuple[str, ...], object | HarnessError] = {}
         self._worker: Worker | None = None
+        self._servers = ServerPool()
         self._started = time.time()
 
     # -- models -----------------------------------------------------------------------------------------------------
@@ -110,7 +113,7 @@ class Runner:
         with entry.lock():
             existing = next(entry.folder.glob("[!.]*.gguf"), None)
             if existing is None:
-                with self._progress.task(f"quantizing {name}", "tensors") as show, self._fresh_worker(name) as worker:
+                with self._progress.task(f"quantizing {name}", "tensors") as show, self._new_worker(name) as worker:
                     worker.call(quantize_task, show, source.files, destination, quant, self.options.threads, imatrix)
         return load_info(ModelSource(name, (existing or destination,), quant))
 
@@ -209,26 +212,63 @@ class Runner:
             "repetitions": request.repetitions,
             "engine": self.engine,
         }
-        entry = self.cache.entry("speed", key)
 
         def measure() -> SpeedResult:
+            self.close()
+            with (
+                self._progress.task(f"speed of {model.name}", "runs") as show,
+                self._new_worker(model.name) as worker,
+            ):
+                return worker.call(measure_speed, show, request)
+
+        return self._timed("speed", key, measure, SpeedResult)
+
+    def served(self, model: LoadedModel) -> ServedResult:
+        """Throughput and latency under several clients, of a server of its own."""
+        options = self.options
+        request = options.served_request
+        key = {
+            "kind": "served",
+            "model": model.sha256,
+            "settings": options.server_settings.to_json(),
+            "request": request.to_json(),
+            "engine": identify_build(options.llama_server) if options.llama_server else self.engine,
+        }
+
+        def measure() -> ServedResult:
+            self.close()
+            with (
+                self._progress.task(f"{model.name}, {request.concurrency} clients", "requests") as show,
+                self._new_server(model) as server,
+            ):
+                return measure_served(server, request, show)
+
+        return self._timed("served", key, measure, ServedResult)
+
+    def _timed(
+        self, kind: str, key: dict[str, Any], measure: Callable[[], Timings], stored: Callable[..., Timings]
+    ) -> Timings:
+        """A measurement without arrays, from the cache if it is there."""
+        entry = self.cache.entry("speed", key)
+
+        def work() -> Timings:
             with entry.lock():
                 self._forget_if_stale(entry)
                 meta = entry.load_meta()
                 if meta is not None:
                     self.hits += 1
-                    return SpeedResult(**meta)
+                    return stored(**meta)
                 self.misses += 1
-                self.close()
-                with (
-                    self._progress.task(f"speed of {model.name}", "runs") as show,
-                    self._fresh_worker(model.name) as worker,
-                ):
-                    result = worker.call(measure_speed, show, request)
+                result = measure()
                 entry.save(result.to_json())
                 return result
 
-        return self._once(("speed", str(entry.folder)), measure)
+        return self._once((kind, str(entry.folder)), work)
+
+    def server(self, model: LoadedModel) -> Server:
+        """A running server of a model, until that of another model is asked for or a measurement needs the machine."""
+        self._stop_worker()
+        return self._servers.get(model.name, lambda: self._new_server(model))
 
     # -- the engine -------------------------------------------------------------------------------------------------
 
@@ -238,27 +278,22 @@ class Runner:
         return self._once(("engine",), self._describe_engine)
 
     def _describe_engine(self) -> dict[str, Any]:
-        spec = importlib.util.find_spec("llama_cpp")
-        package = Path(spec.origin).parent if spec and spec.origin else None
-        if package is None:
-            raise EngineError("llama-cpp-python is not installed.", "pip install gguf-harness")
-        libraries = sorted((package / "lib").glob("*ggml*")) or [package]
-        key = {
-            "version": engine_version(),
-            "libraries": [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in libraries],
-            "gpu": self.options.gpu,
-        }
+        key = identify_build() | {"gpu": self.options.gpu}
         entry = self.cache.entry("engine", key)
         with entry.lock():
             known = entry.load_meta()
             if known is None:
-                with self._fresh_worker("engine") as worker:
+                with self._new_worker("engine") as worker:
                     known = worker.call(describe_engine, None)
                 entry.save(known)
             return known
 
     def close(self) -> None:
-        """Stop the worker that is alive, if any."""
+        """Stop the worker and the servers that are alive, if any."""
+        self._stop_worker()
+        self._servers.close()
+
+    def _stop_worker(self) -> None:
         if self._worker is not None:
             self._worker.close()
             self._worker = None
@@ -284,18 +319,26 @@ class Runner:
     def _shared_worker(self, name: str) -> Worker:
         """The worker of a model; only one model is kept in memory."""
         if self._worker is None or self._worker.label != name:
-            self.close()
+            self._stop_worker()
             self._worker = self._new_worker(name)
         return self._worker
 
-    @contextlib.contextmanager
-    def _fresh_worker(self, name: str) -> Iterator[Worker]:
-        with self._new_worker(name) as worker:
-            yield worker
-
     def _new_worker(self, name: str) -> Worker:
-        log = self.options.cache / "logs" / f"{name.replace('/', '_')}.log"
-        return Worker(name, log, gpu=self.options.gpu, timeout_s=self.options.timeout_s)
+        return Worker(name, self._log(name), gpu=self.options.gpu, timeout_s=self.options.timeout_s)
+
+    def _new_server(self, model: LoadedModel) -> Server:
+        return Server(
+            model.name,
+            model.files,
+            self._log(f"{model.name}.server"),
+            self.options.server_settings,
+            binary=self.options.llama_server,
+            gpu=self.options.gpu,
+            timeout_s=self.options.timeout_s,
+        )
+
+    def _log(self, name: str) -> Path:
+        return self.options.cache / "logs" / f"{name.replace('/', '_')}.log"
 
     def _reference_entry(self, model: LoadedModel, corpus: Corpus) -> Entry:
         key = self._pass_key(model, corpus, self._settings, self.options.chunks)

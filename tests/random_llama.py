@@ -29,6 +29,7 @@ def write_random_llama(
     add_bos: bool = False,
     noise: float = 0.0,
     heads: int = 4,
+    text: bool = False,
 ) -> Path:
     """Write a model in F32.
 
@@ -41,6 +42,8 @@ def write_random_llama(
         add_bos: whether the vocabulary asks for BOS.
         noise: relative noise on all matrices: a candidate that differs from its reference.
         heads: attention heads; half as many share keys and values.
+        text: whether it generates ASCII, as long as it is asked to, rather than any bytes. llama_cpp.server goes on
+            past the limit of tokens while a character is incomplete, which bytes may be for ever.
     """
     random = np.random.default_rng(seed)
     disturb = np.random.default_rng(seed + 1)
@@ -74,16 +77,17 @@ def write_random_llama(
     writer.add_eos_token_id(BOS)
     writer.add_add_bos_token(add_bos)
 
-    def matrix(name: str, rows: int, columns: int, scale: float) -> None:
+    def matrix(name: str, rows: int, columns: int, scale: float, quiet: slice = slice(0)) -> None:
         values = random.standard_normal((rows, columns), dtype=np.float32) * np.float32(scale)
         values += np.float32(noise * scale) * disturb.standard_normal((rows, columns), dtype=np.float32)
+        values[quiet] *= 0.1
         writer.add_tensor(name, values)
 
     def ones(name: str) -> None:
         writer.add_tensor(name, np.ones(width, dtype=np.float32))
 
     # Larger embeddings than usual: the distributions shall not be flat.
-    matrix("token_embd.weight", len(tokens), width, 0.3)
+    matrix("token_embd.weight", len(tokens), width, 0.3, quiet=slice(128, BOS + 1) if text else slice(0))
     for layer in range(n_layer):
         prefix = f"blk.{layer}"
         ones(f"{prefix}.attn_norm.weight")

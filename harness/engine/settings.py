@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from harness.errors import OptionError
 
-__all__ = ["CacheType", "FlashAttention", "SessionSettings"]
+__all__ = ["CacheType", "FlashAttention", "ServerSettings", "SessionSettings"]
 
 FlashAttention = Literal["auto", "on", "off"]
 CacheType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
@@ -65,6 +65,33 @@ class SessionSettings:
     def lane(self, lanes: int) -> SessionSettings:
         """Settings of one of several contexts side by side: together they hold as many windows and threads as one."""
         return replace(self, n_batch=max(self.n_batch // lanes, 1), threads=self.threads // lanes)
+
+    def to_json(self) -> dict[str, Any]:
+        """A dictionary of JSON types only."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSettings:
+    """How a server runs a model. Part of the cache key of what is measured there.
+
+    Attributes:
+        n_ctx: tokens of a request, prompt and completion together.
+        threads: CPU threads for prompts and generation.
+        n_gpu_layers: layers offloaded to the GPU; negative for all.
+        parallel: requests that llama-server decodes at once. llama_cpp.server decodes one at a time whatever is asked
+            for; the others wait in its queue.
+    """
+
+    n_ctx: int = 2048
+    threads: int = 1
+    n_gpu_layers: int = -1
+    parallel: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("n_ctx", "threads", "parallel"):
+            if getattr(self, name) < 1:
+                raise OptionError(f"{name} is {getattr(self, name)}, expected at least 1.")
 
     def to_json(self) -> dict[str, Any]:
         """A dictionary of JSON types only."""

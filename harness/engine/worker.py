@@ -8,37 +8,39 @@ cross the process border.
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import os
-import re
 import signal
 import socket
 import subprocess
 import sys
-import time
 import traceback
 import weakref
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar
 
+from harness.engine.child import (
+    child_environment,
+    describe_exit,
+    die_with_parent,
+    log_end,
+    log_tail,
+    start_child,
+    stop_child,
+)
 from harness.errors import EngineCrashed, EngineError, EngineTimeout, HarnessError
 
 if TYPE_CHECKING:
     from harness.engine.session import Session
     from harness.engine.settings import SessionSettings
 
-__all__ = ["ProgressCallback", "Worker", "WorkerContext", "log_tail", "serve"]
+__all__ = ["ProgressCallback", "Worker", "WorkerContext", "serve"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 ProgressCallback = Callable[[int, int], None]
 """Called with (done, total) in the task's own unit."""
-
-_LOG_LINES: Final = 12
-_PR_SET_PDEATHSIG: Final = 1
 
 
 class WorkerContext:
@@ -90,6 +92,7 @@ class Worker:
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
         self._finalizer: weakref.finalize[[subprocess.Popen[bytes]], Worker] | None = None
+        self._log_start = 0
 
     @property
     def pid(self) -> int | None:
@@ -154,29 +157,13 @@ class Worker:
         self.close()
 
     def _start(self) -> Connection:
-        self.log.parent.mkdir(parents=True, exist_ok=True)
         ours, theirs = socket.socketpair()
-        environment = dict(os.environ)
-        package_root = str(Path(__file__).resolve().parent.parent.parent)
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package_root, environment.get("PYTHONPATH")]))
-        # Statistics run on threads of their own, one row each: BLAS must not start more.
-        environment.setdefault("OPENBLAS_NUM_THREADS", "1")
-        # Before it aborts, llama.cpp would run a debugger on itself: slow, and its output hides the reason.
-        environment.setdefault("GGML_NO_BACKTRACE", "1")
-        if self._gpu is not None:
-            environment["CUDA_VISIBLE_DEVICES"] = _visible_gpu(self._gpu, environment.get("CUDA_VISIBLE_DEVICES"))
-        with self.log.open("ab") as log, theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-X", "faulthandler", "-c", f"import {__name__} as w; w.serve({theirs.fileno()})"],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env=environment,
-                pass_fds=[theirs.fileno()],
-                # Ctrl-C goes to the whole foreground group; the child must not die half-way through a write.
-                start_new_session=True,
-            )
-        self._finalizer = weakref.finalize(self, _kill_process, self._process)
+        self._log_start = log_end(self.log)
+        with theirs:
+            code = f"import {__name__} as w; w.serve({theirs.fileno()})"
+            command = [sys.executable, "-X", "faulthandler", "-c", code]
+            self._process = start_child(command, self.log, child_environment(self._gpu), pass_fds=[theirs.fileno()])
+        self._finalizer = weakref.finalize(self, stop_child, self._process)
         self._connection = Connection(ours.detach())
         return self._connection
 
@@ -194,41 +181,15 @@ class Worker:
                 status = self._process.wait(timeout=10)
         self._kill()
         return EngineCrashed(
-            f"{self.label}: the worker process {_describe_exit(status)}.",
-            f"Last lines of {self.log}:\n{log_tail(self.log)}",
+            f"{self.label}: the worker process {describe_exit(status)}.",
+            f"Last lines of {self.log}:\n{log_tail(self.log, self._log_start)}",
             status,
         )
 
 
-def _visible_gpu(index: int, allowed: str | None) -> str:
-    """CUDA_VISIBLE_DEVICES for one GPU: the index counts among those that the person has made visible, if any."""
-    if index < 0:
-        return ""
-    if allowed is None:
-        return str(index)
-    devices = [device.strip() for device in allowed.split(",") if device.strip()]
-    return devices[index] if index < len(devices) else ""
-
-
-def log_tail(log: Path, lines: int = _LOG_LINES) -> str:
-    """The last lines of a log file, indented, control characters made visible."""
-    try:
-        with log.open("rb") as file:
-            file.seek(0, os.SEEK_END)
-            file.seek(max(0, file.tell() - 16_384))
-            text = file.read().decode("utf-8", "replace")
-    except OSError as error:
-        return f"    (the log cannot be read: {error})"
-    # What Python's fault handler adds is about this process; llama.cpp's reason stands before it.
-    kept = re.split(r"(?<=Fatal Python error: )(\w+)", text, maxsplit=1)
-    tail = [line.rstrip() for line in "".join(kept[:2]).splitlines() if line.strip()][-lines:]
-    printable = ("".join(c if c.isprintable() else "�" for c in line) for line in tail)
-    return "\n".join(f"    {line[:200]}" for line in printable) or "    (empty)"
-
-
 def serve(file_descriptor: int) -> None:
     """Body of the child process: run tasks until the parent says stop or is gone."""
-    _die_with_parent()
+    die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     connection = Connection(file_descriptor)
     context = WorkerContext(connection)
@@ -255,29 +216,3 @@ def _run(context: WorkerContext, task: Callable[..., object], args: Any, kwargs:
     except Exception as error:  # any defect in a task costs this call, not the session
         traceback.print_exc()
         return "error", EngineError(f"{type(error).__name__} in the worker: {error}", "The traceback is in its log.")
-
-
-def _describe_exit(status: int | None) -> str:
-    if status is None:
-        return "closed its connection but did not exit"
-    if status < 0:
-        name = signal.Signals(-status).name
-        reason = " (killed from outside, often because memory ran out)" if name == "SIGKILL" else ""
-        reason = " (llama.cpp aborted)" if name == "SIGABRT" else reason
-        return f"died of {name}{reason}"
-    return f"exited with status {status}"
-
-
-def _kill_process(process: subprocess.Popen[bytes]) -> None:
-    """Stop a child for certain, and reap it."""
-    if process.poll() is None:
-        process.kill()
-        deadline = time.monotonic() + 10
-        while process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.01)
-
-
-def _die_with_parent() -> None:
-    """Ask Linux to end this process when its parent ends, however that happens."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)

@@ -10,11 +10,19 @@ from typing import Any
 
 import pytest
 
+from tests.random_llama import write_random_llama
+
 SUITES = Path(str(resources.files("harness.suites")))
 INI = Path(str(resources.files("harness.fixtures"))) / "data" / "pytest.ini"
 
 RunSuite = Callable[..., pytest.RunResult]
 ReadRun = Callable[[], dict[str, Any]]
+
+
+@pytest.fixture(scope="session")
+def llama_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small real model with random weights, in F32, that can be served."""
+    return write_random_llama(tmp_path_factory.mktemp("models") / "random-F32.gguf", text=True)
 
 
 @pytest.fixture

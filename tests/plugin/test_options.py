@@ -29,6 +29,8 @@ from tests.plugin.conftest import RunSuite
         (["--models={model}", "--gguf-timeout=0"], "expected more than 0 seconds"),
         (["--models={model}", "--gguf-timeout=nan"], "expected more than 0 seconds"),
         (["--models={model}", "--gguf-imatrix=missing.dat"], "--gguf-imatrix=missing.dat: no such file"),
+        (["--models={model}", "--gguf-llama-server=missing"], "llama-server missing: no such file"),
+        (["--models={model}", "--gguf-llama-server={model}"], "random-F32.gguf is not executable"),
         (["--models={model}", "--gguf-gates=missing.toml"], "--gguf-gates=missing.toml: no such file"),
     ],
 )

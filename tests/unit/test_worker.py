@@ -12,7 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from harness.engine.worker import Worker, WorkerContext, log_tail
+from harness.engine.child import log_tail
+from harness.engine.worker import Worker, WorkerContext
 from harness.errors import CorpusError, EngineCrashed, EngineError, EngineTimeout
 
 
@@ -150,10 +151,3 @@ def test_nothing_is_left_when_the_parent_ends(tmp_path: Path, number: int) -> No
 
 def _alive(pid: int) -> bool:
     return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-
-
-def test_a_log_is_shown_as_text(tmp_path: Path) -> None:
-    log = tmp_path / "log"
-    log.write_bytes(b"first\n\n\x1b[2Jsecond\xff\n" + b"Fatal Python error: Aborted\n  File x, line 1\n")
-    assert log_tail(log) == "    first\n    �[2Jsecond�\n    Fatal Python error: Aborted"
-    assert "cannot be read" in log_tail(tmp_path / "missing")
