@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     from harness.engine.server import Server
     from harness.gates import Verdict
     from harness.measure.observers import Arrays
@@ -12,6 +14,8 @@ if TYPE_CHECKING:
     from harness.measure.speed import SpeedResult
     from harness.records import Estimate
     from harness.runner import LoadedModel
+
+    Measure = Callable[[LoadedModel], Mapping[str, Estimate]]
 
 __all__ = ["CorpusPass", "GateCheck", "Record", "Serve", "Served", "Speed"]
 
@@ -31,8 +35,24 @@ class Record(Protocol):
 class GateCheck(Protocol):
     """The fixture `gate`."""
 
-    def __call__(self, estimate: Estimate) -> Verdict:
-        """Fail the test when the estimate's confidence bound is beyond the limit of its metric."""
+    def __call__(self, estimate: Estimate, *others: Estimate) -> Verdict:
+        """Fail the test when an estimate's confidence bound is beyond the limit of its metric.
+
+        Args:
+            estimate: its metric must have a gate.
+            others: decided as well where their metrics have gates.
+        """
+
+    def where_set(self, *estimates: Estimate, measure: Measure | None = None, paired: Measure | None = None) -> None:
+        """Decide on those estimates whose metrics have gates, none by default: a person may have set some.
+
+        The reference is not held against limits, unless it is the only model.
+
+        Args:
+            estimates: of the model under test.
+            measure: the same estimates of a given model; called with the reference for limits relative to it.
+            paired: their ratios to a given reference, with paired errors, under the metrics of `estimates`.
+        """
 
 
 class Speed(Protocol):

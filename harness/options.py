@@ -54,6 +54,8 @@ class Options:
     logprobs_limit: int
     timeout_s: float
     gates: Path | None
+    inconclusive: str
+    holm: bool
     fresh: bool
 
     @property
@@ -87,6 +89,11 @@ class Options:
             repetitions=self.repetitions,
             timeout_s=self.timeout_s,
         )
+
+    @property
+    def failing_verdicts(self) -> frozenset[str]:
+        """Verdicts of gates that fail their test."""
+        return frozenset({"fail", "inconclusive"} if self.inconclusive == "fail" else {"fail"})
 
     def to_json(self) -> dict[str, Any]:
         """A dictionary of JSON types only, for run.json; paths as names, for they say nothing elsewhere."""
@@ -192,6 +199,11 @@ def add_options(parser: pytest.Parser) -> None:
         help="longest silence of a worker process before it is stopped (default: 1800)")  # fmt: skip
     add("--gguf-gates", metavar="FILE", type=Path, default=None,
         help="TOML file whose limits replace the built-in ones (default: none)")  # fmt: skip
+    add("--gguf-inconclusive", choices=("warn", "fail"), default="warn",
+        help="what an inconclusive gate does to its test (default: warn)")  # fmt: skip
+    add("--gguf-holm", action="store_true", default=False,
+        help="decide gates together, by Holm's correction over all of the run: their tests fail at its end "
+        "(default: off, each gate by itself)")  # fmt: skip
     add("--gguf-fresh", action="store_true", default=False,
         help="measure again even where the cache has the result (default: off)")  # fmt: skip
 
@@ -241,6 +253,8 @@ def read_options(config: pytest.Config) -> Options:
         logprobs_limit=get("--gguf-logprobs-limit"),
         timeout_s=get("--gguf-timeout"),
         gates=get("--gguf-gates"),
+        inconclusive=get("--gguf-inconclusive"),
+        holm=get("--gguf-holm"),
         fresh=get("--gguf-fresh"),
     )
     options.session_settings  # noqa: B018 - an impossible combination is an error now, not at the first model

@@ -143,15 +143,40 @@ class _Reporting:
                 if name == ESTIMATE_PROPERTY:
                     draft.estimates.append(json.loads(str(value)))
                 elif name == GATE_PROPERTY:
-                    draft.gates.append(json.loads(str(value)))
+                    draft.gates.append({"test": _test_id(report), **json.loads(str(value))})
             self._save(draft, finished=False)
 
-    @pytest.hookimpl(trylast=True)
-    def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        """Write run.json and the report."""
+    @pytest.hookimpl(wrapper=True, trylast=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> Generator[None, None, None]:
+        """Correct the verdicts; after all others, which close what measures, write run.json and the report."""
         draft = self._state.draft
-        if draft is None:
-            return
+        if draft is not None:
+            self._settle_gates(session, draft)
+        yield
+        if draft is not None:
+            self._write(session, draft)
+
+    def _settle_gates(self, session: pytest.Session, draft: RunDraft) -> None:
+        """Holm's correction; with --gguf-holm, a test whose gates fail by it fails now, with a report of its own."""
+        from harness.gates import adjust
+
+        options = self._state.options
+        draft.gates = adjust(draft.gates, enforce=options.holm)
+        for test in draft.tests.values() if options.holm else ():
+            gates = [gate for gate in draft.gates if gate["test"] == test.id]
+            wrong = [
+                f"{gate['model']}: {gate['detail']}" for gate in gates if gate["verdict"] in options.failing_verdicts
+            ]
+            if not wrong or test.outcome != "passed":
+                continue
+            test.outcome, test.message = "failed", "\n".join(wrong)
+            location = (test.id.split("::")[0], None, test.id.split("::")[-1])
+            report = pytest.TestReport(test.id, location, {}, "failed", test.message, "call")
+            session.config.hook.pytest_runtest_logreport(report=report)
+            if session.exitstatus == pytest.ExitCode.OK:
+                session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def _write(self, session: pytest.Session, draft: RunDraft) -> None:
         run = self._save(draft, finished=True)
         if run is not None:
             from harness.report.html import write_html
@@ -223,9 +248,12 @@ def _test_record(report: pytest.TestReport) -> TestRecord:
         message = str(report.longrepr[2]).removeprefix("Skipped: ")
     elif report.outcome != "passed":
         message = report.longreprtext
-    # xdist appends the group to the id of a test.
-    test_id = report.nodeid.split("@gguf-")[0]
-    return TestRecord(test_id, suite, getattr(report, "gguf_model", None), outcome, message, report.duration)
+    return TestRecord(_test_id(report), suite, getattr(report, "gguf_model", None), outcome, message, report.duration)
+
+
+def _test_id(report: pytest.TestReport) -> str:
+    """Without the group that xdist appends."""
+    return report.nodeid.split("@gguf-")[0]
 
 
 def _ours(item: pytest.Item) -> set[str]:

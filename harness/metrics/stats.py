@@ -15,20 +15,25 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from harness.errors import NoData
+from harness.records import Estimate
 
 __all__ = [
     "MeanEstimate",
     "clustered_se",
+    "clusters_needed",
     "confidence_bound",
+    "exceedance_p_value",
     "iid_se",
     "mean_with_errors",
     "quantile_with_error",
+    "ratio_with_error",
     "require_samples",
 ]
 
 Samples = NDArray[np.float64]
 
 _NEGLIGIBLE: Final = 1e-12
+_MOST_CLUSTERS: Final = 10**7
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,8 +146,80 @@ def confidence_bound(value: float, se: float, clusters: int | None, confidence: 
         return value
     if clusters is not None and clusters < 2:
         return math.inf if upper else -math.inf
+    margin = _quantile(clusters, confidence) * se
+    return value + margin if upper else value - margin
+
+
+def exceedance_p_value(value: float, se: float, clusters: int | None, limit: float) -> float:
+    """One-sided p-value of the hypothesis "at most `limit`": the probability of a value this far above it, or farther.
+
+    Consistent with `confidence_bound`: below 1 - confidence exactly where the lower bound is above the limit. One
+    minus it belongs to "at least `limit`".
+    """
+    if se < _NEGLIGIBLE:
+        return 0.0 if value > limit else 1.0
+    if clusters is not None and clusters < 2:
+        return 0.5
+    from scipy import stats as scipy_stats
+
+    distance = (value - limit) / se
+    return float(scipy_stats.norm.sf(distance) if clusters is None else scipy_stats.t.sf(distance, clusters - 1))
+
+
+def clusters_needed(value: float, se: float, clusters: int, limit: float, confidence: float) -> int | None:
+    """Clusters with which the one-sided bound would be on the value's side of `limit`, all else equal.
+
+    The smallest G with t(confidence, G - 1) * se * sqrt(clusters / G) < |value - limit|: the standard error of a mean
+    falls with 1 / sqrt(clusters). An estimate: it takes the value and the spread to be what they are so far. None
+    where it is beyond ten million, the value is at the limit, or one cluster says nothing of the spread.
+    """
+    distance = abs(value - limit)
+
+    def decides(count: int) -> bool:
+        return _quantile(count, confidence) * se * math.sqrt(clusters / count) < distance
+
+    if clusters < 2 or not decides(_MOST_CLUSTERS):
+        return None
+    low, high = 1, 2
+    while not decides(high):
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if decides(middle) else (middle, high)
+    return high
+
+
+def ratio_with_error(numerator: Estimate, denominator: Estimate) -> MeanEstimate:
+    """The ratio of two independent estimates, by the delta method.
+
+    With R = a / b: se(R)^2 = (se(a)^2 + R^2 se(b)^2) / b^2. The clusters are the smaller of the two: t with their
+    degrees of freedom is never narrower than with Welch and Satterthwaite's. A value without an error (a file size)
+    adds none.
+
+    Raises:
+        NoData: the denominator is not positive.
+    """
+    if not denominator.value > 0:
+        raise NoData(f"A ratio to {denominator.value} means nothing: expected more than zero.")
+    ratio = numerator.value / denominator.value
+
+    def error(first: float | None, second: float | None) -> float | None:
+        if first is None and second is None:
+            return None
+        return math.hypot(first or 0.0, ratio * (second or 0.0)) / denominator.value
+
+    known = [side.clusters for side in (numerator, denominator) if side.se is not None and side.clusters]
+    return MeanEstimate(
+        ratio,
+        error(numerator.se, denominator.se),
+        error(numerator.se_iid, denominator.se_iid),
+        min(numerator.n, denominator.n),
+        min(known, default=1),
+    )
+
+
+def _quantile(clusters: int | None, confidence: float) -> float:
     # Half a second to import, and workers never decide.
     from scipy import stats as scipy_stats
 
-    quantile = scipy_stats.norm.ppf(confidence) if clusters is None else scipy_stats.t.ppf(confidence, clusters - 1)
-    return value + float(quantile) * se if upper else value - float(quantile) * se
+    return float(scipy_stats.norm.ppf(confidence) if clusters is None else scipy_stats.t.ppf(confidence, clusters - 1))

@@ -92,6 +92,18 @@ class RunView:
             return "No candidates: nothing was compared with the reference"
         return "No gate was decided in this run"
 
+    def correction_notes(self) -> list[str]:
+        """Verdicts that do not stand once Holm's correction counts all gates of the run."""
+        gates = self.run.get("gates", [])
+        family = sum(gate.get("p_adjusted") is not None for gate in gates)
+        return [
+            f"{gate['model']}: the {gate['verdict']} of {gate['metric']} stands alone (p = {gate['p_value']:.2g}),"
+            f" but not among the run's {family} gates (p = {gate['p_adjusted']:.2g} after Holm's correction);"
+            " --gguf-holm decides that way"
+            for gate in gates
+            if gate.get("verdict_adjusted", gate["verdict"]) != gate["verdict"]
+        ]
+
     def _share(self, model: Candidate) -> str:
         reference = next((other for other in self.models if other.is_reference and other.facts), None)
         if reference is None:
@@ -127,8 +139,8 @@ class RunView:
 
 
 def _is_broken(test: Mapping[str, Any], gates: list[Mapping[str, Any]]) -> bool:
-    """A test that failed for another reason than its gate."""
-    decided = any(gate["verdict"] == "fail" and gate["detail"] in test["message"] for gate in gates)
+    """A test that failed for another reason than its gate, or one that --gguf-inconclusive=fail fails."""
+    decided = any(gate["verdict"] != "pass" and gate["detail"] in test["message"] for gate in gates)
     return test["outcome"] == "error" or (test["outcome"] == "failed" and not decided)
 
 

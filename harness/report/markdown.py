@@ -29,7 +29,7 @@ def render_markdown(run: Mapping[str, Any]) -> str:
         cells = [_cell(view, model.name, metric) for metric in metrics]
         lines.append(_row([_safe(model.name), size, *cells, _MARKS.get(model.verdict, model.verdict or "not gated")]))
     lines += ["", *(f"- {_safe(verdict_line(view, model))}" for model in view.candidates)]
-    lines += [f"- note: {_safe(warning)}" for warning in run.get("warnings", [])]
+    lines += [f"- note: {_safe(note)}" for note in (*run.get("warnings", []), *view.correction_notes())]
     if corpus := run.get("corpus"):
         lines += [
             "",

@@ -55,11 +55,12 @@ def render_terminal(run: Mapping[str, Any], *, width: int, color: bool) -> str:
     """
     view = RunView(run)
     width = max(_MIN_WIDTH, min(width, _MAX_WIDTH))
-    notes = [*_notes(view), *(f"note: {visible(warning)}" for warning in run.get("warnings", []))]
-    told = [model for model in view.models if not model.is_reference or model.reasons]
+    told = [*run.get("warnings", []), *view.correction_notes()]
+    notes = [*_notes(view), *(f"note: {visible(line)}" for line in told)]
+    described = [model for model in view.models if not model.is_reference or model.reasons]
     blocks = [
         [_table(view, width, color).rstrip("\n")] if view.models else [],
-        [_colored(_wrap(verdict_line(view, model), width), model.verdict, color) for model in told],
+        [_colored(_wrap(verdict_line(view, model), width), model.verdict, color) for model in described],
         [_wrap(note, width) for note in notes],
         [_wrap(view.headline(), width)],
     ]

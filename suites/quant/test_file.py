@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import pytest
 
-from harness.fixture_types import Record
+from harness.fixture_types import GateCheck, Record
 from harness.records import Estimate
 from harness.runner import LoadedModel
 
 
 @pytest.mark.metric("file_bytes")
-def test_file(model: LoadedModel, record: Record) -> None:
+def test_file(model: LoadedModel, record: Record, gate: GateCheck) -> None:
     """Size and effective bits per weight."""
-    record(Estimate("file_bytes", model.info.bytes, 1))
-    record(Estimate("bits_per_weight", model.info.bits_per_weight, 1))
+    estimates = _measure(model)
+    record(*estimates.values())
     assert 0 < model.info.bits_per_weight <= 64
+    gate.where_set(*estimates.values(), measure=_measure)
+
+
+def _measure(model: LoadedModel) -> dict[str, Estimate]:
+    return {
+        "file_bytes": Estimate("file_bytes", model.info.bytes, 1),
+        "bits_per_weight": Estimate("bits_per_weight", model.info.bits_per_weight, 1),
+    }

@@ -6,15 +6,23 @@ import pytest
 
 from harness.fixture_types import CorpusPass, GateCheck, Record
 from harness.metrics.perplexity import compare_perplexity, perplexity
+from harness.records import Estimate
 from harness.runner import LoadedModel
 
 
 @pytest.mark.metric("ppl")
-def test_perplexity(model: LoadedModel, corpus_pass: CorpusPass, record: Record) -> None:
+def test_perplexity(model: LoadedModel, corpus_pass: CorpusPass, record: Record, gate: GateCheck) -> None:
     """Perplexity of every model, in llama-perplexity's windows."""
-    estimate = perplexity(corpus_pass(model)["nll"])
+    nll = corpus_pass(model)["nll"]
+    estimate = perplexity(nll)
     record(estimate)
     assert estimate.value >= 1
+
+    def ratio(reference: LoadedModel) -> dict[str, Estimate]:
+        ratios = compare_perplexity(nll, corpus_pass(reference)["nll"])
+        return {"ppl": next(ratio for ratio in ratios if ratio.metric == "ppl_ratio")}
+
+    gate.where_set(estimate, measure=lambda reference: {"ppl": perplexity(corpus_pass(reference)["nll"])}, paired=ratio)
 
 
 @pytest.mark.metric("ppl_ratio")
@@ -28,4 +36,4 @@ def test_perplexity_stays_close_to_reference(
     """Perplexity over the reference's, paired token by token."""
     estimates = compare_perplexity(corpus_pass(candidate, against=reference)["nll"], corpus_pass(reference)["nll"])
     record(*estimates)
-    gate(next(estimate for estimate in estimates if estimate.metric == "ppl_ratio"))
+    gate(*sorted(estimates, key=lambda estimate: estimate.metric != "ppl_ratio"))

@@ -203,5 +203,7 @@ def test_no_process_is_left_behind(run_suite: RunSuite, llama_file: Path) -> Non
 
 def _no_limits(pytester: pytest.Pytester) -> str:
     file = pytester.path / "gates.toml"
-    file.write_text("[kld_mean]\nlimit = 100\n[same_top]\nlimit = 0\n[ppl_ratio]\nlimit = 1e9\n")
+    file.write_text(
+        "[kld_mean]\nlimit = 100\n[same_top]\nlimit = 0\n[ppl_ratio]\nlimit = 1e9\n[delta_p_rms]\nlimit = 1\n"
+    )
     return str(file)

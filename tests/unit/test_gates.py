@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.errors import GateError
-from harness.gates import Gate, decide, load_gates
+from harness.errors import GateError, NoData
+from harness.gates import Gate, adjust, decide, load_gates
 from harness.records import Estimate
 
 
@@ -72,6 +72,12 @@ def test_a_file_replaces_built_in_limits(tmp_path: Path) -> None:
         ("[kld_mean]\nlimit = 1\nconfidence = 95", "between 0.5 and 1"),
         ("[delta_p_median]\nlimit = 1", "neither direction is better"),
         ("kld_mean = 3", "Expected `limit`"),
+        ("[ppl]\nlimit = 20\nlimit_relative = 0.1", "one of them"),
+        ("[ppl]\nlimit_relative = 'some'", "expected a finite number"),
+        ("[kld_mean]\nlimit_relative = 0.1", "nothing to relate to: the reference has no kld_mean of its own"),
+        ("[floor_kld_mean]\nlimit_relative = 0.1", "nothing to relate to"),
+        ("[ppl]\nlimit_relative = -1", "a limit that no candidate can keep"),
+        ("[tg_tokens_per_s]\nlimit_relative = 1", "a limit that every candidate keeps"),
     ],
 )
 def test_malformed_files_are_named(tmp_path: Path, text: str, message: str) -> None:
@@ -79,3 +85,129 @@ def test_malformed_files_are_named(tmp_path: Path, text: str, message: str) -> N
     file.write_text(text)
     with pytest.raises(GateError, match=message):
         load_gates(file)
+
+
+def _speed(value: float, se: float | None = 1.0, n: int = 5) -> Estimate:
+    return Estimate("tg_tokens_per_s", value, n, se, se, n if se is not None else None)
+
+
+@pytest.mark.parametrize(("value", "expected"), [(120, "pass"), (60, "fail"), (96, "inconclusive")])
+def test_relative_limits_of_independent_samples(value: float, expected: str) -> None:
+    """At least 95 % of the reference's speed, with the error of a ratio by the delta method."""
+    gate = Gate("tg_tokens_per_s", limit_relative=0.05)
+    verdict = decide(gate, _speed(value, 2.0), "m", reference=_speed(100))
+    assert verdict.verdict == expected
+    assert verdict.limit == pytest.approx(95)
+    error = ((2.0**2 + (value / 100) ** 2 * 1.0**2) ** 0.5) / 100
+    t = 2.131846786  # 95 % quantile of t with 4 degrees of freedom
+    side = 1 if expected == "fail" else -1
+    assert verdict.bound == pytest.approx(value + side * t * error * 100)
+    assert f"{value / 100:.4g} ± {error:.2g} times the reference's 100 tokens/s" in verdict.detail
+    assert "the limit is at least 0.95 times the reference's" in verdict.detail
+
+
+def test_relative_limits_of_shared_samples_use_the_paired_error() -> None:
+    """Two perplexities of 12 ± 2 say nothing of each other; paired by token their ratio is known to a percent."""
+    ppl, base = (Estimate("ppl", value, 1600, 2.0, 2.0, 16) for value in (12.3, 12.0))
+    ratio = Estimate("ppl_ratio", 12.3 / 12.0, 1600, 0.005, 0.005, 16)
+    gate = Gate("ppl", limit_relative=0.05)
+    assert decide(gate, ppl, "m", reference=base).verdict == "inconclusive"
+    verdict = decide(gate, ppl, "m", reference=base, ratio=ratio)
+    assert verdict.verdict == "pass"
+    assert "paired times the reference's 12" in verdict.detail
+    absolute = decide(Gate("ppl_ratio", 1.05), ratio, "m")
+    assert verdict.p_value == pytest.approx(absolute.p_value)
+    assert verdict.bound is not None
+    assert absolute.bound is not None
+    assert verdict.bound == pytest.approx(12.0 * absolute.bound)
+
+
+def test_relative_limits_of_plain_facts() -> None:
+    gate = Gate("file_bytes", limit_relative=-0.5)
+    reference = Estimate("file_bytes", 1000, 1)
+    assert decide(gate, Estimate("file_bytes", 500, 1), "m", reference=reference).verdict == "pass"
+    assert decide(gate, Estimate("file_bytes", 501, 1), "m", reference=reference).verdict == "fail"
+
+
+def test_relative_limits_need_a_reference_above_zero() -> None:
+    gate = Gate("tg_tokens_per_s", limit_relative=0.05)
+    with pytest.raises(GateError, match="there is no estimate of the reference"):
+        decide(gate, _speed(1), "m")
+    with pytest.raises(NoData, match="expected more than zero"):
+        decide(gate, _speed(1), "m", reference=_speed(0))
+
+
+@given(st.floats(0.5, 2), st.floats(0.01, 0.5), st.floats(-0.5, 0.5), st.integers(2, 30))
+def test_a_relative_limit_is_an_absolute_one_when_the_reference_is_exact(
+    value: float, se: float, relative: float, n: int
+) -> None:
+    reference = _speed(1.0, None, 1)
+    relative_verdict = decide(
+        Gate("tg_tokens_per_s", limit_relative=relative), _speed(value, se, n), "m", reference=reference
+    )
+    absolute = decide(Gate("tg_tokens_per_s", 1 - relative), _speed(value, se, n), "m")
+    assert relative_verdict.verdict == absolute.verdict
+    assert relative_verdict.p_value == pytest.approx(absolute.p_value)
+
+
+def test_an_inconclusive_verdict_says_what_would_decide() -> None:
+    estimate = Estimate("kld_mean", 0.095, 16 * 255, 0.004, 0.004, 16)
+    verdict = decide(Gate("kld_mean", 0.1), estimate, "m")
+    # t(0.95, 29 - 1) * 0.004 * sqrt(16 / 29) is just below 0.005, of 28 just above.
+    more = verdict.more_clusters
+    assert more is not None
+    assert f"about {more} more windows ({more * 255} more scored tokens, --gguf-chunks={16 + more})" in verdict.detail
+    repetitions = decide(Gate("tg_tokens_per_s", 100), _speed(101), "m")
+    assert "more repetitions (--gguf-repetitions=" in repetitions.detail
+    at_the_limit = decide(Gate("kld_mean", 0.095), estimate, "m")
+    assert at_the_limit.more_clusters is None
+    assert "cannot be told" in at_the_limit.detail
+
+
+@pytest.mark.parametrize(("value", "se"), [(0.05, 0.001), (0.2, 0.001), (0.099, 0.01), (0.11, 0.01)])
+def test_p_values_say_the_same_as_the_verdict(value: float, se: float) -> None:
+    verdict = decide(Gate("kld_mean", 0.1), Estimate("kld_mean", value, 1000, se, se, 16), "m")
+    assert verdict.p_value is not None
+    assert (verdict.p_value <= 0.05) == (verdict.verdict != "inconclusive")
+
+
+def _verdicts(*values: float) -> list[dict[str, object]]:
+    gate = Gate("kld_mean", 0.1)
+    return [
+        decide(gate, Estimate("kld_mean", value, 1000, 0.01, 0.01, 16), f"m{index}").to_json()
+        for index, value in enumerate(values)
+    ]
+
+
+def test_many_gates_need_stronger_evidence() -> None:
+    """A failure at p = 0.03 stands alone, but not among ten."""
+    weak, strong = 0.1 + 2.05 * 0.01, 0.1 + 6 * 0.01
+    assert [v["verdict_adjusted"] for v in adjust(_verdicts(weak), enforce=False)] == ["fail"]
+    found = adjust(_verdicts(weak, strong, *[0.1] * 8), enforce=False)
+    assert [v["verdict"] for v in found[:2]] == ["fail", "fail"]
+    assert [v["verdict_adjusted"] for v in found[:2]] == ["inconclusive", "fail"]
+    assert found[0]["p_adjusted"] == pytest.approx(9 * found[0]["p_value"])
+    assert found[1]["p_adjusted"] == pytest.approx(10 * found[1]["p_value"])
+    enforced = adjust(_verdicts(weak, strong, *[0.1] * 8), enforce=True)
+    assert [v["verdict"] for v in enforced[:2]] == ["inconclusive", "fail"]
+    assert "Holm's correction over 10 gates makes it inconclusive" in enforced[0]["detail"]
+
+
+def test_facts_do_not_count_as_tests() -> None:
+    fact = decide(Gate("file_bytes", 1000), Estimate("file_bytes", 2000, 1), "m").to_json()
+    weak, *others = adjust([*_verdicts(0.1 + 2.05 * 0.01), *[fact] * 20], enforce=True)
+    assert weak["verdict"] == "fail"
+    assert {(v["verdict"], v["p_adjusted"]) for v in others} == {("fail", None)}
+
+
+@given(st.lists(st.floats(0.05, 0.15), min_size=1, max_size=12))
+def test_the_correction_only_ever_weakens(values: list[float]) -> None:
+    raw = _verdicts(*values)
+    for before, after in zip(raw, adjust(raw, enforce=False), strict=True):
+        assert after["p_adjusted"] >= before["p_value"]
+        assert after["verdict_adjusted"] in {before["verdict"], "inconclusive"}
+    assert all("p_adjusted" not in verdict for verdict in raw)
+
+
+def test_built_in_gates_name_their_source() -> None:
+    assert all(gate.source for gate in load_gates(None).values())

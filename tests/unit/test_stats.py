@@ -15,12 +15,16 @@ from scipy import stats as scipy_stats
 from harness.errors import NoData
 from harness.metrics.stats import (
     clustered_se,
+    clusters_needed,
     confidence_bound,
+    exceedance_p_value,
     iid_se,
     mean_with_errors,
     quantile_with_error,
+    ratio_with_error,
     require_samples,
 )
+from harness.records import Estimate
 
 samples = hnp.arrays(
     np.float64,
@@ -120,3 +124,73 @@ def test_bounds_are_those_of_the_t_distribution(value: float, se: float, cluster
 def test_bound_of_one_cluster_is_infinite() -> None:
     assert confidence_bound(1.0, 0.5, 1, 0.95, upper=True) == math.inf
     assert confidence_bound(1.0, 0.0, 1, 0.95, upper=True) == 1.0
+
+
+@given(st.floats(-5, 5), st.floats(0.01, 3), st.integers(2, 30), st.floats(-5, 5), st.floats(0.55, 0.99))
+def test_p_values_agree_with_bounds(value: float, se: float, clusters: int, limit: float, confidence: float) -> None:
+    """A p-value below 1 - confidence, and a lower bound above the limit, are the same finding."""
+    p = exceedance_p_value(value, se, clusters, limit)
+    assert p == pytest.approx(scipy_stats.t(clusters - 1, value, se).cdf(limit), abs=1e-12)
+    bound = confidence_bound(value, se, clusters, confidence, upper=False)
+    if abs(bound - limit) > 1e-9:
+        assert (p < 1 - confidence) == (bound > limit)
+
+
+def test_p_values_without_spread_or_with_one_cluster() -> None:
+    assert (exceedance_p_value(2.0, 0.0, 8, 1.0), exceedance_p_value(1.0, 0.0, 8, 1.0)) == (0.0, 1.0)
+    assert exceedance_p_value(2.0, 0.5, 1, 1.0) == 0.5
+    assert exceedance_p_value(1.96, 1.0, None, 0.0) == pytest.approx(0.025, abs=1e-3)
+
+
+@given(st.floats(0.01, 1), st.floats(0.001, 1), st.integers(2, 60), st.floats(0.6, 0.99))
+def test_the_clusters_needed_decide_and_one_less_does_not(
+    distance: float, se: float, clusters: int, confidence: float
+) -> None:
+    needed = clusters_needed(distance, se, clusters, 0.0, confidence)
+    assert needed is not None
+
+    def bound(count: int) -> float:
+        return confidence_bound(distance, se * math.sqrt(clusters / count), count, confidence, upper=False)
+
+    assert bound(needed) > 0
+    assert needed == 2 or bound(needed - 1) <= 0
+
+
+def test_no_number_of_clusters_decides_at_the_limit() -> None:
+    assert clusters_needed(0.1, 0.01, 16, 0.1, 0.95) is None
+    assert clusters_needed(0.1, 0.01, 1, 0.2, 0.95) is None
+
+
+def test_more_clusters_decide_where_they_are_foretold() -> None:
+    """The estimate from 16 windows, checked against what windows of the same distribution then do."""
+    random = np.random.default_rng(7)
+    foretold = clusters_needed(1.0, 0.5 / math.sqrt(16), 16, 0.9, 0.95)
+    assert foretold is not None
+    decided = 0
+    for _ in range(400):
+        mean = mean_with_errors(random.normal(1.0, 0.5, (foretold, 1)))
+        assert mean.se is not None
+        decided += confidence_bound(mean.value, mean.se, mean.clusters, 0.95, upper=False) > 0.9
+    # Where the bound of the expected value is just at the limit, half of the samples are beyond it.
+    assert 0.42 < decided / 400 < 0.6
+
+
+def test_the_error_of_a_ratio_covers() -> None:
+    """Ratios of independent means, simulated: the delta method's error is their standard deviation."""
+    random = np.random.default_rng(8)
+    first = random.normal(10, 1, (4000, 12)).mean(axis=1)
+    second = random.normal(4, 0.5, (4000, 12)).mean(axis=1)
+    ratio = ratio_with_error(
+        Estimate("tg_tokens_per_s", 10, 12, 1 / math.sqrt(12), None, 12),
+        Estimate("tg_tokens_per_s", 4, 8, 0.5 / math.sqrt(12), None, 8),
+    )
+    assert ratio.value == 2.5
+    assert ratio.se == pytest.approx(float(np.std(first / second)), rel=0.05)
+    assert (ratio.clusters, ratio.n) == (8, 8)
+
+
+def test_ratios_of_plain_facts_have_no_error() -> None:
+    ratio = ratio_with_error(Estimate("file_bytes", 30, 1), Estimate("file_bytes", 60, 1))
+    assert (ratio.value, ratio.se) == (0.5, None)
+    with pytest.raises(NoData, match="more than zero"):
+        ratio_with_error(Estimate("file_bytes", 30, 1), Estimate("file_bytes", 0, 1))

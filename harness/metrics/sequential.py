@@ -1,0 +1,175 @@
+"""Decide while measuring: tests of a mean that may be looked at after every window, and stopped at any of them.
+
+A fixed-sample bound that is looked at after each window errs far more often than it says. What is here holds at all
+times at once: a bet against the hypothesis, window by window, whose capital cannot be expected to grow while the
+hypothesis is true, and so exceeds 1 / alpha at any time with probability alpha at most (Ville 1939).
+
+What is assumed:
+    Windows are clusters. Only their means enter; how tokens of a window depend on each other does not matter.
+    The expected mean of the next window, given the windows so far, is the mean that the limit is about. Neighbouring
+    windows of a text resemble each other, and its first pages are no sample of it: a pass that may stop early decodes
+    its windows in random order, and what it concludes is about the mean of the corpus.
+    Where values are bounded on the side that the hypothesis bets on, nothing else is assumed, and the error is exact
+    for any distribution: both sides of shares (same top, tokens below a limit), and "KL is beyond its limit", since
+    KL is never negative.
+    Nothing bounds KL from above, and without any assumption its mean has no upper confidence bound at all (Bahadur and
+    Savage 1956): windows so far say nothing of rare terrible ones. "KL is within its limit" therefore assumes that the
+    standard deviation of window means is at most `MAX_CV` times their mean if that is at the limit or above. Measured
+    on quantized models: 0.08 to 0.16 for KL, 0.2 to 0.44 for log-perplexity differences (where these are negative, zero
+    takes their place: that only makes it harder to pass).
+
+An asymptotic confidence sequence (Waudby-Smith, Arbour, Sinha, Kennedy and Ramdas 2024) and a t-test for every time
+would need neither, but err where window means are skewed: in simulations of 200 windows, nominally 5 %, they passed
+what is at the limit in 13 % to 27 % of cases (lognormal, sigma 1) and in 77 % to 91 % (one terrible window in fifty).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["MAX_CV", "WindowSeries", "betting_wealth", "decide_early", "nonnegative_wealth", "wealth"]
+
+MAX_CV: Final = 1.0
+"""Largest standard deviation of window means, as a multiple of their mean, that is assumed of unbounded metrics."""
+
+_LARGEST_BET: Final = 0.75
+_LARGEST_GAP: Final = 0.9
+
+Values = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class WindowSeries:
+    """Means of windows, in the order in which they were decoded, and the limit that their mean has.
+
+    Attributes:
+        values: [..., windows].
+        limit: of their mean.
+        lower_is_better: whether the mean is to be at most `limit`; otherwise at least.
+        floor: what no value is below, one number or one per window known before it is decoded; None for no bound.
+        ceiling: what no value is above; None for no bound.
+    """
+
+    values: Values
+    limit: float
+    lower_is_better: bool
+    floor: float | Values | None = None
+    ceiling: float | None = None
+
+
+def decide_early(series: WindowSeries, confidence: float) -> Literal["pass", "fail"] | None:
+    """The verdict after the windows so far, None while it is open. It never changes once it is there.
+
+    The probability that it is ever wrong, however often it is asked, is at most 1 - confidence under the module's
+    assumptions: either "within the limit" or "beyond it" is true, and each is tested at that level.
+
+    Args:
+        series: windows so far, at least one; [windows].
+        confidence: in (0.5, 1).
+    """
+    threshold = math.log(1 / (1 - confidence))
+    crossings: dict[Literal["pass", "fail"], int] = {}
+    outcomes: tuple[Literal["pass", "fail"], ...] = ("pass", "fail")
+    for outcome in outcomes:
+        found = np.flatnonzero(wealth(series, outcome) >= threshold)
+        if found.size:
+            crossings[outcome] = int(found[0])
+    return min(crossings, key=crossings.__getitem__, default=None)
+
+
+def wealth(series: WindowSeries, outcome: Literal["pass", "fail"]) -> Values:
+    """Logarithm of the capital after each window of who bets on an outcome, [..., windows].
+
+    Zero at all times where no bet can be placed: no bound on the side that is needed, or a limit that is not positive
+    for values without a ceiling. Infinite where a bound of the values alone gives the outcome.
+    """
+    series = _lower_is_better(series)
+    values = np.maximum(series.values, -math.inf if series.floor is None else series.floor)
+    values = np.minimum(values, math.inf if series.ceiling is None else series.ceiling)
+    if outcome == "fail":
+        if series.floor is None:
+            return np.zeros_like(values)
+        return betting_wealth(values, series.limit, series.floor)
+    if series.ceiling is not None and series.ceiling <= series.limit:
+        return np.full(values.shape, math.inf)
+    if series.ceiling is not None:
+        return betting_wealth(-values, -series.limit, -series.ceiling)
+    if series.limit <= 0:
+        return np.zeros_like(values)
+    return nonnegative_wealth(np.maximum(values, 0), series.limit)
+
+
+def betting_wealth(values: Values, mean: float, floor: float | Values) -> Values:
+    """Log-capital of bets against "the mean is at most `mean`", for values that are at least `floor`.
+
+    The capital is multiplied by 1 + b (x - mean) with a bet b, chosen before x is seen, from 0 to 1 / (mean - floor):
+    it stays positive, and its expectation does not grow while the hypothesis is true, whatever the distribution.
+    Bets are aGRAPA's, (m - mean) / (v + (m - mean)^2) of the mean m and variance v so far, at most three quarters of
+    the largest. Waudby-Smith and Ramdas (2024), Estimating means of bounded random variables by betting, JRSS B 86(1).
+
+    Args:
+        values: [..., windows].
+        mean: the hypothesis.
+        floor: one number, or one per window, known before the window is.
+    """
+    room = mean - np.asarray(floor, dtype=np.float64)
+    if np.any(room < 0):
+        return np.full(values.shape, math.inf)
+    if np.any(room == 0):
+        return np.zeros_like(values)
+    before = np.arange(1, values.shape[-1] + 1)
+    excess = values - mean
+    # One imagined value at the hypothesis, with half of the room as its deviation, stands at the beginning.
+    gap = _earlier(np.cumsum(excess, axis=-1)) / before
+    second = (room**2 / 4 + _earlier(np.cumsum(excess**2, axis=-1))) / before
+    variance = np.maximum(second - gap**2, 1e-12 * room**2)
+    bets = np.clip(gap / (variance + gap**2), 0, _LARGEST_BET / room)
+    return np.cumsum(np.log1p(bets * excess), axis=-1)
+
+
+def nonnegative_wealth(values: Values, mean: float, max_cv: float = MAX_CV) -> Values:
+    """Log-capital of bets against "the mean is at least `mean`", for values that are not negative.
+
+    Of all x >= 0 with mean m and a standard deviation of at most c m, E exp(-b x / m) is largest for the one that is
+    either 0 or (1 + c^2) m: it is at most (c^2 + exp(-b (1 + c^2))) / (1 + c^2). This is the two-point bound of Bennett
+    (1962), Probability Inequalities for the Sum of Independent Random Variables, JASA 57(297), for 1 - x / m, which is
+    at most 1. With b / mean in place of b / m it falls as m grows: exp(-b x / mean) over the bound at `mean` is
+    expected to be at most 1 for every larger mean too.
+
+    For a mean that is (1 - d) times the hypothesis' the best bet is b = ln((c^2 + d) / (c^2 (1 - d))) / (1 + c^2):
+    there the derivative of its expected logarithm is zero. d is estimated from the windows before, beginning with 1/2.
+
+    Args:
+        values: [..., windows].
+        mean: the hypothesis, positive.
+        max_cv: c.
+    """
+    square = max_cv**2
+    before = np.arange(1, values.shape[-1] + 1)
+    gap = np.clip((0.5 + _earlier(np.cumsum(1 - values / mean, axis=-1))) / before, 0, _LARGEST_GAP)
+    bets = np.log((square + gap) / (square * (1 - gap))) / (1 + square)
+    largest = np.log((square + np.exp(-bets * (1 + square))) / (1 + square))
+    return np.cumsum(-bets * values / mean - largest, axis=-1)
+
+
+def _lower_is_better(series: WindowSeries) -> WindowSeries:
+    """The same question with all signs turned, where higher is better."""
+    if series.lower_is_better:
+        return series
+    return WindowSeries(
+        -series.values,
+        -series.limit,
+        lower_is_better=True,
+        floor=None if series.ceiling is None else -series.ceiling,
+        ceiling=None if series.floor is None else float(-np.min(series.floor)),
+    )
+
+
+def _earlier(sums: Values) -> Values:
+    """[..., windows]: what was known before each window."""
+    return np.concatenate([np.zeros_like(sums[..., :1]), sums[..., :-1]], axis=-1)

@@ -1,0 +1,104 @@
+"""Gates of a corpus pass as limits on the mean of window means, which can be decided while the pass goes on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harness.metrics.divergence import KLD_QUANTILES
+from harness.metrics.sequential import WindowSeries, decide_early
+
+__all__ = ["WINDOW_METRICS", "WindowLimit", "decided_so_far", "window_series"]
+
+Tokens = Mapping[str, NDArray[Any]]
+
+WINDOW_METRICS: Final = frozenset({
+    "kld_mean", "kld_reverse_mean", "ln_ppl_ratio", "ppl_ratio", "ppl", "same_top", "delta_p_mean", "delta_p_rms",
+    *KLD_QUANTILES,
+})  # fmt: skip
+"""Metrics whose limit is one on a mean over windows. A difference of perplexities and extremes are not."""
+
+
+@dataclass(frozen=True, slots=True)
+class WindowLimit:
+    """A limit on a metric of `WINDOW_METRICS`, in its unit, and the confidence with which it is decided early."""
+
+    metric: str
+    limit: float
+    confidence: float
+
+
+def window_series(limit: WindowLimit, candidate: Tokens, reference: Tokens) -> WindowSeries:
+    """The window means whose mean is within a limit exactly where the metric is within its limit.
+
+    PPL <= L means that the mean nll is at most ln L; an RMS <= L, that the mean square is at most L^2; a quantile
+    Q(q) <= L, that a share of at least q of all tokens is at most L.
+
+    Args:
+        limit: of one of `WINDOW_METRICS`.
+        candidate: nll, top, kld and kld_reverse, each [windows, scored tokens].
+        reference: nll and top of the same windows.
+    """
+    metric, bound = limit.metric, limit.limit
+    if metric in KLD_QUANTILES:
+        below = _means(candidate["kld"] <= bound)
+        series = WindowSeries(below, KLD_QUANTILES[metric], lower_is_better=False, floor=0.0, ceiling=1.0)
+    elif metric == "same_top":
+        same = _means(candidate["top"] == reference["top"])
+        series = WindowSeries(same, bound, lower_is_better=False, floor=0.0, ceiling=1.0)
+    elif metric == "ppl":
+        series = WindowSeries(_means(candidate["nll"]), _ln(bound), lower_is_better=True, floor=0.0)
+    elif metric in {"ppl_ratio", "ln_ppl_ratio"}:
+        # A candidate's nll is never negative: the reference's, known before, bounds how much better it can be.
+        floor = -_means(reference["nll"])
+        bound = bound if metric == "ln_ppl_ratio" else _ln(bound)
+        series = WindowSeries(_means(candidate["nll"] - reference["nll"]), bound, lower_is_better=True, floor=floor)
+    elif metric == "delta_p_mean":
+        series = WindowSeries(
+            _means(_change(candidate, reference)), bound, lower_is_better=False, floor=-1.0, ceiling=1.0
+        )
+    elif metric == "delta_p_rms":
+        # Squares are at most 1, a hundred times a usual limit: bets that fear it would take a thousand windows.
+        squares = _means(_change(candidate, reference) ** 2)
+        series = WindowSeries(squares, bound * abs(bound), lower_is_better=True, floor=0.0)
+    else:
+        samples = candidate[metric.removesuffix("_mean")]
+        series = WindowSeries(_means(samples), bound, lower_is_better=True, floor=0.0)
+    return series
+
+
+def decided_so_far(
+    limits: Sequence[WindowLimit], candidate: Tokens, reference: Tokens
+) -> dict[str, Literal["pass", "fail"] | None]:
+    """The verdict of each limit by metric after the windows so far, None where it is open.
+
+    Args:
+        limits: each of one of `WINDOW_METRICS`.
+        candidate: per-token values of the windows so far, in the order in which they were decoded.
+        reference: the same of the reference, of the same windows.
+    """
+    return {
+        limit.metric: decide_early(window_series(limit, candidate, reference), limit.confidence) for limit in limits
+    }
+
+
+def _ln(value: float) -> float:
+    """Of a limit on a perplexity, which a limit of zero or less is below in any case."""
+    return math.log(value) if value > 0 else -math.inf
+
+
+def _means(samples: NDArray[Any]) -> NDArray[np.float64]:
+    """Of each window, [windows]."""
+    means: NDArray[np.float64] = np.asarray(samples, dtype=np.float64).mean(axis=-1)
+    return means
+
+
+def _change(candidate: Tokens, reference: Tokens) -> NDArray[np.float64]:
+    """Of the correct token's probability, [windows, scored tokens]."""
+    change: NDArray[np.float64] = np.exp(-candidate["nll"]) - np.exp(-reference["nll"])
+    return change
