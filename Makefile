@@ -8,8 +8,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 .PHONY: demo test lint bench clean
 
 demo: $(VENV)/.demo
-	@echo "Measuring SmolLM2-135M and three quantizations of it: perplexity, KL divergence, speed, memory."
-	$(BIN)/python -m pytest suites/quant
+	@echo "Measuring tiny, the model that comes along, and six quantizations of it."
+	@$(BIN)/python -m pytest suites/quant; status=$$?; \
+	if [ $$status -eq 1 ]; then echo "Some models failed their gates. That is a finding: the table says which, and why."; \
+	else exit $$status; fi
 
 test: $(VENV)/.dev lint
 	$(BIN)/python -m pytest tests --timeout=600
@@ -33,7 +35,7 @@ $(BIN)/python:
 # llama-cpp-python is compiled here, once: about five minutes on two cores.
 $(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing (llama.cpp is compiled once: about five minutes on two cores) ..."
-	$(PIP) install --constraint constraints.txt --editable '.[models]'
+	$(PIP) install --constraint constraints.txt --editable .
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python

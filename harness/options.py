@@ -12,16 +12,16 @@ import psutil
 
 from harness.engine.settings import FlashAttention, ServerSettings, SessionSettings
 from harness.errors import OptionError
+from harness.quants import DEFAULT_QUANTS, parse_quants
 
 if TYPE_CHECKING:
     import pytest
 
     from harness.measure.served import ServedRequest
 
-__all__ = ["DEFAULT_MODEL", "DEFAULT_QUANTS", "Options", "add_options", "default_threads", "read_options"]
+__all__ = ["DEFAULT_MODEL", "Options", "add_options", "default_threads", "read_options"]
 
-DEFAULT_MODEL: Final = "smollm2-135m"
-DEFAULT_QUANTS: Final = "Q8_0,Q5_K_M,Q4_K_M"
+DEFAULT_MODEL: Final = "tiny"
 _SERVED_CLIENTS: Final = 8
 _SERVED_TOKENS: Final = 16
 _SERVED_CTX: Final = 2048
@@ -155,12 +155,13 @@ def add_options(parser: pytest.Parser) -> None:
     group = parser.getgroup("gguf", "gguf-harness: quantized language models")
     add = group.addoption
     add("--models", action="append", metavar="SPEC[,SPEC...]", default=None,
-        help="models under test: paths, globs, folders, aliases (smollm2-135m), hf:org/repo:file-or-quant; "
-        f"repeatable (default: {DEFAULT_MODEL} and its quantizations {DEFAULT_QUANTS})")  # fmt: skip
+        help="models under test: paths, globs, folders, aliases (tiny, smollm2-135m), hf:org/repo:file-or-quant; "
+        f"repeatable (default: {DEFAULT_MODEL}, with --gguf-quants=default)")  # fmt: skip
     add("--reference", metavar="SPEC", default=None,
         help="model to compare candidates with (default: the one of highest precision among --models)")  # fmt: skip
     add("--gguf-quants", metavar="TYPE[,TYPE...]|default", default=None,
-        help="quantize the reference to these types first and test them (default: none)")  # fmt: skip
+        help=f"quantize the reference to these types first and test them; `default` is {','.join(DEFAULT_QUANTS)} "
+        "(default: none)")  # fmt: skip
     add("--gguf-imatrix", metavar="FILE", type=Path, default=None,
         help="importance matrix to quantize with (default: none)")  # fmt: skip
     add("--gguf-corpus", metavar="NAME|PATH", default="pydoc",
@@ -215,7 +216,6 @@ def read_options(config: pytest.Config) -> Options:
         OptionError: for a value that cannot be used.
     """
     from harness.engine.server import require_binary
-    from harness.quants import parse_quants
     from harness.sources import parse_specs
 
     get = config.getoption
@@ -225,7 +225,7 @@ def read_options(config: pytest.Config) -> Options:
     quants = get("--gguf-quants")
     if not models and not get("--reference"):
         models = (DEFAULT_MODEL,)
-        quants = quants or DEFAULT_QUANTS
+        quants = quants or "default"
     results = get("--gguf-results") or config.rootpath / "results"
     for name in ("--gguf-imatrix", "--gguf-gates"):
         if (path := get(name)) is not None and not path.is_file():

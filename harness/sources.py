@@ -15,7 +15,10 @@ from typing import Final
 
 from harness.errors import ModelNotFound
 
-__all__ = ["ModelSource", "expand", "expand_all", "parse_specs"]
+__all__ = ["TINY_FILE", "ModelSource", "expand", "expand_all", "parse_specs"]
+
+TINY_FILE: Final = Path(str(resources.files("harness.fixtures"))) / "data" / "tiny-F16.gguf"
+"""The model that comes along; `fixtures/data/tiny.md` describes it."""
 
 _SPLIT: Final = re.compile(r"^(?P<stem>.+)-(?P<part>\d{5})-of-(?P<parts>\d{5})\.gguf$")
 
@@ -130,10 +133,12 @@ def _suggest(path: Path) -> str:
 
 
 def _tiny() -> ModelSource:
-    file = Path(str(resources.files("harness.fixtures"))) / "data" / "tiny-F16.gguf"
-    if not file.is_file():
-        raise ModelNotFound("The alias 'tiny' has no file in this installation.", "Use smollm2-135m, or a path.")
-    return ModelSource("tiny-F16", (file,), "tiny")
+    if not TINY_FILE.is_file():
+        raise ModelNotFound(
+            f"The alias 'tiny' has no file in this installation: {TINY_FILE}.",
+            "Install gguf-harness again, or give --models.",
+        )
+    return ModelSource("tiny-F16", (TINY_FILE,), "tiny")
 
 
 def _smollm2() -> ModelSource:

