@@ -29,6 +29,8 @@ def write_random_llama(
     add_bos: bool = False,
     noise: float = 0.0,
     heads: int = 4,
+    chat_template: str | None = None,
+    eos: int = BOS,
 ) -> Path:
     """Write a model in F32.
 
@@ -41,6 +43,8 @@ def write_random_llama(
         add_bos: whether the vocabulary asks for BOS.
         noise: relative noise on all matrices: a candidate that differs from its reference.
         heads: attention heads; half as many share keys and values.
+        chat_template: in Jinja; none if not given.
+        eos: the token that ends a text; BOS if not given.
     """
     random = np.random.default_rng(seed)
     disturb = np.random.default_rng(seed + 1)
@@ -71,8 +75,10 @@ def write_random_llama(
     writer.add_token_types(kinds)
     writer.add_token_merges([f"{alphabet[ord('e')]} {alphabet[ord(' ')]}"])
     writer.add_bos_token_id(BOS)
-    writer.add_eos_token_id(BOS)
+    writer.add_eos_token_id(eos)
     writer.add_add_bos_token(add_bos)
+    if chat_template is not None:
+        writer.add_chat_template(chat_template)
 
     def matrix(name: str, rows: int, columns: int, scale: float) -> None:
         values = random.standard_normal((rows, columns), dtype=np.float32) * np.float32(scale)
