@@ -43,6 +43,8 @@ class Options:
     pp: int
     tg: int
     repetitions: int
+    prompts: Path | None
+    gen_tokens: int
     results: Path
     cache: Path
     logprobs_limit: int
@@ -154,6 +156,10 @@ def add_options(parser: pytest.Parser) -> None:
         help="generated tokens of the speed test; llama-bench uses 128 (default: 32)")  # fmt: skip
     add("--gguf-repetitions", metavar="N", type=_at_least(1), default=3,
         help="repetitions of the speed test; llama-bench uses 5 (default: 3)")  # fmt: skip
+    add("--gguf-prompts", metavar="FILE", type=Path, default=None,
+        help="TOML file of prompts whose continuations are compared (default: 24 built-in prompts)")  # fmt: skip
+    add("--gguf-gen-tokens", metavar="TOKENS", type=_at_least(1), default=32,
+        help="most tokens to generate for each prompt (default: 32)")  # fmt: skip
     add("--gguf-results", metavar="DIR", type=Path, default=None,
         help="folder for runs and reports (default: results in the root folder)")  # fmt: skip
     add("--gguf-cache", metavar="DIR", type=Path, default=None,
@@ -206,6 +212,8 @@ def read_options(config: pytest.Config) -> Options:
         pp=get("--gguf-pp"),
         tg=get("--gguf-tg"),
         repetitions=get("--gguf-repetitions"),
+        prompts=get("--gguf-prompts"),
+        gen_tokens=get("--gguf-gen-tokens"),
         results=results.absolute(),
         cache=(get("--gguf-cache") or results / "cache").absolute(),
         logprobs_limit=get("--gguf-logprobs-limit"),

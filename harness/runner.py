@@ -6,14 +6,15 @@ import contextlib
 import importlib.util
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from harness.engine.tasks import describe_engine, engine_version, quantize_task
 from harness.engine.worker import ProgressCallback, Worker
 from harness.errors import EngineError, HarnessError
-from harness.measure.passes import CODES_FILE, CorpusText, PassRequest, run_candidate_pass, run_reference_pass
+from harness.measure import generate
+from harness.measure.passes import CorpusText, PassRequest, has_codes, run_candidate_pass, run_reference_pass
 from harness.measure.speed import SpeedRequest, SpeedResult, measure_speed
 from harness.models import ModelInfo, hash_files, load_info, twins
 from harness.sources import ModelSource
@@ -23,8 +24,10 @@ if TYPE_CHECKING:
     from harness.corpora import Corpus
     from harness.engine.settings import SessionSettings
     from harness.ladder import PlannedModel
+    from harness.measure.generate import Generations, TextScore
     from harness.measure.observers import Arrays
     from harness.options import Options
+    from harness.prompts import PromptSet
 
 __all__ = ["LoadedModel", "Progress", "Runner"]
 
@@ -137,7 +140,7 @@ class Runner:
     def _reference(self, entry: Entry, model: LoadedModel, corpus: Corpus, logprobs: bool) -> Arrays:
         with entry.lock():
             arrays = self._load_arrays(entry)
-            if arrays is not None and (not logprobs or _has_codes(entry, arrays)):
+            if arrays is not None and (not logprobs or has_codes(entry.folder, arrays)):
                 self.hits += 1
                 return arrays
             self.misses += 1
@@ -211,24 +214,59 @@ class Runner:
         }
         entry = self.cache.entry("speed", key)
 
-        def measure() -> SpeedResult:
-            with entry.lock():
-                self._forget_if_stale(entry)
-                meta = entry.load_meta()
-                if meta is not None:
-                    self.hits += 1
-                    return SpeedResult(**meta)
-                self.misses += 1
-                self.close()
-                with (
-                    self._progress.task(f"speed of {model.name}", "runs") as show,
-                    self._fresh_worker(model.name) as worker,
-                ):
-                    result = worker.call(measure_speed, show, request)
-                entry.save(result.to_json())
-                return result
+        def measure() -> dict[str, Any]:
+            self.close()
+            with (
+                self._progress.task(f"speed of {model.name}", "runs") as show,
+                self._fresh_worker(model.name) as worker,
+            ):
+                return worker.call(measure_speed, show, request).to_json()
 
-        return self._once(("speed", str(entry.folder)), measure)
+        return self._once(("speed", str(entry.folder)), lambda: SpeedResult(**self._stored(entry, measure)))
+
+    # -- texts ------------------------------------------------------------------------------------------------------
+
+    def generations(self, model: LoadedModel, prompts: PromptSet) -> Generations:
+        """How a model continues each prompt, or why it cannot; see `generate_texts`."""
+        entry = self._generations_entry(model, prompts)
+
+        def measure() -> dict[str, Any]:
+            given, limit = prompts.prompts, self.options.gen_tokens
+            request = generate.GenerateRequest(model.name, model.files, self._settings, given, limit)
+            with self._progress.task(f"texts of {model.name}", "prompts") as show:
+                found = self._shared_worker(model.name).call(generate.generate_texts, show, request)
+            return generate.generations_to_json(found)
+
+        key = ("generations", str(entry.folder))
+        return self._once(key, lambda: generate.generations_from_json(self._stored(entry, measure)))
+
+    def text_scores(self, model: LoadedModel, reference: LoadedModel, prompts: PromptSet) -> dict[str, TextScore]:
+        """What the reference says of a candidate's texts, for all prompts that both were given alike."""
+        of, under = (self._generations_entry(each, prompts).folder.name for each in (model, reference))
+        entry = self.cache.entry("texts", {"kind": "text_scores", "of": of, "under": under})
+
+        def measure() -> dict[str, Any]:
+            texts = generate.continuations(self.generations(reference, prompts), self.generations(model, prompts))
+            request = generate.ScoreRequest(reference.files, self._settings, texts)
+            with self._progress.task(f"texts of {model.name} under {reference.name}", "prompts") as show:
+                scores = self._shared_worker(reference.name).call(generate.score_texts, show, request)
+            return {prompt: asdict(score) for prompt, score in scores.items()}
+
+        def load() -> dict[str, TextScore]:
+            return {prompt: generate.TextScore(**score) for prompt, score in self._stored(entry, measure).items()}
+
+        return self._once(("text_scores", str(entry.folder)), load)
+
+    def _generations_entry(self, model: LoadedModel, prompts: PromptSet) -> Entry:
+        key = {
+            "kind": "generations",
+            "model": model.sha256,
+            "prompts": prompts.sha256,
+            "tokens": self.options.gen_tokens,
+            "settings": self._settings.to_json(),
+            "engine": self.engine,
+        }
+        return self.cache.entry("texts", key)
 
     # -- the engine -------------------------------------------------------------------------------------------------
 
@@ -329,6 +367,19 @@ class Runner:
             folder=folder,
         )
 
+    def _stored(self, entry: Entry, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """What an entry describes, measured where there is none."""
+        with entry.lock():
+            self._forget_if_stale(entry)
+            value = entry.load_meta()
+            if value is not None:
+                self.hits += 1
+                return value
+            self.misses += 1
+            value = measure()
+            entry.save(value)
+            return value
+
     def _load_arrays(self, entry: Entry) -> Arrays | None:
         self._forget_if_stale(entry)
         return entry.load()
@@ -345,12 +396,3 @@ class Runner:
         scored = self.options.ctx - 1 - self.options.ctx // 2
         needed = 2 * (self.options.chunks or 0) * scored * (model.info.n_vocab or 0)
         self.cache.make_room(needed, self.options.logprobs_limit, keep=entry.folder)
-
-
-def _has_codes(entry: Entry, arrays: Arrays) -> bool:
-    """Whether the reference's distributions are (still) there, whole."""
-    if "total" not in arrays:
-        return False
-    codes = entry.folder / CODES_FILE
-    expected = 2 * arrays["scale"].size * int(arrays["vocabulary"].item())
-    return codes.is_file() and codes.stat().st_size == expected

@@ -52,8 +52,9 @@ class ChatTemplate:
     def tokens(self, messages: Sequence[Mapping[str, str]]) -> Tokens:
         """Tokens of a chat, up to where the assistant's answer begins.
 
-        Special tokens are those of the template. What a message says stays text, even where it reads like one. BOS is
-        there where the template writes it.
+        Control tokens are those of the template. What a message says stays text, even where it reads like one (tokens
+        that a vocabulary calls user-defined are none: llama.cpp finds those in any text). BOS is there where the
+        template writes it.
 
         Args:
             messages: each with `role` and `content`.

@@ -160,6 +160,11 @@ class Session:
         return self._model
 
     @property
+    def n_ctx_train(self) -> int:
+        """Tokens of the longest text that the model was trained on, as the file says."""
+        return int(llama_cpp.llama_model_n_ctx_train(self._model))
+
+    @property
     def memory(self) -> MemoryBreakdown:
         """Bytes of weights, KV cache and compute buffers, as llama.cpp reported them while loading."""
         return parse_memory(self._log.lines)

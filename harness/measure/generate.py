@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,10 +31,14 @@ __all__ = [
     "Continuation",
     "GenerateRequest",
     "Generation",
+    "Generations",
     "ScoreRequest",
     "TextScore",
+    "continuations",
     "first_difference",
     "generate_texts",
+    "generations_from_json",
+    "generations_to_json",
     "score_texts",
 ]
 
@@ -85,14 +89,9 @@ class Generation:
         """All tokens that the model chose, the end included."""
         return self.tokens if self.end is None else [*self.tokens, self.end]
 
-    def to_json(self) -> dict[str, Any]:
-        """A dictionary of JSON types only."""
-        return asdict(self)
 
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Self:
-        """What `to_json` made."""
-        return cls(**value)
+Generations = dict[str, Generation | PromptError]
+"""By prompt: how a model continues it, or why it cannot."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,11 +132,8 @@ class TextScore:
     gap: float | None
 
 
-def generate_texts(context: WorkerContext, request: GenerateRequest) -> dict[str, Generation | PromptError]:
+def generate_texts(context: WorkerContext, request: GenerateRequest) -> Generations:
     """Continue all prompts greedily.
-
-    Returns:
-        By prompt: its continuation, or why this model cannot have one.
 
     Raises:
         EngineError: the model cannot generate at all.
@@ -151,7 +147,7 @@ def generate_texts(context: WorkerContext, request: GenerateRequest) -> dict[str
         return _generate(lane, tokens, request.limit, templated)
 
     done = _side_by_side(context, session, lanes, _fitting(request.settings, longest), list(inputs), generate)
-    found: dict[str, Generation | PromptError] = {**problems, **done}
+    found: Generations = {**problems, **done}
     return {prompt.id: found[prompt.id] for prompt in request.prompts}
 
 
@@ -167,6 +163,34 @@ def score_texts(context: WorkerContext, request: ScoreRequest) -> dict[str, Text
     return _side_by_side(context, session, lanes, settings, list(request.texts), score)
 
 
+def continuations(reference: Generations, candidate: Generations) -> dict[str, Continuation]:
+    """What there is to score: all prompts that both continued, and that came to the same tokens for both."""
+    found = {}
+    for prompt, own in reference.items():
+        other = candidate[prompt]
+        if isinstance(own, PromptError) or isinstance(other, PromptError) or own.prompt_tokens != other.prompt_tokens:
+            continue
+        text = len(other.tokens)
+        found[prompt] = Continuation(tuple(own.prompt_tokens), tuple(own.chosen), tuple(other.chosen), text)
+    return found
+
+
+def generations_to_json(generations: Generations) -> dict[str, Any]:
+    """A dictionary of JSON types only."""
+    return {
+        prompt: {"problem": [found.message, found.hint]} if isinstance(found, PromptError) else asdict(found)
+        for prompt, found in generations.items()
+    }
+
+
+def generations_from_json(value: Mapping[str, Any]) -> Generations:
+    """What `generations_to_json` made."""
+    return {
+        prompt: PromptError(*found["problem"]) if "problem" in found else Generation(**found)
+        for prompt, found in value.items()
+    }
+
+
 def first_difference(first: Sequence[int], second: Sequence[int]) -> int | None:
     """Where two sequences part; None where they do not, or one only ends before the other."""
     return next((i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), None)
@@ -179,12 +203,10 @@ def _inputs(
     session: Session, request: GenerateRequest
 ) -> tuple[dict[str, tuple[Tokens, bool | None]], dict[str, PromptError]]:
     """Tokens of the prompts and whether a template made them; and the prompts that the model cannot have."""
-    import llama_cpp
-
     from harness.engine.chat import chat_template
 
     template = chat_template(session) if any(prompt.messages for prompt in request.prompts) else None
-    room = max(request.settings.n_ctx, int(llama_cpp.llama_model_n_ctx_train(session.model)))
+    room = max(request.settings.n_ctx, session.n_ctx_train)
     inputs: dict[str, tuple[Tokens, bool | None]] = {}
     problems: dict[str, PromptError] = {}
     for prompt in request.prompts:

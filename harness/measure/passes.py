@@ -26,7 +26,15 @@ if TYPE_CHECKING:
     from harness.engine.session import Session, Tokens
     from harness.engine.worker import WorkerContext
 
-__all__ = ["CODES_FILE", "CorpusText", "PassRequest", "open_lanes", "run_candidate_pass", "run_reference_pass"]
+__all__ = [
+    "CODES_FILE",
+    "CorpusText",
+    "PassRequest",
+    "has_codes",
+    "open_lanes",
+    "run_candidate_pass",
+    "run_reference_pass",
+]
 
 CODES_FILE: Final = "logprobs.u16"
 _PARTIAL_FILE: Final = "partial.npz"
@@ -114,6 +122,15 @@ def run_candidate_pass(context: WorkerContext, request: PassRequest, reference: 
     observer = DivergenceObserver(shape, vocabulary, request.settings.threads, lanes, reader)
     _decode(context, session, lanes, request, windows, observer)
     return observer.arrays
+
+
+def has_codes(folder: Path, arrays: Arrays) -> bool:
+    """Whether the distributions of a reference's pass are (still) there, whole."""
+    if "total" not in arrays:
+        return False
+    codes = folder / CODES_FILE
+    expected = 2 * arrays["scale"].size * int(arrays["vocabulary"].item())
+    return codes.is_file() and codes.stat().st_size == expected
 
 
 def cut_windows(tokens: Tokens, request: PassRequest) -> Tokens:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
+import json
 import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import llama_cpp
 import numpy as np
 import pytest
 from scipy.special import log_softmax
@@ -16,13 +19,15 @@ from harness.engine.settings import SessionSettings
 from harness.engine.worker import Worker
 from harness.errors import PromptError
 from harness.measure.generate import (
-    Continuation,
     GenerateRequest,
     Generation,
     ScoreRequest,
     TextScore,
+    continuations,
     first_difference,
     generate_texts,
+    generations_from_json,
+    generations_to_json,
     score_texts,
 )
 from harness.prompts import Message, Prompt, load_prompts
@@ -76,15 +81,8 @@ def _texts(worker: Worker, file: Path, prompts: tuple[Prompt, ...], limit: int =
 def _scores(
     worker: Worker, file: Path, own: dict[str, Generation], other: dict[str, Generation]
 ) -> dict[str, TextScore]:
-    texts = {
-        prompt: Continuation(
-            tuple(own[prompt].prompt_tokens),
-            tuple(own[prompt].chosen),
-            tuple(other[prompt].chosen),
-            len(other[prompt].tokens),
-        )
-        for prompt in own
-    }
+    texts = continuations(dict(own), dict(other))
+    assert texts.keys() == own.keys()
     return worker.call(score_texts, None, ScoreRequest((file,), SETTINGS, texts))
 
 
@@ -130,8 +128,12 @@ def test_an_end_is_kept_apart_from_the_text(worker: Worker, llama_file: Path, tm
 
 
 def test_what_is_stored_comes_back(worker: Worker, llama_file: Path) -> None:
-    for generation in _texts(worker, llama_file, TEXTS).values():
-        assert Generation.from_json(generation.to_json()) == generation
+    found = worker.call(generate_texts, None, _request(llama_file, (*TEXTS, Prompt("empty", ""))))
+    back = generations_from_json(json.loads(json.dumps(generations_to_json(found))))
+    problem, original = back.pop("empty"), found.pop("empty")
+    assert back == found
+    assert isinstance(problem, PromptError)
+    assert str(problem) == str(original)
 
 
 # -- scores under the reference ---------------------------------------------------------------------------------------
@@ -200,6 +202,22 @@ def test_a_chat_goes_through_the_template_and_messages_stay_text(worker: Worker,
     assert chat.prompt_tokens.count(BOS) == 1
     assert chat.prompt_tokens[0] == BOS
     assert found["text-0"].prompt_tokens[0] == BOS
+
+
+def test_a_chat_of_a_real_model_equals_llama_cpps_own_rendering(worker: Worker, smollm2_file: Path) -> None:
+    """`llama_chat_apply_template` takes this template for ChatML, which it is where a chat has a system message."""
+    prompt = next(prompt for prompt in load_prompts().prompts if prompt.id == "chat-system")
+    chat = _texts(worker, smollm2_file, (prompt,), 1)["chat-system"]
+    messages = (llama_cpp.llama_chat_message * 2)(
+        *(llama_cpp.llama_chat_message(m.role.encode(), m.content.encode()) for m in prompt.messages)
+    )
+    with Session([smollm2_file], SETTINGS) as session:
+        template = llama_cpp.llama_model_chat_template(session.model, None)
+        buffer = ctypes.create_string_buffer(1000)
+        length = llama_cpp.llama_chat_apply_template(template, messages, 2, True, buffer, 1000)
+        expected = session.tokenize(buffer.raw[:length], add_special=False, parse_special=True)
+    assert 0 < length < 1000
+    assert chat.prompt_tokens == expected.tolist()
 
 
 def test_a_chat_without_a_template_is_joined_and_says_so(worker: Worker, llama_file: Path) -> None:
