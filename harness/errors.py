@@ -18,6 +18,7 @@ __all__ = [
     "ModelNotFound",
     "NoData",
     "OptionError",
+    "PromptError",
     "QuantizeError",
     "StoreError",
     "TapNotFound",
@@ -65,6 +66,10 @@ class VocabularyMismatch(ModelError):
 
 class CorpusError(HarnessError):
     """A corpus is missing, empty, undecodable or too short."""
+
+
+class PromptError(HarnessError):
+    """A prompt set is malformed, or a prompt is none for a model: too long, or refused by its chat template."""
 
 
 class EngineError(HarnessError):

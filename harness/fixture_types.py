@@ -8,16 +8,20 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from harness.engine.server import Server
+    from harness.errors import HarnessError
     from harness.gates import Verdict
+    from harness.measure.generate import Generation
     from harness.measure.observers import Arrays
     from harness.measure.served import ServedResult
     from harness.measure.speed import SpeedResult
+    from harness.metrics.text import TextPair
+    from harness.prompts import Prompt
     from harness.records import Estimate
     from harness.runner import LoadedModel
 
     Measure = Callable[[LoadedModel], Mapping[str, Estimate]]
 
-__all__ = ["CorpusPass", "GateCheck", "Record", "Serve", "Served", "Speed"]
+__all__ = ["CorpusPass", "GateCheck", "Generate", "Record", "Serve", "Served", "Speed"]
 
 
 class Record(Protocol):
@@ -96,3 +100,26 @@ class CorpusPass(Protocol):
         Returns:
             (per-token values of the second decode, those of the first on the same windows).
         """
+
+
+class Generate(Protocol):
+    """The fixture `generation`: continues all prompts, once per model however many tests ask."""
+
+    def __call__(self, model: LoadedModel, prompt: Prompt) -> Generation:
+        """How a model continues a prompt.
+
+        Raises:
+            PromptError: the model cannot have this prompt.
+        """
+
+    def compare(self, candidate: LoadedModel, reference: LoadedModel, prompt: Prompt) -> TextPair:
+        """A candidate's continuation of a prompt beside the reference's.
+
+        Raises:
+            PromptError: one of both cannot have this prompt, or their chat templates made different prompts of it.
+        """
+
+    def compare_all(
+        self, candidate: LoadedModel, reference: LoadedModel
+    ) -> tuple[Mapping[str, TextPair], Mapping[str, HarnessError]]:
+        """All prompts by id: (those that can be compared, those that cannot and why)."""

@@ -49,6 +49,8 @@ class Options:
     tg: int
     repetitions: int
     llama_server: Path | None
+    prompts: Path | None
+    gen_tokens: int
     results: Path
     cache: Path
     logprobs_limit: int
@@ -190,6 +192,10 @@ def add_options(parser: pytest.Parser) -> None:
         help="repetitions of speed and served tests; llama-bench uses 5 (default: 3)")  # fmt: skip
     add("--gguf-llama-server", metavar="PATH", type=Path, default=None,
         help="llama-server to serve models with (default: llama_cpp.server of llama-cpp-python)")  # fmt: skip
+    add("--gguf-prompts", metavar="FILE", type=Path, default=None,
+        help="TOML file of prompts whose continuations are compared (default: 24 built-in prompts)")  # fmt: skip
+    add("--gguf-gen-tokens", metavar="TOKENS", type=_at_least(1), default=32,
+        help="most tokens to generate for each prompt (default: 32)")  # fmt: skip
     add("--gguf-results", metavar="DIR", type=Path, default=None,
         help="folder for runs and reports (default: results in the root folder)")  # fmt: skip
     add("--gguf-cache", metavar="DIR", type=Path, default=None,
@@ -248,6 +254,8 @@ def read_options(config: pytest.Config) -> Options:
         tg=get("--gguf-tg"),
         repetitions=get("--gguf-repetitions"),
         llama_server=require_binary(binary) if (binary := get("--gguf-llama-server")) is not None else None,
+        prompts=get("--gguf-prompts"),
+        gen_tokens=get("--gguf-gen-tokens"),
         results=results.absolute(),
         cache=(get("--gguf-cache") or results / "cache").absolute(),
         logprobs_limit=get("--gguf-logprobs-limit"),

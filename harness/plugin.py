@@ -23,8 +23,9 @@ from harness.state import ESTIMATE_PROPERTY, GATE_PROPERTY, STATE, State
 if TYPE_CHECKING:
     from harness.ladder import PlannedModel
 
-_FIXTURES: Final = ("models", "engines", "servers", "corpus", "record")
-_PARAMETERS: Final = frozenset({"model", "candidate"})
+_FIXTURES: Final = ("models", "engines", "servers", "corpus", "texts", "record")
+_MODELS: Final = frozenset({"model", "candidate"})
+_PARAMETERS: Final = _MODELS | {"prompt"}
 _FIXTURE_NAMES: Final = _PARAMETERS | {"reference", "runner", "ladder", "corpus_pass"}
 
 
@@ -47,7 +48,7 @@ def pytest_configure(config: pytest.Config) -> None:
             # Tests of one model belong together: each process would load every model otherwise.
             config.option.dist = "loadgroup"
         try:
-            _ = state.options, state.ladder
+            _ = state.options, state.ladder, state.prompts
         except HarnessError as error:
             raise pytest.UsageError(str(error)) from None
 
@@ -70,21 +71,26 @@ def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Ite
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Parametrize `model` over all models and `candidate` over all but the reference."""
+    """Parametrize `model` over all models, `candidate` over all but the reference, and `prompt` over the prompts."""
     wanted = _ours(metafunc.definition) & _PARAMETERS
     if not wanted:
         return
     state = metafunc.config.stash[STATE]
     try:
-        models, candidates = state.ladder.models, state.ladder.candidates
+        found: dict[str, list[Any]] = {
+            "model": [pytest.param(model, id=model.name) for model in state.ladder.models],
+            "candidate": [pytest.param(model, id=model.name) for model in state.ladder.candidates],
+            "prompt": [pytest.param(prompt, id=prompt.id) for prompt in state.prompts.prompts],
+        }
     except HarnessError as error:
         # Only the default model can be missing here: what a person names was checked in pytest_configure.
-        state.problem, models, candidates = error, (), ()
-    for name in sorted(wanted):
-        parameters: list[Any] = [pytest.param(m, id=m.name) for m in (models if name == "model" else candidates)]
-        if not parameters:
-            reason = "no candidates: give several --models, or --gguf-quants=default"
-            parameters = [pytest.param(None, id="none", marks=pytest.mark.skip(reason=reason))]
+        state.problem, found = error, {}
+    values = {name: found.get(name, []) for name in sorted(wanted)}
+    if not all(values.values()):
+        reason = "no candidates: give several --models, or --gguf-quants=default"
+        none = pytest.param(None, id="none", marks=pytest.mark.skip(reason=reason))
+        values = {name: [none] for name in values}
+    for name, parameters in values.items():
         metafunc.parametrize(name, parameters, indirect=True)
 
 
@@ -279,7 +285,7 @@ def _model_name(item: pytest.Item) -> str | None:
     callspec = getattr(item, "callspec", None)
     parameters = callspec.params if callspec else {}
     planned: PlannedModel | None = parameters.get("candidate") or parameters.get("model")
-    if planned is None and not _ours(item) & _PARAMETERS:
+    if planned is None and not _ours(item) & _MODELS:
         planned = item.config.stash[STATE].ladder.reference
     return planned.name if planned is not None else None
 

@@ -94,6 +94,7 @@ class Row:
         test: str,
         model: str,
         reference: str | None = None,
+        prompt: str | None = None,
         detail: str | None = None,
     ) -> Row:
         """Place an estimate."""
@@ -110,6 +111,7 @@ class Row:
             n=estimate.n,
             unit=estimate.unit,
             better=estimate.better,
+            prompt=prompt,
             detail=detail,
         )
 

@@ -42,6 +42,8 @@ class RunPart:
             "models": {},
             "corpus": None,
             "engine": None,
+            "prompts": None,
+            "texts": {},
             "arrays": {},
             "warnings": [],
             "cache": {"hits": 0, "misses": 0},
@@ -54,7 +56,7 @@ class RunPart:
             self._save()
 
     def set(self, name: str, value: object) -> None:
-        """Set `corpus`, `engine` or `cache`."""
+        """Set `corpus`, `engine`, `prompts` or `cache`."""
         if self._content[name] != value:
             self._content[name] = value
             self._save()
@@ -63,6 +65,12 @@ class RunPart:
         """Say something that the person should read after the run."""
         if message not in self._content["warnings"]:
             self._content["warnings"].append(message)
+            self._save()
+
+    def add_texts(self, model: str, rows: list[dict[str, Any]]) -> None:
+        """Keep how a model continued the prompts; the first time counts."""
+        if model not in self._content["texts"]:
+            self._content["texts"][model] = [{"model": model, **row} for row in rows]
             self._save()
 
     def add_arrays(self, model: str, name: str, description: str, arrays: dict[str, Any]) -> None:
@@ -124,7 +132,9 @@ class RunDraft:
         parts = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(self.folder.glob("parts/*.json"))]
         models: dict[str, Any] = {}
         arrays: dict[str, Any] = {}
+        texts: dict[str, Any] = {}
         for part in parts:
+            texts = part["texts"] | texts
             models = part["models"] | models
             arrays = part["arrays"] | arrays
         return {
@@ -140,6 +150,8 @@ class RunDraft:
             "models": [model | {"reference": model["name"] == self.reference} for model in models.values()],
             "reference_reason": self.reference_reason,
             "corpus": next((part["corpus"] for part in parts if part["corpus"]), None),
+            "prompts": next((part["prompts"] for part in parts if part["prompts"]), None),
+            "texts": [row for rows in texts.values() for row in rows],
             "settings": self.settings,
             "tests": [
                 {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
@@ -13,7 +13,8 @@ from harness.engine.server import Server, ServerPool
 from harness.engine.tasks import describe_engine, engine_version, identify_build, quantize_task
 from harness.engine.worker import ProgressCallback, Worker
 from harness.errors import HarnessError
-from harness.measure.passes import CODES_FILE, CorpusText, PassRequest, run_candidate_pass, run_reference_pass
+from harness.measure import generate
+from harness.measure.passes import CorpusText, PassRequest, has_codes, run_candidate_pass, run_reference_pass
 from harness.measure.served import ServedResult, measure_served
 from harness.measure.speed import SpeedRequest, SpeedResult, measure_speed
 from harness.models import ModelInfo, hash_files, load_info, twins
@@ -24,13 +25,14 @@ if TYPE_CHECKING:
     from harness.corpora import Corpus
     from harness.engine.settings import SessionSettings
     from harness.ladder import PlannedModel
+    from harness.measure.generate import Generations, TextScore
     from harness.measure.observers import Arrays
     from harness.options import Options
+    from harness.prompts import PromptSet
 
 __all__ = ["LoadedModel", "Progress", "Runner"]
 
 T = TypeVar("T")
-Timings = TypeVar("Timings", SpeedResult, ServedResult)
 
 _FLOOR_WINDOWS: Final = 4
 
@@ -140,7 +142,7 @@ class Runner:
     def _reference(self, entry: Entry, model: LoadedModel, corpus: Corpus, logprobs: bool) -> Arrays:
         with entry.lock():
             arrays = self._load_arrays(entry)
-            if arrays is not None and (not logprobs or _has_codes(entry, arrays)):
+            if arrays is not None and (not logprobs or has_codes(entry.folder, arrays)):
                 self.hits += 1
                 return arrays
             self.misses += 1
@@ -213,15 +215,17 @@ class Runner:
             "engine": self.engine,
         }
 
-        def measure() -> SpeedResult:
+        entry = self.cache.entry("speed", key)
+
+        def measure() -> dict[str, Any]:
             self.close()
             with (
                 self._progress.task(f"speed of {model.name}", "runs") as show,
                 self._new_worker(model.name) as worker,
             ):
-                return worker.call(measure_speed, show, request)
+                return worker.call(measure_speed, show, request).to_json()
 
-        return self._timed("speed", key, measure, SpeedResult)
+        return self._once(("speed", str(entry.folder)), lambda: SpeedResult(**self._stored(entry, measure)))
 
     def served(self, model: LoadedModel) -> ServedResult:
         """Throughput and latency under several clients, of a server of its own."""
@@ -234,41 +238,66 @@ class Runner:
             "request": request.to_json(),
             "engine": identify_build(options.llama_server) if options.llama_server else self.engine,
         }
+        entry = self.cache.entry("speed", key)
 
-        def measure() -> ServedResult:
+        def measure() -> dict[str, Any]:
             self.close()
             with (
                 self._progress.task(f"{model.name}, {request.concurrency} clients", "requests") as show,
                 self._new_server(model) as server,
             ):
-                return measure_served(server, request, show)
+                return measure_served(server, request, show).to_json()
 
-        return self._timed("served", key, measure, ServedResult)
-
-    def _timed(
-        self, kind: str, key: dict[str, Any], measure: Callable[[], Timings], stored: Callable[..., Timings]
-    ) -> Timings:
-        """A measurement without arrays, from the cache if it is there."""
-        entry = self.cache.entry("speed", key)
-
-        def work() -> Timings:
-            with entry.lock():
-                self._forget_if_stale(entry)
-                meta = entry.load_meta()
-                if meta is not None:
-                    self.hits += 1
-                    return stored(**meta)
-                self.misses += 1
-                result = measure()
-                entry.save(result.to_json())
-                return result
-
-        return self._once((kind, str(entry.folder)), work)
+        return self._once(("served", str(entry.folder)), lambda: ServedResult(**self._stored(entry, measure)))
 
     def server(self, model: LoadedModel) -> Server:
         """A running server of a model, until that of another model is asked for or a measurement needs the machine."""
         self._stop_worker()
         return self._servers.get(model.name, lambda: self._new_server(model))
+
+    # -- texts ------------------------------------------------------------------------------------------------------
+
+    def generations(self, model: LoadedModel, prompts: PromptSet) -> Generations:
+        """How a model continues each prompt, or why it cannot; see `generate_texts`."""
+        entry = self._generations_entry(model, prompts)
+
+        def measure() -> dict[str, Any]:
+            given, limit = prompts.prompts, self.options.gen_tokens
+            request = generate.GenerateRequest(model.name, model.files, self._settings, given, limit)
+            with self._progress.task(f"texts of {model.name}", "prompts") as show:
+                found = self._shared_worker(model.name).call(generate.generate_texts, show, request)
+            return generate.generations_to_json(found)
+
+        key = ("generations", str(entry.folder))
+        return self._once(key, lambda: generate.generations_from_json(self._stored(entry, measure)))
+
+    def text_scores(self, model: LoadedModel, reference: LoadedModel, prompts: PromptSet) -> dict[str, TextScore]:
+        """What the reference says of a candidate's texts, for all prompts that both were given alike."""
+        of, under = (self._generations_entry(each, prompts).folder.name for each in (model, reference))
+        entry = self.cache.entry("texts", {"kind": "text_scores", "of": of, "under": under})
+
+        def measure() -> dict[str, Any]:
+            texts = generate.continuations(self.generations(reference, prompts), self.generations(model, prompts))
+            request = generate.ScoreRequest(reference.files, self._settings, texts)
+            with self._progress.task(f"texts of {model.name} under {reference.name}", "prompts") as show:
+                scores = self._shared_worker(reference.name).call(generate.score_texts, show, request)
+            return {prompt: asdict(score) for prompt, score in scores.items()}
+
+        def load() -> dict[str, TextScore]:
+            return {prompt: generate.TextScore(**score) for prompt, score in self._stored(entry, measure).items()}
+
+        return self._once(("text_scores", str(entry.folder)), load)
+
+    def _generations_entry(self, model: LoadedModel, prompts: PromptSet) -> Entry:
+        key = {
+            "kind": "generations",
+            "model": model.sha256,
+            "prompts": prompts.sha256,
+            "tokens": self.options.gen_tokens,
+            "settings": self._settings.to_json(),
+            "engine": self.engine,
+        }
+        return self.cache.entry("texts", key)
 
     # -- the engine -------------------------------------------------------------------------------------------------
 
@@ -372,6 +401,19 @@ class Runner:
             folder=folder,
         )
 
+    def _stored(self, entry: Entry, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """What an entry describes, measured where there is none."""
+        with entry.lock():
+            self._forget_if_stale(entry)
+            value = entry.load_meta()
+            if value is not None:
+                self.hits += 1
+                return value
+            self.misses += 1
+            value = measure()
+            entry.save(value)
+            return value
+
     def _load_arrays(self, entry: Entry) -> Arrays | None:
         self._forget_if_stale(entry)
         return entry.load()
@@ -388,12 +430,3 @@ class Runner:
         scored = self.options.ctx - 1 - self.options.ctx // 2
         needed = 2 * (self.options.chunks or 0) * scored * (model.info.n_vocab or 0)
         self.cache.make_room(needed, self.options.logprobs_limit, keep=entry.folder)
-
-
-def _has_codes(entry: Entry, arrays: Arrays) -> bool:
-    """Whether the reference's distributions are (still) there, whole."""
-    if "total" not in arrays:
-        return False
-    codes = entry.folder / CODES_FILE
-    expected = 2 * arrays["scale"].size * int(arrays["vocabulary"].item())
-    return codes.is_file() and codes.stat().st_size == expected

@@ -14,6 +14,7 @@ from harness.run import RunDraft
 
 if TYPE_CHECKING:
     from harness.ladder import Ladder
+    from harness.prompts import PromptSet
 
 __all__ = ["ESTIMATE_PROPERTY", "GATE_PROPERTY", "STATE", "State"]
 
@@ -30,6 +31,7 @@ class State:
         run_id: shared by all processes of a session.
         options: read when first needed.
         ladder: planned when first needed.
+        prompts: read when first needed.
         divergence: some collected test compares a candidate with its reference: keep the reference's distributions.
         problem: why there are no models, met while collecting and raised after it.
         draft: the run, in the process that reports; None until a test of ours was reported.
@@ -44,6 +46,7 @@ class State:
     report: Path | None = None
     _options: Options | None = None
     _ladder: Ladder | None = None
+    _prompts: PromptSet | None = None
 
     @property
     def options(self) -> Options:
@@ -60,6 +63,15 @@ class State:
         if self._ladder is None:
             self._ladder = plan_ladder(self.options)
         return self._ladder
+
+    @property
+    def prompts(self) -> PromptSet:
+        """The prompts of the session."""
+        from harness.prompts import load_prompts
+
+        if self._prompts is None:
+            self._prompts = load_prompts(self.options.prompts)
+        return self._prompts
 
     @property
     def run_folder(self) -> Path:

@@ -30,6 +30,8 @@ def write_random_llama(
     noise: float = 0.0,
     heads: int = 4,
     text: bool = False,
+    chat_template: str | None = None,
+    eos: int = BOS,
 ) -> Path:
     """Write a model in F32.
 
@@ -44,6 +46,8 @@ def write_random_llama(
         heads: attention heads; half as many share keys and values.
         text: whether it generates ASCII, as long as it is asked to, rather than any bytes. llama_cpp.server goes on
             past the limit of tokens while a character is incomplete, which bytes may be for ever.
+        chat_template: in Jinja; none if not given.
+        eos: the token that ends a text; BOS if not given.
     """
     random = np.random.default_rng(seed)
     disturb = np.random.default_rng(seed + 1)
@@ -74,8 +78,10 @@ def write_random_llama(
     writer.add_token_types(kinds)
     writer.add_token_merges([f"{alphabet[ord('e')]} {alphabet[ord(' ')]}"])
     writer.add_bos_token_id(BOS)
-    writer.add_eos_token_id(BOS)
+    writer.add_eos_token_id(eos)
     writer.add_add_bos_token(add_bos)
+    if chat_template is not None:
+        writer.add_chat_template(chat_template)
 
     def matrix(name: str, rows: int, columns: int, scale: float, quiet: slice = slice(0)) -> None:
         values = random.standard_normal((rows, columns), dtype=np.float32) * np.float32(scale)

@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 from harness.engine.batch import Batch
 from harness.engine.logs import EngineLog, MemoryBreakdown, parse_memory
 from harness.engine.settings import SessionSettings
+from harness.engine.vocabulary import Vocabulary
 from harness.errors import CorpusError, EngineError
 
 if TYPE_CHECKING:
     from harness.engine.taps import Taps
 
-__all__ = ["LogitsBlock", "Session", "Tokens", "Vocabulary", "offloads"]
+__all__ = ["LogitsBlock", "Session", "Tokens", "offloads"]
 
 Tokens = NDArray[np.int32]
 
@@ -47,16 +48,6 @@ def offloads(settings: SessionSettings) -> bool:
     """Whether a GPU takes part in decoding with these settings."""
     llama_cpp.llama_backend_init()
     return settings.n_gpu_layers != 0 and bool(llama_cpp.llama_supports_gpu_offload())
-
-
-@dataclass(frozen=True, slots=True)
-class Vocabulary:
-    """What of the vocabulary the measurements need."""
-
-    n_tokens: int
-    bos: int
-    eos: int
-    add_bos: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,12 +102,7 @@ class Session:
                 self._load_model()
             self._create_context()
         self._vocab = llama_cpp.llama_model_get_vocab(self._model)
-        self.vocabulary = Vocabulary(
-            n_tokens=llama_cpp.llama_vocab_n_tokens(self._vocab),
-            bos=int(llama_cpp.llama_vocab_bos(self._vocab)),
-            eos=int(llama_cpp.llama_vocab_eos(self._vocab)),
-            add_bos=bool(llama_cpp.llama_vocab_get_add_bos(self._vocab)),
-        )
+        self.vocabulary = Vocabulary.of(self._vocab)
 
     def _load_model(self) -> None:
         llama_cpp.llama_backend_init()
@@ -167,6 +153,16 @@ class Session:
     def another(self) -> Session:
         """A second context of the same model, with the same settings; close it before this one."""
         return Session(self.files, self.settings, model_of=self)
+
+    @property
+    def model(self) -> Any:
+        """llama.cpp's pointer to the model, for its functions that have no method here; None once closed."""
+        return self._model
+
+    @property
+    def n_ctx_train(self) -> int:
+        """Tokens of the longest text that the model was trained on, as the file says."""
+        return int(llama_cpp.llama_model_n_ctx_train(self._model))
 
     @property
     def memory(self) -> MemoryBreakdown:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,15 @@ if TYPE_CHECKING:
     from harness.engine.session import Session, Tokens
     from harness.engine.worker import WorkerContext
 
-__all__ = ["CODES_FILE", "CorpusText", "PassRequest", "run_candidate_pass", "run_reference_pass"]
+__all__ = [
+    "CODES_FILE",
+    "CorpusText",
+    "PassRequest",
+    "has_codes",
+    "open_lanes",
+    "run_candidate_pass",
+    "run_reference_pass",
+]
 
 CODES_FILE: Final = "logprobs.u16"
 _PARTIAL_FILE: Final = "partial.npz"
@@ -69,7 +78,7 @@ def run_reference_pass(context: WorkerContext, request: PassRequest, keep_logpro
         nll and top, [windows, scored tokens]; tokens, [windows, n_ctx]; with log-probabilities also scale and total,
         [windows, scored tokens], and vocabulary, [1]. The codes themselves are in `request.folder`.
     """
-    session, lanes = _open(context, request)
+    session, lanes = open_lanes(context, request.files, request.settings)
     windows = cut_windows(session.tokenize(request.corpus.text), request)
     shape = (len(windows), request.settings.n_ctx - 1 - request.settings.n_ctx // 2)
     vocabulary = session.vocabulary.n_tokens
@@ -100,7 +109,7 @@ def run_candidate_pass(context: WorkerContext, request: PassRequest, reference: 
     """
     base = load_arrays(arrays_file)
     vocabulary = int(base["vocabulary"].item())
-    session, lanes = _open(context, request)
+    session, lanes = open_lanes(context, request.files, request.settings)
     if session.vocabulary.n_tokens != vocabulary:
         raise VocabularyMismatch(
             f"{request.model} computes logits of {session.vocabulary.n_tokens} tokens, its reference of {vocabulary}.",
@@ -113,6 +122,15 @@ def run_candidate_pass(context: WorkerContext, request: PassRequest, reference: 
     observer = DivergenceObserver(shape, vocabulary, request.settings.threads, lanes, reader)
     _decode(context, session, lanes, request, windows, observer)
     return observer.arrays
+
+
+def has_codes(folder: Path, arrays: Arrays) -> bool:
+    """Whether the distributions of a reference's pass are (still) there, whole."""
+    if "total" not in arrays:
+        return False
+    codes = folder / CODES_FILE
+    expected = 2 * arrays["scale"].size * int(arrays["vocabulary"].item())
+    return codes.is_file() and codes.stat().st_size == expected
 
 
 def cut_windows(tokens: Tokens, request: PassRequest) -> Tokens:
@@ -139,12 +157,12 @@ def cut_windows(tokens: Tokens, request: PassRequest) -> Tokens:
     return tokens[: count * n_ctx].reshape(count, n_ctx)
 
 
-def _open(context: WorkerContext, request: PassRequest) -> tuple[Session, int]:
+def open_lanes(context: WorkerContext, files: Sequence[Path], settings: SessionSettings) -> tuple[Session, int]:
     """The model with the settings of one lane, and the number of lanes: contexts that decode side by side."""
     from harness.engine.session import offloads
 
-    lanes = 1 if offloads(request.settings) else request.settings.lanes
-    return context.session(request.files, request.settings.lane(lanes)), lanes
+    lanes = 1 if offloads(settings) else settings.lanes
+    return context.session(files, settings.lane(lanes)), lanes
 
 
 def _decode(

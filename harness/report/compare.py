@@ -135,7 +135,7 @@ def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> Difference:
 
 def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     changes = []
-    for name, key in (("corpus", "sha256"), ("engine", "llama_cpp"), ("machine", "cpu")):
+    for name, key in (("corpus", "sha256"), ("prompts", "sha256"), ("engine", "llama_cpp"), ("machine", "cpu")):
         before, after = ((run.get(name) or {}).get(key) for run in (old, new))
         if before != after:
             changes.append(f"changed {name}: {before or 'none'} -> {after or 'none'}")

@@ -9,7 +9,7 @@ from typing import Any, Final
 from harness.metrics.tradeoff import dominated_by, smallest_passing
 from harness.report.numbers import format_bytes
 
-__all__ = ["Candidate", "RunView", "visible"]
+__all__ = ["Candidate", "RunView", "visible", "visible_lines"]
 
 _PREFERRED_LOSS: Final = ("kld_mean", "ln_ppl_ratio", "ppl")
 
@@ -43,7 +43,9 @@ class RunView:
         self.run = run
         self._rows: dict[tuple[str, str], Mapping[str, Any]] = {}
         for row in run.get("estimates", []):
-            self._rows.setdefault((row["model"], row["metric"]), row)
+            # A row of one prompt, layer or head says nothing of the whole.
+            if all(row.get(part) is None for part in ("prompt", "layer", "head")):
+                self._rows.setdefault((row["model"], row["metric"]), row)
         models = sorted(run.get("models", []), key=lambda model: (-model["bytes"], model.get("order", 0)))
         tested = {test["model"] for test in run.get("tests", []) if test.get("model")}
         self._facts: dict[str, Mapping[str, Any]] = {model["name"]: model for model in models}
@@ -53,7 +55,7 @@ class RunView:
         self.models = [self._candidate(name) for name in self._facts]
 
     def row(self, model: str, metric: str) -> Mapping[str, Any] | None:
-        """The row of a model's metric, None if it was not measured."""
+        """The row of a model's metric over everything, None if it was not measured."""
         return self._rows.get((model, metric))
 
     def measured(self, metric: str) -> bool:
@@ -69,6 +71,18 @@ class RunView:
     def candidates(self) -> list[Candidate]:
         """All models but the reference, biggest first."""
         return [model for model in self.models if not model.is_reference]
+
+    @property
+    def texts(self) -> dict[str, list[Mapping[str, Any]]]:
+        """By prompt: how each model continued it, the reference first."""
+        order = {model.name: place for place, model in enumerate(self.models)}
+        rows = sorted(
+            self.run.get("texts") or [], key=lambda row: (row["model"] != self.reference, order.get(row["model"], 0))
+        )
+        texts: dict[str, list[Mapping[str, Any]]] = {}
+        for row in rows:
+            texts.setdefault(row["prompt"], []).append(row)
+        return texts
 
     @property
     def recommended(self) -> Candidate | None:
@@ -147,3 +161,8 @@ def _is_broken(test: Mapping[str, Any], gates: list[Mapping[str, Any]]) -> bool:
 def visible(text: str) -> str:
     """A text with control characters shown as symbols: it cannot move the cursor or break a line."""
     return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
+
+
+def visible_lines(text: str) -> str:
+    """The same with the lines and tabs of a text kept."""
+    return "\n".join(visible(line.expandtabs(4)) for line in text.split("\n"))

@@ -10,7 +10,7 @@ from typing import Any
 
 from harness.names import METRICS
 from harness.report.charts import build_charts
-from harness.report.data import RunView, visible
+from harness.report.data import RunView, visible, visible_lines
 from harness.report.numbers import format_bytes, format_estimate, format_percent, format_value
 from harness.store import write_text
 
@@ -23,6 +23,7 @@ _TABLE_METRICS = (
     "kld_mean",
     "kld_p99",
     "same_top",
+    "edit_similarity",
     "pp_tokens_per_s",
     "tg_tokens_per_s",
     "load_s",
@@ -48,7 +49,7 @@ def write_html(run: Mapping[str, Any], run_dir: Path, destination: Path) -> None
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"visible": visible, "size": format_bytes, "number": format_value}
+    environment.filters |= {"visible": visible, "lines": visible_lines, "size": format_bytes, "number": format_value}
     template = environment.from_string((assets / "report.html.j2").read_text(encoding="utf-8"))
     view = RunView(run)
     charts = build_charts(view, run_dir)

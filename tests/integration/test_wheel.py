@@ -33,6 +33,7 @@ def test_the_wheel_owns_one_package_and_holds_everything(built: Path) -> None:
         "harness/suites/quant/test_perplexity.py",
         "harness/fixtures/models.py",
         "harness/fixtures/data/gates.toml",
+        "harness/fixtures/data/prompts.toml",
         "harness/report/assets/report.html.j2",
     ):
         assert needed in names

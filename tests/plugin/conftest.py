@@ -15,6 +15,16 @@ from tests.random_llama import write_random_llama
 SUITES = Path(str(resources.files("harness.suites")))
 INI = Path(str(resources.files("harness.fixtures"))) / "data" / "pytest.ini"
 
+PROMPTS = """
+[[prompt]]
+id = "fox"
+text = "The quick brown fox"
+
+[[prompt]]
+id = "chat"
+messages = [{role = "user", content = "Hello"}]
+"""
+
 RunSuite = Callable[..., pytest.RunResult]
 ReadRun = Callable[[], dict[str, Any]]
 
@@ -30,9 +40,12 @@ def run_suite(pytester: pytest.Pytester) -> RunSuite:
     """`run_suite("--models=...", tests="test_file.py")`: the quant suite, small and quick."""
 
     def run(*arguments: str, tests: str = "", quick: bool = True) -> pytest.RunResult:
-        settings = (
-            ["--gguf-ctx=32", "--gguf-chunks=4", "--gguf-batch=64", "--gguf-pp=8", "--gguf-tg=4"] if quick else []
-        )
+        settings = []
+        if quick:
+            settings = ["--gguf-ctx=32", "--gguf-chunks=4", "--gguf-batch=64", "--gguf-pp=8", "--gguf-tg=4"]
+            prompts = pytester.path / "quick-prompts.toml"
+            prompts.write_text(PROMPTS, encoding="utf-8")
+            settings += [f"--gguf-prompts={prompts}", "--gguf-gen-tokens=8"]
         target = str(SUITES / "quant" / tests)
         root = ["-c", str(INI), "--rootdir", str(pytester.path), "-p", "no:cacheprovider", "-W", "error"]
         return pytester.runpytest_subprocess(target, *root, *settings, *arguments, timeout=120)

@@ -32,6 +32,9 @@ from tests.plugin.conftest import RunSuite
         (["--models={model}", "--gguf-llama-server=missing"], "llama-server missing: no such file"),
         (["--models={model}", "--gguf-llama-server={model}"], "random-F32.gguf is not executable"),
         (["--models={model}", "--gguf-gates=missing.toml"], "--gguf-gates=missing.toml: no such file"),
+        (["--models={model}", "--gguf-prompts=missing.toml"], "Prompt set 'missing.toml' cannot be read: No such file"),
+        (["--models={model}", "--gguf-prompts={model}"], "is not UTF-8"),
+        (["--models={model}", "--gguf-gen-tokens=0"], "0 is too small, expected at least 1"),
     ],
 )
 def test_mistakes_are_named(run_suite: RunSuite, llama_file: Path, arguments: list[str], message: str) -> None:
@@ -94,10 +97,21 @@ def test_fixtures_of_the_same_name_are_left_alone(pytester: pytest.Pytester) -> 
         @pytest.mark.parametrize(("candidate", "reference"), [(1, 2)])
         def test_two(candidate, reference):
             assert (candidate, reference) == (1, 2)
+
+        @pytest.fixture
+        def prompt():
+            return "mine"
+
+        def test_own_prompt(prompt):
+            assert prompt == "mine"
+
+        @pytest.mark.parametrize("prompt", ["a", "b"])
+        def test_own_prompts(prompt):
+            assert prompt in {"a", "b"}
         """
     )
     result = pytester.runpytest_subprocess("-p", "no:cacheprovider", "-W", "error")
-    result.assert_outcomes(passed=4)
+    result.assert_outcomes(passed=7)
     assert not (pytester.path / "results").exists()
 
 

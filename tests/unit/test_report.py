@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import html
 import json
 import re
 from pathlib import Path
@@ -125,6 +126,48 @@ def test_hostile_names_are_text_everywhere(run: dict[str, Any], tmp_path: Path) 
     markdown = render_markdown(hostile)
     assert "<img" not in markdown
     assert "\\|" in markdown
+
+
+def _texts(run: dict[str, Any]) -> dict[str, Any]:
+    """The run with texts of two models to a hostile prompt, and a row of that prompt for each before the pooled one."""
+    names = [model["name"] for model in run["models"]][:2]
+    base = {"prompt": HOSTILE, "given": f"a\tb\n{HOSTILE}", "templated": False, "tokens": 3, "problem": None}
+    row = next(row for row in run["estimates"] if row["metric"] == "same_top")
+    rows = [
+        row | {"model": name, "metric": "edit_similarity", "prompt": prompt, "value": value}
+        for name in names
+        for prompt, value in ((HOSTILE, 0.125), (None, 0.75))
+    ]
+    prompts = {"name": HOSTILE, "sha256": "0" * 64, "prompts": 1, "tokens": 3}
+    texts = [
+        base | {"model": names[1], "text": None, "problem": f"{names[1]}: too long"},
+        base | {"model": names[0], "text": HOSTILE},
+    ]
+    return run | {"estimates": [*run["estimates"], *rows], "prompts": prompts, "texts": texts}
+
+
+def test_texts_and_prompts_are_shown_as_text(run: dict[str, Any], tmp_path: Path) -> None:
+    write_html(_texts(run), STORED, tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "<img src=x" not in page
+    assert page.count("</script>") == 3
+    shown = html.escape(HOSTILE.replace("\x1b", "\\x1b"))
+    assert f"<pre>a   b\n{shown}</pre>" in page
+    assert f"<pre>{shown}</pre>" in page
+    assert "too long" in page
+    assert "no chat template" in page
+
+
+def test_a_row_of_one_prompt_is_not_taken_for_all(run: dict[str, Any]) -> None:
+    run = _texts(run)
+    view = RunView(run)
+    row = view.row(run["models"][0]["name"], "edit_similarity")
+    assert row is not None
+    assert row["value"] == 0.75
+    assert [row["model"] for row in view.texts[HOSTILE]] == [view.reference, run["models"][1]["name"]]
+    changed = _texts(run)
+    changed["prompts"] = changed["prompts"] | {"sha256": "1" * 64}
+    assert any("changed prompts" in change for change in compare_runs(run, changed).changes)
 
 
 def _broken_runs() -> dict[str, dict[str, Any]]:

@@ -1,0 +1,45 @@
+"""How far do the texts that candidates write differ from the reference's?"""
+
+from __future__ import annotations
+
+import pytest
+
+from harness.errors import NoData
+from harness.fixture_types import Generate, Record
+from harness.metrics.text import compare_text, compare_texts
+from harness.options import Options
+from harness.prompts import Prompt
+from harness.runner import LoadedModel
+
+
+@pytest.mark.metric("edit_similarity")
+def test_text_of_a_prompt(
+    candidate: LoadedModel, reference: LoadedModel, prompt: Prompt, generation: Generate, record: Record
+) -> None:
+    """Greedy continuation of one prompt beside the reference's."""
+    pair = generation.compare(candidate, reference, prompt)
+    try:
+        scores = compare_text(pair)
+    except NoData as error:
+        pytest.skip(error.message)
+    plain = generation(reference, prompt).templated is False
+    record(*scores.estimates, detail="no chat template in the file: messages joined plainly" if plain else None)
+    (similarity,) = (estimate.value for estimate in scores.estimates if estimate.metric == "edit_similarity")
+    assert (similarity == 1) == (pair.candidate_tokens == pair.reference_tokens)
+
+
+@pytest.mark.metric("edit_similarity")
+def test_texts_stay_close_to_reference(
+    candidate: LoadedModel, reference: LoadedModel, generation: Generate, record: Record, harness_options: Options
+) -> None:
+    """Greedy continuations of all prompts together; errors by bootstrap over prompts."""
+    pairs, problems = generation.compare_all(candidate, reference)
+    try:
+        scores = compare_texts(list(pairs.values()))
+    except NoData as error:
+        pytest.skip(error.message)
+    same = sum(pair.candidate_tokens == pair.reference_tokens for pair in pairs.values())
+    left_out = f"; {len(problems)} more could not be compared" if problems else ""
+    detail = f"{len(pairs)} prompts, {harness_options.gen_tokens} tokens at most, {same} texts the same{left_out}"
+    record(*scores.estimates, detail=detail)
+    assert all(estimate.value >= 0 for estimate in scores.estimates if estimate.metric != "divergence_probability_gap")
