@@ -7,6 +7,7 @@ one request at a time: requests that come together wait for each other, and none
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -110,12 +111,17 @@ class Server:
         """Whether the process is alive."""
         return self._process.poll() is None
 
-    def check(self) -> None:
+    def check(self, grace_s: float = 0.0) -> None:
         """Make sure that the server is alive.
+
+        Args:
+            grace_s: how long to wait for its end: a process that is being killed stops answering first.
 
         Raises:
             EngineCrashed: it is not; the message has the signal and the last lines of its log.
         """
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(grace_s)
         if not self.is_running:
             raise EngineCrashed(
                 f"{self.label}: the server process {describe_exit(self._process.returncode)}.",

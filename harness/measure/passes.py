@@ -6,9 +6,10 @@ Progress is kept on disk every few seconds: a killed pass resumes at the window 
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
@@ -172,12 +173,18 @@ def _decode(
     start, total, size = _resume(partial, observer), len(windows), session.settings.n_seq
     idle: SimpleQueue[Session] = SimpleQueue()
     idle.put(session)
+    failed = threading.Event()
 
     def measure(group: range) -> int:
+        if failed.is_set():
+            raise CancelledError  # never seen: the error of an earlier group is
         lane = idle.get()
         try:
             for block in lane.score(windows, group.start, group.stop):
                 observer.observe(block)
+        except BaseException:
+            failed.set()
+            raise
         finally:
             idle.put(lane)
         return group.stop
@@ -187,8 +194,6 @@ def _decode(
         for _ in range(lanes - 1):
             idle.put(stack.enter_context(session.another()))
         pool = stack.enter_context(ThreadPoolExecutor(lanes))
-        # In case of an error: what has not begun never does.
-        stack.callback(pool.shutdown, cancel_futures=True)
         saved = time.monotonic()
         groups = [range(first, min(first + size, total)) for first in range(start, total, size)]
         for done in pool.map(measure, groups):

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ServedRequest", "ServedResult", "measure_served"]
 
+_GRACE_S: Final = 1.0
+
 _PROMPT: Final = (
     "sailors set out from the harbour before dawn, with bread for nine days and a map of the northern islands."
     " When the wind turned, the oldest of them said:"
@@ -112,7 +114,7 @@ def _rounds(
 
 def _require_answers(server: Server, answers: Answers) -> None:
     if answers.failed:
-        server.check()
+        server.check(grace_s=_GRACE_S)
         raise EngineError(
             f"{server.label}: {len(answers.failed)} of {len(answers.completions)} requests failed:"
             f" {answers.failed[0].error}.",
