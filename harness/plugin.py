@@ -147,7 +147,7 @@ class _Reporting:
             return
         draft = self._state.draft = self._state.draft or _new_draft(self._state)
         if report.when == "call" or report.outcome != "passed":
-            draft.tests[report.nodeid] = _test_record(report)
+            draft.tests[_test_id(report)] = _test_record(report)
         if report.when == "teardown":
             for name, value in report.user_properties:
                 if name == ESTIMATE_PROPERTY:

@@ -66,6 +66,24 @@ def test_a_candidate_that_became_worse_fails(
     result.stdout.fnmatch_lines(["mine: KL mean is *in the baseline 'noisy' it was*"])
 
 
+def test_many_processes_save_and_compare(
+    run_suite: RunSuite, read_run: ReadRun, pytester: pytest.Pytester, llama_file: Path
+) -> None:
+    models = [*_models(pytester.path, llama_file, 0.02), "--gguf-quants=Q8_0", "-n", "2"]
+    run_suite(*models, "--gguf-save-baseline=main", "-k", "divergence")
+    saved = json.loads((pytester.path / "results/baselines/main.json").read_text())
+    assert all("means" in saved["models"][name] for name in ("mine", "random-Q8_0"))
+    worse = [*_models(pytester.path, llama_file, 0.5), "--gguf-quants=Q8_0", "-n", "2"]
+    result = run_suite(*worse, "--gguf-baseline=main", "--gguf-holm", "-k", "baseline")
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    assert "INTERNALERROR" not in f"{result.stdout}{result.stderr}"
+    comparisons = read_run()["baseline"]["comparisons"]
+    assert len(comparisons) == 8
+    assert {c["model"] for c in comparisons if c["outcome"] == "worse"} == {"mine"}
+    failed = {test["model"] for test in read_run()["tests"] if test["outcome"] == "failed"}
+    assert failed == {"mine"}
+
+
 def test_another_text_is_named_and_not_paired(
     run_suite: RunSuite, read_run: ReadRun, pytester: pytest.Pytester, llama_file: Path
 ) -> None:

@@ -119,6 +119,10 @@ def test_the_gates_of_a_run_can_be_decided_together(
     assert "reverse KL mean" in failed["message"]
     assert "KL mean is inconclusive" not in failed["message"]
 
+    result = run_suite(*arguments, "--gguf-holm", "-n", "2", tests="test_divergence.py")
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    assert [test["id"] for test in read_run()["tests"] if test["outcome"] == "failed"] == [failed["id"]]
+
     only_weak = _gates(pytester, f"[kld_mean]\nlimit = {weak}\n")
     assert run_suite(*arguments[:-1], only_weak, "--gguf-holm", tests="test_divergence.py").ret == 0
 
