@@ -9,7 +9,6 @@ if TYPE_CHECKING:
 
     from harness.engine.server import Server
     from harness.errors import HarnessError
-    from harness.gates import Verdict
     from harness.measure.generate import Generation
     from harness.measure.observers import Arrays
     from harness.measure.served import ServedResult
@@ -17,11 +16,13 @@ if TYPE_CHECKING:
     from harness.metrics.text import TextPair
     from harness.prompts import Prompt
     from harness.records import Estimate
+    from harness.regressions import Comparison
     from harness.runner import LoadedModel
+    from harness.verdicts import Verdict
 
     Measure = Callable[[LoadedModel], Mapping[str, Estimate]]
 
-__all__ = ["CorpusPass", "GateCheck", "Generate", "Record", "Serve", "Served", "Speed"]
+__all__ = ["BaselineCheck", "CorpusPass", "GateCheck", "Generate", "Record", "Serve", "Served", "Speed"]
 
 
 class Record(Protocol):
@@ -59,6 +60,20 @@ class GateCheck(Protocol):
         """
 
 
+class BaselineCheck(Protocol):
+    """The fixture `baseline`."""
+
+    def __call__(self, metric: str, candidate: LoadedModel, arrays: Arrays, reference: Arrays) -> Comparison | None:
+        """Fail the test when a candidate is worse than it was in the baseline of --gguf-baseline.
+
+        Args:
+            metric: one of `harness.metrics.windows.COMPARED`.
+            candidate: the model under test.
+            arrays: its pass over the corpus.
+            reference: the reference's, on the same windows.
+        """
+
+
 class Speed(Protocol):
     """The fixture `speed`."""
 
@@ -83,12 +98,16 @@ class Served(Protocol):
 class CorpusPass(Protocol):
     """The fixture `corpus_pass`: decodes the corpus, once per model however many tests ask."""
 
-    def __call__(self, model: LoadedModel, *, against: LoadedModel | None = None) -> Arrays:
+    def __call__(
+        self, model: LoadedModel, *, against: LoadedModel | None = None, windows_of: Arrays | None = None
+    ) -> Arrays:
         """Per-token values of a model, each [windows, scored tokens].
 
         Args:
             model: the model to decode.
             against: the reference to compare with.
+            windows_of: values of a candidate: only its windows, in its order. With --gguf-until-decided these are not
+                all; without, it changes nothing.
 
         Returns:
             nll (nats) and top (token ids); with `against` also kld and kld_reverse (nats).

@@ -18,7 +18,6 @@ __all__ = [
     "ENCODER_PREFIX",
     "METRICS",
     "NEEDS_FLASH_ATTENTION_OFF",
-    "PER_MODEL",
     "TAPS",
     "Better",
     "GraphNode",
@@ -145,13 +144,6 @@ METRICS: dict[str, MetricInfo] = {
     "file_bytes": MetricInfo("bytes", "lower", "size", "Size of the GGUF file, all splits together."),
     "bits_per_weight": MetricInfo("bits", "lower", "bits/weight", "Tensor bytes times eight over parameters."),
 }
-
-
-PER_MODEL: frozenset[str] = frozenset({
-    "ppl", "pp_tokens_per_s", "tg_tokens_per_s", "load_s", "peak_memory_bytes", "weights_bytes", "kv_cache_bytes",
-    "compute_bytes", "file_bytes", "bits_per_weight",
-})  # fmt: skip
-"""Metrics that the reference has as well: only these can be gated relative to it."""
 
 
 def metric_info(metric: str) -> MetricInfo:

@@ -58,6 +58,9 @@ class Options:
     gates: Path | None
     inconclusive: str
     holm: bool
+    until_decided: bool
+    baseline: Path | None
+    save_baseline: str | None
     fresh: bool
 
     @property
@@ -211,6 +214,13 @@ def add_options(parser: pytest.Parser) -> None:
     add("--gguf-holm", action="store_true", default=False,
         help="decide gates together, by Holm's correction over all of the run: their tests fail at its end "
         "(default: off, each gate by itself)")  # fmt: skip
+    add("--gguf-until-decided", action="store_true", default=False,
+        help="stop a candidate's pass over the corpus when all gates that it feeds are decided, with tests that allow "
+        "for it; --gguf-chunks is the most (default: off, all windows)")  # fmt: skip
+    add("--gguf-baseline", metavar="NAME|FILE", default=None,
+        help="fail candidates that are worse than this baseline says they were (default: none)")  # fmt: skip
+    add("--gguf-save-baseline", metavar="NAME", default=None,
+        help="save what this run measures as results/baselines/NAME.json (default: off)")  # fmt: skip
     add("--gguf-fresh", action="store_true", default=False,
         help="measure again even where the cache has the result (default: off)")  # fmt: skip
 
@@ -236,6 +246,7 @@ def read_options(config: pytest.Config) -> Options:
     for name in ("--gguf-imatrix", "--gguf-gates"):
         if (path := get(name)) is not None and not path.is_file():
             raise OptionError(f"{name}={path}: no such file.", "Give the path of an existing file.")
+    baseline, saved = _baselines(get("--gguf-baseline"), get("--gguf-save-baseline"), results)
     options = Options(
         models=models,
         reference=get("--reference"),
@@ -263,7 +274,22 @@ def read_options(config: pytest.Config) -> Options:
         gates=get("--gguf-gates"),
         inconclusive=get("--gguf-inconclusive"),
         holm=get("--gguf-holm"),
+        until_decided=get("--gguf-until-decided"),
+        baseline=baseline,
+        save_baseline=saved,
         fresh=get("--gguf-fresh"),
     )
     options.session_settings  # noqa: B018 - an impossible combination is an error now, not at the first model
     return options
+
+
+def _baselines(compared: str | None, saved: str | None, results: Path) -> tuple[Path | None, str | None]:
+    if compared is None and saved is None:
+        return None, None
+    # It imports numpy, which most sessions do without at this point.
+    from harness.baselines import check_name, find_baseline
+
+    return (
+        None if compared is None else find_baseline(compared, results),
+        None if saved is None else check_name(saved),
+    )

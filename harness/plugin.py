@@ -18,14 +18,15 @@ from harness.errors import HarnessError
 from harness.options import add_options
 from harness.report.data import visible
 from harness.run import RunDraft, TestRecord, new_run_id
-from harness.state import ESTIMATE_PROPERTY, GATE_PROPERTY, STATE, State
+from harness.state import BASELINE_PROPERTY, ESTIMATE_PROPERTY, GATE_PROPERTY, STATE, State
 
 if TYPE_CHECKING:
     from harness.ladder import PlannedModel
 
-_FIXTURES: Final = ("models", "engines", "servers", "corpus", "texts", "record")
+_FIXTURES: Final = ("models", "engines", "servers", "corpus", "texts", "record", "baselines")
 _MODELS: Final = frozenset({"model", "candidate"})
 _PARAMETERS: Final = _MODELS | {"prompt"}
+_BASELINE_TESTS: Final = "test_baseline.py"
 _FIXTURE_NAMES: Final = _PARAMETERS | {"reference", "runner", "ladder", "corpus_pass"}
 
 
@@ -48,7 +49,7 @@ def pytest_configure(config: pytest.Config) -> None:
             # Tests of one model belong together: each process would load every model otherwise.
             config.option.dist = "loadgroup"
         try:
-            _ = state.options, state.ladder, state.prompts
+            _ = state.options, state.ladder, state.prompts, state.baseline
         except HarnessError as error:
             raise pytest.UsageError(str(error)) from None
 
@@ -57,6 +58,14 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_configure_node(node: Any) -> None:
     """Tell an xdist worker which run it belongs to."""
     node.workerinput["gguf_run_id"] = node.config.stash[STATE].run_id
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Without a baseline there is nothing to compare with: those tests are not even skipped."""
+    suite = Path(__file__).parent.parent / "suites", Path(__file__).parent / "suites"
+    if collection_path.name != _BASELINE_TESTS or not any(collection_path.is_relative_to(place) for place in suite):
+        return None
+    return True if config.getoption("--gguf-baseline") is None else None
 
 
 def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Item]) -> list[str]:
@@ -103,6 +112,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     state = config.stash[STATE]
     if state.problem is not None:
         raise pytest.UsageError(str(state.problem))
+    state.comparisons = sum("baseline" in item.fixturenames for item in ours if isinstance(item, pytest.Function))
     state.divergence = any({"candidate", "corpus_pass"} <= _ours(item) for item in ours)
     order = {model.name: index for index, model in enumerate(state.ladder.models)}
     chosen = set(ours)
@@ -143,44 +153,54 @@ class _Reporting:
             return
         draft = self._state.draft = self._state.draft or _new_draft(self._state)
         if report.when == "call" or report.outcome != "passed":
-            draft.tests[report.nodeid] = _test_record(report)
+            draft.tests[_test_id(report)] = _test_record(report)
         if report.when == "teardown":
             for name, value in report.user_properties:
                 if name == ESTIMATE_PROPERTY:
                     draft.estimates.append(json.loads(str(value)))
                 elif name == GATE_PROPERTY:
                     draft.gates.append({"test": _test_id(report), **json.loads(str(value))})
+                elif name == BASELINE_PROPERTY:
+                    draft.comparisons.append({"test": _test_id(report), **json.loads(str(value))})
             self._save(draft, finished=False)
 
     @pytest.hookimpl(wrapper=True, trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> Generator[None, None, None]:
-        """Correct the verdicts; after all others, which close what measures, write run.json and the report."""
+        """Settle what needs the whole run; when all that measures is closed, write run.json and the report."""
         draft = self._state.draft
         if draft is not None:
-            self._settle_gates(session, draft)
+            self._settle(session, draft)
         yield
         if draft is not None:
             self._write(session, draft)
 
-    def _settle_gates(self, session: pytest.Session, draft: RunDraft) -> None:
-        """Holm's correction; with --gguf-holm, a test whose gates fail by it fails now, with a report of its own."""
-        from harness.gates import adjust
+    def _settle(self, session: pytest.Session, draft: RunDraft) -> None:
+        """Holm's correction over gates, and over comparisons with a baseline; what fails by it alone fails now."""
+        from harness.verdicts import adjust
 
         options = self._state.options
         draft.gates = adjust(draft.gates, enforce=options.holm)
-        for test in draft.tests.values() if options.holm else ():
-            gates = [gate for gate in draft.gates if gate["test"] == test.id]
-            wrong = [
-                f"{gate['model']}: {gate['detail']}" for gate in gates if gate["verdict"] in options.failing_verdicts
-            ]
-            if not wrong or test.outcome != "passed":
-                continue
-            test.outcome, test.message = "failed", "\n".join(wrong)
-            location = (test.id.split("::")[0], None, test.id.split("::")[-1])
-            report = pytest.TestReport(test.id, location, {}, "failed", test.message, "call")
-            session.config.hook.pytest_runtest_logreport(report=report)
-            if session.exitstatus == pytest.ExitCode.OK:
-                session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        wrong = [gate for gate in draft.gates if options.holm and gate["verdict"] in options.failing_verdicts]
+        if draft.comparisons:
+            from harness.regressions import judge
+
+            draft.comparisons = judge(draft.comparisons)
+            wrong += [comparison for comparison in draft.comparisons if comparison["outcome"] == "worse"]
+        messages: dict[str, list[str]] = {}
+        for finding in wrong:
+            messages.setdefault(finding["test"], []).append(f"{finding['model']}: {finding['detail']}")
+        for test, lines in messages.items():
+            if draft.tests[test].outcome == "passed":
+                self._fail(session, draft.tests[test], "\n".join(lines))
+
+    def _fail(self, session: pytest.Session, test: TestRecord, message: str) -> None:
+        """Fail a test that has passed, with a report of its own."""
+        test.outcome, test.message = "failed", message
+        location = (test.id.split("::")[0], None, test.id.split("::")[-1])
+        report = pytest.TestReport(test.id, location, {}, "failed", message, "call")
+        session.config.hook.pytest_runtest_logreport(report=report)
+        if session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def _write(self, session: pytest.Session, draft: RunDraft) -> None:
         run = self._save(draft, finished=True)
@@ -190,10 +210,27 @@ class _Reporting:
             try:
                 write_html(run, draft.folder, draft.folder / "report.html")
                 self._state.report = draft.folder / "report.html"
+                self._save_baseline(run, draft.folder)
             except HarnessError as error:
                 self._problem = error
         if self._problem is not None and session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def _save_baseline(self, run: dict[str, Any], folder: Path) -> None:
+        options = self._state.options
+        if options.save_baseline is None:
+            return
+        from harness.baselines import build_baseline, save_baseline
+        from harness.measure.arrays import load_arrays
+
+        means = {
+            entry["model"]: load_arrays(folder / entry["file"])
+            for entry in run["arrays"]
+            if entry["name"] == "window_means"
+        }
+        path = options.results / "baselines" / f"{options.save_baseline}.json"
+        save_baseline(path, build_baseline(run, means))
+        self._state.saved_baseline = path
 
     def _save(self, draft: RunDraft, *, finished: bool) -> dict[str, Any] | None:
         """The stored run; a full disk must not end the session, and is said at its end."""
@@ -221,6 +258,8 @@ class _Reporting:
         terminalreporter.write(render_terminal(run, width=writer.fullwidth, color=writer.hasmarkup) + "\n")
         terminalreporter.write_line(f"report: {_shown(self._state.report)}")
         terminalreporter.write_line(f"run:    {_shown(self._state.run_folder / 'run.json')}")
+        if self._state.saved_baseline is not None:
+            terminalreporter.write_line(f"saved:  {_shown(self._state.saved_baseline)}")
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -241,6 +280,7 @@ def _new_draft(state: State) -> RunDraft:
         machine=describe_machine(),
         reference_reason=ladder.reason,
         reference=ladder.reference.name if ladder.reference else None,
+        baseline=state.baseline.name if state.baseline else None,
     )
 
 

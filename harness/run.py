@@ -47,7 +47,19 @@ class RunPart:
             "arrays": {},
             "warnings": [],
             "cache": {"hits": 0, "misses": 0},
+            "early": {},
         }
+
+    def add_early(self, model: str, windows: int, planned: int, n_ctx: int) -> None:
+        """Say how much of the corpus a model needed with --gguf-until-decided."""
+        self._content["early"][model] = {
+            "model": model,
+            "windows": windows,
+            "planned": planned,
+            "tokens": windows * n_ctx,
+            "saved_tokens": (planned - windows) * n_ctx,
+        }
+        self._save()
 
     def add_model(self, description: dict[str, Any]) -> None:
         """Describe a model; the first description counts."""
@@ -118,6 +130,8 @@ class RunDraft:
     tests: dict[str, TestRecord] = field(default_factory=dict)
     estimates: list[dict[str, Any]] = field(default_factory=list)
     gates: list[dict[str, Any]] = field(default_factory=list)
+    baseline: str | None = None
+    comparisons: list[dict[str, Any]] = field(default_factory=list)
     _clock: float = field(default_factory=time.monotonic)
 
     def save(self, *, finished: bool) -> dict[str, Any]:
@@ -133,8 +147,10 @@ class RunDraft:
         models: dict[str, Any] = {}
         arrays: dict[str, Any] = {}
         texts: dict[str, Any] = {}
+        early: dict[str, Any] = {}
         for part in parts:
             texts = part["texts"] | texts
+            early |= part["early"]
             models = part["models"] | models
             arrays = part["arrays"] | arrays
         return {
@@ -167,6 +183,8 @@ class RunDraft:
             "estimates": self.estimates,
             "arrays": list(arrays.values()),
             "gates": self.gates,
+            "early": list(early.values()),
+            "baseline": {"name": self.baseline, "comparisons": self.comparisons} if self.baseline else None,
             "warnings": list(dict.fromkeys(warning for part in parts for warning in part["warnings"])),
             "cache": {key: sum(part["cache"][key] for part in parts) for key in ("hits", "misses")},
         }

@@ -13,6 +13,7 @@ from harness.engine.server import Server, ServerPool
 from harness.engine.tasks import describe_engine, engine_version, identify_build, quantize_task
 from harness.engine.worker import ProgressCallback, Worker
 from harness.errors import HarnessError
+from harness.gates import early_limits, load_gates
 from harness.measure import generate
 from harness.measure.passes import CorpusText, PassRequest, has_codes, run_candidate_pass, run_reference_pass
 from harness.measure.served import ServedResult, measure_served
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from harness.ladder import PlannedModel
     from harness.measure.generate import Generations, TextScore
     from harness.measure.observers import Arrays
+    from harness.metrics.windows import WindowLimit
     from harness.options import Options
     from harness.prompts import PromptSet
 
@@ -157,7 +159,14 @@ class Runner:
 
     def candidate_pass(self, model: LoadedModel, reference: LoadedModel, corpus: Corpus) -> Arrays:
         """nll, top token and divergence in both directions of every scored token; see `run_candidate_pass`."""
-        return self._compare(model, reference, corpus, self._settings, self.options.chunks, "candidate")
+        return self._compare(
+            model, reference, corpus, self._settings, self.options.chunks, "candidate", self.early_limits
+        )
+
+    @property
+    def early_limits(self) -> tuple[WindowLimit, ...]:
+        """What stops a candidate's pass once it is decided; empty where passes are not to stop."""
+        return early_limits(load_gates(self.options.gates).values()) if self.options.until_decided else ()
 
     def floor_pass(self, reference: LoadedModel, corpus: Corpus) -> Arrays:
         """The reference against itself with one window a batch and a smaller physical batch: what differs is noise."""
@@ -177,9 +186,12 @@ class Runner:
         settings: SessionSettings,
         chunks: int | None,
         kind: str,
+        limits: tuple[WindowLimit, ...] = (),
     ) -> Arrays:
         base = self._reference_entry(reference, corpus)
         key = self._pass_key(model, corpus, settings, chunks) | {"reference": base.folder.name, "kind": kind}
+        if limits:
+            key["until_decided"] = [asdict(limit) for limit in limits]
         entry = self.cache.entry("passes", key)
 
         def measure() -> Arrays:
@@ -194,7 +206,7 @@ class Runner:
                 label = f"{model.name} on {corpus.name}" if kind == "candidate" else f"noise floor of {model.name}"
                 with self._progress.task(label, "windows") as show:
                     worker = self._shared_worker(model.name)
-                    arrays = worker.call(run_candidate_pass, show, request, base.folder, base.arrays_file)
+                    arrays = worker.call(run_candidate_pass, show, request, base.folder, base.arrays_file, limits)
                 entry.save({"model": model.name, "reference": reference.name, "corpus": corpus.name}, arrays)
                 return arrays
 

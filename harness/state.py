@@ -13,14 +13,16 @@ from harness.options import Options, read_options
 from harness.run import RunDraft
 
 if TYPE_CHECKING:
+    from harness.baselines import Baseline
     from harness.ladder import Ladder
     from harness.prompts import PromptSet
 
-__all__ = ["ESTIMATE_PROPERTY", "GATE_PROPERTY", "STATE", "State"]
+__all__ = ["BASELINE_PROPERTY", "ESTIMATE_PROPERTY", "GATE_PROPERTY", "STATE", "State"]
 
 ESTIMATE_PROPERTY: Final = "gguf_estimate"
 GATE_PROPERTY: Final = "gguf_gate"
-"""Names in `user_properties`: rows and verdicts travel with the report of their test, through xdist as well."""
+BASELINE_PROPERTY: Final = "gguf_baseline"
+"""Names in `user_properties`: what tests found travels with their reports, through xdist as well."""
 
 
 @dataclass
@@ -32,6 +34,7 @@ class State:
         options: read when first needed.
         ladder: planned when first needed.
         prompts: read when first needed.
+        comparisons: number of collected tests that compare with the baseline.
         divergence: some collected test compares a candidate with its reference: keep the reference's distributions.
         problem: why there are no models, met while collecting and raised after it.
         draft: the run, in the process that reports; None until a test of ours was reported.
@@ -41,12 +44,15 @@ class State:
     run_id: str
     process: str = "main"
     divergence: bool = False
+    comparisons: int = 0
     problem: HarnessError | None = None
     draft: RunDraft | None = None
     report: Path | None = None
+    saved_baseline: Path | None = None
     _options: Options | None = None
     _ladder: Ladder | None = None
     _prompts: PromptSet | None = None
+    _baseline: Baseline | None = None
 
     @property
     def options(self) -> Options:
@@ -72,6 +78,15 @@ class State:
         if self._prompts is None:
             self._prompts = load_prompts(self.options.prompts)
         return self._prompts
+
+    @property
+    def baseline(self) -> Baseline | None:
+        """What --gguf-baseline names, checked."""
+        from harness.baselines import load_baseline
+
+        if self._baseline is None and self.options.baseline is not None:
+            self._baseline = load_baseline(self.options.baseline)
+        return self._baseline
 
     @property
     def run_folder(self) -> Path:

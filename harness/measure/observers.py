@@ -151,20 +151,29 @@ class DivergenceObserver(_RowObserver[tuple[RowCodec, DivergenceKernel]]):
         threads: threads to use, for all lanes together.
         lanes: blocks that are observed at the same time.
         reader: the reference's distributions.
+        order: the reference's window that each window is, [windows].
     """
 
     def __init__(
-        self, shape: tuple[int, int], vocabulary: int, threads: int, lanes: int, reader: LogprobReader
+        self,
+        shape: tuple[int, int],
+        vocabulary: int,
+        threads: int,
+        lanes: int,
+        reader: LogprobReader,
+        order: NDArray[np.int64],
     ) -> None:
         fields: dict[str, type[np.generic]] = {"nll": np.float64, "top": np.int32}
         fields |= {"kld": np.float64, "kld_reverse": np.float64}
         super().__init__(shape, fields, threads, lanes, lambda: (RowCodec(vocabulary), DivergenceKernel(vocabulary)))
         self._reader = reader
+        self._order = order
 
     def observe(self, block: LogitsBlock) -> None:
         """Take one block."""
+        window = int(self._order[block.window])
         nll, top, kld, reverse = (self.arrays[name][block.window] for name in ("nll", "top", "kld", "kld_reverse"))
-        codes, scales, totals = self._reader.rows(block.window, block.row, len(block.targets))
+        codes, scales, totals = self._reader.rows(window, block.row, len(block.targets))
 
         def work(scratch: tuple[RowCodec, DivergenceKernel], row: int) -> None:
             codec, compare = scratch
@@ -176,7 +185,7 @@ class DivergenceObserver(_RowObserver[tuple[RowCodec, DivergenceKernel]]):
             # Codes are off by far less; pages that never reached the disk are off by far more.
             if abs(total - totals[row]) > _TOTAL_TOLERANCE * totals[row]:
                 raise StoreError(
-                    f"The stored log-probabilities of window {block.window} are damaged: a row sums up to"
+                    f"The stored log-probabilities of window {window} are damaged: a row sums up to"
                     f" {total:.6g}, expected {totals[row]:.6g}.",
                     "Measure the reference again with --gguf-fresh.",
                 )

@@ -22,8 +22,11 @@ from harness.errors import CorpusError, VocabularyMismatch
 from harness.measure.arrays import load_arrays, save_arrays
 from harness.measure.logprobs import LogprobReader, LogprobWriter, logprob_bytes
 from harness.measure.observers import Arrays, DivergenceObserver, Observer, ReferenceObserver
+from harness.metrics.windows import WindowLimit, decided_so_far
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from harness.engine.session import Session, Tokens
     from harness.engine.worker import WorkerContext
 
@@ -41,6 +44,7 @@ CODES_FILE: Final = "logprobs.u16"
 _PARTIAL_FILE: Final = "partial.npz"
 _SAVE_EVERY_S: Final = 10.0
 _MIN_WINDOWS: Final = 2
+_ORDER_SEED: Final = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,17 +100,27 @@ def run_reference_pass(context: WorkerContext, request: PassRequest, keep_logpro
     return {**observer.arrays, "tokens": windows, "vocabulary": np.array([vocabulary], dtype=np.int64)}
 
 
-def run_candidate_pass(context: WorkerContext, request: PassRequest, reference: Path, arrays_file: Path) -> Arrays:
+def run_candidate_pass(
+    context: WorkerContext,
+    request: PassRequest,
+    reference: Path,
+    arrays_file: Path,
+    limits: Sequence[WindowLimit] = (),
+) -> Arrays:
     """Decode the reference's tokens and compare with its distributions, token by token.
+
+    With limits, windows come in random order, and the pass stops as soon as all limits are decided.
 
     Args:
         context: of the worker.
         request: the candidate.
         reference: folder of the reference's pass, with its codes.
         arrays_file: the reference's arrays.
+        limits: what is to be decided; none to decode all windows.
 
     Returns:
-        nll, top, kld and kld_reverse, each [windows, scored tokens].
+        nll, top, kld and kld_reverse, each [windows, scored tokens]; with limits also window, [windows]: the
+        reference's windows that these are.
     """
     base = load_arrays(arrays_file)
     vocabulary = int(base["vocabulary"].item())
@@ -120,9 +134,17 @@ def run_candidate_pass(context: WorkerContext, request: PassRequest, reference: 
     reader = LogprobReader(reference / CODES_FILE, scales, base["total"].astype(np.float32), vocabulary)
     windows = base["tokens"][: request.chunks].astype(np.int32)
     shape = (len(windows), scales.shape[1])
-    observer = DivergenceObserver(shape, vocabulary, request.settings.threads, lanes, reader)
-    _decode(context, session, lanes, request, windows, observer)
-    return observer.arrays
+    order = np.random.default_rng(_ORDER_SEED).permutation(len(windows)) if limits else np.arange(len(windows))
+    observer = DivergenceObserver(shape, vocabulary, request.settings.threads, lanes, reader, order)
+
+    def decided(done: int) -> bool:
+        so_far = {name: array[:done] for name, array in observer.arrays.items()}
+        same = {name: base[name][order[:done]] for name in ("nll", "top")}
+        return done >= _MIN_WINDOWS and None not in decided_so_far(limits, so_far, same).values()
+
+    done = _decode(context, session, lanes, request, windows[order], observer, decided if limits else None)
+    arrays = {name: array[:done] for name, array in observer.arrays.items()}
+    return arrays | {"window": order[:done]} if limits else arrays
 
 
 def has_codes(folder: Path, arrays: Arrays) -> bool:
@@ -167,8 +189,15 @@ def open_lanes(context: WorkerContext, files: Sequence[Path], settings: SessionS
 
 
 def _decode(
-    context: WorkerContext, session: Session, lanes: int, request: PassRequest, windows: Tokens, observer: Observer
-) -> None:
+    context: WorkerContext,
+    session: Session,
+    lanes: int,
+    request: PassRequest,
+    windows: Tokens,
+    observer: Observer,
+    decided: Callable[[int], bool] | None = None,
+) -> int:
+    """Decode windows in their order until all are done, or `decided` says so of the first ones; how many are done."""
     partial = request.folder / _PARTIAL_FILE
     start, total, size = _resume(partial, observer), len(windows), session.settings.n_seq
     idle: SimpleQueue[Session] = SimpleQueue()
@@ -189,7 +218,8 @@ def _decode(
             idle.put(lane)
         return group.stop
 
-    context.progress(start, total)
+    done = start
+    context.progress(done, total)
     with contextlib.ExitStack() as stack:
         for _ in range(lanes - 1):
             idle.put(stack.enter_context(session.another()))
@@ -201,7 +231,10 @@ def _decode(
             if time.monotonic() - saved > _SAVE_EVERY_S:
                 save_arrays(partial, {**observer.arrays, "done": np.array([done], dtype=np.int64)})
                 saved = time.monotonic()
+            if decided is not None and decided(done):
+                break
     partial.unlink(missing_ok=True)
+    return done
 
 
 def _resume(partial: Path, observer: Observer) -> int:

@@ -32,7 +32,7 @@ from typing import Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["MAX_CV", "WindowSeries", "betting_wealth", "decide_early", "nonnegative_wealth", "wealth"]
+__all__ = ["MAX_CV", "EarlyDecision", "WindowSeries", "betting_wealth", "decide_early", "nonnegative_wealth", "wealth"]
 
 MAX_CV: Final = 1.0
 """Largest standard deviation of window means, as a multiple of their mean, that is assumed of unbounded metrics."""
@@ -62,8 +62,22 @@ class WindowSeries:
     ceiling: float | None = None
 
 
-def decide_early(series: WindowSeries, confidence: float) -> Literal["pass", "fail"] | None:
-    """The verdict after the windows so far, None while it is open. It never changes once it is there.
+@dataclass(frozen=True, slots=True)
+class EarlyDecision:
+    """A verdict that holds whatever follows.
+
+    Attributes:
+        windows: number of windows after which it was reached.
+        p_value: one over the largest capital so far: valid at any time.
+    """
+
+    outcome: Literal["pass", "fail"]
+    windows: int
+    p_value: float
+
+
+def decide_early(series: WindowSeries, confidence: float) -> EarlyDecision | None:
+    """The decision after the windows so far, None while it is open. Its outcome never changes once it is there.
 
     The probability that it is ever wrong, however often it is asked, is at most 1 - confidence under the module's
     assumptions: either "within the limit" or "beyond it" is true, and each is tested at that level.
@@ -73,13 +87,13 @@ def decide_early(series: WindowSeries, confidence: float) -> Literal["pass", "fa
         confidence: in (0.5, 1).
     """
     threshold = math.log(1 / (1 - confidence))
-    crossings: dict[Literal["pass", "fail"], int] = {}
+    found: list[EarlyDecision] = []
     outcomes: tuple[Literal["pass", "fail"], ...] = ("pass", "fail")
     for outcome in outcomes:
-        found = np.flatnonzero(wealth(series, outcome) >= threshold)
-        if found.size:
-            crossings[outcome] = int(found[0])
-    return min(crossings, key=crossings.__getitem__, default=None)
+        capital = wealth(series, outcome)
+        if (crossed := np.flatnonzero(capital >= threshold)).size:
+            found.append(EarlyDecision(outcome, int(crossed[0]) + 1, math.exp(-float(capital.max()))))
+    return min(found, key=lambda decision: decision.windows, default=None)
 
 
 def wealth(series: WindowSeries, outcome: Literal["pass", "fail"]) -> Values:

@@ -5,32 +5,57 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from harness.metrics.divergence import KLD_QUANTILES
-from harness.metrics.sequential import WindowSeries, decide_early
+from harness.metrics.sequential import EarlyDecision, WindowSeries, decide_early
 
-__all__ = ["WINDOW_METRICS", "WindowLimit", "decided_so_far", "window_series"]
+__all__ = [
+    "COMPARED",
+    "WHOLE_PASS_METRICS",
+    "WINDOW_METRICS",
+    "EarlyDecisions",
+    "WindowLimit",
+    "decided_so_far",
+    "from_mean",
+    "window_means",
+    "window_series",
+]
 
 Tokens = Mapping[str, NDArray[Any]]
+EarlyDecisions = dict[str, dict[str, EarlyDecision | None]]
+"""By model and gate; a gate that could have been decided and was not has None."""
 
 WINDOW_METRICS: Final = frozenset({
     "kld_mean", "kld_reverse_mean", "ln_ppl_ratio", "ppl_ratio", "ppl", "same_top", "delta_p_mean", "delta_p_rms",
     *KLD_QUANTILES,
 })  # fmt: skip
-"""Metrics whose limit is one on a mean over windows. A difference of perplexities and extremes are not."""
+"""Metrics whose limit is one on a mean over windows."""
+
+WHOLE_PASS_METRICS: Final = frozenset({"kld_max", "ppl_difference", "ln_ppl_correlation"})
+"""Other metrics of a pass over the corpus that may have a limit: they need all windows."""
+
+
+COMPARED: Final = ("kld_mean", "same_top", "ppl", "delta_p_rms")
+"""Metrics that are compared with a baseline, by the means of windows that both have."""
 
 
 @dataclass(frozen=True, slots=True)
 class WindowLimit:
-    """A limit on a metric of `WINDOW_METRICS`, in its unit, and the confidence with which it is decided early."""
+    """A limit on a metric of `WINDOW_METRICS`, and the confidence with which it is decided early.
+
+    Attributes:
+        limit: in the metric's unit.
+        gate: metric of the gate that it comes from: a limit on PPL relative to the reference is one on the PPL ratio.
+    """
 
     metric: str
     limit: float
     confidence: float
+    gate: str
 
 
 def window_series(limit: WindowLimit, candidate: Tokens, reference: Tokens) -> WindowSeries:
@@ -74,17 +99,15 @@ def window_series(limit: WindowLimit, candidate: Tokens, reference: Tokens) -> W
 
 def decided_so_far(
     limits: Sequence[WindowLimit], candidate: Tokens, reference: Tokens
-) -> dict[str, Literal["pass", "fail"] | None]:
-    """The verdict of each limit by metric after the windows so far, None where it is open.
+) -> dict[str, EarlyDecision | None]:
+    """The decision of each limit, by its gate, after the windows so far; None where it is open.
 
     Args:
         limits: each of one of `WINDOW_METRICS`.
         candidate: per-token values of the windows so far, in the order in which they were decoded.
         reference: the same of the reference, of the same windows.
     """
-    return {
-        limit.metric: decide_early(window_series(limit, candidate, reference), limit.confidence) for limit in limits
-    }
+    return {limit.gate: decide_early(window_series(limit, candidate, reference), limit.confidence) for limit in limits}
 
 
 def _ln(value: float) -> float:
@@ -102,3 +125,27 @@ def _change(candidate: Tokens, reference: Tokens) -> NDArray[np.float64]:
     """Of the correct token's probability, [windows, scored tokens]."""
     change: NDArray[np.float64] = np.exp(-candidate["nll"]) - np.exp(-reference["nll"])
     return change
+
+
+def window_means(candidate: Tokens, reference: Tokens) -> dict[str, NDArray[np.float64]]:
+    """Means of windows by metric of `COMPARED`, each [windows]: of nll for PPL, of squares for an RMS.
+
+    Args:
+        candidate: nll, top and kld, each [windows, scored tokens].
+        reference: nll and top of the same windows.
+    """
+    # The values do not depend on the limit.
+    return {
+        metric: window_series(WindowLimit(metric, 1.0, 0.95, metric), candidate, reference).values
+        for metric in COMPARED
+    }
+
+
+def from_mean(metric: str, mean: float) -> tuple[float, float]:
+    """A metric of `COMPARED` from the mean of its window means, and its derivative there."""
+    if metric == "ppl":
+        return math.exp(mean), math.exp(mean)
+    if metric == "delta_p_rms":
+        root = math.sqrt(mean)
+        return root, 1 / (2 * root) if root > 0 else 0.0
+    return mean, 1.0

@@ -106,16 +106,45 @@ class RunView:
             return "No candidates: nothing was compared with the reference"
         return "No gate was decided in this run"
 
+    def baseline_notes(self) -> list[str]:
+        """What got better than in the baseline, and what else has changed since."""
+        found = (self.run.get("baseline") or {}).get("comparisons", [])
+        if not found:
+            return []
+        changes = dict.fromkeys(f"{c['model']}: {change}" for c in found for change in c["changes"])
+        worse, better = self._comparisons("worse"), self._comparisons("better")
+        name = self.run["baseline"]["name"]
+        summary = f"baseline {name}: {len(found)} comparisons, {len(worse)} worse, {len(better)} better"
+        if changes:
+            summary += f"; changed since: {', '.join(changes)}"
+        return [visible(summary), *(visible(f"{finding['model']}: {finding['detail']}") for finding in better)]
+
+    def _comparisons(self, outcome: str) -> list[Mapping[str, Any]]:
+        found = (self.run.get("baseline") or {}).get("comparisons", [])
+        return [comparison for comparison in found if comparison.get("outcome") == outcome]
+
+    def early_notes(self) -> list[str]:
+        """What --gguf-until-decided spared."""
+        return [
+            f"{visible(part['model'])}: all gates of its pass were decided after {part['windows']} of {part['planned']}"
+            f" windows; {part['saved_tokens']} tokens were saved, and its estimates lean towards the decision"
+            for part in self.run.get("early", [])
+            if part["saved_tokens"]
+        ]
+
     def correction_notes(self) -> list[str]:
-        """Verdicts that do not stand once Holm's correction counts all gates of the run."""
+        """Verdicts that do not stand once Holm's correction counts all gates of the run, a line per model."""
         gates = self.run.get("gates", [])
         family = sum(gate.get("p_adjusted") is not None for gate in gates)
+        weak: dict[tuple[str, str], list[str]] = {}
+        for gate in gates:
+            if gate.get("verdict_adjusted", gate["verdict"]) != gate["verdict"]:
+                change = f"{gate['metric']} (p = {gate['p_value']:.2g} -> {gate['p_adjusted']:.2g})"
+                weak.setdefault((gate["model"], gate["verdict"]), []).append(change)
         return [
-            f"{gate['model']}: the {gate['verdict']} of {gate['metric']} stands alone (p = {gate['p_value']:.2g}),"
-            f" but not among the run's {family} gates (p = {gate['p_adjusted']:.2g} after Holm's correction);"
-            " --gguf-holm decides that way"
-            for gate in gates
-            if gate.get("verdict_adjusted", gate["verdict"]) != gate["verdict"]
+            f"{model}: '{verdict}' stands alone, but not among the run's {family} gates after Holm's correction"
+            f" (--gguf-holm decides that way): {', '.join(changes)}"
+            for (model, verdict), changes in weak.items()
         ]
 
     def _share(self, model: Candidate) -> str:
@@ -140,21 +169,24 @@ class RunView:
         facts = self._facts[name]
         is_reference = bool(facts.get("reference"))
         gates = [gate for gate in self.run.get("gates", []) if gate["model"] == name]
-        broken = [t["message"] for t in self.run.get("tests", []) if t.get("model") == name and _is_broken(t, gates)]
+        worse = [finding for finding in self._comparisons("worse") if finding["model"] == name]
+        decided = [*gates, *worse]
+        broken = [t["message"] for t in self.run.get("tests", []) if t.get("model") == name and _is_broken(t, decided)]
         if broken:
             verdict, reasons = "error", tuple(dict.fromkeys(broken))
         elif is_reference:
             verdict, reasons = "reference", ()
         else:
-            outcomes = {gate["verdict"] for gate in gates}
+            outcomes = {gate["verdict"] for gate in gates} | ({"fail"} if worse else set())
             verdict = next((outcome for outcome in ("fail", "inconclusive", "pass") if outcome in outcomes), "")
             reasons = tuple(gate["detail"] for gate in gates if gate["verdict"] == verdict)
+            reasons += tuple(finding["detail"] for finding in worse)
         return Candidate(name, facts, is_reference, verdict, reasons, self._dominated.get(name))
 
 
-def _is_broken(test: Mapping[str, Any], gates: list[Mapping[str, Any]]) -> bool:
-    """A test that failed for another reason than its gate, or one that --gguf-inconclusive=fail fails."""
-    decided = any(gate["verdict"] != "pass" and gate["detail"] in test["message"] for gate in gates)
+def _is_broken(test: Mapping[str, Any], findings: list[Mapping[str, Any]]) -> bool:
+    """A test that failed for another reason than a gate (perhaps an inconclusive one) or a baseline."""
+    decided = any(found.get("verdict") != "pass" and found["detail"] in test["message"] for found in findings)
     return test["outcome"] == "error" or (test["outcome"] == "failed" and not decided)
 
 

@@ -30,6 +30,7 @@ def render_markdown(run: Mapping[str, Any]) -> str:
         lines.append(_row([_safe(model.name), size, *cells, _MARKS.get(model.verdict, model.verdict or "not gated")]))
     lines += ["", *(f"- {_safe(verdict_line(view, model))}" for model in view.candidates)]
     lines += [f"- note: {_safe(note)}" for note in (*run.get("warnings", []), *view.correction_notes())]
+    lines += [f"- {_safe(note)}" for note in (*view.early_notes(), *view.baseline_notes())]
     if corpus := run.get("corpus"):
         lines += [
             "",

@@ -112,6 +112,7 @@ def _notes(view: RunView) -> list[str]:
             f"corpus: {visible(corpus['name'])}, {corpus['windows']} windows of {corpus['n_ctx']} tokens,"
             f" {corpus['scored_tokens']} scored; ± is one standard error, clustered by window"
         )
+    notes += [*view.early_notes(), *view.baseline_notes()]
     cache = run.get("cache") or {"hits": 0, "misses": 0}
     total = cache["hits"] + cache["misses"]
     if total:

@@ -40,7 +40,8 @@ def test_most_likely_token_stays_the_same(
     candidate: LoadedModel, reference: LoadedModel, corpus_pass: CorpusPass, record: Record, gate: GateCheck
 ) -> None:
     """Share of positions where greedy decoding would go on as the reference does."""
-    estimate = summarize_same_top(corpus_pass(candidate, against=reference)["top"], corpus_pass(reference)["top"])
+    arrays = corpus_pass(candidate, against=reference)
+    estimate = summarize_same_top(arrays["top"], corpus_pass(reference, windows_of=arrays)["top"])
     record(estimate)
     gate(estimate)
 
@@ -50,7 +51,8 @@ def test_probability_of_the_correct_token(
     candidate: LoadedModel, reference: LoadedModel, corpus_pass: CorpusPass, record: Record, gate: GateCheck
 ) -> None:
     """How the probability of the token that really follows changes."""
-    estimates = summarize_delta_p(corpus_pass(candidate, against=reference)["nll"], corpus_pass(reference)["nll"])
+    arrays = corpus_pass(candidate, against=reference)
+    estimates = summarize_delta_p(arrays["nll"], corpus_pass(reference, windows_of=arrays)["nll"])
     record(*estimates)
     assert all(-1 <= estimate.value <= 1 for estimate in estimates)
     gate(*sorted(estimates, key=lambda estimate: estimate.metric != "delta_p_rms"))

@@ -13,16 +13,19 @@ from harness.runner import LoadedModel
 @pytest.mark.metric("ppl")
 def test_perplexity(model: LoadedModel, corpus_pass: CorpusPass, record: Record, gate: GateCheck) -> None:
     """Perplexity of every model, in llama-perplexity's windows."""
-    nll = corpus_pass(model)["nll"]
-    estimate = perplexity(nll)
+    arrays = corpus_pass(model)
+    estimate = perplexity(arrays["nll"])
     record(estimate)
     assert estimate.value >= 1
 
+    def measure(reference: LoadedModel) -> dict[str, Estimate]:
+        return {"ppl": perplexity(corpus_pass(reference, windows_of=arrays)["nll"])}
+
     def ratio(reference: LoadedModel) -> dict[str, Estimate]:
-        ratios = compare_perplexity(nll, corpus_pass(reference)["nll"])
+        ratios = compare_perplexity(arrays["nll"], corpus_pass(reference, windows_of=arrays)["nll"])
         return {"ppl": next(ratio for ratio in ratios if ratio.metric == "ppl_ratio")}
 
-    gate.where_set(estimate, measure=lambda reference: {"ppl": perplexity(corpus_pass(reference)["nll"])}, paired=ratio)
+    gate.where_set(estimate, measure=measure, paired=ratio)
 
 
 @pytest.mark.metric("ppl_ratio")
@@ -34,6 +37,7 @@ def test_perplexity_stays_close_to_reference(
     gate: GateCheck,
 ) -> None:
     """Perplexity over the reference's, paired token by token."""
-    estimates = compare_perplexity(corpus_pass(candidate, against=reference)["nll"], corpus_pass(reference)["nll"])
+    arrays = corpus_pass(candidate, against=reference)
+    estimates = compare_perplexity(arrays["nll"], corpus_pass(reference, windows_of=arrays)["nll"])
     record(*estimates)
     gate(*sorted(estimates, key=lambda estimate: estimate.metric != "ppl_ratio"))

@@ -9,8 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.errors import GateError, NoData
-from harness.gates import Gate, adjust, decide, load_gates
+from harness.gates import Gate, early_limits, load_gates
+from harness.metrics.sequential import EarlyDecision
+from harness.metrics.windows import WindowLimit
 from harness.records import Estimate
+from harness.verdicts import adjust, decide
 
 
 @pytest.mark.parametrize(
@@ -211,3 +214,38 @@ def test_the_correction_only_ever_weakens(values: list[float]) -> None:
 
 def test_built_in_gates_name_their_source() -> None:
     assert all(gate.source for gate in load_gates(None).values())
+
+
+def test_an_early_decision_stands_whatever_the_bound_says() -> None:
+    estimate = Estimate("kld_mean", 0.2, 1000, 0.01, 0.01, 16)
+    early = EarlyDecision("pass", 9, 0.01)
+    verdict = decide(Gate("kld_mean", 0.1), estimate, "m", watched=True, early=early)
+    assert (verdict.verdict, verdict.bound, verdict.p_value) == ("pass", None, 0.02)
+    assert "the limit is at most 0.1 nats. Decided after 9 windows" in verdict.detail
+
+
+def test_a_watched_gate_that_stayed_open_has_half_of_its_error_left() -> None:
+    gate = Gate("kld_mean", 0.1)
+    for value in (0.05, 0.08, 0.085, 0.12, 0.118):
+        estimate = Estimate("kld_mean", value, 1000, 0.01, 0.01, 16)
+        watched, halved = decide(gate, estimate, "m", watched=True), decide(Gate("kld_mean", 0.1, 0.975), estimate, "m")
+        assert watched.verdict == halved.verdict
+        assert watched.bound == halved.bound
+        assert watched.confidence == 0.95
+        assert watched.p_value is not None
+        assert (watched.p_value <= 0.05) == (watched.verdict != "inconclusive")
+
+
+def test_gates_of_a_pass_are_limits_on_its_windows() -> None:
+    gates = [
+        Gate("kld_mean", 0.1),
+        Gate("ppl", limit_relative=0.05),
+        Gate("file_bytes", 1000),
+        Gate("tg_tokens_per_s", limit_relative=0.05, confidence=0.9),
+    ]
+    confidence = 1 - (1 - 0.95) / 2
+    assert early_limits(gates) == (
+        WindowLimit("kld_mean", 0.1, confidence, "kld_mean"),
+        WindowLimit("ppl_ratio", 1.05, confidence, "ppl"),
+    )
+    assert early_limits([*gates, Gate("kld_max", 3)]) == ()

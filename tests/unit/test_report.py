@@ -264,3 +264,50 @@ def test_verdict_lines_say_why(run: dict[str, Any]) -> None:
 @given(st.text())
 def test_visible_text_is_printable(text: str) -> None:
     assert visible(text).isprintable()
+
+
+def test_notes_say_what_does_not_stand_what_was_spared_and_what_changed(run: dict[str, Any], tmp_path: Path) -> None:
+    gate = run["gates"][0]
+    gate |= {"p_value": 0.04, "p_adjusted": 0.6, "verdict_adjusted": "inconclusive"}
+    model = gate["model"]
+    run["early"] = [{"model": model, "windows": 9, "planned": 16, "tokens": 4608, "saved_tokens": 3584}]
+    worse, better = (
+        {
+            "model": model,
+            "metric": "kld_mean",
+            "outcome": outcome,
+            "detail": f"KL is {outcome}.",
+            "changes": ["file (a -> b)"],
+        }
+        for outcome in ("worse", "better")
+    )
+    run["baseline"] = {"name": "main", "comparisons": [worse, better]}
+    run["tests"].append(
+        {
+            "id": "t",
+            "suite": "quant",
+            "model": model,
+            "outcome": "failed",
+            "message": f"{model}: KL is worse.",
+            "duration_s": 0,
+        }
+    )
+    view = RunView(run)
+    candidate = next(candidate for candidate in view.candidates if candidate.name == model)
+    assert (candidate.verdict, candidate.reasons) == ("fail", ("KL is worse.",))
+    write_html(run, STORED, tmp_path / "report.html")
+    expected = [
+        "among the run's 1 gates after Holm's correction",
+        f"{gate['metric']} (p = 0.04 -> 0.6)",
+        "decided after 9 of 16 windows; 3584 tokens were saved",
+        "baseline main: 2 comparisons, 1 worse, 1 better; changed since:",
+        "KL is better.",
+    ]
+    page = re.sub(r"&#39;", "'", (tmp_path / "report.html").read_text(encoding="utf-8"))
+    texts = {
+        "terminal": " ".join(render_terminal(run, width=140, color=False).split()),
+        "page": page.replace("&gt;", ">"),
+    }
+    markdown = render_markdown(run).replace("\\", "").replace("&gt;", ">")
+    for name, text in (texts | {"markdown": markdown}).items():
+        assert [words for words in expected if words not in text] == [], name

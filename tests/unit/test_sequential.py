@@ -138,12 +138,16 @@ def test_what_is_far_from_the_limit_is_decided_soon(mean: float, deviation: floa
     assert reached[:, -1].mean() > 0.99
 
 
+def _outcome(series: WindowSeries) -> str | None:
+    decision = decide_early(series, CONFIDENCE)
+    return None if decision is None else decision.outcome
+
+
 def test_a_verdict_never_changes() -> None:
     random = np.random.default_rng(16)
     values = np.concatenate([random.normal(0.3, 0.05, 40), random.normal(5, 0.5, 200)])
     verdicts = [
-        decide_early(WindowSeries(values[: stop + 1], 1.0, lower_is_better=True, floor=0.0), CONFIDENCE)
-        for stop in range(len(values))
+        _outcome(WindowSeries(values[: stop + 1], 1.0, lower_is_better=True, floor=0.0)) for stop in range(len(values))
     ]
     assert verdicts[0] is None
     assert verdicts[39] == "pass"
@@ -194,11 +198,11 @@ def test_limits_beyond_the_bounds_are_decided_at_once() -> None:
     shares = np.array([0.5])
 
     def decided(limit: float) -> str | None:
-        return decide_early(WindowSeries(shares, limit, lower_is_better=False, floor=0.0, ceiling=1.0), CONFIDENCE)
+        return _outcome(WindowSeries(shares, limit, lower_is_better=False, floor=0.0, ceiling=1.0))
 
     assert (decided(0.0), decided(-1.0), decided(1.5), decided(1.0)) == ("pass", "pass", "fail", None)
     impossible = WindowSeries(np.array([0.1]), -0.1, lower_is_better=True, floor=0.0)
-    assert decide_early(impossible, CONFIDENCE) == "fail"
+    assert _outcome(impossible) == "fail"
 
 
 def test_without_a_bound_no_bet_is_placed() -> None:
@@ -232,7 +236,7 @@ def test_each_series_is_within_its_limit_where_the_metric_is() -> None:
         good = 1 if METRICS[metric].better == "lower" else -1
         for side in (1, -1):
             limit = value + side * good * 0.6 * abs(value)
-            series = window_series(WindowLimit(metric, limit, CONFIDENCE), candidate, reference)
+            series = window_series(WindowLimit(metric, limit, CONFIDENCE, metric), candidate, reference)
             mean = float(series.values.mean())
             assert (mean <= series.limit if series.lower_is_better else mean >= series.limit) == (side == 1), metric
             floor = -np.inf if series.floor is None else series.floor
@@ -242,8 +246,17 @@ def test_each_series_is_within_its_limit_where_the_metric_is() -> None:
 def test_gates_of_a_pass_are_decided_together() -> None:
     candidate, reference = _tokens(np.random.default_rng(18))
     limits = [
-        WindowLimit("kld_mean", 0.5, CONFIDENCE),
-        WindowLimit("same_top", 0.99, CONFIDENCE),
-        WindowLimit("ppl_ratio", 1.105, CONFIDENCE),
+        WindowLimit("kld_mean", 0.5, CONFIDENCE, "kld_mean"),
+        WindowLimit("same_top", 0.99, CONFIDENCE, "same_top"),
+        WindowLimit("ppl_ratio", 1.105, CONFIDENCE, "ppl"),
     ]
-    assert decided_so_far(limits, candidate, reference) == {"kld_mean": "pass", "same_top": "fail", "ppl_ratio": None}
+    found = decided_so_far(limits, candidate, reference)
+    assert {gate: decision and decision.outcome for gate, decision in found.items()} == {
+        "kld_mean": "pass",
+        "same_top": "fail",
+        "ppl": None,
+    }
+    (decision,) = [decision for gate, decision in found.items() if gate == "kld_mean"]
+    assert decision is not None
+    assert decision.windows < 20
+    assert decision.p_value < 0.01

@@ -1,0 +1,18 @@
+"""Has a candidate become worse since a baseline was saved? Collected with --gguf-baseline only."""
+
+from __future__ import annotations
+
+import pytest
+
+from harness.fixture_types import BaselineCheck, CorpusPass
+from harness.metrics.windows import COMPARED
+from harness.runner import LoadedModel
+
+
+@pytest.mark.parametrize("metric", COMPARED)
+def test_no_worse_than_the_baseline(
+    candidate: LoadedModel, reference: LoadedModel, corpus_pass: CorpusPass, baseline: BaselineCheck, metric: str
+) -> None:
+    """Window by window where the same text was decoded; corrected for the number of comparisons."""
+    arrays = corpus_pass(candidate, against=reference)
+    baseline(metric, candidate, arrays, corpus_pass(reference, windows_of=arrays))

@@ -1,0 +1,55 @@
+"""A pass that stops early has the same values for the windows that it decoded as one that does not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from harness.corpora import load_corpus
+from harness.engine.settings import SessionSettings
+from harness.engine.worker import Worker
+from harness.measure.arrays import save_arrays
+from harness.measure.passes import CorpusText, PassRequest, run_candidate_pass, run_reference_pass
+from harness.metrics.windows import WindowLimit
+from tests.random_llama import write_random_llama
+
+pytestmark = pytest.mark.model
+
+WINDOWS = 24
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_windows_are_the_same_in_any_order(llama_file: Path, tmp_path: Path, threads: int) -> None:
+    text = load_corpus("pydoc").text[:9000]
+    candidate = write_random_llama(tmp_path / "candidate.gguf", noise=0.05)
+    settings = SessionSettings(n_ctx=64, n_batch=128, threads=threads)
+
+    def request(file: Path, name: str) -> PassRequest:
+        return PassRequest(name, (file,), settings, CorpusText("pydoc", text), WINDOWS, tmp_path / name)
+
+    reference = tmp_path / "reference"
+    with Worker("reference", tmp_path / "log") as worker:
+        base = worker.call(run_reference_pass, None, request(llama_file, "reference"), True, 10**9)
+    save_arrays(reference / "arrays.npz", base)
+    never = (WindowLimit("kld_mean", -1e-300, 0.95, "never"), WindowLimit("ppl", 0.0, 0.95, "at once"))
+    soon = (WindowLimit("kld_mean", 1000.0, 0.95, "soon"),)
+    with Worker("candidate", tmp_path / "log") as worker:
+
+        def measure(name: str, limits: tuple[WindowLimit, ...]) -> dict[str, np.ndarray]:
+            place = reference / "arrays.npz"
+            arrays = worker.call(run_candidate_pass, None, request(candidate, name), reference, place, limits)
+            return {key: np.asarray(array) for key, array in arrays.items()}
+
+        whole, early = measure("whole", ()), measure("early", soon)
+        assert "window" not in whole
+        done = len(early["nll"])
+        assert 4 <= done <= 12
+        assert len(np.unique(early["window"])) == done
+        assert (early["window"] != np.arange(done)).any()
+        for name, values in whole.items():
+            assert early[name] == pytest.approx(values[early["window"]], rel=1e-4, abs=1e-6), name
+        # Limits that are decided by the bounds of the values still leave two windows, for an error to exist.
+        assert len(measure("at once", never)["nll"]) == 2
+        assert not list(tmp_path.glob("*/partial.npz"))
