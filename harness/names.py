@@ -66,9 +66,7 @@ METRICS: dict[str, MetricInfo] = {
     "ln_ppl_ratio": MetricInfo("nats", "lower", "ln PPL ratio", "Mean difference of the log-likelihoods, paired."),
     "ppl_ratio": MetricInfo("", "lower", "PPL ratio", "Perplexity over the reference's, with the paired error."),
     "ppl_difference": MetricInfo("", "lower", "PPL difference", "Perplexity minus the reference's, paired error."),
-    "ln_ppl_correlation": MetricInfo(
-        "", "higher", "ln PPL corr.", "Correlation of the log-likelihoods of candidate and reference over tokens."
-    ),
+    "ln_ppl_correlation": MetricInfo("", "higher", "ln PPL corr.", "Correlation with the reference's log-likelihoods."),
     # divergence
     "kld_mean": MetricInfo("nats", "lower", "KL mean", "Mean KL(reference || candidate) of next-token distributions."),
     "kld_reverse_mean": MetricInfo("nats", "lower", "reverse KL mean", "Mean KL(candidate || reference)."),
@@ -104,28 +102,18 @@ METRICS: dict[str, MetricInfo] = {
     "floor_kld_max": MetricInfo("nats", "lower", "floor KL max", "Largest KL of the reference against itself."),
     "floor_ln_ppl_ratio": MetricInfo("nats", "lower", "floor ln PPL ratio", "ln PPL ratio of it against itself."),
     "floor_same_top": MetricInfo("fraction", "higher", "floor same top", "Same-top share of it against itself."),
-    # text: greedy continuations of prompts
+    # text: greedy continuations of prompts; BLEU and chrF on sacrebleu's scale
     "edit_similarity": MetricInfo(
-        "fraction", "higher", "edit similarity", "1 - Levenshtein distance to the reference's tokens over the longer."
+        "fraction", "higher", "edit similarity", "1 - Levenshtein distance / length, tokens."
     ),
-    "exact_prefix_tokens": MetricInfo(
-        "tokens", "higher", "exact prefix", "Tokens before the text first differs from the reference's."
-    ),
-    "bleu": MetricInfo("0-100", "higher", "BLEU", "sacrebleu's BLEU of the candidate's text against the reference's."),
-    "chrf": MetricInfo("0-100", "higher", "chrF", "sacrebleu's chrF2 of the candidate's text against the reference's."),
+    "exact_prefix_tokens": MetricInfo("tokens", "higher", "exact prefix", "Tokens before the texts first differ."),
+    "bleu": MetricInfo("0-100", "higher", "BLEU", "BLEU of the candidate's text against the reference's."),
+    "chrf": MetricInfo("0-100", "higher", "chrF", "chrF2 of the candidate's text against the reference's."),
     "rouge_l": MetricInfo("fraction", "higher", "ROUGE-L", "F1 of the longest common subsequence of words."),
     "divergence_probability_gap": MetricInfo(
-        "fraction",
-        "lower",
-        "gap at divergence",
-        "Where texts part, the reference's probability of its own token less that of the candidate's.",
+        "fraction", "lower", "gap at divergence", "Where texts part: p of the reference's token less the candidate's."
     ),
-    "text_ppl_under_reference": MetricInfo(
-        "",
-        "lower",
-        "text PPL",
-        "Perplexity of the candidate's text under the reference; low as well for a text that repeats itself.",
-    ),
+    "text_ppl_under_reference": MetricInfo("", "lower", "text PPL", "Perplexity of the text under the reference."),
     # speed and memory
     "pp_tokens_per_s": MetricInfo("tokens/s", "higher", "prompt t/s", "Prompt processing speed, llama-bench's pp."),
     "tg_tokens_per_s": MetricInfo("tokens/s", "higher", "generation t/s", "Generation speed, llama-bench's tg."),

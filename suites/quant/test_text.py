@@ -6,9 +6,10 @@ import pytest
 
 from harness.errors import NoData
 from harness.fixture_types import Generate, Record
+from harness.metrics.perplexity import perplexity
 from harness.metrics.text import compare_text, compare_texts
 from harness.options import Options
-from harness.prompts import Prompt
+from harness.prompts import Prompt, PromptSet
 from harness.runner import LoadedModel
 
 
@@ -30,7 +31,12 @@ def test_text_of_a_prompt(
 
 @pytest.mark.metric("edit_similarity")
 def test_texts_stay_close_to_reference(
-    candidate: LoadedModel, reference: LoadedModel, generation: Generate, record: Record, harness_options: Options
+    candidate: LoadedModel,
+    reference: LoadedModel,
+    prompts: PromptSet,
+    generation: Generate,
+    record: Record,
+    harness_options: Options,
 ) -> None:
     """Greedy continuations of all prompts together; errors by bootstrap over prompts."""
     pairs, problems = generation.compare_all(candidate, reference)
@@ -41,5 +47,9 @@ def test_texts_stay_close_to_reference(
     same = sum(pair.candidate_tokens == pair.reference_tokens for pair in pairs.values())
     left_out = f"; {len(problems)} more could not be compared" if problems else ""
     detail = f"{len(pairs)} prompts, {harness_options.gen_tokens} tokens at most, {same} texts the same{left_out}"
-    record(*scores.estimates, detail=detail)
+    # What to compare a perplexity with: the reference's own texts.
+    own = [-p for prompt in prompts.prompts if prompt.id in pairs for p in generation(reference, prompt).logprobs]
+    for estimate in scores.estimates:
+        compared = estimate.metric == "text_ppl_under_reference"
+        record(estimate, detail=f"{detail}; the reference's own: {perplexity(own).value:.4g}" if compared else detail)
     assert all(estimate.value >= 0 for estimate in scores.estimates if estimate.metric != "divergence_probability_gap")

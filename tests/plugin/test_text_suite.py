@@ -56,6 +56,9 @@ def test_prompts_are_tests_and_rows(run_suite: RunSuite, read_run: ReadRun, llam
     pooled = {row["metric"]: row for row in run["estimates"] if row["model"] == "twin" and row["prompt"] is None}
     assert [pooled[metric]["value"] for metric in ("edit_similarity", "exact_prefix_tokens")] == [1, 8]
     assert "divergence_probability_gap" not in pooled
+    perplexity = pooled["text_ppl_under_reference"]
+    own = float(perplexity["detail"].rpartition("; the reference's own: ")[2])
+    assert perplexity["value"] == pytest.approx(own, rel=2e-3)
     assert pooled["edit_similarity"]["detail"] == "2 prompts, 8 tokens at most, 2 texts the same"
     (similarity,) = (
         row["value"]
