@@ -18,10 +18,20 @@ from harness.gguf_file import TENSOR_TYPES, GGUFHeader, TensorInfo, read_header
 from harness.quants import FTYPES, ftype_label
 from harness.sources import ModelSource
 
-__all__ = ["ModelInfo", "check_same_vocabulary", "choose_reference", "hash_files", "load_info", "twins"]
+__all__ = [
+    "HELD_OUT_TOPICS",
+    "ModelInfo",
+    "check_same_vocabulary",
+    "choose_reference",
+    "hash_files",
+    "load_info",
+    "twins",
+]
 
 _HASH_BLOCK: Final = 1 << 24
-_HELD_OUT_TOPICS: Final = "gguf_harness.held_out_topics"
+HELD_OUT_TOPICS: Final = "gguf_harness.held_out_topics"
+"""Metadata of a file: topics of `pydoc` that its model was not trained on, with commas between them."""
+
 _FLOAT_ORDER: Final = {"F32": 3, "F16": 1, "BF16": 2}
 _REPLACES: Final = {
     "IQ4_NL": "an IQ type",
@@ -120,7 +130,7 @@ def load_info(source: ModelSource) -> ModelInfo:
         n_head=number("attention.head_count"),
         n_embd=number("embedding_length"),
         n_ctx_train=number("context_length"),
-        held_out_topics=tuple(filter(None, str(metadata.get(_HELD_OUT_TOPICS, "")).split(","))),
+        held_out_topics=tuple(filter(None, str(metadata.get(HELD_OUT_TOPICS, "")).split(","))),
         fallbacks=tuple(fallbacks),
         warnings=tuple(_warnings(source, quantization, bits, fallbacks, tensors)),
     )

@@ -25,7 +25,7 @@ from harness.measure.observers import Arrays, DivergenceObserver, Observer, Refe
 from harness.metrics.windows import WindowLimit, decided_so_far
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from harness.engine.session import Session, Tokens
     from harness.engine.worker import WorkerContext
