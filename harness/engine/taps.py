@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from harness.engine.binding import Tensor, library, read_tensor, require_supported_engine, write_tensor
 from harness.errors import EngineError, TapNotFound
-from harness.names import ENCODER_PREFIX, NEEDS_FLASH_ATTENTION_OFF, TAPS, expand_taps, generic_tap, graph_nodes
+from harness.tap_names import ENCODER_PREFIX, NEEDS_FLASH_ATTENTION_OFF, TAPS, expand_taps, generic_tap, graph_nodes
 
 __all__ = ["Patcher", "Reader", "Taps"]
 

@@ -113,7 +113,7 @@ def _compare_passes(
         seconds, output = _timed_tool(tool, "-m", reference.files[0], "-f", corpus, *common)
         theirs.append(seconds)
         with _fresh(options, folder) as runner:
-            seconds, base_arrays = _timed(functools.partial(runner.reference_pass, reference, text, logprobs=True))
+            seconds, base_arrays = _timed(functools.partial(runner.passes.reference, reference, text, logprobs=True))
         ours.append(seconds)
     times.add("reference pass (PPL and log-probabilities)", min(ours), min(theirs), "aim <= 1.05")
     _agree("PPL", perplexity(base_arrays["nll"]).value, _number(output, r"Final estimate: PPL = ([0-9.]+)"))
@@ -125,7 +125,7 @@ def _compare_passes(
             theirs.append(seconds)
             with _runner(options, folder) as runner:
                 _forget_candidates(runner)
-                seconds, arrays = _timed(functools.partial(runner.candidate_pass, model, reference, text))
+                seconds, arrays = _timed(functools.partial(runner.passes.candidate, model, reference, text))
             ours.append(seconds)
         times.add(f"KL of {model.name}", min(ours), min(theirs))
         kld = summarize_divergence(arrays["kld"], arrays["kld_reverse"])[0].value
@@ -143,7 +143,7 @@ def _compare_speed(tools: Path, options: Options, models: list[LoadedModel], tim
             for row in json.loads(output):
                 seen["their pp" if row["n_prompt"] else "their tg"] += row["samples_ts"]
             with _fresh(options, options.cache / "speed") as runner:
-                result = runner.speed(model)
+                result = runner.timed.speed(model)
             seen["pp"] += result.pp_tokens_per_s
             seen["tg"] += result.tg_tokens_per_s
         for kind, length in (("pp", options.pp), ("tg", options.tg)):

@@ -15,7 +15,7 @@ from harness.engine.session import Session
 from harness.engine.settings import SessionSettings
 from harness.engine.taps import Patcher, Taps
 from harness.errors import EngineError, TapNotFound
-from harness.names import expand_taps
+from harness.tap_names import expand_taps
 from tests.integration.small_models import BUCKETS, HEADS, WIDTH, write_small_model
 
 pytestmark = pytest.mark.model

@@ -21,7 +21,7 @@ from harness.engine.settings import SessionSettings
 from harness.engine.taps import Taps
 from harness.errors import EngineError, OptionError, QuantizeError, TapNotFound, UnsupportedEngine
 from harness.gguf_file import read_header
-from harness.names import TAPS
+from harness.tap_names import TAPS
 from tests.random_llama import BOS, write_random_llama
 
 pytestmark = pytest.mark.model

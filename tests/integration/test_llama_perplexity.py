@@ -53,8 +53,8 @@ def measured(tmp_path_factory: pytest.TempPathFactory, smollm2_file: Path) -> It
     runner, ladder = Runner(options, SilentProgress()), plan_ladder(options)
     assert ladder.reference is not None
     reference = runner.model(ladder.reference)
-    base = runner.reference_pass(reference, corpus, logprobs=True)
-    candidates = {str(m.quant): runner.candidate_pass(runner.model(m), reference, corpus) for m in ladder.candidates}
+    base = runner.passes.reference(reference, corpus, logprobs=True)
+    candidates = {str(m.quant): runner.passes.candidate(runner.model(m), reference, corpus) for m in ladder.candidates}
     yield Measured(options, ladder, runner, base, candidates)
     runner.close()
 

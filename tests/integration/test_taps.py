@@ -15,7 +15,7 @@ from harness.engine.session import Session
 from harness.engine.settings import SessionSettings
 from harness.engine.taps import Patcher, Taps
 from harness.errors import EngineError, TapNotFound
-from harness.names import expand_taps, graph_nodes
+from harness.tap_names import expand_taps, graph_nodes
 from tests.integration.small_models import ARCHITECTURES, UNNAMED, architecture_of, write_small_model
 
 pytestmark = pytest.mark.model

@@ -30,11 +30,11 @@ from harness.metrics.divergence import summarize_divergence
 from harness.metrics.perplexity import perplexity
 from harness.metrics.stats import mean_with_errors
 from harness.models import load_info
-from harness.names import expand_taps
 from harness.options import read_options
 from harness.progress import SilentProgress
 from harness.runner import LoadedModel, Runner
 from harness.sources import expand
+from harness.tap_names import expand_taps
 
 pytestmark = pytest.mark.model
 
@@ -166,8 +166,8 @@ def ladder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ladder]:
     runner, plan = Runner(options, SilentProgress()), plan_ladder(options)
     reference, *candidates = (runner.model(planned) for planned in plan.models)
     corpus = load_corpus("pydoc", held_out_topics=reference.info.held_out_topics)
-    base = runner.reference_pass(reference, corpus, logprobs=True)
-    passes = {model.name: runner.candidate_pass(model, reference, corpus) for model in candidates}
+    base = runner.passes.reference(reference, corpus, logprobs=True)
+    passes = {model.name: runner.passes.candidate(model, reference, corpus) for model in candidates}
     yield Ladder([reference, *candidates], base, passes)
     runner.close()
 

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from harness.errors import GateError, HarnessError, NoData
-from harness.names import METRICS, TAPS, graph_name, metric_info
+from harness.names import METRICS, metric_info
 from harness.quants import DEFAULT_QUANTS, FTYPES, NEEDS_IMATRIX, ftype_label, parse_quants
 from harness.records import Estimate, Row
+from harness.tap_names import TAPS, graph_name
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.errors import TapNotFound
-from harness.names import TAPS, GraphNode, expand_taps, generic_tap, graph_name, graph_nodes
+from harness.tap_names import TAPS, GraphNode, expand_taps, generic_tap, graph_name, graph_nodes
 
 
 def test_patterns_expand_in_order_and_once() -> None:

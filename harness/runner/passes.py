@@ -1,0 +1,152 @@
+"""Passes over the corpus: of a reference, of a candidate against it, of a reference against itself."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any, Final
+
+from harness.gates import early_limits, load_gates
+from harness.measure.passes import CorpusText, PassRequest, has_codes, run_candidate_pass, run_reference_pass
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from harness.corpora import Corpus
+    from harness.engine.settings import SessionSettings
+    from harness.measure.observers import Arrays
+    from harness.metrics.windows import WindowLimit
+    from harness.runner.core import Core, LoadedModel
+    from harness.store import Entry
+
+__all__ = ["Passes"]
+
+_FLOOR_WINDOWS: Final = 4
+
+
+class Passes:
+    """Passes over the corpus, each once per session and from the cache where it can."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+
+    def reference(self, model: LoadedModel, corpus: Corpus, *, logprobs: bool) -> Arrays:
+        """Nll and top token of every scored token; see `run_reference_pass`.
+
+        Args:
+            model: the model to decode.
+            corpus: the text.
+            logprobs: also keep its distributions, for candidates to be compared with.
+        """
+        entry = self._reference_entry(model, corpus)
+        return self._core.once(
+            ("reference", str(entry.folder), str(logprobs)),
+            lambda: self._decode_reference(entry, model, corpus, logprobs),
+        )
+
+    def _decode_reference(self, entry: Entry, model: LoadedModel, corpus: Corpus, logprobs: bool) -> Arrays:
+        with entry.lock():
+            arrays = self._core.load_arrays(entry)
+            if arrays is not None and (not logprobs or has_codes(entry.folder, arrays)):
+                self._core.hits += 1
+                return arrays
+            self._core.misses += 1
+            if logprobs:
+                self._make_room(model, entry)
+            request = self._request(model, corpus, entry.folder)
+            with self._core.progress.task(f"{model.name} on {corpus.name}", "windows") as show:
+                worker = self._core.shared_worker(model.name)
+                arrays = worker.call(run_reference_pass, show, request, logprobs, self._core.options.logprobs_limit)
+            entry.save({"model": model.name, "corpus": corpus.name}, arrays)
+            return arrays
+
+    def candidate(self, model: LoadedModel, reference: LoadedModel, corpus: Corpus) -> Arrays:
+        """nll, top token and divergence in both directions of every scored token; see `run_candidate_pass`."""
+        return self._compare(
+            model, reference, corpus, self._core.settings, self._core.options.chunks, "candidate", self.early_limits
+        )
+
+    @property
+    def early_limits(self) -> tuple[WindowLimit, ...]:
+        """What stops a candidate's pass once it is decided; empty where passes are not to stop."""
+        return early_limits(load_gates(self._core.options.gates).values()) if self._core.options.until_decided else ()
+
+    def floor(self, reference: LoadedModel, corpus: Corpus) -> Arrays:
+        """The reference against itself with one window a batch and a smaller physical batch: what differs is noise."""
+        settings = replace(
+            self._core.settings,
+            n_batch=min(self._core.settings.n_ctx, self._core.settings.n_batch),
+            n_ubatch=max(8, min(self._core.settings.n_ubatch, self._core.settings.n_ctx) // 2),
+        )
+        chunks = min(_FLOOR_WINDOWS, self._core.options.chunks or _FLOOR_WINDOWS)
+        return self._compare(reference, reference, corpus, settings, chunks, "floor")
+
+    def _compare(
+        self,
+        model: LoadedModel,
+        reference: LoadedModel,
+        corpus: Corpus,
+        settings: SessionSettings,
+        chunks: int | None,
+        kind: str,
+        limits: tuple[WindowLimit, ...] = (),
+    ) -> Arrays:
+        base = self._reference_entry(reference, corpus)
+        key = self._pass_key(model, corpus, settings, chunks) | {"reference": base.folder.name, "kind": kind}
+        if limits:
+            key["until_decided"] = [asdict(limit) for limit in limits]
+        entry = self._core.cache.entry("passes", key)
+
+        def measure() -> Arrays:
+            with entry.lock():
+                arrays = self._core.load_arrays(entry)
+                if arrays is not None:
+                    self._core.hits += 1
+                    return arrays
+                self.reference(reference, corpus, logprobs=True)
+                self._core.misses += 1
+                request = self._request(model, corpus, entry.folder, settings, chunks)
+                label = f"{model.name} on {corpus.name}" if kind == "candidate" else f"noise floor of {model.name}"
+                with self._core.progress.task(label, "windows") as show:
+                    worker = self._core.shared_worker(model.name)
+                    arrays = worker.call(run_candidate_pass, show, request, base.folder, base.arrays_file, limits)
+                entry.save({"model": model.name, "reference": reference.name, "corpus": corpus.name}, arrays)
+                return arrays
+
+        return self._core.once((kind, str(entry.folder)), measure)
+
+    def _reference_entry(self, model: LoadedModel, corpus: Corpus) -> Entry:
+        key = self._pass_key(model, corpus, self._core.settings, self._core.options.chunks)
+        return self._core.cache.entry("passes", key | {"kind": "reference"})
+
+    def _pass_key(
+        self, model: LoadedModel, corpus: Corpus, settings: SessionSettings, chunks: int | None
+    ) -> dict[str, Any]:
+        return {
+            "model": model.sha256,
+            "corpus": corpus.sha256,
+            "chunks": chunks,
+            "settings": settings.to_json(),
+            "engine": self._core.engine,
+        }
+
+    def _request(
+        self,
+        model: LoadedModel,
+        corpus: Corpus,
+        folder: Path,
+        settings: SessionSettings | None = None,
+        chunks: int | None = None,
+    ) -> PassRequest:
+        return PassRequest(
+            model=model.name,
+            files=model.files,
+            settings=settings or self._core.settings,
+            corpus=CorpusText(corpus.name, corpus.text),
+            chunks=chunks or self._core.options.chunks,
+            folder=folder,
+        )
+
+    def _make_room(self, model: LoadedModel, entry: Entry) -> None:
+        scored = self._core.options.ctx - 1 - self._core.options.ctx // 2
+        needed = 2 * (self._core.options.chunks or 0) * scored * (model.info.n_vocab or 0)
+        self._core.cache.make_room(needed, self._core.options.logprobs_limit, keep=entry.folder)
