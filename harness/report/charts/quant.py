@@ -1,4 +1,4 @@
-"""Charts as plain Plotly figures: traces and layout, no colours of the page (those follow its theme)."""
+"""Charts of the quant suite: quality against size, divergence, speed, memory, what the files hold."""
 
 from __future__ import annotations
 
@@ -6,41 +6,23 @@ from pathlib import Path
 from typing import Any, Final
 
 from harness.names import METRICS
+from harness.report.charts.base import Chart, Figure, label, make_chart, short, style
 from harness.report.data import Candidate, RunView, visible
 from harness.report.numbers import format_bytes, format_value
 
-__all__ = ["build_charts"]
+__all__ = ["quant_charts"]
 
-Figure = dict[str, Any]
-
-# Okabe and Ito (2008), Color Universal Design: told apart with every kind of colour vision; shapes help as well.
-_COLORS: Final = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C6D1F", "#7F7F7F")
-_SYMBOLS: Final = ("circle", "diamond", "square", "triangle-up", "cross", "star", "triangle-down", "pentagon")
 _TYPE_COLORS: Final = ("#0072B2", "#56B4E9", "#009E73", "#E69F00", "#CC79A7", "#D55E00", "#F0E442", "#7F7F7F")
 _QUALITY: Final = (("kld_mean", "log"), ("ppl_ratio", "linear"), ("ppl", "linear"), ("same_top", "linear"))
 
 
-def build_charts(view: RunView, run_dir: Path) -> list[Figure]:
-    """Every chart that the run has data for: {id, title, meaning, figures}, one or several figures to choose from."""
+def quant_charts(view: RunView, run_dir: Path) -> list[Chart]:
+    """Those that the run has data for."""
     charts = [_quality(view), _distribution(view, run_dir), _speed(view), _memory(view), _tensor_types(view)]
     return [chart for chart in charts if chart is not None]
 
 
-def _style(view: RunView, name: str) -> dict[str, Any]:
-    index = [model.name for model in view.models].index(name)
-    return {"color": _COLORS[index % len(_COLORS)], "symbol": _SYMBOLS[index % len(_SYMBOLS)]}
-
-
-def _chart(identifier: str, title: str, meaning: str, figures: list[Figure], summary: str) -> dict[str, Any]:
-    return {"id": identifier, "title": title, "meaning": meaning, "figures": figures, "summary": summary}
-
-
-def _label(text: str) -> str:
-    """Plotly reads a little HTML in labels: a model's name must not be read so."""
-    return visible(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-
-
-def _quality(view: RunView) -> dict[str, Any] | None:
+def _quality(view: RunView) -> Chart | None:
     figures = []
     for metric, scale in _QUALITY:
         models = [model for model in view.models if model.facts and view.row(model.name, metric)]
@@ -48,7 +30,7 @@ def _quality(view: RunView) -> dict[str, Any] | None:
             figures.append(_quality_figure(view, models, metric, scale))
     if not figures:
         return None
-    return _chart(
+    return make_chart(
         "quality",
         "Quality against size",
         "Left is smaller. The line joins the candidates that no other beats in both size and quality; the faint ones"
@@ -78,22 +60,22 @@ def _quality_figure(view: RunView, models: list[Candidate], metric: str, scale: 
             }
         )
     for model in models:
-        row, style = _row(view, model, metric), _style(view, model.name)
+        row, look = _row(view, model, metric), style(view, model.name)
         se = row["se"] or 0
         muted = model not in frontier and not model.is_reference
         traces.append(
             {
                 "type": "scatter",
                 "mode": "markers+text",
-                "name": _label(model.name),
+                "name": label(model.name),
                 "x": [model.facts["bits_per_weight"]],
                 "y": [factor * row["value"]],
                 "error_y": {"type": "data", "array": [factor * se], "visible": se > 0, "thickness": 1.5},
-                "text": [_label(_short(model.name, models))],
+                "text": [label(short(model.name, models))],
                 "textposition": "top center",
                 "cliponaxis": False,
                 "opacity": 0.45 if muted else 1,
-                "marker": {"size": 12, "color": style["color"], "symbol": style["symbol"]},
+                "marker": {"size": 12, "color": look["color"], "symbol": look["symbol"]},
                 "hovertemplate": _hover(model, row, factor) + "<extra></extra>",
             }
         )
@@ -131,21 +113,10 @@ def _frontier(view: RunView, models: list[Candidate], metric: str) -> list[Candi
     return sorted((m for m in models if m.name in names), key=lambda model: float(model.facts["bits_per_weight"]))
 
 
-def _short(name: str, models: list[Candidate]) -> str:
-    """The name without what all names begin with."""
-    names = [model.name for model in models]
-    prefix = names[0]
-    for other in names[1:]:
-        while not other.startswith(prefix):
-            prefix = prefix[:-1]
-    cut = max(prefix.rfind("-"), prefix.rfind("."), prefix.rfind("/")) + 1
-    return name[cut:] if len(names) > 1 and len(name) > cut else name
-
-
 def _hover(model: Candidate, row: dict[str, Any], factor: int) -> str:
     lines = [
-        f"<b>{_label(model.name)}</b>",
-        f"{_label(METRICS[row['metric']].title)}: {format_value(factor * row['value'])}",
+        f"<b>{label(model.name)}</b>",
+        f"{label(METRICS[row['metric']].title)}: {format_value(factor * row['value'])}",
     ]
     if row["se"] is not None:
         lines.append(f"standard error, by window: {format_value(factor * row['se'])}")
@@ -156,7 +127,7 @@ def _hover(model: Candidate, row: dict[str, Any], factor: int) -> str:
     return "<br>".join(lines).replace("{", "(").replace("}", ")")
 
 
-def _distribution(view: RunView, run_dir: Path) -> dict[str, Any] | None:
+def _distribution(view: RunView, run_dir: Path) -> Chart | None:
     from harness.measure.arrays import load_arrays
 
     traces = []
@@ -166,7 +137,7 @@ def _distribution(view: RunView, run_dir: Path) -> dict[str, Any] | None:
         arrays = load_arrays(run_dir / entry["file"])
         # The logarithm of a KL at or below the noise of its computation is meaningless: draw it at the floor.
         values = [max(float(value), 1e-9) for value in arrays["kld"].tolist()]
-        style, name = _style(view, entry["model"]), _label(entry["model"])
+        look, name = style(view, entry["model"]), label(entry["model"])
         traces.append(
             {
                 "type": "scatter",
@@ -174,7 +145,7 @@ def _distribution(view: RunView, run_dir: Path) -> dict[str, Any] | None:
                 "name": name,
                 "x": [100 * float(share) for share in arrays["q"].tolist()],
                 "y": values,
-                "line": {"color": style["color"], "width": 2},
+                "line": {"color": look["color"], "width": 2},
                 "hovertemplate": f"{name}<br>%{{x:.1f}} % of tokens below %{{y:.3g}} nats<extra></extra>",
             }
         )
@@ -185,7 +156,7 @@ def _distribution(view: RunView, run_dir: Path) -> dict[str, Any] | None:
         "yaxis": {"title": {"text": "KL (nats)"}, "type": "log", "exponentformat": "power"},
         "legend": {"orientation": "h", "y": -0.25},
     }
-    return _chart(
+    return make_chart(
         "distribution",
         "Where the divergence is",
         "KL divergence of single tokens, sorted: at 90 % you read the value that nine of ten tokens stay below. Two"
@@ -202,7 +173,7 @@ def _distribution(view: RunView, run_dir: Path) -> dict[str, Any] | None:
     )
 
 
-def _speed(view: RunView) -> dict[str, Any] | None:
+def _speed(view: RunView) -> Chart | None:
     figures = []
     for metric in ("tg_tokens_per_s", "pp_tokens_per_s", "load_s"):
         rows = [(model, row) for model in view.models if (row := view.row(model.name, metric))]
@@ -210,7 +181,7 @@ def _speed(view: RunView) -> dict[str, Any] | None:
             figures.append(_bars(view, metric, [(model, dict(row)) for model, row in rows]))
     if not figures:
         return None
-    return _chart(
+    return make_chart(
         "speed",
         "Speed",
         "Mean over repetitions, with one standard error to each side. Measured on the machine named at the end, in a"
@@ -220,7 +191,7 @@ def _speed(view: RunView) -> dict[str, Any] | None:
     )
 
 
-def _memory(view: RunView) -> dict[str, Any] | None:
+def _memory(view: RunView) -> Chart | None:
     metrics = [
         name
         for name in ("peak_memory_bytes", "weights_bytes", "kv_cache_bytes", "compute_bytes")
@@ -233,7 +204,7 @@ def _memory(view: RunView) -> dict[str, Any] | None:
         for metric in metrics
     ]
     detail = next((row["detail"] for row in view.run["estimates"] if row["metric"] == "peak_memory_bytes"), None)
-    return _chart("memory", "Memory", f"Peak: {detail}." if detail else "", figures, "Bars of memory by model.")
+    return make_chart("memory", "Memory", f"Peak: {detail}." if detail else "", figures, "Bars of memory by model.")
 
 
 def _bars(view: RunView, metric: str, rows: list[tuple[Candidate, dict[str, Any]]]) -> Figure:
@@ -242,10 +213,10 @@ def _bars(view: RunView, metric: str, rows: list[tuple[Candidate, dict[str, Any]
     trace = {
         "type": "bar",
         "orientation": "h",
-        "y": [_label(model.name) for model, _ in rows],
+        "y": [label(model.name) for model, _ in rows],
         "x": [row["value"] / divisor for _, row in rows],
         "error_x": {"type": "data", "array": [(row["se"] or 0) / divisor for _, row in rows], "thickness": 1.5},
-        "marker": {"color": [_style(view, model.name)["color"] for model, _ in rows]},
+        "marker": {"color": [style(view, model.name)["color"] for model, _ in rows]},
         "hovertemplate": [f"%{{y}}: %{{x:.4g}} {unit}<br>n = {row['n']}<extra></extra>" for _, row in rows],
     }
     layout = {
@@ -256,7 +227,7 @@ def _bars(view: RunView, metric: str, rows: list[tuple[Candidate, dict[str, Any]
     return {"name": info.title, "meaning": info.meaning, "traces": [trace], "layout": layout}
 
 
-def _tensor_types(view: RunView) -> dict[str, Any] | None:
+def _tensor_types(view: RunView) -> Chart | None:
     models = [model for model in view.models if model.facts]
     if not models:
         return None
@@ -269,7 +240,7 @@ def _tensor_types(view: RunView) -> dict[str, Any] | None:
                 "type": "bar",
                 "orientation": "h",
                 "name": kind,
-                "y": [_label(model.name) for model in models],
+                "y": [label(model.name) for model in models],
                 "x": [row["bytes"] / 1e6 for row in rows],
                 "marker": {"color": _TYPE_COLORS[index % len(_TYPE_COLORS)]},
                 "hovertemplate": [
@@ -283,7 +254,7 @@ def _tensor_types(view: RunView) -> dict[str, Any] | None:
         "yaxis": {"automargin": True, "autorange": "reversed"},
         "legend": {"orientation": "h", "y": -0.25},
     }
-    return _chart(
+    return make_chart(
         "files",
         "What the files hold",
         "Bytes by tensor type. A name such as Q4_K_M is a recipe, not a promise: tensors whose rows do not fit get"

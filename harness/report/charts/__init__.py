@@ -1,0 +1,16 @@
+"""Charts of a stored run, a module per suite."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from harness.report.charts.base import Chart
+from harness.report.charts.quant import quant_charts
+from harness.report.data import RunView
+
+__all__ = ["build_charts"]
+
+
+def build_charts(view: RunView, run_dir: Path) -> list[Chart]:
+    """Every chart that the run has data for."""
+    return [*quant_charts(view, run_dir)]
