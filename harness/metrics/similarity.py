@@ -61,7 +61,7 @@ def linear_cka(candidate: ArrayLike, reference: ArrayLike) -> float:
     if len(a) < 2:
         raise NoData(f"CKA of {len(a)} examples is not defined.", "Give at least two.")
     a, b = a - a.mean(0), b - b.mean(0)
-    scales = np.abs(a).max(initial=0), np.abs(b).max(initial=0)
+    scales = np.abs(a).max(), np.abs(b).max()
     if 0 in scales:
         raise NoData("CKA of features that do not vary is not defined.")
     a, b = a / scales[0], b / scales[1]
@@ -71,7 +71,7 @@ def linear_cka(candidate: ArrayLike, reference: ArrayLike) -> float:
         cross, norms = float(np.sum(k * m)), np.linalg.norm(k) * np.linalg.norm(m)
     else:
         cross, norms = float(np.linalg.norm(b.T @ a) ** 2), np.linalg.norm(a.T @ a) * np.linalg.norm(b.T @ b)
-    return float(min(1.0, cross / norms))
+    return min(1.0, float(cross / norms))
 
 
 def _pair(candidate: ArrayLike, reference: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
