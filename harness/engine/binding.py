@@ -204,7 +204,8 @@ def read_tensor(pointer: TensorPointer) -> NDArray[np.float32]:
         if kind == "BF16":
             widened = strided.astype(np.uint32) << 16
             return widened.view(np.float32)
-        return strided.astype(np.float32)
+        # The bytes are ours already.
+        return strided.astype(np.float32, copy=False)
     return _dequantize(raw, tensor, kind, shape)
 
 

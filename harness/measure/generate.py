@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 
 from harness.engine.settings import SessionSettings
 from harness.errors import EngineError, PromptError
+from harness.measure.inputs import prompt_inputs
 from harness.measure.passes import open_lanes
 from harness.prompts import Prompt
 
 if TYPE_CHECKING:
-    from harness.engine.chat import ChatTemplate
     from harness.engine.session import Session, Tokens
     from harness.engine.worker import WorkerContext
 
@@ -139,7 +139,7 @@ def generate_texts(context: WorkerContext, request: GenerateRequest) -> Generati
         EngineError: the model cannot generate at all.
     """
     session, lanes = open_lanes(context, request.files, request.settings)
-    inputs, problems = _inputs(session, request)
+    inputs, problems = prompt_inputs(session, request.model, request.prompts, request.limit, request.settings.n_ctx)
     longest = max((len(tokens) for tokens, _ in inputs.values()), default=0) + request.limit
 
     def generate(lane: Session, prompt: str) -> Generation:
@@ -194,49 +194,6 @@ def generations_from_json(value: Mapping[str, Any]) -> Generations:
 def first_difference(first: Sequence[int], second: Sequence[int]) -> int | None:
     """Where two sequences part; None where they do not, or one only ends before the other."""
     return next((i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), None)
-
-
-# -- prompts ----------------------------------------------------------------------------------------------------------
-
-
-def _inputs(
-    session: Session, request: GenerateRequest
-) -> tuple[dict[str, tuple[Tokens, bool | None]], dict[str, PromptError]]:
-    """Tokens of the prompts and whether a template made them; and the prompts that the model cannot have."""
-    from harness.engine.chat import chat_template
-
-    template = chat_template(session) if any(prompt.messages for prompt in request.prompts) else None
-    room = max(request.settings.n_ctx, session.n_ctx_train)
-    inputs: dict[str, tuple[Tokens, bool | None]] = {}
-    problems: dict[str, PromptError] = {}
-    for prompt in request.prompts:
-        try:
-            tokens, templated = _tokens(session, template, prompt)
-            _check_length(len(tokens), request.limit, room)
-            inputs[prompt.id] = tokens, templated
-        except PromptError as error:
-            where = f"{request.model}, prompt {prompt.id!r}"
-            problems[prompt.id] = PromptError(f"{where}: {error.message}", error.hint)
-    return inputs, problems
-
-
-def _tokens(session: Session, template: ChatTemplate | None, prompt: Prompt) -> tuple[Tokens, bool | None]:
-    if prompt.messages and template is not None:
-        return template.tokens([{"role": m.role, "content": m.content} for m in prompt.messages]), True
-    return session.tokenize(prompt.plain()), False if prompt.messages else None
-
-
-def _check_length(length: int, limit: int, room: int) -> None:
-    if length == 0:
-        raise PromptError(
-            "it has no tokens, and this vocabulary begins texts with none: there is nothing to continue.",
-            "Give a text that is not empty.",
-        )
-    if length + limit > room:
-        raise PromptError(
-            f"{length} tokens and {limit} more do not fit into the model's context of {room}.",
-            "Shorten it or use fewer --gguf-gen-tokens; a larger --gguf-ctx goes beyond what the model was trained on.",
-        )
 
 
 # -- decoding ---------------------------------------------------------------------------------------------------------
