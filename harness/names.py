@@ -111,6 +111,54 @@ METRICS: dict[str, MetricInfo] = {
     "served_ttft_p99_s": MetricInfo("s", "lower", "TTFT p99", "99th percentile of the time to a client's first token."),
     "served_itl_p50_s": MetricInfo("s", "lower", "ITL p50", "Median time between two tokens that a client gets."),
     "served_itl_p99_s": MetricInfo("s", "lower", "ITL p99", "99th percentile of the time between a client's tokens."),
+    # attention and heads
+    "attn_cosine": MetricInfo(
+        "", "higher", "attention cosine", "Cosine of a head's attention pattern with the reference's."
+    ),
+    "attn_cosine_worst_head": MetricInfo(
+        "", "higher", "worst head's cosine", "Attention cosine of the head that is least like the reference's."
+    ),
+    "attn_jsd": MetricInfo(
+        "nats", "lower", "attention JSD", "Jensen-Shannon divergence of a position's attention; at most ln 2."
+    ),
+    "attn_total_variation": MetricInfo(
+        "fraction", "lower", "attention TV", "Share of a position's attention that went to other tokens."
+    ),
+    "attn_entropy_change": MetricInfo(
+        "nats", "neutral", "attention entropy Δ", "Entropy of a position's attention less the reference's."
+    ),
+    "attn_top_changed": MetricInfo(
+        "fraction", "lower", "top key changed", "Share of positions whose most attended token is another one."
+    ),
+    "head_previous_token": MetricInfo("fraction", "neutral", "previous token", "Attention to the token before."),
+    "head_current_token": MetricInfo("fraction", "neutral", "current token", "Attention to the token itself."),
+    "head_first_token": MetricInfo("fraction", "neutral", "first token", "Attention to the first token: the sink."),
+    "head_distance": MetricInfo("tokens", "neutral", "distance", "Mean distance to what is attended."),
+    "head_distance_spread": MetricInfo("tokens", "neutral", "spread", "Standard deviation of that distance."),
+    "head_local": MetricInfo("fraction", "neutral", "local", "Attention to the last 8 tokens, itself included."),
+    "head_entropy": MetricInfo("nats", "neutral", "entropy", "Entropy of a position's attention."),
+    "head_entropy_normalized": MetricInfo(
+        "fraction", "neutral", "normalized entropy", "Entropy over that of equal attention to all visible tokens."
+    ),
+    "head_punctuation": MetricInfo("fraction", "neutral", "punctuation", "Attention to punctuation."),
+    "head_delimiter": MetricInfo(
+        "fraction", "neutral", "delimiters", "Attention to line breaks, brackets, quotes and separators."
+    ),
+    "head_same_word": MetricInfo(
+        "fraction", "neutral", "same word", "Attention to earlier occurrences of the same word piece."
+    ),
+    "head_rare_token": MetricInfo(
+        "nats", "neutral", "rare tokens", "Mean surprisal of attended tokens less that of all visible ones."
+    ),
+    "head_induction": MetricInfo(
+        "fraction", "neutral", "induction", "On repeated random tokens: attention to what followed the last time."
+    ),
+    "head_duplicate_token": MetricInfo(
+        "fraction", "neutral", "duplicate token", "On repeated random tokens: attention to the same token before."
+    ),
+    "head_copy_score": MetricInfo(
+        "", "neutral", "copying", "Sum over sum of magnitudes of the OV circuit's eigenvalues: 1 if it only copies."
+    ),
     # the file
     "file_bytes": MetricInfo("bytes", "lower", "size", "Size of the GGUF file, all splits together."),
     "bits_per_weight": MetricInfo("bits", "lower", "bits/weight", "Tensor bytes times eight over parameters."),

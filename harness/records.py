@@ -9,7 +9,7 @@ from typing import Any
 from harness.errors import NoData
 from harness.names import Better, metric_info
 
-__all__ = ["SCHEMA_VERSION", "Estimate", "Row"]
+__all__ = ["SCHEMA_VERSION", "Estimate", "PlacedEstimate", "Row"]
 
 SCHEMA_VERSION = 1
 """Version of run.json and of the measurement cache. A reader refuses a newer one and migrates older ones."""
@@ -59,6 +59,23 @@ class Estimate:
     def better(self) -> Better:
         """Direction that is good, from the table of metrics."""
         return metric_info(self.metric).better
+
+
+@dataclass(frozen=True, slots=True)
+class PlacedEstimate:
+    """An estimate and the part of a model that it is about.
+
+    Attributes:
+        estimate: the value.
+        layer: its layer; None for the model.
+        head: its head in the layer; None for all.
+        detail: what the metric's name cannot say.
+    """
+
+    estimate: Estimate
+    layer: int | None = None
+    head: int | None = None
+    detail: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ __all__ = [
     "confidence_bound",
     "exceedance_p_value",
     "iid_se",
+    "mean_of_clusters",
     "mean_with_errors",
     "quantile_with_error",
     "ratio_with_error",
@@ -110,6 +111,29 @@ def mean_with_errors(samples: Samples, influence: Samples | None = None, value: 
         n=samples.size,
         clusters=samples.shape[0],
     )
+
+
+def mean_of_clusters(sums: ArrayLike, counts: ArrayLike, what: str) -> MeanEstimate:
+    """The mean of samples in clusters of unequal size, from each cluster's sum and count; se is CR1.
+
+    The mean is sum(sums) / sum(counts): every sample weighs the same. It is a ratio of means over clusters, whose
+    influence by the delta method is (sum - mean * count) / mean count; with equal counts this is `mean_with_errors`.
+    There is no se_iid: sums do not tell the spread within clusters.
+
+    Args:
+        sums: [clusters].
+        counts: [clusters] samples in each; clusters without any are left out.
+        what: named in errors.
+
+    Raises:
+        NoData: there are no samples, or a sum is not finite.
+    """
+    size = np.asarray(counts, dtype=np.float64)
+    filled = size > 0
+    total, size = require_samples(np.asarray(sums, dtype=np.float64)[filled], what)[0], size[filled]
+    value = float(total.sum() / size.sum())
+    influence = (total - value * size) / size.mean()
+    return MeanEstimate(value, clustered_se(influence[:, None]), None, int(size.sum()), len(size))
 
 
 def quantile_with_error(samples: Samples, share: float) -> MeanEstimate:
