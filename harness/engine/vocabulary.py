@@ -7,7 +7,7 @@ from typing import Any, Self
 
 import llama_cpp
 
-__all__ = ["Vocabulary", "control_texts", "token_text"]
+__all__ = ["Vocabulary", "control_texts", "ordinary_tokens", "token_text"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,3 +40,9 @@ def control_texts(handle: Any) -> list[str]:
     special = llama_cpp.LLAMA_TOKEN_ATTR_CONTROL | llama_cpp.LLAMA_TOKEN_ATTR_UNKNOWN
     tokens = range(llama_cpp.llama_vocab_n_tokens(handle))
     return [token_text(handle, token) for token in tokens if llama_cpp.llama_vocab_get_attr(handle, token) & special]
+
+
+def ordinary_tokens(handle: Any) -> list[int]:
+    """Tokens that are text: not special, unused, or a byte of a character."""
+    tokens = range(llama_cpp.llama_vocab_n_tokens(handle))
+    return [t for t in tokens if llama_cpp.llama_vocab_get_attr(handle, t) & llama_cpp.LLAMA_TOKEN_ATTR_NORMAL]

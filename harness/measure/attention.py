@@ -1,0 +1,206 @@
+"""Attention of prompts, read while llama.cpp decodes them. Runs in a worker.
+
+What heads do is summed up as their patterns come by, layer by layer: a model of any size needs memory for one layer's
+pattern. What candidates are compared with goes to disk, and a candidate's own until it has been compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harness.engine.settings import SessionSettings
+from harness.errors import PromptError
+from harness.measure.activations import ActivationWriter
+from harness.measure.behaviour import BehaviourWatch, LayerParts
+from harness.measure.inputs import prompt_inputs
+from harness.metrics.circuits import induction_scores, repeated_tokens
+from harness.metrics.heads import BEHAVIOURS
+from harness.metrics.token_features import TokenFeatures
+from harness.prompts import Prompt
+
+if TYPE_CHECKING:
+    from harness.engine.session import Session, Tokens
+    from harness.engine.taps import Reader
+    from harness.engine.worker import WorkerContext
+    from harness.measure.observers import Arrays
+
+__all__ = [
+    "ATTENTION_KINDS",
+    "AttentionRequest",
+    "decode_prompt",
+    "observe_attention",
+    "read_attention",
+    "tapped",
+]
+
+ATTENTION_KINDS: Final = ("q", "k", "v", "pattern")
+"""What comparisons need of each layer, under `prompt/layer/kind`: q, k and v in single, patterns in half precision."""
+
+_COUNTED_BYTES: Final = 1_000_000
+_REPEATED: Final = 64
+_SEQUENCES: Final = 4
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionRequest:
+    """What to decode.
+
+    Attributes:
+        model: name for error messages.
+        files: the GGUF file or its splits.
+        architecture: as the file names it.
+        n_layer: layers of the model.
+        settings: how to run it; flash attention is turned off, the context made as long as the prompts need.
+        prompts: with distinct ids.
+        text: how rare tokens are is counted in this.
+        folder: where patterns, queries, keys and values go.
+        limit_bytes: most that these may take.
+    """
+
+    model: str
+    files: tuple[Path, ...]
+    architecture: str
+    n_layer: int
+    settings: SessionSettings
+    prompts: tuple[Prompt, ...]
+    text: bytes
+    folder: Path
+    limit_bytes: int
+
+
+def observe_attention(context: WorkerContext, request: AttentionRequest) -> Arrays:
+    """Decode every prompt, sum up what each head does, and write what comparisons need into the folder.
+
+    Returns:
+        prompts, [P] ids of those that the model could be given; tokens, [all of them], and lengths, [P]; heads, [H, 2]
+        layer and head; scores, [S] names as in `BEHAVIOURS`, with sums over rows and counts of rows, [P, S, H];
+        induction and duplicate_token, [sequence, H], means over the second half of random tokens that come twice;
+        problems, [.] what was wrong with other prompts.
+
+    Raises:
+        PromptError: no prompt can be decoded.
+        StoreError: what is to be kept takes more than `limit_bytes`, or cannot be written.
+    """
+    base = context.session(request.files, request.settings)
+    inputs, problems = _inputs(base, request)
+    counts = np.bincount(base.tokenize(request.text[:_COUNTED_BYTES]), minlength=base.vocabulary.n_tokens)
+    writer = ActivationWriter(request.folder, request.limit_bytes)
+    watch = BehaviourWatch(request.settings.threads, writer)
+    longest = max(len(tokens) for tokens in inputs.values())
+    found = []
+    try:
+        with tapped(base, request, longest, dict.fromkeys(ATTENTION_KINDS, watch)) as session:
+            for done, (prompt, tokens) in enumerate(inputs.items()):
+                context.progress(done, len(inputs))
+                pieces = [session.detokenize([token], special=True) for token in tokens.tolist()]
+                watch.begin(prompt, TokenFeatures.of(pieces, tokens, counts))
+                decode_prompt(session, tokens)
+                found.append(watch.totals())
+        writer.close()
+    except BaseException:
+        writer.discard()
+        raise
+    return {
+        "prompts": np.array(list(inputs)),
+        "tokens": np.concatenate(list(inputs.values())),
+        "lengths": np.array([len(tokens) for tokens in inputs.values()]),
+        "problems": np.array([error.message for error in problems.values()], dtype=np.str_),
+        "heads": watch.heads,
+        "scores": np.array(BEHAVIOURS),
+        "sums": np.stack([sums for sums, _ in found]),
+        "counts": np.stack([counts for _, counts in found]),
+        **_induction(base, request),
+    }
+
+
+def read_attention(context: WorkerContext, request: AttentionRequest) -> Arrays:
+    """Everything about the attention of one prompt.
+
+    Returns:
+        tokens, [pos]; pattern and scores, [layer, head, pos, key]; q, [layer, pos, head, d_head]; k and v, [layer, pos,
+        kv_head, d_head]; all float32.
+
+    Raises:
+        PromptError: the model cannot be given the prompt.
+        TapNotFound: llama.cpp does not offer a tensor in this architecture.
+    """
+    base = context.session(request.files, request.settings)
+    inputs, _ = _inputs(base, request)
+    (tokens,) = inputs.values()
+    kinds = (*ATTENTION_KINDS, "scores")
+    parts = {kind: LayerParts(len(tokens), by_key=kind in {"pattern", "scores"}) for kind in kinds}
+    with tapped(base, request, len(tokens), parts) as session:
+        decode_prompt(session, tokens)
+        pieces = [session.detokenize([token], special=True) for token in tokens.tolist()]
+    found = {kind: np.stack(part.take()) for kind, part in parts.items()}
+    return {"tokens": tokens, "pieces": np.array(pieces, dtype=np.bytes_), **found}
+
+
+# -- decoding ---------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def tapped(base: Session, request: AttentionRequest, longest: int, readers: Mapping[str, Reader]) -> Iterator[Session]:
+    """A context of a loaded model, without flash attention, whose attention is read.
+
+    Args:
+        base: the loaded model.
+        request: says which model that is, and how to run it.
+        longest: tokens of the longest text to decode.
+        readers: by kind ("pattern", "q"): called with the taps of all layers.
+    """
+    from harness.engine.session import Session
+    from harness.engine.taps import Taps
+
+    n_batch = min(longest, request.settings.n_batch)
+    n_ctx = -(-longest // n_batch) * n_batch
+    settings = replace(request.settings, n_ctx=n_ctx, n_batch=n_batch, flash_attention="off")
+    read = {f"blocks.{layer}.attn.{kind}": each for layer in range(request.n_layer) for kind, each in readers.items()}
+    with Session(
+        base.files, settings, Taps(request.architecture, request.n_layer, read=read), model_of=base
+    ) as session:
+        yield session
+
+
+def decode_prompt(session: Session, tokens: Tokens) -> None:
+    """Decode one text in an empty context; only logits of its last token are asked for."""
+    session.clear()
+    for start in range(0, len(tokens), session.settings.n_batch):
+        part = tokens[start : start + session.settings.n_batch]
+        positions = np.arange(start, start + len(part), dtype=np.int32)
+        session.decode(part, positions, np.zeros_like(positions), positions == len(tokens) - 1)
+
+
+def _inputs(base: Session, request: AttentionRequest) -> tuple[dict[str, Tokens], dict[str, PromptError]]:
+    inputs, problems = prompt_inputs(base, request.model, request.prompts, 0, request.settings.n_ctx)
+    if not inputs:
+        first = next(iter(problems.values()))
+        raise PromptError(f"No prompt can be decoded. {first.message}", first.hint)
+    return {prompt: tokens for prompt, (tokens, _) in inputs.items()}, problems
+
+
+def _induction(base: Session, request: AttentionRequest) -> Arrays:
+    """Induction and duplicate_token of each head: [sequence, H], means over the tokens that come again."""
+    import llama_cpp
+
+    from harness.engine.vocabulary import ordinary_tokens
+
+    candidates = ordinary_tokens(llama_cpp.llama_model_get_vocab(base.model))
+    length, offset = min(_REPEATED, len(candidates)), int(base.vocabulary.add_bos)
+    bos = np.full(offset, base.vocabulary.bos, dtype=np.int32)
+    patterns = LayerParts(offset + 2 * length, by_key=True)
+    found: dict[str, list[NDArray[np.float64]]] = {}
+    with tapped(base, request, offset + 2 * length, {"pattern": patterns}) as session:
+        for seed in range(_SEQUENCES):
+            decode_prompt(session, np.concatenate([bos, repeated_tokens(candidates, length, seed)]))
+            scores = [induction_scores(layer, length, offset) for layer in patterns.take()]
+            for name in scores[0]:
+                found.setdefault(name, []).append(np.concatenate([score[name].mean(axis=1) for score in scores]))
+    return {name: np.stack(rows) for name, rows in found.items()}
