@@ -9,6 +9,7 @@ if TYPE_CHECKING:
 
     from harness.engine.server import Server
     from harness.errors import HarnessError
+    from harness.measure.attention_results import AttentionDrift, HeadBehaviour
     from harness.measure.generate import Generation
     from harness.measure.observers import Arrays
     from harness.measure.served import ServedResult
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
     Measure = Callable[[LoadedModel], Mapping[str, Estimate]]
 
-__all__ = ["BaselineCheck", "CorpusPass", "GateCheck", "Generate", "Record", "Serve", "Served", "Speed"]
+__all__ = ["Attend", "BaselineCheck", "CorpusPass", "GateCheck", "Generate", "Record", "Serve", "Served", "Speed"]
 
 
 class Record(Protocol):
@@ -123,6 +124,16 @@ class CorpusPass(Protocol):
         Returns:
             (per-token values of the second decode, those of the first on the same windows).
         """
+
+
+class Attend(Protocol):
+    """The fixture `attention`: decodes the prompts once per model, however many tests ask."""
+
+    def __call__(self, model: LoadedModel) -> HeadBehaviour:
+        """What each head of a model does with the prompts."""
+
+    def drift(self, candidate: LoadedModel, reference: LoadedModel) -> AttentionDrift:
+        """How far a candidate's attention is from the reference's, on the same tokens."""
 
 
 class Generate(Protocol):

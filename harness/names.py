@@ -130,6 +130,15 @@ METRICS: dict[str, MetricInfo] = {
     "attn_top_changed": MetricInfo(
         "fraction", "lower", "top key changed", "Share of positions whose most attended token is another one."
     ),
+    "attn_q_error": MetricInfo("", "lower", "q error", "Relative error of queries, norm over norm, mean over heads."),
+    "attn_k_error": MetricInfo("", "lower", "k error", "Relative error of keys, norm over norm, mean over KV heads."),
+    "attn_v_error": MetricInfo("", "lower", "v error", "Relative error of values, norm over norm, mean over KV heads."),
+    "attn_scores_error": MetricInfo(
+        "", "lower", "score error", "Relative error of attention scores q k, norm over norm, mean over heads."
+    ),
+    "attn_q_cka": MetricInfo("", "higher", "q CKA", "Linear CKA of queries with the reference's, mean over heads."),
+    "attn_k_cka": MetricInfo("", "higher", "k CKA", "Linear CKA of keys with the reference's, mean over KV heads."),
+    "attn_v_cka": MetricInfo("", "higher", "v CKA", "Linear CKA of values with the reference's, mean over KV heads."),
     "head_previous_token": MetricInfo("fraction", "neutral", "previous token", "Attention to the token before."),
     "head_current_token": MetricInfo("fraction", "neutral", "current token", "Attention to the token itself."),
     "head_first_token": MetricInfo("fraction", "neutral", "first token", "Attention to the first token: the sink."),

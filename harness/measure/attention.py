@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from harness.engine.settings import SessionSettings
 from harness.errors import PromptError
-from harness.measure.activations import ActivationWriter
+from harness.measure.activations import ActivationReader, ActivationWriter
 from harness.measure.behaviour import BehaviourWatch, LayerParts
 from harness.measure.inputs import prompt_inputs
 from harness.metrics.circuits import induction_scores, repeated_tokens
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ATTENTION_KINDS",
     "AttentionRequest",
+    "KeptPatterns",
     "decode_prompt",
     "observe_attention",
     "read_attention",
@@ -46,6 +47,16 @@ ATTENTION_KINDS: Final = ("q", "k", "v", "pattern")
 _COUNTED_BYTES: Final = 1_000_000
 _REPEATED: Final = 64
 _SEQUENCES: Final = 4
+_LOOKED_AT: Final = 8
+
+
+@dataclass(frozen=True, slots=True)
+class KeptPatterns:
+    """Patterns to keep for pictures: of how many prompts, and of which layers and heads (None for all)."""
+
+    prompts: int = 0
+    layers: tuple[int, ...] | None = None
+    heads: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +73,7 @@ class AttentionRequest:
         text: how rare tokens are is counted in this.
         folder: where patterns, queries, keys and values go.
         limit_bytes: most that these may take.
+        kept: what patterns to return whole; none of them is kept for pictures otherwise.
     """
 
     model: str
@@ -73,6 +85,7 @@ class AttentionRequest:
     text: bytes
     folder: Path
     limit_bytes: int
+    kept: KeptPatterns = KeptPatterns()
 
 
 def observe_attention(context: WorkerContext, request: AttentionRequest) -> Arrays:
@@ -82,7 +95,8 @@ def observe_attention(context: WorkerContext, request: AttentionRequest) -> Arra
         prompts, [P] ids of those that the model could be given; tokens, [all of them], and lengths, [P]; heads, [H, 2]
         layer and head; scores, [S] names as in `BEHAVIOURS`, with sums over rows and counts of rows, [P, S, H];
         induction and duplicate_token, [sequence, H], means over the second half of random tokens that come twice;
-        problems, [.] what was wrong with other prompts.
+        problems, [.] what was wrong with other prompts; and of the i-th kept prompt pattern_i, [K, pos, key] in half
+        precision, with kept, [K, 2] layer and head, and pieces_i, [pos] the text of its tokens as bytes.
 
     Raises:
         PromptError: no prompt can be decoded.
@@ -94,12 +108,13 @@ def observe_attention(context: WorkerContext, request: AttentionRequest) -> Arra
     writer = ActivationWriter(request.folder, request.limit_bytes)
     watch = BehaviourWatch(request.settings.threads, writer)
     longest = max(len(tokens) for tokens in inputs.values())
-    found = []
+    found, texts = [], {}
     try:
         with tapped(base, request, longest, dict.fromkeys(ATTENTION_KINDS, watch)) as session:
             for done, (prompt, tokens) in enumerate(inputs.items()):
                 context.progress(done, len(inputs))
                 pieces = [session.detokenize([token], special=True) for token in tokens.tolist()]
+                texts[prompt] = np.array(pieces, dtype=np.bytes_)
                 watch.begin(prompt, TokenFeatures.of(pieces, tokens, counts))
                 decode_prompt(session, tokens)
                 found.append(watch.totals())
@@ -117,6 +132,7 @@ def observe_attention(context: WorkerContext, request: AttentionRequest) -> Arra
         "sums": np.stack([sums for sums, _ in found]),
         "counts": np.stack([counts for _, counts in found]),
         **_induction(base, request),
+        **_kept(request, watch.heads, texts),
     }
 
 
@@ -141,6 +157,23 @@ def read_attention(context: WorkerContext, request: AttentionRequest) -> Arrays:
         pieces = [session.detokenize([token], special=True) for token in tokens.tolist()]
     found = {kind: np.stack(part.take()) for kind, part in parts.items()}
     return {"tokens": tokens, "pieces": np.array(pieces, dtype=np.bytes_), **found}
+
+
+def _kept(request: AttentionRequest, heads: NDArray[np.int64], texts: Mapping[str, NDArray[np.bytes_]]) -> Arrays:
+    """The patterns that are kept: of the first prompts of the set that have enough tokens to be looked at."""
+    chosen = [prompt for prompt, pieces in texts.items() if len(pieces) >= _LOOKED_AT][: request.kept.prompts]
+    if not chosen:
+        return {}
+    layers, numbers = request.kept.layers, request.kept.heads
+    wanted = np.array(
+        [(layers is None or layer in layers) and (numbers is None or head in numbers) for layer, head in heads.tolist()]
+    )
+    arrays: Arrays = {"kept": heads[wanted], "kept_prompts": np.array(chosen)}
+    reader = ActivationReader(request.folder)
+    for index, prompt in enumerate(chosen):
+        whole = np.concatenate([reader.array(f"{prompt}/{layer}/pattern", 1) for layer in range(request.n_layer)])
+        arrays |= {f"pattern_{index}": whole[wanted], f"pieces_{index}": texts[prompt]}
+    return arrays
 
 
 # -- decoding ---------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from harness.runner.attention import Attentions
 from harness.runner.core import Core, LoadedModel, Progress
 from harness.runner.passes import Passes
 from harness.runner.texts import Texts
@@ -25,6 +26,7 @@ class Runner(Core):
 
     def __init__(self, options: Options, progress: Progress) -> None:
         super().__init__(options, progress)
+        self.attention = Attentions(self)
         self.passes = Passes(self)
         self.texts = Texts(self)
         self.timed = Timed(self)

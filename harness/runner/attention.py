@@ -1,0 +1,97 @@
+"""Attention of prompts: what heads do, and how far a candidate's are from the reference's."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from harness.measure.activations import ActivationReader
+from harness.measure.attention import AttentionRequest, KeptPatterns, observe_attention
+from harness.measure.attention_drift import compare_attention
+
+if TYPE_CHECKING:
+    from harness.corpora import Corpus
+    from harness.measure.observers import Arrays
+    from harness.prompts import PromptSet
+    from harness.runner.core import Core, LoadedModel
+    from harness.store import Entry
+
+__all__ = ["Attentions"]
+
+_KEPT_PROMPTS: Final = 2
+
+
+class Attentions:
+    """Attention of a prompt set, each model's once per session and from the cache where it can."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+
+    def observe(self, model: LoadedModel, prompts: PromptSet, corpus: Corpus) -> Arrays:
+        """What each head does; see `observe_attention`. The activations stay in the cache, for candidates."""
+        entry = self._entry(model, prompts, corpus)
+
+        def measure() -> Arrays:
+            with entry.lock():
+                arrays = self._core.load_arrays(entry)
+                if arrays is not None and ActivationReader.is_there(entry.folder):
+                    self._core.hits += 1
+                    return arrays
+                self._core.misses += 1
+                with self._core.progress.task(f"attention of {model.name}", "prompts") as show:
+                    request = self._request(model, prompts, corpus, entry)
+                    arrays = self._core.shared_worker(model.name).call(observe_attention, show, request)
+                entry.save({"model": model.name, "prompts": prompts.name}, arrays)
+                return arrays
+
+        return self._core.once(("attention", str(entry.folder)), measure)
+
+    def compare(
+        self, model: LoadedModel, reference: LoadedModel, prompts: PromptSet, corpus: Corpus
+    ) -> tuple[Arrays, Arrays]:
+        """What each head of a candidate does, and how far its attention is from the reference's."""
+        base = self._entry(reference, prompts, corpus)
+        own = self._entry(model, prompts, corpus, reference=base.folder.name)
+        drift = self._entry(model, prompts, corpus, drift_from=base.folder.name)
+
+        def measure() -> tuple[Arrays, Arrays]:
+            with drift.lock():
+                stored = self._core.load_arrays(own), self._core.load_arrays(drift)
+                if stored[0] is not None and stored[1] is not None:
+                    self._core.hits += 1
+                    return stored[0], stored[1]
+                arrays = self.observe(reference, prompts, corpus)
+                self._core.misses += 1
+                with self._core.progress.task(f"attention of {model.name}", "prompts") as show:
+                    request = self._request(model, prompts, corpus, own)
+                    worker = self._core.shared_worker(model.name)
+                    found = worker.call(compare_attention, show, request, base.folder, arrays)
+                own.save({"model": model.name, "prompts": prompts.name}, found[0])
+                drift.save({"model": model.name, "reference": reference.name, "prompts": prompts.name}, found[1])
+                return found
+
+        return self._core.once(("attention drift", str(drift.folder)), measure)
+
+    def _entry(self, model: LoadedModel, prompts: PromptSet, corpus: Corpus, **more: str) -> Entry:
+        key: dict[str, Any] = {
+            "kind": "attention",
+            "model": model.sha256,
+            "prompts": prompts.sha256,
+            "text": corpus.sha256,
+            "settings": self._core.settings.to_json(),
+            "engine": self._core.engine,
+        }
+        return self._core.cache.entry("attention", key | more)
+
+    def _request(self, model: LoadedModel, prompts: PromptSet, corpus: Corpus, entry: Entry) -> AttentionRequest:
+        return AttentionRequest(
+            model=model.name,
+            files=model.files,
+            architecture=model.info.architecture,
+            n_layer=model.info.n_layer or 0,
+            settings=self._core.settings,
+            prompts=prompts.prompts,
+            text=corpus.text,
+            folder=entry.folder,
+            limit_bytes=self._core.options.logprobs_limit,
+            kept=KeptPatterns(_KEPT_PROMPTS),
+        )

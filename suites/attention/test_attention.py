@@ -1,0 +1,59 @@
+"""Where do candidates look, compared with the reference?"""
+
+from __future__ import annotations
+
+import pytest
+
+from harness.fixture_types import Attend, GateCheck, Record
+from harness.metrics.attention import attention_estimates, head_estimates
+from harness.prompts import Prompt
+from harness.records import PlacedEstimate
+from harness.runner import LoadedModel
+
+
+@pytest.mark.metric("attn_cosine")
+def test_attention_of_a_prompt(
+    candidate: LoadedModel, reference: LoadedModel, prompt: Prompt, attention: Attend, record: Record
+) -> None:
+    """Patterns of all heads on one prompt, beside the reference's."""
+    drift = attention.drift(candidate, reference)
+    if prompt.id not in drift.patterns:
+        pytest.skip("it is one token, or the model cannot be given it: there is no attention to compare")
+    _record(record, attention_estimates([drift.patterns[prompt.id]], drift.heads))
+
+
+@pytest.mark.metric("attn_cosine")
+def test_attention_stays_close_to_reference(
+    candidate: LoadedModel, reference: LoadedModel, attention: Attend, record: Record, gate: GateCheck
+) -> None:
+    """Patterns of all heads on all prompts; errors clustered by prompt."""
+    drift = attention.drift(candidate, reference)
+    estimates = attention_estimates(list(drift.patterns.values()), drift.heads)
+    _record(record, estimates)
+    gate.where_set(*(placed.estimate for placed in estimates))
+
+
+@pytest.mark.metric("attn_cosine")
+def test_each_head_stays_close_to_reference(
+    candidate: LoadedModel, reference: LoadedModel, attention: Attend, record: Record
+) -> None:
+    """Patterns of each head, and of each layer: which moved most?"""
+    drift = attention.drift(candidate, reference)
+    estimates = head_estimates(list(drift.patterns.values()), drift.heads)
+    _record(record, estimates)
+    assert {(placed.layer, placed.head) for placed in estimates} == set(drift.heads)
+
+
+@pytest.mark.metric("attn_scores_error")
+def test_queries_keys_and_values_stay_close_to_reference(
+    candidate: LoadedModel, reference: LoadedModel, attention: Attend, record: Record, gate: GateCheck
+) -> None:
+    """Relative errors and CKA of what the patterns are made of, over all and by layer."""
+    estimates = attention.drift(candidate, reference).vectors()
+    _record(record, estimates)
+    gate.where_set(*(placed.estimate for placed in estimates if placed.layer is None))
+
+
+def _record(record: Record, estimates: list[PlacedEstimate]) -> None:
+    for placed in estimates:
+        record(placed.estimate, layer=placed.layer, head=placed.head, detail=placed.detail)
