@@ -42,10 +42,13 @@ class RunView:
     def __init__(self, run: Mapping[str, Any]) -> None:
         self.run = run
         self._rows: dict[tuple[str, str], Mapping[str, Any]] = {}
+        self._placed: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
         for row in run.get("estimates", []):
             # A row of one prompt, layer or head says nothing of the whole.
             if all(row.get(part) is None for part in ("prompt", "layer", "head")):
                 self._rows.setdefault((row["model"], row["metric"]), row)
+            else:
+                self._placed.setdefault((row["model"], row["metric"]), []).append(row)
         models = sorted(run.get("models", []), key=lambda model: (-model["bytes"], model.get("order", 0)))
         tested = {test["model"] for test in run.get("tests", []) if test.get("model")}
         self._facts: dict[str, Mapping[str, Any]] = {model["name"]: model for model in models}
@@ -57,6 +60,10 @@ class RunView:
     def row(self, model: str, metric: str) -> Mapping[str, Any] | None:
         """The row of a model's metric over everything, None if it was not measured."""
         return self._rows.get((model, metric))
+
+    def rows_of(self, model: str, metric: str) -> list[Mapping[str, Any]]:
+        """Rows of a model's metric over layers and heads, of all prompts together."""
+        return [row for row in self._placed.get((model, metric), []) if row.get("prompt") is None]
 
     def measured(self, metric: str) -> bool:
         """Whether any model has this metric."""

@@ -21,8 +21,50 @@
     const figure = chart.figures[shown.get(chart.id)];
     const target = document.querySelector(`[data-chart="${chart.id}"]`);
     const narrow = target.clientWidth < 560;
+    target.style.height = figure.height ? `${figure.height}px` : "";
     Plotly.react(target, figure.traces, themed(figure.layout, narrow), { responsive: true, displaylogo: false, displayModeBar: narrow ? false : "hover" });
     document.querySelector(`[data-meaning="${chart.id}"]`).textContent = figure.meaning;
+    if (figure.zoom) zoom(chart, figure, target, narrow);
+  }
+
+  // One tile of a grid, large and over its tokens. The tiles are bytes: square roots of weights, a margin of one apart.
+  const chosen = new Map();
+
+  function zoom(chart, figure, target, narrow) {
+    const { side, tokens, layers, heads } = figure.zoom;
+    const [layer, head] = chosen.get(chart.id) ?? [layers[0], heads[0]];
+    const bytes = Uint8Array.from(atob(figure.traces[0].z.bdata), (c) => c.charCodeAt(0));
+    const width = heads.length * (side + 1);
+    const [top, left] = [layers.indexOf(layer) * (side + 1), heads.indexOf(head) * (side + 1)];
+    const weights = tokens.map((_, row) => tokens.map((_, key) => (bytes[(top + row) * width + left + key] / 255) ** 2));
+    const select = document.querySelector(`[data-heads="${chart.id}"]`);
+    if (select.options.length === 0) {
+      for (const l of layers) for (const h of heads) select.add(new Option(`layer ${l}, head ${h}`, `${l},${h}`));
+      select.addEventListener("change", () => choose(chart, ...select.value.split(",").map(Number)));
+    }
+    select.value = `${layer},${head}`;
+    const places = tokens.map((_, index) => index);
+    const axis = { tickvals: places, ticktext: tokens, showgrid: false, tickfont: { size: 10 } };
+    const trace = {
+      type: "heatmap", z: weights, colorscale: figure.traces[0].colorscale, zmin: 0, zmax: 1,
+      text: tokens.map((row) => tokens.map((key) => `${row} → ${key}`)),
+      hovertemplate: "%{text}: %{z:.3f}<extra></extra>", colorbar: { thickness: 12, outlinewidth: 0 },
+    };
+    const layout = { xaxis: { ...axis, tickangle: -90 }, yaxis: { ...axis, autorange: "reversed" } };
+    const place = document.querySelector(`[data-zoom="${chart.id}"]`);
+    Plotly.react(place, [trace], themed(layout, narrow), { responsive: true, displaylogo: false, displayModeBar: false });
+    if (!target.dataset.clickable) {
+      target.dataset.clickable = "yes";
+      target.on("plotly_click", ({ points: [{ x, y }] }) => {
+        const shape = chart.figures[shown.get(chart.id)].zoom;
+        choose(chart, shape.layers[Math.floor(y / (shape.side + 1))], shape.heads[Math.floor(x / (shape.side + 1))]);
+      });
+    }
+  }
+
+  function choose(chart, layer, head) {
+    chosen.set(chart.id, [layer, head]);
+    draw(chart);
   }
 
   const drawAll = () => charts.forEach(draw);
