@@ -43,8 +43,8 @@ def test_every_profile_has_exactly_one_kind(profile: dict[str, float]) -> None:
 @pytest.mark.parametrize(
     ("change", "kind", "reason"),
     [
-        ({"induction": 0.4, "first_token": 0.6}, "induction", "0.40 of the weight is on the token after"),
-        ({"induction": 0.39, "first_token": 0.6}, "sink", "0.60 of the weight is on the first token"),
+        ({"induction": 0.3, "first_token": 0.6}, "induction", "0.30 of the weight is on the token after"),
+        ({"induction": 0.29, "first_token": 0.6}, "sink", "0.60 of the weight is on the first token"),
         ({"duplicate_token": 0.8}, "duplicate-token", "0.80 of the weight is on the same token"),
         ({"previous_token": 0.5, "local": 0.9}, "positional", "0.50 of the weight is on the previous token"),
         ({"current_token": 0.7, "local": 0.9}, "positional", "on the token itself"),
