@@ -168,6 +168,15 @@ METRICS: dict[str, MetricInfo] = {
     "head_copy_score": MetricInfo(
         "", "neutral", "copying", "Sum over sum of magnitudes of the OV circuit's eigenvalues: 1 if it only copies."
     ),
+    "head_kind_kept": MetricInfo(
+        "fraction", "higher", "kinds kept", "Heads that are of the same kind as in the reference."
+    ),
+    "head_matched_to_itself": MetricInfo(
+        "fraction", "higher", "matched", "Heads whose closest partner in the reference, by assignment, is themselves."
+    ),
+    "heads_redundant": MetricInfo(
+        "fraction", "neutral", "redundant heads", "Heads that attend as another does: cosine of patterns 0.9 or more."
+    ),
     # the file
     "file_bytes": MetricInfo("bytes", "lower", "size", "Size of the GGUF file, all splits together."),
     "bits_per_weight": MetricInfo("bits", "lower", "bits/weight", "Tensor bytes times eight over parameters."),

@@ -48,6 +48,7 @@ class RunPart:
             "warnings": [],
             "cache": {"hits": 0, "misses": 0},
             "early": {},
+            "heads": {},
         }
 
     def add_early(self, model: str, windows: int, planned: int, n_ctx: int) -> None:
@@ -83,6 +84,12 @@ class RunPart:
         """Keep how a model continued the prompts; the first time counts."""
         if model not in self._content["texts"]:
             self._content["texts"][model] = [{"model": model, **row} for row in rows]
+            self._save()
+
+    def add_heads(self, model: str, rows: list[dict[str, Any]]) -> None:
+        """Say what kind each head of a model is; the first time counts."""
+        if model not in self._content["heads"]:
+            self._content["heads"][model] = [{"model": model, **row} for row in rows]
             self._save()
 
     def add_arrays(self, model: str, name: str, description: str, arrays: dict[str, Any]) -> None:
@@ -148,7 +155,9 @@ class RunDraft:
         arrays: dict[str, Any] = {}
         texts: dict[str, Any] = {}
         early: dict[str, Any] = {}
+        heads: dict[str, Any] = {}
         for part in parts:
+            heads |= part["heads"]
             texts = part["texts"] | texts
             early |= part["early"]
             models = part["models"] | models
@@ -184,6 +193,7 @@ class RunDraft:
             "arrays": list(arrays.values()),
             "gates": self.gates,
             "early": list(early.values()),
+            "heads": [row for rows in heads.values() for row in rows],
             "baseline": {"name": self.baseline, "comparisons": self.comparisons} if self.baseline else None,
             "warnings": list(dict.fromkeys(warning for part in parts for warning in part["warnings"])),
             "cache": {key: sum(part["cache"][key] for part in parts) for key in ("hits", "misses")},

@@ -19,9 +19,11 @@ from harness.engine.settings import SessionSettings
 from harness.errors import PromptError
 from harness.measure.activations import ActivationReader, ActivationWriter
 from harness.measure.behaviour import BehaviourWatch, LayerParts
+from harness.measure.copying import copy_scores
 from harness.measure.inputs import prompt_inputs
 from harness.metrics.circuits import induction_scores, repeated_tokens
 from harness.metrics.heads import BEHAVIOURS
+from harness.metrics.taxonomy import redundancy
 from harness.metrics.token_features import TokenFeatures
 from harness.prompts import Prompt
 
@@ -48,6 +50,7 @@ _COUNTED_BYTES: Final = 1_000_000
 _REPEATED: Final = 64
 _SEQUENCES: Final = 4
 _LOOKED_AT: Final = 8
+_COMPARED_TOKENS: Final = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +98,7 @@ def observe_attention(context: WorkerContext, request: AttentionRequest) -> Arra
         prompts, [P] ids of those that the model could be given; tokens, [all of them], and lengths, [P]; heads, [H, 2]
         layer and head; scores, [S] names as in `BEHAVIOURS`, with sums over rows and counts of rows, [P, S, H];
         induction and duplicate_token, [sequence, H], means over the second half of random tokens that come twice;
+        redundancy, [H, H], how alike heads attend; copy_score, [H], NaN where the file has no matrices for it;
         problems, [.] what was wrong with other prompts; and of the i-th kept prompt pattern_i, [K, pos, key] in half
         precision, with kept, [K, 2] layer and head, and pieces_i, [pos] the text of its tokens as bytes.
 
@@ -132,6 +136,8 @@ def observe_attention(context: WorkerContext, request: AttentionRequest) -> Arra
         "sums": np.stack([sums for sums, _ in found]),
         "counts": np.stack([counts for _, counts in found]),
         **_induction(base, request),
+        "redundancy": _redundancy(request, [prompt for prompt, tokens in inputs.items() if len(tokens) > 1]),
+        "copy_score": copy_scores(request.files, request.n_layer, watch.heads),
         **_kept(request, watch.heads, texts),
     }
 
@@ -157,6 +163,22 @@ def read_attention(context: WorkerContext, request: AttentionRequest) -> Arrays:
         pieces = [session.detokenize([token], special=True) for token in tokens.tolist()]
     found = {kind: np.stack(part.take()) for kind, part in parts.items()}
     return {"tokens": tokens, "pieces": np.array(pieces, dtype=np.bytes_), **found}
+
+
+def _redundancy(request: AttentionRequest, prompts: list[str]) -> NDArray[np.float64]:
+    """How alike heads attend, over the first tokens of the prompts; NaN without a prompt of two tokens."""
+    reader = ActivationReader(request.folder)
+    part = slice(0, _COMPARED_TOKENS)
+    patterns = (
+        np.concatenate(
+            [reader.array(f"{prompt}/{layer}/pattern", 1)[:, part, part] for layer in range(request.n_layer)]
+        )
+        for prompt in prompts
+    )
+    total, count = np.zeros(()), 0
+    for pattern in patterns:
+        total, count = total + redundancy([pattern]), count + 1
+    return np.asarray(total / count if count else np.full((1, 1), np.nan))
 
 
 def _kept(request: AttentionRequest, heads: NDArray[np.int64], texts: Mapping[str, NDArray[np.bytes_]]) -> Arrays:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -13,6 +12,7 @@ from harness.measure.attention_drift import ROW_MEASURES
 from harness.metrics.attention import HeadPlace, PatternComparison
 from harness.metrics.heads import HeadProfile, ScoreSums, head_profiles
 from harness.metrics.stats import mean_with_errors, require_samples
+from harness.metrics.taxonomy import HeadKind, classify_head
 from harness.records import Estimate, PlacedEstimate
 
 if TYPE_CHECKING:
@@ -31,12 +31,16 @@ class HeadBehaviour:
     Attributes:
         heads: layer and head of each profile.
         profiles: scores on the prompts; induction and duplicate_token on repeated random tokens.
+        copy_scores: of each head, from its weights; None where the file does not tell.
+        similarity: [head, head] cosine of patterns, over the first tokens of the prompts.
         prompts: those that the model could be given.
         problems: what was wrong with the others.
     """
 
     heads: list[HeadPlace]
     profiles: list[HeadProfile]
+    copy_scores: list[float | None]
+    similarity: NDArray[np.float64]
     prompts: list[str]
     problems: list[str]
 
@@ -57,12 +61,25 @@ class HeadBehaviour:
         return cls(
             heads=_places(arrays["heads"]),
             profiles=head_profiles([*per_prompt, *sequences]),
+            copy_scores=[None if np.isnan(score) else float(score) for score in _floats(arrays["copy_score"])],
+            similarity=_floats(arrays["redundancy"]),
             prompts=[str(prompt) for prompt in arrays["prompts"]],
             problems=[str(problem) for problem in arrays["problems"]],
         )
 
-    def __iter__(self) -> Iterator[tuple[HeadPlace, HeadProfile]]:
-        return zip(self.heads, self.profiles, strict=True)
+    def estimates(self) -> list[PlacedEstimate]:
+        """All scores of all heads."""
+        found = []
+        for (layer, head), profile, copies in zip(self.heads, self.profiles, self.copy_scores, strict=True):
+            found += [PlacedEstimate(estimate, layer, head) for estimate in profile.estimates()]
+            if copies is not None:
+                found.append(PlacedEstimate(Estimate("head_copy_score", copies, 1), layer, head))
+        return found
+
+    @property
+    def kinds(self) -> list[HeadKind]:
+        """Of each head, by the rules of `harness.metrics.taxonomy`."""
+        return [classify_head(profile.values) for profile in self.profiles]
 
 
 @dataclass(frozen=True, slots=True)

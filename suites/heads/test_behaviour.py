@@ -1,17 +1,52 @@
-"""What does each head do?"""
+"""What does each head do, and does it still do it once the model is quantized?"""
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
-from harness.fixture_types import Attend, Record
+from harness.fixture_types import Attend, GateCheck, Record
+from harness.metrics.taxonomy import head_groups, match_heads
+from harness.records import Estimate
 from harness.runner import LoadedModel
 
 
 @pytest.mark.metric("head_entropy")
 def test_behaviour(model: LoadedModel, attention: Attend, record: Record) -> None:
-    """Scores of each head on the prompts, and on repeated random tokens."""
+    """Scores of each head: on the prompts, on random tokens that come twice, and of its weights."""
+    estimates = attention(model).estimates()
+    for placed in estimates:
+        record(placed.estimate, layer=placed.layer, head=placed.head)
+    assert all(0 <= placed.estimate.value <= 1 for placed in estimates if placed.estimate.unit == "fraction")
+
+
+@pytest.mark.metric("heads_redundant")
+def test_redundancy(model: LoadedModel, attention: Attend, record: Record) -> None:
+    """Heads that attend as another head does, over all prompts."""
     behaviour = attention(model)
-    for (layer, head), profile in behaviour:
-        record(*profile.estimates(), layer=layer, head=head)
-    assert len(behaviour.heads) == len(behaviour.profiles)
+    if not np.isfinite(behaviour.similarity).all():
+        pytest.skip("no prompt has two tokens: heads have nothing to differ in")
+    groups = [[behaviour.heads[head] for head in group] for group in head_groups(behaviour.similarity)]
+    shown = "; ".join(", ".join(f"{layer}.{head}" for layer, head in group) for group in groups)
+    count = sum(len(group) for group in groups)
+    record(Estimate("heads_redundant", count / len(behaviour.heads), len(behaviour.heads)), detail=shown or "none")
+
+
+@pytest.mark.metric("head_kind_kept")
+def test_heads_keep_their_behaviour(
+    candidate: LoadedModel, reference: LoadedModel, attention: Attend, record: Record, gate: GateCheck
+) -> None:
+    """Kinds of heads, and their scores, beside the reference's; which heads of both correspond?"""
+    own, base = attention(candidate), attention(reference)
+    changed = [
+        f"{layer}.{head} {before.kind} -> {after.kind}"
+        for (layer, head), before, after in zip(base.heads, base.kinds, own.kinds, strict=True)
+        if before.kind != after.kind
+    ]
+    n = len(base.heads)
+    kept = Estimate("head_kind_kept", 1 - len(changed) / n, n)
+    record(kept, detail=", ".join(changed) or "all the same")
+    matches = match_heads([profile.values for profile in own.profiles], [profile.values for profile in base.profiles])
+    matched = Estimate("head_matched_to_itself", float(np.mean([match.first == match.second for match in matches])), n)
+    record(matched)
+    gate.where_set(kept, matched)
