@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import time
 from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -146,6 +147,7 @@ class _Reporting:
     def __init__(self, state: State) -> None:
         self._state = state
         self._problem: HarnessError | None = None
+        self._next_save = 0.0
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Take rows, verdicts and outcome of a test of ours."""
@@ -162,7 +164,7 @@ class _Reporting:
                     draft.gates.append({"test": _test_id(report), **json.loads(str(value))})
                 elif name == BASELINE_PROPERTY:
                     draft.comparisons.append({"test": _test_id(report), **json.loads(str(value))})
-            self._save(draft, finished=False)
+            self._save_now_and_then(draft)
 
     @pytest.hookimpl(wrapper=True, trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> Generator[None, None, None]:
@@ -231,6 +233,13 @@ class _Reporting:
         path = options.results / "baselines" / f"{options.save_baseline}.json"
         save_baseline(path, build_baseline(run, means))
         self._state.saved_baseline = path
+
+    def _save_now_and_then(self, draft: RunDraft) -> None:
+        """Save what a killed session is to keep, in a tenth of the time at most: a run can grow to megabytes."""
+        started = time.monotonic()
+        if started >= self._next_save:
+            self._save(draft, finished=False)
+            self._next_save = time.monotonic() + 10 * (time.monotonic() - started)
 
     def _save(self, draft: RunDraft, *, finished: bool) -> dict[str, Any] | None:
         """The stored run; a full disk must not end the session, and is said at its end."""

@@ -25,6 +25,8 @@ def save_arrays(path: Path, arrays: dict[str, NDArray[np.generic]]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
             temporary = Path(file.name)
+            # Temporary files are private; results are for everyone who may read the folder.
+            temporary.chmod(0o644)
             try:
                 np.savez(file, **arrays)  # type: ignore[arg-type]
                 file.flush()
