@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from harness.errors import HarnessError
+from harness.junit import add_suite_properties, readable, writes_junit
 from harness.options import add_options
 from harness.report.data import visible
 from harness.run import RunDraft, TestRecord, new_run_id
@@ -146,7 +148,10 @@ class _Reporting:
     def __init__(self, state: State) -> None:
         self._state = state
         self._problem: HarnessError | None = None
+        self._summary_problem: HarnessError | None = None
 
+    # First, because what writes JUnit files is to read what this leaves.
+    @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Take rows, verdicts and outcome of a test of ours."""
         if not hasattr(report, "gguf_model"):
@@ -163,6 +168,10 @@ class _Reporting:
                 elif name == BASELINE_PROPERTY:
                     draft.comparisons.append({"test": _test_id(report), **json.loads(str(value))})
             self._save(draft, finished=False)
+        if writes_junit(self._state.config):
+            model: str | None = report.gguf_model
+            together = self._state.options.holm
+            report.user_properties = readable(report.user_properties, model, together=together)
 
     @pytest.hookimpl(wrapper=True, trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> Generator[None, None, None]:
@@ -170,6 +179,8 @@ class _Reporting:
         draft = self._state.draft
         if draft is not None:
             self._settle(session, draft)
+            if writes_junit(session.config) and (run := self._save(draft, finished=False)) is not None:
+                add_suite_properties(session.config, run)
         yield
         if draft is not None:
             self._write(session, draft)
@@ -191,30 +202,49 @@ class _Reporting:
             messages.setdefault(finding["test"], []).append(f"{finding['model']}: {finding['detail']}")
         for test, lines in messages.items():
             if draft.tests[test].outcome == "passed":
-                self._fail(session, draft.tests[test], "\n".join(lines))
+                found = [(GATE_PROPERTY, json.dumps(gate)) for gate in draft.gates if gate["test"] == test]
+                self._fail(session, draft.tests[test], "\n".join(lines), found)
 
-    def _fail(self, session: pytest.Session, test: TestRecord, message: str) -> None:
-        """Fail a test that has passed, with a report of its own."""
+    def _fail(self, session: pytest.Session, test: TestRecord, message: str, properties: list[tuple[str, str]]) -> None:
+        """Fail a test that has passed, with a report of its own, which a second one closes."""
         test.outcome, test.message = "failed", message
         location = (test.id.split("::")[0], None, test.id.split("::")[-1])
         report = pytest.TestReport(test.id, location, {}, "failed", message, "call")
         session.config.hook.pytest_runtest_logreport(report=report)
+        words = readable(properties, test.model)
+        closing = pytest.TestReport(test.id, location, {}, "passed", None, "teardown", user_properties=words)
+        session.config.hook.pytest_runtest_logreport(report=closing)
         if session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def _write(self, session: pytest.Session, draft: RunDraft) -> None:
         run = self._save(draft, finished=True)
         if run is not None:
+            from harness.report.badge import render_badge
             from harness.report.html import write_html
+            from harness.store import write_text
 
             try:
                 write_html(run, draft.folder, draft.folder / "report.html")
                 self._state.report = draft.folder / "report.html"
+                write_text(draft.folder / "badge.svg", render_badge(run))
                 self._save_baseline(run, draft.folder)
             except HarnessError as error:
                 self._problem = error
+            self._summarize(run)
         if self._problem is not None and session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def _summarize(self, run: dict[str, Any]) -> None:
+        """GitHub's summary of the step; without it nothing of the run is missing, so that nothing fails by it."""
+        file = os.environ.get("GITHUB_STEP_SUMMARY")
+        if file:
+            from harness.report.github import append_summary
+
+            try:
+                append_summary(run, Path(file))
+            except HarnessError as error:
+                self._summary_problem = error
 
     def _save_baseline(self, run: dict[str, Any], folder: Path) -> None:
         options = self._state.options
@@ -260,6 +290,13 @@ class _Reporting:
         terminalreporter.write_line(f"run:    {_shown(self._state.run_folder / 'run.json')}")
         if self._state.saved_baseline is not None:
             terminalreporter.write_line(f"saved:  {_shown(self._state.saved_baseline)}")
+        if self._summary_problem is not None:
+            terminalreporter.write_line(f"There is no step summary. {self._summary_problem}")
+        if os.environ.get("GITHUB_ACTIONS") == "true":
+            from harness.report.github import annotation_lines
+
+            for line in annotation_lines(run):
+                terminalreporter.write_line(line)
 
 
 @pytest.hookimpl(tryfirst=True)
