@@ -15,6 +15,15 @@ from harness.errors import HarnessError, OptionError
 __all__ = ["main"]
 
 _USAGE_ERROR = 2
+_EXIT_CODES = """\
+exit codes of run, which are pytest's:
+  0  every gate and test passed
+  1  a gate or a test failed, or the results could not be stored
+  2  interrupted, or tests could not be collected
+  3  an internal error
+  4  a mistake on the command line: nothing was measured
+  5  no tests: nothing was measured
+exit codes of the other commands: 0, or 2 for a mistake in what was asked for"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -37,7 +46,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="gguf-harness", description="Evaluate quantized language models (GGUF).")
+    parser = argparse.ArgumentParser(
+        prog="gguf-harness",
+        description="Evaluate quantized language models (GGUF).",
+        epilog=_EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--version", action="version", version=f"gguf-harness {harness.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
@@ -52,6 +66,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     report.add_argument("--markdown", action="store_true", help="print markdown instead")
     report.set_defaults(function=_report)
+
+    badge = commands.add_parser("badge", help="print the verdict of a run as an SVG badge")
+    badge.add_argument("run", nargs="?", default="last", help="run.json, folder, id, or `last` (default)")
+    badge.add_argument("-o", "--output", type=Path, default=None, metavar="FILE", help="write it there instead")
+    badge.set_defaults(function=_badge)
 
     compare = commands.add_parser("compare", help="compare two runs, metric by metric")
     compare.add_argument("old", help="run.json, folder, id, or `last`")
@@ -76,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     quantize.set_defaults(function=_quantize)
 
-    for command in (report, compare):
+    for command in (report, badge, compare):
         command.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="(default: results)")
     return parser
 
@@ -112,6 +131,18 @@ def _report(known: argparse.Namespace, _: list[str]) -> int:
     write_html(run, path.parent, destination)
     print(render_terminal(run, width=_terminal_width(), color=sys.stdout.isatty()), end="")
     print(f"\nreport: {destination}")
+    return 0
+
+
+def _badge(known: argparse.Namespace, _: list[str]) -> int:
+    from harness.report.badge import render_badge
+    from harness.store import find_run, load_run, write_text
+
+    badge = render_badge(load_run(find_run(known.run, known.results)))
+    if known.output is None:
+        print(badge, end="")
+    else:
+        write_text(known.output, badge)
     return 0
 
 

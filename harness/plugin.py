@@ -7,8 +7,6 @@ asks for a model.
 from __future__ import annotations
 
 import importlib
-import json
-import time
 from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -18,8 +16,9 @@ import pytest
 from harness.errors import HarnessError
 from harness.options import add_options
 from harness.report.data import visible
-from harness.run import RunDraft, TestRecord, new_run_id
-from harness.state import BASELINE_PROPERTY, ESTIMATE_PROPERTY, GATE_PROPERTY, STATE, State
+from harness.reporting import Reporting
+from harness.run import new_run_id
+from harness.state import STATE, State
 
 if TYPE_CHECKING:
     from harness.ladder import PlannedModel
@@ -141,174 +140,11 @@ def pytest_runtest_makereport(
     return report
 
 
-class _Reporting:
-    """Collects test reports into the run. Registered in the process that reports, not in xdist's workers."""
-
-    def __init__(self, state: State) -> None:
-        self._state = state
-        self._problem: HarnessError | None = None
-        self._next_save = 0.0
-
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Take rows, verdicts and outcome of a test of ours."""
-        if not hasattr(report, "gguf_model"):
-            return
-        draft = self._state.draft = self._state.draft or _new_draft(self._state)
-        if report.when == "call" or report.outcome != "passed":
-            draft.tests[_test_id(report)] = _test_record(report)
-        if report.when == "teardown":
-            for name, value in report.user_properties:
-                if name == ESTIMATE_PROPERTY:
-                    draft.estimates.append(json.loads(str(value)))
-                elif name == GATE_PROPERTY:
-                    draft.gates.append({"test": _test_id(report), **json.loads(str(value))})
-                elif name == BASELINE_PROPERTY:
-                    draft.comparisons.append({"test": _test_id(report), **json.loads(str(value))})
-            self._save_now_and_then(draft)
-
-    @pytest.hookimpl(wrapper=True, trylast=True)
-    def pytest_sessionfinish(self, session: pytest.Session) -> Generator[None, None, None]:
-        """Settle what needs the whole run; when all that measures is closed, write run.json and the report."""
-        draft = self._state.draft
-        if draft is not None:
-            self._settle(session, draft)
-        yield
-        if draft is not None:
-            self._write(session, draft)
-
-    def _settle(self, session: pytest.Session, draft: RunDraft) -> None:
-        """Holm's correction over gates, and over comparisons with a baseline; what fails by it alone fails now."""
-        from harness.verdicts import adjust
-
-        options = self._state.options
-        draft.gates = adjust(draft.gates, enforce=options.holm)
-        wrong = [gate for gate in draft.gates if options.holm and gate["verdict"] in options.failing_verdicts]
-        if draft.comparisons:
-            from harness.regressions import judge
-
-            draft.comparisons = judge(draft.comparisons)
-            wrong += [comparison for comparison in draft.comparisons if comparison["outcome"] == "worse"]
-        messages: dict[str, list[str]] = {}
-        for finding in wrong:
-            messages.setdefault(finding["test"], []).append(f"{finding['model']}: {finding['detail']}")
-        for test, lines in messages.items():
-            if draft.tests[test].outcome == "passed":
-                self._fail(session, draft.tests[test], "\n".join(lines))
-
-    def _fail(self, session: pytest.Session, test: TestRecord, message: str) -> None:
-        """Fail a test that has passed, with a report of its own."""
-        test.outcome, test.message = "failed", message
-        location = (test.id.split("::")[0], None, test.id.split("::")[-1])
-        report = pytest.TestReport(test.id, location, {}, "failed", message, "call")
-        session.config.hook.pytest_runtest_logreport(report=report)
-        if session.exitstatus == pytest.ExitCode.OK:
-            session.exitstatus = pytest.ExitCode.TESTS_FAILED
-
-    def _write(self, session: pytest.Session, draft: RunDraft) -> None:
-        run = self._save(draft, finished=True)
-        if run is not None:
-            from harness.report.html import write_html
-
-            try:
-                write_html(run, draft.folder, draft.folder / "report.html")
-                self._state.report = draft.folder / "report.html"
-                self._save_baseline(run, draft.folder)
-            except HarnessError as error:
-                self._problem = error
-        if self._problem is not None and session.exitstatus == pytest.ExitCode.OK:
-            session.exitstatus = pytest.ExitCode.TESTS_FAILED
-
-    def _save_baseline(self, run: dict[str, Any], folder: Path) -> None:
-        options = self._state.options
-        if options.save_baseline is None:
-            return
-        from harness.baselines import build_baseline, save_baseline
-        from harness.measure.arrays import load_arrays
-
-        means = {
-            entry["model"]: load_arrays(folder / entry["file"])
-            for entry in run["arrays"]
-            if entry["name"] == "window_means"
-        }
-        path = options.results / "baselines" / f"{options.save_baseline}.json"
-        save_baseline(path, build_baseline(run, means))
-        self._state.saved_baseline = path
-
-    def _save_now_and_then(self, draft: RunDraft) -> None:
-        """Save what a killed session is to keep, in a tenth of the time at most: a run can grow to megabytes."""
-        started = time.monotonic()
-        if started >= self._next_save:
-            self._save(draft, finished=False)
-            self._next_save = time.monotonic() + 10 * (time.monotonic() - started)
-
-    def _save(self, draft: RunDraft, *, finished: bool) -> dict[str, Any] | None:
-        """The stored run; a full disk must not end the session, and is said at its end."""
-        try:
-            run = draft.save(finished=finished)
-        except HarnessError as error:
-            self._problem = error
-            return None
-        self._problem = None
-        return run
-
-    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
-        """Print the table, the verdicts and the path of the report."""
-        if self._problem is not None:
-            terminalreporter.section("gguf-harness")
-            terminalreporter.write_line(f"The results of this run could not be stored. {self._problem}", red=True)
-        if self._state.report is None:
-            return
-        from harness.report.terminal import render_terminal
-        from harness.store import load_run
-
-        run = load_run(self._state.run_folder / "run.json")
-        writer = terminalreporter._tw  # noqa: SLF001 - pytest offers no public way to its width and colours
-        terminalreporter.section("gguf-harness")
-        terminalreporter.write(render_terminal(run, width=writer.fullwidth, color=writer.hasmarkup) + "\n")
-        terminalreporter.write_line(f"report: {_shown(self._state.report)}")
-        terminalreporter.write_line(f"run:    {_shown(self._state.run_folder / 'run.json')}")
-        if self._state.saved_baseline is not None:
-            terminalreporter.write_line(f"saved:  {_shown(self._state.saved_baseline)}")
-
-
 @pytest.hookimpl(tryfirst=True)
 def pytest_sessionstart(session: pytest.Session) -> None:
     """Report from this process, unless it is one of xdist's workers."""
     if not hasattr(session.config, "workerinput"):
-        session.config.pluginmanager.register(_Reporting(session.config.stash[STATE]), "harness.plugin.reporting")
-
-
-def _new_draft(state: State) -> RunDraft:
-    from harness.machine import describe_machine
-
-    ladder = state.ladder
-    return RunDraft(
-        folder=state.run_folder,
-        command=["pytest", *(str(argument) for argument in state.config.invocation_params.args)],
-        settings=state.options.to_json(),
-        machine=describe_machine(),
-        reference_reason=ladder.reason,
-        reference=ladder.reference.name if ladder.reference else None,
-        baseline=state.baseline.name if state.baseline else None,
-    )
-
-
-def _test_record(report: pytest.TestReport) -> TestRecord:
-    suite = Path(report.nodeid.split("::")[0]).parent.name
-    outcome: str = report.outcome
-    if outcome == "failed" and report.when != "call":
-        outcome = "error"
-    message = ""
-    if report.outcome == "skipped" and isinstance(report.longrepr, tuple):
-        message = str(report.longrepr[2]).removeprefix("Skipped: ")
-    elif report.outcome != "passed":
-        message = report.longreprtext
-    return TestRecord(_test_id(report), suite, getattr(report, "gguf_model", None), outcome, message, report.duration)
-
-
-def _test_id(report: pytest.TestReport) -> str:
-    """Without the group that xdist appends."""
-    return report.nodeid.split("@gguf-")[0]
+        session.config.pluginmanager.register(Reporting(session.config.stash[STATE]), "harness.plugin.reporting")
 
 
 def _ours(item: pytest.Item) -> set[str]:
@@ -350,11 +186,3 @@ def _given(config: pytest.Config) -> list[str]:
     addopts = config.getini("addopts")
     arguments += addopts if isinstance(addopts, list) else str(addopts).split()
     return [a.lstrip("-").replace("-", "_").split("=")[0] for a in arguments if a.startswith(prefixes)]
-
-
-def _shown(path: Path) -> str:
-    """Relative to where the person is, if it is below."""
-    try:
-        return str(path.relative_to(Path.cwd()))
-    except ValueError:
-        return str(path)

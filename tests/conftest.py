@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,15 @@ pytest_plugins = ["pytester"]
 # A busy machine is no defect.
 settings.register_profile("harness", deadline=None)
 settings.load_profile("harness")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _not_on_github() -> Iterator[None]:
+    """Sessions that tests start would write into the summary of the workflow that runs the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("GITHUB_ACTIONS", "GITHUB_STEP_SUMMARY"):
+            patch.delenv(name, raising=False)
+        yield
 
 
 @pytest.fixture(scope="session")

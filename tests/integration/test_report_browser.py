@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from harness.report.badge import render_badge
 from harness.report.html import write_html
 from tests.unit.test_report import HOSTILE, STORED
 
@@ -97,6 +98,24 @@ def test_hostile_names_stay_text(page: Page, tmp_path: Path) -> None:
     page.wait_for_timeout(300)
     assert "</script><img src=x" in page.inner_text("table")
     assert page.locator("img").count() == 0
+
+
+def test_the_badge_keeps_its_text_in_its_boxes(page: Page, tmp_path: Path) -> None:
+    file = tmp_path / "badge.svg"
+    file.write_text(render_badge(_stored()), encoding="utf-8")
+    page.goto(file.as_uri())
+    found = page.evaluate(
+        """[...document.querySelectorAll('text')].map(text => {
+            const told = +text.getAttribute('textLength'), right = text.getBBox().x + text.getBBox().width;
+            text.removeAttribute('textLength');
+            return [told, text.getComputedTextLength(), right];
+        })"""
+    )
+    assert page.evaluate("document.title") == "gguf-harness: 3 of 5 pass"
+    width = page.evaluate("document.documentElement.width.baseVal.value")
+    # Whatever the font, its letters are hardly stretched.
+    assert all(0.8 < told / natural < 1.25 for told, natural, _ in found)
+    assert found[0][2] < found[1][2] < width
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -45,6 +45,7 @@ def test_the_sdist_holds_the_tests(built: Path) -> None:
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     assert {"suites/quant/test_speed.py", "fixtures/record.py", "tests/conftest.py", "Makefile", "conftest.py"} <= names
+    assert "examples/github-gate.yml" in names
     assert not any(name.startswith(("results/runs", "results/cache", ".venv", ".cache")) for name in names)
 
 

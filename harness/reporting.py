@@ -1,0 +1,225 @@
+"""Collects test reports into the run, and writes what is left of it: run.json, report, summaries for CI."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.errors import HarnessError
+from harness.junit import add_suite_properties, readable, writes_junit
+from harness.run import RunDraft, TestRecord
+from harness.state import BASELINE_PROPERTY, ESTIMATE_PROPERTY, GATE_PROPERTY, State
+
+__all__ = ["Reporting"]
+
+
+class Reporting:
+    """Collects test reports into the run. Registered in the process that reports, not in xdist's workers."""
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+        self._problem: HarnessError | None = None
+        self._summary_problem: HarnessError | None = None
+        self._next_save = 0.0
+
+    # First, because what writes JUnit files is to read what this leaves.
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Take rows, verdicts and outcome of a test of ours."""
+        if not hasattr(report, "gguf_model"):
+            return
+        draft = self._state.draft = self._state.draft or _new_draft(self._state)
+        if report.when == "call" or report.outcome != "passed":
+            draft.tests[_test_id(report)] = _test_record(report)
+        if report.when == "teardown":
+            for name, value in report.user_properties:
+                if name == ESTIMATE_PROPERTY:
+                    draft.estimates.append(json.loads(str(value)))
+                elif name == GATE_PROPERTY:
+                    draft.gates.append({"test": _test_id(report), **json.loads(str(value))})
+                elif name == BASELINE_PROPERTY:
+                    draft.comparisons.append({"test": _test_id(report), **json.loads(str(value))})
+            self._save_now_and_then(draft)
+        if writes_junit(self._state.config):
+            model: str | None = report.gguf_model
+            together = self._state.options.holm
+            report.user_properties = readable(report.user_properties, model, together=together)
+
+    @pytest.hookimpl(wrapper=True, trylast=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> Generator[None, None, None]:
+        """Settle what needs the whole run; when all that measures is closed, write run.json and the report."""
+        draft = self._state.draft
+        if draft is not None:
+            self._settle(session, draft)
+            if writes_junit(session.config) and (run := self._save(draft, finished=False)) is not None:
+                add_suite_properties(session.config, run)
+        yield
+        if draft is not None:
+            self._write(session, draft)
+
+    def _settle(self, session: pytest.Session, draft: RunDraft) -> None:
+        """Holm's correction over gates, and over comparisons with a baseline; what fails by it alone fails now."""
+        from harness.verdicts import adjust
+
+        options = self._state.options
+        draft.gates = adjust(draft.gates, enforce=options.holm)
+        wrong = [gate for gate in draft.gates if options.holm and gate["verdict"] in options.failing_verdicts]
+        if draft.comparisons:
+            from harness.regressions import judge
+
+            draft.comparisons = judge(draft.comparisons)
+            wrong += [comparison for comparison in draft.comparisons if comparison["outcome"] == "worse"]
+        messages: dict[str, list[str]] = {}
+        for finding in wrong:
+            messages.setdefault(finding["test"], []).append(f"{finding['model']}: {finding['detail']}")
+        for test, lines in messages.items():
+            if draft.tests[test].outcome == "passed":
+                found = [(GATE_PROPERTY, json.dumps(gate)) for gate in draft.gates if gate["test"] == test]
+                self._fail(session, draft.tests[test], "\n".join(lines), found)
+
+    def _fail(self, session: pytest.Session, test: TestRecord, message: str, properties: list[tuple[str, str]]) -> None:
+        """Fail a test that has passed, with a report of its own, which a second one closes."""
+        test.outcome, test.message = "failed", message
+        location = (test.id.split("::")[0], None, test.id.split("::")[-1])
+        report = pytest.TestReport(test.id, location, {}, "failed", message, "call")
+        session.config.hook.pytest_runtest_logreport(report=report)
+        words = readable(properties, test.model)
+        closing = pytest.TestReport(test.id, location, {}, "passed", None, "teardown", user_properties=words)
+        session.config.hook.pytest_runtest_logreport(report=closing)
+        if session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def _write(self, session: pytest.Session, draft: RunDraft) -> None:
+        run = self._save(draft, finished=True)
+        if run is not None:
+            from harness.report.badge import render_badge
+            from harness.report.html import write_html
+            from harness.store import write_text
+
+            try:
+                write_html(run, draft.folder, draft.folder / "report.html")
+                self._state.report = draft.folder / "report.html"
+                write_text(draft.folder / "badge.svg", render_badge(run))
+                self._save_baseline(run, draft.folder)
+            except HarnessError as error:
+                self._problem = error
+            self._summarize(run)
+        if self._problem is not None and session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def _summarize(self, run: dict[str, Any]) -> None:
+        """GitHub's summary of the step; without it nothing of the run is missing, so that nothing fails by it."""
+        file = os.environ.get("GITHUB_STEP_SUMMARY")
+        if file:
+            from harness.report.github import append_summary
+
+            try:
+                append_summary(run, Path(file))
+            except HarnessError as error:
+                self._summary_problem = error
+
+    def _save_baseline(self, run: dict[str, Any], folder: Path) -> None:
+        options = self._state.options
+        if options.save_baseline is None:
+            return
+        from harness.baselines import build_baseline, save_baseline
+        from harness.measure.arrays import load_arrays
+
+        means = {
+            entry["model"]: load_arrays(folder / entry["file"])
+            for entry in run["arrays"]
+            if entry["name"] == "window_means"
+        }
+        path = options.results / "baselines" / f"{options.save_baseline}.json"
+        save_baseline(path, build_baseline(run, means))
+        self._state.saved_baseline = path
+
+    def _save_now_and_then(self, draft: RunDraft) -> None:
+        """Save what a killed session is to keep, in a tenth of the time at most: a run can grow to megabytes."""
+        started = time.monotonic()
+        if started >= self._next_save:
+            self._save(draft, finished=False)
+            self._next_save = time.monotonic() + 10 * (time.monotonic() - started)
+
+    def _save(self, draft: RunDraft, *, finished: bool) -> dict[str, Any] | None:
+        """The stored run; a full disk must not end the session, and is said at its end."""
+        try:
+            run = draft.save(finished=finished)
+        except HarnessError as error:
+            self._problem = error
+            return None
+        self._problem = None
+        return run
+
+    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+        """Print the table, the verdicts and the path of the report."""
+        if self._problem is not None:
+            terminalreporter.section("gguf-harness")
+            terminalreporter.write_line(f"The results of this run could not be stored. {self._problem}", red=True)
+        if self._state.report is None:
+            return
+        from harness.report.terminal import render_terminal
+        from harness.store import load_run
+
+        run = load_run(self._state.run_folder / "run.json")
+        writer = terminalreporter._tw  # noqa: SLF001 - pytest offers no public way to its width and colours
+        terminalreporter.section("gguf-harness")
+        terminalreporter.write(render_terminal(run, width=writer.fullwidth, color=writer.hasmarkup) + "\n")
+        terminalreporter.write_line(f"report: {_shown(self._state.report)}")
+        terminalreporter.write_line(f"run:    {_shown(self._state.run_folder / 'run.json')}")
+        if self._state.saved_baseline is not None:
+            terminalreporter.write_line(f"saved:  {_shown(self._state.saved_baseline)}")
+        if self._summary_problem is not None:
+            terminalreporter.write_line(f"There is no step summary. {self._summary_problem}")
+        if os.environ.get("GITHUB_ACTIONS") == "true":
+            from harness.report.github import annotation_lines
+
+            for line in annotation_lines(run):
+                terminalreporter.write_line(line)
+
+
+def _new_draft(state: State) -> RunDraft:
+    from harness.machine import describe_machine
+
+    ladder = state.ladder
+    return RunDraft(
+        folder=state.run_folder,
+        command=["pytest", *(str(argument) for argument in state.config.invocation_params.args)],
+        settings=state.options.to_json(),
+        machine=describe_machine(),
+        reference_reason=ladder.reason,
+        reference=ladder.reference.name if ladder.reference else None,
+        baseline=state.baseline.name if state.baseline else None,
+    )
+
+
+def _test_record(report: pytest.TestReport) -> TestRecord:
+    suite = Path(report.nodeid.split("::")[0]).parent.name
+    outcome: str = report.outcome
+    if outcome == "failed" and report.when != "call":
+        outcome = "error"
+    message = ""
+    if report.outcome == "skipped" and isinstance(report.longrepr, tuple):
+        message = str(report.longrepr[2]).removeprefix("Skipped: ")
+    elif report.outcome != "passed":
+        message = report.longreprtext
+    return TestRecord(_test_id(report), suite, getattr(report, "gguf_model", None), outcome, message, report.duration)
+
+
+def _test_id(report: pytest.TestReport) -> str:
+    """Without the group that xdist appends."""
+    return report.nodeid.split("@gguf-")[0]
+
+
+def _shown(path: Path) -> str:
+    """Relative to where the person is, if it is below."""
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)

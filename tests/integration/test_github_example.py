@@ -1,0 +1,176 @@
+"""examples/github-gate.yml: its steps are run in a folder of their own, with a random model's release."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree as ET
+
+import pytest
+import yaml
+
+import harness
+from harness.cli import _parser, main
+from tests.random_llama import write_random_llama
+
+ROOT = Path(__file__).parent.parent.parent
+QUICK = "--gguf-ctx=32 --gguf-chunks=12 --gguf-batch=64 --gguf-pp=8 --gguf-tg=4 -k 'not served and not text'"
+
+
+@pytest.fixture(scope="module")
+def workflow() -> dict[Any, Any]:
+    content: dict[Any, Any] = yaml.safe_load((ROOT / "examples" / "github-gate.yml").read_text(encoding="utf-8"))
+    return content
+
+
+def _steps(workflow: dict[Any, Any]) -> list[dict[str, Any]]:
+    return [step for job in workflow["jobs"].values() for step in job["steps"]]
+
+
+def _script(workflow: dict[Any, Any], name: str) -> str:
+    (script,) = [step["run"] for step in _steps(workflow) if step.get("name") == name]
+    return str(script)
+
+
+def test_it_asks_for_little_and_ends(workflow: dict[Any, Any]) -> None:
+    # YAML 1.1 reads the key `on` as true.
+    assert set(workflow[True]) == {"release", "workflow_dispatch"}
+    assert workflow["permissions"] == {}
+    assert workflow["concurrency"]["group"]
+    jobs = workflow["jobs"]
+    assert {name: job["permissions"] for name, job in jobs.items()} == {
+        "gate": {"contents": "read"},
+        "badge": {"contents": "write"},
+    }
+    assert all(0 < job["timeout-minutes"] <= 120 for job in jobs.values())
+    used = [step["uses"] for step in _steps(workflow) if "uses" in step]
+    assert all(re.fullmatch(r"actions/[a-z/-]+@v\d+", action) for action in used), used
+
+
+def test_no_expression_stands_in_a_script(workflow: dict[Any, Any]) -> None:
+    """A tag is anybody's text: the shell gets it as a variable, and quotes it."""
+    scripts = [step["run"] for step in _steps(workflow) if "run" in step]
+    assert len(scripts) == 5
+    assert not [script for script in scripts if "${{" in script]
+    for script in scripts:
+        assert "$" not in re.sub(r'"[^"]*"', "", script), script
+
+
+def test_it_installs_this_version(workflow: dict[Any, Any]) -> None:
+    assert workflow["env"]["HARNESS"] == f"gguf-harness=={harness.__version__}"
+
+
+def test_every_option_exists(workflow: dict[Any, Any]) -> None:
+    script = _script(workflow, "Gate")
+    used = set(re.findall(r"(?<=[\s(\"])(--[a-z][a-z-]+)", script))
+    assert {"--models", "--reference", "--junit-xml", "--gguf-baseline", "--gguf-save-baseline"} <= used
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "harness.plugin", "--help"], cwd=ROOT, capture_output=True, text=True,
+        check=True,
+    )  # fmt: skip
+    # An option's names begin its line, before what they mean.
+    heads = re.findall(r"(?m)^  (-\S.*?)(?:\s{2}|$)", done.stdout)
+    known = {name for head in heads for name in re.findall(r"--[a-z][a-z-]+", head)}
+    assert used <= known
+    for line in _script(workflow, "Collect").splitlines():
+        if line.startswith("gguf-harness"):
+            _parser().parse_args(shlex.split(line)[1:])
+
+
+@pytest.fixture
+def environment(tmp_path: Path, workflow: dict[Any, Any]) -> dict[str, str]:
+    """What the scripts see: this checkout as the installed harness, and a `gh` whose release is a local folder."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    gh = 'case "$1" in release) mkdir models; cp "$RELEASE"/*.gguf models;; auth) ;; *) exit 9;; esac'
+    for name, script in (
+        ("gguf-harness", f'exec {shlex.quote(sys.executable)} -m harness.cli "$@"'),
+        ("gh", gh),
+    ):
+        (programs / name).write_text(f"#!/bin/sh\n{script}\n")
+        (programs / name).chmod(0o755)
+    fixed = {name: value for name, value in workflow["env"].items() if "${{" not in value}
+    return os.environ | fixed | {
+        "PATH": f"{programs}:{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTEST_ADDOPTS": f"{QUICK} -p no:cacheprovider",
+        "RELEASE": str(tmp_path / "release"),
+        "TAG": "v1.0; exit 7",
+        "GITHUB_ACTIONS": "true",
+        "GITHUB_REPOSITORY": "owner/repository",
+        "GITHUB_SERVER_URL": "https://github.com",
+        "GITHUB_OUTPUT": str(tmp_path / "output"),
+        "GITHUB_STEP_SUMMARY": str(tmp_path / "summary.md"),
+    }  # fmt: skip
+
+
+def _quantize(folder: Path, destination: Path, types: str, noise: float = 0.0) -> None:
+    folder.mkdir()
+    model = write_random_llama(folder / "model-F32.gguf", text=True, noise=noise)
+    assert main(["quantize", str(model), types, "--out", str(destination)]) == 0
+
+
+@pytest.mark.model
+def test_its_steps_gate_a_release(tmp_path: Path, workflow: dict[Any, Any], environment: dict[str, str]) -> None:
+    work = tmp_path / "work"
+    work.mkdir()
+    (tmp_path / "release").mkdir()
+    _quantize(tmp_path / "good", tmp_path / "release", "F16,Q8_0")
+
+    def run(name: str) -> subprocess.CompletedProcess[str]:
+        # As GitHub starts a step with `shell: bash`.
+        shell = ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", _script(workflow, name)]
+        return subprocess.run(
+            shell, cwd=work, env=environment, capture_output=True, text=True, check=False, timeout=180
+        )
+
+    def told(done: subprocess.CompletedProcess[str]) -> str:
+        return done.stdout + done.stderr
+
+    done = run("Download")
+    assert done.returncode == 0, told(done)
+    assert re.fullmatch(r"digest=[0-9a-f]{16}\n", (tmp_path / "output").read_text())
+    assert {file.name for file in (work / "models").iterdir()} == {"model-F16.gguf", "model-Q8_0.gguf"}
+
+    done = run("Gate")
+    assert done.returncode == 0, told(done)
+    assert "model-F16 is the reference, as asked for" in done.stdout
+    assert "::error" not in done.stdout
+    assert (tmp_path / "summary.md").read_text().startswith("## Smallest candidate that passes every gate: model-Q8")
+
+    done = run("Collect")
+    assert done.returncode == 0, told(done)
+    assert {file.name for file in (work / "gate").iterdir()} == {
+        "badge.svg", "report.html", "run.json", "junit.xml", "release.json",
+    }  # fmt: skip
+    assert "gguf-harness: Q8_0 passes" in (work / "gate" / "badge.svg").read_text()
+    assert ET.parse(work / "gate" / "junit.xml").getroot().find("testsuite") is not None  # noqa: S314 - our own
+    assert not list(work.glob("results/cache/passes/*/logprobs.u16"))
+
+    # The repository of the person, where the badge goes.
+    remote = tmp_path / "remote" / "owner" / "repository.git"
+    subprocess.run(["git", "init", "--quiet", "--bare", str(remote)], check=True)
+    environment |= {
+        "GIT_CONFIG_COUNT": "1",
+        "GIT_CONFIG_KEY_0": f"url.file://{tmp_path}/remote/.insteadOf",
+        "GIT_CONFIG_VALUE_0": "https://github.com/",
+    }
+    done = run("Publish")
+    assert done.returncode == 0, told(done)
+    shown = subprocess.run(
+        ["git", "-C", str(remote), "show", "gguf-badge:badge.svg"], capture_output=True, text=True, check=True
+    )
+    assert shown.stdout == (work / "gate" / "badge.svg").read_text()
+
+    # The next release is worse than the baseline that the first one left.
+    _quantize(tmp_path / "worse", work / "models", "Q8_0", noise=0.5)
+    done = run("Gate")
+    assert done.returncode == 1, told(done)
+    assert re.search(r"(?m)^::error title=model-Q8_0 fails the gate of KL mean::", done.stdout), told(done)
+    assert re.search(r"(?m)^::error title=model-Q8_0%3A KL mean is worse than the baseline::", done.stdout)
