@@ -23,7 +23,18 @@ if TYPE_CHECKING:
 
     Measure = Callable[[LoadedModel], Mapping[str, Estimate]]
 
-__all__ = ["Attend", "BaselineCheck", "CorpusPass", "GateCheck", "Generate", "Record", "Serve", "Served", "Speed"]
+__all__ = [
+    "Attend",
+    "BaselineCheck",
+    "CorpusPass",
+    "GateCheck",
+    "Generate",
+    "Record",
+    "Serve",
+    "Served",
+    "Speed",
+    "Throughput",
+]
 
 
 class Record(Protocol):
@@ -98,6 +109,22 @@ class Served(Protocol):
 
     def __call__(self, model: LoadedModel) -> ServedResult:
         """Throughput and latency of a served model under several clients, from the cache if they are there."""
+
+
+class Throughput(Protocol):
+    """The fixture `throughput`: a measurement in rounds of pytest-benchmark, one per test."""
+
+    def prompt(self, model: LoadedModel) -> None:
+        """Prompt processing, llama-bench's pp."""
+
+    def generation(self, model: LoadedModel) -> None:
+        """Generation, llama-bench's tg."""
+
+    def load(self, model: LoadedModel) -> None:
+        """Loading the model and creating a context."""
+
+    def served(self, model: LoadedModel) -> None:
+        """All requests of several clients to a running server."""
 
 
 class CorpusPass(Protocol):

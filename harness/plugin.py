@@ -23,10 +23,14 @@ from harness.state import STATE, State
 if TYPE_CHECKING:
     from harness.ladder import PlannedModel
 
-_FIXTURES: Final = ("models", "engines", "servers", "corpus", "texts", "attention", "record", "baselines")
+_FIXTURES: Final = ("models", "engines", "servers", "corpus", "texts", "attention", "record", "baselines", "benchmarks")
 _MODELS: Final = frozenset({"model", "candidate"})
 _PARAMETERS: Final = _MODELS | {"prompt"}
 _BASELINE_TESTS: Final = "test_baseline.py"
+_BENCHMARK_TESTS: Final = "test_benchmark.py"
+_BENCHMARK_OPTIONS: Final = tuple(
+    f"benchmark_{name}" for name in ("only", "save", "autosave", "json", "compare", "compare_fail", "histogram")
+)
 _FIXTURE_NAMES: Final = _PARAMETERS | {"reference", "runner", "ladder", "corpus_pass"}
 
 
@@ -61,11 +65,32 @@ def pytest_configure_node(node: Any) -> None:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Without a baseline there is nothing to compare with: those tests are not even skipped."""
-    suite = Path(__file__).parent.parent / "suites", Path(__file__).parent / "suites"
-    if collection_path.name != _BASELINE_TESTS or not any(collection_path.is_relative_to(place) for place in suite):
+    """Leave out tests that were not asked for: they are not even skipped. pytest does not ask for a file that is named.
+
+    Without a baseline there is nothing to compare with. Benchmarks measure again what test_speed.py measures.
+    """
+    if not _in_suites(collection_path):
         return None
-    return True if config.getoption("--gguf-baseline") is None else None
+    wanted = {
+        _BASELINE_TESTS: config.getoption("--gguf-baseline") is not None,
+        _BENCHMARK_TESTS: any(config.getoption(option, None) for option in _BENCHMARK_OPTIONS),
+    }
+    return None if wanted.get(collection_path.name, True) else True
+
+
+@pytest.hookimpl(optionalhook=True, tryfirst=True)
+def pytest_benchmark_compare_machine_info(
+    config: pytest.Config, machine_info: dict[str, Any], compared_benchmark: dict[str, Any]
+) -> None:
+    """Take the clock rate of this moment for no difference: pytest-benchmark warns of another machine otherwise.
+
+    With `filterwarnings = error`, that would end the session.
+    """
+    if not (_any_given(config) or any(_in_suites(Path(arg.split("::")[0]).absolute()) for arg in config.args)):
+        return
+    stored = compared_benchmark["machine_info"].get("cpu", {})
+    moment = {name: stored[name] for name in ("hz_actual", "hz_actual_friendly") if name in stored}
+    machine_info.get("cpu", {}).update(moment)
 
 
 def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Item]) -> list[str]:
@@ -164,6 +189,12 @@ def _ours(item: pytest.Item) -> set[str]:
         for name, found in definitions.items()
         if found and name not in direct and found[-1].func.__module__.startswith("harness.fixtures.")
     } & _FIXTURE_NAMES
+
+
+def _in_suites(path: Path) -> bool:
+    """Whether a file is of the suites that come along, in a checkout or installed."""
+    places = Path(__file__).parent.parent / "suites", Path(__file__).parent / "suites"
+    return any(path.is_relative_to(place) for place in places)
 
 
 def _model_name(item: pytest.Item) -> str | None:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from harness.engine.server import Server
     from harness.engine.worker import ProgressCallback
 
-__all__ = ["ServedRequest", "ServedResult", "measure_served"]
+__all__ = ["ServedRequest", "ServedResult", "ask_all", "measure_served", "warm_up"]
 
 _GRACE_S: Final = 1.0
 
@@ -93,23 +93,48 @@ def _rounds(
     server: Server, client: Client, request: ServedRequest, progress: ProgressCallback | None
 ) -> Iterator[Answers]:
     total = request.repetitions * request.requests
-    warm_up = client.complete_many(request.prompts(request.repetitions)[:1], 1, max_tokens=1)
-    _require_answers(server, warm_up)
+    warm_up(server, client, request)
     for repetition in range(request.repetitions):
 
         def show(done: int, _: int, before: int = repetition * request.requests) -> None:
             if progress is not None:
                 progress(before + done, total)
 
-        answers = client.complete_many(
-            request.prompts(repetition),
-            request.concurrency,
-            max_tokens=request.max_tokens,
-            ignore_eos=True,
-            progress=show,
-        )
-        _require_answers(server, answers)
-        yield answers
+        yield ask_all(server, client, request, repetition, show)
+
+
+def warm_up(server: Server, client: Client, request: ServedRequest) -> None:
+    """One request for one token, with a prompt that is not used again.
+
+    Raises:
+        EngineCrashed: the server died.
+        EngineError: the request failed.
+    """
+    _require_answers(server, client.complete_many(request.prompts(request.repetitions)[:1], 1, max_tokens=1))
+
+
+def ask_all(
+    server: Server,
+    client: Client,
+    request: ServedRequest,
+    repetition: int,
+    progress: ProgressCallback | None = None,
+) -> Answers:
+    """All requests once.
+
+    Raises:
+        EngineCrashed: the server died.
+        EngineError: a request failed; the message has the server's reason.
+    """
+    answers = client.complete_many(
+        request.prompts(repetition),
+        request.concurrency,
+        max_tokens=request.max_tokens,
+        ignore_eos=True,
+        progress=progress,
+    )
+    _require_answers(server, answers)
+    return answers
 
 
 def _require_answers(server: Server, answers: Answers) -> None:

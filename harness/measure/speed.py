@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from harness.engine.session import Session
     from harness.engine.worker import WorkerContext
 
-__all__ = ["SpeedRequest", "SpeedResult", "measure_speed"]
+__all__ = ["SpeedRequest", "SpeedResult", "bench_settings", "decode_prompt", "decode_singly", "measure_speed"]
 
 _RELOAD_BELOW_S: Final = 3.0
 _RELOADS: Final = 3
@@ -87,7 +87,7 @@ def measure_speed(context: WorkerContext, request: SpeedRequest) -> SpeedResult:
     context.progress(0, steps)
     before = psutil.Process().memory_info().rss
     length = max(request.n_prompt, request.n_gen)
-    settings = _bench_settings(request.settings, length)
+    settings = bench_settings(request.settings, length)
     loads, session = _timed_loads(lambda: Session(request.files, settings))
     try:
         done = 0
@@ -103,14 +103,15 @@ def measure_speed(context: WorkerContext, request: SpeedRequest) -> SpeedResult:
             return tokens / elapsed
 
         numbers = random.Random(0)  # noqa: S311 - any tokens will do
-        timed(lambda: _prompt(session, request.n_prompt, numbers), request.n_prompt)
+        timed(lambda: decode_prompt(session, request.n_prompt, numbers), request.n_prompt)
         pp = [
-            timed(lambda: _prompt(session, request.n_prompt, numbers), request.n_prompt)
+            timed(lambda: decode_prompt(session, request.n_prompt, numbers), request.n_prompt)
             for _ in range(request.repetitions)
         ]
-        timed(lambda: _generate(session, 1, numbers), 1)
+        timed(lambda: decode_singly(session, 1, numbers), 1)
         tg = [
-            timed(lambda: _generate(session, request.n_gen, numbers), request.n_gen) for _ in range(request.repetitions)
+            timed(lambda: decode_singly(session, request.n_gen, numbers), request.n_gen)
+            for _ in range(request.repetitions)
         ]
         memory = session.memory
         vram = process_memory()
@@ -128,7 +129,7 @@ def measure_speed(context: WorkerContext, request: SpeedRequest) -> SpeedResult:
     )
 
 
-def _bench_settings(settings: SessionSettings, length: int) -> SessionSettings:
+def bench_settings(settings: SessionSettings, length: int) -> SessionSettings:
     """One sequence, just long enough: llama-bench's n_ctx = n_prompt + n_gen + n_depth, one test at a time."""
     return SessionSettings(
         n_ctx=length,
@@ -157,7 +158,8 @@ def _timed_loads(load: Callable[[], Session]) -> tuple[list[float], Session]:
     return times, session
 
 
-def _prompt(session: Session, length: int, numbers: random.Random) -> None:
+def decode_prompt(session: Session, length: int, numbers: random.Random) -> None:
+    """llama-bench's test_prompt: random tokens in batches, logits of the last of each."""
     tokens = np.array([numbers.randrange(session.vocabulary.n_tokens) for _ in range(length)], dtype=np.int32)
     if session.vocabulary.add_bos:
         tokens[0] = session.vocabulary.bos
@@ -169,7 +171,8 @@ def _prompt(session: Session, length: int, numbers: random.Random) -> None:
         session.decode(part, positions, np.zeros_like(positions), outputs)
 
 
-def _generate(session: Session, length: int, numbers: random.Random) -> None:
+def decode_singly(session: Session, length: int, numbers: random.Random) -> None:
+    """llama-bench's test_gen: random tokens one by one, with the logits of each."""
     zero, wanted = np.zeros(1, dtype=np.int32), np.ones(1, dtype=np.bool_)
     token = session.vocabulary.bos if session.vocabulary.add_bos else numbers.randrange(session.vocabulary.n_tokens)
     for position in range(length):

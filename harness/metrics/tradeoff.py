@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
-__all__ = ["dominated_by", "pareto_frontier", "smallest_passing"]
+from harness.errors import NoData
+
+__all__ = ["Step", "dominated_by", "frontier_steps", "halvings", "pareto_frontier", "smallest_passing"]
 
 Point = tuple[float, float]
 """(cost, loss), both the lower the better."""
@@ -37,3 +42,53 @@ def smallest_passing(costs: Mapping[str, float], passing: Iterable[str]) -> str 
     """The cheapest of those that pass; None when none does."""
     names = [name for name in passing if name in costs]
     return min(names, key=lambda name: (costs[name], name), default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """From one point to a cheaper one.
+
+    Attributes:
+        start, end: names of the points.
+        halvings: how often the cost was halved, log2(cost of start / cost of end), > 0.
+        loss: what it lost, in the unit of the points' losses.
+    """
+
+    start: str
+    end: str
+    halvings: float
+    loss: float
+
+    @property
+    def price(self) -> float:
+        """Loss per halving of the cost: the slope of the loss over log2(cost).
+
+        Sizes are compared as ratios, so that a step from 16 to 8 GB counts as one from 160 to 80 MB, and prices of
+        steps of different width, and of models of different size, can be held against each other. The price of a step
+        between neighbours on the frontier is the marginal rate of substitution of size for quality there (Varian,
+        Intermediate Microeconomics, chapter 3). Bits per weight fall with size in the same ratio, so that it is the
+        loss per halving of bits as well, as far as files hold nothing but weights.
+        """
+        return self.loss / self.halvings
+
+
+def halvings(bigger: float, smaller: float) -> float:
+    """How often `bigger` is halved to come to `smaller`: log2 of their ratio.
+
+    Raises:
+        NoData: one is not positive, or nothing was saved.
+    """
+    if not bigger > smaller > 0:
+        raise NoData(f"From {bigger:g} to {smaller:g} nothing is saved, so that there is no price for it.")
+    return math.log2(bigger / smaller)
+
+
+def frontier_steps(points: Mapping[str, Point]) -> list[Step]:
+    """The steps down the frontier, from the most expensive point to the cheapest."""
+    names = pareto_frontier(points)[::-1]
+    # Points of the same cost and loss are all on the frontier: between them there is no step.
+    distinct = [name for at, name in enumerate(names) if at == 0 or points[name] != points[names[at - 1]]]
+    return [
+        Step(start, end, halvings(points[start][0], points[end][0]), points[end][1] - points[start][1])
+        for start, end in itertools.pairwise(distinct)
+    ]

@@ -8,10 +8,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from harness.claims import judge_claims
 from harness.names import METRICS
 from harness.report.charts import build_charts
 from harness.report.data import RunView, visible, visible_lines
 from harness.report.numbers import format_bytes, format_estimate, format_percent, format_value
+from harness.report.prices import price_list, show_average, show_step
 from harness.store import write_text
 
 __all__ = ["write_html"]
@@ -61,6 +63,10 @@ def write_html(run: Mapping[str, Any], run_dir: Path, destination: Path) -> None
         columns=[(name, METRICS[name]) for name in _TABLE_METRICS if view.measured(name)],
         cell=lambda model, metric: _cell(view, model, metric),
         metrics=METRICS,
+        prices=price_list(view),
+        show_average=show_average,
+        show_step=show_step,
+        claims=judge_claims(run),
         charts=charts,
         charts_json=Markup(_embed(charts)),  # noqa: S704
         css=Markup((assets / "report.css").read_text(encoding="utf-8")),  # noqa: S704

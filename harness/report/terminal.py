@@ -8,8 +8,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from harness.claims import judge_claims
 from harness.report.data import Candidate, RunView, visible
 from harness.report.numbers import format_bytes, format_estimate, format_percent, format_value
+from harness.report.prices import price_note
 
 __all__ = ["render_terminal", "verdict_line"]
 
@@ -112,7 +114,7 @@ def _notes(view: RunView) -> list[str]:
             f"corpus: {visible(corpus['name'])}, {corpus['windows']} windows of {corpus['n_ctx']} tokens,"
             f" {corpus['scored_tokens']} scored; ± is one standard error, clustered by window"
         )
-    notes += [*view.early_notes(), *view.baseline_notes()]
+    notes += [*view.early_notes(), *view.baseline_notes(), *_answers(view)]
     cache = run.get("cache") or {"hits": 0, "misses": 0}
     total = cache["hits"] + cache["misses"]
     if total:
@@ -124,6 +126,15 @@ def _notes(view: RunView) -> list[str]:
     if not run.get("finished", True):
         notes.append("this run was interrupted: what it had measured is shown")
     return notes
+
+
+def _answers(view: RunView) -> list[str]:
+    """Prices of steps to smaller files, and claims that the run tests."""
+    price = price_note(view)
+    claims = [finding for finding in judge_claims(view.run) if finding.verdict != "not tested"]
+    words = (f"'{finding.claim.says}' {finding.verdict} ({finding.numbers})" for finding in claims)
+    told = [f"claims, on this machine and text: {'; '.join(words)}"] if claims else []
+    return [*([price] if price else []), *told]
 
 
 def _table(view: RunView, width: int, color: bool) -> str:

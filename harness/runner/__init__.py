@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 from harness.runner.attention import Attentions
 from harness.runner.core import Core, LoadedModel, Progress
 from harness.runner.passes import Passes
+from harness.runner.rounds import Round, Rounds
 from harness.runner.texts import Texts
 from harness.runner.timed import Timed
 
 if TYPE_CHECKING:
     from harness.options import Options
 
-__all__ = ["LoadedModel", "Progress", "Runner"]
+__all__ = ["LoadedModel", "Progress", "Round", "Rounds", "Runner"]
 
 
 class Runner(Core):
@@ -30,3 +31,4 @@ class Runner(Core):
         self.passes = Passes(self)
         self.texts = Texts(self)
         self.timed = Timed(self)
+        self.rounds = Rounds(self, self.timed)
