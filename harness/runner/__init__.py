@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from harness.runner.core import Core, LoadedModel, Progress
 from harness.runner.passes import Passes
+from harness.runner.tensors import Tensors
 from harness.runner.texts import Texts
 from harness.runner.timed import Timed
 
@@ -26,5 +27,6 @@ class Runner(Core):
     def __init__(self, options: Options, progress: Progress) -> None:
         super().__init__(options, progress)
         self.passes = Passes(self)
+        self.tensors = Tensors(self, self.passes)
         self.texts = Texts(self)
         self.timed = Timed(self)
