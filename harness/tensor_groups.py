@@ -22,9 +22,9 @@ def role_of(name: str) -> str:
 
 
 def layer_of(name: str) -> int | None:
-    """Number of the layer; None outside of layers, and in an encoder, whose layers are counted by themselves."""
+    """Number of the layer, None outside of layers. Encoder and decoder each count theirs from 0: roles differ."""
     match = _BLOCK.match(name)
-    return int(match[2]) if match and match[1] != "enc." else None
+    return int(match[2]) if match else None
 
 
 def by_role(names: Iterable[str]) -> dict[str, list[str]]:

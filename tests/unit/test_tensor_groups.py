@@ -17,7 +17,7 @@ from harness.tensor_groups import by_layers, by_role, layer_of, role_of
         ("blk.3.ffn_gate_exps.weight", "ffn_gate_exps", 3),
         ("token_embd.weight", "token_embd", None),
         ("output_norm.bias", "output_norm.bias", None),
-        ("enc.blk.2.attn_q.weight", "enc.attn_q", None),
+        ("enc.blk.2.attn_q.weight", "enc.attn_q", 2),
         ("dec.blk.2.attn_q.weight", "dec.attn_q", 2),
         ("enc.output_norm.weight", "enc.output_norm", None),
         ("blk.x.attn_q.weight", "blk.x.attn_q", None),
