@@ -92,7 +92,6 @@ def _error_figure(model: str, columns: Columns, scale: tuple[float, float]) -> F
     layout = {
         "xaxis": {"type": "category", "automargin": True},
         "yaxis": {"type": "category", "title": {"text": "layer"}, "autorange": "reversed", "automargin": True},
-        "height": max(320, 120 + 18 * len(layers)),
     }
     return {
         "name": label(model),
