@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from harness.measure.observers import Arrays
     from harness.measure.served import ServedResult
     from harness.measure.speed import SpeedResult
+    from harness.metrics.sensitivity import Sensitivity
     from harness.metrics.text import TextPair
+    from harness.metrics.weights import TensorError
     from harness.prompts import Prompt
     from harness.records import Estimate
     from harness.regressions import Comparison
@@ -33,7 +35,9 @@ __all__ = [
     "Serve",
     "Served",
     "Speed",
+    "TensorSensitivity",
     "Throughput",
+    "WeightErrors",
 ]
 
 
@@ -184,3 +188,25 @@ class Generate(Protocol):
         self, candidate: LoadedModel, reference: LoadedModel
     ) -> tuple[Mapping[str, TextPair], Mapping[str, HarnessError]]:
         """All prompts by id: (those that can be compared, those that cannot and why)."""
+
+
+class WeightErrors(Protocol):
+    """The fixture `weight_errors`: every tensor of a candidate beside the reference's."""
+
+    def __call__(self, candidate: LoadedModel, reference: LoadedModel) -> list[TensorError]:
+        """Errors of all tensors that both have, from the cache if they are there.
+
+        Raises:
+            ModelError: they have no tensor in common, other shapes, or a type that gguf cannot dequantize.
+        """
+
+
+class TensorSensitivity(Protocol):
+    """The fixture `sensitivity`: what quantizing each group of tensors alone does to the predictions."""
+
+    def __call__(self, candidate: LoadedModel, reference: LoadedModel) -> Sensitivity:
+        """KL divergence by role and by layer; skips the test of a candidate that --gguf-sensitivity leaves out.
+
+        Raises:
+            NoData: no tensor differs.
+        """

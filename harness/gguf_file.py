@@ -114,6 +114,8 @@ class GGUFHeader:
 
     Attributes:
         metadata: key to value; arrays are tuples when short and of numbers, otherwise an `ArraySummary`.
+        tensors_offset: where the list of tensors begins, behind the metadata.
+        alignment: of the list's end and of each tensor's data.
         vocab_sha256: hash of tokenizer model and token list; None for a file without vocabulary.
     """
 
@@ -121,7 +123,9 @@ class GGUFHeader:
     version: int
     metadata: dict[str, Any]
     tensors: tuple[TensorInfo, ...]
+    tensors_offset: int
     data_offset: int
+    alignment: int
     file_bytes: int
     vocab_sha256: str | None
 
@@ -164,6 +168,7 @@ class _Parser:
             or alignment & (alignment - 1)
         ):
             self._fail(f"general.alignment is {alignment!r}, expected a power of two")
+        tensors_offset = self._at
         infos = self._tensor_infos(n_tensors)
         data_offset = -(-self._at // alignment) * alignment
         self._check_layout(infos, alignment, data_offset)
@@ -172,7 +177,9 @@ class _Parser:
             version=version,
             metadata=metadata,
             tensors=infos,
+            tensors_offset=tensors_offset,
             data_offset=data_offset,
+            alignment=alignment,
             file_bytes=self._size,
             vocab_sha256=_hash_vocabulary(metadata),
         )

@@ -180,6 +180,35 @@ METRICS: dict[str, MetricInfo] = {
     # the file
     "file_bytes": MetricInfo("bytes", "lower", "size", "Size of the GGUF file, all splits together."),
     "bits_per_weight": MetricInfo("bits", "lower", "bits/weight", "Tensor bytes times eight over parameters."),
+    # the weights beside the reference's, and what each group of tensors costs
+    "weight_relative_rmse": MetricInfo(
+        "", "lower", "weight error", "Norm of the weights' difference over the norm of the reference's."
+    ),
+    "weight_max_error": MetricInfo("", "lower", "largest weight error", "Largest difference of any weight."),
+    "weight_cosine": MetricInfo("", "higher", "weight cosine", "Cosine between the weights and the reference's."),
+    "weight_snr_db": MetricInfo("dB", "higher", "weight SNR", "Signal-to-noise ratio of the weights."),
+    "weight_bits": MetricInfo("bits", "neutral", "weight bits", "Bits per weight spent on these tensors."),
+    "weight_outlier_share": MetricInfo(
+        "fraction", "neutral", "outliers", "Share of the reference's weights beyond 6 standard deviations."
+    ),
+    "weight_outlier_sigmas": MetricInfo(
+        "", "neutral", "farthest weight", "The reference's farthest weight, in standard deviations of its tensor."
+    ),
+    "tensor_group_kld": MetricInfo(
+        "nats", "lower", "KL of a group", "Mean KL from the reference when only these tensors are quantized."
+    ),
+    "tensor_group_share": MetricInfo(
+        "fraction", "neutral", "share of a group", "A group's KL over the sum of all groups' KL."
+    ),
+    "tensor_additivity": MetricInfo(
+        "", "neutral", "additivity", "Sum of the groups' KL over the candidate's: 1 where effects add up."
+    ),
+    "tensor_restored_gain": MetricInfo(
+        "nats", "higher", "KL gained", "KL that the candidate loses when these tensors are the reference's again."
+    ),
+    "tensor_restored_gain_per_mb": MetricInfo(
+        "nats/MB", "higher", "KL gained per MB", "The same by megabyte that these tensors grow."
+    ),
 }
 
 

@@ -62,6 +62,7 @@ class Options:
     baseline: Path | None
     save_baseline: str | None
     fresh: bool
+    sensitivity: int | None
 
     @property
     def session_settings(self) -> SessionSettings:
@@ -124,6 +125,10 @@ def _at_least(minimum: int) -> Callable[[str], int]:
 
 def _chunks(text: str) -> int | None:
     return None if text == "all" else _at_least(2)(text)
+
+
+def _smallest(text: str) -> int | None:
+    return None if text == "all" else _at_least(0)(text)
 
 
 def _seconds(text: str) -> float:
@@ -223,6 +228,9 @@ def add_options(parser: pytest.Parser) -> None:
         help="save what this run measures as results/baselines/NAME.json (default: off)")  # fmt: skip
     add("--gguf-fresh", action="store_true", default=False,
         help="measure again even where the cache has the result (default: off)")  # fmt: skip
+    add("--gguf-sensitivity", metavar="N|all", type=_smallest, default=2,
+        help="number of candidates, the smallest, to decode with only one group of tensors quantized at a time, and "
+        "with one restored (default: 2)")  # fmt: skip
 
 
 def read_options(config: pytest.Config) -> Options:
@@ -278,6 +286,7 @@ def read_options(config: pytest.Config) -> Options:
         baseline=baseline,
         save_baseline=saved,
         fresh=get("--gguf-fresh"),
+        sensitivity=get("--gguf-sensitivity"),
     )
     options.session_settings  # noqa: B018 - an impossible combination is an error now, not at the first model
     return options

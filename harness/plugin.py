@@ -23,7 +23,18 @@ from harness.state import STATE, State
 if TYPE_CHECKING:
     from harness.ladder import PlannedModel
 
-_FIXTURES: Final = ("models", "engines", "servers", "corpus", "texts", "attention", "record", "baselines", "benchmarks")
+_FIXTURES: Final = (
+    "models",
+    "engines",
+    "servers",
+    "corpus",
+    "texts",
+    "attention",
+    "record",
+    "baselines",
+    "benchmarks",
+    "tensors",
+)
 _MODELS: Final = frozenset({"model", "candidate"})
 _PARAMETERS: Final = _MODELS | {"prompt"}
 _BASELINE_TESTS: Final = "test_baseline.py"

@@ -4,6 +4,7 @@
     <cache>/passes/<key>/             arrays.npz and meta.json of one pass, and the reference's log-probabilities
     <cache>/speed/<key>/              the same for timings
     <cache>/models/                   quantized models
+    <cache>/scratch/                  large files of a moment
     <cache>/logs/                     llama.cpp's own words, one file per model
 
 Every file is written to a temporary name and renamed: it is there whole, or not at all. A key is the hash of
@@ -168,6 +169,34 @@ class Cache:
         canonical = json.dumps(full, sort_keys=True, allow_nan=False)
         name = hashlib.sha256(canonical.encode()).hexdigest()[:24]
         return Entry(self.root / kind / name, json.loads(canonical))
+
+    @contextlib.contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """An empty folder for large files, gone when the block ends; what a killed process left goes now.
+
+        Raises:
+            StoreError: no permission.
+        """
+        from filelock import FileLock, Timeout
+
+        root = self.root / "scratch"
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            with FileLock(f"{root}.lock"):
+                for old in root.iterdir():
+                    # A lock ends with the process that held it.
+                    with contextlib.suppress(Timeout), FileLock(old / ".lock", timeout=0):
+                        shutil.rmtree(old, ignore_errors=True)
+                folder = Path(tempfile.mkdtemp(dir=root))
+                lock = FileLock(folder / ".lock")
+                lock.acquire()
+        except OSError as error:
+            raise _unwritable(root, error) from error
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+            lock.release()
 
     def make_room(self, needed: int, limit: int, keep: Path) -> None:
         """Remove the least recently used log-probabilities until `needed` more bytes fit under `limit`.

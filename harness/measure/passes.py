@@ -37,6 +37,7 @@ __all__ = [
     "has_codes",
     "open_lanes",
     "run_candidate_pass",
+    "run_mixture_pass",
     "run_reference_pass",
 ]
 
@@ -145,6 +146,14 @@ def run_candidate_pass(
     done = _decode(context, session, lanes, request, windows[order], observer, decided if limits else None)
     arrays = {name: array[:done] for name, array in observer.arrays.items()}
     return arrays | {"window": order[:done]} if limits else arrays
+
+
+def run_mixture_pass(context: WorkerContext, request: PassRequest, reference: Path, arrays_file: Path) -> Arrays:
+    """The same for a model whose files go afterwards: it is closed, for what is mapped keeps its place on the disk."""
+    try:
+        return run_candidate_pass(context, request, reference, arrays_file)
+    finally:
+        context.close()
 
 
 def has_codes(folder: Path, arrays: Arrays) -> bool:

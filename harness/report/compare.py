@@ -120,7 +120,11 @@ def render_comparison(comparison: Comparison, *, width: int, color: bool) -> str
 
 def _rows(run: Mapping[str, Any]) -> dict[tuple[Any, ...], Mapping[str, Any]]:
     keys = ("model", "metric", "prompt", "layer", "head")
-    return {tuple(row.get(key) for key in keys): row for row in run.get("estimates", [])}
+    rows: dict[tuple[Any, ...], Mapping[str, Any]] = {}
+    for row in run.get("estimates", []):
+        # The first is of the whole, as `RunView` has it; others of the same place differ in their detail (a role).
+        rows.setdefault(tuple(row.get(key) for key in keys), row)
+    return rows
 
 
 def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> Difference:

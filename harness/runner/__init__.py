@@ -8,6 +8,7 @@ from harness.runner.attention import Attentions
 from harness.runner.core import Core, LoadedModel, Progress
 from harness.runner.passes import Passes
 from harness.runner.rounds import Round, Rounds
+from harness.runner.tensors import Tensors
 from harness.runner.texts import Texts
 from harness.runner.timed import Timed
 
@@ -29,6 +30,7 @@ class Runner(Core):
         super().__init__(options, progress)
         self.attention = Attentions(self)
         self.passes = Passes(self)
+        self.tensors = Tensors(self, self.passes)
         self.texts = Texts(self)
         self.timed = Timed(self)
         self.rounds = Rounds(self, self.timed)

@@ -2,25 +2,50 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from harness.gates import early_limits, load_gates
-from harness.measure.passes import CorpusText, PassRequest, has_codes, run_candidate_pass, run_reference_pass
+from harness.measure.passes import (
+    CorpusText,
+    PassRequest,
+    has_codes,
+    run_candidate_pass,
+    run_mixture_pass,
+    run_reference_pass,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from harness.corpora import Corpus
     from harness.engine.settings import SessionSettings
+    from harness.engine.worker import ProgressCallback
     from harness.measure.observers import Arrays
     from harness.metrics.windows import WindowLimit
     from harness.runner.core import Core, LoadedModel
     from harness.store import Entry
 
-__all__ = ["Passes"]
+__all__ = ["Mixture", "Passes"]
 
 _FLOOR_WINDOWS: Final = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Mixture:
+    """A model whose files are there only while it is decoded.
+
+    Attributes:
+        model: its name, and a hash of what it is made of; its files are not its own.
+        worker: name of the worker process that decodes it, the same for many mixtures.
+        written: writes the files, and removes them at the end of the block.
+    """
+
+    model: LoadedModel
+    worker: str
+    written: Callable[[], contextlib.AbstractContextManager[Sequence[Path]]]
 
 
 class Passes:
@@ -80,6 +105,11 @@ class Passes:
         chunks = min(_FLOOR_WINDOWS, self._core.options.chunks or _FLOOR_WINDOWS)
         return self._compare(reference, reference, corpus, settings, chunks, "floor")
 
+    def mixture(self, mixture: Mixture, reference: LoadedModel, corpus: Corpus, chunks: int) -> Arrays:
+        """A mixture of a candidate and its reference on the first windows; see `run_candidate_pass`."""
+        settings = self._core.settings
+        return self._compare(mixture.model, reference, corpus, settings, chunks, "mixture", mixture=mixture)
+
     def _compare(
         self,
         model: LoadedModel,
@@ -89,6 +119,7 @@ class Passes:
         chunks: int | None,
         kind: str,
         limits: tuple[WindowLimit, ...] = (),
+        mixture: Mixture | None = None,
     ) -> Arrays:
         base = self._reference_entry(reference, corpus)
         key = self._pass_key(model, corpus, settings, chunks) | {"reference": base.folder.name, "kind": kind}
@@ -105,14 +136,23 @@ class Passes:
                 self.reference(reference, corpus, logprobs=True)
                 self._core.misses += 1
                 request = self._request(model, corpus, entry.folder, settings, chunks)
-                label = f"{model.name} on {corpus.name}" if kind == "candidate" else f"noise floor of {model.name}"
+                label = f"noise floor of {model.name}" if kind == "floor" else f"{model.name} on {corpus.name}"
                 with self._core.progress.task(label, "windows") as show:
-                    worker = self._core.shared_worker(model.name)
-                    arrays = worker.call(run_candidate_pass, show, request, base.folder, base.arrays_file, limits)
+                    if mixture is not None:
+                        arrays = self._decode_mixture(mixture, request, base, show)
+                    else:
+                        worker = self._core.shared_worker(model.name)
+                        arrays = worker.call(run_candidate_pass, show, request, base.folder, base.arrays_file, limits)
                 entry.save({"model": model.name, "reference": reference.name, "corpus": corpus.name}, arrays)
                 return arrays
 
         return self._core.once((kind, str(entry.folder)), measure)
+
+    def _decode_mixture(self, mixture: Mixture, request: PassRequest, base: Entry, show: ProgressCallback) -> Arrays:
+        worker = self._core.shared_worker(mixture.worker)
+        with mixture.written() as files:
+            request = replace(request, files=tuple(files))
+            return worker.call(run_mixture_pass, show, request, base.folder, base.arrays_file)
 
     def _reference_entry(self, model: LoadedModel, corpus: Corpus) -> Entry:
         key = self._pass_key(model, corpus, self._core.settings, self._core.options.chunks)
