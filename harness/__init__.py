@@ -1,6 +1,14 @@
 """gguf-harness: measure quantized language models inside llama.cpp's own forward pass, from pytest."""
 
+from __future__ import annotations
+
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from harness.api import Attention as Attention
+    from harness.api import attention as attention
+    from harness.api import heads as heads
 
 __version__ = "0.1.0"
 
@@ -9,3 +17,14 @@ __version__ = "0.1.0"
 _CHECKOUT = Path(__file__).resolve().parent.parent
 if (_CHECKOUT / "fixtures" / "data").is_dir() and (_CHECKOUT / "suites").is_dir():
     __path__.append(str(_CHECKOUT))
+
+_API = frozenset({"Attention", "attention", "heads"})
+
+
+def __getattr__(name: str) -> Any:
+    """What notebooks call, imported when it is: pytest loads this package in every session."""
+    if name in _API:
+        from harness import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

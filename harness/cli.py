@@ -83,6 +83,12 @@ def _parser() -> argparse.ArgumentParser:
     inspect.add_argument("--json", action="store_true", help="print JSON")
     inspect.set_defaults(function=_inspect)
 
+    heads = commands.add_parser("heads", help="print what each attention head does; of two models, which correspond")
+    heads.add_argument("models", nargs="+", metavar="model", help="path, alias, hf:org/repo:file; one or two")
+    heads.add_argument("--prompts", type=Path, default=None, metavar="FILE", help="TOML file (default: built-in)")
+    heads.add_argument("--threads", type=int, default=None, metavar="N", help="CPU threads (default: physical cores)")
+    heads.set_defaults(function=_heads)
+
     quantize = commands.add_parser("quantize", help="quantize a model to one or several types")
     quantize.add_argument("model", help="path, alias, hf:org/repo:file-or-quant")
     quantize.add_argument("types", help="types, such as Q4_K_M or Q8_0,Q4_K_M or default")
@@ -158,6 +164,21 @@ def _compare(known: argparse.Namespace, _: list[str]) -> int:
         print(json.dumps(comparison.to_json(), indent=1, allow_nan=False))
     else:
         print(render_comparison(comparison, width=_terminal_width(), color=sys.stdout.isatty()), end="")
+    return 0
+
+
+def _heads(known: argparse.Namespace, _: list[str]) -> int:
+    from harness import api
+    from harness.report.heads import render_heads, render_matched_heads
+
+    if len(known.models) > 2:
+        raise OptionError(f"{len(known.models)} models were given.", "Give one, or two to see side by side.")
+    found = [api.heads(model, known.prompts, threads=known.threads) for model in known.models]
+    width, color = _terminal_width(), sys.stdout.isatty()
+    if len(found) == 2:
+        print(render_matched_heads(known.models, found[0], found[1], width=width, color=color), end="")
+    else:
+        print(render_heads(known.models[0], found[0], width=width, color=color), end="")
     return 0
 
 
