@@ -28,12 +28,16 @@ __all__ = ["BaselineCheck", "CorpusPass", "GateCheck", "Generate", "Record", "Se
 class Record(Protocol):
     """The fixture `record`."""
 
-    def __call__(self, *estimates: Estimate, detail: str | None = None) -> None:
+    def __call__(
+        self, *estimates: Estimate, detail: str | None = None, layer: int | None = None, head: int | None = None
+    ) -> None:
         """Keep estimates as rows of the run, whatever the test's outcome.
 
         Args:
             estimates: what was measured.
             detail: what the metric's name cannot say ("pp512, 5 repetitions").
+            layer: where it belongs to one layer of the model.
+            head: where it belongs to one head of that layer.
         """
 
 
