@@ -62,6 +62,9 @@ class Options:
     baseline: Path | None
     save_baseline: str | None
     fresh: bool
+    # heads: importance, interchange, removal
+    head_windows: int
+    head_limit: int | None
 
     @property
     def session_settings(self) -> SessionSettings:
@@ -123,6 +126,10 @@ def _at_least(minimum: int) -> Callable[[str], int]:
 
 
 def _chunks(text: str) -> int | None:
+    return None if text == "all" else _at_least(2)(text)
+
+
+def _heads(text: str) -> int | None:
     return None if text == "all" else _at_least(2)(text)
 
 
@@ -223,6 +230,11 @@ def add_options(parser: pytest.Parser) -> None:
         help="save what this run measures as results/baselines/NAME.json (default: off)")  # fmt: skip
     add("--gguf-fresh", action="store_true", default=False,
         help="measure again even where the cache has the result (default: off)")  # fmt: skip
+    add("--gguf-head-windows", metavar="N", type=_at_least(2), default=4,
+        help="windows of 96 tokens, spread over the corpus, on which heads are ablated (default: 4)")  # fmt: skip
+    add("--gguf-head-limit", metavar="N|all", type=_heads, default=64,
+        help="most heads of a model that are ablated one by one; of more, those that ablations of random subsets put "
+        "first (default: 64)")  # fmt: skip
 
 
 def read_options(config: pytest.Config) -> Options:
@@ -278,6 +290,8 @@ def read_options(config: pytest.Config) -> Options:
         baseline=baseline,
         save_baseline=saved,
         fresh=get("--gguf-fresh"),
+        head_windows=get("--gguf-head-windows"),
+        head_limit=get("--gguf-head-limit"),
     )
     options.session_settings  # noqa: B018 - an impossible combination is an error now, not at the first model
     return options

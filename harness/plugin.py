@@ -23,7 +23,7 @@ from harness.state import BASELINE_PROPERTY, ESTIMATE_PROPERTY, GATE_PROPERTY, S
 if TYPE_CHECKING:
     from harness.ladder import PlannedModel
 
-_FIXTURES: Final = ("models", "engines", "servers", "corpus", "texts", "record", "baselines")
+_FIXTURES: Final = ("models", "engines", "servers", "corpus", "texts", "record", "baselines", "ablation")
 _MODELS: Final = frozenset({"model", "candidate"})
 _PARAMETERS: Final = _MODELS | {"prompt"}
 _BASELINE_TESTS: Final = "test_baseline.py"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from harness.runner.ablation import Ablation
 from harness.runner.core import Core, LoadedModel, Progress
 from harness.runner.passes import Passes
 from harness.runner.texts import Texts
@@ -28,3 +29,4 @@ class Runner(Core):
         self.passes = Passes(self)
         self.texts = Texts(self)
         self.timed = Timed(self)
+        self.ablation = Ablation(self)
