@@ -37,8 +37,13 @@ __all__ = [
 _MOST_BYTES: Final = 1 << 30
 """Of distributions and activations in memory."""
 
-_SUBSET, _ROWS_PER_HEAD, _SEED = 8, 2, 1
-"""Of the screen: heads that are ablated together, and how many sequences it decodes per head."""
+_SUBSET, _SHARE, _ROWS_PER_HEAD, _SEED = 8, 4, 2, 1
+"""Of the screen: heads that are ablated together, up to a quarter of all, and sequences that it decodes per head.
+
+On the model tiny, eight together order the heads better than four or two, at the same cost. A gradient along the direct
+path (each head's output through the final norm and the output matrix) sees nothing of what the heads of the first layer
+do, which matter most there, by way of the layers above them.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +219,8 @@ def run_head_screen(context: WorkerContext, request: HeadRequest) -> Arrays:
     model = _Measurement(context, request)
     heads = model.layout.all
     windows, base = model.clean.shape[0], model.nll().mean(axis=1)
-    subsets = random_subsets(len(heads), _SUBSET, _ROWS_PER_HEAD * len(heads))
+    size = max(1, min(_SUBSET, len(heads) // _SHARE))
+    subsets = random_subsets(len(heads), size, _ROWS_PER_HEAD * len(heads))
     drawn = np.random.default_rng(_SEED).integers(windows, size=len(subsets))
     nll = np.empty((len(subsets), model.clean.shape[1]))
     jobs: list[Job] = [

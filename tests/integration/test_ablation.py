@@ -95,7 +95,7 @@ def _zero(window: int, layer: int, head: int, size: int) -> Variant:
 def test_a_head_of_zero_is_a_head_without_its_columns_of_the_output_matrix(
     llama_file: Path, corpus: Corpus, tmp_path: Path, kind: str
 ) -> None:
-    """The largest difference of logits was 3e-5 (logits up to 20)."""
+    """No bit of the logits differed when this was written; another build of llama.cpp may sum in another order."""
     file, size = (TINY.files[0], 32) if kind == "tiny" else (llama_file, 64)
     heads = [(0, 0), (1, 3), (4, 7)] if kind == "tiny" else [(0, 0), (1, 3)]
     with Session([file], _settings()) as session:
@@ -264,14 +264,19 @@ def test_removal_and_path_decode_what_they_say(llama_file: Path, corpus: Corpus,
 
 def test_the_screen_ablates_the_subsets_that_it_says(llama_file: Path, corpus: Corpus, tmp_path: Path) -> None:
     found = _run(tmp_path, run_head_screen, llama_file, corpus)
-    assert found["subsets"].shape == (16, 8)
-    # Eight heads are one subset: all of them, in each window that was drawn.
-    assert found["subsets"].all()
+    subsets, rises = found["subsets"], found["rises"].astype(np.float64)
+    assert subsets.shape == (16, 8)
+    assert (subsets.sum(axis=0) == 4).all()
     every: list[Head] = [(layer, head) for layer in range(2) for head in range(4)]
-    curve = _run(tmp_path, run_head_path, llama_file, corpus, every)["nll"]
-    rises = (curve[8] - curve[0]).mean(axis=1)
-    assert all(np.abs(rises - rise).min() < 1e-4 for rise in found["rises"].tolist())
-    assert len({round(rise, 3) for rise in found["rises"].tolist()}) == WINDOWS
+    assert found["heads"].tolist() == [list(head) for head in every]
+    windows_met = set()
+    for subset, rise in zip(subsets[:6], rises[:6], strict=True):
+        path = [every[place] for place in np.flatnonzero(subset)]
+        curve = _run(tmp_path, run_head_path, llama_file, corpus, path)["nll"].astype(np.float64)
+        off = np.abs((curve[-1] - curve[0]).mean(axis=1) - rise)
+        assert off.min() < 1e-4
+        windows_met.add(int(off.argmin()))
+    assert len(windows_met) > 1
 
 
 def test_heads_of_each_layer_are_counted(tmp_path: Path) -> None:
