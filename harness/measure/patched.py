@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import CancelledError, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
@@ -33,6 +32,10 @@ Values = NDArray[np.float32]
 _FIRST: Final = 16
 """Positions before this one are not scored: with so little context, heads have little to look at. All later ones are,
 not only a second half as in a pass: what is compared is one model with itself, on the same tokens."""
+
+
+_MOST_HEADS: Final = 1 << 17
+"""Of a model: the largest have 16 thousand."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,14 +75,17 @@ def read_layout(file: Path) -> HeadLayout:
     metadata = read_header(file).metadata
     architecture = str(metadata.get("general.architecture"))
     layers, heads = (metadata.get(f"{architecture}.{key}") for key in ("block_count", "attention.head_count"))
-    if isinstance(layers, int) and isinstance(heads, int):
+    # Before anything is made of them: a header may claim what it likes.
+    if isinstance(layers, int) and isinstance(heads, int) and 0 < layers <= _MOST_HEADS:
         heads = (heads,) * layers
-    if not isinstance(heads, tuple) or not all(isinstance(count, int) for count in heads) or not any(heads):
+    by_layer = heads if isinstance(heads, tuple) else ()
+    plausible = all(isinstance(count, int) and count >= 0 for count in by_layer)
+    if not plausible or not 0 < sum(by_layer) <= _MOST_HEADS:
         raise ModelError(
-            f"{file.name} says of its layers and heads: {layers!r} and {heads!r}, expected numbers.",
+            f"{file.name} says of its layers and heads: {layers!r} and {heads!r}, expected plausible numbers.",
             "Heads can be measured in models with attention only.",
         )
-    return HeadLayout(architecture, tuple(int(count) for count in heads))
+    return HeadLayout(architecture, by_layer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,18 +208,18 @@ class Patched:
 
     def decode(self, kept: Distributions, jobs: Sequence[Job]) -> Iterator[int]:
         """Do all jobs on windows of `kept`, and yield how many of the first are done, now and then."""
-        failed = threading.Event()
+        failures: list[BaseException] = []
 
         def work(group: Sequence[Job]) -> int:
-            if failed.is_set():
-                raise CancelledError  # never seen: the error of an earlier group is
+            if failures:
+                raise failures[0]
             lane = self._idle.get()
             try:
                 logits = lane.decode(kept.windows, [variant for variant, _ in group], kept.first)
                 for (_, take), rows in zip(group, logits, strict=True):
                     take(rows)
-            except BaseException:
-                failed.set()
+            except BaseException as error:
+                failures.append(error)
                 raise
             finally:
                 self._idle.put(lane)

@@ -141,6 +141,20 @@ def test_variants_of_a_batch_do_not_touch_each_other(llama_file: Path, corpus: C
     assert min(np.abs(rows - together[0]).max() for rows in together[1:5]) > 0.01
 
 
+def test_the_heads_of_a_layer_are_the_whole_layer(llama_file: Path, corpus: Corpus, tmp_path: Path) -> None:
+    """Each head of zero, the whole layer of zero, and a file whose layer adds nothing: the same logits."""
+    with Session([llama_file], _settings()) as session:
+        windows = _windows(session, corpus)
+    zero = np.zeros(1, dtype=np.float32)
+    each = Variant(0, tuple(Change(1, slice(64 * head, 64 * head + 64), zero) for head in range(4)))
+    first, second = _logits(llama_file, windows, [each, Variant(0, (Change(1, slice(0, 256), zero),))], [1], 2)
+    assert (first == second).all()
+    cut = rewrite_gguf(
+        llama_file, tmp_path / "cut.gguf", lambda name, v: 0 * v if name == "blk.1.attn_output.weight" else v
+    )
+    assert np.abs(first - _logits(cut, windows, [Variant(0)], [], 1)[0]).max() < 1e-3
+
+
 def _softmax(logits: Array) -> NDArray[np.float64]:
     shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
     logs: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
@@ -288,14 +302,14 @@ def test_heads_of_each_layer_are_counted(tmp_path: Path) -> None:
         layout.columns(2, 1, 13)
     file = write_random_llama(tmp_path / "m.gguf")
     assert read_layout(file).heads == (4, 4)
-    for value in (0, [4, 0]):
+    for value in (0, [4, 0], [0, 0], 2**31, [1, -3]):
         changed = rewrite_gguf(
             file, tmp_path / "n.gguf", lambda _, values: values, metadata={"llama.attention.head_count": value}
         )
-        if isinstance(value, list):
+        if value == [4, 0]:
             assert read_layout(changed).heads == (4, 0)
         else:
-            with pytest.raises(ModelError, match="expected numbers"):
+            with pytest.raises(ModelError, match="expected plausible numbers"):
                 read_layout(changed)
 
 
