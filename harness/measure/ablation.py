@@ -16,7 +16,7 @@ from harness.errors import CorpusError, EngineError, VocabularyMismatch
 from harness.measure.arrays import load_arrays
 from harness.measure.passes import CorpusText, open_lanes
 from harness.measure.patched import Change, Distributions, Job, Patched, Variant, read_layout, read_values
-from harness.metrics.heads import Head, greedy_removal, random_subsets
+from harness.metrics.importance import Head, greedy_removal, random_subsets
 
 if TYPE_CHECKING:
     from harness.engine.session import Session, Tokens

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from harness.measure import ablation
 from harness.measure.passes import CorpusText
 from harness.measure.patched import read_layout
-from harness.metrics.heads import Head, main_effects, window_rises
+from harness.metrics.importance import Head, main_effects, window_rises
 
 if TYPE_CHECKING:
     from collections.abc import Callable

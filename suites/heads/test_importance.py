@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from harness.fixture_types import GateCheck, HeadAblation, Record
-from harness.metrics.heads import importance, main_effects, rank_correlation, top_overlap, window_rises
+from harness.metrics.importance import importance, main_effects, rank_correlation, top_overlap, window_rises
 from harness.records import Estimate
 from harness.runner import LoadedModel
 

@@ -6,7 +6,7 @@ import pytest
 
 from harness.errors import NoData
 from harness.fixture_types import HeadAblation, Record
-from harness.metrics.heads import interchange_share
+from harness.metrics.importance import interchange_share
 from harness.runner import LoadedModel
 
 

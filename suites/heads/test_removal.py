@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from harness.fixture_types import HeadAblation, Record
-from harness.metrics.heads import removable
+from harness.metrics.importance import removable
 from harness.runner import LoadedModel
 
 

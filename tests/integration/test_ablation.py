@@ -29,7 +29,7 @@ from harness.measure.arrays import save_arrays
 from harness.measure.observers import Arrays
 from harness.measure.passes import CorpusText
 from harness.measure.patched import Change, Distributions, HeadLayout, Patched, Variant, read_layout, read_values
-from harness.metrics.heads import Head, window_rises
+from harness.metrics.importance import Head, window_rises
 from harness.sources import expand
 from tests.integration.small_models import write_small_model
 from tests.random_llama import write_random_llama

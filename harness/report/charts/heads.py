@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from harness.metrics.heads import NEGLIGIBLE_RISE
+from harness.metrics.importance import NEGLIGIBLE_RISE
 from harness.report.charts.base import Chart, Figure, label, make_chart, short, style
 from harness.report.data import Candidate, RunView, visible
 from harness.report.numbers import format_estimate, format_value

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy import stats as scipy_stats
 
 from harness.errors import NoData
-from harness.metrics.heads import (
+from harness.metrics.importance import (
     Head,
     greedy_removal,
     importance,
