@@ -31,6 +31,7 @@ __all__ = [
     "CorpusPass",
     "GateCheck",
     "Generate",
+    "HeadAblation",
     "Record",
     "Serve",
     "Served",
@@ -209,4 +210,32 @@ class TensorSensitivity(Protocol):
 
         Raises:
             NoData: no tensor differs.
+        """
+
+
+class HeadAblation(Protocol):
+    """The fixture `head_ablation`: changes heads and measures what that does, once per model however many tests ask.
+
+    Values are per token, [..., windows, scored], on the same tokens for all models; `detail` says which.
+    """
+
+    @property
+    def detail(self) -> str:
+        """How many windows of how many tokens."""
+
+    def sweep(self, model: LoadedModel) -> Arrays:
+        """Each head ablated alone; see `harness.measure.ablation.run_head_sweep`."""
+
+    def screen(self, model: LoadedModel) -> Arrays:
+        """Random subsets of heads ablated together; see `harness.measure.ablation.run_head_screen`."""
+
+    def interchange(self, candidate: LoadedModel, reference: LoadedModel) -> Arrays:
+        """The reference's heads in a candidate; see `harness.measure.ablation.run_head_interchange`."""
+
+    def removal(self, model: LoadedModel, along: LoadedModel | None = None) -> Arrays:
+        """Heads removed one after the other; see `harness.measure.ablation.run_head_removal`.
+
+        Args:
+            model: the model to remove heads from.
+            along: the model whose order to follow, rather than to look for one.
         """

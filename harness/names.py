@@ -177,6 +177,39 @@ METRICS: dict[str, MetricInfo] = {
     "heads_redundant": MetricInfo(
         "fraction", "neutral", "redundant heads", "Heads that attend as another does: cosine of patterns 0.9 or more."
     ),
+    # heads, changed: what the model's next-token loss and distribution make of it
+    "head_importance": MetricInfo("nats", "neutral", "head importance", "Rise of the loss where the head gives zero."),
+    "head_importance_kl": MetricInfo("nats", "neutral", "head KL", "KL(model || model whose head gives zero)."),
+    "head_importance_mean": MetricInfo(
+        "nats", "neutral", "head importance, mean", "Rise of the loss where the head gives its mean."
+    ),
+    "head_importance_mean_kl": MetricInfo(
+        "nats", "neutral", "head KL, mean", "KL(model || model whose head gives its mean)."
+    ),
+    "head_importance_screen": MetricInfo(
+        "nats", "neutral", "head importance, screen", "Estimate of it from ablations of random subsets of heads."
+    ),
+    "head_screen_rank_correlation": MetricInfo(
+        "", "higher", "screen rank corr.", "Spearman correlation over heads of the screen with the ablation of each."
+    ),
+    "head_importance_rank_correlation": MetricInfo(
+        "", "higher", "head rank corr.", "Spearman correlation over heads of their importance with the reference's."
+    ),
+    "head_top_overlap": MetricInfo(
+        "fraction", "higher", "top heads", "Share of the reference's most important heads that are the candidate's."
+    ),
+    "head_interchange_share": MetricInfo(
+        "fraction",
+        "neutral",
+        "head share of KL",
+        "Share of KL(reference || candidate) that the reference's head undoes.",
+    ),
+    "layer_interchange_share": MetricInfo(
+        "fraction", "neutral", "layer share of KL", "The same with all heads of a layer from the reference."
+    ),
+    "heads_removable": MetricInfo(
+        "heads", "neutral", "removable heads", "Heads that can go, least costly first, before the loss rises by 0.05."
+    ),
     # the file
     "file_bytes": MetricInfo("bytes", "lower", "size", "Size of the GGUF file, all splits together."),
     "bits_per_weight": MetricInfo("bits", "lower", "bits/weight", "Tensor bytes times eight over parameters."),

@@ -63,6 +63,9 @@ class Options:
     save_baseline: str | None
     fresh: bool
     sensitivity: int | None
+    # heads: importance, interchange, removal
+    head_windows: int
+    head_limit: int | None
 
     @property
     def session_settings(self) -> SessionSettings:
@@ -129,6 +132,10 @@ def _chunks(text: str) -> int | None:
 
 def _smallest(text: str) -> int | None:
     return None if text == "all" else _at_least(0)(text)
+
+
+def _heads(text: str) -> int | None:
+    return None if text == "all" else _at_least(2)(text)
 
 
 def _seconds(text: str) -> float:
@@ -231,6 +238,11 @@ def add_options(parser: pytest.Parser) -> None:
     add("--gguf-sensitivity", metavar="N|all", type=_smallest, default=2,
         help="number of candidates, the smallest, to decode with only one group of tensors quantized at a time, and "
         "with one restored (default: 2)")  # fmt: skip
+    add("--gguf-head-windows", metavar="N", type=_at_least(2), default=4,
+        help="windows of 96 tokens, spread over the corpus, on which heads are ablated (default: 4)")  # fmt: skip
+    add("--gguf-head-limit", metavar="N|all", type=_heads, default=64,
+        help="most heads of a model that are ablated one by one; of more, those that ablations of random subsets put "
+        "first (default: 64)")  # fmt: skip
 
 
 def read_options(config: pytest.Config) -> Options:
@@ -287,6 +299,8 @@ def read_options(config: pytest.Config) -> Options:
         save_baseline=saved,
         fresh=get("--gguf-fresh"),
         sensitivity=get("--gguf-sensitivity"),
+        head_windows=get("--gguf-head-windows"),
+        head_limit=get("--gguf-head-limit"),
     )
     options.session_settings  # noqa: B018 - an impossible combination is an error now, not at the first model
     return options

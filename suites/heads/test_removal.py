@@ -1,0 +1,29 @@
+"""How many heads can go?"""
+
+from __future__ import annotations
+
+import pytest
+
+from harness.fixture_types import HeadAblation, Record
+from harness.metrics.importance import removable
+from harness.runner import LoadedModel
+
+
+@pytest.mark.metric("heads_removable")
+def test_heads_that_can_go(reference: LoadedModel, head_ablation: HeadAblation, record: Record) -> None:
+    """Heads are removed one by one, always the one that costs least, until the loss has risen by 1 nat."""
+    curve = head_ablation.removal(reference)["nll"]
+    estimate = removable(curve)
+    record(estimate, detail=f"up to {len(curve) - 1} removed, {head_ablation.detail}")
+    assert 0 <= estimate.value < len(curve)
+
+
+@pytest.mark.metric("heads_removable")
+def test_heads_that_can_go_of_a_candidate(
+    candidate: LoadedModel, reference: LoadedModel, head_ablation: HeadAblation, record: Record
+) -> None:
+    """The candidate loses the same heads in the reference's order."""
+    curve = head_ablation.removal(candidate, along=reference)["nll"]
+    estimate = removable(curve)
+    record(estimate, detail=f"in the reference's order, up to {len(curve) - 1} removed, {head_ablation.detail}")
+    assert 0 <= estimate.value < len(curve)

@@ -1,0 +1,365 @@
+"""Heads changed in real decodes: against files without those heads, and against loops over single sessions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from harness.corpora import Corpus, load_corpus
+from harness.engine.session import Session, Tokens
+from harness.engine.settings import SessionSettings
+from harness.engine.taps import Taps
+from harness.engine.worker import Worker
+from harness.errors import CorpusError, EngineError, ModelError, TapNotFound, VocabularyMismatch
+from harness.measure.ablation import (
+    HeadRequest,
+    run_head_interchange,
+    run_head_path,
+    run_head_removal,
+    run_head_screen,
+    run_head_sweep,
+    run_head_values,
+)
+from harness.measure.arrays import save_arrays
+from harness.measure.observers import Arrays
+from harness.measure.passes import CorpusText
+from harness.measure.patched import Change, Distributions, HeadLayout, Patched, Variant, read_layout, read_values
+from harness.metrics.importance import Head, window_rises
+from harness.sources import expand
+from tests.integration.small_models import write_small_model
+from tests.random_llama import write_random_llama
+from tests.rewritten import rewrite_gguf
+
+pytestmark = pytest.mark.model
+
+Array = NDArray[np.float32]
+
+(TINY,) = expand("tiny")
+N, WINDOWS = 64, 3
+HEADS: list[Head] = [(0, 0), (0, 3), (1, 1), (1, 2)]
+
+
+@pytest.fixture(scope="module")
+def corpus() -> Corpus:
+    found = load_corpus("pydoc")
+    return Corpus(found.name, found.text[:20000])
+
+
+def _settings(n_seq: int = 4, threads: int = 2, n_ctx: int = N) -> SessionSettings:
+    return SessionSettings(n_ctx=n_ctx, n_batch=n_ctx * n_seq, n_ubatch=n_ctx * n_seq, threads=threads)
+
+
+def _request(file: Path, corpus: Corpus, windows: int = WINDOWS, **settings: int) -> HeadRequest:
+    return HeadRequest("m", (file,), _settings(**settings), CorpusText(corpus.name, corpus.text), windows)
+
+
+def _run(
+    tmp_path: Path, task: Callable[..., Arrays], file: Path, corpus: Corpus, *more: Any, **settings: int
+) -> Arrays:
+    with Worker("m", tmp_path / "log") as worker:
+        return worker.call(task, None, _request(file, corpus, **settings), *more)
+
+
+def _windows(session: Session, corpus: Corpus) -> Tokens:
+    """The windows that the tasks should take: the first, the middle and the last one of the corpus."""
+    tokens = session.tokenize(corpus.text)
+    last = len(tokens) // N - 1
+    windows = np.stack([tokens[N * at : N * (at + 1)] for at in (0, round(last / 2), last)])
+    if session.vocabulary.add_bos:
+        windows[:, 0] = session.vocabulary.bos
+    return windows.astype(np.int32)
+
+
+def _logits(file: Path, windows: Tokens, variants: Sequence[Variant], layers: Sequence[int], n_seq: int) -> list[Array]:
+    found: list[Array] = [np.empty(0, dtype=np.float32)] * len(variants)
+    with Session([file], _settings(n_seq, threads=1)) as session:
+        kept = Distributions(windows, session.vocabulary.n_tokens)
+        with Patched(session, 1, read_layout(file), layers) as patched:
+            jobs = [
+                (variant, lambda rows, at=at: found.__setitem__(at, rows.copy())) for at, variant in enumerate(variants)
+            ]
+            assert list(patched.decode(kept, jobs))[-1] == len(variants)
+    return found
+
+
+def _zero(window: int, layer: int, head: int, size: int) -> Variant:
+    return Variant(window, (Change(layer, slice(head * size, (head + 1) * size), np.zeros(1, dtype=np.float32)),))
+
+
+@pytest.mark.parametrize("kind", ["tiny", "random"])
+def test_a_head_of_zero_is_a_head_without_its_columns_of_the_output_matrix(
+    llama_file: Path, corpus: Corpus, tmp_path: Path, kind: str
+) -> None:
+    """No bit of the logits differed when this was written; another build of llama.cpp may sum in another order."""
+    file, size = (TINY.files[0], 32) if kind == "tiny" else (llama_file, 64)
+    heads = [(0, 0), (1, 3), (4, 7)] if kind == "tiny" else [(0, 0), (1, 3)]
+    with Session([file], _settings()) as session:
+        windows = _windows(session, corpus)
+    plain = _logits(file, windows, [Variant(0)], [], 1)[0]
+    for layer, head in heads:
+        columns = slice(head * size, (head + 1) * size)
+
+        def without(name: str, values: NDArray[Any], name_of: str = f"blk.{layer}.attn_output.weight") -> NDArray[Any]:
+            if name == name_of:
+                values[:, columns] = 0  # noqa: B023 - called before the loop goes on
+            return values
+
+        cut = rewrite_gguf(file, tmp_path / f"cut-{layer}-{head}.gguf", without)
+        expected = _logits(cut, windows, [Variant(0)], [], 1)[0]
+        ablated = _logits(file, windows, [_zero(0, layer, head, size)], [layer], 1)[0]
+        assert np.abs(expected - plain).max() > 0.1
+        assert np.abs(ablated - expected).max() < 1e-3
+
+
+def test_changing_nothing_changes_no_bit(llama_file: Path, corpus: Corpus) -> None:
+    with Session([llama_file], _settings()) as session:
+        windows = _windows(session, corpus)
+        kept = Distributions(windows, session.vocabulary.n_tokens)
+        read_values(session, read_layout(llama_file), kept)
+    variants = [Variant(window) for window in range(WINDOWS)]
+    untapped = _logits(llama_file, windows, variants, [], 3)
+    tapped = _logits(llama_file, windows, variants, [0, 1], 3)
+    for window, (first, second) in enumerate(zip(untapped, tapped, strict=True)):
+        assert (first == second).all()
+        assert np.abs(kept.logs[window] - (first - first.max(axis=1, keepdims=True))).max() == 0
+
+
+def test_variants_of_a_batch_do_not_touch_each_other(llama_file: Path, corpus: Corpus) -> None:
+    """Sequences of a batch with changes of their own give what each gives alone."""
+    with Session([llama_file], _settings()) as session:
+        windows = _windows(session, corpus)
+    variants = [Variant(0), *(_zero(window, 1, head, 64) for window in range(WINDOWS) for head in range(4)), Variant(2)]
+    alone = _logits(llama_file, windows, variants, [1], 1)
+    together = _logits(llama_file, windows, variants, [1], 8)
+    for first, second in zip(alone, together, strict=True):
+        assert np.abs(first - second).max() < 1e-4
+    assert min(np.abs(rows - together[0]).max() for rows in together[1:5]) > 0.01
+
+
+def test_the_heads_of_a_layer_are_the_whole_layer(llama_file: Path, corpus: Corpus, tmp_path: Path) -> None:
+    """Each head of zero, the whole layer of zero, and a file whose layer adds nothing: the same logits."""
+    with Session([llama_file], _settings()) as session:
+        windows = _windows(session, corpus)
+    zero = np.zeros(1, dtype=np.float32)
+    each = Variant(0, tuple(Change(1, slice(64 * head, 64 * head + 64), zero) for head in range(4)))
+    first, second = _logits(llama_file, windows, [each, Variant(0, (Change(1, slice(0, 256), zero),))], [1], 2)
+    assert (first == second).all()
+    cut = rewrite_gguf(
+        llama_file, tmp_path / "cut.gguf", lambda name, v: 0 * v if name == "blk.1.attn_output.weight" else v
+    )
+    assert np.abs(first - _logits(cut, windows, [Variant(0)], [], 1)[0]).max() < 1e-3
+
+
+def _softmax(logits: Array) -> NDArray[np.float64]:
+    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+    logs: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return logs
+
+
+def _by_hand(file: Path, windows: Tokens, layer: int, columns: slice, mean: bool) -> tuple[NDArray[Any], NDArray[Any]]:
+    """(rise of the loss, KL) of one head, [windows, scored]: a decode per window, each alone, all in float64."""
+    z: list[Array] = []
+    tap = f"blocks.{layer}.attn.z"
+    reader = Taps("llama", read_layout(file).heads.__len__(), read={tap: lambda _, values: z.append(values.copy())})
+    with Session([file], _settings(1, threads=1), reader) as session:
+        clean = [_softmax(session.logits(window)) for window in windows]
+    new = np.concatenate(z)[:, columns].astype(np.float64).mean(axis=0) if mean else 0.0
+
+    def patch(_: str, values: Array) -> Array:
+        values[:, columns] = new
+        return values
+
+    with Session([file], _settings(1, threads=1), Taps("llama", len(read_layout(file).heads), patch={tap: patch})) as s:
+        changed = [_softmax(s.logits(window)) for window in windows]
+    rises, klds = [], []
+    for window, before, after in zip(windows, clean, changed, strict=True):
+        scored, targets = slice(16, N - 1), window[17:N]
+        rows = np.arange(len(targets))
+        rises.append(before[scored][rows, targets] - after[scored][rows, targets])
+        klds.append((np.exp(before[scored]) * (before[scored] - after[scored])).sum(axis=1))
+    return np.array(rises), np.array(klds)
+
+
+@pytest.mark.parametrize("kind", ["tiny", "random"])
+def test_a_sweep_is_a_loop_over_sessions(llama_file: Path, corpus: Corpus, tmp_path: Path, kind: str) -> None:
+    file, size = (TINY.files[0], 32) if kind == "tiny" else (llama_file, 64)
+    found = _run(tmp_path, run_head_sweep, file, corpus, HEADS)
+    assert found["heads"].tolist() == [list(head) for head in HEADS]
+    assert found["nll_zero"].shape == (len(HEADS), WINDOWS, N - 17)
+    with Session([file], _settings()) as session:
+        windows = _windows(session, corpus)
+    for place, (layer, head) in enumerate(HEADS):
+        for mean, name in ((False, "zero"), (True, "mean")):
+            rises, klds = _by_hand(file, windows, layer, slice(head * size, (head + 1) * size), mean)
+            # Matrices in F16 are multiplied by rounded activations, in another order for another number of rows.
+            noise = 2e-2 if kind == "tiny" else 1e-3
+            risen, kld = found[f"nll_{name}"][place] - found["nll"], found[f"kld_{name}"][place]
+            assert np.abs(risen - rises).max() < noise
+            assert np.abs(kld - klds).max() < noise
+            assert abs(risen.mean() - rises.mean()) < noise / 10
+            assert abs(kld.mean() - klds.mean()) < noise / 10
+    assert window_rises(found["kld_zero"], 0).min() > 1e-5
+
+
+def test_numbers_do_not_depend_on_lanes_and_batches(llama_file: Path, corpus: Corpus, tmp_path: Path) -> None:
+    one, *others = (
+        _run(tmp_path, run_head_sweep, llama_file, corpus, HEADS, n_seq=n_seq, threads=threads)
+        for n_seq, threads in ((1, 1), (3, 1), (8, 2), (6, 3))
+    )
+    for other in others:
+        assert all(np.abs(other[name].astype(float) - one[name].astype(float)).max() < 1e-4 for name in one)
+
+
+def test_interchange_with_itself_leaves_no_divergence(llama_file: Path, corpus: Corpus, tmp_path: Path) -> None:
+    """All layers at once as well: a model with its own values everywhere is that model."""
+    values = _run(tmp_path, run_head_values, llama_file, corpus)
+    save_arrays(tmp_path / "values.npz", values)
+    found = _run(tmp_path, run_head_interchange, llama_file, corpus, tmp_path / "values.npz", HEADS)
+    assert found["layers"].tolist() == [0, 1]
+    assert all(np.abs(found[name]).max() < 1e-6 for name in ("kld", "kld_heads", "kld_layers"))
+    windows = values["tokens"].astype(np.int32)
+    own = [values[f"z{layer}"].astype(np.float32) for layer in range(2)]
+    every = [
+        Variant(at, tuple(Change(layer, slice(0, 256), own[layer][at]) for layer in range(2))) for at in range(WINDOWS)
+    ]
+    logs = values["logs"]
+    for at, logits in enumerate(_logits(llama_file, windows, every, [0, 1], 2)):
+        assert np.abs(logits - logits.max(axis=1, keepdims=True) - logs[at]).max() == 0
+
+
+def test_interchange_finds_the_head_that_differs(corpus: Corpus, tmp_path: Path) -> None:
+    """A candidate whose queries of one head differ: that head's share is all, the others of its layer have none."""
+    file = write_random_llama(tmp_path / "model.gguf")
+
+    def disturb(name: str, values: NDArray[Any]) -> NDArray[Any]:
+        if name == "blk.0.attn_q.weight":
+            values[128:192] *= 1.5
+        return values
+
+    other = rewrite_gguf(file, tmp_path / "other.gguf", disturb)
+    save_arrays(tmp_path / "values.npz", _run(tmp_path, run_head_values, file, corpus))
+    heads: list[Head] = [(0, head) for head in range(4)]
+    found = _run(tmp_path, run_head_interchange, other, corpus, tmp_path / "values.npz", heads)
+    before = window_rises(found["kld"][None], 0).mean()
+    left = window_rises(found["kld_heads"], 0).mean(axis=1) / before
+    layers = window_rises(found["kld_layers"], 0).mean(axis=1) / before
+    assert before > 1e-3
+    assert left[2] < 1e-3
+    assert np.abs(np.delete(left, 2) - 1).max() < 1e-3
+    assert layers[0] < 1e-3
+    assert layers[1] > 1e-2
+
+
+def test_removal_and_path_decode_what_they_say(llama_file: Path, corpus: Corpus, tmp_path: Path) -> None:
+    sweep = _run(tmp_path, run_head_sweep, llama_file, corpus, HEADS)
+    costs = dict(zip(HEADS, window_rises(sweep["nll_zero"], sweep["nll"]).mean(axis=1).tolist(), strict=True))
+    found = _run(tmp_path, run_head_removal, llama_file, corpus, costs, 2, 100.0)
+    path: list[Head] = [(int(layer), int(head)) for layer, head in found["heads"].tolist()]
+    assert sorted(path) == sorted(HEADS)
+    assert path[0] == min(costs, key=lambda head: costs[head])
+    again = _run(tmp_path, run_head_path, llama_file, corpus, path)
+    assert np.abs(again["nll"].astype(float) - found["nll"].astype(float)).max() < 1e-4
+    assert np.abs(found["nll"][0] - sweep["nll"].astype(float)).max() < 1e-6
+    assert np.abs(found["nll"][1] - sweep["nll_zero"][HEADS.index(path[0])]).max() < 1e-4
+    with Session([llama_file], _settings()) as session:
+        windows = _windows(session, corpus)
+    columns = [Change(layer, slice(64 * head, 64 * head + 64), np.zeros(1, dtype=np.float32)) for layer, head in path]
+    (logits,) = _logits(llama_file, windows, [Variant(1, tuple(columns))], [0, 1], 1)
+    nll = -_softmax(logits)[np.arange(N - 17), windows[1, 17:]]
+    assert np.abs(found["nll"][4][1] - nll).max() < 1e-4
+    none = _run(tmp_path, run_head_removal, llama_file, corpus, costs, 2, 1e-9)
+    assert len(none["nll"]) == len(none["heads"]) + 1
+
+
+def test_the_screen_ablates_the_subsets_that_it_says(llama_file: Path, corpus: Corpus, tmp_path: Path) -> None:
+    found = _run(tmp_path, run_head_screen, llama_file, corpus)
+    subsets, rises = found["subsets"], found["rises"].astype(np.float64)
+    assert subsets.shape == (16, 8)
+    assert (subsets.sum(axis=0) == 4).all()
+    every: list[Head] = [(layer, head) for layer in range(2) for head in range(4)]
+    assert found["heads"].tolist() == [list(head) for head in every]
+    windows_met = set()
+    for subset, rise in zip(subsets[:6], rises[:6], strict=True):
+        path = [every[place] for place in np.flatnonzero(subset)]
+        curve = _run(tmp_path, run_head_path, llama_file, corpus, path)["nll"].astype(np.float64)
+        off = np.abs((curve[-1] - curve[0]).mean(axis=1) - rise)
+        assert off.min() < 1e-4
+        windows_met.add(int(off.argmin()))
+    assert len(windows_met) > 1
+
+
+def test_heads_of_each_layer_are_counted(tmp_path: Path) -> None:
+    layout = HeadLayout("x", (2, 0, 3))
+    assert layout.all == [(0, 0), (0, 1), (2, 0), (2, 1), (2, 2)]
+    assert layout.layers == [0, 2]
+    assert layout.columns(2, 1, 12) == slice(4, 8)
+    with pytest.raises(EngineError, match="cannot share"):
+        layout.columns(2, 1, 13)
+    file = write_random_llama(tmp_path / "m.gguf")
+    assert read_layout(file).heads == (4, 4)
+    for value in (0, [4, 0], [0, 0], 2**31, [1, -3]):
+        changed = rewrite_gguf(
+            file, tmp_path / "n.gguf", lambda _, values: values, metadata={"llama.attention.head_count": value}
+        )
+        if value == [4, 0]:
+            assert read_layout(changed).heads == (4, 0)
+        else:
+            with pytest.raises(ModelError, match="expected plausible numbers"):
+                read_layout(changed)
+
+
+def test_mistakes_are_one_message(llama_file: Path, corpus: Corpus, tmp_path: Path) -> None:
+    with pytest.raises(CorpusError, match=r"--gguf-head-windows asks for 9999"):
+        _run(tmp_path, run_head_sweep, llama_file, corpus, HEADS, windows=9999)
+    with pytest.raises(EngineError, match="no head 9 in a layer 1"):
+        _run(tmp_path, run_head_sweep, llama_file, corpus, [(1, 9)])
+    everything = load_corpus("pydoc")
+    with pytest.raises(CorpusError, match=r"would take 1\.\d GB of memory"):
+        _run(tmp_path, run_head_sweep, TINY.files[0], everything, HEADS, windows=1100)
+    # Rows would be counted wrong where a batch is decoded in parts.
+    request = HeadRequest(
+        "m", (llama_file,), SessionSettings(n_ctx=N, n_batch=4 * N, n_ubatch=N, threads=1),
+        CorpusText(corpus.name, corpus.text), WINDOWS,
+    )  # fmt: skip
+    with Worker("m", tmp_path / "log") as worker, pytest.raises(EngineError, match="hold the logical one"):
+        worker.call(run_head_sweep, None, request, HEADS)
+
+
+def test_other_models_are_refused(llama_file: Path, corpus: Corpus, tmp_path: Path) -> None:
+    save_arrays(tmp_path / "values.npz", _run(tmp_path, run_head_values, llama_file, corpus))
+    more = write_random_llama(tmp_path / "more.gguf", extra_tokens=2)
+    with pytest.raises(VocabularyMismatch, match="260 tokens, its reference of 258"):
+        _run(tmp_path, run_head_interchange, more, corpus, tmp_path / "values.npz", HEADS)
+    deeper = write_random_llama(tmp_path / "deeper.gguf", n_layer=3)
+    with pytest.raises(EngineError, match="other heads than its reference"):
+        _run(tmp_path, run_head_interchange, deeper, corpus, tmp_path / "values.npz", HEADS)
+
+
+@pytest.mark.parametrize("kind", ["gemma3", "gpt2", "mixtral", "phi3", "qwen2", "qwen3"])
+def test_heads_of_other_architectures_are_columns_of_the_output_matrix(tmp_path: Path, kind: str) -> None:
+    file = write_small_model(tmp_path / "m.gguf", kind, 2)
+    layout, size = read_layout(file), 24 if kind in {"gemma3", "qwen3"} else 16
+    assert layout.heads == (4, 4)
+    windows = np.arange(3, 3 + 2 * 28, dtype=np.int32).reshape(2, 28)
+    for layer, head in ((0, 1), (1, 2)):
+
+        def without(name: str, values: NDArray[Any], place: tuple[int, int] = (layer, head)) -> NDArray[Any]:
+            if name == f"blk.{place[0]}.attn_output.weight":
+                values[:, place[1] * size : (place[1] + 1) * size] = 0
+            return values
+
+        cut = rewrite_gguf(file, tmp_path / f"cut-{layer}.gguf", without)
+        plain, expected = (_logits(each, windows, [Variant(1)], [], 1)[0] for each in (file, cut))
+        ablated = _logits(file, windows, [_zero(1, layer, head, size)], [layer], 1)[0]
+        assert np.abs(expected - plain).max() > 1e-2
+        assert np.abs(ablated - expected).max() < 1e-4
+
+
+def test_a_model_without_the_tap_says_so(tmp_path: Path, corpus: Corpus, without_z: Path) -> None:
+    with pytest.raises(TapNotFound, match=r"blocks\.1\.attn\.z"):
+        _run(tmp_path, run_head_sweep, without_z, corpus, HEADS[:2])

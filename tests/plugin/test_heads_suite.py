@@ -1,0 +1,144 @@
+"""The heads suite's changes of heads end to end, on small real models."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.plugin.conftest import ReadRun, RunSuite
+from tests.random_llama import write_random_llama
+
+pytestmark = pytest.mark.model
+
+IMPORTANCE, INTERCHANGE, REMOVAL = (f"../heads/test_{name}.py" for name in ("importance", "interchange", "removal"))
+QUICK = ("--gguf-head-windows=2",)
+
+
+def _run_all(run_suite: RunSuite, *arguments: str) -> list[pytest.RunResult]:
+    return [run_suite(*QUICK, *arguments, tests=tests) for tests in (IMPORTANCE, INTERCHANGE, REMOVAL)]
+
+
+def test_every_head_of_every_model_has_its_rows(
+    run_suite: RunSuite, read_run: ReadRun, llama_file: Path, pytester: pytest.Pytester
+) -> None:
+    arguments = [f"--models={llama_file}", "--gguf-quants=Q8_0,Q4_K_M", *QUICK]
+    run_suite(*arguments, tests=IMPORTANCE).assert_outcomes(passed=6)
+    run = read_run()
+    rows = {(row["model"], row["metric"], row["layer"], row["head"]): row for row in run["estimates"]}
+    metrics = [f"head_importance{more}" for more in ("", "_kl", "_mean", "_mean_kl")]
+    for model in ("random-F32", "random-Q8_0", "random-Q4_K_M"):
+        for layer, head in ((layer, head) for layer in range(2) for head in range(4)):
+            found = [rows[model, metric, layer, head] for metric in metrics]
+            assert all((row["n"], row["clusters"], row["unit"]) == (2 * 15, 2, "nats") for row in found)
+            assert all(row["se"] > 0 for row in found)
+            assert found[1]["value"] > 0
+            assert ("random-F32", "head_importance_screen", layer, head) in rows
+    close, far = (rows[f"random-{q}", "head_importance_rank_correlation", None, None] for q in ("Q8_0", "Q4_K_M"))
+    assert close["value"] >= far["value"] - 2 * (far["se"] or 0)
+    assert close["value"] > 0.9
+    assert (close["n"], close["clusters"], close["reference"]) == (8, 2, "random-F32")
+    assert rows["random-Q8_0", "head_top_overlap", None, None]["value"] == 1
+    assert -1 <= rows["random-F32", "head_screen_rank_correlation", None, None]["value"] <= 1
+    assert {entry["name"] for entry in run["arrays"]} == {"head_importance"}
+    report = max(pytester.path.glob("results/runs/*/report.html"))
+    assert "Which heads matter" in report.read_text(encoding="utf-8")
+
+
+def test_interchange_and_removal(
+    run_suite: RunSuite, read_run: ReadRun, llama_file: Path, pytester: pytest.Pytester
+) -> None:
+    arguments = [f"--models={llama_file}", "--gguf-quants=Q4_K_M", *QUICK]
+    run_suite(*arguments, tests=INTERCHANGE).assert_outcomes(passed=1)
+    rows = {(row["metric"], row["layer"], row["head"]): row for row in read_run()["estimates"]}
+    assert rows.keys() == {("layer_interchange_share", layer, None) for layer in range(2)} | {
+        ("head_interchange_share", layer, head) for layer in range(2) for head in range(4)
+    }
+    assert all(row["value"] <= 1 and row["se"] > 0 for row in rows.values())
+    assert len({round(row["value"], 4) for row in rows.values()}) > 5
+    result = run_suite(*arguments, tests=REMOVAL)
+    result.assert_outcomes(passed=2)
+    run = read_run()
+    removable = {row["model"]: row for row in run["estimates"]}
+    assert removable.keys() == {"random-F32", "random-Q4_K_M"}
+    assert all(0 <= row["value"] <= 8 and row["n"] == 30 for row in removable.values())
+    assert "in the reference's order" in removable["random-Q4_K_M"]["detail"]
+    assert [entry["name"] for entry in run["arrays"]] == ["head_removal"] * 2
+    report = max(pytester.path.glob("results/runs/*/report.html"))
+    assert "Heads that can go" in report.read_text(encoding="utf-8")
+
+
+def test_a_second_run_decodes_nothing(run_suite: RunSuite, read_run: ReadRun, llama_file: Path) -> None:
+    arguments = [f"--models={llama_file}", "--gguf-quants=Q8_0"]
+    _run_all(run_suite, *arguments)
+    for tests in (IMPORTANCE, INTERCHANGE, REMOVAL):
+        result = run_suite(*QUICK, *arguments, tests=tests)
+        result.stdout.fnmatch_lines(["cache: all * measurements came from it, nothing was decoded*"])
+    run_suite("--gguf-head-windows=3", *arguments, tests=IMPORTANCE)
+    assert read_run()["cache"]["hits"] == 0
+
+
+def test_of_many_heads_those_that_a_screen_puts_first(run_suite: RunSuite, read_run: ReadRun, llama_file: Path) -> None:
+    arguments = [f"--models={llama_file}", "--gguf-quants=Q8_0", "--gguf-head-limit=3", *QUICK]
+    run_suite(*arguments, tests=IMPORTANCE).assert_outcomes(passed=4)
+    run = read_run()
+    ablated, screened = (
+        {(row["model"], row["layer"], row["head"]): row["value"] for row in run["estimates"] if row["metric"] == metric}
+        for metric in ("head_importance", "head_importance_screen")
+    )
+    best = sorted(screened, key=lambda place: -screened[place])[:3]
+    assert ablated.keys() == {(m, layer, head) for _, layer, head in best for m in ("random-F32", "random-Q8_0")}
+    assert len(screened) == 8
+    assert sum("3 of 8 heads were ablated" in warning for warning in run["warnings"]) == 2
+
+
+def test_agreement_can_be_gated(
+    run_suite: RunSuite, read_run: ReadRun, llama_file: Path, pytester: pytest.Pytester
+) -> None:
+    gates = pytester.path / "gates.toml"
+    gates.write_text("[head_importance_rank_correlation]\nlimit = 0.5\n[head_top_overlap]\nlimit = 1.5\n")
+    arguments = [f"--models={llama_file}", "--gguf-quants=Q8_0", "--gguf-head-windows=3", "--gguf-gates", str(gates)]
+    result = run_suite(*arguments, "-k", "same_heads", tests=IMPORTANCE)
+    result.assert_outcomes(failed=1)
+    verdicts = {gate["metric"]: gate["verdict"] for gate in read_run()["gates"]}
+    assert verdicts == {"head_importance_rank_correlation": "pass", "head_top_overlap": "fail"}
+
+
+def test_a_model_without_the_tap_costs_its_own_tests(
+    run_suite: RunSuite, read_run: ReadRun, llama_file: Path, without_z: Path
+) -> None:
+    arguments = [f"--models={llama_file},{without_z}", f"--reference={llama_file}", *QUICK]
+    result = run_suite(*arguments, tests=IMPORTANCE)
+    result.assert_outcomes(passed=2, failed=2)
+    result.stdout.fnmatch_lines(["*The graph of this model has no blocks.1.attn.z.*", "*It offers: *"])
+    result.stdout.no_fnmatch_line("*Traceback*")
+    assert {test["model"] for test in read_run()["tests"] if test["outcome"] == "failed"} == {"puzzle"}
+
+
+def test_candidates_that_cannot_be_compared(run_suite: RunSuite, llama_file: Path, tmp_path: Path) -> None:
+    twin = shutil.copy(llama_file, tmp_path / "twin.gguf")
+    deeper = write_random_llama(tmp_path / "deeper.gguf", n_layer=3, text=True)
+    arguments = [f"--models={llama_file},{twin},{deeper}", f"--reference={llama_file}", *QUICK]
+    result = run_suite(*arguments, "-rs", tests=INTERCHANGE)
+    result.assert_outcomes(skipped=1, failed=1)
+    result.stdout.fnmatch_lines(
+        ["*deeper has other heads than its reference*", "*the candidate does what its reference*"]
+    )
+    result = run_suite(*arguments, "-k", "same_heads", tests=IMPORTANCE)
+    result.assert_outcomes(passed=1, failed=1)
+    result.stdout.fnmatch_lines(["*Importance of different heads or windows*"])
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--gguf-head-windows=1", "1 is too small, expected at least 2"),
+        ("--gguf-head-limit=0", "0 is too small, expected at least 2"),
+        ("--gguf-head-limit=some", "'some' is not a whole number"),
+    ],
+)
+def test_options_are_checked(run_suite: RunSuite, llama_file: Path, option: str, message: str) -> None:
+    result = run_suite(f"--models={llama_file}", option, tests=REMOVAL)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert message in str(result.stderr)

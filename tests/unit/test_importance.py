@@ -1,0 +1,203 @@
+"""What is computed of heads, against scipy, other formulas and plain loops."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from numpy.typing import NDArray
+from scipy import stats as scipy_stats
+
+from harness.errors import NoData
+from harness.metrics.importance import (
+    Head,
+    greedy_removal,
+    importance,
+    interchange_share,
+    main_effects,
+    random_subsets,
+    rank_correlation,
+    removable,
+    spearman,
+    top_overlap,
+    window_rises,
+)
+
+Array = NDArray[np.float64]
+
+
+def test_importance_is_the_paired_mean_with_the_error_of_windows() -> None:
+    random = np.random.default_rng(0)
+    base = random.normal(3, 1, (5, 20))
+    shift = random.normal(0.3, 0.2, (5, 1))
+    found = importance("head_importance", base + shift, base)
+    # With a shift that is the same in a whole window, windows are the samples.
+    assert found.value == pytest.approx(shift.mean())
+    assert found.se == pytest.approx(shift.std(ddof=1) / 5**0.5)
+    assert (found.n, found.clusters) == (100, 5)
+    assert importance("head_importance", base, base).value == 0
+    assert importance("head_importance_kl", shift).value == pytest.approx(shift.mean())
+
+
+def test_window_rises_are_means_of_each_window() -> None:
+    values = np.arange(24, dtype=np.float64).reshape(2, 3, 4)
+    base = np.ones((3, 4))
+    expected = [[sum(values[h, w]) / 4 - 1 for w in range(3)] for h in range(2)]
+    assert (window_rises(values, base) == expected).all()
+
+
+def test_the_share_of_an_interchange_and_its_error() -> None:
+    """Against the textbook's ratio of means, and against the spread of many samples."""
+    random = np.random.default_rng(1)
+    before, after = random.gamma(2, 1, (2, 400, 6, 10)), random.gamma(2, 0.3, (2, 400, 6, 10))
+    b, a = before[0], after[0] + 0.2 * before[0]
+    found = [interchange_share("head_interchange_share", b[i], a[i]) for i in range(400)]
+    first = found[0]
+    ratio = a[0].mean() / b[0].mean()
+    assert first.value == pytest.approx(1 - ratio)
+    # Cochran, Sampling Techniques, 6.4: residuals a - R b of the clusters, over the mean of b.
+    residuals = (a[0] - ratio * b[0]).mean(axis=1)
+    assert first.se == pytest.approx(residuals.std(ddof=1) / 6**0.5 / b[0].mean())
+    spread = np.std([estimate.value for estimate in found], ddof=1)
+    assert np.mean([estimate.se for estimate in found if estimate.se is not None]) == pytest.approx(spread, rel=0.1)
+
+
+def test_shares_at_their_ends() -> None:
+    before = np.array([[0.1, 0.2], [0.3, 0.1]])
+    whole = interchange_share("head_interchange_share", before, np.zeros_like(before))
+    none = interchange_share("head_interchange_share", before, before)
+    assert (whole.value, none.value, none.se) == (1, 0, 0)
+    assert interchange_share("head_interchange_share", before, 2 * before).value == -1
+    with pytest.raises(NoData, match="means nothing"):
+        interchange_share("head_interchange_share", np.zeros((2, 3)), np.zeros((2, 3)))
+    with pytest.raises(NoData, match="different tokens"):
+        interchange_share("head_interchange_share", before, before[:1])
+    with pytest.raises(NoData):
+        interchange_share("head_interchange_share", before, before * np.nan)
+
+
+@given(
+    hnp.arrays(np.float64, 7, elements=st.integers(-5, 5).map(float)),
+    hnp.arrays(np.float64, 7, elements=st.integers(-5, 5).map(float)),
+)
+def test_rank_correlation_is_scipys(a: Array, b: Array) -> None:
+    if len(set(a)) == 1 or len(set(b)) == 1:
+        with pytest.raises(NoData, match="all the same"):
+            spearman(a, b)
+        return
+    found = spearman(a, b)
+    assert found == pytest.approx(scipy_stats.spearmanr(a, b)[0])
+    assert -1 <= found <= 1
+    assert spearman(b, a) == pytest.approx(found)
+    assert spearman(np.exp(a), b) == pytest.approx(found)
+
+
+def test_rank_correlation_of_heads() -> None:
+    random = np.random.default_rng(2)
+    heads = random.normal(0, 1, (12, 1)) + random.normal(0, 0.1, (12, 6))
+    same = rank_correlation("head_importance_rank_correlation", heads, heads)
+    assert (same.value, same.se, same.n, same.clusters) == (1, 0, 12, 6)
+    assert rank_correlation("head_importance_rank_correlation", heads, -heads).value == -1
+    noisy = rank_correlation("head_importance_rank_correlation", heads, heads + random.normal(0, 1, heads.shape))
+    assert noisy.se is not None
+    assert noisy.se > 0
+    means = rank_correlation("head_screen_rank_correlation", heads, heads.mean(axis=1))
+    assert means.value == 1
+    with pytest.raises(NoData, match="different heads"):
+        rank_correlation("head_importance_rank_correlation", heads, heads[:4])
+    with pytest.raises(NoData, match="two pairs"):
+        spearman([1.0], [2.0])
+
+
+def test_overlap_of_the_top() -> None:
+    a = np.array([[5.0, 5], [4, 4], [3, 3], [2, 2]])
+    assert top_overlap(a, a, 2).value == 1
+    assert top_overlap(a, -a, 2).value == 0
+    assert top_overlap(a, a[[0, 2, 1, 3]], 2).value == 0.5
+    assert top_overlap(a, -a, 4).value == 1
+    for top in (0, 5):
+        with pytest.raises(NoData):
+            top_overlap(a, a, top)
+
+
+def test_removal_takes_the_cheapest_and_stops_at_the_limit() -> None:
+    costs: dict[Head, float] = {(0, 0): 0.4, (0, 1): 0.1, (1, 0): -0.2, (1, 1): 0.3}
+
+    def additive(sets: list[tuple[Head, ...]]) -> list[float]:
+        return [2 + sum(costs[head] for head in heads) for heads in sets]
+
+    assert greedy_removal(costs, additive, 2.0, tries=1, limit=9) == [(1, 0), (0, 1), (1, 1), (0, 0)]
+    assert greedy_removal(costs, additive, 2.0, tries=2, limit=0.15) == [(1, 0), (0, 1), (1, 1)]
+    assert greedy_removal(costs, additive, 2.0, tries=2, limit=0.0) == []
+
+
+def test_removal_measures_again_what_has_become_dear() -> None:
+    """Two heads that stand in for each other: each is free, both together are not."""
+    costs: dict[Head, float] = {(0, 0): 0.0, (0, 1): 0.01, (1, 0): 0.1}
+
+    def losses(sets: list[tuple[Head, ...]]) -> list[float]:
+        return [0.1 * ((1, 0) in heads) + 5.0 * ({(0, 0), (0, 1)} <= set(heads)) for heads in sets]
+
+    assert greedy_removal(costs, losses, 0.0, tries=2, limit=1.0) == [(0, 0), (1, 0), (0, 1)]
+
+
+@given(hnp.arrays(np.float64, (3, 3), elements=st.floats(-1, 1)), st.integers(1, 9))
+def test_with_all_tries_each_step_is_the_best_one(values: Array, tries: int) -> None:
+    heads = [(int(layer), int(head)) for layer, head in itertools.product(range(3), range(3))]
+
+    def loss(removed: tuple[Head, ...]) -> float:
+        total = sum(values[head] for head in removed)
+        return float(total + 0.3 * sum(values[a] * values[b] for a, b in itertools.combinations(sorted(removed), 2)))
+
+    path = greedy_removal(
+        {head: loss((head,)) for head in heads}, lambda sets: [loss(s) for s in sets], 0.0, tries=tries, limit=1e9
+    )
+    assert sorted(path) == heads
+    if tries == 9:
+        for count in range(9):
+            best = min(loss((*path[:count], head)) for head in heads if head not in path[:count])
+            assert loss(tuple(path[: count + 1])) == pytest.approx(best)
+
+
+def test_removable_heads_are_counted_up_to_the_first_rise() -> None:
+    means = np.array([1.0, 0.98, 1.04, 1.06, 1.03])
+    curve = np.repeat(means[:, None, None], 4, axis=1).repeat(3, axis=2)
+    found = removable(curve)
+    assert (found.value, found.se, found.n, found.clusters) == (2, 0, 12, 4)
+    assert removable(curve, rise=0.5).value == 4
+    assert removable(curve, rise=0.01).value == 1
+    assert removable(curve[:1]).value == 0
+    with pytest.raises(NoData):
+        removable(curve * np.nan)
+
+
+@given(st.integers(1, 40), st.integers(1, 12), st.integers(1, 100))
+def test_subsets_are_balanced(heads: int, size: int, rows: int) -> None:
+    subsets = random_subsets(heads, size, rows)
+    assert subsets.shape == (rows, heads)
+    assert subsets.sum(axis=1).max() <= size
+    assert np.ptp(subsets.sum(axis=0)) <= 1
+    assert (subsets == random_subsets(heads, size, rows)).all()
+
+
+def test_main_effects_of_effects_that_add_up() -> None:
+    random = np.random.default_rng(3)
+    effects = random.normal(0, 1, 20)
+    subsets = random_subsets(20, 4, 400)
+    rises = subsets @ effects + random.normal(0, 0.1, 400)
+    found = main_effects("head_importance_screen", subsets, rises)
+    x = subsets.astype(np.float64)
+    # Ridge as least squares with three pseudo-observations of zero for each head.
+    padded = np.vstack([x, np.sqrt(3.0) * np.eye(20)])
+    expected = np.linalg.lstsq(padded, np.concatenate([rises, np.zeros(20)]), rcond=None)[0]
+    values = np.array([estimate.value for estimate in found])
+    assert np.abs(values - expected).max() < 1e-9
+    assert spearman(values, effects) > 0.97
+    assert {estimate.n for estimate in found} == {80}
+    assert all(estimate.se is not None and 0 < estimate.se < 0.2 for estimate in found)
+    with pytest.raises(NoData, match="do not belong"):
+        main_effects("head_importance_screen", subsets, rises[:-1])
