@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.metrics.divergence import KLD_QUANTILES
-from harness.metrics.sequential import EarlyDecision, WindowSeries, decide_early
+from harness.metrics.sequential import MAX_CV, RARE_TOKENS, EarlyDecision, WindowSeries, decide_early
 
 __all__ = [
     "COMPARED",
@@ -74,15 +74,19 @@ def window_series(limit: WindowLimit, candidate: Tokens, reference: Tokens) -> W
         below = _means(candidate["kld"] <= bound)
         series = WindowSeries(below, KLD_QUANTILES[metric], lower_is_better=False, floor=0.0, ceiling=1.0)
     elif metric == "same_top":
-        same = _means(candidate["top"] == reference["top"])
-        series = WindowSeries(same, bound, lower_is_better=False, floor=0.0, ceiling=1.0)
+        # As the share that changed: it is close to 0, which is the bound that matters.
+        changed = _means(candidate["top"] != reference["top"])
+        rare = (1 - bound) * candidate["top"].shape[-1] < RARE_TOKENS
+        series = WindowSeries(changed, 1 - bound, lower_is_better=True, floor=0.0, ceiling=1.0 if rare else None)
     elif metric == "ppl":
         series = WindowSeries(_means(candidate["nll"]), _ln(bound), lower_is_better=True, floor=0.0)
     elif metric in {"ppl_ratio", "ln_ppl_ratio"}:
         # A candidate's nll is never negative: the reference's, known before, bounds how much better it can be.
         floor = -_means(reference["nll"])
         bound = bound if metric == "ln_ppl_ratio" else _ln(bound)
-        series = WindowSeries(_means(candidate["nll"] - reference["nll"]), bound, lower_is_better=True, floor=floor)
+        deviation = MAX_CV * bound if bound > 0 else None
+        difference = _means(candidate["nll"] - reference["nll"])
+        series = WindowSeries(difference, bound, lower_is_better=True, floor=floor, deviation=deviation)
     elif metric == "delta_p_mean":
         series = WindowSeries(
             _means(_change(candidate, reference)), bound, lower_is_better=False, floor=-1.0, ceiling=1.0
@@ -128,17 +132,18 @@ def _change(candidate: Tokens, reference: Tokens) -> NDArray[np.float64]:
 
 
 def window_means(candidate: Tokens, reference: Tokens) -> dict[str, NDArray[np.float64]]:
-    """Means of windows by metric of `COMPARED`, each [windows]: of nll for PPL, of squares for an RMS.
+    """Means of windows by metric of `COMPARED`, each [windows]: of nll for PPL, of squares for an RMS, of agreement.
 
     Args:
         candidate: nll, top and kld, each [windows, scored tokens].
         reference: nll and top of the same windows.
     """
     # The values do not depend on the limit.
-    return {
+    means = {
         metric: window_series(WindowLimit(metric, 1.0, 0.95, metric), candidate, reference).values
         for metric in COMPARED
     }
+    return means | {"same_top": 1 - means["same_top"]}
 
 
 def from_mean(metric: str, mean: float) -> tuple[float, float]:

@@ -10,9 +10,13 @@ import pytest
 from harness.corpora import load_corpus
 from harness.engine.settings import SessionSettings
 from harness.engine.worker import Worker
+from harness.ladder import plan_ladder
 from harness.measure.arrays import save_arrays
 from harness.measure.passes import CorpusText, PassRequest, run_candidate_pass, run_reference_pass
-from harness.metrics.windows import WindowLimit
+from harness.metrics.windows import WindowLimit, decided_so_far
+from harness.options import read_options
+from harness.progress import SilentProgress
+from harness.runner import Runner
 from tests.random_llama import write_random_llama
 
 pytestmark = pytest.mark.model
@@ -53,3 +57,24 @@ def test_windows_are_the_same_in_any_order(llama_file: Path, tmp_path: Path, thr
         # Limits that are decided by the bounds of the values still leave two windows, for an error to exist.
         assert len(measure("at once", never)["nll"]) == 2
         assert not list(tmp_path.glob("*/partial.npz"))
+
+
+def test_tiny_is_decided_with_a_quarter_of_the_tokens(tmp_path: Path) -> None:
+    """The built-in gates, of a candidate that is clearly good and one that is clearly bad."""
+    arguments = ["--models=tiny", "--gguf-quants=Q8_0,Q2_K", f"--gguf-cache={tmp_path}", "--gguf-until-decided"]
+    arguments += ["--gguf-ctx=256", "--gguf-chunks=all", "-p", "no:cacheprovider"]
+    options = read_options(pytest.Config.fromdictargs({}, arguments))
+    runner, plan = Runner(options, SilentProgress()), plan_ladder(options)
+    try:
+        reference, *candidates = (runner.model(planned) for planned in plan.models)
+        corpus = load_corpus("pydoc", held_out_topics=reference.info.held_out_topics)
+        base = runner.passes.reference(reference, corpus, logprobs=True)
+        for model, outcome in zip(candidates, ("pass", "fail"), strict=True):
+            arrays = runner.passes.candidate(model, reference, corpus)
+            assert len(arrays["nll"]) < len(base["nll"]) / 4
+            same = {name: base[name][arrays["window"]] for name in ("nll", "top")}
+            decisions = decided_so_far(runner.passes.early_limits, arrays, same)
+            assert len(decisions) == 4
+            assert {decision.outcome if decision else None for decision in decisions.values()} == {outcome}, model.name
+    finally:
+        runner.close()

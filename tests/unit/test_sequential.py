@@ -19,6 +19,7 @@ from harness.metrics.sequential import (
     WindowSeries,
     betting_wealth,
     decide_early,
+    deviation_wealth,
     nonnegative_wealth,
     wealth,
 )
@@ -113,6 +114,85 @@ def test_differences_err_as_rarely() -> None:
     series = WindowSeries(values, 0.14, lower_is_better=True, floor=-reference)
     assert _rate(series, "pass") < 0.05
     assert _rate(series, "fail") < 0.05
+
+
+DEVIATIONS: dict[str, Callable[[np.random.Generator], Values]] = {
+    "normal": lambda random: random.standard_normal((DECISIONS, WINDOWS)),
+    "exponential": lambda random: random.exponential(1, (DECISIONS, WINDOWS)) - 1,
+    "lognormal": lambda random: (_lognormal(random, 0.8) - 1) / math.sqrt(math.expm1(0.64)),
+    "mostly a little, rarely much less": lambda random: np.where(
+        random.random((DECISIONS, WINDOWS)) < 0.1, -3.0, 1 / 3
+    ),
+    "one far window in ten, at the cut": lambda random: np.where(
+        random.random((DECISIONS, WINDOWS)) < 0.1, 3.0, -1 / 3
+    ),
+    "one far window in fifty": lambda random: np.where(random.random((DECISIONS, WINDOWS)) < 0.02, 7.0, -1 / 7),
+    "autocorrelated 0.6, in random order": lambda random: (_corpus(random, 0.6, 0.4) - 1) / 0.42,
+}
+
+
+@pytest.mark.parametrize("name", DEVIATIONS)
+def test_differences_with_the_largest_deviation_err_as_rarely(name: str) -> None:
+    """Mean at the limit, deviation as large as is assumed: wrong at any time in less than 5 %."""
+    values = DEVIATIONS[name](np.random.default_rng(19))
+    assert values.mean() == pytest.approx(0, abs=0.02)
+    assert values.std() == pytest.approx(1, rel=0.06)
+    series = WindowSeries(0.14 + 0.14 * values, 0.14, lower_is_better=True, floor=-3.0, deviation=MAX_CV * 0.14)
+    assert _rate(series, "fail") < 0.05
+
+
+@given(st.floats(0.01, 0.6), st.floats(0, 30), st.floats(0, 30))
+def test_a_lower_mean_only_lowers_the_expected_factor(bet: float, mean: float, further: float) -> None:
+    """The bound of exp(b u) for means below the hypothesis, in units of the deviation; see `deviation_wealth`."""
+
+    def bound(below: float) -> float:
+        at = bet * (3 + below)
+        return math.exp(-bet * below) * (1 + (math.exp(at) - 1 - at) / (3 + below) ** 2)
+
+    assert bound(mean + further) <= bound(mean) * (1 + 1e-12)
+
+
+def test_a_difference_far_beyond_its_limit_is_decided_soon() -> None:
+    """The log-perplexity ratio of Q2_K of tiny: 0.33, limit 0.14."""
+    values = np.random.default_rng(20).normal(0.33, 0.09, (200, 60))
+    series = WindowSeries(values, math.log(1.15), lower_is_better=True, floor=-3.9, deviation=math.log(1.15))
+    reached = wealth(series, "fail") >= THRESHOLD
+    assert np.median(reached.argmax(axis=1)) + 1 <= 9
+    slow = wealth(WindowSeries(values, math.log(1.15), lower_is_better=True, floor=-3.9), "fail") >= THRESHOLD
+    assert np.median(slow.argmax(axis=1)) + 1 > 30 or not slow.any()
+
+
+def test_capital_of_deviations_by_hand() -> None:
+    bet = math.log1p(3 * 0.5) / 3
+    largest = math.log1p((math.exp(3 * bet) - 1 - 3 * bet) / 9)
+    assert deviation_wealth(np.array([0.9]), 0.5, 0.2) == pytest.approx([2 * bet - largest])
+    assert deviation_wealth(np.array([90.0]), 0.5, 0.2) == pytest.approx([3 * bet - largest])
+
+
+@pytest.mark.parametrize(("mean", "most"), [(0.02, 9), (0.06, 14)])
+def test_a_share_far_within_its_limit_is_decided_soon(mean: float, most: int) -> None:
+    """Tops that changed in Q8_0 and Q6_K of tiny, in windows of 255 tokens; at most 20 % may."""
+    counts = np.random.default_rng(21).binomial(255, mean, (200, 60))
+    series = WindowSeries(counts / 255, 0.2, lower_is_better=True, floor=0.0)
+    reached = wealth(series, "pass") >= THRESHOLD
+    assert np.median(reached.argmax(axis=1)) + 1 <= most
+
+
+@pytest.mark.parametrize("name", ["normal", "exponential", "one bad window in ten", "nothing or twice the mean"])
+def test_shares_that_changed_err_as_rarely(name: str) -> None:
+    values = np.minimum(0.2 * UNBOUNDED[name](np.random.default_rng(22)), 1)
+    values *= 0.2 / values.mean()
+    series = WindowSeries(values, 0.2, lower_is_better=True, floor=0.0)
+    assert _rate(series, "pass") < 0.05
+    assert _rate(series, "fail") < 0.05
+
+
+def test_a_rare_share_is_decided_by_its_bound_alone() -> None:
+    """Chance alone spreads a share of half a token a window by more than is assumed of others."""
+    random = np.random.default_rng(23)
+    candidate, reference = _tokens(random)
+    limits = [WindowLimit("same_top", bound, CONFIDENCE, "same_top") for bound in (0.8, 0.99)]
+    assert [window_series(limit, candidate, reference).ceiling for limit in limits] == [None, 1.0]
 
 
 def test_a_fixed_sample_bound_that_is_looked_at_often_errs_more_often() -> None:
