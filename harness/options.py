@@ -62,6 +62,7 @@ class Options:
     baseline: Path | None
     save_baseline: str | None
     fresh: bool
+    analytics_gpu: int | None
 
     @property
     def session_settings(self) -> SessionSettings:
@@ -223,6 +224,9 @@ def add_options(parser: pytest.Parser) -> None:
         help="save what this run measures as results/baselines/NAME.json (default: off)")  # fmt: skip
     add("--gguf-fresh", action="store_true", default=False,
         help="measure again even where the cache has the result (default: off)")  # fmt: skip
+    add("--gguf-analytics-gpu", metavar="INDEX", type=_at_least(-1), default=None,
+        help="NVIDIA GPU for analyses of activations and embeddings, -1 for none; used where cuML is installed "
+        "(default: the second, or else the first)")  # fmt: skip
 
 
 def read_options(config: pytest.Config) -> Options:
@@ -278,6 +282,7 @@ def read_options(config: pytest.Config) -> Options:
         baseline=baseline,
         save_baseline=saved,
         fresh=get("--gguf-fresh"),
+        analytics_gpu=get("--gguf-analytics-gpu"),
     )
     options.session_settings  # noqa: B018 - an impossible combination is an error now, not at the first model
     return options

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from harness.runner.analytics import Analytics
 from harness.runner.core import Core, LoadedModel, Progress
 from harness.runner.passes import Passes
 from harness.runner.texts import Texts
@@ -28,3 +29,9 @@ class Runner(Core):
         self.passes = Passes(self)
         self.texts = Texts(self)
         self.timed = Timed(self)
+        self.analytics = Analytics(self)
+
+    def close(self) -> None:
+        """Stop everything that is alive."""
+        super().close()
+        self.analytics.close()
