@@ -13,6 +13,7 @@ __all__ = [
     "EngineError",
     "EngineTimeout",
     "GateError",
+    "GraphError",
     "HarnessError",
     "InvalidGGUF",
     "ModelError",
@@ -124,3 +125,7 @@ class AnalyticsError(HarnessError):
 
 class GateError(HarnessError):
     """A gate cannot be decided: unknown metric, no limit, or a malformed gates file."""
+
+
+class GraphError(HarnessError):
+    """A graph cannot be uploaded: a package or credentials are missing, or the server refused."""
