@@ -101,6 +101,19 @@ def _parser() -> argparse.ArgumentParser:
     )
     quantize.set_defaults(function=_quantize)
 
+    graph = commands.add_parser(
+        "graph", help="write a model's structure as tables (Parquet) and as an interactive page"
+    )
+    graph.add_argument("model", help="path, alias, hf:org/repo:file-or-quant")
+    graph.add_argument("--kind", choices=("structure",), default="structure", help="(default: structure)")
+    graph.add_argument(
+        "-o", "--out", type=Path, default=Path(), metavar="DIR", help="folder for the files (default: here)"
+    )
+    graph.add_argument(
+        "--upload", action="store_true", help="also send it to Graphistry, as the account in the environment"
+    )
+    graph.set_defaults(function=_graph)
+
     for command in (report, badge, compare):
         command.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="(default: results)")
     return parser
@@ -224,6 +237,22 @@ def _quantize(known: argparse.Namespace, _: list[str]) -> int:
             destination = known.out / f"{quantized_name(source.name, quant)}.gguf"
             worker.call(quantize_task, _counter(destination.name), files, destination, quant, threads, known.imatrix)
             print(f"\r{destination}  {destination.stat().st_size / 1e6:,.1f} MB")
+    return 0
+
+
+def _graph(known: argparse.Namespace, _: list[str]) -> int:
+    from harness.gguf_file import read_header
+    from harness.graphs import ModelStructure, upload, write_graph
+    from harness.sources import expand_all
+
+    sources = expand_all([known.model])
+    if len(sources) != 1:
+        raise OptionError(f"{known.model!r} names {len(sources)} models.", "Give exactly one.")
+    graph = ModelStructure(sources[0].name, [read_header(file) for file in sources[0].files]).build()
+    files = write_graph(graph, known.out)
+    print(f"{graph.n_nodes} nodes  {files.nodes}\n{graph.n_edges} edges  {files.edges}\nview       {files.view}")
+    if known.upload:
+        print(f"uploaded   {upload(graph)}")
     return 0
 
 

@@ -7,11 +7,13 @@ traceback; the CLI prints it and exits with 2.
 from __future__ import annotations
 
 __all__ = [
+    "AnalyticsError",
     "CorpusError",
     "EngineCrashed",
     "EngineError",
     "EngineTimeout",
     "GateError",
+    "GraphError",
     "HarnessError",
     "InvalidGGUF",
     "ModelError",
@@ -117,5 +119,13 @@ class NoData(HarnessError):
     """A statistic was asked of no samples, or of samples that are not finite. No data is never a number."""
 
 
+class AnalyticsError(HarnessError):
+    """An analysis of points cannot be done as asked: settings do not fit the points, or a library cannot be used."""
+
+
 class GateError(HarnessError):
     """A gate cannot be decided: unknown metric, no limit, or a malformed gates file."""
+
+
+class GraphError(HarnessError):
+    """A graph cannot be uploaded: a package or credentials are missing, or the server refused."""

@@ -66,6 +66,7 @@ class Options:
     # heads: importance, interchange, removal
     head_windows: int
     head_limit: int | None
+    analytics_gpu: int | None
 
     @property
     def session_settings(self) -> SessionSettings:
@@ -243,6 +244,9 @@ def add_options(parser: pytest.Parser) -> None:
     add("--gguf-head-limit", metavar="N|all", type=_heads, default=64,
         help="most heads of a model that are ablated one by one; of more, those that ablations of random subsets put "
         "first (default: 64)")  # fmt: skip
+    add("--gguf-analytics-gpu", metavar="INDEX", type=_at_least(-1), default=None,
+        help="NVIDIA GPU for analyses of activations and embeddings, -1 for none; used where cuML is installed "
+        "(default: the second, or else the first)")  # fmt: skip
 
 
 def read_options(config: pytest.Config) -> Options:
@@ -301,6 +305,7 @@ def read_options(config: pytest.Config) -> Options:
         sensitivity=get("--gguf-sensitivity"),
         head_windows=get("--gguf-head-windows"),
         head_limit=get("--gguf-head-limit"),
+        analytics_gpu=get("--gguf-analytics-gpu"),
     )
     options.session_settings  # noqa: B018 - an impossible combination is an error now, not at the first model
     return options

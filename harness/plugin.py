@@ -35,6 +35,7 @@ _FIXTURES: Final = (
     "benchmarks",
     "tensors",
     "ablation",
+    "analytics",
 )
 _MODELS: Final = frozenset({"model", "candidate"})
 _PARAMETERS: Final = _MODELS | {"prompt"}
@@ -43,7 +44,7 @@ _BENCHMARK_TESTS: Final = "test_benchmark.py"
 _BENCHMARK_OPTIONS: Final = tuple(
     f"benchmark_{name}" for name in ("only", "save", "autosave", "json", "compare", "compare_fail", "histogram")
 )
-_FIXTURE_NAMES: Final = _PARAMETERS | {"reference", "runner", "ladder", "corpus_pass"}
+_FIXTURE_NAMES: Final = _PARAMETERS | {"reference", "runner", "ladder", "corpus_pass", "analytics"}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

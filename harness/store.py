@@ -29,7 +29,7 @@ from harness.records import SCHEMA_VERSION
 if TYPE_CHECKING:
     from harness.measure.observers import Arrays
 
-__all__ = ["Cache", "Entry", "find_run", "load_run", "prepare_folder", "write_json", "write_text"]
+__all__ = ["Cache", "Entry", "find_run", "load_run", "prepare_folder", "write_bytes", "write_json", "write_text"]
 
 _ARRAYS: Final = "arrays.npz"
 _META: Final = "meta.json"
@@ -54,12 +54,21 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         StoreError: no space, or no permission.
     """
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file atomically.
+
+    Raises:
+        StoreError: no space, or no permission.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                file.write(text)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
             # mkstemp makes private files; results are for everyone who may read the folder.

@@ -58,3 +58,15 @@ def without_z(llama_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
             "deci.feed_forward_length": [512, 512],
         },
     )
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """scikit-learn in one thread: on a busy machine, threads that wait for each other take minutes for milliseconds."""
+    import sklearn.cluster
+    import sklearn.manifold
+    import sklearn.neighbors  # noqa: F401
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1):
+        yield

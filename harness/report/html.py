@@ -16,7 +16,7 @@ from harness.report.numbers import format_bytes, format_estimate, format_percent
 from harness.report.prices import price_list, show_average, show_step
 from harness.store import write_text
 
-__all__ = ["write_html"]
+__all__ = ["embed_json", "plotly_js", "write_html"]
 
 _TABLE_METRICS = (
     "bits_per_weight",
@@ -55,7 +55,7 @@ def write_html(run: Mapping[str, Any], run_dir: Path, destination: Path) -> None
     template = environment.from_string((assets / "report.html.j2").read_text(encoding="utf-8"))
     view = RunView(run)
     charts = build_charts(view, run_dir)
-    # Our own files, and JSON that _embed made safe: everything else is escaped.
+    # Our own files, and JSON that embed_json made safe: everything else is escaped.
     page = template.render(
         run=run,
         view=view,
@@ -68,10 +68,10 @@ def write_html(run: Mapping[str, Any], run_dir: Path, destination: Path) -> None
         show_step=show_step,
         claims=judge_claims(run),
         charts=charts,
-        charts_json=Markup(_embed(charts)),  # noqa: S704
+        charts_json=Markup(embed_json(charts)),  # noqa: S704
         css=Markup((assets / "report.css").read_text(encoding="utf-8")),  # noqa: S704
         script=Markup((assets / "report.js").read_text(encoding="utf-8")),  # noqa: S704
-        plotly=Markup(_plotly_js() if charts else ""),  # noqa: S704
+        plotly=Markup(plotly_js() if charts else ""),  # noqa: S704
     )
     write_text(destination, page)
 
@@ -94,7 +94,7 @@ def _cell(view: RunView, model: str, metric: str) -> tuple[str, float | None]:
     return format_estimate(value, se), value
 
 
-def _embed(data: object) -> str:
+def embed_json(data: object) -> str:
     """JSON that is safe inside a script element, whatever the strings in it say."""
     text = json.dumps(data, allow_nan=False, ensure_ascii=False)
     escapes = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
@@ -103,6 +103,7 @@ def _embed(data: object) -> str:
     return text
 
 
-def _plotly_js() -> str:
+def plotly_js() -> str:
+    """Plotly's JavaScript, as it comes with the package."""
     # Read as a file: importing plotly takes longer than everything else here.
     return (resources.files("plotly") / "package_data" / "plotly.min.js").read_text(encoding="utf-8")

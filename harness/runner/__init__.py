@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from harness.runner.ablation import Ablation
+from harness.runner.analytics import Analytics
 from harness.runner.attention import Attentions
 from harness.runner.core import Core, LoadedModel, Progress
 from harness.runner.passes import Passes
@@ -36,3 +37,9 @@ class Runner(Core):
         self.timed = Timed(self)
         self.rounds = Rounds(self, self.timed)
         self.ablation = Ablation(self)
+        self.analytics = Analytics(self)
+
+    def close(self) -> None:
+        """Stop everything that is alive."""
+        super().close()
+        self.analytics.close()

@@ -65,9 +65,28 @@ def test_quantize_writes_files(llama_file: Path, tmp_path: Path, capsys: pytest.
     assert "random-Q8_0.gguf" in capsys.readouterr().out
 
 
+def test_graph_writes_tables_and_a_page(
+    llama_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["graph", str(llama_file), "--kind=structure", "-o", str(tmp_path)]) == 0
+    written = {f"random-F32.structure.{end}" for end in ("nodes.parquet", "edges.parquet", "html")}
+    assert {file.name for file in tmp_path.iterdir()} == written
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in written)
+    assert "uploaded" not in printed
+    for name in ("GRAPHISTRY_USERNAME", "GRAPHISTRY_PERSONAL_KEY_ID"):
+        monkeypatch.delenv(name, raising=False)
+    assert main(["graph", str(llama_file), "-o", str(tmp_path), "--upload"]) == 2
+    told = capsys.readouterr()
+    assert "Not uploaded: there are no credentials for Graphistry" in told.err
+    assert "structure.html" in told.out
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["graph", "missing.gguf"], "There is no model 'missing.gguf'"),
+        (["graph", "{model}", "-o", "{text}/folder"], "could not be written"),
         (["inspect", "missing.gguf"], "There is no model 'missing.gguf'"),
         (["inspect", "{text}"], "expected b'GGUF'"),
         (["report", "nothing"], "There is no run 'nothing'"),
