@@ -91,10 +91,12 @@ def variance_share(rows: Float32, components: int, metric: str) -> Estimate:
         NoData: fewer than two rows, numbers that are not finite, or rows that do not vary.
     """
     mean, deviation = _moments(rows, metric)
-    covariance = sum(part.T @ part for part in _centred(rows, mean))
     from scipy.linalg import eigh
 
     d = rows.shape[1]
+    covariance = np.zeros((d, d))
+    for part in _centred(rows, mean):
+        covariance += part.T @ part
     _, leading = eigh(covariance, subset_by_index=[d - min(components, d), d - 1])
     squares = np.concatenate([
         np.stack([np.einsum("ij,ij->i", p, p), np.einsum("ij,ij->i", p @ leading, p @ leading)])

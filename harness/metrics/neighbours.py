@@ -72,7 +72,7 @@ def directions(rows: Float32) -> tuple[Float32, NDArray[np.bool_]]:
         valid = np.asarray(np.isfinite(largest) & (largest > 0))
         scaled = np.where(valid, rows / np.where(valid, largest, 1), 0).astype(np.float32, copy=False)
     norms = np.sqrt(np.einsum("ij,ij->i", scaled, scaled))[:, None]
-    return scaled / np.where(norms > 0, norms, 1), valid[:, 0]
+    return np.divide(scaled, np.where(norms > 0, norms, 1), dtype=np.float32), valid[:, 0]
 
 
 def nearest_by_cosine(queries: Float32, keys: Iterable[Block], k: int, own: Ints | None = None) -> Neighbours:
