@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from harness.measure.observers import Arrays
     from harness.measure.served import ServedResult
     from harness.measure.speed import SpeedResult
+    from harness.metrics.embeddings import WordSpace
     from harness.metrics.text import TextPair
     from harness.prompts import Prompt
     from harness.records import Estimate
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
     Measure = Callable[[LoadedModel], Mapping[str, Estimate]]
 
-__all__ = ["BaselineCheck", "CorpusPass", "GateCheck", "Generate", "Record", "Serve", "Served", "Speed"]
+__all__ = ["BaselineCheck", "CorpusPass", "Embeddings", "GateCheck", "Generate", "Record", "Serve", "Served", "Speed"]
 
 
 class Record(Protocol):
@@ -142,3 +143,19 @@ class Generate(Protocol):
         self, candidate: LoadedModel, reference: LoadedModel
     ) -> tuple[Mapping[str, TextPair], Mapping[str, HarnessError]]:
         """All prompts by id: (those that can be compared, those that cannot and why)."""
+
+
+class Embeddings(Protocol):
+    """The fixture `embeddings`: token embeddings, words and prompts, once per model however many tests ask."""
+
+    def __call__(self, model: LoadedModel) -> Arrays:
+        """A model's space of token embeddings; arrays as `harness.measure.embeddings.measure_embeddings` says."""
+
+    def words(self, model: LoadedModel) -> WordSpace:
+        """The words of the session's list that a model has."""
+
+    def contexts(self, model: LoadedModel) -> Arrays:
+        """A vector for each prompt; arrays as `harness.measure.embeddings.measure_contexts` says."""
+
+    def aligned(self, candidate: LoadedModel, reference: LoadedModel) -> Arrays:
+        """A candidate's space laid over that of a reference with the same vocabulary; see `align_embeddings`."""

@@ -62,6 +62,7 @@ class Options:
     baseline: Path | None
     save_baseline: str | None
     fresh: bool
+    words: Path | None = None
 
     @property
     def session_settings(self) -> SessionSettings:
@@ -199,6 +200,8 @@ def add_options(parser: pytest.Parser) -> None:
         help="TOML file of prompts whose continuations are compared (default: 24 built-in prompts)")  # fmt: skip
     add("--gguf-gen-tokens", metavar="TOKENS", type=_at_least(1), default=32,
         help="most tokens to generate for each prompt (default: 32)")  # fmt: skip
+    add("--gguf-words", metavar="FILE", type=Path, default=None,
+        help="TOML file of words whose embeddings are compared (default: a built-in list)")  # fmt: skip
     add("--gguf-results", metavar="DIR", type=Path, default=None,
         help="folder for runs and reports (default: results in the root folder)")  # fmt: skip
     add("--gguf-cache", metavar="DIR", type=Path, default=None,
@@ -278,6 +281,7 @@ def read_options(config: pytest.Config) -> Options:
         baseline=baseline,
         save_baseline=saved,
         fresh=get("--gguf-fresh"),
+        words=get("--gguf-words"),
     )
     options.session_settings  # noqa: B018 - an impossible combination is an error now, not at the first model
     return options

@@ -23,8 +23,8 @@ from harness.state import BASELINE_PROPERTY, ESTIMATE_PROPERTY, GATE_PROPERTY, S
 if TYPE_CHECKING:
     from harness.ladder import PlannedModel
 
-_FIXTURES: Final = ("models", "engines", "servers", "corpus", "texts", "record", "baselines")
-_MODELS: Final = frozenset({"model", "candidate"})
+_FIXTURES: Final = ("models", "engines", "servers", "corpus", "texts", "record", "baselines", "embeddings")
+_MODELS: Final = frozenset({"model", "candidate", "any_candidate"})
 _PARAMETERS: Final = _MODELS | {"prompt"}
 _BASELINE_TESTS: Final = "test_baseline.py"
 _FIXTURE_NAMES: Final = _PARAMETERS | {"reference", "runner", "ladder", "corpus_pass"}
@@ -49,7 +49,7 @@ def pytest_configure(config: pytest.Config) -> None:
             # Tests of one model belong together: each process would load every model otherwise.
             config.option.dist = "loadgroup"
         try:
-            _ = state.options, state.ladder, state.prompts, state.baseline
+            _ = state.options, state.ladder, state.prompts, state.baseline, state.words
         except HarnessError as error:
             raise pytest.UsageError(str(error)) from None
 
@@ -89,6 +89,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         found: dict[str, list[Any]] = {
             "model": [pytest.param(model, id=model.name) for model in state.ladder.models],
             "candidate": [pytest.param(model, id=model.name) for model in state.ladder.candidates],
+            "any_candidate": [pytest.param(model, id=model.name) for model in state.ladder.candidates],
             "prompt": [pytest.param(prompt, id=prompt.id) for prompt in state.prompts.prompts],
         }
     except HarnessError as error:
@@ -324,7 +325,7 @@ def _ours(item: pytest.Item) -> set[str]:
 def _model_name(item: pytest.Item) -> str | None:
     callspec = getattr(item, "callspec", None)
     parameters = callspec.params if callspec else {}
-    planned: PlannedModel | None = parameters.get("candidate") or parameters.get("model")
+    planned: PlannedModel | None = next((found for name in sorted(_MODELS) if (found := parameters.get(name))), None)
     if planned is None and not _ours(item) & _MODELS:
         planned = item.config.stash[STATE].ladder.reference
     return planned.name if planned is not None else None

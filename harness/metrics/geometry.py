@@ -18,7 +18,7 @@ from harness.errors import NoData
 from harness.metrics.stats import iid_se, require_samples
 from harness.records import Estimate
 
-__all__ = ["Alignment", "align", "rank_correlation", "summarize_anisotropy", "variance_share"]
+__all__ = ["Alignment", "align", "principal_axes", "rank_correlation", "summarize_anisotropy", "variance_share"]
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
@@ -105,6 +105,37 @@ def variance_share(rows: Float32, components: int, metric: str) -> Estimate:
     share = min(1.0, float(squares[1].sum() / squares[0].sum()))
     influence = (squares[1] - share * squares[0]) / (deviation / len(rows))
     return Estimate(metric, share, len(rows), iid_se(influence[None, :]))
+
+
+def principal_axes(rows: Float32, count: int) -> tuple[Float64, Float64, Float64]:
+    """The first principal components of a few rows: of their Gram matrix, in float64.
+
+    Each axis points to where its largest entry is positive, so that equal rows give equal pictures.
+
+    Args:
+        rows: [n, d]; memory is 8 n (n + d) bytes.
+        count: how many; axes beyond the rank are zero.
+
+    Returns:
+        ([d] mean, [d, count] axes, [count] share of the variance along each, falling).
+
+    Raises:
+        NoData: fewer than two rows, numbers that are not finite, or rows that do not vary.
+    """
+    from scipy.linalg import eigh
+
+    mean, square = _moments(rows, "principal axes")
+    centred = rows - mean
+    known = min(count, len(rows))
+    values, left = eigh(centred @ centred.T, subset_by_index=[len(rows) - known, len(rows) - 1])
+    values, left = values[::-1], left[:, ::-1]
+    # Squares of singular values: below this they are rounding.
+    values, left = values[values > 1e-12 * values[0]], left[:, values > 1e-12 * values[0]]
+    axes, shares = np.zeros((rows.shape[1], count)), np.zeros(count)
+    axes[:, : len(values)] = centred.T @ left / np.sqrt(values)
+    shares[: len(values)] = values / square
+    signs = np.where(axes[np.abs(axes).argmax(axis=0), np.arange(count)] < 0, -1.0, 1.0)
+    return mean, axes * signs, shares
 
 
 @dataclass(frozen=True, slots=True)

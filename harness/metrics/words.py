@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from harness.errors import NoData
 from harness.metrics.bootstrap import bootstrap_se
-from harness.metrics.geometry import align, rank_correlation
+from harness.metrics.geometry import align, principal_axes, rank_correlation
 from harness.metrics.neighbours import directions, nearest_by_cosine, neighbour_recall, row_blocks
 from harness.records import Estimate
 
@@ -191,9 +191,8 @@ def compare_words(candidate: Float32, reference: Float32) -> list[tuple[Estimate
 
 def _components(vectors: Float32, count: int) -> Float32:
     """[words, count] in the first principal components."""
-    centred = vectors.astype(np.float64) - vectors.mean(axis=0, dtype=np.float64)
-    left, values, _ = np.linalg.svd(centred, full_matrices=False)
-    return np.asarray((left * values)[:, :count], dtype=np.float32)
+    mean, axes, _ = principal_axes(vectors, count)
+    return np.asarray((vectors - mean) @ axes, dtype=np.float32)
 
 
 def _rank_correlation_of(candidate: Float64, reference: Float64) -> Callable[[Ints], float]:
