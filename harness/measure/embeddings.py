@@ -7,7 +7,7 @@ what `nearest_by_cosine` needs for 1000 queries, or `align` for two such samples
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -23,7 +23,7 @@ from harness.weights import Weights
 
 if TYPE_CHECKING:
     from harness.engine.session import Session, Tokens
-    from harness.engine.worker import WorkerContext
+    from harness.engine.worker import ProgressCallback, WorkerContext
     from harness.prompts import Prompt
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "ContextRequest",
     "EmbeddingRequest",
     "align_embeddings",
+    "describe_matrix",
     "measure_contexts",
     "measure_embeddings",
 ]
@@ -43,8 +44,7 @@ MATRIX: Final = "token_embd.weight"
 _NEIGHBOURS: Final = 10
 _SAMPLE: Final = 16384
 _QUERIES: Final = 1000
-_BLOCK_WEIGHTS: Final = 1 << 22
-_BLOCK_ROWS: Final = 4096
+_BLOCK_ROWS: Final = 1024
 _MAP_TOKENS: Final = 200
 _TOKENIZED: Final = 20000
 
@@ -80,7 +80,7 @@ def measure_embeddings(context: WorkerContext, request: EmbeddingRequest) -> Arr
         ModelError: a file without token embeddings, or of a type that cannot be dequantized.
     """
     weights = Weights(request.files)
-    found = _describe_matrix(context, weights)
+    found = describe_matrix(weights, context.progress)
     session = context.session(request.files, _one_text(request.settings))
     found |= _words(session, weights, request.words)
     return found | _common_tokens(session, weights, {word.strip() for word in request.words})
@@ -118,17 +118,22 @@ def _none(weights: Weights) -> Float32:
     return np.empty((0, weights.shape(MATRIX)[-1]), dtype=np.float32)
 
 
-def matrix_blocks(weights: Weights, progress: Callable[[int, int], None] | None = None) -> Iterator[Block]:
+def matrix_blocks(weights: Weights, progress: ProgressCallback | None = None) -> Iterator[Block]:
     """All token embeddings, a block at a time."""
-    count, d = weights.count_rows(MATRIX), weights.shape(MATRIX)[-1]
-    step = max(1, min(_BLOCK_ROWS, _BLOCK_WEIGHTS // d))
-    for start in range(0, count, step):
-        yield start, weights.rows(MATRIX, start, min(start + step, count))
+    count = weights.count_rows(MATRIX)
+    for start in range(0, count, _BLOCK_ROWS):
+        stop = min(start + _BLOCK_ROWS, count)
+        yield start, weights.rows(MATRIX, start, stop)
         if progress is not None:
-            progress(min(start + step, count), count)
+            progress(stop, count)
 
 
-def _describe_matrix(context: WorkerContext, weights: Weights) -> Arrays:
+def describe_matrix(weights: Weights, progress: ProgressCallback | None = None) -> Arrays:
+    """What `measure_embeddings` says of the matrix alone; needs no llama.cpp.
+
+    Peak memory for s = min(16384, rows), q = 1000 queries, blocks of b = 1024 rows and d dimensions:
+    4 s d + max(8 (4 b d + 3 d^2), 4 (2 q d + 5 b d + 5 q b)) bytes, whatever the number of rows.
+    """
     rows = sample_rows(weights.count_rows(MATRIX))
     sample = read_rows(weights, rows)
     variance = {
@@ -144,7 +149,7 @@ def _describe_matrix(context: WorkerContext, weights: Weights) -> Arrays:
     valid = directions(sample[:_QUERIES])[1]
     queries, own = sample[:_QUERIES][valid].copy(), rows[:_QUERIES][valid]
     del sample
-    near = nearest_by_cosine(queries, matrix_blocks(weights, context.progress), _count_neighbours(weights), own)
+    near = nearest_by_cosine(queries, matrix_blocks(weights, progress), _count_neighbours(weights), own)
     return {
         "queries": own,
         "neighbours": near.rows,

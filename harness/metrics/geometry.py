@@ -1,7 +1,7 @@
 """The shape of one embedding space, and how well another one can be laid over it: anisotropy, Procrustes, CKA.
 
 All take rows in float32 and compute in float64, a block of rows at a time. Memory beside the rows for d dimensions:
-8 (3 d^2 + 4 b d) bytes with b = 4096 rows in a block.
+8 (3 d^2 + 4 b d) bytes with b = 1024 rows in a block.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["Alignment", "align", "principal_axes", "rank_correlation", "summariz
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 
-_BLOCK: Final = 4096
+_BLOCK: Final = 1024
 
 
 def summarize_anisotropy(cosines: NDArray[np.floating], metric: str = "embedding_anisotropy") -> Estimate:
