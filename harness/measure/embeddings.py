@@ -7,9 +7,12 @@ what `nearest_by_cosine` needs for 1000 queries, or `align` for two such samples
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -262,31 +265,64 @@ def measure_contexts(context: WorkerContext, request: ContextRequest) -> Arrays:
 def _final_states(
     context: WorkerContext, session: Session, request: ContextRequest, texts: Sequence[Tokens]
 ) -> list[Float32 | None]:
-    """[tokens, d] after the final norm, of each text that is not empty; of the encoder where there is one."""
-    from harness.engine.session import Session
-    from harness.engine.taps import Taps
+    """[tokens, d] after the final norm, of each text that is not empty; of the encoder where there is one.
 
-    parts: list[Float32] = []
-    tap = "encoder.ln_final.normalized" if session.has_encoder else "ln_final.normalized"
-    reader = {tap: lambda _, values: parts.append(values.copy())}
-    taps = Taps(request.architecture, request.n_layer, read=reader)
-    states: list[Float32 | None] = []
-    with Session(request.files, session.settings, taps, model_of=session) as reading:
-        for done, tokens in enumerate(texts, 1):
-            parts.clear()
-            if len(tokens) == 0:
-                states.append(None)
-            else:
-                if session.has_encoder:
-                    reading.encode(tokens)
-                else:
-                    positions = np.arange(len(tokens), dtype=np.int32)
-                    reading.clear()
-                    everywhere = np.ones(len(tokens), dtype=np.bool_)
-                    reading.decode(tokens, positions, np.zeros_like(positions), everywhere)
-                states.append(np.concatenate(parts))
+    On the CPU, contexts of one thread each work side by side.
+    """
+    from harness.engine.session import offloads
+
+    lanes = 1 if offloads(session.settings) else min(session.settings.threads, max(1, len(texts)))
+    idle: SimpleQueue[_Reading] = SimpleQueue()
+
+    def read(tokens: Tokens) -> Float32 | None:
+        if len(tokens) == 0:
+            return None
+        lane = idle.get()
+        try:
+            return lane.read(tokens)
+        finally:
+            idle.put(lane)
+
+    states = []
+    with contextlib.ExitStack() as stack:
+        for _ in range(lanes):
+            idle.put(stack.enter_context(_Reading(session, request, session.settings.threads // lanes)))
+        pool = stack.enter_context(ThreadPoolExecutor(lanes))
+        for done, state in enumerate(pool.map(read, texts), 1):
+            states.append(state)
             context.progress(done, len(texts))
     return states
+
+
+class _Reading(contextlib.AbstractContextManager["_Reading"]):
+    """A context of a loaded model that hands out final hidden states."""
+
+    def __init__(self, session: Session, request: ContextRequest, threads: int) -> None:
+        from harness.engine.session import Session
+        from harness.engine.taps import Taps
+
+        self._parts: list[Float32] = []
+        tap = "encoder.ln_final.normalized" if session.has_encoder else "ln_final.normalized"
+        taps = Taps(request.architecture, request.n_layer, read={tap: self._keep})
+        settings = replace(session.settings, threads=threads)
+        self._session = Session(request.files, settings, taps, model_of=session)
+
+    def _keep(self, _: str, values: Float32) -> None:
+        self._parts.append(values.copy())
+
+    def read(self, tokens: Tokens) -> Float32:
+        """[tokens, d] of a text in an empty context."""
+        self._parts.clear()
+        if self._session.has_encoder:
+            self._session.encode(tokens)
+        else:
+            positions = np.arange(len(tokens), dtype=np.int32)
+            self._session.clear()
+            self._session.decode(tokens, positions, np.zeros_like(positions), np.ones(len(tokens), dtype=np.bool_))
+        return np.concatenate(self._parts)
+
+    def __exit__(self, *_: object) -> None:
+        self._session.close()
 
 
 def _stacked(vectors: Sequence[Float32 | None]) -> Float32:
