@@ -33,6 +33,10 @@ def _points(seed: int, texts: list[str]) -> dict[str, Any]:
 
 @pytest.fixture
 def run(tmp_path: Path) -> dict[str, Any]:
+    return run_with_maps(tmp_path)
+
+
+def run_with_maps(folder: Path) -> dict[str, Any]:
     """The stored run with maps of its reference, of a candidate, and of a model of another vocabulary."""
     content: dict[str, Any] = json.loads((STORED / "run.json").read_text(encoding="utf-8"))
     reference = next(model["name"] for model in content["models"] if model["reference"])
@@ -45,7 +49,7 @@ def run(tmp_path: Path) -> dict[str, Any]:
         (reference, "embedding_map", _points(0, TEXTS)),
     ):
         file = f"arrays/{len(content['arrays'])}.npz"
-        save_arrays(tmp_path / file, points)
+        save_arrays(folder / file, points)
         content["arrays"].append({"model": model, "name": name, "file": file, "description": ""})
     row = next(row for row in content["estimates"] if row["metric"] == "same_top")
     content["estimates"] += [
