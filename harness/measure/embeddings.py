@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.engine.settings import SessionSettings
+from harness.metrics.blas import blas_threads
 from harness.metrics.embeddings import pack
 from harness.metrics.geometry import align, variance_share
 from harness.metrics.neighbours import Block, directions, nearest_by_cosine
@@ -83,7 +84,8 @@ def measure_embeddings(context: WorkerContext, request: EmbeddingRequest) -> Arr
         ModelError: a file without token embeddings, or of a type that cannot be dequantized.
     """
     weights = Weights(request.files)
-    found = describe_matrix(weights, context.progress)
+    with blas_threads(request.settings.threads, weights.shape(MATRIX)[-1]):
+        found = describe_matrix(weights, context.progress)
     session = context.session(request.files, _one_text(request.settings))
     found |= _words(session, weights, request.words)
     return found | _common_tokens(session, weights, {word.strip() for word in request.words})
@@ -342,11 +344,13 @@ class AlignRequest:
         files: the candidate's.
         reference: the reference's.
         vectors: [m, d] of the candidate, to be shown in the reference's space.
+        threads: to compute with, at most.
     """
 
     files: tuple[Path, ...]
     reference: tuple[Path, ...]
     vectors: Float32
+    threads: int
 
 
 def align_embeddings(context: WorkerContext, request: AlignRequest) -> Arrays:
@@ -361,7 +365,8 @@ def align_embeddings(context: WorkerContext, request: AlignRequest) -> Arrays:
     rows = sample_rows(count)
     candidate, reference = (read_rows(side, rows) for side in sides)
     context.progress(1, 2)
-    aligned = align(candidate, reference)
+    with blas_threads(request.threads, max(candidate.shape[1], reference.shape[1])):
+        aligned = align(candidate, reference)
     context.progress(2, 2)
     return {
         "procrustes_error": pack(aligned.procrustes_error),

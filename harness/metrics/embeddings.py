@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.errors import NoData
+from harness.metrics.blas import blas_threads
 from harness.metrics.geometry import rank_correlation, summarize_anisotropy
 from harness.metrics.neighbours import estimate_intrinsic_dimension, neighbour_recall
 from harness.metrics.similarity import cosine
@@ -117,7 +118,9 @@ def describe_analogies(space: WordSpace, families: Mapping[str, Sequence[tuple[s
         [pair for pair in pairs if all(word in space.index for word in pair) and pair[0] != pair[1]]
         for pairs in families.values()
     ]
-    return summarize_analogies([analogy_ranks(space.vectors, space.index, pairs) for pairs in asked if len(pairs) > 1])
+    with blas_threads(1, 0):
+        ranks = [analogy_ranks(space.vectors, space.index, pairs) for pairs in asked if len(pairs) > 1]
+    return summarize_analogies(ranks)
 
 
 def compare_neighbours(candidate: Arrays, reference: Arrays) -> list[Estimate]:
@@ -164,4 +167,5 @@ def compare_word_spaces(candidate: WordSpace, reference: WordSpace) -> list[tupl
         NoData: too few words that both have.
     """
     shared = [word for word in reference.index if word in candidate.index]
-    return compare_words(candidate.take(shared), reference.take(shared))
+    with blas_threads(1, 0):
+        return compare_words(candidate.take(shared), reference.take(shared))

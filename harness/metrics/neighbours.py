@@ -1,7 +1,7 @@
 """Nearest neighbours by cosine, exact and in blocks; how many of them two spaces share; intrinsic dimension.
 
-Memory for q queries of d numbers against any number of keys that come in blocks of b rows:
-4 q d + 8 b d + 12 q (b + k) bytes, whatever the number of keys.
+Memory for q queries of d numbers against keys that come in blocks of b rows: 4 (2 q d + 5 b d + 5 q b) bytes, and some
+20 q k for k neighbours, whatever the number of keys.
 """
 
 from __future__ import annotations

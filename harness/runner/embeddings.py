@@ -71,7 +71,7 @@ class Embeddings:
 
             own = self.space(model, words)
             vectors = np.concatenate([own["word_vectors"], own["map_vectors"]])
-            request = AlignRequest(model.files, reference.files, vectors)
+            request = AlignRequest(model.files, reference.files, vectors, self._core.settings.threads)
             with self._core.progress.task(f"{model.name} over {reference.name}", "steps") as show:
                 return self._core.shared_worker(model.name).call(align_embeddings, show, request)
 

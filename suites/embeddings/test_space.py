@@ -13,13 +13,12 @@ from harness.words import WordList
 
 
 @pytest.mark.metric("embedding_anisotropy")
-def test_token_embeddings(model: LoadedModel, embeddings: Embeddings, record: Record, gate: GateCheck) -> None:
+def test_token_embeddings(model: LoadedModel, embeddings: Embeddings, record: Record) -> None:
     """Anisotropy, variance in the first principal components, and intrinsic dimension of the token embeddings."""
     space = embeddings(model)
     estimates = describe_space(space)
     record(*estimates, detail=f"stored as {space['matrix_type'].item()}")
     assert all(-1 <= estimate.value <= 1 for estimate in estimates[:3])
-    gate.where_set(*estimates)
 
 
 @pytest.mark.metric("word_silhouette")

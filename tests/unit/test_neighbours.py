@@ -93,7 +93,7 @@ def test_neighbours_do_not_change_with_rotation_scale_or_blocks(seed: int, n: in
 
 
 def test_memory_does_not_grow_with_keys() -> None:
-    """By the formula of the module: queries, a block and its directions, cosines with their order."""
+    """By the formula of the module; blocks in float64, before they are rounded, are the test's own."""
     q, d, block, k = 64, 128, 512, 10
     queries = _random(q, d)
 
@@ -106,8 +106,7 @@ def test_memory_does_not_grow_with_keys() -> None:
 
     few, many = peak(2), peak(40)
     assert many < 1.05 * few
-    # Making a block in float64 is the test's own.
-    assert many < 4 * q * d * 3 + (4 + 8 + 4 * 4) * block * d + (4 * 3 + 8 * 2) * q * (block + k) + 50_000
+    assert many < 4 * (2 * q * d + 5 * block * d + 5 * q * block) + 20 * q * k + 8 * block * d
 
 
 # -- recall -----------------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ _STAY: Final = (
     "neighbour_recall", "word_neighbour_recall", "similarity_rank_correlation", "procrustes_error", "embedding_cka",
     "contextual_cosine", "last_token_cosine", "pooled_cosine",
 )  # fmt: skip
-_CAMERA: Final = {"eye": {"x": 1.3, "y": 1.3, "z": 0.9}}
+_CAMERA: Final = {"eye": {"x": 1.2, "y": 1.2, "z": 0.7}, "center": {"x": 0, "y": 0, "z": -0.15}}
 
 Points = dict[str, Any]
 
