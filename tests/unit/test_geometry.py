@@ -24,7 +24,8 @@ def _random(n: int, d: int, seed: int = 0) -> Float32:
 
 def _pair(n: int = 300, d: int = 8, noise: float = 0.5, seed: int = 0) -> tuple[Float32, Float32]:
     reference = _random(n, d, seed) * np.arange(1, d + 1, dtype=np.float32)
-    return reference + np.float32(noise) * _random(n, d, seed + 1), reference
+    candidate = (reference + noise * _random(n, d, seed + 1)).astype(np.float32)
+    return candidate, reference.astype(np.float32)
 
 
 def test_anisotropy_is_a_mean() -> None:
