@@ -7,6 +7,7 @@ traceback; the CLI prints it and exits with 2.
 from __future__ import annotations
 
 __all__ = [
+    "AnalyticsError",
     "CorpusError",
     "EngineCrashed",
     "EngineError",
@@ -115,6 +116,10 @@ class StoreError(HarnessError):
 
 class NoData(HarnessError):
     """A statistic was asked of no samples, or of samples that are not finite. No data is never a number."""
+
+
+class AnalyticsError(HarnessError):
+    """An analysis of points cannot be done as asked: settings do not fit the points, or a library cannot be used."""
 
 
 class GateError(HarnessError):

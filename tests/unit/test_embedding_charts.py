@@ -27,7 +27,8 @@ def _points(seed: int, texts: list[str]) -> dict[str, Any]:
         "texts": np.array(texts, dtype=np.str_),
         "groups": np.array(["animals", "animals", "colours", "<i>", "analogies", "common tokens"][: len(texts)]),
         "tokens": np.array([1, 2, 1, 1, 1, 1][: len(texts)]),
-        "near": np.array([[(place + step) % len(texts) for step in (1, 2)] for place in range(len(texts))]),
+        "near": np.array([[texts[(place + step) % len(texts)] for step in (1, 2)] for place in range(len(texts))]),
+        "method": np.array("pca"),
     }
 
 
@@ -42,9 +43,10 @@ def run_with_maps(folder: Path) -> dict[str, Any]:
     reference = next(model["name"] for model in content["models"] if model["reference"])
     candidate, other = [model["name"] for model in content["models"] if not model["reference"]][:2]
     content["arrays"] = []
+    stay = np.array([2, 1, 0, 2, 2, 2])
     for model, name, points in (
         (candidate, "embedding_map", _points(1, TEXTS)),
-        (candidate, "embedding_map_aligned", _points(2, TEXTS[::-1])),
+        (candidate, "embedding_map_aligned", _points(2, TEXTS) | {"from_xyz": _points(0, TEXTS)["xyz"], "stay": stay}),
         (other, "embedding_map", _points(3, TEXTS[:5])),
         (reference, "embedding_map", _points(0, TEXTS)),
     ):
@@ -77,7 +79,7 @@ def test_the_map_links_a_candidate_with_its_reference(run: dict[str, Any], tmp_p
     assert {a for a, _ in ends} == starts
     assert {b for _, b in ends} == {x for trace in candidate.values() for x in trace["x"]}
     assert "mean of 2 tokens" in reference["animals"]["text"][1]
-    assert any("are nearest in the reference too" in text for text in candidate["animals"]["text"])
+    assert "1 of 2 are nearest in the reference too" in candidate["animals"]["text"][1]
 
 
 def test_tokens_are_shown_as_text(run: dict[str, Any], tmp_path: Path) -> None:
@@ -115,4 +117,16 @@ def test_without_a_map_of_the_reference_each_stands_alone(run: dict[str, Any], t
     run["arrays"] = [entry for entry in run["arrays"] if not entry["model"].endswith("F16")]
     figures = _charts(run, tmp_path)["embedding-map"]["figures"]
     assert len(figures) == 2
-    assert all(trace["name"] != "from the reference" for figure in figures for trace in figure["traces"])
+    assert [figure["traces"][0]["name"] for figure in figures] == ["from the reference", "animals"]
+
+
+@pytest.mark.parametrize(("method", "title"), [("umap", "UMAP 1"), ("tsne", "t-SNE 1")])
+def test_a_layout_without_axes_says_so(run: dict[str, Any], tmp_path: Path, method: str, title: str) -> None:
+    for entry in run["arrays"]:
+        file = tmp_path / entry["file"]
+        with np.load(file) as stored:
+            arrays = dict(stored.items())
+        save_arrays(file, arrays | {"method": np.array(method)})
+    chart = _charts(run, tmp_path)["embedding-map"]
+    assert f"laid out by {title[:-2]}" in chart["meaning"]
+    assert {figure["layout"]["scene"]["xaxis"]["title"]["text"] for figure in chart["figures"]} == {title}

@@ -25,6 +25,8 @@ _STAY: Final = (
 )  # fmt: skip
 _CAMERA: Final = {"eye": {"x": 1.2, "y": 1.2, "z": 0.7}, "center": {"x": 0, "y": 0, "z": -0.15}}
 
+_METHODS: Final = {"pca": "PC", "umap": "UMAP", "tsne": "t-SNE"}
+
 Points = dict[str, Any]
 
 
@@ -46,24 +48,21 @@ def _load(view: RunView, run_dir: Path, name: str) -> dict[str, Points]:
 
 def _map(view: RunView, run_dir: Path) -> Chart | None:
     own, aligned = _load(view, run_dir, "embedding_map"), _load(view, run_dir, "embedding_map_aligned")
-    base = own.get(view.reference or "")
     figures = []
     for model in view.models:
-        if model.name in aligned and base is not None:
-            figures.append(_moved(model.name, aligned[model.name], base))
+        if model.name in aligned:
+            figures.append(_moved(model.name, aligned[model.name]))
         elif model.name in own:
             figures.append(_alone(model.name, own[model.name]))
     # The reference first: the other pictures have its axes.
     figures.sort(key=lambda figure: figure["name"] != label(view.reference or ""))
     if not figures:
         return None
-    points = base or next(iter(own.values()))
-    shares = ", ".join(f"{100 * share:.3g} %" for share in points["shares"])
+    points = own.get(view.reference or "") or next(iter((own | aligned).values()))
     return make_chart(
         "embedding-map",
         "Words in the embedding space",
-        "Token embeddings of words, by group, and of common tokens, in the reference's first three principal components"
-        f" ({shares} of the variance of these points): most of the space is not to be seen here. A candidate with the"
+        f"Token embeddings of words, by group, and of common tokens, {_layout_of(points)} A candidate with the"
         " reference's vocabulary is laid over it by rotation and scale (Procrustes); lines lead from where the"
         " reference has a word to where the candidate has it. Hover for a word's nearest ones. Drag to turn: the view"
         " stays when you choose another model.",
@@ -72,25 +71,30 @@ def _map(view: RunView, run_dir: Path) -> Chart | None:
     )
 
 
+def _layout_of(points: Points) -> str:
+    if points["method"] != "pca":
+        return f"laid out by {_METHODS[points['method']]}: who is near means something, distances and axes do not."
+    shares = ", ".join(f"{100 * share:.3g} %" for share in points["shares"])
+    return (
+        f"in the reference's first three principal components ({shares} of the variance of these points): most of the"
+        " space is not to be seen here."
+    )
+
+
 def _alone(name: str, points: Points) -> Figure:
-    meaning = f"The words of {label(name)} in its own principal components."
-    return _figure(name, meaning, _groups(points, [_hover(points, place) for place in range(len(points["texts"]))]))
+    hovers = [_hover(points, place) for place in range(len(points["texts"]))]
+    return _figure(name, f"The words of {label(name)}, by themselves.", points, _groups(points, hovers))
 
 
-def _moved(name: str, points: Points, base: Points) -> Figure:
-    places = {text: place for place, text in enumerate(base["texts"])}
-    hovers: list[str] = []
+def _moved(name: str, points: Points) -> Figure:
     lines: dict[str, list[float | None]] = {"x": [], "y": [], "z": []}
-    for place, (text, here) in enumerate(zip(points["texts"], points["xyz"], strict=True)):
-        there = places.get(text)
-        hover = _hover(points, place)
-        if there is not None:
-            near = set(_near(base, there))
-            stay = sum(word in near for word in _near(points, place))
-            hover += f"<br>{stay} of {len(near)} are nearest in the reference too"
-            for axis, start, end in zip("xyz", base["xyz"][there], here, strict=True):
-                lines[axis] += [start, end, None]
-        hovers.append(hover)
+    for there, here in zip(points["from_xyz"], points["xyz"], strict=True):
+        for axis, start, end in zip("xyz", there, here, strict=True):
+            lines[axis] += [start, end, None]
+    hovers = [
+        f"{_hover(points, place)}<br>{stay} of {len(points['near'][place])} are nearest in the reference too"
+        for place, stay in enumerate(points["stay"])
+    ]
     trace = {
         "type": "scatter3d",
         "mode": "lines",
@@ -99,8 +103,8 @@ def _moved(name: str, points: Points, base: Points) -> Figure:
         "line": {"color": "#7F7F7F", "width": 3},
         "hoverinfo": "skip",
     }
-    meaning = f"Where {label(name)} has the words, on the reference's axes."
-    return _figure(name, meaning, [trace, *_groups(points, hovers)])
+    meaning = f"Where {label(name)} has the words, and how far that is from where the reference has them."
+    return _figure(name, meaning, points, [trace, *_groups(points, hovers)])
 
 
 def _groups(points: Points, hovers: list[str]) -> list[dict[str, Any]]:
@@ -130,19 +134,15 @@ def _hover(points: Points, place: int) -> str:
     lines = [f"<b>{label(points['texts'][place])}</b> ({label(points['groups'][place])})"]
     if tokens > 1:
         lines.append(f"mean of {tokens} tokens")
-    lines.append(f"nearest: {', '.join(label(word) for word in _near(points, place))}")
+    lines.append(f"nearest: {', '.join(label(word) for word in points['near'][place])}")
     return "<br>".join(lines)
 
 
-def _near(points: Points, place: int) -> list[str]:
-    return [points["texts"][other] for other in points["near"][place]]
-
-
-def _figure(name: str, meaning: str, traces: list[dict[str, Any]]) -> Figure:
-    axis = {"showspikes": False}
+def _figure(name: str, meaning: str, points: Points, traces: list[dict[str, Any]]) -> Figure:
+    axis, title = {"showspikes": False}, _METHODS.get(points["method"], "PC")
     layout = {
         "scene": {
-            **{f"{letter}axis": {"title": {"text": f"PC {row}"}, **axis} for row, letter in enumerate("xyz", 1)},
+            **{f"{letter}axis": {"title": {"text": f"{title} {row}"}, **axis} for row, letter in enumerate("xyz", 1)},
             "camera": _CAMERA,
             "aspectmode": "data",
             # The same in all pictures: what a person turned stays turned.

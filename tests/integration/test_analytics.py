@@ -1,0 +1,278 @@
+"""Analyses in their child process: the same as called directly, seeded, cached, bounded, and gone at the end."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+
+from harness.analytics.neighbors import plan_blocks
+from harness.analytics.tasks import Setup, _computing, neighbors_task, project_task
+from harness.engine.worker import Worker, WorkerContext
+from harness.errors import AnalyticsError, EngineCrashed, NoData, OptionError
+from harness.metrics.similarity import linear_cka
+from harness.options import Options, read_options
+from harness.progress import SilentProgress
+from harness.runner import Runner
+from harness.runner.analytics import Analytics
+
+RNG = np.random.default_rng(0)
+POINTS = RNG.normal(size=(60, 8)) + 5 * np.eye(3, 8)[np.arange(60) % 3]
+
+
+def _options(cache: Path) -> Options:
+    arguments = ["--models=tiny", f"--gguf-cache={cache}", "--gguf-threads=1"]
+    return read_options(pytest.Config.fromdictargs({}, ["-p", "no:cacheprovider", *arguments]))
+
+
+def loaded_modules(_: WorkerContext) -> list[str]:
+    return sorted(sys.modules)
+
+
+def visible_gpus(_: WorkerContext) -> str | None:
+    return os.environ.get("CUDA_VISIBLE_DEVICES")
+
+
+def warn(_: WorkerContext) -> dict[str, Any]:
+    with _computing(Setup(False, 1), parallel=False) as facts:
+        warnings.warn("odd points", UserWarning, stacklevel=1)
+        warnings.warn("soon to go", FutureWarning, stacklevel=1)
+        warnings.warn("odd points", UserWarning, stacklevel=1)
+    return facts
+
+
+def peak_resident(_: WorkerContext, reset: bool) -> int:
+    """VmHWM in bytes, which can begin anew."""
+    if reset:
+        Path("/proc/self/clear_refs").write_text("5")
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
+    return int(line.split()[1]) * 1024
+
+
+@pytest.fixture(scope="module")
+def runner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runner]:
+    runner = Runner(_options(tmp_path_factory.mktemp("cache")), SilentProgress())
+    yield runner
+    runner.close()
+
+
+@pytest.fixture(scope="module")
+def analytics(runner: Runner) -> Analytics:
+    return runner.analytics
+
+
+def test_every_analysis_says_what_computed_it(analytics: Analytics) -> None:
+    labels = np.arange(60) % 3
+    outcomes = [
+        analytics.project(POINTS),
+        analytics.cluster(POINTS),
+        analytics.neighbors(POINTS),
+        analytics.silhouette(POINTS, labels),
+    ]
+    from sklearn import __version__
+
+    assert {outcome.backend for outcome in outcomes} == {f"scikit-learn {__version__}, CPU"}
+    assert analytics.backends == [f"scikit-learn {__version__}, CPU"]
+    assert all(outcome.warnings == () for outcome in outcomes)
+
+
+def test_cka_is_ours(analytics: Analytics) -> None:
+    other = POINTS @ RNG.normal(size=(8, 5))
+    assert analytics.cka(POINTS, other) == pytest.approx(linear_cka(POINTS, other), rel=1e-12)
+    assert analytics.cka(POINTS, POINTS) == pytest.approx(1)
+
+
+def test_clusters_of_cosines_do_not_see_lengths(analytics: Analytics) -> None:
+    longer = POINTS * RNG.uniform(1, 100, size=(60, 1))
+    plain, scaled = (analytics.cluster(points, size=3, metric="cosine") for points in (POINTS, longer))
+    assert (plain.labels == scaled.labels).all()
+    assert plain.clusters == 3
+    assert analytics.silhouette(POINTS, plain.labels, metric="cosine").mean > 0.5
+
+
+@pytest.mark.parametrize("dimensions", [2, 3])
+def test_umap_is_seeded_and_says_who_it_is(analytics: Analytics, runner: Runner, dimensions: int) -> None:
+    first = analytics.project(POINTS, "umap", dimensions=dimensions, seed=4)
+    assert first.backend.startswith("umap-learn ")
+    assert first.coordinates.shape == (60, dimensions)
+    # Measured again, in a process of its own.
+    with Runner(
+        dataclasses.replace(runner.options, cache=runner.cache.root / "other"), SilentProgress()
+    ).analytics as o:
+        again = o.project(POINTS, "umap", dimensions=dimensions, seed=4)
+        assert (again.coordinates == first.coordinates).all()
+        assert (o.project(POINTS, "umap", dimensions=dimensions, seed=5).coordinates != first.coordinates).any()
+
+
+def test_umap_of_few_points(analytics: Analytics) -> None:
+    for n in (4, 5, 9):
+        found = analytics.project(POINTS[:n], "umap", dimensions=3)
+        assert found.settings["n_neighbors"] == n - 1
+        assert np.isfinite(found.coordinates).all()
+    with pytest.raises(AnalyticsError, match="UMAP cannot keep 60 neighbors of 60 points"):
+        analytics.project(POINTS, "umap", size=60)
+
+
+def test_umap_equals_a_direct_call(analytics: Analytics) -> None:
+    with warnings.catch_warnings():
+        # It tells developers about TensorFlow.
+        warnings.simplefilter("ignore", ImportWarning)
+        import umap
+    centered = POINTS - POINTS.mean(0)
+    expected = umap.UMAP(n_components=2, n_neighbors=7, min_dist=0.1, random_state=2, n_jobs=1).fit_transform(centered)
+    assert analytics.project(POINTS, "umap", size=7, seed=2).coordinates == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("method", ["pca", "tsne", "umap"])
+def test_what_cannot_be_projected_is_no_data(analytics: Analytics, method: str) -> None:
+    for points, words in (
+        (POINTS[:1], "1 points is not defined"),
+        (np.ones((20, 3)), "all 20 points are the same"),
+        (np.where(np.arange(60)[:, None] == 7, np.nan, POINTS), "not finite, the first of them in row 7"),
+        (np.empty((0, 3)), "There are no points"),
+    ):
+        with pytest.raises(NoData, match=words):
+            analytics.project(points, method)
+
+
+def test_what_libraries_warn_of_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a person makes errors of warnings; what is for developers stays in the log."""
+    monkeypatch.setenv("PYTHONWARNINGS", "error")
+    with Worker("analytics", tmp_path / "log") as worker:
+        facts = worker.call(warn, None)
+        assert facts["warnings"] == ["odd points"]
+        assert "soon to go" in (tmp_path / "log").read_text()
+        _, arrays = worker.call(project_task, None, Setup(False, 1), POINTS, "umap", 2, "euclidean", None, 0)
+        assert np.isfinite(arrays["coordinates"]).all()
+
+
+def test_a_mistake_is_named(analytics: Analytics, tmp_path: Path) -> None:
+    for wrong in (
+        lambda: analytics.project(POINTS, "mds"),
+        lambda: analytics.project(POINTS, dimensions=4),
+        lambda: analytics.cluster(POINTS, "dbscan"),
+        lambda: analytics.neighbors(POINTS, metric="manhattan"),  # type: ignore[arg-type]
+        lambda: analytics.project(tmp_path / "missing.npy"),
+        lambda: analytics.silhouette(POINTS, np.zeros(3, dtype=np.int64)),
+        lambda: analytics.cka(POINTS, POINTS[:9]),
+    ):
+        with pytest.raises(AnalyticsError):
+            wrong()
+
+
+def test_each_analysis_is_done_once(tmp_path: Path) -> None:
+    with Runner(_options(tmp_path), SilentProgress()).analytics as first:
+        whole = first.neighbors(POINTS, 3)
+        assert first.neighbors(POINTS.copy(), 3).indices.tolist() == whole.indices.tolist()
+        assert first.neighbors(POINTS, 3, rows=np.array([5, 2])).indices.tolist() == whole.indices[[5, 2]].tolist()
+        assert first.neighbors(POINTS + 1, 3).distances.tolist() != whole.distances.tolist()
+    second = Runner(_options(tmp_path), SilentProgress())
+    found = second.analytics.neighbors(POINTS, 3)
+    assert found.distances.tolist() == whole.distances.tolist()
+    assert (second.hits, second.misses) == (1, 0)
+    assert second.analytics.pid is None
+
+
+def test_large_arrays_travel_as_files_that_go(tmp_path: Path) -> None:
+    large = RNG.normal(size=(3000, 64))
+    np.save(tmp_path / "x.npy", large)
+    left = tmp_path / "cache" / "analytics" / ".sent-999999999-x"
+    left.mkdir(parents=True)
+    with Runner(_options(tmp_path / "cache"), SilentProgress()).analytics as analytics:
+        by_array = analytics.neighbors(large, 2, rows=np.arange(9))
+        by_file = analytics.neighbors(tmp_path / "x.npy", 2, rows=np.arange(9))
+    assert by_array.indices.tolist() == by_file.indices.tolist()
+    assert not list((tmp_path / "cache" / "analytics").glob(".sent*"))
+
+
+def test_a_death_is_one_error_and_the_same_call_works(analytics: Analytics) -> None:
+    analytics.project(POINTS, seed=100)
+    assert analytics.pid is not None
+    os.kill(analytics.pid, signal.SIGKILL)
+    with pytest.raises(EngineCrashed, match="analytics: the worker process died of SIGKILL"):
+        analytics.project(POINTS, seed=101)
+    assert np.isfinite(analytics.project(POINTS, seed=101).coordinates).all()
+
+
+def test_llama_cpp_is_not_loaded(analytics: Analytics) -> None:
+    analytics.project(POINTS, seed=200)
+    found = analytics._child().call(loaded_modules, None)
+    assert "sklearn" in found
+    assert not [name for name in found if name.startswith("llama_cpp")]
+
+
+def test_nothing_is_left_at_the_end(tmp_path: Path) -> None:
+    runner = Runner(_options(tmp_path), SilentProgress())
+    runner.analytics.project(POINTS)
+    child = psutil.Process(runner.analytics.pid)
+    runner.close()
+    assert not child.is_running()
+    # What needs the machine for itself closes it as well; then it starts again.
+    runner.analytics.project(POINTS, seed=1)
+    runner.close()
+    assert runner.analytics.pid is None
+
+
+@pytest.mark.parametrize(
+    ("gpus", "wanted", "allowed", "expected"),
+    [
+        (0, None, None, ""),
+        (1, None, None, "0"),
+        (2, None, None, "1"),
+        (2, 0, None, "0"),
+        (2, -1, None, ""),
+        (4, None, "3,2", "2"),
+    ],
+)
+def test_the_child_sees_its_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpus: int, wanted: int | None, allowed: str | None, expected: str
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if allowed is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", allowed)
+    monkeypatch.setattr("harness.runner.analytics.list_gpus", lambda: [{"name": "pretend"}] * gpus)
+    options = dataclasses.replace(_options(tmp_path), analytics_gpu=wanted)
+    with Runner(options, SilentProgress()).analytics as analytics:
+        assert analytics._child().call(visible_gpus, None) == expected
+
+
+def test_a_gpu_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr("harness.runner.analytics.list_gpus", lambda: [{"name": "pretend"}])
+    options = dataclasses.replace(_options(tmp_path), analytics_gpu=3)
+    with pytest.raises(OptionError, match="--gguf-analytics-gpu=3: there is no such GPU, only 0"):
+        Runner(options, SilentProgress()).analytics.project(POINTS)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize(("dtype", "threads"), [(np.float32, 1), (np.float64, 2)])
+def test_neighbors_keep_their_bound_on_memory(tmp_path: Path, dtype: type, threads: int) -> None:
+    """A matrix of four times the bound, on disk: the child's peak rises by no more than the bound."""
+    n, d, limit = 40_000, 512 if dtype is np.float32 else 256, 20_000_000
+    matrix = np.lib.format.open_memmap(tmp_path / "x.npy", "w+", dtype, (n, d))
+    for start in range(0, n, 1000):
+        matrix[start : start + 1000] = RNG.normal(size=(1000, d))
+    matrix.flush()
+    del matrix
+    rows = np.arange(0, n, 25)
+    setup = Setup(accelerated=False, threads=threads)
+    with Worker("analytics", tmp_path / "log") as worker:
+        worker.call(neighbors_task, None, setup, RNG.normal(size=(600, d)).astype(dtype), None, 3, "cosine", limit)
+        before = worker.call(peak_resident, None, reset=True)
+        facts, arrays = worker.call(neighbors_task, None, setup, tmp_path / "x.npy", rows, 3, "cosine", limit)
+        risen = worker.call(peak_resident, None, reset=False) - before
+    plan = plan_blocks(len(rows), d, 3, np.dtype(dtype).itemsize, threads, limit)
+    assert facts["settings"]["bytes"] == plan.bytes <= limit
+    assert plan.rows < n / 8
+    assert risen <= plan.bytes
+    assert arrays["indices"].shape == (1600, 3)
+    assert (tmp_path / "x.npy").stat().st_size > 4 * limit
