@@ -1,4 +1,4 @@
-"""The map of embeddings and the bars beside it, from stored arrays only; tokens are hostile."""
+"""The map of embeddings and what stays of them, from stored arrays only; tokens are hostile."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_tokens_are_shown_as_text(run: dict[str, Any], tmp_path: Path) -> None:
     assert page.count("</script>") == 3
 
 
-def test_bars_of_what_stays(run: dict[str, Any], tmp_path: Path) -> None:
+def test_what_stays_is_a_point_for_each_candidate(run: dict[str, Any], tmp_path: Path) -> None:
     (figure,) = _charts(run, tmp_path)["embedding-neighbours"]["figures"]
     assert figure["name"] == METRICS["neighbour_recall"].title
     assert figure["traces"][0]["x"] == [90, 50]

@@ -23,7 +23,7 @@ _STAY: Final = (
     "neighbour_recall", "word_neighbour_recall", "similarity_rank_correlation", "procrustes_error", "embedding_cka",
     "contextual_cosine", "last_token_cosine", "pooled_cosine",
 )  # fmt: skip
-_CAMERA: Final = {"eye": {"x": 1.2, "y": 1.2, "z": 0.7}, "center": {"x": 0, "y": 0, "z": -0.15}}
+_CAMERA: Final = {"eye": {"x": 1.4, "y": 1.4, "z": 0.8}, "center": {"x": 0, "y": 0, "z": -0.15}}
 
 _METHODS: Final = {"pca": "PC", "umap": "UMAP", "tsne": "t-SNE"}
 
@@ -159,7 +159,7 @@ def _neighbours(view: RunView) -> Chart | None:
     for metric in _STAY:
         rows = [(model.name, row) for model in view.candidates if (row := view.row(model.name, metric))]
         if rows:
-            figures.append(_bars(view, metric, [(name, dict(row)) for name, row in rows]))
+            figures.append(_dots(view, metric, [(name, dict(row)) for name, row in rows]))
     if not figures:
         return None
     return make_chart(
@@ -169,31 +169,35 @@ def _neighbours(view: RunView) -> Chart | None:
         " holds: llama.cpp often keeps that matrix in Q6_K or Q8_0 whatever type is asked for, so that candidates can"
         " be the same here. Contexts are what the whole model makes of the prompts.",
         figures,
-        "Bars by candidate.",
+        "A point for each candidate.",
     )
 
 
-def _bars(view: RunView, metric: str, rows: list[tuple[str, dict[str, Any]]]) -> Figure:
+def _dots(view: RunView, metric: str, rows: list[tuple[str, dict[str, Any]]]) -> Figure:
     info = METRICS[metric]
     factor = 100 if info.unit == "fraction" else 1
     details = [f"<br>{label(row['detail'])}" if row.get("detail") else "" for _, row in rows]
     trace = {
-        "type": "bar",
-        "orientation": "h",
+        # Points and no bars: most values are near one, and only a bar has to begin at zero.
+        "type": "scatter",
+        "mode": "markers",
         "y": [label(name) for name, _ in rows],
         "x": [factor * row["value"] for _, row in rows],
         "error_x": {"type": "data", "array": [factor * (row["se"] or 0) for _, row in rows], "thickness": 1.5},
-        "marker": {"color": [style(view, name)["color"] for name, _ in rows]},
+        "marker": {
+            "size": 12,
+            "color": [style(view, name)["color"] for name, _ in rows],
+            "symbol": [style(view, name)["symbol"] for name, _ in rows],
+        },
         "text": [
             f"{format_value(factor * row['value'])}, n = {row['n']}{detail}"
             for (_, row), detail in zip(rows, details, strict=True)
         ],
-        "textposition": "none",
         "hovertemplate": "%{y}: %{text}<extra></extra>",
     }
     unit = " (%)" if info.unit == "fraction" else ""
     layout = {
-        "xaxis": {"title": {"text": f"{info.title}{unit}"}, "rangemode": "tozero"},
+        "xaxis": {"title": {"text": f"{info.title}{unit}"}},
         "yaxis": {"automargin": True, "autorange": "reversed"},
         "showlegend": False,
     }
