@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from harness.measure.observers import Arrays
     from harness.measure.served import ServedResult
     from harness.measure.speed import SpeedResult
+    from harness.metrics.embeddings import WordSpace
     from harness.metrics.sensitivity import Sensitivity
     from harness.metrics.text import TextPair
     from harness.metrics.weights import TensorError
@@ -35,6 +36,7 @@ __all__ = [
     "Attend",
     "BaselineCheck",
     "CorpusPass",
+    "Embeddings",
     "GateCheck",
     "Generate",
     "HeadAblation",
@@ -245,6 +247,22 @@ class HeadAblation(Protocol):
             model: the model to remove heads from.
             along: the model whose order to follow, rather than to look for one.
         """
+
+
+class Embeddings(Protocol):
+    """The fixture `embeddings`: token embeddings, words and prompts, once per model however many tests ask."""
+
+    def __call__(self, model: LoadedModel) -> Arrays:
+        """A model's space of token embeddings; arrays as `harness.measure.embeddings.measure_embeddings` says."""
+
+    def words(self, model: LoadedModel) -> WordSpace:
+        """The words of the session's list that a model has."""
+
+    def contexts(self, model: LoadedModel) -> Arrays:
+        """A vector for each prompt; arrays as `harness.measure.embeddings.measure_contexts` says."""
+
+    def aligned(self, candidate: LoadedModel, reference: LoadedModel) -> Arrays:
+        """A candidate's space laid over that of a reference with the same vocabulary; see `align_embeddings`."""
 
 
 class Analytics(Protocol):

@@ -21,6 +21,7 @@ __all__ = ["PER_MODEL", "Gate", "early_limits", "load_gates"]
 PER_MODEL: Final = frozenset({
     "ppl", "pp_tokens_per_s", "tg_tokens_per_s", "load_s", "peak_memory_bytes", "weights_bytes", "kv_cache_bytes",
     "compute_bytes", "file_bytes", "bits_per_weight",
+    "word_purity", "analogy_accuracy", "analogy_mrr",
 })  # fmt: skip
 """Metrics that the reference has as well: only these can be gated relative to it."""
 

@@ -210,6 +210,31 @@ METRICS: dict[str, MetricInfo] = {
     "heads_removable": MetricInfo(
         "heads", "neutral", "removable heads", "Heads that can go, least costly first, before the loss rises by 0.05."
     ),
+    # embeddings: a model's own space of token embeddings
+    "embedding_anisotropy": MetricInfo("", "neutral", "anisotropy", "Mean cosine of random pairs of token embeddings."),
+    "embedding_variance_pc1": MetricInfo("fraction", "neutral", "PC 1", "Variance in the first principal component."),
+    "embedding_variance_pc10": MetricInfo("fraction", "neutral", "PC 1-10", "Variance in the first ten components."),
+    "embedding_intrinsic_dimension": MetricInfo("", "neutral", "intrinsic dim.", "Dimension of directions, by TwoNN."),
+    "word_silhouette": MetricInfo("", "higher", "silhouette", "Mean silhouette of the groups of words, by cosine."),
+    "word_purity": MetricInfo("fraction", "higher", "purity", "Share of a word's 5 nearest words of its own group."),
+    "analogy_accuracy": MetricInfo(
+        "fraction", "higher", "analogies", "Share of a - b + c whose nearest word is right."
+    ),
+    "analogy_mrr": MetricInfo("", "higher", "analogy MRR", "Mean of 1 / rank of the right word of a - b + c."),
+    # embeddings: a candidate's space beside the reference's
+    "neighbour_recall": MetricInfo("fraction", "higher", "neighbours", "Share of the 10 nearest tokens that stay."),
+    "similarity_rank_correlation": MetricInfo("", "higher", "rank corr.", "Spearman of cosines of pairs of tokens."),
+    "procrustes_error": MetricInfo("", "lower", "Procrustes", "What rotation and scale leave of the difference."),
+    "embedding_cka": MetricInfo("", "higher", "CKA", "Linear CKA of the token embeddings."),
+    "contextual_cosine": MetricInfo("", "higher", "contextual cos.", "Cosine of prompts: mean final hidden state."),
+    "last_token_cosine": MetricInfo("", "higher", "last-token cos.", "Cosine of the prompts' last final hidden state."),
+    "pooled_cosine": MetricInfo("", "higher", "pooled cos.", "Cosine of prompts, as an embedding model pools them."),
+    "word_neighbour_recall": MetricInfo(
+        "fraction", "higher", "word neighbours", "Of the 5 nearest words, those that stay."
+    ),
+    "word_rank_correlation": MetricInfo("", "higher", "word rank corr.", "Spearman of cosines of all pairs of words."),
+    "word_procrustes_error": MetricInfo("", "lower", "word Procrustes", "The same of words, in their components."),
+    "word_cka": MetricInfo("", "higher", "word CKA", "Linear CKA of the words that both models have."),
     # the file
     "file_bytes": MetricInfo("bytes", "lower", "size", "Size of the GGUF file, all splits together."),
     "bits_per_weight": MetricInfo("bits", "lower", "bits/weight", "Tensor bytes times eight over parameters."),

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import psutil
 
@@ -19,9 +19,10 @@ if TYPE_CHECKING:
 
     from harness.measure.served import ServedRequest
 
-__all__ = ["DEFAULT_MODEL", "Options", "add_options", "default_threads", "read_options"]
+__all__ = ["DEFAULT_MODEL", "MapMethod", "Options", "add_options", "default_threads", "read_options"]
 
 DEFAULT_MODEL: Final = "tiny"
+MapMethod = Literal["pca", "umap", "tsne"]
 _SERVED_CLIENTS: Final = 8
 _SERVED_TOKENS: Final = 16
 _SERVED_CTX: Final = 2048
@@ -67,6 +68,8 @@ class Options:
     head_windows: int
     head_limit: int | None
     analytics_gpu: int | None
+    words: Path | None = None
+    map: MapMethod = "pca"
 
     @property
     def session_settings(self) -> SessionSettings:
@@ -212,6 +215,10 @@ def add_options(parser: pytest.Parser) -> None:
         help="TOML file of prompts whose continuations are compared (default: 24 built-in prompts)")  # fmt: skip
     add("--gguf-gen-tokens", metavar="TOKENS", type=_at_least(1), default=32,
         help="most tokens to generate for each prompt (default: 32)")  # fmt: skip
+    add("--gguf-words", metavar="FILE", type=Path, default=None,
+        help="TOML file of words whose embeddings are compared (default: a built-in list)")  # fmt: skip
+    add("--gguf-map", choices=("pca", "umap", "tsne"), default="pca",
+        help="how words are laid out in the report's map of embeddings (default: pca)")  # fmt: skip
     add("--gguf-results", metavar="DIR", type=Path, default=None,
         help="folder for runs and reports (default: results in the root folder)")  # fmt: skip
     add("--gguf-cache", metavar="DIR", type=Path, default=None,
@@ -306,6 +313,8 @@ def read_options(config: pytest.Config) -> Options:
         head_windows=get("--gguf-head-windows"),
         head_limit=get("--gguf-head-limit"),
         analytics_gpu=get("--gguf-analytics-gpu"),
+        words=get("--gguf-words"),
+        map=get("--gguf-map"),
     )
     options.session_settings  # noqa: B018 - an impossible combination is an error now, not at the first model
     return options

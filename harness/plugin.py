@@ -36,15 +36,16 @@ _FIXTURES: Final = (
     "tensors",
     "ablation",
     "analytics",
+    "embeddings",
 )
-_MODELS: Final = frozenset({"model", "candidate"})
+_MODELS: Final = frozenset({"model", "candidate", "any_candidate"})
 _PARAMETERS: Final = _MODELS | {"prompt"}
 _BASELINE_TESTS: Final = "test_baseline.py"
 _BENCHMARK_TESTS: Final = "test_benchmark.py"
 _BENCHMARK_OPTIONS: Final = tuple(
     f"benchmark_{name}" for name in ("only", "save", "autosave", "json", "compare", "compare_fail", "histogram")
 )
-_FIXTURE_NAMES: Final = _PARAMETERS | {"reference", "runner", "ladder", "corpus_pass", "analytics"}
+_FIXTURE_NAMES: Final = _PARAMETERS | {"reference", "runner", "ladder", "corpus_pass", "analytics", "embeddings"}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -66,7 +67,7 @@ def pytest_configure(config: pytest.Config) -> None:
             # Tests of one model belong together: each process would load every model otherwise.
             config.option.dist = "loadgroup"
         try:
-            _ = state.options, state.ladder, state.prompts, state.baseline
+            _ = state.options, state.ladder, state.prompts, state.baseline, state.words
         except HarnessError as error:
             raise pytest.UsageError(str(error)) from None
 
@@ -127,6 +128,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         found: dict[str, list[Any]] = {
             "model": [pytest.param(model, id=model.name) for model in state.ladder.models],
             "candidate": [pytest.param(model, id=model.name) for model in state.ladder.candidates],
+            "any_candidate": [pytest.param(model, id=model.name) for model in state.ladder.candidates],
             "prompt": [pytest.param(prompt, id=prompt.id) for prompt in state.prompts.prompts],
         }
     except HarnessError as error:
@@ -213,7 +215,7 @@ def _in_suites(path: Path) -> bool:
 def _model_name(item: pytest.Item) -> str | None:
     callspec = getattr(item, "callspec", None)
     parameters = callspec.params if callspec else {}
-    planned: PlannedModel | None = parameters.get("candidate") or parameters.get("model")
+    planned: PlannedModel | None = next((found for name in sorted(_MODELS) if (found := parameters.get(name))), None)
     if planned is None and not _ours(item) & _MODELS:
         planned = item.config.stash[STATE].ladder.reference
     return planned.name if planned is not None else None

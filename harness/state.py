@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from harness.baselines import Baseline
     from harness.ladder import Ladder
     from harness.prompts import PromptSet
+    from harness.words import WordList
 
 __all__ = ["BASELINE_PROPERTY", "ESTIMATE_PROPERTY", "GATE_PROPERTY", "STATE", "State"]
 
@@ -34,6 +35,7 @@ class State:
         options: read when first needed.
         ladder: planned when first needed.
         prompts: read when first needed.
+        words: read when first needed.
         comparisons: number of collected tests that compare with the baseline.
         divergence: some collected test compares a candidate with its reference: keep the reference's distributions.
         problem: why there are no models, met while collecting and raised after it.
@@ -53,6 +55,7 @@ class State:
     _ladder: Ladder | None = None
     _prompts: PromptSet | None = None
     _baseline: Baseline | None = None
+    _words: WordList | None = None
 
     @property
     def options(self) -> Options:
@@ -78,6 +81,15 @@ class State:
         if self._prompts is None:
             self._prompts = load_prompts(self.options.prompts)
         return self._prompts
+
+    @property
+    def words(self) -> WordList:
+        """The words whose embeddings are compared."""
+        from harness.words import load_words
+
+        if self._words is None:
+            self._words = load_words(self.options.words)
+        return self._words
 
     @property
     def baseline(self) -> Baseline | None:

@@ -160,6 +160,11 @@ class Session:
         return self._model
 
     @property
+    def context(self) -> Any:
+        """llama.cpp's pointer to the context, likewise."""
+        return self._context
+
+    @property
     def n_ctx_train(self) -> int:
         """Tokens of the longest text that the model was trained on, as the file says."""
         return int(llama_cpp.llama_model_n_ctx_train(self._model))

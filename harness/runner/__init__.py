@@ -8,6 +8,7 @@ from harness.runner.ablation import Ablation
 from harness.runner.analytics import Analytics
 from harness.runner.attention import Attentions
 from harness.runner.core import Core, LoadedModel, Progress
+from harness.runner.embeddings import Embeddings
 from harness.runner.passes import Passes
 from harness.runner.rounds import Round, Rounds
 from harness.runner.tensors import Tensors
@@ -37,6 +38,7 @@ class Runner(Core):
         self.timed = Timed(self)
         self.rounds = Rounds(self, self.timed)
         self.ablation = Ablation(self)
+        self.embeddings = Embeddings(self)
         self.analytics = Analytics(self)
 
     def close(self) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from harness.report.badge import render_badge
 from harness.report.html import write_html
+from tests.unit.test_embedding_charts import run_with_maps
 from tests.unit.test_report import HOSTILE, STORED
 
 if TYPE_CHECKING:
@@ -116,6 +117,31 @@ def test_the_badge_keeps_its_text_in_its_boxes(page: Page, tmp_path: Path) -> No
     # Whatever the font, its letters are hardly stretched.
     assert all(0.8 < told / natural < 1.25 for told, natural, _ in found)
     assert found[0][2] < found[1][2] < width
+
+
+def test_a_map_in_three_dimensions_keeps_its_view(page: Page, tmp_path: Path) -> None:
+    run = run_with_maps(tmp_path)
+    write_html(run, tmp_path, tmp_path / "report.html")
+    page.goto((tmp_path / "report.html").as_uri())
+    chart = page.locator("[data-chart=embedding-map]")
+    chart.locator("canvas").first.wait_for()
+    chart.scroll_into_view_if_needed()
+    eye = "JSON.stringify(document.querySelector('[data-chart=embedding-map]')._fullLayout.scene.camera.eye)"
+    before = page.evaluate(eye)
+    box = chart.bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] + box["width"] / 3, box["y"] + box["height"] / 2)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2, steps=5)
+    page.mouse.up()
+    page.wait_for_function(f"{eye} !== {json.dumps(before)}")
+    turned = json.loads(page.evaluate(eye))
+    page.locator(".tabs[data-for=embedding-map] button", has_text="Q8_0").click()
+    page.wait_for_function(
+        "document.querySelector('[data-chart=embedding-map]').data.some(trace => trace.name === 'from the reference')"
+    )
+    assert json.loads(page.evaluate(eye)) == pytest.approx(turned, rel=1e-6)
+    assert page.locator("img").count() == 0
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

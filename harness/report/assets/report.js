@@ -14,6 +14,12 @@
       margin: { l: 60, r: 24, t: 24, b: 56 },
       hoverlabel: { bgcolor: color("--card"), bordercolor: color("--line"), font: { color: color("--text") }, align: "left" },
     };
+    if (layout.scene) {
+      const scene = { ...layout.scene };
+      const spatial = { gridcolor: color("--line"), zerolinecolor: color("--line"), color: color("--text"), showbackground: false };
+      for (const name of ["xaxis", "yaxis", "zaxis"]) scene[name] = { ...spatial, ...scene[name] };
+      return { ...base, ...layout, scene };
+    }
     return { ...base, ...layout, xaxis: { ...axis, ...layout.xaxis }, yaxis: { ...axis, ...layout.yaxis } };
   }
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from harness.report.charts.attention import attention_charts
 from harness.report.charts.base import Chart
+from harness.report.charts.embeddings import embedding_charts
 from harness.report.charts.heads import head_charts
 from harness.report.charts.quant import quant_charts
 from harness.report.charts.weights import weight_charts
@@ -20,5 +21,6 @@ def build_charts(view: RunView, run_dir: Path) -> list[Chart]:
         *quant_charts(view, run_dir),
         *attention_charts(view, run_dir),
         *head_charts(view, run_dir),
+        *embedding_charts(view, run_dir),
         *weight_charts(view, run_dir),
     ]

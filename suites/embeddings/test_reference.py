@@ -1,0 +1,80 @@
+"""How far did a candidate's space move from the reference's?"""
+
+from __future__ import annotations
+
+import pytest
+
+from harness.errors import NoData, VocabularyMismatch
+from harness.fixture_types import Embeddings, GateCheck, Record
+from harness.measure.observers import Arrays
+from harness.metrics.embeddings import compare_neighbours, compare_prompts, compare_word_spaces, unpack
+from harness.models import check_same_vocabulary
+from harness.runner import LoadedModel
+
+
+@pytest.mark.metric("neighbour_recall")
+def test_neighbours_stay(
+    any_candidate: LoadedModel, reference: LoadedModel, embeddings: Embeddings, record: Record, gate: GateCheck
+) -> None:
+    """Do tokens keep their nearest neighbours, and pairs of tokens the order of their similarities?"""
+    _need_same_vocabulary(any_candidate, reference)
+    candidate, base = embeddings(any_candidate), embeddings(reference)
+    estimates = compare_neighbours(candidate, base)
+    record(*estimates, detail=f"{base['neighbours'].shape[1]} neighbours; {_types(candidate, base)}")
+    gate.where_set(*estimates)
+
+
+@pytest.mark.metric("procrustes_error")
+def test_space_stays(
+    any_candidate: LoadedModel, reference: LoadedModel, embeddings: Embeddings, record: Record, gate: GateCheck
+) -> None:
+    """What is left of the difference after the best rotation and scale; and linear CKA."""
+    _need_same_vocabulary(any_candidate, reference)
+    found = embeddings.aligned(any_candidate, reference)
+    estimates = [unpack(metric, found[metric]) for metric in ("procrustes_error", "embedding_cka")]
+    record(*estimates, detail=_types(embeddings(any_candidate), embeddings(reference)))
+    assert all(0 <= estimate.value <= 1 for estimate in estimates)
+    gate.where_set(*estimates)
+
+
+@pytest.mark.metric("contextual_cosine")
+def test_contexts_stay(
+    any_candidate: LoadedModel, reference: LoadedModel, embeddings: Embeddings, record: Record, gate: GateCheck
+) -> None:
+    """Prompts in context: the final hidden state, or what an embedding model makes of them."""
+    _need_same_vocabulary(any_candidate, reference)
+    if any_candidate.info.n_embd != reference.info.n_embd:
+        pytest.skip(f"{any_candidate.info.n_embd} dimensions have no cosine with {reference.info.n_embd}")
+    try:
+        estimates = compare_prompts(embeddings.contexts(any_candidate), embeddings.contexts(reference))
+    except NoData as error:
+        pytest.skip(str(error))
+    record(*estimates, detail=f"{estimates[0].n} prompts")
+    gate.where_set(*estimates)
+
+
+@pytest.mark.metric("word_neighbour_recall")
+def test_words_stay(
+    any_candidate: LoadedModel, reference: LoadedModel, embeddings: Embeddings, record: Record, gate: GateCheck
+) -> None:
+    """Words that both models have, whatever their vocabularies: neighbours, similarities, Procrustes and CKA."""
+    candidate, base = embeddings.words(any_candidate), embeddings.words(reference)
+    try:
+        found = compare_word_spaces(candidate, base)
+    except NoData as error:
+        pytest.skip(error.message)
+    for estimate, chance in found:
+        record(estimate, detail=f"by chance {chance:.2g}; {candidate.detail()}")
+    gate.where_set(*(estimate for estimate, _ in found))
+
+
+def _types(candidate: Arrays, reference: Arrays) -> str:
+    """How both store the matrix: llama.cpp keeps that of many a small model in Q6_K or Q8_0, whatever is asked for."""
+    return f"stored as {candidate['matrix_type'].item()}, the reference's as {reference['matrix_type'].item()}"
+
+
+def _need_same_vocabulary(candidate: LoadedModel, reference: LoadedModel) -> None:
+    try:
+        check_same_vocabulary(candidate.info, reference.info)
+    except VocabularyMismatch as error:
+        pytest.skip(f"{error.message} Their words are compared.")

@@ -1,0 +1,59 @@
+"""What is each model's space of token embeddings like, and what do its words say of it?"""
+
+from __future__ import annotations
+
+import pytest
+
+from harness.errors import NoData
+from harness.fixture_types import Embeddings, GateCheck, Record
+from harness.metrics.embeddings import describe_analogies, describe_groups, describe_space
+from harness.records import Estimate
+from harness.runner import LoadedModel
+from harness.words import WordList
+
+
+@pytest.mark.metric("embedding_anisotropy")
+def test_token_embeddings(model: LoadedModel, embeddings: Embeddings, record: Record) -> None:
+    """Anisotropy, variance in the first principal components, and intrinsic dimension of the token embeddings."""
+    space = embeddings(model)
+    estimates = describe_space(space)
+    record(*estimates, detail=f"stored as {space['matrix_type'].item()}")
+    assert all(-1 <= estimate.value <= 1 for estimate in estimates[:3])
+
+
+@pytest.mark.metric("word_silhouette")
+def test_word_groups(
+    model: LoadedModel, embeddings: Embeddings, word_list: WordList, record: Record, gate: GateCheck
+) -> None:
+    """Do words that belong together lie together? Errors are clustered by group."""
+
+    def measure(other: LoadedModel) -> dict[str, Estimate]:
+        return _by_metric(describe_groups(embeddings.words(other), word_list.group_of))
+
+    try:
+        estimates = measure(model)
+    except NoData as error:
+        pytest.skip(error.message)
+    record(*estimates.values(), detail=embeddings.words(model).detail())
+    gate.where_set(*estimates.values(), measure=measure)
+
+
+@pytest.mark.metric("analogy_mrr")
+def test_analogies(
+    model: LoadedModel, embeddings: Embeddings, word_list: WordList, record: Record, gate: GateCheck
+) -> None:
+    """Is the word nearest to a - b + c the right one of all words of the list? Errors are clustered by pair."""
+
+    def measure(other: LoadedModel) -> dict[str, Estimate]:
+        return _by_metric(describe_analogies(embeddings.words(other), word_list.analogies))
+
+    try:
+        estimates = measure(model)
+    except NoData as error:
+        pytest.skip(error.message)
+    record(*estimates.values(), detail=f"the answer is one of {embeddings.words(model).detail()}")
+    gate.where_set(*estimates.values(), measure=measure)
+
+
+def _by_metric(estimates: list[Estimate]) -> dict[str, Estimate]:
+    return {estimate.metric: estimate for estimate in estimates}
