@@ -174,6 +174,10 @@ METRICS: dict[str, MetricInfo] = {
     "head_matched_to_itself": MetricInfo(
         "fraction", "higher", "matched", "Heads whose closest partner in the reference, by assignment, is themselves."
     ),
+    "head_clusters": MetricInfo("", "neutral", "head clusters", "Groups of heads by their scores."),
+    "head_cluster_silhouette": MetricInfo(
+        "", "neutral", "cluster silhouette", "Mean silhouette of heads in their groups: 1 is far apart."
+    ),
     "heads_redundant": MetricInfo(
         "fraction", "neutral", "redundant heads", "Heads that attend as another does: cosine of patterns 0.9 or more."
     ),

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from harness.fixture_types import Attend, GateCheck, Record
-from harness.metrics.taxonomy import head_groups, match_heads
+from harness.errors import NoData
+from harness.fixture_types import Analytics, Attend, GateCheck, Record
+from harness.metrics.taxonomy import head_groups, match_heads, profile_vector, shared_features
 from harness.records import Estimate
 from harness.runner import LoadedModel
 
@@ -30,6 +31,25 @@ def test_redundancy(model: LoadedModel, attention: Attend, record: Record) -> No
     shown = "; ".join(", ".join(f"{layer}.{head}" for layer, head in group) for group in groups)
     count = sum(len(group) for group in groups)
     record(Estimate("heads_redundant", count / len(behaviour.heads), len(behaviour.heads)), detail=shown or "none")
+
+
+@pytest.mark.metric("head_clusters")
+def test_clusters(model: LoadedModel, attention: Attend, analytics: Analytics, record: Record) -> None:
+    """Heads grouped by their scores: how many groups are there, and how far apart?"""
+    profiles = [profile.values for profile in attention(model).profiles]
+    features = shared_features(profiles)
+    points = np.stack([profile_vector(profile, features) for profile in profiles])
+    for method in ("kmeans", "hdbscan"):
+        try:
+            found = analytics.cluster(points, method)
+        except NoData as error:
+            pytest.skip(f"{len(points)} heads cannot be grouped. {error.message}")
+        detail = f"{method}, {found.backend}"
+        if found.clusters:
+            record(Estimate("head_clusters", found.clusters, len(points)), detail=detail)
+        if found.clusters > 1:
+            spread = analytics.silhouette(points, found.labels)
+            record(Estimate("head_cluster_silhouette", spread.mean, int((found.labels >= 0).sum())), detail=detail)
 
 
 @pytest.mark.metric("head_kind_kept")

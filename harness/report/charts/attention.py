@@ -37,7 +37,7 @@ _VECTORS: Final = ("attn_cosine", "attn_scores_error", "attn_q_error", "attn_k_e
 
 def attention_charts(view: RunView, run_dir: Path) -> list[Chart]:
     """Those that the run has data for."""
-    charts = [_grid(view, run_dir), _moved(view), _by_layer(view), _profiles(view)]
+    charts = [_grid(view, run_dir), _moved(view), _by_layer(view), _profiles(view), _evolution(view)]
     return [chart for chart in charts if chart is not None]
 
 
@@ -275,6 +275,43 @@ def _profile_figure(
         "layout": layout,
         "height": min(160 + 17 * len(places), 4000),
     }
+
+
+def _evolution(view: RunView) -> Chart | None:
+    figures = []
+    for model in view.models:
+        traces = []
+        for metric in _PROFILE:
+            rows = _layer_means(_head_rows(view, model.name, metric))
+            if len(rows) > 1:
+                rows = sorted(rows, key=lambda row: int(row["layer"]))
+                traces.append(
+                    {
+                        "type": "scatter",
+                        "mode": "lines+markers",
+                        "name": METRICS[metric].title,
+                        "x": [row["layer"] for row in rows],
+                        "y": [row["value"] for row in rows],
+                        "hovertemplate": f"{METRICS[metric].title}<br>layer %{{x}}: %{{y:.3f}}<extra></extra>",
+                    }
+                )
+        if traces:
+            layout = {
+                "xaxis": {"title": {"text": "layer"}, "dtick": max(1, len(traces[0]["x"]) // 16)},
+                "yaxis": {"title": {"text": "mean over heads"}},
+                "legend": {"orientation": "h", "y": -0.25},
+            }
+            meaning = f"Scores of {visible(model.name)}, mean over the heads of each layer."
+            figures.append({"name": label(model.name), "meaning": meaning, "traces": traces, "layout": layout})
+    if not figures:
+        return None
+    return make_chart(
+        "head-evolution",
+        "What heads do, layer by layer",
+        "The scores above, from the first layer to the last.",
+        figures,
+        f"Lines over layers, one per score, for {len(figures)} models.",
+    )
 
 
 def _head_rows(view: RunView, model: str, metric: str) -> list[Mapping[str, Any]]:
