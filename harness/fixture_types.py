@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from harness.engine.server import Server
     from harness.errors import HarnessError
     from harness.measure.generate import Generation
+    from harness.measure.layers import LayersResult
     from harness.measure.observers import Arrays
     from harness.measure.served import ServedResult
     from harness.measure.speed import SpeedResult
@@ -22,18 +23,22 @@ if TYPE_CHECKING:
 
     Measure = Callable[[LoadedModel], Mapping[str, Estimate]]
 
-__all__ = ["BaselineCheck", "CorpusPass", "GateCheck", "Generate", "Record", "Serve", "Served", "Speed"]
+__all__ = ["BaselineCheck", "CorpusPass", "GateCheck", "Generate", "LayersOf", "Record", "Serve", "Served", "Speed"]
 
 
 class Record(Protocol):
     """The fixture `record`."""
 
-    def __call__(self, *estimates: Estimate, detail: str | None = None) -> None:
+    def __call__(
+        self, *estimates: Estimate, detail: str | None = None, layer: int | None = None, head: int | None = None
+    ) -> None:
         """Keep estimates as rows of the run, whatever the test's outcome.
 
         Args:
             estimates: what was measured.
             detail: what the metric's name cannot say ("pp512, 5 repetitions").
+            layer: the layer that they are of, counted from 0; None for the whole model.
+            head: the attention head that they are of, counted from 0.
         """
 
 
@@ -142,3 +147,30 @@ class Generate(Protocol):
         self, candidate: LoadedModel, reference: LoadedModel
     ) -> tuple[Mapping[str, TextPair], Mapping[str, HarnessError]]:
         """All prompts by id: (those that can be compared, those that cannot and why)."""
+
+
+class LayersOf(Protocol):
+    """The fixture `layers_of`: hidden states on the prompts, decoded once per model however many tests ask."""
+
+    def __call__(self, model: LoadedModel) -> LayersResult:
+        """What happens in the layers of a model; see `harness.measure.layers.measure_layers`."""
+
+    def compare(self, candidate: LoadedModel, reference: LoadedModel) -> LayersResult:
+        """The same, with the distance of a candidate's states from the reference's.
+
+        Raises:
+            ModelError: models of different shape.
+        """
+
+    def importance(self, model: LoadedModel) -> Arrays:
+        """Loss without each of the selected layers; see `harness.measure.patching.measure_importance`."""
+
+    def interchange(self, candidate: LoadedModel, reference: LoadedModel) -> Arrays:
+        """KL with the reference's stream put in; see `harness.measure.patching.measure_interchange`."""
+
+    def selected(self, model: LoadedModel) -> list[int]:
+        """The layers of --gguf-layers, all by default.
+
+        Raises:
+            OptionError: the model does not have them.
+        """

@@ -19,12 +19,13 @@ if TYPE_CHECKING:
 
     from harness.measure.served import ServedRequest
 
-__all__ = ["DEFAULT_MODEL", "Options", "add_options", "default_threads", "read_options"]
+__all__ = ["DEFAULT_MODEL", "Options", "add_options", "default_threads", "parse_layers", "read_options"]
 
 DEFAULT_MODEL: Final = "tiny"
 _SERVED_CLIENTS: Final = 8
 _SERVED_TOKENS: Final = 16
 _SERVED_CTX: Final = 2048
+_MOST_LAYERS: Final = 10_000
 _SIZE_UNITS: Final = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
@@ -62,6 +63,7 @@ class Options:
     baseline: Path | None
     save_baseline: str | None
     fresh: bool
+    layers: tuple[int, ...] | None
 
     @property
     def session_settings(self) -> SessionSettings:
@@ -149,6 +151,26 @@ def _size(text: str) -> int:
     return int(value)
 
 
+def parse_layers(text: str) -> tuple[int, ...]:
+    """Layers of ranges and numbers, `0-3,7`: sorted, each once.
+
+    Raises:
+        argparse.ArgumentTypeError: something else.
+    """
+    found: set[int] = set()
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not (first.isdecimal() and (last.isdecimal() or not dash)):
+            raise argparse.ArgumentTypeError(f"{part!r} in {text!r} is no layer and no range such as 0-3")
+        start, stop = int(first), int(last or first)
+        if stop < start or stop >= _MOST_LAYERS:
+            raise argparse.ArgumentTypeError(
+                f"{part!r} is no range of layers, expected the smaller number first and less than {_MOST_LAYERS}"
+            )
+        found.update(range(start, stop + 1))
+    return tuple(sorted(found))
+
+
 def default_threads() -> int:
     """Physical cores that this process may use, as llama.cpp counts them."""
     usable = len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else psutil.cpu_count()
@@ -223,6 +245,8 @@ def add_options(parser: pytest.Parser) -> None:
         help="save what this run measures as results/baselines/NAME.json (default: off)")  # fmt: skip
     add("--gguf-fresh", action="store_true", default=False,
         help="measure again even where the cache has the result (default: off)")  # fmt: skip
+    add("--gguf-layers", metavar="LAYERS", type=parse_layers, default=None,
+        help="layers to look into, counted from 0, such as 0-3,7 (default: all)")  # fmt: skip
 
 
 def read_options(config: pytest.Config) -> Options:
@@ -278,6 +302,7 @@ def read_options(config: pytest.Config) -> Options:
         baseline=baseline,
         save_baseline=saved,
         fresh=get("--gguf-fresh"),
+        layers=get("--gguf-layers"),
     )
     options.session_settings  # noqa: B018 - an impossible combination is an error now, not at the first model
     return options

@@ -95,6 +95,8 @@ class Row:
         model: str,
         reference: str | None = None,
         prompt: str | None = None,
+        layer: int | None = None,
+        head: int | None = None,
         detail: str | None = None,
     ) -> Row:
         """Place an estimate."""
@@ -112,6 +114,8 @@ class Row:
             unit=estimate.unit,
             better=estimate.better,
             prompt=prompt,
+            layer=layer,
+            head=head,
             detail=detail,
         )
 

@@ -39,6 +39,7 @@ __all__ = [
     "generate_texts",
     "generations_from_json",
     "generations_to_json",
+    "prompt_inputs",
     "score_texts",
 ]
 
@@ -139,7 +140,7 @@ def generate_texts(context: WorkerContext, request: GenerateRequest) -> Generati
         EngineError: the model cannot generate at all.
     """
     session, lanes = open_lanes(context, request.files, request.settings)
-    inputs, problems = _inputs(session, request)
+    inputs, problems = prompt_inputs(session, request)
     longest = max((len(tokens) for tokens, _ in inputs.values()), default=0) + request.limit
 
     def generate(lane: Session, prompt: str) -> Generation:
@@ -199,7 +200,7 @@ def first_difference(first: Sequence[int], second: Sequence[int]) -> int | None:
 # -- prompts ----------------------------------------------------------------------------------------------------------
 
 
-def _inputs(
+def prompt_inputs(
     session: Session, request: GenerateRequest
 ) -> tuple[dict[str, tuple[Tokens, bool | None]], dict[str, PromptError]]:
     """Tokens of the prompts and whether a template made them; and the prompts that the model cannot have."""

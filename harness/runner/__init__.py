@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from harness.runner.core import Core, LoadedModel, Progress
+from harness.runner.layers import Layers
 from harness.runner.passes import Passes
 from harness.runner.texts import Texts
 from harness.runner.timed import Timed
@@ -28,3 +29,4 @@ class Runner(Core):
         self.passes = Passes(self)
         self.texts = Texts(self)
         self.timed = Timed(self)
+        self.layers = Layers(self)
