@@ -37,6 +37,9 @@ MASSIVE: Final = 100.0
 100 in absolute terms, which depends on a model's scale; `massive_activations` takes other multiples."""
 
 
+_ROUNDING: Final = 1e-12
+
+
 @dataclass(frozen=True, slots=True)
 class MassiveActivation:
     """One entry of the hidden states that dwarfs the others: token and dimension, value, multiple of the median."""
@@ -214,7 +217,8 @@ def cka_with_error(candidate: ArrayLike, reference: ArrayLike, starts: ArrayLike
     if not norm[0] > 0:
         raise NoData("CKA of features that do not vary is not defined.")
     error = None
-    if len(groups) > 1 and (norm[1:] > 0).all():
+    # What is left by rounding does not vary either.
+    if len(groups) > 1 and all((parts[i, i][1:] > _ROUNDING * parts[i, i][0]).all() for i in (0, 1)):
         error = jackknife_se(parts[0, 1][1:] / np.sqrt(norm[1:]))
     return min(1.0, float(parts[0, 1][0] / np.sqrt(norm[0]))), error
 
