@@ -163,7 +163,7 @@ METRICS: dict[str, MetricInfo] = {
         "", "lower", "amplification", "Relative error after a block over the one before it."
     ),
     "layer_importance": MetricInfo(
-        "nats", "neutral", "importance", "Loss on the prompts with the block skipped, less."
+        "nats", "neutral", "importance", "Rise of the loss on the prompts with a block skipped."
     ),
     "layer_interchange_share": MetricInfo(
         "fraction", "neutral", "KL left", "KL left with the reference's stream put in after a layer."

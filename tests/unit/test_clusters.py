@@ -33,8 +33,8 @@ def test_errors_of_unequal_clusters_are_the_spread_of_means() -> None:
         mean, ratio = cluster_mean(a, starts), cluster_ratio(a, b, starts)
         values.append(mean.value)
         ratios.append(ratio.value)
-        errors.append(mean.se)
-        ratio_errors.append(ratio.se)
+        errors.append(mean.se or 0.0)
+        ratio_errors.append(ratio.se or 0.0)
     assert np.mean(errors) == pytest.approx(np.std(values), rel=0.06)
     assert np.mean(ratio_errors) == pytest.approx(np.std(ratios), rel=0.06)
 

@@ -171,7 +171,7 @@ def test_cka_and_its_jackknife() -> None:
         for a, b in itertools.pairwise(starts.tolist())
     ]
     g = len(without)
-    assert error == pytest.approx(np.sqrt((g - 1) / g * np.sum((without - np.mean(without)) ** 2)))
+    assert error == pytest.approx(np.sqrt((g - 1) / g * np.sum((np.array(without) - np.mean(without)) ** 2)))
 
 
 @given(_STATES)

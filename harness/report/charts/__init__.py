@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from harness.report.charts.base import Chart
+from harness.report.charts.layers import layers_charts
 from harness.report.charts.quant import quant_charts
 from harness.report.data import RunView
 
@@ -13,4 +14,4 @@ __all__ = ["build_charts"]
 
 def build_charts(view: RunView, run_dir: Path) -> list[Chart]:
     """Every chart that the run has data for."""
-    return [*quant_charts(view, run_dir)]
+    return [*quant_charts(view, run_dir), *layers_charts(view, run_dir)]
