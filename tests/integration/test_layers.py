@@ -122,8 +122,8 @@ def test_the_stream_is_the_sum_of_what_is_added(
             (middle, files.inputs(layer) + files.load("attn_out")[layer]),
             (post[layer], middle + files.load("mlp_out")[layer]),
         ):
-            # Some thousand in SmolLM2's first token: relative to the largest entry.
-            assert np.abs(whole - parts).max() < 1e-3 * max(1.0, float(np.abs(whole).max())) ** 0.5
+            # llama.cpp adds these very tensors, also where entries are some ten thousand (SmolLM2's first token).
+            assert np.abs(whole - parts).max() < 1e-3
 
 
 def _measured(context: WorkerContext, file: Path, folder: Path) -> Path:
