@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from harness.errors import HarnessError
     from harness.measure.attention_results import AttentionDrift, HeadBehaviour
     from harness.measure.generate import Generation
+    from harness.measure.layers import LayersResult
     from harness.measure.observers import Arrays
     from harness.measure.served import ServedResult
     from harness.measure.speed import SpeedResult
@@ -40,6 +41,7 @@ __all__ = [
     "GateCheck",
     "Generate",
     "HeadAblation",
+    "LayersOf",
     "Record",
     "Serve",
     "Served",
@@ -364,4 +366,31 @@ class Analytics(Protocol):
         Args:
             points: [n, d1].
             others: [n, d2], another representation of the same examples.
+        """
+
+
+class LayersOf(Protocol):
+    """The fixture `layers_of`: hidden states on the prompts, decoded once per model however many tests ask."""
+
+    def __call__(self, model: LoadedModel) -> LayersResult:
+        """What happens in the layers of a model; see `harness.measure.layers.measure_layers`."""
+
+    def compare(self, candidate: LoadedModel, reference: LoadedModel) -> LayersResult:
+        """The same, with the distance of a candidate's states from the reference's.
+
+        Raises:
+            ModelError: models of different shape.
+        """
+
+    def importance(self, model: LoadedModel) -> Arrays:
+        """Loss without each of the selected layers; see `harness.measure.patching.measure_importance`."""
+
+    def interchange(self, candidate: LoadedModel, reference: LoadedModel) -> Arrays:
+        """KL with the reference's stream put in; see `harness.measure.patching.measure_interchange`."""
+
+    def selected(self, model: LoadedModel) -> list[int]:
+        """The layers of --gguf-layers, all by default.
+
+        Raises:
+            OptionError: the model does not have them.
         """

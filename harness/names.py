@@ -239,6 +239,66 @@ METRICS: dict[str, MetricInfo] = {
     "word_rank_correlation": MetricInfo("", "higher", "word rank corr.", "Spearman of cosines of all pairs of words."),
     "word_procrustes_error": MetricInfo("", "lower", "word Procrustes", "The same of words, in their components."),
     "word_cka": MetricInfo("", "higher", "word CKA", "Linear CKA of the words that both models have."),
+    # layers: residual stream, what blocks add, logit lens, errors against the reference, patching; on prompts
+    "resid_norm": MetricInfo("", "neutral", "resid norm", "Norm of the residual stream after a block, per token."),
+    "resid_growth": MetricInfo("", "neutral", "resid growth", "That norm over the one before the block."),
+    "attn_share": MetricInfo("", "neutral", "attn share", "Norm of attention's update over the stream's."),
+    "mlp_share": MetricInfo("", "neutral", "MLP share", "Norm of the MLP's update over the stream's."),
+    "attn_update_cosine": MetricInfo("", "neutral", "attn cosine", "Cosine of attention's update and the stream."),
+    "mlp_update_cosine": MetricInfo("", "neutral", "MLP cosine", "Cosine of the MLP's update and the stream."),
+    "token_similarity": MetricInfo("", "neutral", "token similarity", "Mean cosine of pairs of tokens of a prompt."),
+    "token_similarity_centered": MetricInfo(
+        "", "neutral", "centered similarity", "The same without the prompt's mean state."
+    ),
+    "effective_rank": MetricInfo("", "neutral", "effective rank", "exp of the entropy of the states' spectrum."),
+    "participation_ratio": MetricInfo("", "neutral", "participation", "Directions that hold the states' variance."),
+    "outlier_kurtosis": MetricInfo("", "neutral", "kurtosis", "Kurtosis of the dimensions' sizes: 1 where all alike."),
+    "massive_activations": MetricInfo(
+        "per token", "neutral", "massive", "Dimensions beyond 100 times the median magnitude, per token."
+    ),
+    "final_norm_gain": MetricInfo("", "neutral", "final norm gain", "Norm after the final norm over that before."),
+    "final_norm_cosine": MetricInfo("", "neutral", "final norm cosine", "Cosine of the states before and after it."),
+    "attn_norm_gain": MetricInfo("", "neutral", "attn norm gain", "Norm of what attention reads over the stream's."),
+    "mlp_norm_gain": MetricInfo("", "neutral", "MLP norm gain", "Norm of what the MLP reads over the stream's."),
+    "lens_decided_layer": MetricInfo(
+        "layer", "neutral", "decided at", "First layer from which the logit lens stays with the final prediction."
+    ),
+    "lens_agreement": MetricInfo(
+        "fraction", "neutral", "lens agreement", "Tokens where the lens says what the end does."
+    ),
+    "lens_final_p": MetricInfo("fraction", "neutral", "lens p", "Lens probability of the final prediction."),
+    "lens_entropy": MetricInfo("nats", "neutral", "lens entropy", "Entropy of the lens distribution."),
+    "lens_kl": MetricInfo("nats", "neutral", "lens KL", "KL(final distribution || lens distribution)."),
+    "direct_embed": MetricInfo("logits", "neutral", "direct, embed", "What the embedding adds to the predicted logit."),
+    "direct_attn": MetricInfo("logits", "neutral", "direct, attn", "What attention adds to the predicted logit."),
+    "direct_mlp": MetricInfo("logits", "neutral", "direct, MLP", "What the MLP adds to the predicted logit."),
+    "embed_relative_error": MetricInfo("", "lower", "embed error", "Relative error of the embeddings."),
+    "embed_cosine": MetricInfo("", "higher", "embed cosine", "Cosine with the reference's embeddings."),
+    "resid_relative_error": MetricInfo(
+        "", "lower", "resid error", "Norm of the difference from the reference's residual stream, over its norm."
+    ),
+    "resid_cosine": MetricInfo("", "higher", "resid cosine", "Cosine with the reference's residual stream."),
+    "resid_mid_relative_error": MetricInfo("", "lower", "mid error", "Relative error between attention and MLP."),
+    "resid_mid_cosine": MetricInfo("", "higher", "mid cosine", "Cosine between attention and MLP."),
+    "attn_out_relative_error": MetricInfo("", "lower", "attn error", "Relative error of attention's update."),
+    "attn_out_cosine": MetricInfo("", "higher", "attn cosine", "Cosine with the reference's attention update."),
+    "mlp_out_relative_error": MetricInfo("", "lower", "MLP error", "Relative error of the MLP's update."),
+    "mlp_out_cosine": MetricInfo("", "higher", "MLP cosine", "Cosine with the reference's MLP update."),
+    "final_relative_error": MetricInfo("", "lower", "final error", "Relative error after the final norm."),
+    "final_cosine": MetricInfo("", "higher", "final cosine", "Cosine after the final norm."),
+    "resid_cka": MetricInfo("", "higher", "CKA", "Linear CKA of the residual streams, over tokens of all prompts."),
+    "error_amplification": MetricInfo(
+        "", "lower", "amplification", "Relative error after a block over the one before it."
+    ),
+    "layer_importance": MetricInfo(
+        "nats", "neutral", "importance", "Rise of the loss on the prompts with a block skipped."
+    ),
+    "layer_kl_left": MetricInfo(
+        "fraction", "neutral", "KL left", "KL left with the reference's stream put in after a layer."
+    ),
+    "embed_kl_left": MetricInfo(
+        "fraction", "neutral", "KL left, embed", "KL left with the reference's embeddings put in."
+    ),
     # the file
     "file_bytes": MetricInfo("bytes", "lower", "size", "Size of the GGUF file, all splits together."),
     "bits_per_weight": MetricInfo("bits", "lower", "bits/weight", "Tensor bytes times eight over parameters."),

@@ -19,13 +19,14 @@ if TYPE_CHECKING:
 
     from harness.measure.served import ServedRequest
 
-__all__ = ["DEFAULT_MODEL", "MapMethod", "Options", "add_options", "default_threads", "read_options"]
+__all__ = ["DEFAULT_MODEL", "MapMethod", "Options", "add_options", "default_threads", "parse_layers", "read_options"]
 
 DEFAULT_MODEL: Final = "tiny"
 MapMethod = Literal["pca", "umap", "tsne"]
 _SERVED_CLIENTS: Final = 8
 _SERVED_TOKENS: Final = 16
 _SERVED_CTX: Final = 2048
+_MOST_LAYERS: Final = 10_000
 _SIZE_UNITS: Final = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
@@ -68,6 +69,7 @@ class Options:
     head_windows: int
     head_limit: int | None
     analytics_gpu: int | None
+    layers: tuple[int, ...] | None
     words: Path | None = None
     map: MapMethod = "pca"
 
@@ -165,6 +167,26 @@ def _size(text: str) -> int:
     return int(value)
 
 
+def parse_layers(text: str) -> tuple[int, ...]:
+    """Layers of ranges and numbers, `0-3,7`: sorted, each once.
+
+    Raises:
+        argparse.ArgumentTypeError: something else.
+    """
+    found: set[int] = set()
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not (first.isdecimal() and (last.isdecimal() or not dash)):
+            raise argparse.ArgumentTypeError(f"{part!r} in {text!r} is no layer and no range such as 0-3")
+        start, stop = int(first), int(last or first)
+        if stop < start or stop >= _MOST_LAYERS:
+            raise argparse.ArgumentTypeError(
+                f"{part!r} is no range of layers, expected the smaller number first and less than {_MOST_LAYERS}"
+            )
+        found.update(range(start, stop + 1))
+    return tuple(sorted(found))
+
+
 def default_threads() -> int:
     """Physical cores that this process may use, as llama.cpp counts them."""
     usable = len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else psutil.cpu_count()
@@ -254,6 +276,8 @@ def add_options(parser: pytest.Parser) -> None:
     add("--gguf-analytics-gpu", metavar="INDEX", type=_at_least(-1), default=None,
         help="NVIDIA GPU for analyses of activations and embeddings, -1 for none; used where cuML is installed "
         "(default: the second, or else the first)")  # fmt: skip
+    add("--gguf-layers", metavar="LAYERS", type=parse_layers, default=None,
+        help="layers to look into, counted from 0, such as 0-3,7 (default: all)")  # fmt: skip
 
 
 def read_options(config: pytest.Config) -> Options:
@@ -315,6 +339,7 @@ def read_options(config: pytest.Config) -> Options:
         analytics_gpu=get("--gguf-analytics-gpu"),
         words=get("--gguf-words"),
         map=get("--gguf-map"),
+        layers=get("--gguf-layers"),
     )
     options.session_settings  # noqa: B018 - an impossible combination is an error now, not at the first model
     return options

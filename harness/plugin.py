@@ -37,6 +37,7 @@ _FIXTURES: Final = (
     "ablation",
     "analytics",
     "embeddings",
+    "layers",
 )
 _MODELS: Final = frozenset({"model", "candidate", "any_candidate"})
 _PARAMETERS: Final = _MODELS | {"prompt"}
@@ -45,7 +46,15 @@ _BENCHMARK_TESTS: Final = "test_benchmark.py"
 _BENCHMARK_OPTIONS: Final = tuple(
     f"benchmark_{name}" for name in ("only", "save", "autosave", "json", "compare", "compare_fail", "histogram")
 )
-_FIXTURE_NAMES: Final = _PARAMETERS | {"reference", "runner", "ladder", "corpus_pass", "analytics", "embeddings"}
+_FIXTURE_NAMES: Final = _PARAMETERS | {
+    "reference",
+    "runner",
+    "ladder",
+    "corpus_pass",
+    "analytics",
+    "embeddings",
+    "layers_of",
+}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -9,6 +9,7 @@ from harness.runner.analytics import Analytics
 from harness.runner.attention import Attentions
 from harness.runner.core import Core, LoadedModel, Progress
 from harness.runner.embeddings import Embeddings
+from harness.runner.layers import Layers
 from harness.runner.passes import Passes
 from harness.runner.rounds import Round, Rounds
 from harness.runner.tensors import Tensors
@@ -39,6 +40,7 @@ class Runner(Core):
         self.rounds = Rounds(self, self.timed)
         self.ablation = Ablation(self)
         self.embeddings = Embeddings(self)
+        self.layers = Layers(self)
         self.analytics = Analytics(self)
 
     def close(self) -> None:

@@ -1,1 +1,1 @@
-"""Where in the model does quantization do its harm?"""
+"""How does information move through the layers, and where does quantization disturb it?"""

@@ -37,16 +37,16 @@ def llama_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run_suite(pytester: pytest.Pytester) -> RunSuite:
-    """`run_suite("--models=...", tests="test_file.py")`: the quant suite, small and quick."""
+    """`run_suite("--models=...", tests="test_file.py")`: a suite, small and quick."""
 
-    def run(*arguments: str, tests: str = "", quick: bool = True) -> pytest.RunResult:
+    def run(*arguments: str, tests: str = "", quick: bool = True, suite: str = "quant") -> pytest.RunResult:
         settings = []
         if quick:
             settings = ["--gguf-ctx=32", "--gguf-chunks=4", "--gguf-batch=64", "--gguf-pp=8", "--gguf-tg=4"]
             prompts = pytester.path / "quick-prompts.toml"
             prompts.write_text(PROMPTS, encoding="utf-8")
             settings += [f"--gguf-prompts={prompts}", "--gguf-gen-tokens=8"]
-        target = str(SUITES / "quant" / tests)
+        target = str(SUITES / suite / tests)
         root = ["-c", str(INI), "--rootdir", str(pytester.path), "-p", "no:cacheprovider", "-W", "error"]
         return pytester.runpytest_subprocess(target, *root, *settings, *arguments, timeout=120)
 

@@ -36,6 +36,8 @@ from tests.plugin.conftest import RunSuite
         (["--models={model}", "--gguf-prompts={model}"], "is not UTF-8"),
         (["--models={model}", "--gguf-analytics-gpu=-2"], "-2 is too small, expected at least -1"),
         (["--models={model}", "--gguf-gen-tokens=0"], "0 is too small, expected at least 1"),
+        (["--models={model}", "--gguf-layers=3-1"], "'3-1' is no range of layers"),
+        (["--models={model}", "--gguf-layers=last"], "'last' in 'last' is no layer and no range such as 0-3"),
     ],
 )
 def test_mistakes_are_named(run_suite: RunSuite, llama_file: Path, arguments: list[str], message: str) -> None:

@@ -8,6 +8,7 @@ from harness.report.charts.attention import attention_charts
 from harness.report.charts.base import Chart
 from harness.report.charts.embeddings import embedding_charts
 from harness.report.charts.heads import head_charts
+from harness.report.charts.layers import layers_charts
 from harness.report.charts.quant import quant_charts
 from harness.report.charts.weights import weight_charts
 from harness.report.data import RunView
@@ -22,5 +23,6 @@ def build_charts(view: RunView, run_dir: Path) -> list[Chart]:
         *attention_charts(view, run_dir),
         *head_charts(view, run_dir),
         *embedding_charts(view, run_dir),
+        *layers_charts(view, run_dir),
         *weight_charts(view, run_dir),
     ]

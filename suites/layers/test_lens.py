@@ -1,0 +1,56 @@
+"""What would the model say after each layer, and which layers say it?"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from harness.fixture_types import GateCheck, LayersOf, Record
+from harness.measure.layers import LayersResult
+from harness.metrics.clusters import by_layer, cluster_mean, estimate, over_layers
+from harness.runner import LoadedModel
+
+_LENS = {"lens_final_p": "lens_final_p", "lens_entropy": "lens_entropy", "lens_kl": "lens_kl"}
+
+
+@pytest.mark.metric("lens_decided_layer")
+def test_logit_lens(model: LoadedModel, layers_of: LayersOf, record: Record, gate: GateCheck) -> None:
+    """From which layer on the final prediction stands, and how far each layer's distribution is from the last one's."""
+    found, layers = layers_of(model), layers_of.selected(model)
+    _skip_without_lens(found)
+    arrays, starts = found.arrays, found.arrays["starts"]
+    agree = (arrays["lens_top"] == arrays["lens_top"][-1]).astype(np.float64)
+    for metric, values in {"lens_agreement": agree, **{name: arrays[key] for name, key in _LENS.items()}}.items():
+        for layer, each in by_layer(metric, values, starts, layers).items():
+            record(each, layer=layer)
+    decided = estimate("lens_decided_layer", cluster_mean(arrays["lens_decided"], starts))
+    record(decided, detail=f"of {len(agree)} layers, counted from 0")
+    assert agree[-1].all()
+    gate.where_set(decided)
+
+
+@pytest.mark.metric("direct_mlp")
+def test_direct_logit_attribution(model: LoadedModel, layers_of: LayersOf, record: Record, gate: GateCheck) -> None:
+    """What the embeddings, attention and MLP of each layer add to the logit of the predicted token."""
+    found, layers = layers_of(model), layers_of.selected(model)
+    _skip_without_lens(found)
+    arrays, starts = found.arrays, found.arrays["starts"]
+    if "direct_logit" not in arrays:
+        pytest.skip("llama.cpp does not tell attention and MLP of this architecture apart")
+    parts = {name: arrays[name] for name in ("direct_attn", "direct_mlp")}
+    for metric, values in parts.items():
+        for layer, each in by_layer(metric, values, starts, layers).items():
+            record(each, layer=layer)
+    embed = estimate("direct_embed", cluster_mean(arrays["direct_embed"], starts))
+    overall = [over_layers(metric, values, starts, layers) for metric, values in parts.items()]
+    record(embed)
+    record(*(each for each in overall if each is not None), detail=f"mean of {len(layers)} layers")
+    whole = sum(np.nansum(values, axis=0) for values in parts.values()) + arrays["direct_embed"]
+    scale = np.abs(arrays["direct_logit"]).max() + 1
+    assert np.abs(whole + arrays["direct_constant"] - arrays["direct_logit"]).max() < 1e-3 * scale
+    gate.where_set(embed, *(each for each in overall if each is not None))
+
+
+def _skip_without_lens(found: LayersResult) -> None:
+    if found.facts["lens_problem"]:
+        pytest.skip(found.facts["lens_problem"])

@@ -1,0 +1,48 @@
+"""What is lost without a layer, and which layers cause a candidate's loss?"""
+
+from __future__ import annotations
+
+import pytest
+
+from harness.errors import NoData
+from harness.fixture_types import GateCheck, LayersOf, Record
+from harness.metrics.clusters import cluster_mean, cluster_ratio, estimate
+from harness.runner import LoadedModel
+
+
+@pytest.mark.metric("layer_importance")
+def test_layer_importance(model: LoadedModel, layers_of: LayersOf, record: Record, gate: GateCheck) -> None:
+    """Next-token loss on the prompts without each block, less the loss with it."""
+    arrays = layers_of.importance(model)
+    if arrays["nll"].size == 0:
+        pytest.skip("every prompt has a single token: there is nothing to predict")
+    found = {
+        int(layer): estimate("layer_importance", cluster_mean(skipped - arrays["nll"], arrays["starts"]))
+        for layer, skipped in zip(arrays["layers"], arrays["skipped"], strict=True)
+    }
+    for layer, each in found.items():
+        record(each, layer=layer, detail="block skipped")
+    gate.where_set(*found.values())
+
+
+@pytest.mark.metric("layer_kl_left")
+def test_which_layers_cause_the_loss(
+    candidate: LoadedModel, reference: LoadedModel, layers_of: LayersOf, record: Record, gate: GateCheck
+) -> None:
+    """Share of the candidate's KL that is left with the reference's residual stream put in after each layer.
+
+    What it falls by from one layer to the next is that layer's doing; layer 0 has the embeddings' part as well.
+    """
+    arrays = layers_of.interchange(candidate, reference)
+    found = {}
+    for layer, replaced in zip(arrays["layers"], arrays["replaced"], strict=True):
+        try:
+            share = cluster_ratio(replaced, arrays["kld"], arrays["starts"])
+        except NoData:
+            pytest.skip("the candidate predicts what the reference does: there is no loss to explain")
+        found[int(layer)] = estimate("layer_kl_left", share)
+    record(estimate("embed_kl_left", cluster_ratio(arrays["embed"], arrays["kld"], arrays["starts"])))
+    for layer, each in found.items():
+        record(each, layer=layer, detail="behind this layer everything is the candidate's")
+    assert all(each.value >= 0 for each in found.values())
+    gate.where_set(*found.values())
