@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from harness.errors import GateError, NoData
 from harness.gates import Gate
 from harness.metrics.multiple import holm
+from harness.metrics.windows import WHOLE_PASS_METRICS, WINDOW_METRICS
 from harness.names import metric_info
 from harness.records import Estimate
 
@@ -198,7 +199,8 @@ def _statement(gate: Gate, estimate: Estimate, tested: Tested) -> str:
 def _reason(gate: Gate, tested: Tested, outcome: Outcome, bound: float, more: int | None) -> str:
     """Why the bound decides as it does, and what would change that."""
     if outcome == "inconclusive":
-        return f" Its {100 * gate.confidence:.4g}% bound is {_show(gate, bound)}: {_what_would_decide(tested, more)}"
+        advice = _what_would_decide(gate.metric, tested, more)
+        return f" Its {100 * gate.confidence:.4g}% bound is {_show(gate, bound)}: {advice}"
     if outcome == "fail" and tested.se is not None:
         return f" Even its {100 * gate.confidence:.4g}% bound, {_show(gate, bound)}, is beyond it."
     return ""
@@ -215,15 +217,17 @@ def _unit(gate: Gate) -> str:
     return " %" if unit == "fraction" else f" {unit}" if unit else ""
 
 
-def _what_would_decide(tested: Tested, more: int | None) -> str:
+def _what_would_decide(metric: str, tested: Tested, more: int | None) -> str:
     if more is None or tested.clusters is None:
         return "it cannot be told how much more data would decide."
     total = tested.clusters + more
-    if tested.n == tested.clusters:
-        what = f"{more} more repetitions (--gguf-repetitions={total})"
-    else:
+    if metric in WINDOW_METRICS | WHOLE_PASS_METRICS:
         tokens = more * (tested.n // tested.clusters)
         what = f"{more} more windows ({tokens} more scored tokens, --gguf-chunks={total})"
+    elif metric_info(metric).unit in {"tokens/s", "s"}:
+        what = f"{more} more repetitions (--gguf-repetitions={total})"
+    else:
+        what = f"{more} more prompts (--gguf-prompts)"
     return f"about {what} would decide, estimated from the error so far."
 
 

@@ -30,6 +30,12 @@ _TABLE_METRICS = (
     "tg_tokens_per_s",
     "load_s",
     "peak_memory_bytes",
+    "attn_cosine",
+    "attn_cosine_worst_head",
+    "head_importance_rank_correlation",
+    "resid_relative_error",
+    "neighbour_recall",
+    "contextual_cosine",
 )
 
 

@@ -44,6 +44,12 @@ _COLUMNS: Final = (
     _Column("prompt t/s", "pp_tokens_per_s", lambda row: f"{row['value']:.0f}", 6),
     _Column("gen. t/s", "tg_tokens_per_s", lambda row: f"{row['value']:.1f}", 4),
     _Column("memory", "peak_memory_bytes", lambda row: format_bytes(row["value"]), 8),
+    _Column("attention cos.", "attn_cosine", _with_error, 9),
+    _Column("worst head", "attn_cosine_worst_head", _with_error, 11),
+    _Column("heads, rank corr.", "head_importance_rank_correlation", _with_error, 12),
+    _Column("resid error", "resid_relative_error", _with_error, 10),
+    _Column("neighbours kept", "neighbour_recall", lambda row: format_percent(row["value"], row["se"]), 13),
+    _Column("context cos.", "contextual_cosine", _with_error, 14),
 )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from harness.errors import NoData
-from harness.fixture_types import Generate, Record
+from harness.fixture_types import GateCheck, Generate, Record
 from harness.metrics.perplexity import perplexity
 from harness.metrics.text import compare_text, compare_texts
 from harness.options import Options
@@ -36,6 +36,7 @@ def test_texts_stay_close_to_reference(
     prompts: PromptSet,
     generation: Generate,
     record: Record,
+    gate: GateCheck,
     harness_options: Options,
 ) -> None:
     """Greedy continuations of all prompts together; errors by bootstrap over prompts."""
@@ -53,3 +54,4 @@ def test_texts_stay_close_to_reference(
         compared = estimate.metric == "text_ppl_under_reference"
         record(estimate, detail=f"{detail}; the reference's own: {perplexity(own).value:.4g}" if compared else detail)
     assert all(estimate.value >= 0 for estimate in scores.estimates if estimate.metric != "divergence_probability_gap")
+    gate.where_set(*scores.estimates)
