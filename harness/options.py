@@ -19,12 +19,13 @@ if TYPE_CHECKING:
 
     from harness.measure.served import ServedRequest
 
-__all__ = ["DEFAULT_MODEL", "Options", "add_options", "default_threads", "read_options"]
+__all__ = ["DEFAULT_MODEL", "Options", "add_options", "default_threads", "parse_layers", "read_options"]
 
 DEFAULT_MODEL: Final = "tiny"
 _SERVED_CLIENTS: Final = 8
 _SERVED_TOKENS: Final = 16
 _SERVED_CTX: Final = 2048
+_MOST_LAYERS: Final = 10_000
 _SIZE_UNITS: Final = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
@@ -63,6 +64,8 @@ class Options:
     save_baseline: str | None
     fresh: bool
     sensitivity: int | None
+    layers: tuple[int, ...] | None
+    heads: tuple[int, ...] | None
 
     @property
     def session_settings(self) -> SessionSettings:
@@ -154,6 +157,33 @@ def _size(text: str) -> int:
     return int(value)
 
 
+def parse_layers(text: str) -> tuple[int, ...]:
+    """Layers of ranges and numbers, `0-3,7`: sorted, each once.
+
+    Raises:
+        argparse.ArgumentTypeError: something else.
+    """
+    found: set[int] = set()
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not (first.isdecimal() and (last.isdecimal() or not dash)):
+            raise argparse.ArgumentTypeError(f"{part!r} in {text!r} is no layer and no range such as 0-3")
+        start, stop = int(first), int(last or first)
+        if stop < start or stop >= _MOST_LAYERS:
+            raise argparse.ArgumentTypeError(
+                f"{part!r} is no range of layers, expected the smaller number first and less than {_MOST_LAYERS}"
+            )
+        found.update(range(start, stop + 1))
+    return tuple(sorted(found))
+
+
+def _heads(text: str) -> tuple[int, ...]:
+    try:
+        return parse_layers(text)
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of heads such as 0-3,7") from None
+
+
 def default_threads() -> int:
     """Physical cores that this process may use, as llama.cpp counts them."""
     usable = len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else psutil.cpu_count()
@@ -231,6 +261,11 @@ def add_options(parser: pytest.Parser) -> None:
     add("--gguf-sensitivity", metavar="N|all", type=_smallest, default=2,
         help="number of candidates, the smallest, to decode with only one group of tensors quantized at a time, and "
         "with one restored (default: 2)")  # fmt: skip
+    add("--gguf-layers", metavar="LAYERS", type=parse_layers, default=None,
+        help="layers to look into, counted from 0, such as 0-3,7 (default: all)")  # fmt: skip
+    add("--gguf-heads", metavar="HEADS", type=_heads, default=None,
+        help="heads of these layers whose patterns the report shows, counted from 0, such as 0-3,7 "
+        "(default: all)")  # fmt: skip
 
 
 def read_options(config: pytest.Config) -> Options:
@@ -287,6 +322,8 @@ def read_options(config: pytest.Config) -> Options:
         save_baseline=saved,
         fresh=get("--gguf-fresh"),
         sensitivity=get("--gguf-sensitivity"),
+        layers=get("--gguf-layers"),
+        heads=get("--gguf-heads"),
     )
     options.session_settings  # noqa: B018 - an impossible combination is an error now, not at the first model
     return options
