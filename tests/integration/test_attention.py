@@ -131,9 +131,8 @@ def test_a_real_model_agrees_with_numpy(worker: Worker, smollm2_file: Path, tmp_
         truth = model.attend(layer, residual)
         for kind in ("q", "k", "v", "pattern", "scores"):
             expected = getattr(truth, kind)
-            # Keys of SmolLM2 have entries of some hundreds; scores are sums of 64 products.
             scale = max(1.0, float(np.abs(expected).max()))
-            assert float(np.abs(found[kind][layer] - expected).max()) < 2e-3 * (1 if kind == "pattern" else scale), kind
+            assert float(np.abs(found[kind][layer] - expected).max()) < (1e-3 if kind == "scores" else 1e-4), kind
             assert float(np.abs(raw[kind][layer] - expected).max()) < 0.1 * scale, kind
         residual = residual + truth.attn_out
         residual = residual + model.gated_mlp(layer, residual)
@@ -148,16 +147,16 @@ def test_a_prompt_in_pieces_is_the_same(worker: Worker, tmp_path: Path) -> None:
     assert max(one["lengths"]) > 48
     for name in ("prompts", "tokens", "lengths", "heads", "counts", "copy_score", "pieces_0"):
         np.testing.assert_array_equal(many[name], one[name])
-    # llama.cpp adds up in another order, and the cache rounds what it adds to F16.
-    _assert_near(many["sums"], one["sums"], rtol=2e-3, atol=2e-2)
+    # Sums of many rows; on some processors llama.cpp multiplies batches of another size in another order.
+    _assert_near(many["sums"], one["sums"], rtol=1e-5, atol=1e-4)
     for name in ("induction", "duplicate_token", "redundancy", "pattern_0", "pattern_1"):
-        _assert_near(many[name].astype(np.float64), one[name], atol=2e-3)
+        _assert_near(many[name].astype(np.float64), one[name], atol=1e-3)
     a, b = ActivationReader(whole), ActivationReader(pieces)
     for prompt, length in zip(one["prompts"], one["lengths"], strict=True):
         for layer in range(LAYERS):
             pattern = b.array(f"{prompt}/{layer}/pattern", 1)
             assert pattern.shape == (HEADS, length, length)
-            _assert_near(pattern, a.array(f"{prompt}/{layer}/pattern", 1), atol=2e-3)
+            _assert_near(pattern, a.array(f"{prompt}/{layer}/pattern", 1), atol=1e-3)
             for kind in ("q", "k", "v"):
                 _assert_near(b.array(f"{prompt}/{layer}/{kind}"), a.array(f"{prompt}/{layer}/{kind}"), atol=2e-2)
 
