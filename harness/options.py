@@ -70,6 +70,7 @@ class Options:
     head_limit: int | None
     analytics_gpu: int | None
     layers: tuple[int, ...] | None
+    heads: tuple[int, ...] | None
     words: Path | None = None
     map: MapMethod = "pca"
 
@@ -187,6 +188,13 @@ def parse_layers(text: str) -> tuple[int, ...]:
     return tuple(sorted(found))
 
 
+def _head_list(text: str) -> tuple[int, ...]:
+    try:
+        return parse_layers(text)
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of heads such as 0-3,7") from None
+
+
 def default_threads() -> int:
     """Physical cores that this process may use, as llama.cpp counts them."""
     usable = len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else psutil.cpu_count()
@@ -276,6 +284,9 @@ def add_options(parser: pytest.Parser) -> None:
     add("--gguf-analytics-gpu", metavar="INDEX", type=_at_least(-1), default=None,
         help="NVIDIA GPU for analyses of activations and embeddings, -1 for none; used where cuML is installed "
         "(default: the second, or else the first)")  # fmt: skip
+    add("--gguf-heads", metavar="HEADS", type=_head_list, default=None,
+        help="heads of these layers whose patterns the report shows, counted from 0, such as 0-3,7 "
+        "(default: all)")  # fmt: skip
     add("--gguf-layers", metavar="LAYERS", type=parse_layers, default=None,
         help="layers to look into, counted from 0, such as 0-3,7 (default: all)")  # fmt: skip
 
@@ -340,6 +351,7 @@ def read_options(config: pytest.Config) -> Options:
         words=get("--gguf-words"),
         map=get("--gguf-map"),
         layers=get("--gguf-layers"),
+        heads=get("--gguf-heads"),
     )
     options.session_settings  # noqa: B018 - an impossible combination is an error now, not at the first model
     return options

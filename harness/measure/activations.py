@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -43,12 +43,12 @@ class ActivationWriter:
 
     def add(self, name: str, values: NDArray[np.floating[Any]]) -> None:
         """Append a slice of an array."""
-        if self._size + values.nbytes > self._limit:
+        padding = -self._size % _ALIGNMENT
+        if self._size + padding + values.nbytes > self._limit:
             raise StoreError(
                 f"Activations of the reference would take more than {self._limit / 1e9:.1f} GB.",
                 "Use fewer or shorter prompts (--gguf-prompts), or raise --gguf-logprobs-limit.",
             )
-        padding = -self._size % _ALIGNMENT
         with self._guarded():
             self._file.write(b"\0" * padding)
             self._file.write(np.ascontiguousarray(values).data)
@@ -65,10 +65,12 @@ class ActivationWriter:
 
     def discard(self) -> None:
         """Remove what was written, finished or not."""
-        self._file.close()
+        # What is still in its buffer may find the disk full, which is perhaps why this is called.
+        with contextlib.suppress(OSError):
+            self._file.close()
         ActivationReader.discard(self._folder)
 
-    @contextmanager
+    @contextlib.contextmanager
     def _guarded(self) -> Iterator[None]:
         try:
             yield
@@ -89,13 +91,14 @@ class ActivationReader:
     def __init__(self, folder: Path) -> None:
         try:
             content = json.loads((folder / _INDEX).read_text())
-            # Raises where the file is shorter.
-            self._data = np.memmap(folder / _DATA, np.uint8, "r", shape=(content["bytes"],))
-        except (OSError, ValueError, KeyError) as error:
+            self._index: dict[str, list[dict[str, Any]]] = content["arrays"]
+            # Raises where the file is shorter. Nothing cannot be mapped.
+            size = content["bytes"]
+            self._data = np.memmap(folder / _DATA, np.uint8, "r", shape=(size,)) if size else np.empty(0, np.uint8)
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise StoreError(
                 f"The stored activations in {folder} cannot be read: {error}.", "Measure again with --gguf-fresh."
             ) from error
-        self._index: dict[str, list[dict[str, Any]]] = content["arrays"]
 
     @staticmethod
     def is_there(folder: Path) -> bool:

@@ -51,6 +51,7 @@ _REPEATED: Final = 64
 _SEQUENCES: Final = 4
 _LOOKED_AT: Final = 8
 _COMPARED_TOKENS: Final = 128
+_KEPT_TOKENS: Final = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +100,9 @@ def observe_attention(context: WorkerContext, request: AttentionRequest) -> Arra
         layer and head; scores, [S] names as in `BEHAVIOURS`, with sums over rows and counts of rows, [P, S, H];
         induction and duplicate_token, [sequence, H], means over the second half of random tokens that come twice;
         redundancy, [H, H], how alike heads attend; copy_score, [H], NaN where the file has no matrices for it;
-        problems, [.] what was wrong with other prompts; and of the i-th kept prompt pattern_i, [K, pos, key] in half
-        precision, with kept, [K, 2] layer and head, and pieces_i, [pos] the text of its tokens as bytes.
+        problems, [.] what was wrong with other prompts; and of the i-th kept prompt pattern_i, [K, pos, key] of its
+        first 256 tokens in half precision, with kept, [K, 2] layer and head, and pieces_i, [pos] the text of all its
+        tokens as bytes.
 
     Raises:
         PromptError: no prompt can be decoded.
@@ -146,8 +148,8 @@ def read_attention(context: WorkerContext, request: AttentionRequest) -> Arrays:
     """Everything about the attention of one prompt.
 
     Returns:
-        tokens, [pos]; pattern and scores, [layer, head, pos, key]; q, [layer, pos, head, d_head]; k and v, [layer, pos,
-        kv_head, d_head]; all float32.
+        tokens, [pos]; pieces, [pos] their text as bytes; pattern and scores, [layer, head, pos, key]; q, [layer, pos,
+        head, d_head]; k and v, [layer, pos, kv_head, d_head]; all tensors float32.
 
     Raises:
         PromptError: the model cannot be given the prompt.
@@ -162,7 +164,8 @@ def read_attention(context: WorkerContext, request: AttentionRequest) -> Arrays:
         decode_prompt(session, tokens)
         pieces = [session.detokenize([token], special=True) for token in tokens.tolist()]
     found = {kind: np.stack(part.take()) for kind, part in parts.items()}
-    return {"tokens": tokens, "pieces": np.array(pieces, dtype=np.bytes_), **found}
+    # As objects: an array of bytes would lose the zero at the end of a piece.
+    return {"tokens": tokens, "pieces": np.array(pieces, dtype=np.object_), **found}
 
 
 def _redundancy(request: AttentionRequest, prompts: list[str]) -> NDArray[np.float64]:
@@ -192,9 +195,13 @@ def _kept(request: AttentionRequest, heads: NDArray[np.int64], texts: Mapping[st
     )
     arrays: Arrays = {"kept": heads[wanted], "kept_prompts": np.array(chosen)}
     reader = ActivationReader(request.folder)
+    part = slice(0, _KEPT_TOKENS)
     for index, prompt in enumerate(chosen):
-        whole = np.concatenate([reader.array(f"{prompt}/{layer}/pattern", 1) for layer in range(request.n_layer)])
-        arrays |= {f"pattern_{index}": whole[wanted], f"pieces_{index}": texts[prompt]}
+        patterns = [
+            reader.array(f"{prompt}/{layer}/pattern", 1)[heads[wanted & (heads[:, 0] == layer), 1], part, part]
+            for layer in range(request.n_layer)
+        ]
+        arrays |= {f"pattern_{index}": np.concatenate(patterns), f"pieces_{index}": texts[prompt]}
     return arrays
 
 
@@ -248,7 +255,8 @@ def _induction(base: Session, request: AttentionRequest) -> Arrays:
     from harness.engine.vocabulary import ordinary_tokens
 
     candidates = ordinary_tokens(llama_cpp.llama_model_get_vocab(base.model))
-    length, offset = min(_REPEATED, len(candidates)), int(base.vocabulary.add_bos)
+    offset = int(base.vocabulary.add_bos)
+    length = min(_REPEATED, len(candidates), (base.n_ctx_train - offset) // 2)
     bos = np.full(offset, base.vocabulary.bos, dtype=np.int32)
     patterns = LayerParts(offset + 2 * length, by_key=True)
     found: dict[str, list[NDArray[np.float64]]] = {}

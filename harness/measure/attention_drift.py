@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.errors import NoData, PromptError, VocabularyMismatch
+from harness.errors import ModelError, NoData, PromptError, VocabularyMismatch
 from harness.measure.activations import ActivationReader
 from harness.measure.attention import AttentionRequest, observe_attention
 from harness.metrics.attention import compare_patterns
@@ -47,12 +47,19 @@ def compare_attention(
         where it is not defined.
 
     Raises:
+        ModelError: the candidate has other layers or heads.
         VocabularyMismatch: the candidate makes other tokens of a prompt.
         PromptError: no prompt has two tokens.
     """
-    own = observe_attention(context, request)
-    ours, theirs = ActivationReader(request.folder), ActivationReader(reference)
     try:
+        own = observe_attention(context, request)
+        ours, theirs = ActivationReader(request.folder), ActivationReader(reference)
+        if not np.array_equal(own["heads"], base["heads"]):
+            raise ModelError(
+                f"{request.model} has {len(own['heads'])} attention heads in {request.n_layer} layers, its reference"
+                f" {len(base['heads'])} in {int(base['heads'][-1, 0]) + 1}: they cannot be compared one by one.",
+                "Compare models of one shape; `gguf-harness heads` matches heads of two models that differ.",
+            )
         if not all(np.array_equal(own[name], base[name]) for name in ("prompts", "lengths", "tokens")):
             raise VocabularyMismatch(
                 f"{request.model} makes other tokens of the prompts than its reference does.",

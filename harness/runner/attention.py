@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+from harness.errors import OptionError
 from harness.measure.activations import ActivationReader
 from harness.measure.attention import AttentionRequest, KeptPatterns, observe_attention
 from harness.measure.attention_drift import compare_attention
@@ -80,7 +81,23 @@ class Attentions:
             "settings": self._core.settings.to_json(),
             "engine": self._core.engine,
         }
+        kept = self._kept(model)
+        if (kept.layers, kept.heads) != (None, None):
+            key["kept"] = {"layers": kept.layers, "heads": kept.heads}
         return self._core.cache.entry("attention", key | more)
+
+    def _kept(self, model: LoadedModel) -> KeptPatterns:
+        """The patterns to show, of layers and heads that the model has."""
+        asked = self._core.options.layers, self._core.options.heads
+        counts = model.info.n_layer, model.info.n_head
+        for what, numbers, count in zip(("layer", "head"), asked, counts, strict=True):
+            beyond = [number for number in numbers or () if count is not None and number >= count]
+            if beyond:
+                raise OptionError(
+                    f"--gguf-{what}s names {what} {beyond[0]}, {model.name} has {count} {what}s.",
+                    f"They are counted from 0 to {(count or 0) - 1}.",
+                )
+        return KeptPatterns(_KEPT_PROMPTS, *asked)
 
     def _request(self, model: LoadedModel, prompts: PromptSet, corpus: Corpus, entry: Entry) -> AttentionRequest:
         return AttentionRequest(
@@ -93,5 +110,5 @@ class Attentions:
             text=corpus.text,
             folder=entry.folder,
             limit_bytes=self._core.options.logprobs_limit,
-            kept=KeptPatterns(_KEPT_PROMPTS),
+            kept=self._kept(model),
         )

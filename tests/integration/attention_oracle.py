@@ -33,6 +33,7 @@ from typing import Literal
 
 import numpy as np
 from gguf import GGUFReader
+from gguf.quants import dequantize
 from numpy.typing import NDArray
 
 from tests.integration.small_models import architecture_of
@@ -45,7 +46,7 @@ _LAYER_NORM = frozenset({"bloom", "gpt2"})
 _QK_NORM = frozenset({"gemma3", "qwen3", "qwen3moe"})
 _GEMMA = frozenset({"gemma2", "gemma3"})
 _WITHOUT_ROPE = frozenset({"bloom", "gpt2"})
-_PAIRS = frozenset({"mixtral", "smollm3"})
+_PAIRS = frozenset({"llama", "mixtral", "smollm3"})
 _GLOBAL_EVERY = {"gemma2": 2, "gemma3": 6}
 """The last of every n layers sees all keys, the others those in the sliding window."""
 _GEMMA3_LOCAL_BASE = 10000.0
@@ -131,17 +132,22 @@ class Attention:
 
 
 class Model:
-    """A GGUF file with weights in F32.
+    """A GGUF file; quantized weights are dequantized.
 
     Args:
         file: the GGUF file.
-        kind: one of `small_models.ARCHITECTURES`.
+        kind: one of `small_models.ARCHITECTURES`, or `llama`.
+        layers: read the first layers only; None for all.
     """
 
-    def __init__(self, file: Path, kind: str) -> None:
+    def __init__(self, file: Path, kind: str, layers: int | None = None) -> None:
         reader = GGUFReader(file)
         self.kind = kind
-        self._weights: dict[str, Array] = {tensor.name: tensor.data.astype(np.float64) for tensor in reader.tensors}
+        self._weights: dict[str, Array] = {
+            tensor.name: dequantize(tensor.data, tensor.tensor_type).astype(np.float64)
+            for tensor in reader.tensors
+            if layers is None or not tensor.name.startswith("blk.") or int(tensor.name.split(".")[1]) < layers
+        }
         prefix = f"{architecture_of(kind)}."
         fields = reader.fields.items()
         self._numbers = {name.removeprefix(prefix): f.contents() for name, f in fields if name.startswith(prefix)}
@@ -167,7 +173,7 @@ class Model:
         return Definition(
             heads=numbers["attention.head_count"],
             kv_heads=numbers["attention.head_count_kv"],
-            d_head=numbers["attention.key_length"],
+            d_head=self._head(),
             norm=norm,
             eps=numbers[key],
             qk_norm=kind in _QK_NORM,
@@ -182,7 +188,12 @@ class Model:
     def _query_size(self) -> float:
         if self._numbers["block_count"] == _LAYERS_OF_27B.get(self.kind):
             return float(self._numbers["embedding_length"] / self._numbers["attention.head_count"])
-        return float(self._numbers["attention.key_length"])
+        return float(self._head())
+
+    def _head(self) -> int:
+        """Entries of a head: d_model / heads where the file does not say."""
+        numbers = self._numbers
+        return int(numbers.get("attention.key_length", numbers["embedding_length"] // numbers["attention.head_count"]))
 
     def _is_local(self, layer: int) -> bool:
         every = _GLOBAL_EVERY.get(self.kind)
@@ -223,6 +234,13 @@ class Model:
         if what.post_norm:
             out = self._norm(f"{block}.post_attention_norm", out, "rms", what.eps)
         return Attention(q, k, v, scores, pattern, z, out)
+
+    def gated_mlp(self, layer: int, residual: Array) -> Array:
+        """[pos, d_model] what the MLP of a llama adds to the stream: SwiGLU of Shazeer (2020), arXiv:2002.05202."""
+        block = f"blk.{layer}"
+        x = self._norm(f"{block}.ffn_norm", residual, "rms", self._numbers["attention.layer_norm_rms_epsilon"])
+        gate = self._linear(f"{block}.ffn_gate", x)
+        return self._linear(f"{block}.ffn_down", gate / (1 + np.exp(-gate)) * self._linear(f"{block}.ffn_up", x))
 
     def _qkv(self, block: str, x: Array, what: Definition) -> tuple[Array, Array, Array]:
         """[pos, head, d_head] of the joint projection, or of three."""

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from harness.options import add_options
+from harness.options import add_options, parse_layers
 from tests.plugin.conftest import RunSuite
 
 
@@ -35,6 +37,11 @@ from tests.plugin.conftest import RunSuite
         (["--models={model}", "--gguf-prompts=missing.toml"], "Prompt set 'missing.toml' cannot be read: No such file"),
         (["--models={model}", "--gguf-prompts={model}"], "is not UTF-8"),
         (["--models={model}", "--gguf-analytics-gpu=-2"], "-2 is too small, expected at least -1"),
+        (["--models={model}", "--gguf-layers=first"], "'first' in 'first' is no layer and no range such as 0-3"),
+        (["--models={model}", "--gguf-layers="], "is no layer and no range such as 0-3"),
+        (["--models={model}", "--gguf-layers=3-1"], "'3-1' is no range of layers, expected the smaller number first"),
+        (["--models={model}", "--gguf-layers=0-99999999999"], "'0-99999999999' is no range of layers"),
+        (["--models={model}", "--gguf-heads=1,-2"], "'1,-2' is no list of heads such as 0-3,7"),
         (["--models={model}", "--gguf-gen-tokens=0"], "0 is too small, expected at least 1"),
         (["--models={model}", "--gguf-layers=3-1"], "'3-1' is no range of layers"),
         (["--models={model}", "--gguf-layers=last"], "'last' in 'last' is no layer and no range such as 0-3"),
@@ -47,6 +54,13 @@ def test_mistakes_are_named(run_suite: RunSuite, llama_file: Path, arguments: li
     assert message in output
     assert "Traceback" not in output
     assert "INTERNALERROR" not in output
+
+
+@given(st.lists(st.integers(0, 9_999), min_size=1, max_size=8))
+def test_any_layers_can_be_asked_for(numbers: list[int]) -> None:
+    assert parse_layers(",".join(map(str, numbers))) == tuple(sorted(set(numbers)))
+    last = min(max(numbers), min(numbers) + 100)
+    assert parse_layers(f" {min(numbers)}-{last}") == tuple(range(min(numbers), last + 1))
 
 
 def test_a_missing_default_model_is_named(run_suite: RunSuite, pytester: pytest.Pytester) -> None:

@@ -38,16 +38,17 @@
 
   function zoom(chart, figure, target, narrow) {
     const { side, tokens, layers, heads } = figure.zoom;
-    const [layer, head] = chosen.get(chart.id) ?? [layers[0], heads[0]];
+    // Another model may have other heads than the one that was chosen.
+    const wanted = chosen.get(chart.id) ?? [];
+    const isThere = layers.includes(wanted[0]) && heads.includes(wanted[1]);
+    const [layer, head] = isThere ? wanted : [layers[0], heads[0]];
     const bytes = Uint8Array.from(atob(figure.traces[0].z.bdata), (c) => c.charCodeAt(0));
     const width = heads.length * (side + 1);
     const [top, left] = [layers.indexOf(layer) * (side + 1), heads.indexOf(head) * (side + 1)];
     const weights = tokens.map((_, row) => tokens.map((_, key) => (bytes[(top + row) * width + left + key] / 255) ** 2));
     const select = document.querySelector(`[data-heads="${chart.id}"]`);
-    if (select.options.length === 0) {
-      for (const l of layers) for (const h of heads) select.add(new Option(`layer ${l}, head ${h}`, `${l},${h}`));
-      select.addEventListener("change", () => choose(chart, ...select.value.split(",").map(Number)));
-    }
+    select.replaceChildren(...layers.flatMap((l) => heads.map((h) => new Option(`layer ${l}, head ${h}`, `${l},${h}`))));
+    select.onchange = () => choose(chart, ...select.value.split(",").map(Number));
     select.value = `${layer},${head}`;
     const places = tokens.map((_, index) => index);
     const axis = { tickvals: places, ticktext: tokens, showgrid: false, tickfont: { size: 10 } };

@@ -104,7 +104,7 @@ def _grid_figure(model: str, arrays: Mapping[str, Any], budget: int) -> Figure:
         },
     }
     return {
-        "name": label(model),
+        "name": visible(model),
         "meaning": f"{visible(model)} on the prompt {visible(str(arrays['kept_prompts'][0]))!r}: its first {n} tokens"
         f" of {len(tokens)}.",
         "traces": [trace],
@@ -126,7 +126,7 @@ def _moved(view: RunView) -> Chart | None:
         if rows:
             figures.append(
                 _map_figure(
-                    label(model.name),
+                    visible(model.name),
                     "Mean cosine of the head's patterns with the reference's: 1 is unmoved.",
                     rows,
                     "cosine",
@@ -207,7 +207,7 @@ def _by_layer(view: RunView) -> Chart | None:
                 },
                 "legend": {"orientation": "h", "y": -0.25},
             }
-            figures.append({"name": label(info.title), "meaning": info.meaning, "traces": traces, "layout": layout})
+            figures.append({"name": info.title, "meaning": info.meaning, "traces": traces, "layout": layout})
     if not figures:
         return None
     return make_chart(
@@ -269,7 +269,7 @@ def _profile_figure(
         "yaxis": {"type": "category", "autorange": "reversed", "showgrid": False, "dtick": 1},
     }
     return {
-        "name": label(model),
+        "name": visible(model),
         "meaning": f"The {len(places)} heads of {visible(model)}, layer.head.",
         "traces": [trace],
         "layout": layout,

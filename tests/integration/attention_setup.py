@@ -1,0 +1,52 @@
+"""What tests of attention share: requests of the worker's tasks, and runners as a session has them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.engine.settings import SessionSettings
+from harness.ladder import plan_ladder
+from harness.measure.attention import AttentionRequest, KeptPatterns
+from harness.models import load_info
+from harness.options import read_options
+from harness.progress import SilentProgress
+from harness.prompts import Prompt
+from harness.runner import LoadedModel, Progress, Runner
+from harness.sources import expand
+
+__all__ = ["PROMPTS", "make_request", "make_runner"]
+
+PROMPTS = (
+    Prompt("text", "The assignment statement evaluates the expression list and binds the resulting object."),
+    Prompt("list", "alpha, beta, gamma; alpha, beta, gamma; alpha, beta\n" * 3),
+    Prompt("one", ""),
+)
+"""Of 17, about 60 and, where there is a BOS, one token."""
+
+
+def make_request(file: Path, folder: Path, prompts: tuple[Prompt, ...] = PROMPTS, **settings: Any) -> AttentionRequest:
+    """A request to decode prompts with a file; settings as for `SessionSettings`."""
+    info = load_info(expand(str(file))[0])
+    return AttentionRequest(
+        model=file.stem,
+        files=(file,),
+        architecture=info.architecture,
+        n_layer=info.n_layer or 0,
+        settings=SessionSettings(**{"threads": 2, **settings}),
+        prompts=prompts,
+        text=b"some words of a text, and some more words",
+        folder=folder,
+        limit_bytes=10**9,
+        kept=KeptPatterns(2),
+    )
+
+
+def make_runner(cache: Path, *arguments: str, progress: Progress | None = None) -> tuple[Runner, list[LoadedModel]]:
+    """A runner of its own with these options, and the models of its ladder, the reference first."""
+    given = ["-p", "no:cacheprovider", f"--gguf-cache={cache}", *arguments]
+    options = read_options(pytest.Config.fromdictargs({}, given))
+    runner = Runner(options, progress or SilentProgress())
+    return runner, [runner.model(planned) for planned in plan_ladder(options).models]

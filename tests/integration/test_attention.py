@@ -1,0 +1,295 @@
+"""Attention as suites and notebooks measure it: the numbers of PyTorch and numpy, whole or not at all on the disk."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+import harness
+from harness.corpora import load_corpus
+from harness.engine.quantize import quantize_file
+from harness.engine.session import Session
+from harness.engine.settings import SessionSettings
+from harness.engine.worker import Worker
+from harness.errors import ModelError, StoreError
+from harness.measure.activations import ActivationReader
+from harness.measure.attention import (
+    ATTENTION_KINDS,
+    decode_prompt,
+    observe_attention,
+    read_attention,
+    tapped,
+)
+from harness.measure.attention_drift import compare_attention
+from harness.measure.attention_results import AttentionDrift
+from harness.measure.behaviour import LayerParts
+from harness.measure.observers import Arrays
+from harness.metrics.attention import attention_estimates
+from harness.prompts import Prompt, PromptSet, load_prompts
+from harness.sources import expand
+from tests.integration.attention_oracle import Model
+from tests.integration.attention_setup import make_request, make_runner
+from tests.integration.small_models import WINDOW, write_small_model
+from tests.random_llama import write_random_llama
+
+pytestmark = pytest.mark.model
+
+DATA = Path(__file__).parent.parent / "data"
+(TINY,) = expand("tiny")
+CARD: dict[str, Any] = json.loads(TINY.files[0].with_name("tiny.json").read_text(encoding="utf-8"))
+LAYERS, HEADS, KV_HEADS, D_HEAD = 5, 8, 4, 32
+
+
+@pytest.fixture(scope="module")
+def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
+    with Worker("tests", tmp_path_factory.mktemp("worker") / "worker.log") as worker:
+        yield worker
+
+
+def _assert_near(found: NDArray[Any], expected: Any, atol: float, rtol: float = 0.0) -> None:
+    np.testing.assert_allclose(found.astype(np.float64), np.asarray(expected, dtype=np.float64), rtol, atol)
+
+
+def _stored(name: str) -> dict[str, NDArray[np.float32]]:
+    with np.load(DATA / f"tiny-{name}.npz") as stored:
+        return {key: stored[key] for key in stored.files}
+
+
+def _text_of(tokens: NDArray[np.generic]) -> str:
+    with Session(TINY.files, SessionSettings(n_ctx=64, n_batch=64)) as session:
+        text = session.detokenize(tokens[1:].astype(np.int32)).decode()
+        assert session.tokenize(text).tolist() == tokens.tolist()
+    return text
+
+
+def _assert_close(found: Arrays, expected: dict[str, NDArray[np.float32]], pattern: float, relative: float) -> None:
+    for kind in ("q", "k", "v"):
+        truth = np.stack([expected[f"blocks.{layer}.attn.{kind}"] for layer in range(LAYERS)])
+        assert found[kind].shape == truth.shape
+        _assert_near(found[kind], truth, atol=relative * float(np.abs(truth).max()))
+    truth = np.stack([expected[f"blocks.{layer}.attn.pattern"] for layer in range(LAYERS)])
+    assert found["pattern"].shape == truth.shape
+    _assert_near(found["pattern"], truth, atol=pattern)
+    # PyTorch has no raw scores: they are what its queries and keys say. Two heads of queries share one of keys.
+    q, k = (np.stack([expected[f"blocks.{layer}.attn.{kind}"] for layer in range(LAYERS)]) for kind in "qk")
+    scores = np.einsum("lqhd,lkhd->lhqk", q.astype(np.float64), np.repeat(k, HEADS // KV_HEADS, axis=2))
+    _assert_near(found["scores"], scores, atol=relative * float(np.abs(scores).max()))
+
+
+@pytest.mark.parametrize("name", ["text", "repetition"])
+def test_a_notebook_gets_what_pytorch_computed(name: str) -> None:
+    expected = _stored(name)
+    found = harness.attention("tiny", _text_of(expected["tokens"]))
+    n = len(expected["tokens"])
+    assert found.tokens.tolist() == expected["tokens"].tolist()
+    assert found.pattern.shape == found.scores.shape == (LAYERS, HEADS, n, n)
+    assert found.q.shape == (LAYERS, n, HEADS, D_HEAD)
+    assert found.k.shape == found.v.shape == (LAYERS, n, KV_HEADS, D_HEAD)
+    # Keys and values go through a cache in F16, weights are in F16: the tolerances of test_tiny.py.
+    arrays = {kind: getattr(found, kind) for kind in (*ATTENTION_KINDS, "scores")}
+    assert {values.dtype for values in arrays.values()} == {np.dtype(np.float32)}
+    _assert_close(arrays, expected, 1e-2, 1e-2)
+    _assert_near(found.pattern.sum(axis=-1), 1, atol=1e-6)
+    assert not np.triu(found.pattern, 1).any()
+
+
+@pytest.mark.parametrize("name", ["text", "repetition"])
+@pytest.mark.parametrize(("precision", "pattern", "relative"), [("F16", 5e-3, 1e-2), ("F32", 1e-4, 1e-4)])
+def test_with_a_precise_cache_it_is_closer(
+    worker: Worker, tmp_path: Path, name: str, precision: str, pattern: float, relative: float
+) -> None:
+    file = TINY.files[0]
+    if precision == "F32":
+        file = tmp_path / "tiny-F32.gguf"
+        quantize_file(TINY.files, file, "F32", threads=2)
+    expected = _stored(name)
+    prompt = Prompt("p", _text_of(expected["tokens"]))
+    request = make_request(file, tmp_path, (prompt,), cache_type_k="f32", cache_type_v="f32")
+    _assert_close(worker.call(read_attention, None, request), expected, pattern, relative)
+
+
+def test_a_real_model_agrees_with_numpy(worker: Worker, smollm2_file: Path, tmp_path: Path) -> None:
+    """Four layers of SmolLM2 in F32. llama.cpp rounds activations to eight bits for products with its Q4_1 itself."""
+    file = tmp_path / "smollm2-F32.gguf"
+    quantize_file([smollm2_file], file, "F32", threads=2)
+    prompt = (Prompt("p", "The old lighthouse keeper climbed the stairs, and the keeper lit the lamp."),)
+    precise = {"n_ctx": 64, "n_batch": 64, "cache_type_k": "f32", "cache_type_v": "f32"}
+    found = worker.call(read_attention, None, make_request(file, tmp_path, prompt, **precise))
+    raw = worker.call(read_attention, None, make_request(smollm2_file, tmp_path, prompt, **precise))
+    model = Model(smollm2_file, "llama", layers=4)
+    residual = model.first_residual(model.embeddings(found["tokens"].astype(np.int32)))
+    assert found["pattern"].shape[:2] == (30, 9)
+    assert found["q"].shape[2:] == (9, 64)
+    assert found["k"].shape[2:] == found["v"].shape[2:] == (3, 64)
+    for layer in range(4):
+        truth = model.attend(layer, residual)
+        for kind in ("q", "k", "v", "pattern", "scores"):
+            expected = getattr(truth, kind)
+            scale = max(1.0, float(np.abs(expected).max()))
+            assert float(np.abs(found[kind][layer] - expected).max()) < (1e-3 if kind == "scores" else 1e-4), kind
+            assert float(np.abs(raw[kind][layer] - expected).max()) < 0.1 * scale, kind
+        residual = residual + truth.attn_out
+        residual = residual + model.gated_mlp(layer, residual)
+
+
+def test_a_prompt_in_pieces_is_the_same(worker: Worker, tmp_path: Path) -> None:
+    """Logical batches of 32 tokens, physical ones of 16: keys grow from one to the next."""
+    whole, pieces = tmp_path / "whole", tmp_path / "pieces"
+    one = worker.call(observe_attention, None, make_request(TINY.files[0], whole))
+    small = make_request(TINY.files[0], pieces, n_ctx=32, n_batch=32, n_ubatch=16)
+    many = worker.call(observe_attention, None, small)
+    assert max(one["lengths"]) > 48
+    for name in ("prompts", "tokens", "lengths", "heads", "counts", "copy_score", "pieces_0"):
+        np.testing.assert_array_equal(many[name], one[name])
+    # Sums of many rows; on some processors llama.cpp multiplies batches of another size in another order.
+    _assert_near(many["sums"], one["sums"], rtol=1e-5, atol=1e-4)
+    for name in ("induction", "duplicate_token", "redundancy", "pattern_0", "pattern_1"):
+        _assert_near(many[name].astype(np.float64), one[name], atol=1e-3)
+    a, b = ActivationReader(whole), ActivationReader(pieces)
+    for prompt, length in zip(one["prompts"], one["lengths"], strict=True):
+        for layer in range(LAYERS):
+            pattern = b.array(f"{prompt}/{layer}/pattern", 1)
+            assert pattern.shape == (HEADS, length, length)
+            _assert_near(pattern, a.array(f"{prompt}/{layer}/pattern", 1), atol=1e-3)
+            for kind in ("q", "k", "v"):
+                _assert_near(b.array(f"{prompt}/{layer}/{kind}"), a.array(f"{prompt}/{layer}/{kind}"), atol=2e-2)
+
+
+@pytest.mark.parametrize("kind", ["gemma2", "gemma3"])
+@pytest.mark.parametrize(("n_batch", "n_ubatch"), [(512, 512), (64, 16)])
+def test_nothing_is_seen_beyond_a_sliding_window(tmp_path: Path, kind: str, n_batch: int, n_ubatch: int) -> None:
+    """Of a prompt that is longer than the window, and than the context that the model was trained on."""
+    n = 300
+    file = write_small_model(tmp_path / "small.gguf", kind, 6)
+    tokens = np.random.default_rng(0).integers(0, 60, n).astype(np.int32)
+    settings: dict[str, Any] = {
+        "n_ctx": n_batch,
+        "n_batch": n_batch,
+        "n_ubatch": n_ubatch,
+        "cache_type_k": "f32",
+        "cache_type_v": "f32",
+    }
+    request = make_request(file, tmp_path, **settings)
+    part = LayerParts(n, by_key=True)
+    with Session([file], request.settings) as base, tapped(base, request, n, {"pattern": part}) as session:
+        decode_prompt(session, tokens)
+    patterns = part.take()
+    distance = np.arange(n)[:, None] - np.arange(n)
+    model = Model(file, kind)
+    windows = [model.definition(layer).window for layer in range(6)]
+    assert {WINDOW, None} == set(windows)
+    for pattern, window in zip(patterns, windows, strict=True):
+        assert pattern.shape == (4, n, n)
+        _assert_near(pattern.sum(axis=-1), 1, atol=1e-6)
+        hidden = (distance < 0) | (distance >= (window or n))
+        assert not pattern[:, hidden].any()
+        assert pattern[:, ~hidden].all()
+    # Keys are where their tokens are: what numpy computes has no cache.
+    truth = model.attend(0, model.first_residual(model.embeddings(tokens)))
+    _assert_near(patterns[0], truth.pattern, atol=2e-5)
+
+
+def test_the_same_file_has_not_moved(worker: Worker, tmp_path: Path) -> None:
+    base = worker.call(observe_attention, None, make_request(TINY.files[0], tmp_path / "base"))
+    request = make_request(TINY.files[0], tmp_path / "own")
+    own, arrays = worker.call(compare_attention, None, request, tmp_path / "base", base)
+    for name, values in own.items():
+        np.testing.assert_array_equal(values, base[name])
+    drift = AttentionDrift.of(arrays)
+    # A prompt of one token attends to itself.
+    assert list(drift.patterns) == ["text", "list"]
+    for prompt, n in zip(drift.patterns, base["lengths"], strict=False):
+        found = drift.patterns[prompt]
+        assert found.jsd.shape == (LAYERS * HEADS, n - 1)
+        assert (found.cosine == 1).all()
+        assert (found.cosine_rows == 1).all()
+        assert not found.jsd.any()
+        assert not found.total_variation.any()
+        assert not found.entropy_change.any()
+        assert not found.top_changed.any()
+    vectors = drift.vectors()
+    assert len(vectors) == 7 * (1 + LAYERS)
+    for placed in vectors:
+        exact = placed.estimate.value
+        if "cka" in placed.estimate.metric:
+            assert exact == pytest.approx(1, abs=1e-12)
+        else:
+            assert exact == 0
+    # What is compared goes: it is as large as the reference's.
+    assert list((tmp_path / "own").iterdir()) == []
+
+
+@pytest.mark.parametrize("change", [{"n_layer": 3}, {"heads": 8}])
+def test_a_model_of_another_shape_is_refused(worker: Worker, tmp_path: Path, change: dict[str, Any]) -> None:
+    one, other = write_random_llama(tmp_path / "one.gguf"), write_random_llama(tmp_path / "other.gguf", **change)
+    prompts = (Prompt("p", "The quick brown fox"),)
+    base = worker.call(observe_attention, None, make_request(one, tmp_path / "base", prompts))
+    with pytest.raises(ModelError, match=r"other has \d+ attention heads in \d layers, its reference 8 in 2"):
+        worker.call(compare_attention, None, make_request(other, tmp_path / "own", prompts), tmp_path / "base", base)
+    assert list((tmp_path / "own").iterdir()) == []
+
+
+def test_without_the_references_activations_nothing_is_left(worker: Worker, tmp_path: Path) -> None:
+    file = write_random_llama(tmp_path / "one.gguf")
+    prompts = (Prompt("p", "The quick brown fox"),)
+    base = worker.call(observe_attention, None, make_request(file, tmp_path / "base", prompts))
+    ActivationReader.discard(tmp_path / "base")
+    with pytest.raises(StoreError, match="cannot be read"):
+        worker.call(compare_attention, None, make_request(file, tmp_path / "own", prompts), tmp_path / "base", base)
+    assert list((tmp_path / "own").iterdir()) == []
+
+
+def test_attention_moves_more_as_bits_fall(tmp_path: Path) -> None:
+    runner, (reference, *candidates) = make_runner(tmp_path, "--models=tiny", "--gguf-quants=Q8_0,Q4_K_M,Q2_K")
+    corpus = load_corpus("pydoc", held_out_topics=reference.info.held_out_topics)
+    prompts = PromptSet("eight", load_prompts(None).prompts[:8])
+    found: list[dict[str, tuple[float, float]]] = []
+    errors = []
+    for model in candidates:
+        own, arrays = runner.attention.compare(model, reference, prompts, corpus)
+        assert len(own["prompts"]) == len(prompts.prompts)
+        drift = AttentionDrift.of(arrays)
+        estimates = {
+            p.estimate.metric: p.estimate for p in attention_estimates([*drift.patterns.values()], drift.heads)
+        }
+        assert {e.clusters for e in estimates.values()} == {len(prompts.prompts)}
+        assert all(e.se is not None and e.se > 0 for e in estimates.values())
+        found.append({name: (e.value, e.se or 0) for name, e in estimates.items()})
+        errors.append({p.estimate.metric: p.estimate.value for p in drift.vectors() if p.layer is None})
+    runner.close()
+    for better, worse in ((0, 1), (1, 2)):
+        for metric, sign in (
+            ("attn_cosine", -1),
+            ("attn_jsd", 1),
+            ("attn_total_variation", 1),
+            ("attn_top_changed", 1),
+        ):
+            (a, se_a), (b, se_b) = found[better][metric], found[worse][metric]
+            assert sign * (b - a) > 3 * (se_a**2 + se_b**2) ** 0.5, metric
+        for kind in ("q", "k", "v", "scores"):
+            assert errors[worse][f"attn_{kind}_error"] > 2 * errors[better][f"attn_{kind}_error"]
+    assert found[0]["attn_cosine"][0] > 0.999
+    # Only the reference's activations stay.
+    assert len(list((tmp_path / "attention").glob("*/activations.bin"))) == 1
+
+
+def test_known_heads_are_found() -> None:
+    behaviour = harness.heads("tiny")
+    assert behaviour.problems == []
+    assert len(behaviour.prompts) == len(load_prompts(None).prompts)
+    kinds = {place: kind.kind for place, kind in zip(behaviour.heads, behaviour.kinds, strict=True)}
+    scores = {place: p.values for place, p in zip(behaviour.heads, behaviour.profiles, strict=True)}
+    assert list(scores) == [(layer, head) for layer in range(LAYERS) for head in range(HEADS)]
+    assert kinds[2, 7] == kinds[2, 1] == "positional"
+    assert kinds[1, 1] == "induction"
+    assert sorted(scores, key=lambda place: -scores[place]["previous_token"])[:2] == [(2, 7), (2, 1)]
+    assert max(scores, key=lambda place: scores[place]["induction"]) == (1, 1)
+    for place, expected in np.ndenumerate(np.array(CARD["induction"])):
+        assert scores[place[0], place[1]]["induction"] == pytest.approx(expected, abs=0.12)
+    assert all(score is not None and -1 <= score <= 1 for score in behaviour.copy_scores)
