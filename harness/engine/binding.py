@@ -20,7 +20,15 @@ from numpy.typing import NDArray
 from harness.errors import EngineError, UnsupportedEngine
 from harness.gguf_file import TENSOR_TYPES
 
-__all__ = ["EngineInfo", "Tensor", "engine_info", "read_tensor", "require_supported_engine", "view_tensor", "write_tensor"]
+__all__ = [
+    "EngineInfo",
+    "Tensor",
+    "engine_info",
+    "read_tensor",
+    "require_supported_engine",
+    "view_tensor",
+    "write_tensor",
+]
 
 OLDEST: Final = (0, 3, 36)
 NEWEST_BEFORE: Final = (0, 3, 37)
