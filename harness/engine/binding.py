@@ -20,7 +20,15 @@ from numpy.typing import NDArray
 from harness.errors import EngineError, UnsupportedEngine
 from harness.gguf_file import TENSOR_TYPES
 
-__all__ = ["EngineInfo", "Tensor", "engine_info", "read_tensor", "require_supported_engine", "write_tensor"]
+__all__ = [
+    "EngineInfo",
+    "Tensor",
+    "engine_info",
+    "read_tensor",
+    "require_supported_engine",
+    "view_tensor",
+    "write_tensor",
+]
 
 OLDEST: Final = (0, 3, 36)
 NEWEST_BEFORE: Final = (0, 3, 37)
@@ -63,6 +71,7 @@ _SIGNATURES: Final[dict[str, tuple[list[Any], Any]]] = {
     "ggml_op_desc": ([ctypes.c_void_p], ctypes.c_char_p),
     "ggml_backend_tensor_get": ([ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t], None),
     "ggml_backend_tensor_set": ([ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t], None),
+    "ggml_backend_buffer_is_host": ([ctypes.c_void_p], ctypes.c_bool),
     "ggml_tensor_overhead": ([], ctypes.c_size_t),
     "ggml_init": ([_InitParams], ctypes.c_void_p),
     "ggml_free": ([ctypes.c_void_p], None),
@@ -207,6 +216,26 @@ def read_tensor(pointer: TensorPointer) -> NDArray[np.float32]:
         # The bytes are ours already.
         return strided.astype(np.float32, copy=False)
     return _dequantize(raw, tensor, kind, shape)
+
+
+def view_tensor(pointer: TensorPointer) -> NDArray[np.float32]:
+    """Read a tensor where it is, if it is of single precision and in this process's memory; a copy otherwise.
+
+    Returns:
+        As `read_tensor`, but not to be written to. A view holds these values until the graph goes on: llama.cpp uses
+        the memory again. What is kept has to be copied.
+    """
+    tensor, address = _tensor(pointer)
+    buffer = Tensor.from_address(tensor.view_src).buffer if tensor.view_src else tensor.buffer
+    ggml = library()
+    if _kind(tensor.type) == "F32" and buffer and tensor.data and ggml.ggml_backend_buffer_is_host(buffer):
+        memory = (ctypes.c_char * ggml.ggml_nbytes(address)).from_address(tensor.data)
+        shape, strides = tuple(reversed(tensor.ne)), tuple(reversed(tensor.nb))
+        values: NDArray[np.float32] = np.ndarray(shape, np.float32, buffer=memory, strides=strides)
+    else:
+        values = read_tensor(address)
+    values.flags.writeable = False
+    return values
 
 
 def write_tensor(pointer: TensorPointer, values: NDArray[np.float32]) -> None:

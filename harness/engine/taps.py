@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Final
 
 import llama_cpp
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.engine.binding import Tensor, library, read_tensor, require_supported_engine, write_tensor
+from harness.engine.binding import (
+    Tensor,
+    library,
+    read_tensor,
+    require_supported_engine,
+    view_tensor,
+    write_tensor,
+)
 from harness.errors import EngineError, TapNotFound
 from harness.tap_names import ENCODER_PREFIX, NEEDS_FLASH_ATTENTION_OFF, TAPS, expand_taps, generic_tap, graph_nodes
 
 __all__ = ["Patcher", "Reader", "Taps"]
 
 Reader = Callable[[str, NDArray[np.float32]], None]
-"""Called with (tap, values); values have the shape that `harness.names.TAPS` states, once per physical batch."""
+"""Called with (tap, values); values have the shape that `harness.names.TAPS` states, once per physical batch.
+
+They are the reader's own, except where `Taps` was told that views will do: those cannot be written to, and hold the
+values only until the reader returns.
+"""
 
 Patcher = Callable[[str, NDArray[np.float32]], NDArray[np.float32]]
 """Called with (tap, values); returns what the rest of the graph shall see, in the same shape."""
@@ -35,6 +46,8 @@ class Taps:
         n_layer: number of layers of the model.
         read: function by tap.
         patch: function by tap.
+        views: taps whose readers keep nothing of what they are given without copying it. These need not be copied for
+            them, where llama.cpp has them in this process's memory.
 
     Raises:
         TapNotFound: a name that is no tap, a layer that the model does not have, or a tensor that llama.cpp does not
@@ -48,8 +61,10 @@ class Taps:
         *,
         read: Mapping[str, Reader] | None = None,
         patch: Mapping[str, Patcher] | None = None,
+        views: Collection[str] = (),
     ) -> None:
         require_supported_engine()
+        self._views = frozenset(views)
         self._readers = dict(read or {})
         self._patchers = dict(patch or {})
         self._architecture, self._n_layer = architecture, n_layer
@@ -138,7 +153,8 @@ class Taps:
                 "Check that the architecture is the file's own; if it is, read another tap near it.",
             )
         self._handed.add(tap)
-        values = read_tensor(address)
+        viewed = tap in self._views and tap not in self._patchers
+        values = view_tensor(address) if viewed else read_tensor(address)
         shown = values.reshape(values.shape[_leading_ones(values.shape, _RANKS[generic_tap(tap)]) :])
         if tap in self._patchers:
             # The patcher may change its argument in place: the shape is kept beforehand.

@@ -6,7 +6,7 @@ pattern. What candidates are compared with goes to disk, and a candidate's own u
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -116,7 +116,7 @@ def observe_attention(context: WorkerContext, request: AttentionRequest) -> Arra
     longest = max(len(tokens) for tokens in inputs.values())
     found, texts = [], {}
     try:
-        with tapped(base, request, longest, dict.fromkeys(ATTENTION_KINDS, watch)) as session:
+        with tapped(base, request, longest, dict.fromkeys(ATTENTION_KINDS, watch), views=["pattern"]) as session:
             for done, (prompt, tokens) in enumerate(inputs.items()):
                 context.progress(done, len(inputs))
                 pieces = [session.detokenize([token], special=True) for token in tokens.tolist()]
@@ -209,7 +209,14 @@ def _kept(request: AttentionRequest, heads: NDArray[np.int64], texts: Mapping[st
 
 
 @contextmanager
-def tapped(base: Session, request: AttentionRequest, longest: int, readers: Mapping[str, Reader]) -> Iterator[Session]:
+def tapped(
+    base: Session,
+    request: AttentionRequest,
+    longest: int,
+    readers: Mapping[str, Reader],
+    *,
+    views: Collection[str] = (),
+) -> Iterator[Session]:
     """A context of a loaded model, without flash attention, whose attention is read.
 
     Args:
@@ -217,6 +224,7 @@ def tapped(base: Session, request: AttentionRequest, longest: int, readers: Mapp
         request: says which model that is, and how to run it.
         longest: tokens of the longest text to decode.
         readers: by kind ("pattern", "q"): called with the taps of all layers.
+        views: kinds whose readers keep nothing of what they are given without copying it.
     """
     from harness.engine.session import Session
     from harness.engine.taps import Taps
@@ -225,9 +233,9 @@ def tapped(base: Session, request: AttentionRequest, longest: int, readers: Mapp
     n_ctx = -(-longest // n_batch) * n_batch
     settings = replace(request.settings, n_ctx=n_ctx, n_batch=n_batch, flash_attention="off")
     read = {f"blocks.{layer}.attn.{kind}": each for layer in range(request.n_layer) for kind, each in readers.items()}
-    with Session(
-        base.files, settings, Taps(request.architecture, request.n_layer, read=read), model_of=base
-    ) as session:
+    viewed = [tap for tap in read if tap.rpartition(".")[2] in views]
+    taps = Taps(request.architecture, request.n_layer, read=read, views=viewed)
+    with Session(base.files, settings, taps, model_of=base) as session:
         yield session
 
 

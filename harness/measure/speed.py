@@ -25,7 +25,15 @@ if TYPE_CHECKING:
     from harness.engine.session import Session
     from harness.engine.worker import WorkerContext
 
-__all__ = ["SpeedRequest", "SpeedResult", "bench_settings", "decode_prompt", "decode_singly", "measure_speed"]
+__all__ = [
+    "SpeedRequest",
+    "SpeedResult",
+    "bench_settings",
+    "decode_prompt",
+    "decode_singly",
+    "measure_speed",
+    "peak_resident",
+]
 
 _RELOAD_BELOW_S: Final = 3.0
 _RELOADS: Final = 3
@@ -121,7 +129,7 @@ def measure_speed(context: WorkerContext, request: SpeedRequest) -> SpeedResult:
         pp_tokens_per_s=pp,
         tg_tokens_per_s=tg,
         load_s=loads,
-        resident_bytes=max(0, _peak_resident() - before),
+        resident_bytes=max(0, peak_resident() - before),
         vram_bytes=vram,
         weights_bytes=memory.weights,
         kv_cache_bytes=memory.kv_cache,
@@ -180,7 +188,7 @@ def decode_singly(session: Session, length: int, numbers: random.Random) -> None
         token = numbers.randrange(session.vocabulary.n_tokens)
 
 
-def _peak_resident() -> int:
+def peak_resident() -> int:
     """Most resident memory that this process has had, in bytes.
 
     On Linux not from getrusage: its maximum survives exec, and would be that of the process that started this one.

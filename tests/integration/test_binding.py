@@ -100,6 +100,23 @@ def test_floats_are_written_and_read(memory: Memory, values: NDArray[np.float32]
     assert (read == expected.reshape(SHAPE)).all()
 
 
+@pytest.mark.parametrize("kind", ["F32", "F16", "BF16"])
+def test_single_precision_in_host_memory_is_viewed(memory: Memory, values: NDArray[np.float32], kind: str) -> None:
+    tensor = memory.new(kind)
+    dimensions, strides = (16, *SHAPE[-2::-1]), tensor.contents.nb
+    part = memory.ggml.ggml_view_4d(memory.context, tensor, *dimensions, strides[1], strides[2], strides[3], strides[0])
+    memory.allocate()
+    binding.write_tensor(tensor, values)
+    for each in (tensor, part):
+        copy, viewed = binding.read_tensor(each), binding.view_tensor(each)
+        assert (viewed == copy).all()
+        assert not viewed.flags.writeable
+        binding.write_tensor(each, copy + 1)
+        assert (viewed == binding.read_tensor(each)).all() == (kind == "F32")
+    with pytest.raises(ValueError, match="read-only"):
+        viewed[...] = 0
+
+
 def test_integers_are_read(memory: Memory) -> None:
     tensor = memory.new("I32")
     memory.allocate()

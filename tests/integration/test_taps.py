@@ -101,6 +101,22 @@ def test_taps_of_an_architecture_fit_together(model: Callable[[str], Path], kind
         before = taps["resid_post"]
 
 
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "gemma2"])
+def test_views_have_the_values_of_copies(model: Callable[[str], Path], kind: str) -> None:
+    copies, _ = _run(model(kind), kind, _offered(kind))
+    seen: dict[str, tuple[Array, bool]] = {}
+
+    def keep(tap: str, values: Array) -> None:
+        seen[tap] = values.copy(), values.flags.writeable
+
+    taps = Taps(architecture_of(kind), _layers(kind), read=dict.fromkeys(copies, keep), views=set(copies) - {"embed"})
+    with Session([model(kind)], _settings("off"), taps) as session:
+        session.logits(TOKENS)
+    assert seen.keys() == copies.keys()
+    assert all((seen[tap][0] == values).all() for tap, values in copies.items())
+    assert {tap for tap, (_, writeable) in seen.items() if writeable} == {"embed"}
+
+
 @pytest.mark.parametrize("kind", ARCHITECTURES)
 def test_identity_patches_of_everything_change_no_bit(model: Callable[[str], Path], kind: str) -> None:
     _, plain = _run(model(kind), kind, [])
