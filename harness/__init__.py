@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from harness.api import Attention as Attention
+    from harness.api import HiddenStates as HiddenStates
     from harness.api import attention as attention
     from harness.api import heads as heads
+    from harness.api import hidden_states as hidden_states
 
 __version__ = "0.1.0"
 
@@ -18,7 +20,7 @@ _CHECKOUT = Path(__file__).resolve().parent.parent
 if (_CHECKOUT / "fixtures" / "data").is_dir() and (_CHECKOUT / "suites").is_dir():
     __path__.append(str(_CHECKOUT))
 
-_API = frozenset({"Attention", "attention", "heads"})
+_API = frozenset({"Attention", "HiddenStates", "attention", "heads", "hidden_states"})
 
 
 def __getattr__(name: str) -> Any:

@@ -3,27 +3,39 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import numpy as np
 
 from harness.corpora import load_corpus
 from harness.engine.settings import SessionSettings
 from harness.engine.worker import Worker
-from harness.errors import OptionError
+from harness.errors import OptionError, PromptError
 from harness.measure.attention import AttentionRequest, observe_attention, read_attention
 from harness.measure.attention_results import HeadBehaviour
+from harness.measure.embeddings import EmbeddingRequest, measure_words
+from harness.measure.states import LayersRequest, read_states
 from harness.models import ModelInfo, load_info
 from harness.options import default_threads
 from harness.prompts import Prompt, load_prompts
 from harness.sources import expand_all
+from harness.words import load_words
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["Attention", "attention", "heads"]
+    from harness.engine.worker import WorkerContext
+    from harness.measure.observers import Arrays
+
+__all__ = ["Attention", "HiddenStates", "WordEmbeddings", "attention", "heads", "hidden_states", "word_embeddings"]
+
+
+R = TypeVar("R")
+
+_LIMIT_BYTES: Final = 8_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +61,49 @@ class Attention:
     v: NDArray[np.float32]
 
 
+@dataclass(frozen=True, slots=True)
+class HiddenStates:
+    """The hidden states of one prompt, as llama.cpp computed them; all float32.
+
+    Where llama.cpp names only the stream behind a block in an architecture, what is inside of it is None. Layers whose
+    input is not known (the first one of models with embeddings of positions) have NaN for what follows from it.
+
+    Attributes:
+        tokens: [pos] token ids, BOS included where the vocabulary asks for it.
+        pieces: [pos] their text; parts of characters are shown as U+FFFD.
+        embed: [pos, d_model] what goes into the first block: token embeddings, scaled where the model scales them.
+        resid_mid: [layer, pos, d_model] the residual stream between attention and MLP.
+        attn_out: [layer, pos, d_model] what attention adds to the stream.
+        mlp_out: [layer, pos, d_model] what the MLP adds to it.
+        resid_post: [layer, pos, d_model] the stream behind each block, before the final norm.
+    """
+
+    tokens: NDArray[np.int32]
+    pieces: tuple[str, ...]
+    embed: NDArray[np.float32]
+    resid_mid: NDArray[np.float32] | None
+    attn_out: NDArray[np.float32] | None
+    mlp_out: NDArray[np.float32] | None
+    resid_post: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class WordEmbeddings:
+    """Token embeddings of words; of a word of several tokens their mean.
+
+    Attributes:
+        words: [n] those of the list that the model's vocabulary can write.
+        groups: [n] the group of each, None for words of analogies alone.
+        vectors: [n, d_model] float32, dequantized.
+        missing: the other words of the list.
+    """
+
+    words: tuple[str, ...]
+    groups: tuple[str | None, ...]
+    vectors: NDArray[np.float32]
+    missing: tuple[str, ...]
+
+
 def attention(model: str | Path, prompt: str, *, threads: int | None = None, gpu: int = 0) -> Attention:
     """Decode a prompt, and return the attention of every head of every layer.
 
@@ -70,12 +125,76 @@ def attention(model: str | Path, prompt: str, *, threads: int | None = None, gpu
     """
     info = _model(model)
     with tempfile.TemporaryDirectory() as folder:
-        request = _request(info, (Prompt("prompt", prompt),), Path(folder), threads, gpu)
+        request = _request(info, (_prompt(prompt),), Path(folder), threads, gpu)
         with Worker(info.name, Path(folder) / "worker.log", gpu=gpu) as worker:
-            found = worker.call(read_attention, None, request)
+            found = _read(worker, read_attention, request)
     pattern, scores, q, k, v = (found[name].astype(np.float32, copy=False) for name in ("pattern", "scores", *"qkv"))
-    pieces = tuple(piece.decode("utf-8", "replace") for piece in found["pieces"].tolist())
-    return Attention(found["tokens"].astype(np.int32), pieces, pattern, scores, q, k, v)
+    return Attention(found["tokens"].astype(np.int32), _texts(found), pattern, scores, q, k, v)
+
+
+def hidden_states(model: str | Path, prompt: str, *, threads: int | None = None, gpu: int = 0) -> HiddenStates:
+    """Decode a prompt, and return the residual stream around every block; arguments as for `attention`.
+
+        found = harness.hidden_states("model-Q4_K_M.gguf", "The cat sat on the mat")
+        found.resid_post[2, -1]    # [d_model] behind layer 2, of the last token
+
+    Decoded as by `attention`, without flash attention: patterns and states belong together. Memory and disk for n
+    tokens are 16 n d_model bytes per layer.
+
+    Args:
+        model: a path, an alias or hf:org/repo:file.
+        prompt: continued as it is; no chat template.
+        threads: CPU threads; the physical cores if not given.
+        gpu: NVIDIA GPU, -1 for none; ignored where there is none.
+
+    Raises:
+        HarnessError: the model cannot be loaded, its residual stream not be read, or it cannot have the prompt.
+    """
+    info = _model(model)
+    settings = replace(_settings(threads, gpu), flash_attention="off")
+    with tempfile.TemporaryDirectory() as folder:
+        states = Path(folder) / "states"
+        request = LayersRequest(info.name, info.files, settings, (_prompt(prompt),), states, _LIMIT_BYTES)
+        with Worker(info.name, Path(folder) / "worker.log", gpu=gpu) as worker:
+            found = _read(worker, read_states, request)
+    return HiddenStates(
+        tokens=found["tokens"],
+        pieces=_texts(found),
+        embed=found["embed"],
+        resid_mid=found.get("resid_mid"),
+        attn_out=found.get("attn_out"),
+        mlp_out=found.get("mlp_out"),
+        resid_post=found["resid_post"],
+    )
+
+
+def word_embeddings(
+    model: str | Path, words: Path | None = None, *, threads: int | None = None, gpu: int = 0
+) -> WordEmbeddings:
+    """The token embeddings of a word list, as suites/embeddings looks them up; arguments as for `attention`.
+
+    Args:
+        model: a path, an alias or hf:org/repo:file.
+        words: a TOML file, see `harness.words`; the built-in list if not given.
+        threads: CPU threads.
+        gpu: NVIDIA GPU, -1 for none.
+
+    Raises:
+        HarnessError: the model cannot be loaded or has no token embeddings, or the list cannot be read.
+    """
+    listed = load_words(words)
+    info = _model(model)
+    request = EmbeddingRequest(info.files, _settings(threads, gpu), listed.words)
+    with tempfile.TemporaryDirectory() as folder, Worker(info.name, Path(folder) / "worker.log", gpu=gpu) as worker:
+        found = worker.call(measure_words, None, request)
+    there = found["word_tokens"] > 0
+    known = tuple(word for word, written in zip(listed.words, there.tolist(), strict=True) if written)
+    return WordEmbeddings(
+        words=known,
+        groups=tuple(listed.group_of.get(word) for word in known),
+        vectors=found["word_vectors"][there],
+        missing=tuple(word for word in listed.words if word not in known),
+    )
 
 
 def heads(model: str | Path, prompts: Path | None = None, *, threads: int | None = None, gpu: int = 0) -> HeadBehaviour:
@@ -102,18 +221,42 @@ def _model(spec: str | Path) -> ModelInfo:
     return load_info(sources[0])
 
 
+def _prompt(text: str) -> Prompt:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        # A command line that is not UTF-8 comes with half characters in it.
+        raise PromptError(f"The prompt {text!r} is not valid text.", "Give it in UTF-8.") from None
+    return Prompt("prompt", text)
+
+
+def _read(worker: Worker, task: Callable[[WorkerContext, R], Arrays], request: R) -> dict[str, Any]:
+    """What a task reads of the one prompt: what a suite would do with others is no way out here."""
+    try:
+        return worker.call(task, None, request)
+    except PromptError as error:
+        raise PromptError(error.message, "Give a prompt of at least one token that fits into the context.") from None
+
+
+def _texts(found: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(piece.decode("utf-8", "replace") for piece in found["pieces"].tolist())
+
+
+def _settings(threads: int | None, gpu: int) -> SessionSettings:
+    return SessionSettings(threads=threads or default_threads(), n_gpu_layers=0 if gpu < 0 else -1)
+
+
 def _request(
     info: ModelInfo, prompts: tuple[Prompt, ...], folder: Path, threads: int | None, gpu: int
 ) -> AttentionRequest:
-    settings = SessionSettings(threads=threads or default_threads(), n_gpu_layers=0 if gpu < 0 else -1)
     return AttentionRequest(
         model=info.name,
         files=info.files,
         architecture=info.architecture,
         n_layer=info.n_layer or 0,
-        settings=settings,
+        settings=_settings(threads, gpu),
         prompts=prompts,
         text=b"",
         folder=folder,
-        limit_bytes=8_000_000_000,
+        limit_bytes=_LIMIT_BYTES,
     )

@@ -101,11 +101,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     quantize.set_defaults(function=_quantize)
 
-    graph = commands.add_parser(
-        "graph", help="write a model's structure as tables (Parquet) and as an interactive page"
-    )
+    graph = commands.add_parser("graph", help="write a graph of a model as tables (Parquet) and as an interactive page")
     graph.add_argument("model", help="path, alias, hf:org/repo:file-or-quant")
-    graph.add_argument("--kind", choices=("structure",), default="structure", help="(default: structure)")
+    graph.add_argument(
+        "--kind",
+        choices=("structure", "attention", "flow", "cosine"),
+        default="structure",
+        help="structure: its tensors (default); attention: which token looks at which, by layer and head; flow: the"
+        " residual stream and what attention brings into it; cosine: words with similar token embeddings",
+    )
+    graph.add_argument("--prompt", default=None, metavar="TEXT", help="for attention and flow (default: a sentence)")
+    graph.add_argument("--words", type=Path, default=None, metavar="FILE", help="for cosine (default: built-in list)")
+    graph.add_argument("--threads", type=int, default=None, metavar="N", help="CPU threads (default: physical cores)")
     graph.add_argument(
         "-o", "--out", type=Path, default=Path(), metavar="DIR", help="folder for the files (default: here)"
     )
@@ -241,14 +248,10 @@ def _quantize(known: argparse.Namespace, _: list[str]) -> int:
 
 
 def _graph(known: argparse.Namespace, _: list[str]) -> int:
-    from harness.gguf_file import read_header
-    from harness.graphs import ModelStructure, upload, write_graph
-    from harness.sources import expand_all
+    from harness.graph_sources import graph_of
+    from harness.graphs import upload, write_graph
 
-    sources = expand_all([known.model])
-    if len(sources) != 1:
-        raise OptionError(f"{known.model!r} names {len(sources)} models.", "Give exactly one.")
-    graph = ModelStructure(sources[0].name, [read_header(file) for file in sources[0].files]).build()
+    graph = graph_of(known.model, known.kind, prompt=known.prompt, words=known.words, threads=known.threads)
     files = write_graph(graph, known.out)
     print(f"{graph.n_nodes} nodes  {files.nodes}\n{graph.n_edges} edges  {files.edges}\nview       {files.view}")
     if known.upload:

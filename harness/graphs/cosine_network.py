@@ -32,6 +32,7 @@ class CosineNetwork:
         coordinates: [n, 2], where nodes go; by default springs place them, or, if there are more than 1500, their
             first two principal axes.
         provenance: what else to keep of where it is from.
+        groups: [n], a column of the nodes that says what a point belongs to; none by default.
 
     Raises:
         NoData: from `build`: no vectors, some that are not finite, or zero.
@@ -44,6 +45,7 @@ class CosineNetwork:
     threshold: float = 0.5
     coordinates: NDArray[np.floating] | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    groups: Sequence[str | None] = ()
 
     def build(self) -> Graph:
         """The network."""
@@ -60,6 +62,7 @@ class CosineNetwork:
                 "id": Column("string", ids),
                 "kind": Column("string", ["point"] * len(ids)),
                 "label": Column("string", list(self.labels)),
+                **({"group": Column("string", list(self.groups))} if self.groups else {}),
                 "degree": Column("int64", np.bincount(np.concatenate([source, target]), minlength=len(ids))),
                 "x": Column("float64", place[:, 0]),
                 "y": Column("float64", place[:, 1]),

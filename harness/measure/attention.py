@@ -16,10 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.engine.settings import SessionSettings
-from harness.errors import PromptError
+from harness.errors import CorpusError, PromptError
 from harness.measure.activations import ActivationReader, ActivationWriter
 from harness.measure.behaviour import BehaviourWatch, LayerParts
 from harness.measure.copying import copy_scores
+from harness.measure.head import ModelFile
 from harness.measure.inputs import prompt_inputs
 from harness.metrics.circuits import induction_scores, repeated_tokens
 from harness.metrics.heads import BEHAVIOURS
@@ -154,10 +155,12 @@ def read_attention(context: WorkerContext, request: AttentionRequest) -> Arrays:
     Raises:
         PromptError: the model cannot be given the prompt.
         TapNotFound: llama.cpp does not offer a tensor in this architecture.
+        CorpusError: pattern and scores would take more than the limit.
     """
     base = context.session(request.files, request.settings)
     inputs, _ = _inputs(base, request)
     (tokens,) = inputs.values()
+    _check_memory(request, len(tokens))
     kinds = (*ATTENTION_KINDS, "scores")
     parts = {kind: LayerParts(len(tokens), by_key=kind in {"pattern", "scores"}) for kind in kinds}
     with tapped(base, request, len(tokens), parts) as session:
@@ -166,6 +169,18 @@ def read_attention(context: WorkerContext, request: AttentionRequest) -> Arrays:
     found = {kind: np.stack(part.take()) for kind, part in parts.items()}
     # As objects: an array of bytes would lose the zero at the end of a piece.
     return {"tokens": tokens, "pieces": np.array(pieces, dtype=np.object_), **found}
+
+
+def _check_memory(request: AttentionRequest, n: int) -> None:
+    model = ModelFile(request.files)
+    by_layer = np.broadcast_to(model.metadata.get(f"{model.architecture}.attention.head_count", 0), request.n_layer)
+    size = 8 * n * n * int(by_layer.sum())
+    if size > request.limit_bytes:
+        raise CorpusError(
+            f"{request.model}: attention of {n} tokens would take {size / 1e9:.1f} GB, the limit is"
+            f" {request.limit_bytes / 1e9:.1f} GB.",
+            "Use a shorter prompt.",
+        )
 
 
 def _redundancy(request: AttentionRequest, prompts: list[str]) -> NDArray[np.float64]:

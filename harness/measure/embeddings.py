@@ -38,6 +38,7 @@ __all__ = [
     "describe_matrix",
     "measure_contexts",
     "measure_embeddings",
+    "measure_words",
 ]
 
 Float32 = NDArray[np.float32]
@@ -89,6 +90,19 @@ def measure_embeddings(context: WorkerContext, request: EmbeddingRequest) -> Arr
     session = context.session(request.files, _one_text(request.settings))
     found |= _words(session, weights, request.words)
     return found | _common_tokens(session, weights, {word.strip() for word in request.words})
+
+
+def measure_words(context: WorkerContext, request: EmbeddingRequest) -> Arrays:
+    """The words alone, without what `measure_embeddings` says of the whole space.
+
+    Returns:
+        word_vectors, word_tokens: as there.
+
+    Raises:
+        ModelError: a file without token embeddings, or of a type that cannot be dequantized.
+    """
+    session = context.session(request.files, _one_text(request.settings))
+    return _words(session, Weights(request.files), request.words)
 
 
 def _one_text(settings: SessionSettings) -> SessionSettings:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from harness.engine.session import Session, Tokens
     from harness.engine.taps import Patcher, Reader
     from harness.engine.worker import ProgressCallback, WorkerContext
+    from harness.measure.observers import Arrays
 
 __all__ = [
     "KINDS",
@@ -39,6 +40,7 @@ __all__ = [
     "StateFiles",
     "decode_states",
     "prompt_tokens",
+    "read_states",
     "short_settings",
     "side_by_side",
     "tapped",
@@ -217,6 +219,31 @@ def decode_states(
     return files
 
 
+def read_states(context: WorkerContext, request: LayersRequest) -> Arrays:
+    """All hidden states of one prompt, however long it is.
+
+    Returns:
+        tokens, [pos]; pieces, [pos], their text as bytes; embed, [pos, d_model]; resid_post and, where llama.cpp names
+        enough to know them, resid_mid, attn_out and mlp_out, [layer, pos, d_model]; all float32.
+
+    Raises:
+        PromptError: the model cannot be given the prompt.
+        ModelError: the residual stream of this architecture cannot be read.
+        CorpusError: the states would take more than the limit.
+    """
+    session = context.session(request.files, request.settings)
+    inputs, problems = prompt_inputs(session, request.model, request.prompts, 0, request.settings.n_ctx)
+    for error in problems.values():
+        raise error
+    ((tokens, _),) = inputs.values()
+    given = PromptTokens(tuple(inputs), np.asarray(tokens, dtype=np.int32), np.array([0, len(tokens)]), {})
+    files = decode_states(context, session, 1, request, given)
+    pieces = [session.detokenize([token], special=True) for token in given.tokens.tolist()]
+    found: Arrays = {"tokens": given.tokens, "pieces": np.array(pieces, dtype=np.bytes_)}
+    # Copies: the files go with the folder.
+    return found | {name: np.array(files.load(name)) for name in ("embed", *files.kinds)}
+
+
 def short_settings(settings: SessionSettings, longest: int, lanes: int) -> SessionSettings:
     """A context just long enough for the longest prompt, with its share of the threads."""
     return replace(
@@ -283,7 +310,7 @@ def _readable(session: Session, settings: SessionSettings, architecture: str, n_
     if missing is not None:
         raise ModelError(
             f"{model}: the residual stream of the architecture {architecture} cannot be read. {missing.message}",
-            "Leave this model out of the layers suite.",
+            "Leave this model out.",
         ) from None
     return [kind for kind in KINDS if offered([kind]) is None]
 

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from harness.names import METRICS
-from harness.report.data import visible
+from harness.report.data import place, visible
 from harness.report.numbers import format_value
 
 __all__ = ["Comparison", "Difference", "compare_runs", "render_comparison"]
@@ -36,6 +36,7 @@ class Difference:
         z: difference over the root of the sum of squared errors, the two runs taken as independent; None where an
             error is missing. On the same corpus that is too careful: paired errors would be smaller.
         direction: "better", "worse", or "" for no change or a neutral metric.
+        prompt, layer, head: what of the model; None for all of it.
     """
 
     model: str
@@ -44,6 +45,14 @@ class Difference:
     new: float
     z: float | None
     direction: str
+    prompt: str | None = None
+    layer: int | None = None
+    head: int | None = None
+
+    @property
+    def where(self) -> str:
+        """`layer 2, head 7`, and the prompt."""
+        return ", ".join(part for part in (place(self.layer, self.head), visible(self.prompt or "")) if part)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,24 +92,29 @@ def render_comparison(comparison: Comparison, *, width: int, color: bool) -> str
     from rich.text import Text
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    shown = [difference for difference in comparison.differences if difference.metric in _SHOWN]
+    # Most runs have these metrics of whole models only.
+    placed = any(difference.where for difference in shown)
     for title, justify in (
         ("model", "left"),
         ("metric", "left"),
+        *([("where", "left")] if placed else []),
         ("old", "right"),
         ("new", "right"),
         ("change", "right"),
     ):
-        table.add_column(title, justify="right" if justify == "right" else "left", no_wrap=title != "model")
+        table.add_column(
+            title, justify="right" if justify == "right" else "left", no_wrap=title not in {"model", "where"}
+        )
     table.add_column("z", justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
     styles = {"better": "green", "worse": "red"}
-    for difference in comparison.differences:
-        if difference.metric not in _SHOWN:
-            continue
+    for difference in shown:
         relative = f"{difference.new / difference.old - 1:+.2%}" if difference.old else "-"
         table.add_row(
             Text(visible(difference.model)),
             METRICS[difference.metric].title if difference.metric in METRICS else difference.metric,
+            *([Text(difference.where)] if placed else []),
             format_value(difference.old),
             format_value(difference.new),
             relative,
@@ -134,7 +148,8 @@ def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> Difference:
         z = change / error
     better = {"higher": change > 0, "lower": change < 0}.get(new["better"])
     direction = "" if change == 0 or better is None else "better" if better else "worse"
-    return Difference(new["model"], new["metric"], old["value"], new["value"], z, direction)
+    where = (new.get(key) for key in ("prompt", "layer", "head"))
+    return Difference(new["model"], new["metric"], old["value"], new["value"], z, direction, *where)
 
 
 def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

@@ -9,7 +9,10 @@ from typing import Any, Final
 from harness.metrics.tradeoff import dominated_by, smallest_passing
 from harness.report.numbers import format_bytes
 
-__all__ = ["Candidate", "RunView", "visible", "visible_lines"]
+__all__ = ["MOST_ESTIMATES", "Candidate", "RunView", "place", "visible", "visible_lines"]
+
+MOST_ESTIMATES: Final = 2000
+"""Rows of a page: a browser sorts and filters as many at once. A run of many heads or prompts has tens of thousands."""
 
 _PREFERRED_LOSS: Final = ("kld_mean", "ln_ppl_ratio", "ppl")
 
@@ -64,6 +67,13 @@ class RunView:
     def rows_of(self, model: str, metric: str) -> list[Mapping[str, Any]]:
         """Rows of a model's metric over layers and heads, of all prompts together."""
         return [row for row in self._placed.get((model, metric), []) if row.get("prompt") is None]
+
+    def shown_estimates(self, most: int = MOST_ESTIMATES) -> list[Mapping[str, Any]]:
+        """Those of the page's table, in their order: all of the whole; up to `most`, of layers before all others."""
+        rows = self.run.get("estimates", [])
+        ranked = sorted(range(len(rows)), key=lambda index: _detail_of(rows[index]))
+        whole = sum(_detail_of(row) == 0 for row in rows)
+        return [rows[index] for index in sorted(ranked[: max(most, whole)])]
 
     def measured(self, metric: str) -> bool:
         """Whether any model has this metric."""
@@ -189,6 +199,18 @@ class RunView:
             reasons = tuple(gate["detail"] for gate in gates if gate["verdict"] == verdict)
             reasons += tuple(finding["detail"] for finding in worse)
         return Candidate(name, facts, is_reference, verdict, reasons, self._dominated.get(name))
+
+
+def _detail_of(row: Mapping[str, Any]) -> int:
+    """0 for a row of the whole, 1 of a layer, 2 of a head or a prompt."""
+    if row.get("head") is not None or row.get("prompt") is not None:
+        return 2
+    return int(row.get("layer") is not None)
+
+
+def place(layer: int | None, head: int | None) -> str:
+    """`layer 2, head 7`; empty for a model as a whole."""
+    return ", ".join(f"{name} {value}" for name, value in (("layer", layer), ("head", head)) if value is not None)
 
 
 def _is_broken(test: Mapping[str, Any], findings: list[Mapping[str, Any]]) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 from harness.claims import judge_claims
 from harness.names import METRICS
 from harness.report.charts import build_charts
-from harness.report.data import RunView, visible, visible_lines
+from harness.report.data import RunView, place, visible, visible_lines
 from harness.report.numbers import format_bytes, format_estimate, format_percent, format_value
 from harness.report.prices import price_list, show_average, show_step
 from harness.store import write_text
@@ -73,6 +73,7 @@ def write_html(run: Mapping[str, Any], run_dir: Path, destination: Path) -> None
         show_average=show_average,
         show_step=show_step,
         claims=judge_claims(run),
+        estimates=[(row, *_place(row)) for row in view.shown_estimates()],
         charts=charts,
         charts_json=Markup(embed_json(charts)),  # noqa: S704
         css=Markup((assets / "report.css").read_text(encoding="utf-8")),  # noqa: S704
@@ -98,6 +99,14 @@ def _cell(view: RunView, model: str, metric: str) -> tuple[str, float | None]:
     if metric == "bits_per_weight":
         return f"{value:.2f}", value
     return format_estimate(value, se), value
+
+
+def _place(row: Mapping[str, Any]) -> tuple[str, int | None]:
+    """(text, value to sort by) of the layer and head of an estimate."""
+    layer, head = row.get("layer"), row.get("head")
+    if layer is None and head is None:
+        return "", None
+    return place(layer, head), ((layer or 0) << 20) + (0 if head is None else head + 1)
 
 
 def embed_json(data: object) -> str:

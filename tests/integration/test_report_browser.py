@@ -95,6 +95,19 @@ def test_estimates_filter(page: Page, tmp_path: Path) -> None:
     assert "0.004095" in shown.first.inner_text()
 
 
+def test_estimates_sort_by_layer_and_head(page: Page, tmp_path: Path) -> None:
+    run = _stored()
+    row = run["estimates"][0]
+    run["estimates"] += [
+        row | {"metric": "m", "layer": layer, "head": head} for layer, head in ((10, None), (2, 11), (2, 3), (2, None))
+    ]
+    _open(page, tmp_path, run)
+    page.get_by_text("estimates, with both standard errors").click()
+    page.locator("[data-filtered=estimates] thead button", has_text="layer, head").click()
+    shown = page.locator("[data-filtered=estimates] tbody tr td:nth-child(4)").all_inner_texts()
+    assert shown[:5] == ["layer 2", "layer 2, head 3", "layer 2, head 11", "layer 10", ""]
+
+
 def test_hostile_names_stay_text(page: Page, tmp_path: Path) -> None:
     run = json.loads(json.dumps(_stored()).replace("smollm2-135m-Q4_K_M", json.dumps(HOSTILE)[1:-1]))
     run["tests"][0] |= {"outcome": "failed", "message": HOSTILE}

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.report.compare import compare_runs, render_comparison
-from harness.report.data import RunView, visible
+from harness.report.data import MOST_ESTIMATES, RunView, visible
 from harness.report.html import write_html
 from harness.report.markdown import render_markdown
 from harness.report.numbers import format_bytes, format_estimate, format_percent, format_value
@@ -230,6 +230,76 @@ def test_a_run_compared_with_itself_does_not_differ(run: dict[str, Any]) -> None
     assert len(comparison.differences) == len(run["estimates"])
     assert all(difference.direction == "" for difference in comparison.differences)
     assert comparison.changes == ()
+
+
+def _row(model: str, metric: str, value: float, **where: Any) -> dict[str, Any]:
+    row = {"suite": "s", "model": model, "metric": metric, "value": value, "se": 0.1, "se_iid": None, "n": 5}
+    row |= {"unit": "nats", "better": "lower", "detail": HOSTILE, "prompt": None, "layer": None, "head": None}
+    return row | where
+
+
+def _cells(page: str) -> list[list[str]]:
+    """The table of all estimates."""
+    body = page.split('data-filtered="estimates"')[1].split("</tbody>", maxsplit=1)[0].split("<tbody>")[1]
+    rows = [re.findall(r"<td[^>]*>(.*?)</td>", row, re.DOTALL) for row in body.split("</tr>")]
+    return [[html.unescape(cell) for cell in row] for row in rows if row]
+
+
+def test_estimates_say_of_which_layer_head_and_prompt(run: dict[str, Any], tmp_path: Path) -> None:
+    model = run["models"][0]["name"]
+    run["estimates"] = [
+        _row(model, "kld_mean", 1.0),
+        _row(model, "resid_cosine", 0.5, layer=2),
+        _row(model, "head_importance", 0.5, layer=0, head=7),
+        _row(model, "ppl", 0.5, prompt=HOSTILE),
+    ]
+    write_html(run, STORED, tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    shown = HOSTILE.replace("\x1b", "\\x1b")
+    assert [row[2:4] for row in _cells(page)] == [["", ""], ["", "layer 2"], ["", "layer 0, head 7"], [shown, ""]]
+    assert "are in run.json" not in page
+    assert "<img src=x" not in page
+
+
+def test_the_table_of_estimates_is_bounded(run: dict[str, Any], tmp_path: Path) -> None:
+    """Heads come first in the run, and last in line; what is shown keeps its order."""
+    model = run["models"][0]["name"]
+    heads = [_row(model, "head_importance", 1.0, layer=h // 90, head=h % 90) for h in range(9000)]
+    prompts = [_row(model, "ppl", 1.0, prompt=f"p{number}") for number in range(3000)]
+    layers = [_row(model, "resid_cosine", 1.0, layer=layer) for layer in range(100)]
+    whole = [_row(model, f"metric_{number}", 1.0) for number in range(50)]
+    run["estimates"] = [*heads, *whole, *layers, *prompts]
+    write_html(run, STORED, tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    cells = _cells(page)
+    assert len(cells) == MOST_ESTIMATES
+    assert [row[1] for row in cells] == (
+        ["head_importance"] * (MOST_ESTIMATES - 150) + [row["metric"] for row in whole] + ["resid_cosine"] * 100
+    )
+    assert "12150 estimates" in page
+    assert "2,000 of them are shown" in page
+    assert "The other 10,150, of single layers, heads and prompts, are in run.json." in page
+    # Of whole models nothing is left out.
+    run["estimates"] = [_row(model, f"metric_{number}", 1.0) for number in range(MOST_ESTIMATES + 5)] + layers
+    assert len(RunView(run).shown_estimates()) == MOST_ESTIMATES + 5
+
+
+def test_differences_say_of_what(run: dict[str, Any]) -> None:
+    model = run["models"][0]["name"]
+    assert " where " not in render_comparison(compare_runs(run, run), width=120, color=False)
+    places: list[dict[str, Any]] = [{}, {"layer": 2}, {"layer": 2, "head": 7}, {"prompt": "a\x1bb"}]
+    old, new = (
+        run | {"estimates": [_row(model, "kld_mean", value + place, **where) for place, where in enumerate(places)]}
+        for value in (1.0, 2.0)
+    )
+    comparison = compare_runs(old, new)
+    assert [d.where for d in comparison.differences] == ["", "layer 2", "layer 2, head 7", "a\\x1bb"]
+    assert [(d.old, d.new) for d in comparison.differences] == [(1.0 + p, 2.0 + p) for p in range(4)]
+    told = comparison.to_json()["differences"][2]
+    assert (told["layer"], told["head"], told["prompt"]) == (2, 7, None)
+    text = render_comparison(comparison, width=120, color=False)
+    for words in (" where ", "layer 2, head 7", "a\\x1bb"):
+        assert words in text
 
 
 def test_changes_between_runs_are_named(run: dict[str, Any]) -> None:

@@ -20,7 +20,8 @@
       for (const name of ["xaxis", "yaxis", "zaxis"]) scene[name] = { ...spatial, ...scene[name] };
       return { ...base, ...layout, scene };
     }
-    return { ...base, ...layout, xaxis: { ...axis, ...layout.xaxis }, yaxis: { ...axis, ...layout.yaxis } };
+    const second = layout.yaxis2 ? { yaxis2: { ...axis, ...layout.yaxis2 } } : {};
+    return { ...base, ...layout, xaxis: { ...axis, ...layout.xaxis }, yaxis: { ...axis, ...layout.yaxis }, ...second };
   }
 
   function draw(chart) {

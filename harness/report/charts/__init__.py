@@ -6,6 +6,7 @@ from pathlib import Path
 
 from harness.report.charts.attention import attention_charts
 from harness.report.charts.base import Chart
+from harness.report.charts.drift import drift_charts
 from harness.report.charts.embeddings import embedding_charts
 from harness.report.charts.heads import head_charts
 from harness.report.charts.layers import layers_charts
@@ -25,4 +26,5 @@ def build_charts(view: RunView, run_dir: Path) -> list[Chart]:
         *embedding_charts(view, run_dir),
         *layers_charts(view, run_dir),
         *weight_charts(view, run_dir),
+        *drift_charts(view, run_dir),
     ]

@@ -10,7 +10,7 @@ from harness.report.charts.base import Chart, Figure, label, make_chart, style
 from harness.report.data import RunView, visible
 from harness.report.numbers import format_value
 
-__all__ = ["weight_charts"]
+__all__ = ["Columns", "load_columns", "weight_charts"]
 
 _OUTSIDE: Final = "no layer"
 _TICKS: Final = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
@@ -22,13 +22,14 @@ Columns = dict[str, list[Any]]
 def weight_charts(view: RunView, run_dir: Path) -> list[Chart]:
     """Those that the run has data for."""
     charts = [
-        _error_map(_load(view, run_dir, "weight_errors")),
-        _sensitivity(view, _load(view, run_dir, "sensitivity")),
+        _error_map(load_columns(view, run_dir, "weight_errors")),
+        _sensitivity(view, load_columns(view, run_dir, "sensitivity")),
     ]
     return [chart for chart in charts if chart is not None]
 
 
-def _load(view: RunView, run_dir: Path, name: str) -> dict[str, Columns]:
+def load_columns(view: RunView, run_dir: Path, name: str) -> dict[str, Columns]:
+    """Arrays of this name by candidate, in the order of the models; none where the file is gone."""
     from harness.measure.arrays import load_arrays
 
     found = {}
