@@ -65,7 +65,7 @@ def main() -> None:
         with _worker(log) as worker:
             cases = _scaling(models[-1])
             timings = worker.call(measure, None, _request(models[-1], known.threads), cases, known.scaling_rounds)
-        _print_scaling(cases, timings)
+        _print_scaling(cases, timings, known.threads)
         per_call, per_cell = _fit(cases, timings)
         speed = known.tokens / min(timings[cases.index(Case(known.tokens, cases[0].layers, cases[0].heads))].bare)
         _print_large(per_call, per_cell, speed, _block_parameters(models[-1]))
@@ -149,14 +149,14 @@ def _print_memory(log: Path, request: AttentionRequest, case: Case) -> None:
     )
 
 
-def _print_scaling(cases: Sequence[Case], timings: Sequence[Timing]) -> None:
+def _print_scaling(cases: Sequence[Case], timings: Sequence[Timing], threads: int) -> None:
     print("  tokens layers heads   bare s   taps s   ratio  median     cpu  reader ms  ns per cell")
     for case, timing in zip(cases, timings, strict=True):
         reader = min(timing.reader)
         print(
             f"  {case.tokens:6} {case.layers:6} {case.heads:5} {min(timing.bare):8.3f} {min(timing.tapped):8.3f}"
             f" {timing.ratio:7.3f} {timing.median_ratio:7.3f} {timing.cpu_ratio:7.3f} {1000 * reader:10.2f}"
-            f" {1e9 * reader / case.cells:12.2f}"
+            f" {1e9 * reader / case.cells:12.2f}{'' if timing.undisturbed(threads) else '  disturbed'}"
         )
 
 
@@ -178,13 +178,14 @@ def _print_large(per_call: float, per_cell: float, speed: float, parameters: int
     print(f"  reader over decode: {seconds / decode:.1%}")
     pattern = case.heads * PHYSICAL_BATCH * case.tokens * 4
     scratch = 4 * max(2**18, 32 * case.tokens) + 4 * 32 * case.tokens + 28 * case.tokens
-    rows = 8 * 3 * 12 * case.heads * PHYSICAL_BATCH
+    # As tracemalloc counted it: 37.6 numbers per row of a head, at any size.
+    rows = 8 * 38 * case.heads * PHYSICAL_BATCH
     print(
         f"  memory: heads x n_ubatch x n_keys x 4 B = {pattern / 1e6:.0f} MB of one layer's pattern, which"
         " llama.cpp has in its compute buffer with or without taps (viewed there; once more with a GPU)"
     )
     print(f"    + scratch, per thread: 4 max(2^18, 32 n) + 4 x 32 n + 28 n B = {scratch / 1e6:.1f} MB")
-    print(f"    + scores of rows: at most 3 x 12 x heads x n_ubatch x 8 B = {rows / 1e6:.1f} MB")
+    print(f"    + scores of rows: 38 x heads x n_ubatch x 8 B = {rows / 1e6:.1f} MB")
 
 
 def _verdict(reached: bool) -> str:
