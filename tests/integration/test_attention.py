@@ -31,6 +31,7 @@ from harness.measure.attention_results import AttentionDrift
 from harness.measure.behaviour import LayerParts
 from harness.measure.observers import Arrays
 from harness.metrics.attention import attention_estimates
+from harness.metrics.heads import BEHAVIOURS
 from harness.prompts import Prompt, PromptSet, load_prompts
 from harness.sources import expand
 from tests.integration.attention_oracle import Model
@@ -148,7 +149,14 @@ def test_a_prompt_in_pieces_is_the_same(worker: Worker, tmp_path: Path) -> None:
     for name in ("prompts", "tokens", "lengths", "heads", "counts", "copy_score", "pieces_0"):
         np.testing.assert_array_equal(many[name], one[name])
     # Sums of many rows; on some processors llama.cpp multiplies batches of another size in another order.
-    _assert_near(many["sums"], one["sums"], rtol=1e-5, atol=1e-4)
+    # A spread is the root of a variance, which is the difference of float32 sums that depend on where a block begins.
+    spread = BEHAVIOURS.index("distance_spread")
+    _assert_near(np.delete(many["sums"], spread, 1), np.delete(one["sums"], spread, 1), rtol=1e-5, atol=1e-4)
+    _assert_near(
+        many["sums"][:, spread] / many["counts"][:, spread],
+        one["sums"][:, spread] / one["counts"][:, spread],
+        atol=1e-3,
+    )
     for name in ("induction", "duplicate_token", "redundancy", "pattern_0", "pattern_1"):
         _assert_near(many[name].astype(np.float64), one[name], atol=1e-3)
     a, b = ActivationReader(whole), ActivationReader(pieces)
