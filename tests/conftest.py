@@ -19,10 +19,15 @@ settings.load_profile("harness")
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _not_on_github() -> Iterator[None]:
-    """Sessions that tests start would write into the summary of the workflow that runs the tests."""
+def _on_their_own() -> Iterator[None]:
+    """What sessions that tests start must not find in their environment.
+
+    They would write into the summary of the workflow that runs the tests; and pytest-benchmark takes them for processes
+    of xdist where the tests are run by several.
+    """
+    names = ("GITHUB_ACTIONS", "GITHUB_STEP_SUMMARY", "PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT")
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("GITHUB_ACTIONS", "GITHUB_STEP_SUMMARY"):
+        for name in names:
             patch.delenv(name, raising=False)
         yield
 
