@@ -7,6 +7,7 @@ asks for a model.
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -72,6 +73,7 @@ def pytest_configure(config: pytest.Config) -> None:
     state = State(config, workerinput.get("gguf_run_id") or new_run_id(), workerinput.get("workerid", "main"))
     config.stash[STATE] = state
     if _any_given(config):
+        _compare_by_name(config)
         if getattr(config.option, "dist", "no") == "load":
             # Tests of one model belong together: each process would load every model otherwise.
             config.option.dist = "loadgroup"
@@ -228,6 +230,13 @@ def _model_name(item: pytest.Item) -> str | None:
     if planned is None and not _ours(item) & _MODELS:
         planned = item.config.stash[STATE].ladder.reference
     return planned.name if planned is not None else None
+
+
+def _compare_by_name(config: pytest.Config) -> None:
+    """`--benchmark-compare=a` is what `--benchmark-save=a` saved: pytest-benchmark itself takes numbers and patterns."""
+    named = getattr(config.option, "benchmark_compare", None)
+    if isinstance(named, str) and re.fullmatch(r"[A-Za-z][\w.-]*", named) and not Path(named).exists():
+        config.option.benchmark_compare = f"*_{named}"
 
 
 def _any_given(config: pytest.Config) -> bool:

@@ -65,7 +65,7 @@ def test_saved_compared_and_failed_by_a_threshold(
     file.write_text(json.dumps(content), encoding="utf-8")
     _edit(pytester.path, _scale(1000))
     # Named by the folder this time: benchmarks are the same ones.
-    asked = [*models, "--benchmark-compare=0001", "--benchmark-compare-fail=mean:5%", "--benchmark-only"]
+    asked = [*models, "--benchmark-compare=a", "--benchmark-compare-fail=mean:5%", "--benchmark-only"]
     asked += ["-k", "test_benchmark and (load or prompt)"]
     result = run_suite(*asked)
     assert result.ret == 0
