@@ -233,7 +233,7 @@ def _model_name(item: pytest.Item) -> str | None:
 
 
 def _compare_by_name(config: pytest.Config) -> None:
-    """`--benchmark-compare=a` is what `--benchmark-save=a` saved: pytest-benchmark itself takes numbers and patterns."""
+    """`--benchmark-compare=a` is what `--benchmark-save=a` saved; pytest-benchmark takes numbers and patterns."""
     named = getattr(config.option, "benchmark_compare", None)
     if isinstance(named, str) and re.fullmatch(r"[A-Za-z][\w.-]*", named) and not Path(named).exists():
         config.option.benchmark_compare = f"*_{named}"
