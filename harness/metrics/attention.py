@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.errors import NoData
-from harness.metrics.stats import MeanEstimate, mean_of_clusters, mean_with_errors, require_samples
-from harness.records import Estimate, PlacedEstimate
+from harness.metrics.stats import as_estimate, mean_of_clusters, mean_with_errors, require_samples
+from harness.records import PlacedEstimate
 
 __all__ = ["HeadPlace", "PatternComparison", "attention_estimates", "compare_patterns", "head_estimates", "join_heads"]
 
@@ -182,9 +182,9 @@ def attention_estimates(prompts: Sequence[PatternComparison], heads: Sequence[He
     worst = int(np.argmin(cosines.mean(axis=0)))
     place = heads[worst]
     return [
-        PlacedEstimate(_estimate("attn_cosine", mean_with_errors(cosines))),
+        PlacedEstimate(as_estimate("attn_cosine", mean_with_errors(cosines))),
         PlacedEstimate(
-            _estimate("attn_cosine_worst_head", mean_with_errors(cosines[:, worst : worst + 1])),
+            as_estimate("attn_cosine_worst_head", mean_with_errors(cosines[:, worst : worst + 1])),
             detail=f"layer {place[0]}, head {place[1]}",
         ),
         _over_rows("attn_jsd", [each.jsd for each in prompts]),
@@ -200,7 +200,7 @@ def head_estimates(prompts: Sequence[PatternComparison], heads: Sequence[HeadPla
     cosines = require_samples([each.cosine for each in prompts], "attn_cosine")
     found = []
     for index, (layer, head) in enumerate(heads):
-        estimate = _estimate("attn_cosine", mean_with_errors(cosines[:, index : index + 1]))
+        estimate = as_estimate("attn_cosine", mean_with_errors(cosines[:, index : index + 1]))
         found.append(PlacedEstimate(estimate, layer, head))
         found.append(_over_rows("attn_jsd", [each.jsd[index] for each in prompts], layer, head))
     return found
@@ -219,8 +219,4 @@ def _over_rows(
 ) -> PlacedEstimate:
     sums = [float(values.sum(dtype=np.float64)) for values in prompts]
     mean = mean_of_clusters(sums, [values.size for values in prompts], metric)
-    return PlacedEstimate(_estimate(metric, mean), layer, head)
-
-
-def _estimate(metric: str, mean: MeanEstimate) -> Estimate:
-    return Estimate(metric, mean.value, mean.n, mean.se, mean.se_iid, mean.clusters)
+    return PlacedEstimate(as_estimate(metric, mean), layer, head)

@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from harness.errors import NoData
-from harness.metrics.stats import MeanEstimate, iid_se
+from harness.metrics.stats import MeanEstimate, as_estimate, iid_se
 from harness.records import Estimate
 
-__all__ = ["by_layer", "cluster_mean", "cluster_ratio", "estimate", "jackknife_se", "over_layers"]
+__all__ = ["by_layer", "cluster_mean", "cluster_ratio", "jackknife_se", "over_layers"]
 
 
 def cluster_mean(samples: ArrayLike, starts: ArrayLike) -> MeanEstimate:
@@ -67,11 +67,6 @@ def jackknife_se(without: ArrayLike) -> float | None:
     return math.sqrt((len(values) - 1) / len(values) * float(np.sum((values - values.mean()) ** 2)))
 
 
-def estimate(metric: str, found: MeanEstimate) -> Estimate:
-    """A mean under the name of its metric."""
-    return Estimate(metric, found.value, found.n, found.se, found.se_iid, found.clusters)
-
-
 def _require(samples: ArrayLike, starts: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     values, places = np.asarray(samples, dtype=np.float64), np.asarray(starts, dtype=np.int64)
     if values.ndim != 1 or places[0] != 0 or places[-1] != len(values):
@@ -108,7 +103,7 @@ def by_layer(metric: str, values: ArrayLike, starts: ArrayLike, layers: Iterable
         known = ~np.isnan(rows[layer])
         if known.any():
             kept = np.concatenate([[0], np.cumsum(known)])[places]
-            found[layer] = estimate(metric, cluster_mean(rows[layer][known], kept))
+            found[layer] = as_estimate(metric, cluster_mean(rows[layer][known], kept))
     return found
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from harness.errors import NoData
-from harness.metrics.stats import MeanEstimate, mean_with_errors, quantile_with_error, require_samples
+from harness.metrics.stats import as_estimate, mean_with_errors, quantile_with_error, require_samples
 from harness.records import Estimate
 
 __all__ = ["DivergenceKernel", "RowDivergence", "summarize_delta_p", "summarize_divergence", "summarize_same_top"]
@@ -107,11 +107,11 @@ def summarize_divergence(kld: ArrayLike, kld_reverse: ArrayLike) -> list[Estimat
     samples = require_samples(kld, "KL divergence")
     reverse = require_samples(kld_reverse, "reverse KL divergence")
     estimates = [
-        _estimate("kld_mean", mean_with_errors(samples)),
-        _estimate("kld_reverse_mean", mean_with_errors(reverse)),
+        as_estimate("kld_mean", mean_with_errors(samples)),
+        as_estimate("kld_reverse_mean", mean_with_errors(reverse)),
         Estimate("kld_max", float(samples.max()), samples.size, clusters=samples.shape[0]),
     ]
-    estimates += [_estimate(name, quantile_with_error(samples, share)) for name, share in KLD_QUANTILES.items()]
+    estimates += [as_estimate(name, quantile_with_error(samples, share)) for name, share in KLD_QUANTILES.items()]
     return [*estimates, Estimate("kld_min", float(samples.min()), samples.size, clusters=samples.shape[0])]
 
 
@@ -129,11 +129,11 @@ def summarize_delta_p(nll: ArrayLike, nll_reference: ArrayLike) -> list[Estimate
     rms = math.sqrt(squares.mean())
     influence = squares / (2 * rms) if rms > 0 else squares
     estimates = [
-        _estimate("delta_p_mean", mean_with_errors(change)),
-        _estimate("delta_p_rms", mean_with_errors(squares, influence=influence, value=rms)),
+        as_estimate("delta_p_mean", mean_with_errors(change)),
+        as_estimate("delta_p_rms", mean_with_errors(squares, influence=influence, value=rms)),
         Estimate("delta_p_max", float(change.max()), change.size, clusters=change.shape[0]),
     ]
-    estimates += [_estimate(name, quantile_with_error(change, share)) for name, share in DELTA_P_QUANTILES.items()]
+    estimates += [as_estimate(name, quantile_with_error(change, share)) for name, share in DELTA_P_QUANTILES.items()]
     return [*estimates, Estimate("delta_p_min", float(change.min()), change.size, clusters=change.shape[0])]
 
 
@@ -148,8 +148,4 @@ def summarize_same_top(top: ArrayLike, top_reference: ArrayLike) -> Estimate:
     if candidate.shape != reference.shape:
         raise NoData(f"Top tokens of different positions: {candidate.shape} against {reference.shape}.")
     same = require_samples(candidate == reference, "top tokens")
-    return _estimate("same_top", mean_with_errors(same))
-
-
-def _estimate(metric: str, mean: MeanEstimate) -> Estimate:
-    return Estimate(metric, mean.value, mean.n, mean.se, mean.se_iid, mean.clusters)
+    return as_estimate("same_top", mean_with_errors(same))

@@ -14,7 +14,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from harness.errors import NoData
-from harness.metrics.stats import MeanEstimate, mean_of_clusters
+from harness.metrics.stats import MeanEstimate, as_estimate, mean_of_clusters
 from harness.metrics.token_features import TokenFeatures
 from harness.records import Estimate
 
@@ -236,7 +236,7 @@ class HeadProfile:
 
     def estimates(self) -> list[Estimate]:
         """Each score as an estimate: `head_previous_token` and so on."""
-        return [Estimate(f"head_{name}", s.value, s.n, s.se, s.se_iid, s.clusters) for name, s in self.scores.items()]
+        return [as_estimate(f"head_{name}", score) for name, score in self.scores.items()]
 
 
 def head_profiles(prompts: Sequence[ScoreSums]) -> list[HeadProfile]:

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from harness.errors import NoData
 from harness.metrics.bootstrap import bootstrap_se
-from harness.metrics.stats import mean_with_errors, require_samples
+from harness.metrics.stats import as_estimate, mean_with_errors, require_samples
 from harness.records import Estimate
 
 __all__ = [
@@ -56,7 +56,7 @@ def importance(metric: str, values: ArrayLike, base: ArrayLike | None = None) ->
     if base is not None:
         samples = samples - require_samples(base, metric)
     mean = mean_with_errors(samples)
-    return Estimate(metric, mean.value, mean.n, mean.se, mean.se_iid, mean.clusters)
+    return as_estimate(metric, mean)
 
 
 def window_rises(values: ArrayLike, base: ArrayLike) -> NDArray[np.float64]:
@@ -92,7 +92,7 @@ def interchange_share(metric: str, before: ArrayLike, after: ArrayLike) -> Estim
         )
     left = float(a.mean()) / mean
     found = mean_with_errors(b, influence=(left * b - a) / mean, value=1 - left)
-    return Estimate(metric, found.value, found.n, found.se, found.se_iid, found.clusters)
+    return as_estimate(metric, found)
 
 
 def spearman(first: ArrayLike, second: ArrayLike) -> float:

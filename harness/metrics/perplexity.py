@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from harness.errors import NoData
-from harness.metrics.stats import MeanEstimate, Samples, mean_with_errors, require_samples
+from harness.metrics.stats import Samples, as_estimate, mean_with_errors, require_samples
 from harness.records import Estimate
 
 __all__ = ["compare_perplexity", "perplexity"]
@@ -27,7 +27,7 @@ def perplexity(nll: ArrayLike) -> Estimate:
     """
     samples = require_samples(nll, "perplexity")
     value = math.exp(samples.mean())
-    return _estimate("ppl", mean_with_errors(samples, influence=value * samples, value=value))
+    return as_estimate("ppl", mean_with_errors(samples, influence=value * samples, value=value))
 
 
 def compare_perplexity(nll: ArrayLike, nll_reference: ArrayLike) -> list[Estimate]:
@@ -45,9 +45,9 @@ def compare_perplexity(nll: ArrayLike, nll_reference: ArrayLike) -> list[Estimat
     ratio = math.exp(ln_ratio)
     ppl, ppl_base = math.exp(samples.mean()), math.exp(base.mean())
     estimates = [
-        _estimate("ln_ppl_ratio", mean_with_errors(difference)),
-        _estimate("ppl_ratio", mean_with_errors(difference, influence=ratio * difference, value=ratio)),
-        _estimate(
+        as_estimate("ln_ppl_ratio", mean_with_errors(difference)),
+        as_estimate("ppl_ratio", mean_with_errors(difference, influence=ratio * difference, value=ratio)),
+        as_estimate(
             "ppl_difference",
             mean_with_errors(difference, influence=ppl * samples - ppl_base * base, value=ppl - ppl_base),
         ),
@@ -68,8 +68,4 @@ def _correlation(samples: Samples, base: Samples) -> Estimate | None:
     x, y = (samples - samples.mean()) / spread, (base - base.mean()) / spread_base
     value = min(1.0, float((x * y).mean()))
     influence = x * y - value * (x * x + y * y) / 2
-    return _estimate("ln_ppl_correlation", mean_with_errors(x, influence=influence, value=value))
-
-
-def _estimate(metric: str, mean: MeanEstimate) -> Estimate:
-    return Estimate(metric, mean.value, mean.n, mean.se, mean.se_iid, mean.clusters)
+    return as_estimate("ln_ppl_correlation", mean_with_errors(x, influence=influence, value=value))

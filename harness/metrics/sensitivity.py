@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from harness.errors import NoData
-from harness.metrics.stats import MeanEstimate, Samples, mean_with_errors, require_samples
+from harness.metrics.stats import Samples, as_estimate, mean_with_errors, require_samples
 from harness.records import Estimate
 
 __all__ = ["Effect", "Sensitivity", "TensorGroup", "additivity", "group_kld", "group_shares", "restored_gain"]
@@ -79,7 +79,7 @@ def group_kld(kld: ArrayLike) -> Estimate:
     Args:
         kld: [windows, tokens] in nats.
     """
-    return _estimate("tensor_group_kld", mean_with_errors(require_samples(kld, "KL divergence of a group")))
+    return as_estimate("tensor_group_kld", mean_with_errors(require_samples(kld, "KL divergence of a group")))
 
 
 def group_shares(groups: list[Samples]) -> list[Estimate]:
@@ -99,7 +99,7 @@ def group_shares(groups: list[Samples]) -> list[Estimate]:
         raise NoData(f"Shares of a KL divergence of {mean} mean nothing: expected more than zero.")
     shares = [float(kld.mean()) / mean for kld in groups]
     return [
-        _estimate("tensor_group_share", mean_with_errors(kld, (kld - share * total) / mean, share))
+        as_estimate("tensor_group_share", mean_with_errors(kld, (kld - share * total) / mean, share))
         for kld, share in zip(groups, shares, strict=True)
     ]
 
@@ -122,7 +122,7 @@ def additivity(groups: list[Samples], candidate: ArrayLike) -> Estimate:
         raise NoData(f"A ratio to a KL divergence of {whole.mean()} means nothing: expected more than zero.")
     total = require_samples(np.sum(groups, axis=0), "KL divergence of groups")
     ratio = float(total.mean() / whole.mean())
-    return _estimate("tensor_additivity", mean_with_errors(total, (total - ratio * whole) / whole.mean(), ratio))
+    return as_estimate("tensor_additivity", mean_with_errors(total, (total - ratio * whole) / whole.mean(), ratio))
 
 
 def restored_gain(candidate: ArrayLike, restored: ArrayLike, extra_bytes: int) -> list[Estimate]:
@@ -134,12 +134,8 @@ def restored_gain(candidate: ArrayLike, restored: ArrayLike, extra_bytes: int) -
         extra_bytes: that the reference's tensors are larger. Not positive: there is no price, and no second estimate.
     """
     samples = require_samples(candidate, "KL divergence") - require_samples(restored, "KL divergence, restored")
-    gain = _estimate("tensor_restored_gain", mean_with_errors(samples))
+    gain = as_estimate("tensor_restored_gain", mean_with_errors(samples))
     if extra_bytes <= 0:
         return [gain]
     priced = mean_with_errors(samples / (extra_bytes / 1e6))
-    return [gain, _estimate("tensor_restored_gain_per_mb", priced)]
-
-
-def _estimate(metric: str, mean: MeanEstimate) -> Estimate:
-    return Estimate(metric, mean.value, mean.n, mean.se, mean.se_iid, mean.clusters)
+    return [gain, as_estimate("tensor_restored_gain_per_mb", priced)]

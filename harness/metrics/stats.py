@@ -19,6 +19,7 @@ from harness.records import Estimate
 
 __all__ = [
     "MeanEstimate",
+    "as_estimate",
     "clustered_se",
     "clusters_needed",
     "confidence_bound",
@@ -54,6 +55,11 @@ class MeanEstimate:
     se_iid: float | None
     n: int
     clusters: int
+
+
+def as_estimate(metric: str, mean: MeanEstimate) -> Estimate:
+    """A mean under the name of its metric."""
+    return Estimate(metric, mean.value, mean.n, mean.se, mean.se_iid, mean.clusters)
 
 
 def require_samples(samples: ArrayLike, what: str) -> Samples:

@@ -7,7 +7,8 @@ import pytest
 
 from harness.fixture_types import GateCheck, LayersOf, Record
 from harness.measure.layers import LayersResult
-from harness.metrics.clusters import by_layer, cluster_mean, estimate, over_layers
+from harness.metrics.clusters import by_layer, cluster_mean, over_layers
+from harness.metrics.stats import as_estimate
 from harness.runner import LoadedModel
 
 _LENS = {"lens_final_p": "lens_final_p", "lens_entropy": "lens_entropy", "lens_kl": "lens_kl"}
@@ -23,7 +24,7 @@ def test_logit_lens(model: LoadedModel, layers_of: LayersOf, record: Record, gat
     for metric, values in {"lens_agreement": agree, **{name: arrays[key] for name, key in _LENS.items()}}.items():
         for layer, each in by_layer(metric, values, starts, layers).items():
             record(each, layer=layer)
-    decided = estimate("lens_decided_layer", cluster_mean(arrays["lens_decided"], starts))
+    decided = as_estimate("lens_decided_layer", cluster_mean(arrays["lens_decided"], starts))
     record(decided, detail=f"of {len(agree)} layers, counted from 0")
     assert agree[-1].all()
     gate.where_set(decided)
@@ -41,7 +42,7 @@ def test_direct_logit_attribution(model: LoadedModel, layers_of: LayersOf, recor
     for metric, values in parts.items():
         for layer, each in by_layer(metric, values, starts, layers).items():
             record(each, layer=layer)
-    embed = estimate("direct_embed", cluster_mean(arrays["direct_embed"], starts))
+    embed = as_estimate("direct_embed", cluster_mean(arrays["direct_embed"], starts))
     overall = [over_layers(metric, values, starts, layers) for metric, values in parts.items()]
     record(embed)
     record(*(each for each in overall if each is not None), detail=f"mean of {len(layers)} layers")

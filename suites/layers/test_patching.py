@@ -6,7 +6,8 @@ import pytest
 
 from harness.errors import NoData
 from harness.fixture_types import GateCheck, LayersOf, Record
-from harness.metrics.clusters import cluster_mean, cluster_ratio, estimate
+from harness.metrics.clusters import cluster_mean, cluster_ratio
+from harness.metrics.stats import as_estimate
 from harness.runner import LoadedModel
 
 
@@ -17,7 +18,7 @@ def test_layer_importance(model: LoadedModel, layers_of: LayersOf, record: Recor
     if arrays["nll"].size == 0:
         pytest.skip("every prompt has a single token: there is nothing to predict")
     found = {
-        int(layer): estimate("layer_importance", cluster_mean(skipped - arrays["nll"], arrays["starts"]))
+        int(layer): as_estimate("layer_importance", cluster_mean(skipped - arrays["nll"], arrays["starts"]))
         for layer, skipped in zip(arrays["layers"], arrays["skipped"], strict=True)
     }
     for layer, each in found.items():
@@ -40,8 +41,8 @@ def test_which_layers_cause_the_loss(
             share = cluster_ratio(replaced, arrays["kld"], arrays["starts"])
         except NoData:
             pytest.skip("the candidate predicts what the reference does: there is no loss to explain")
-        found[int(layer)] = estimate("layer_kl_left", share)
-    record(estimate("embed_kl_left", cluster_ratio(arrays["embed"], arrays["kld"], arrays["starts"])))
+        found[int(layer)] = as_estimate("layer_kl_left", share)
+    record(as_estimate("embed_kl_left", cluster_ratio(arrays["embed"], arrays["kld"], arrays["starts"])))
     for layer, each in found.items():
         record(each, layer=layer, detail="behind this layer everything is the candidate's")
     assert all(each.value >= 0 for each in found.values())

@@ -7,7 +7,8 @@ import pytest
 
 from harness.errors import NoData
 from harness.fixture_types import GateCheck, LayersOf, Record
-from harness.metrics.clusters import by_layer, cluster_mean, cluster_ratio, estimate, over_layers
+from harness.metrics.clusters import by_layer, cluster_mean, cluster_ratio, over_layers
+from harness.metrics.stats import as_estimate
 from harness.prompts import Prompt
 from harness.records import Estimate
 from harness.runner import LoadedModel
@@ -37,7 +38,7 @@ def test_states_stay_close_to_reference(
             overall += [whole] if whole is not None else []
     record(*overall, detail=f"mean of {len(layers)} layers")
     ends = [
-        estimate(f"{end}_{metric}", cluster_mean(arrays[f"{what}_{end}"], starts))
+        as_estimate(f"{end}_{metric}", cluster_mean(arrays[f"{what}_{end}"], starts))
         for end in _ENDS
         for metric, what in (("relative_error", "error"), ("cosine", "cosine"))
     ]
@@ -77,7 +78,7 @@ def test_which_layers_amplify_errors(
             ratio = cluster_ratio(arrays["error_resid_post"][layer], before[layer], arrays["starts"])
         except NoData:
             continue  # no error comes in
-        found.append(estimate("error_amplification", ratio))
+        found.append(as_estimate("error_amplification", ratio))
         record(found[-1], layer=layer)
     if not found:
         pytest.skip("no error comes into any of these layers: there is nothing to amplify")
@@ -97,7 +98,7 @@ def test_states_of_a_prompt(
     whole = [0, part.stop - part.start]
     stream = over_layers("resid_relative_error", found.arrays["error_resid_post"][:, part], whole, layers)
     final = [
-        estimate(f"final_{metric}", cluster_mean(found.arrays[f"{what}_final"][part], whole))
+        as_estimate(f"final_{metric}", cluster_mean(found.arrays[f"{what}_final"][part], whole))
         for metric, what in (("relative_error", "error"), ("cosine", "cosine"))
     ]
     assert stream is not None

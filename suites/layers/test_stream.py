@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from harness.errors import NoData
 from harness.fixture_types import GateCheck, LayersOf, Record
 from harness.measure.layers import LayersResult
-from harness.metrics.clusters import by_layer, cluster_mean, cluster_ratio, estimate, over_layers
+from harness.metrics.clusters import by_layer, cluster_mean, cluster_ratio, over_layers
+from harness.metrics.stats import as_estimate
 from harness.records import Estimate
 from harness.runner import LoadedModel
 
@@ -37,7 +38,7 @@ def test_residual_stream(model: LoadedModel, layers_of: LayersOf, record: Record
     arrays, starts = found.arrays, found.arrays["starts"]
     before = np.concatenate([arrays["norm_embed"][None], arrays["norm"][:-1]])
     for layer, norm in by_layer("resid_norm", arrays["norm"], starts, layers).items():
-        growth = estimate("resid_growth", cluster_ratio(arrays["norm"][layer], before[layer], starts))
+        growth = as_estimate("resid_growth", cluster_ratio(arrays["norm"][layer], before[layer], starts))
         record(norm, growth, layer=layer)
     for layer, count in by_layer("massive_activations", arrays["massive"], starts, layers).items():
         record(count, layer=layer, detail=_where(found, layer))
@@ -72,7 +73,7 @@ def test_norms(model: LoadedModel, layers_of: LayersOf, record: Record, gate: Ga
     """What the final norm does to the stream, and the norms in front of attention and MLP."""
     arrays, layers = layers_of(model).arrays, layers_of.selected(model)
     final = [
-        estimate(name, cluster_mean(arrays[name], arrays["starts"]))
+        as_estimate(name, cluster_mean(arrays[name], arrays["starts"]))
         for name in ("final_norm_gain", "final_norm_cosine")
     ]
     record(*final)
