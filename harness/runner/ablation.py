@@ -122,19 +122,13 @@ class Ablation:
         return self._core.shared_worker(model.name)
 
     def _arrays(self, entry: Entry, label: str, measure: Callable[[ProgressCallback], Arrays]) -> Arrays:
-        def once() -> Arrays:
-            with entry.lock():
-                arrays = self._core.load_arrays(entry)
-                if arrays is not None:
-                    self._core.hits += 1
-                    return arrays
-                self._core.misses += 1
-                with self._core.progress.task(label, "sequences") as show:
-                    arrays = measure(show)
-                entry.save({"what": label}, arrays)
-                return arrays
+        def shown() -> Arrays:
+            with self._core.progress.task(label, "sequences") as show:
+                return measure(show)
 
-        return self._core.once(("heads", str(entry.folder)), once)
+        return self._core.once(
+            ("heads", str(entry.folder)), lambda: self._core.stored_arrays(entry, {"what": label}, shown)
+        )
 
     def _entry(self, kind: str, model: LoadedModel, corpus: Corpus, **more: Any) -> Entry:
         key = {

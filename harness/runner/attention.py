@@ -32,19 +32,17 @@ class Attentions:
         entry = self._entry(model, prompts, corpus)
 
         def measure() -> Arrays:
-            with entry.lock():
-                arrays = self._core.load_arrays(entry)
-                if arrays is not None and ActivationReader.is_there(entry.folder):
-                    self._core.hits += 1
-                    return arrays
-                self._core.misses += 1
-                with self._core.progress.task(f"attention of {model.name}", "prompts") as show:
-                    request = self._request(model, prompts, corpus, entry)
-                    arrays = self._core.shared_worker(model.name).call(observe_attention, show, request)
-                entry.save({"model": model.name, "prompts": prompts.name}, arrays)
-                return arrays
+            with self._core.progress.task(f"attention of {model.name}", "prompts") as show:
+                request = self._request(model, prompts, corpus, entry)
+                return self._core.shared_worker(model.name).call(observe_attention, show, request)
 
-        return self._core.once(("attention", str(entry.folder)), measure)
+        def usable(_: Arrays) -> bool:
+            return ActivationReader.is_there(entry.folder)
+
+        about = {"model": model.name, "prompts": prompts.name}
+        return self._core.once(
+            ("attention", str(entry.folder)), lambda: self._core.stored_arrays(entry, about, measure, usable)
+        )
 
     def compare(
         self, model: LoadedModel, reference: LoadedModel, prompts: PromptSet, corpus: Corpus

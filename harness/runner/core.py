@@ -192,6 +192,31 @@ class Core:
             entry.save(value)
             return value
 
+    def stored_arrays(
+        self,
+        entry: Entry,
+        about: dict[str, Any],
+        measure: Callable[[], Arrays],
+        usable: Callable[[Arrays], bool] | None = None,
+    ) -> Arrays:
+        """The arrays of an entry, measured where there are none.
+
+        Args:
+            entry: where they are.
+            about: kept beside them.
+            measure: called where they have to be measured.
+            usable: whether what is there is enough: files that go with the arrays may be gone.
+        """
+        with entry.lock():
+            arrays = self.load_arrays(entry)
+            if arrays is not None and (usable is None or usable(arrays)):
+                self.hits += 1
+                return arrays
+            self.misses += 1
+            arrays = measure()
+            entry.save(about, arrays)
+            return arrays
+
     def load_arrays(self, entry: Entry) -> Arrays | None:
         """What an entry holds; None where there is nothing yet."""
         self._forget_if_stale(entry)

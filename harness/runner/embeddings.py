@@ -84,15 +84,7 @@ class Embeddings:
         return {"model": model.sha256, "engine": self._core.engine, "version": _VERSION}
 
     def _cached(self, entry: Entry, model: LoadedModel, measure: Callable[[], Arrays]) -> Arrays:
-        def load_or_measure() -> Arrays:
-            with entry.lock():
-                arrays = self._core.load_arrays(entry)
-                if arrays is not None:
-                    self._core.hits += 1
-                    return arrays
-                self._core.misses += 1
-                measured = measure()
-                entry.save({"model": model.name}, measured)
-                return measured
-
-        return self._core.once(("embeddings", str(entry.folder)), load_or_measure)
+        about = {"model": model.name}
+        return self._core.once(
+            ("embeddings", str(entry.folder)), lambda: self._core.stored_arrays(entry, about, measure)
+        )

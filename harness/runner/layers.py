@@ -118,18 +118,7 @@ class Layers:
         return self._core.once(("layers", str(entry.folder), str(keep)), measure)
 
     def _arrays(self, entry: Entry, measure: Callable[[], Arrays]) -> Arrays:
-        def stored() -> Arrays:
-            with entry.lock():
-                arrays = self._core.load_arrays(entry)
-                if arrays is not None:
-                    self._core.hits += 1
-                    return arrays
-                self._core.misses += 1
-                arrays = measure()
-                entry.save({}, arrays)
-                return arrays
-
-        return self._core.once(("layers", str(entry.folder)), stored)
+        return self._core.once(("layers", str(entry.folder)), lambda: self._core.stored_arrays(entry, {}, measure))
 
     def _alone_entry(self, model: LoadedModel, prompts: PromptSet) -> Entry:
         return self._core.cache.entry(_FOLDER, self._key("layers", model, prompts, None))

@@ -69,20 +69,18 @@ class Passes:
         )
 
     def _decode_reference(self, entry: Entry, model: LoadedModel, corpus: Corpus, logprobs: bool) -> Arrays:
-        with entry.lock():
-            arrays = self._core.load_arrays(entry)
-            if arrays is not None and (not logprobs or has_codes(entry.folder, arrays)):
-                self._core.hits += 1
-                return arrays
-            self._core.misses += 1
+        def measure() -> Arrays:
             if logprobs:
                 self._make_room(model, entry)
             request = self._request(model, corpus, entry.folder)
             with self._core.progress.task(f"{model.name} on {corpus.name}", "windows") as show:
                 worker = self._core.shared_worker(model.name)
-                arrays = worker.call(run_reference_pass, show, request, logprobs, self._core.options.logprobs_limit)
-            entry.save({"model": model.name, "corpus": corpus.name}, arrays)
-            return arrays
+                return worker.call(run_reference_pass, show, request, logprobs, self._core.options.logprobs_limit)
+
+        def usable(arrays: Arrays) -> bool:
+            return not logprobs or has_codes(entry.folder, arrays)
+
+        return self._core.stored_arrays(entry, {"model": model.name, "corpus": corpus.name}, measure, usable)
 
     def candidate(self, model: LoadedModel, reference: LoadedModel, corpus: Corpus) -> Arrays:
         """nll, top token and divergence in both directions of every scored token; see `run_candidate_pass`."""
