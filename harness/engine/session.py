@@ -379,18 +379,18 @@ class Session:
         for index, window in enumerate(group):
             yield LogitsBlock(window, row, logits[index * rows : (index + 1) * rows], targets[window])
 
+    def prefill(self, tokens: Tokens) -> None:
+        """Decode one text in an empty context; only the logits of its last token are there afterwards."""
+        self.clear()
+        for start in range(0, len(tokens), self.settings.n_batch):
+            part = tokens[start : start + self.settings.n_batch]
+            positions = np.arange(start, start + len(part), dtype=np.int32)
+            self.decode(part, positions, np.zeros_like(positions), positions == len(tokens) - 1)
+
     def generate(self, prompt: Tokens, limit: int) -> Iterator[int]:
         """Greedy continuation of a prompt, token by token, until an end-of-generation token or `limit` tokens."""
-        self.clear()
-        position = 0
-        for start in range(0, len(prompt), self.settings.n_batch):
-            part = prompt[start : start + self.settings.n_batch]
-            last = start + len(part) == len(prompt)
-            outputs = np.zeros(len(part), dtype=np.bool_)
-            outputs[-1] = last
-            positions = np.arange(start, start + len(part), dtype=np.int32)
-            self.decode(part, positions, np.zeros_like(positions), outputs)
-            position = start + len(part)
+        self.prefill(prompt)
+        position = len(prompt)
         zero, one = np.zeros(1, dtype=np.int32), np.ones(1, dtype=np.bool_)
         for count in itertools.count(1):
             token = int(self.output_logits(1)[0].argmax())

@@ -38,7 +38,6 @@ __all__ = [
     "ATTENTION_KINDS",
     "AttentionRequest",
     "KeptPatterns",
-    "decode_prompt",
     "observe_attention",
     "read_attention",
     "tapped",
@@ -123,7 +122,7 @@ def observe_attention(context: WorkerContext, request: AttentionRequest) -> Arra
                 pieces = [session.detokenize([token], special=True) for token in tokens.tolist()]
                 texts[prompt] = np.array(pieces, dtype=np.bytes_)
                 watch.begin(prompt, TokenFeatures.of(pieces, tokens, counts))
-                decode_prompt(session, tokens)
+                session.prefill(tokens)
                 found.append(watch.totals())
         writer.close()
     except BaseException:
@@ -164,7 +163,7 @@ def read_attention(context: WorkerContext, request: AttentionRequest) -> Arrays:
     kinds = (*ATTENTION_KINDS, "scores")
     parts = {kind: LayerParts(len(tokens), by_key=kind in {"pattern", "scores"}) for kind in kinds}
     with tapped(base, request, len(tokens), parts) as session:
-        decode_prompt(session, tokens)
+        session.prefill(tokens)
         pieces = [session.detokenize([token], special=True) for token in tokens.tolist()]
     found = {kind: np.stack(part.take()) for kind, part in parts.items()}
     # As objects: an array of bytes would lose the zero at the end of a piece.
@@ -254,15 +253,6 @@ def tapped(
         yield session
 
 
-def decode_prompt(session: Session, tokens: Tokens) -> None:
-    """Decode one text in an empty context; only logits of its last token are asked for."""
-    session.clear()
-    for start in range(0, len(tokens), session.settings.n_batch):
-        part = tokens[start : start + session.settings.n_batch]
-        positions = np.arange(start, start + len(part), dtype=np.int32)
-        session.decode(part, positions, np.zeros_like(positions), positions == len(tokens) - 1)
-
-
 def _inputs(base: Session, request: AttentionRequest) -> tuple[dict[str, Tokens], dict[str, PromptError]]:
     inputs, problems = prompt_inputs(base, request.model, request.prompts, 0, request.settings.n_ctx)
     if not inputs:
@@ -285,7 +275,7 @@ def _induction(base: Session, request: AttentionRequest) -> Arrays:
     found: dict[str, list[NDArray[np.float64]]] = {}
     with tapped(base, request, offset + 2 * length, {"pattern": patterns}) as session:
         for seed in range(_SEQUENCES):
-            decode_prompt(session, np.concatenate([bos, repeated_tokens(candidates, length, seed)]))
+            session.prefill(np.concatenate([bos, repeated_tokens(candidates, length, seed)]))
             scores = [induction_scores(layer, length, offset) for layer in patterns.take()]
             for name in scores[0]:
                 found.setdefault(name, []).append(np.concatenate([score[name].mean(axis=1) for score in scores]))

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from harness.engine.session import Session
 from harness.engine.worker import WorkerContext
-from harness.measure.attention import AttentionRequest, decode_prompt, tapped
+from harness.measure.attention import AttentionRequest, tapped
 from harness.measure.behaviour import BehaviourWatch
 from harness.measure.speed import peak_resident
 from harness.metrics.token_features import TokenFeatures
@@ -103,8 +103,8 @@ def measure(context: WorkerContext, request: AttentionRequest, cases: Sequence[C
             for number in range(rounds + 1):
                 reader.watch.begin("text", features)
                 reader.seconds = 0.0
-                without = _timed(functools.partial(decode_prompt, bare, tokens))
-                having = _timed(functools.partial(decode_prompt, read, tokens))
+                without = _timed(functools.partial(bare.prefill, tokens))
+                having = _timed(functools.partial(read.prefill, tokens))
                 # The first is a warm-up.
                 if number:
                     timing.bare.append(without[0])
@@ -123,7 +123,7 @@ def peak(context: WorkerContext, request: AttentionRequest, case: Case, *, read:
     reader.watch.begin("text", features)
     chosen = _read(base, request, case, reader) if read else tapped(base, request, case.tokens, {})
     with chosen as session:
-        decode_prompt(session, tokens)
+        session.prefill(tokens)
     return peak_resident()
 
 

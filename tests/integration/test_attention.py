@@ -21,7 +21,6 @@ from harness.errors import ModelError, StoreError
 from harness.measure.activations import ActivationReader
 from harness.measure.attention import (
     ATTENTION_KINDS,
-    decode_prompt,
     observe_attention,
     read_attention,
     tapped,
@@ -183,7 +182,7 @@ def test_nothing_is_seen_beyond_a_sliding_window(tmp_path: Path, kind: str, n_ba
     request = make_request(file, tmp_path, **settings)
     part = LayerParts(n, by_key=True)
     with Session([file], request.settings) as base, tapped(base, request, n, {"pattern": part}) as session:
-        decode_prompt(session, tokens)
+        session.prefill(tokens)
     patterns = part.take()
     distance = np.arange(n)[:, None] - np.arange(n)
     model = Model(file, kind)
