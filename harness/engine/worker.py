@@ -8,6 +8,7 @@ cross the process border.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import signal
 import socket
 import subprocess
@@ -17,7 +18,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, Self, TypeVar
 
 from harness.engine.child import (
     child_environment,
@@ -48,12 +49,17 @@ class WorkerContext:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
+        self._request = 0
         self._session: Session | None = None
         self._key: tuple[tuple[str, ...], SessionSettings] | None = None
 
+    def begin(self, request: int) -> None:
+        """Say which request the task belongs to that runs now."""
+        self._request = request
+
     def progress(self, done: int, total: int) -> None:
         """Report progress to the parent. Also how a parent that is gone is noticed: the send fails."""
-        self._connection.send(("progress", (done, total)))
+        self._connection.send((self._request, "progress", (done, total)))
 
     def session(self, files: Sequence[Path], settings: SessionSettings) -> Session:
         """The model, loaded with these settings; kept until other settings are asked for."""
@@ -93,6 +99,7 @@ class Worker:
         self._connection: Connection | None = None
         self._finalizer: weakref.finalize[[subprocess.Popen[bytes]], Worker] | None = None
         self._log_start = 0
+        self._requests = itertools.count(1)
 
     @property
     def pid(self) -> int | None:
@@ -114,30 +121,42 @@ class Worker:
             EngineTimeout: the child gave no sign of life for the timeout; it was stopped.
             HarnessError: whatever the task raised.
         """
-        connection = self._connection or self._start()
         try:
-            connection.send((task, args, kwargs))
-            while True:
-                if not connection.poll(self._timeout_s):
-                    self._kill()
-                    raise EngineTimeout(
-                        f"{self.label}: no sign of life from the worker for {self._timeout_s:g} s; it was stopped.",
-                        f"Raise --gguf-timeout if the model is that slow. Log: {self.log}",
-                    )
-                kind, payload = connection.recv()
-                if kind == "progress":
-                    if progress is not None:
-                        progress(*payload)
-                elif kind == "error":
-                    raise payload
-                else:
-                    result: T = payload
-                    return result
-        except (EOFError, ConnectionError, BrokenPipeError) as error:
+            connection = self._connection or self._start()
+            request = next(self._requests)
+            connection.send((request, task, args, kwargs))
+            kind, payload = self._answer(connection, request, progress)
+        except (EOFError, ConnectionError) as error:
             raise self._crashed() from error
-        except KeyboardInterrupt:
+        except BaseException:
+            # Whatever ended the wait (Ctrl-C, a time limit of pytest, a failing progress bar): the child may still
+            # answer, and its answer must not be taken for that to the next request.
             self._kill()
             raise
+        if kind == "error":
+            raise payload
+        return payload  # type: ignore[no-any-return]
+
+    def _answer(
+        self, connection: Connection, request: int, progress: ProgressCallback | None
+    ) -> tuple[Literal["result", "error"], Any]:
+        """Wait for the answer to a request, and show progress meanwhile."""
+        while True:
+            if not connection.poll(self._timeout_s):
+                raise EngineTimeout(
+                    f"{self.label}: no sign of life from the worker for {self._timeout_s:g} s; it was stopped.",
+                    f"Raise --gguf-timeout if the model is that slow. Log: {self.log}",
+                )
+            number, kind, payload = connection.recv()
+            if number != request:
+                raise EngineError(
+                    f"{self.label}: the worker answered request {number}, expected {request}; it was stopped.",
+                    "This is a defect of gguf-harness: please report it.",
+                )
+            if kind != "progress":
+                return kind, payload
+            if progress is not None:
+                progress(*payload)
 
     def close(self) -> None:
         """Stop the child; never fails, whatever state it is in."""
@@ -168,11 +187,15 @@ class Worker:
         return self._connection
 
     def _kill(self) -> None:
-        if self._finalizer is not None:
-            self._finalizer()
-        if self._connection is not None:
-            self._connection.close()
+        finalizer, connection = self._finalizer, self._connection
+        # First, so that a second Ctrl-C in here leaves no connection that would be used again.
         self._process = self._connection = self._finalizer = None
+        try:
+            if finalizer is not None:
+                finalizer()
+        finally:
+            if connection is not None:
+                connection.close()
 
     def _crashed(self) -> EngineCrashed:
         status: int | None = None
@@ -194,16 +217,19 @@ def serve(file_descriptor: int) -> None:
     connection = Connection(file_descriptor)
     context = WorkerContext(connection)
     try:
-        while (request := connection.recv()) is not None:
-            task, args, kwargs = request
-            connection.send(_run(context, task, args, kwargs))
+        while (message := connection.recv()) is not None:
+            request, task, args, kwargs = message
+            context.begin(request)
+            connection.send((request, *_run(context, task, args, kwargs)))
     except (EOFError, ConnectionError, BrokenPipeError):
         pass  # the parent is gone: there is nobody to tell
     finally:
         context.close()
 
 
-def _run(context: WorkerContext, task: Callable[..., object], args: Any, kwargs: Any) -> tuple[str, object]:
+def _run(
+    context: WorkerContext, task: Callable[..., object], args: Any, kwargs: Any
+) -> tuple[Literal["result", "error"], object]:
     try:
         return "result", task(context, *args, **kwargs)
     except (BrokenPipeError, ConnectionError):

@@ -28,6 +28,18 @@ def die(_: WorkerContext, number: int) -> None:
     time.sleep(5)
 
 
+def slow_double(context: WorkerContext, value: int) -> int:
+    context.progress(0, 1)
+    time.sleep(0.3)
+    return 2 * value
+
+
+def forge(context: WorkerContext) -> int:
+    """An answer to a request that is none, before the own one."""
+    context._connection.send((0, "result", 99))
+    return 1
+
+
 def leave(_: WorkerContext) -> None:
     os._exit(3)
 
@@ -93,6 +105,51 @@ def test_errors_of_a_task_are_its_own(worker: Worker) -> None:
         with pytest.raises(EngineError, match="ZeroDivisionError in the worker"):
             worker.call(broken, None)
         assert "ZeroDivisionError" in log_tail(worker.log)
+
+
+class Enough(BaseException):
+    """As pytest's own outcomes are: no Exception."""
+
+
+@pytest.mark.parametrize("ended_by", [Enough, ValueError, KeyboardInterrupt, EOFError])
+def test_an_answer_that_nobody_waited_for_goes_to_no_other_request(
+    worker: Worker, ended_by: type[BaseException]
+) -> None:
+    def stop(_done: int, _total: int) -> None:
+        raise ended_by
+
+    with worker:
+        with pytest.raises((ended_by, EngineCrashed)):
+            worker.call(slow_double, stop, 21)
+        assert worker.pid is None
+        assert worker.call(slow_double, None, 1) == 2
+        time.sleep(0.4)
+        assert worker.call(double, None, 2) == 4
+
+
+def test_a_time_limit_that_strikes_while_waiting_ends_the_request(worker: Worker) -> None:
+    def strike(_number: int, _frame: object) -> None:
+        raise Enough
+
+    before = signal.signal(signal.SIGALRM, strike)
+    try:
+        with worker:
+            worker.call(double, None, 1)
+            signal.setitimer(signal.ITIMER_REAL, 0.1)
+            with pytest.raises(Enough):
+                worker.call(slow_double, None, 21)
+            assert worker.call(double, None, 3) == 6
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_an_answer_with_another_number_is_refused(worker: Worker) -> None:
+    with worker:
+        with pytest.raises(EngineError, match="answered request 0, expected 1"):
+            worker.call(forge, None)
+        assert worker.pid is None
+        assert worker.call(double, None, 4) == 8
 
 
 @pytest.mark.parametrize(
