@@ -19,6 +19,7 @@ __all__ = [
     "ModelError",
     "ModelNotFound",
     "NoData",
+    "NoLanguageHead",
     "OptionError",
     "PromptError",
     "QuantizeError",
@@ -76,6 +77,10 @@ class PromptError(HarnessError):
 
 class EngineError(HarnessError):
     """llama.cpp could not do what it was asked."""
+
+
+class NoLanguageHead(EngineError):
+    """Next-token predictions were asked of a model that makes none: one for embeddings."""
 
 
 class UnsupportedEngine(EngineError):

@@ -7,14 +7,16 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import llama_cpp
 import numpy as np
 from numpy.typing import NDArray
 
 from harness.engine.batch import Batch
+from harness.engine.language_head import LanguageHead, logits_of
 from harness.engine.logs import EngineLog, MemoryBreakdown, parse_memory
+from harness.engine.parameters import context_parameters
 from harness.engine.settings import SessionSettings
 from harness.engine.vocabulary import Vocabulary
 from harness.errors import CorpusError, EngineError
@@ -25,23 +27,6 @@ if TYPE_CHECKING:
 __all__ = ["LogitsBlock", "Session", "Tokens", "offloads"]
 
 Tokens = NDArray[np.int32]
-
-_FLASH: Final[dict[str, int]] = {
-    "auto": llama_cpp.LLAMA_FLASH_ATTN_TYPE_AUTO,
-    "off": llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED,
-    "on": llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED,
-}
-# enum ggml_type; llama-cpp-python does not name bf16.
-_CACHE_TYPES: Final[dict[str, int]] = {
-    "f32": llama_cpp.GGML_TYPE_F32,
-    "f16": llama_cpp.GGML_TYPE_F16,
-    "bf16": 30,
-    "q8_0": llama_cpp.GGML_TYPE_Q8_0,
-    "q5_1": llama_cpp.GGML_TYPE_Q5_1,
-    "q5_0": llama_cpp.GGML_TYPE_Q5_0,
-    "q4_1": llama_cpp.GGML_TYPE_Q4_1,
-    "q4_0": llama_cpp.GGML_TYPE_Q4_0,
-}
 
 
 def offloads(settings: SessionSettings) -> bool:
@@ -101,6 +86,7 @@ class Session:
             if self._owns_model:
                 self._load_model()
             self._create_context()
+        self._head = LanguageHead(self._model, self.files[0].name) if model_of is None else model_of._head  # noqa: SLF001
         self._vocab = llama_cpp.llama_model_get_vocab(self._model)
         self.vocabulary = Vocabulary.of(self._vocab)
 
@@ -121,7 +107,10 @@ class Session:
             )
 
     def _create_context(self) -> None:
-        self._context = llama_cpp.llama_init_from_model(self._model, self._context_parameters())
+        parameters = context_parameters(self.settings, self._model)
+        if self._taps is not None:
+            parameters.cb_eval = self._taps.callback
+        self._context = llama_cpp.llama_init_from_model(self._model, parameters)
         if not self._context:
             reason = self._log.last_problem()
             self.close()
@@ -132,23 +121,6 @@ class Session:
             )
         self._batch = Batch(self.settings.n_batch)
         llama_cpp.llama_set_n_threads(self._context, self.settings.threads, self.settings.threads)
-
-    def _context_parameters(self) -> Any:
-        settings = self.settings
-        parameters = llama_cpp.llama_context_default_params()
-        parameters.n_ctx = settings.n_ctx * settings.n_seq
-        parameters.n_batch = min(settings.n_batch, parameters.n_ctx)
-        parameters.n_ubatch = settings.n_ubatch
-        parameters.n_seq_max = settings.n_seq
-        parameters.n_threads = parameters.n_threads_batch = settings.threads
-        parameters.flash_attn_type = _FLASH[settings.flash_attention]
-        parameters.type_k = _CACHE_TYPES[settings.cache_type_k]
-        parameters.type_v = _CACHE_TYPES[settings.cache_type_v]
-        # Cross-attention is made for a cache that sequences share, and aborts with another one.
-        parameters.kv_unified = self.has_encoder
-        if self._taps is not None:
-            parameters.cb_eval = self._taps.callback
-        return parameters
 
     def another(self, taps: Taps | None = None) -> Session:
         """A second context of the same model, with the same settings and taps of its own; close it before this one."""
@@ -183,11 +155,6 @@ class Session:
     def has_decoder(self) -> bool:
         """Whether there is anything to decode with: an encoder alone predicts no tokens."""
         return bool(llama_cpp.llama_model_has_decoder(self._model))
-
-    @property
-    def decoder_start(self) -> int:
-        """The token that a decoder with an encoder starts from, as the file says; -1 where it does not."""
-        return int(llama_cpp.llama_model_decoder_start_token(self._model))
 
     def close(self) -> None:
         """Free everything. May be called twice."""
@@ -322,11 +289,21 @@ class Session:
             self._taps.finish()
 
     def output_logits(self, rows: int) -> NDArray[np.float32]:
-        """[rows, vocabulary] logits of the last batch, in batch order: a view, valid until the next decode."""
-        pointer = llama_cpp.llama_get_logits(self._context)
-        return np.ctypeslib.as_array(
-            ctypes.cast(pointer, ctypes.POINTER(ctypes.c_float)), (rows, self.vocabulary.n_tokens)
-        )
+        """[rows, vocabulary] logits of the last batch, in batch order: a view, valid until the next decode.
+
+        Raises:
+            NoLanguageHead: the model computes none.
+        """
+        self.require_language_head()
+        return logits_of(self._context, rows, self.vocabulary.n_tokens)
+
+    def require_language_head(self) -> None:
+        """Make sure that the model predicts tokens.
+
+        Raises:
+            NoLanguageHead: it does not.
+        """
+        self._head.require()
 
     def logits(self, tokens: Tokens) -> NDArray[np.float32]:
         """[n, vocabulary] logits after every token of one sequence, a copy. The cache is cleared first."""

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from harness.engine.pooling import embed, pools
 from harness.engine.session import Session
 from harness.engine.settings import SessionSettings
-from harness.errors import EngineError
+from harness.errors import EngineError, NoLanguageHead
 from tests.integration.small_bert import HEADS, LAYERS, WIDTH, write_small_bert
 from tests.random_llama import write_random_llama
 
@@ -81,3 +81,14 @@ def test_what_cannot_be_embedded_is_said(tmp_path: Path) -> None:
         assert not pools(session)
         with pytest.raises(EngineError, match="no pooled embeddings"):
             embed(session, np.array([1], dtype=np.int32))
+
+
+def test_logits_that_were_never_written_are_not_read(tmp_path: Path) -> None:
+    with Session([write_small_bert(tmp_path / "bert.gguf")], SETTINGS) as session:
+        windows = np.full((2, 64), 5, dtype=np.int32)
+        with pytest.raises(NoLanguageHead, match=r"bert\.gguf has no language head.*\n.*suites/embeddings"):
+            list(session.score(windows))
+        with pytest.raises(NoLanguageHead):
+            session.another().logits(windows[0])
+        with pytest.raises(NoLanguageHead):
+            next(session.generate(windows[0, :8], 4))

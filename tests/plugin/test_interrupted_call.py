@@ -1,4 +1,4 @@
-"""A test that ends while a worker computes, by a time limit: what comes next gets its own answer, and so do later runs."""
+"""A time limit ends a test while a worker computes: what comes next gets its own answer, and so do later runs."""
 
 from __future__ import annotations
 
