@@ -45,6 +45,8 @@ class Attention:
     Attributes:
         tokens: [pos] token ids, BOS included where the vocabulary asks for it.
         pieces: [pos] their text; parts of characters are shown as U+FFFD.
+        layers: numbers of the layers that have attention, the first axis of what follows: all of most models, few of
+            a hybrid.
         pattern: [layer, head, pos, key] attention weights: rows sum to one, keys after the position are 0.
         scores: [layer, head, pos, key] q k^T: not masked, and not scaled unless the model scales q before.
         q: [layer, pos, head, d_head] queries, after rope.
@@ -54,6 +56,7 @@ class Attention:
 
     tokens: NDArray[np.int32]
     pieces: tuple[str, ...]
+    layers: tuple[int, ...]
     pattern: NDArray[np.float32]
     scores: NDArray[np.float32]
     q: NDArray[np.float32]
@@ -129,7 +132,8 @@ def attention(model: str | Path, prompt: str, *, threads: int | None = None, gpu
         with Worker(info.name, Path(folder) / "worker.log", gpu=gpu) as worker:
             found = _read(worker, read_attention, request)
     pattern, scores, q, k, v = (found[name].astype(np.float32, copy=False) for name in ("pattern", "scores", *"qkv"))
-    return Attention(found["tokens"].astype(np.int32), _texts(found), pattern, scores, q, k, v)
+    layers = tuple(found["layers"].tolist())
+    return Attention(found["tokens"].astype(np.int32), _texts(found), layers, pattern, scores, q, k, v)
 
 
 def hidden_states(model: str | Path, prompt: str, *, threads: int | None = None, gpu: int = 0) -> HiddenStates:

@@ -8,9 +8,10 @@ from typing import Final
 import numpy as np
 
 from harness import api
-from harness.errors import NoData, OptionError
+from harness.errors import GraphError, NoData, OptionError
 from harness.gguf_file import read_header
 from harness.graphs import AttentionGraph, CosineNetwork, Graph, LayerTokenFlow, ModelStructure
+from harness.models import load_info
 from harness.sources import ModelSource, expand_all
 
 __all__ = ["DEFAULT_PROMPT", "graph_of"]
@@ -54,6 +55,12 @@ def graph_of(
 
 def _of_prompt(source: ModelSource, model: str, kind: str, prompt: str, threads: int | None) -> Graph:
     found = api.attention(model, prompt, threads=threads)
+    if found.layers != tuple(range(len(found.layers))) or len(found.layers) != load_info(source).n_layer:
+        raise GraphError(
+            f"{source.name} has attention in layers {', '.join(map(str, found.layers))} alone: the graph would have no"
+            " edges for the others.",
+            "Give a model with attention in every layer; suites/attention measures others.",
+        )
     provenance = {"model": source.name, "prompt": prompt, "tokens": found.tokens.tolist()}
     if kind == "attention":
         return AttentionGraph(source.name, found.pattern, found.pieces, provenance=provenance).build()

@@ -21,7 +21,6 @@ __all__ = [
     "TapInfo",
     "expand_taps",
     "generic_tap",
-    "graph_name",
     "graph_nodes",
 ]
 
@@ -172,12 +171,6 @@ _DECODERS = {"t5": _T5_DECODER}
 """What of a decoder's graph differs from `TAPS` by more than a name."""
 
 _ENCODER_ONLY = frozenset({"t5encoder"})
-
-
-def graph_name(tap: str, architecture: str, n_layer: int) -> tuple[str, str | None]:
-    """llama.cpp's name of a tap, and the operation that makes it where only one can; arguments as `graph_nodes`."""
-    node = graph_nodes(tap, architecture, n_layer)[0]
-    return node.name, (next(iter(node.operations)) if len(node.operations) == 1 else None)
 
 
 def graph_nodes(tap: str, architecture: str, n_layer: int) -> tuple[GraphNode, ...]:

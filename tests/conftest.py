@@ -65,6 +65,22 @@ def without_z(llama_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     )
 
 
+@pytest.fixture(scope="session")
+def hybrid_file(llama_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose second layer has no attention at all, only an MLP; its first layer is that of `llama_file`."""
+    return rewrite_gguf(
+        llama_file,
+        tmp_path_factory.mktemp("models") / "hybrid.gguf",
+        lambda name, values: None if name.startswith("blk.1.attn") else values,
+        architecture="deci",
+        metadata={
+            "deci.attention.head_count": [4, 0],
+            "deci.attention.head_count_kv": [2, 0],
+            "deci.feed_forward_length": [512, 512],
+        },
+    )
+
+
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
     """scikit-learn in one thread: on a busy machine, threads that wait for each other take minutes for milliseconds."""

@@ -86,7 +86,9 @@ class Session:
             if self._owns_model:
                 self._load_model()
             self._create_context()
-        self._head = LanguageHead(self._model, self.files[0].name) if model_of is None else model_of._head  # noqa: SLF001
+        # One for all contexts of a model.
+        head = model_of._head if model_of is not None else None  # noqa: SLF001
+        self._head: LanguageHead = head or LanguageHead(self._model, self.files[0].name)
         self._vocab = llama_cpp.llama_model_get_vocab(self._model)
         self.vocabulary = Vocabulary.of(self._vocab)
 

@@ -48,6 +48,7 @@ class Taps:
         patch: function by tap.
         views: taps whose readers keep nothing of what they are given without copying it. These need not be copied for
             them, where llama.cpp has them in this process's memory.
+        some: whether one of these taps is enough; otherwise each has to be there in every decode.
 
     Raises:
         TapNotFound: a name that is no tap, a layer that the model does not have, or a tensor that llama.cpp does not
@@ -62,9 +63,11 @@ class Taps:
         read: Mapping[str, Reader] | None = None,
         patch: Mapping[str, Patcher] | None = None,
         views: Collection[str] = (),
+        some: bool = False,
     ) -> None:
         require_supported_engine()
         self._views = frozenset(views)
+        self._some = some
         self._readers = dict(read or {})
         self._patchers = dict(patch or {})
         self._architecture, self._n_layer = architecture, n_layer
@@ -105,7 +108,8 @@ class Taps:
         if self._failure is not None:
             failure, self._failure = self._failure, None
             raise failure
-        if self._missing:
+        enough = self._some and self._missing != {tap for nodes in self._wanted.values() for tap, *_ in nodes}
+        if self._missing and not enough:
             raise TapNotFound(
                 f"The graph of this model has no {', '.join(sorted(self._missing))}.",
                 self._advice(sorted(self._missing)),

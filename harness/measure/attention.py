@@ -6,7 +6,7 @@ pattern. What candidates are compared with goes to disk, and a candidate's own u
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.engine.settings import SessionSettings
-from harness.errors import CorpusError, PromptError
+from harness.errors import CorpusError, ModelError, PromptError
 from harness.measure.activations import ActivationReader, ActivationWriter
 from harness.measure.behaviour import BehaviourWatch, LayerParts
 from harness.measure.copying import copy_scores
@@ -38,6 +38,7 @@ __all__ = [
     "ATTENTION_KINDS",
     "AttentionRequest",
     "KeptPatterns",
+    "attention_layers",
     "observe_attention",
     "read_attention",
     "tapped",
@@ -110,13 +111,15 @@ def observe_attention(context: WorkerContext, request: AttentionRequest) -> Arra
     """
     base = context.session(request.files, request.settings)
     inputs, problems = _inputs(base, request)
+    layers = attention_layers(base, request)
     counts = np.bincount(base.tokenize(request.text[:_COUNTED_BYTES]), minlength=base.vocabulary.n_tokens)
     writer = ActivationWriter(request.folder, request.limit_bytes)
     watch = BehaviourWatch(request.settings.threads, writer)
     longest = max(len(tokens) for tokens in inputs.values())
     found, texts = [], {}
     try:
-        with tapped(base, request, longest, dict.fromkeys(ATTENTION_KINDS, watch), views=["pattern"]) as session:
+        readers = dict.fromkeys(ATTENTION_KINDS, watch)
+        with tapped(base, request, longest, readers, layers, views=["pattern"]) as session:
             for done, (prompt, tokens) in enumerate(inputs.items()):
                 context.progress(done, len(inputs))
                 pieces = [session.detokenize([token], special=True) for token in tokens.tolist()]
@@ -137,8 +140,8 @@ def observe_attention(context: WorkerContext, request: AttentionRequest) -> Arra
         "scores": np.array(BEHAVIOURS),
         "sums": np.stack([sums for sums, _ in found]),
         "counts": np.stack([counts for _, counts in found]),
-        **_induction(base, request),
-        "redundancy": _redundancy(request, [prompt for prompt, tokens in inputs.items() if len(tokens) > 1]),
+        **_induction(base, request, layers),
+        "redundancy": _redundancy(request, layers, [prompt for prompt, tokens in inputs.items() if len(tokens) > 1]),
         "copy_score": copy_scores(request.files, request.n_layer, watch.heads),
         **_kept(request, watch.heads, texts),
     }
@@ -148,26 +151,40 @@ def read_attention(context: WorkerContext, request: AttentionRequest) -> Arrays:
     """Everything about the attention of one prompt.
 
     Returns:
-        tokens, [pos]; pieces, [pos] their text as bytes; pattern and scores, [layer, head, pos, key]; q, [layer, pos,
-        head, d_head]; k and v, [layer, pos, kv_head, d_head]; all tensors float32.
+        tokens, [pos]; pieces, [pos] their text as bytes; layers, [layer] those that have attention; pattern and scores,
+        [layer, head, pos, key]; q, [layer, pos, head, d_head]; k and v, [layer, pos, kv_head, d_head]; all tensors
+        float32.
 
     Raises:
         PromptError: the model cannot be given the prompt.
         TapNotFound: llama.cpp does not offer a tensor in this architecture.
+        ModelError: layers have different numbers of heads.
         CorpusError: pattern and scores would take more than the limit.
     """
     base = context.session(request.files, request.settings)
     inputs, _ = _inputs(base, request)
     (tokens,) = inputs.values()
+    layers = attention_layers(base, request)
     _check_memory(request, len(tokens))
     kinds = (*ATTENTION_KINDS, "scores")
     parts = {kind: LayerParts(len(tokens), by_key=kind in {"pattern", "scores"}) for kind in kinds}
-    with tapped(base, request, len(tokens), parts) as session:
+    with tapped(base, request, len(tokens), parts, layers) as session:
         session.prefill(tokens)
         pieces = [session.detokenize([token], special=True) for token in tokens.tolist()]
-    found = {kind: np.stack(part.take()) for kind, part in parts.items()}
+    tensors = {kind: _stacked(request, kind, part.take()) for kind, part in parts.items()}
     # As objects: an array of bytes would lose the zero at the end of a piece.
-    return {"tokens": tokens, "pieces": np.array(pieces, dtype=np.object_), **found}
+    return {"tokens": tokens, "pieces": np.array(pieces, dtype=np.object_), "layers": np.array(layers), **tensors}
+
+
+def _stacked(request: AttentionRequest, kind: str, parts: list[NDArray[np.float32]]) -> NDArray[np.float32]:
+    shapes = dict.fromkeys(part.shape for part in parts)
+    if len(shapes) > 1:
+        raise ModelError(
+            f"{request.model}: {kind} differs in shape between layers ({', '.join(map(str, shapes))}), so that they do"
+            " not fit into one array.",
+            "suites/attention measures such models layer by layer.",
+        )
+    return np.stack(parts)
 
 
 def _check_memory(request: AttentionRequest, n: int) -> None:
@@ -182,14 +199,12 @@ def _check_memory(request: AttentionRequest, n: int) -> None:
         )
 
 
-def _redundancy(request: AttentionRequest, prompts: list[str]) -> NDArray[np.float64]:
+def _redundancy(request: AttentionRequest, layers: Sequence[int], prompts: list[str]) -> NDArray[np.float64]:
     """How alike heads attend, over the first tokens of the prompts; NaN without a prompt of two tokens."""
     reader = ActivationReader(request.folder)
     part = slice(0, _COMPARED_TOKENS)
     patterns = (
-        np.concatenate(
-            [reader.array(f"{prompt}/{layer}/pattern", 1)[:, part, part] for layer in range(request.n_layer)]
-        )
+        np.concatenate([reader.array(f"{prompt}/{layer}/pattern", 1)[:, part, part] for layer in layers])
         for prompt in prompts
     )
     total, count = np.zeros(()), 0
@@ -213,7 +228,7 @@ def _kept(request: AttentionRequest, heads: NDArray[np.int64], texts: Mapping[st
     for index, prompt in enumerate(chosen):
         patterns = [
             reader.array(f"{prompt}/{layer}/pattern", 1)[heads[wanted & (heads[:, 0] == layer), 1], part, part]
-            for layer in range(request.n_layer)
+            for layer in dict.fromkeys(heads[:, 0].tolist())
         ]
         arrays |= {f"pattern_{index}": np.concatenate(patterns), f"pieces_{index}": texts[prompt]}
     return arrays
@@ -222,14 +237,34 @@ def _kept(request: AttentionRequest, heads: NDArray[np.int64], texts: Mapping[st
 # -- decoding ---------------------------------------------------------------------------------------------------------
 
 
+def attention_layers(base: Session, request: AttentionRequest) -> tuple[int, ...]:
+    """The layers that have an attention pattern: all of most models, few of a hybrid with state-space layers.
+
+    llama.cpp's graph of one token says so: metadata has many ways to.
+
+    Raises:
+        TapNotFound: no layer has one.
+    """
+    seen: set[int] = set()
+
+    def notice(tap: str, _: NDArray[np.float32]) -> None:
+        seen.add(int(tap.split(".")[1]))
+
+    with tapped(base, request, 1, {"pattern": notice}, range(request.n_layer), some=True) as session:
+        session.prefill(np.array([max(base.vocabulary.bos, 0)], dtype=np.int32))
+    return tuple(sorted(seen))
+
+
 @contextmanager
 def tapped(
     base: Session,
     request: AttentionRequest,
     longest: int,
     readers: Mapping[str, Reader],
+    layers: Iterable[int],
     *,
     views: Collection[str] = (),
+    some: bool = False,
 ) -> Iterator[Session]:
     """A context of a loaded model, without flash attention, whose attention is read.
 
@@ -237,8 +272,10 @@ def tapped(
         base: the loaded model.
         request: says which model that is, and how to run it.
         longest: tokens of the longest text to decode.
-        readers: by kind ("pattern", "q"): called with the taps of all layers.
+        readers: by kind ("pattern", "q"): called with the taps of these layers.
+        layers: whose attention is read.
         views: kinds whose readers keep nothing of what they are given without copying it.
+        some: whether one of the taps is enough.
     """
     from harness.engine.session import Session
     from harness.engine.taps import Taps
@@ -246,9 +283,9 @@ def tapped(
     n_batch = min(longest, request.settings.n_batch)
     n_ctx = -(-longest // n_batch) * n_batch
     settings = replace(request.settings, n_ctx=n_ctx, n_batch=n_batch, flash_attention="off")
-    read = {f"blocks.{layer}.attn.{kind}": each for layer in range(request.n_layer) for kind, each in readers.items()}
+    read = {f"blocks.{layer}.attn.{kind}": each for layer in layers for kind, each in readers.items()}
     viewed = [tap for tap in read if tap.rpartition(".")[2] in views]
-    taps = Taps(request.architecture, request.n_layer, read=read, views=viewed)
+    taps = Taps(request.architecture, request.n_layer, read=read, views=viewed, some=some)
     with Session(base.files, settings, taps, model_of=base) as session:
         yield session
 
@@ -261,7 +298,7 @@ def _inputs(base: Session, request: AttentionRequest) -> tuple[dict[str, Tokens]
     return {prompt: tokens for prompt, (tokens, _) in inputs.items()}, problems
 
 
-def _induction(base: Session, request: AttentionRequest) -> Arrays:
+def _induction(base: Session, request: AttentionRequest, layers: Sequence[int]) -> Arrays:
     """Induction and duplicate_token of each head: [sequence, H], means over the tokens that come again."""
     import llama_cpp
 
@@ -273,7 +310,7 @@ def _induction(base: Session, request: AttentionRequest) -> Arrays:
     bos = np.full(offset, base.vocabulary.bos, dtype=np.int32)
     patterns = LayerParts(offset + 2 * length, by_key=True)
     found: dict[str, list[NDArray[np.float64]]] = {}
-    with tapped(base, request, offset + 2 * length, {"pattern": patterns}) as session:
+    with tapped(base, request, offset + 2 * length, {"pattern": patterns}, layers) as session:
         for seed in range(_SEQUENCES):
             session.prefill(np.concatenate([bos, repeated_tokens(candidates, length, seed)]))
             scores = [induction_scores(layer, length, offset) for layer in patterns.take()]

@@ -56,8 +56,8 @@ def compare_attention(
         ours, theirs = ActivationReader(request.folder), ActivationReader(reference)
         if not np.array_equal(own["heads"], base["heads"]):
             raise ModelError(
-                f"{request.model} has {len(own['heads'])} attention heads in {request.n_layer} layers, its reference"
-                f" {len(base['heads'])} in {int(base['heads'][-1, 0]) + 1}: they cannot be compared one by one.",
+                "{} has {} attention heads in {} layers, its reference {} in {}: they cannot be compared one by"
+                " one.".format(request.model, *_count_heads(own), *_count_heads(base)),
                 "Compare models of one shape; `gguf-harness heads` matches heads of two models that differ.",
             )
         if not all(np.array_equal(own[name], base[name]) for name in ("prompts", "lengths", "tokens")):
@@ -68,32 +68,38 @@ def compare_attention(
         prompts = [str(prompt) for prompt, n in zip(own["prompts"], own["lengths"], strict=True) if int(n) > 1]
         if not prompts:
             raise PromptError("No prompt has two tokens: there is no attention to compare.", "Give a longer prompt.")
+        layers = list(dict.fromkeys(own["heads"][:, 0].tolist()))
         found = []
         for done, prompt in enumerate(prompts):
             context.progress(done, len(prompts))
-            found.append(_of_prompt(prompt, request.n_layer, ours, theirs))
+            found.append(_of_prompt(prompt, layers, ours, theirs))
         drift = {name: np.stack([each[name] for each in found]) for name in found[0] if name not in ROW_MEASURES}
         drift |= {name: np.concatenate([each[name] for each in found], axis=1) for name in ROW_MEASURES}
-        drift |= {f"{kind}_cka": _cka(kind, prompts, request.n_layer, ours, theirs) for kind in "qkv"}
+        drift |= {f"{kind}_cka": _cka(kind, prompts, layers, ours, theirs) for kind in "qkv"}
         rows = np.array([each["jsd"].shape[1] for each in found])
         return own, {
             "prompts": np.array(prompts),
             "rows": rows,
             "heads": own["heads"],
-            **_kv_heads(ours, prompts[0], request.n_layer),
+            **_kv_heads(ours, prompts[0], layers),
             **drift,
         }
     finally:
         ActivationReader.discard(request.folder)
 
 
-def _of_prompt(prompt: str, n_layer: int, ours: ActivationReader, theirs: ActivationReader) -> Arrays:
-    layers: dict[str, list[NDArray[np.generic]]] = {}
+def _count_heads(arrays: Arrays) -> tuple[int, int]:
+    """(heads, layers that have any)."""
+    return len(arrays["heads"]), len(np.unique(arrays["heads"][:, 0]))
+
+
+def _of_prompt(prompt: str, layers: list[int], ours: ActivationReader, theirs: ActivationReader) -> Arrays:
+    parts: dict[str, list[NDArray[np.generic]]] = {}
 
     def add(name: str, values: NDArray[np.generic]) -> None:
-        layers.setdefault(name, []).append(values)
+        parts.setdefault(name, []).append(values)
 
-    for layer in range(n_layer):
+    for layer in layers:
         a, b = (
             {
                 kind: each.array(f"{prompt}/{layer}/{kind}", 1 if kind == "pattern" else 0)
@@ -108,11 +114,15 @@ def _of_prompt(prompt: str, n_layer: int, ours: ActivationReader, theirs: Activa
         for kind in "qkv":
             add(f"{kind}_error", _errors(_by_head(a[kind]), _by_head(b[kind])))
         add("scores_error", _score_errors(a, b))
-    return {name: np.concatenate(arrays) for name, arrays in layers.items()}
+    return {name: np.concatenate(arrays) for name, arrays in parts.items()}
 
 
 def _by_head(vectors: Vectors) -> Vectors:
-    """[head, values] of [pos, head, d_head], without the first token: it is the same in every text."""
+    """[head, values] of [pos, head, d_head], without the first token.
+
+    Where the vocabulary begins texts with BOS, it is the same in every text. Elsewhere it is a word like any other, but
+    attends to itself alone whatever the model: its row says nothing of a head.
+    """
     return vectors[1:].transpose(1, 0, 2).reshape(vectors.shape[1], -1)
 
 
@@ -140,10 +150,10 @@ def _scores(vectors: dict[str, Vectors], head: int) -> Vectors:
 
 
 def _cka(
-    kind: str, prompts: list[str], n_layer: int, ours: ActivationReader, theirs: ActivationReader
+    kind: str, prompts: list[str], layers: list[int], ours: ActivationReader, theirs: ActivationReader
 ) -> NDArray[np.float64]:
     found = []
-    for layer in range(n_layer):
+    for layer in layers:
         a, b = (
             np.concatenate([each.array(f"{prompt}/{layer}/{kind}")[1:] for prompt in prompts])
             for each in (ours, theirs)
@@ -156,6 +166,6 @@ def _cka(
     return np.array(found)
 
 
-def _kv_heads(reader: ActivationReader, prompt: str, n_layer: int) -> Arrays:
-    counts = [reader.array(f"{prompt}/{layer}/k").shape[1] for layer in range(n_layer)]
-    return {"kv_heads": np.array([(layer, head) for layer, count in enumerate(counts) for head in range(count)])}
+def _kv_heads(reader: ActivationReader, prompt: str, layers: list[int]) -> Arrays:
+    counts = {layer: reader.array(f"{prompt}/{layer}/k").shape[1] for layer in layers}
+    return {"kv_heads": np.array([(layer, head) for layer, count in counts.items() for head in range(count)])}

@@ -102,16 +102,6 @@ class Answers:
             )
         return sum(completion.tokens for completion in self.completions) / self.wall_s
 
-    @property
-    def ttft(self) -> Percentiles:
-        """Time to the first token, over requests."""
-        return Percentiles.of([c.ttft_s for c in self.completions if c.ttft_s is not None])
-
-    @property
-    def itl(self) -> Percentiles:
-        """Time between tokens, over all tokens of all requests but the first of each."""
-        return Percentiles.of([seconds for c in self.completions for seconds in c.itl_s])
-
 
 class Client:
     """Asks a server for completions.

@@ -230,6 +230,7 @@ def _lens(request: LayersRequest, files: StateFiles) -> Arrays:
         "lens_entropy": lens.entropy,
         "lens_kl": lens.kl,
         "lens_decided": decided_at(lens.top),
+        "output_top": files.load("logits").argmax(axis=-1),
     }
     return found | _direct(files, head, lens.top[-1]) | _norm_gains(weights, files, head)
 

@@ -74,7 +74,8 @@ def read_layout(file: Path) -> HeadLayout:
     """
     metadata = read_header(file).metadata
     architecture = str(metadata.get("general.architecture"))
-    layers, heads = (metadata.get(f"{architecture}.{key}") for key in ("block_count", "attention.head_count"))
+    keys = ("block_count", "attention.head_count", "attention.head_count_kv")
+    layers, heads, kv_heads = (metadata.get(f"{architecture}.{key}") for key in keys)
     # Before anything is made of them: a header may claim what it likes.
     if isinstance(layers, int) and isinstance(heads, int) and 0 < layers <= _MOST_HEADS:
         heads = (heads,) * layers
@@ -85,6 +86,9 @@ def read_layout(file: Path) -> HeadLayout:
             f"{file.name} says of its layers and heads: {layers!r} and {heads!r}, expected plausible numbers.",
             "Heads can be measured in models with attention only.",
         )
+    if isinstance(kv_heads, tuple) and len(kv_heads) == len(by_layer):
+        # A layer without keys and values has another mixer, or none: no head of it mixes anything.
+        by_layer = tuple(count if kv else 0 for count, kv in zip(by_layer, kv_heads, strict=True))
     return HeadLayout(architecture, by_layer)
 
 

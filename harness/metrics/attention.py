@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -14,7 +14,7 @@ from harness.errors import NoData
 from harness.metrics.stats import as_estimate, mean_of_clusters, mean_with_errors, require_samples
 from harness.records import PlacedEstimate
 
-__all__ = ["HeadPlace", "PatternComparison", "attention_estimates", "compare_patterns", "head_estimates", "join_heads"]
+__all__ = ["HeadPlace", "PatternComparison", "attention_estimates", "compare_patterns", "head_estimates"]
 
 Pattern = NDArray[np.floating[Any]]
 Floats = NDArray[np.float64]
@@ -141,24 +141,6 @@ def _comparison(sums: Floats, changed: NDArray[np.bool_]) -> PatternComparison:
         total_variation=np.minimum(distance / 2, 1.0),
         entropy_change=entropy_p - entropy_q,
         top_changed=changed,
-    )
-
-
-def join_heads(comparisons: Sequence[PatternComparison]) -> PatternComparison:
-    """Comparisons of several layers on one prompt as one, with their heads one after the other."""
-    if not comparisons:
-        raise NoData("There are no attention patterns to join.")
-
-    def joined(part: Callable[[PatternComparison], NDArray[Any]]) -> NDArray[Any]:
-        return np.concatenate([part(each) for each in comparisons])
-
-    return PatternComparison(
-        joined(lambda each: each.cosine),
-        joined(lambda each: each.cosine_rows),
-        joined(lambda each: each.jsd),
-        joined(lambda each: each.total_variation),
-        joined(lambda each: each.entropy_change),
-        joined(lambda each: each.top_changed),
     )
 
 

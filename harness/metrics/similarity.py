@@ -1,4 +1,4 @@
-"""How alike two sets of activations are: relative error, cosine, and CKA. Pure numpy, computed in float64."""
+"""How alike two sets of activations are: cosine and CKA. Pure numpy, computed in float64."""
 
 from __future__ import annotations
 
@@ -7,19 +7,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from harness.errors import NoData
 
-__all__ = ["cosine", "linear_cka", "relative_error"]
-
-
-def relative_error(candidate: ArrayLike, reference: ArrayLike) -> float:
-    """Norm of the difference over the norm of the reference (Frobenius): 0 for equal arrays; inf where it is zero.
-
-    Args:
-        candidate: any shape.
-        reference: the same shape.
-    """
-    a, b = _pair(candidate, reference)
-    difference, norm = float(np.linalg.norm(a - b)), float(np.linalg.norm(b))
-    return difference / norm if norm else (0.0 if difference == 0 else float("inf"))
+__all__ = ["cosine", "linear_cka"]
 
 
 def cosine(candidate: ArrayLike, reference: ArrayLike) -> NDArray[np.float64]:

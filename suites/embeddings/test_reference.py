@@ -33,7 +33,6 @@ def test_space_stays(
     found = embeddings.aligned(any_candidate, reference)
     estimates = [unpack(metric, found[metric]) for metric in ("procrustes_error", "embedding_cka")]
     record(*estimates, detail=_types(embeddings(any_candidate), embeddings(reference)))
-    assert all(0 <= estimate.value <= 1 for estimate in estimates)
     gate.where_set(*estimates)
 
 

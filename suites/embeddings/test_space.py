@@ -18,7 +18,6 @@ def test_token_embeddings(model: LoadedModel, embeddings: Embeddings, record: Re
     space = embeddings(model)
     estimates = describe_space(space)
     record(*estimates, detail=f"stored as {space['matrix_type'].item()}")
-    assert all(-1 <= estimate.value <= 1 for estimate in estimates[:3])
 
 
 @pytest.mark.metric("word_silhouette")

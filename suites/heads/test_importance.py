@@ -40,7 +40,6 @@ def test_the_same_heads_matter(
     overlap = top_overlap(own, base, top)
     record(correlation, detail=f"{len(base)} heads, {head_ablation.detail}")
     record(overlap, detail=f"the {top} most important of {len(base)} heads, {head_ablation.detail}")
-    assert -1 <= correlation.value <= 1
     gate.where_set(correlation, overlap)
 
 
@@ -59,4 +58,3 @@ def test_screen_of_heads(reference: LoadedModel, head_ablation: HeadAblation, re
         "head_screen_rank_correlation", window_rises(sweep["nll_zero"], sweep["nll"]), screened
     )
     record(correlation, detail=f"{correlation.n} of {len(effects)} heads, {head_ablation.detail}")
-    assert -1 <= correlation.value <= 1

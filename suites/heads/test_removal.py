@@ -15,7 +15,6 @@ def test_heads_that_can_go(reference: LoadedModel, head_ablation: HeadAblation, 
     curve = head_ablation.removal(reference)["nll"]
     estimate = removable(curve)
     record(estimate, detail=f"up to {len(curve) - 1} removed, {head_ablation.detail}")
-    assert 0 <= estimate.value < len(curve)
 
 
 @pytest.mark.metric("heads_removable")
@@ -26,4 +25,3 @@ def test_heads_that_can_go_of_a_candidate(
     curve = head_ablation.removal(candidate, along=reference)["nll"]
     estimate = removable(curve)
     record(estimate, detail=f"in the reference's order, up to {len(curve) - 1} removed, {head_ablation.detail}")
-    assert 0 <= estimate.value < len(curve)

@@ -45,5 +45,6 @@ def test_which_layers_cause_the_loss(
     record(as_estimate("embed_kl_left", cluster_ratio(arrays["embed"], arrays["kld"], arrays["starts"])))
     for layer, each in found.items():
         record(each, layer=layer, detail="behind this layer everything is the candidate's")
-    assert all(each.value >= 0 for each in found.values())
+    # Rounding aside, no divergence is below zero.
+    assert all(each.value > -1e-3 for each in found.values())
     gate.where_set(*found.values())

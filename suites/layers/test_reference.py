@@ -43,7 +43,6 @@ def test_states_stay_close_to_reference(
         for metric, what in (("relative_error", "error"), ("cosine", "cosine"))
     ]
     record(*ends)
-    assert all(each.value >= 0 for each in overall if each.metric.endswith("error"))
     gate.where_set(*overall, *ends)
 
 
@@ -61,7 +60,6 @@ def test_representations_stay_alike(
             Estimate("resid_cka", float(arrays["cka"][layer]), n, None if np.isnan(se) else se, clusters=clusters)
         )
         record(found[-1], layer=layer, detail="error by jackknife over prompts")
-    assert all(0 <= each.value <= 1 for each in found)
     gate.where_set(*found)
 
 

@@ -46,7 +46,6 @@ def test_residual_stream(model: LoadedModel, layers_of: LayersOf, record: Record
     whole += [over_layers("massive_activations", arrays["massive"], starts, layers)]
     overall = [each for each in whole if each is not None]
     record(*overall, detail=f"mean of {len(layers)} layers")
-    assert all(each.value >= 0 for each in overall)
     gate.where_set(*overall)
 
 

@@ -54,5 +54,4 @@ def test_probability_of_the_correct_token(
     arrays = corpus_pass(candidate, against=reference)
     estimates = summarize_delta_p(arrays["nll"], corpus_pass(reference, windows_of=arrays)["nll"])
     record(*estimates)
-    assert all(-1 <= estimate.value <= 1 for estimate in estimates)
     gate(*sorted(estimates, key=lambda estimate: estimate.metric != "delta_p_rms"))

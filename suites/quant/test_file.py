@@ -14,7 +14,6 @@ def test_file(model: LoadedModel, record: Record, gate: GateCheck) -> None:
     """Size and effective bits per weight."""
     estimates = _measure(model)
     record(*estimates.values())
-    assert 0 < model.info.bits_per_weight <= 64
     gate.where_set(*estimates.values(), measure=_measure)
 
 

@@ -16,7 +16,6 @@ def test_perplexity(model: LoadedModel, corpus_pass: CorpusPass, record: Record,
     arrays = corpus_pass(model)
     estimate = perplexity(arrays["nll"])
     record(estimate)
-    assert estimate.value >= 1
 
     def measure(reference: LoadedModel) -> dict[str, Estimate]:
         return {"ppl": perplexity(corpus_pass(reference, windows_of=arrays)["nll"])}

@@ -53,5 +53,4 @@ def test_texts_stay_close_to_reference(
     for estimate in scores.estimates:
         compared = estimate.metric == "text_ppl_under_reference"
         record(estimate, detail=f"{detail}; the reference's own: {perplexity(own).value:.4g}" if compared else detail)
-    assert all(estimate.value >= 0 for estimate in scores.estimates if estimate.metric != "divergence_probability_gap")
     gate.where_set(*scores.estimates)

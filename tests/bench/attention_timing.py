@@ -98,7 +98,7 @@ def measure(context: WorkerContext, request: AttentionRequest, cases: Sequence[C
             stack.close()
             tokens, features = _text(base, request, case.tokens)
             reader = _Reader(BehaviourWatch(request.settings.threads), case.heads)
-            bare = stack.enter_context(tapped(base, request, case.tokens, {}))
+            bare = stack.enter_context(tapped(base, request, case.tokens, {}, []))
             read = stack.enter_context(_read(base, request, case, reader))
             for number in range(rounds + 1):
                 reader.watch.begin("text", features)
@@ -121,7 +121,7 @@ def peak(context: WorkerContext, request: AttentionRequest, case: Case, *, read:
     tokens, features = _text(base, request, case.tokens)
     reader = _Reader(BehaviourWatch(request.settings.threads), case.heads)
     reader.watch.begin("text", features)
-    chosen = _read(base, request, case, reader) if read else tapped(base, request, case.tokens, {})
+    chosen = _read(base, request, case, reader) if read else tapped(base, request, case.tokens, {}, [])
     with chosen as session:
         session.prefill(tokens)
     return peak_resident()
@@ -130,8 +130,7 @@ def peak(context: WorkerContext, request: AttentionRequest, case: Case, *, read:
 def _read(
     base: Session, request: AttentionRequest, case: Case, reader: _Reader
 ) -> contextlib.AbstractContextManager[Session]:
-    layers = replace(request, n_layer=case.layers)
-    return tapped(base, layers, case.tokens, {"pattern": reader}, views=["pattern"])
+    return tapped(base, request, case.tokens, {"pattern": reader}, range(case.layers), views=["pattern"])
 
 
 def _text(base: Session, request: AttentionRequest, n: int) -> tuple[NDArray[np.int32], TokenFeatures]:

@@ -15,7 +15,7 @@ from harness.engine.session import Session, Tokens
 from harness.engine.settings import SessionSettings
 from harness.engine.taps import Taps
 from harness.engine.worker import Worker
-from harness.errors import CorpusError, EngineError, ModelError, TapNotFound, VocabularyMismatch
+from harness.errors import CorpusError, EngineError, ModelError, VocabularyMismatch
 from harness.measure.ablation import (
     HeadRequest,
     run_head_interchange,
@@ -360,6 +360,13 @@ def test_heads_of_other_architectures_are_columns_of_the_output_matrix(tmp_path:
         assert np.abs(ablated - expected).max() < 1e-4
 
 
-def test_a_model_without_the_tap_says_so(tmp_path: Path, corpus: Corpus, without_z: Path) -> None:
-    with pytest.raises(TapNotFound, match=r"blocks\.1\.attn\.z"):
-        _run(tmp_path, run_head_sweep, without_z, corpus, HEADS[:2])
+@pytest.mark.parametrize("model", ["without_z", "hybrid_file"])
+def test_a_layer_that_mixes_no_values_has_no_heads(
+    tmp_path: Path, corpus: Corpus, model: str, request: pytest.FixtureRequest
+) -> None:
+    file = request.getfixturevalue(model)
+    assert read_layout(file).heads == (4, 0)
+    sweep = _run(tmp_path, run_head_sweep, file, corpus, read_layout(file).all)
+    assert np.isfinite(sweep["nll_zero"]).all()
+    with pytest.raises(EngineError, match="no head 0 in a layer 1"):
+        _run(tmp_path, run_head_sweep, file, corpus, [(1, 0)])

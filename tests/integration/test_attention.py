@@ -181,7 +181,10 @@ def test_nothing_is_seen_beyond_a_sliding_window(tmp_path: Path, kind: str, n_ba
     }
     request = make_request(file, tmp_path, **settings)
     part = LayerParts(n, by_key=True)
-    with Session([file], request.settings) as base, tapped(base, request, n, {"pattern": part}) as session:
+    with (
+        Session([file], request.settings) as base,
+        tapped(base, request, n, {"pattern": part}, range(request.n_layer)) as session,
+    ):
         session.prefill(tokens)
     patterns = part.take()
     distance = np.arange(n)[:, None] - np.arange(n)
@@ -297,3 +300,31 @@ def test_known_heads_are_found() -> None:
     for place, expected in np.ndenumerate(np.array(CARD["induction"])):
         assert scores[place[0], place[1]]["induction"] == pytest.approx(expected, abs=0.12)
     assert all(score is not None and -1 <= score <= 1 for score in behaviour.copy_scores)
+
+
+@pytest.mark.parametrize("model", ["without_z", "hybrid_file"])
+def test_layers_without_attention_are_left_out(
+    worker: Worker, llama_file: Path, tmp_path: Path, model: str, request: pytest.FixtureRequest
+) -> None:
+    """The first layer is the same in all three files, and does not see the second."""
+    hybrid = request.getfixturevalue(model)
+    prompts = (Prompt("p", "a b c d e"),)
+    whole, part = (
+        worker.call(read_attention, None, make_request(file, tmp_path, prompts)) for file in (llama_file, hybrid)
+    )
+    assert whole["layers"].tolist() == [0, 1]
+    assert part["layers"].tolist() == [0]
+    np.testing.assert_array_equal(part["pattern"][0], whole["pattern"][0])
+    base = worker.call(observe_attention, None, make_request(hybrid, tmp_path / "base", prompts))
+    assert base["heads"].tolist() == [[0, head] for head in range(4)]
+    own, drift = worker.call(
+        compare_attention, None, make_request(hybrid, tmp_path / "own", prompts), tmp_path / "base", base
+    )
+    assert own["sums"].shape == base["sums"].shape
+    assert drift["cosine"].shape == (1, 4)
+    assert drift["cosine"] == pytest.approx(1)
+    assert drift["kv_heads"].tolist() == [[0, 0], [0, 1]]
+    other = worker.call(observe_attention, None, make_request(llama_file, tmp_path / "other", prompts))
+    request_of_hybrid = make_request(hybrid, tmp_path / "again", prompts)
+    with pytest.raises(ModelError, match="has 4 attention heads in 1 layers, its reference 8 in 2"):
+        worker.call(compare_attention, None, request_of_hybrid, tmp_path / "other", other)

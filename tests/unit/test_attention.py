@@ -19,7 +19,6 @@ from harness.metrics.attention import (
     attention_estimates,
     compare_patterns,
     head_estimates,
-    join_heads,
 )
 from harness.metrics.similarity import cosine
 from harness.metrics.stats import mean_of_clusters, mean_with_errors
@@ -141,8 +140,6 @@ def test_nothing_to_compare() -> None:
         compare_patterns(p, p, first_row=9)
     with pytest.raises(ValueError, match="same shape"):
         compare_patterns(p, p[:, :4])
-    with pytest.raises(NoData, match="join"):
-        join_heads([])
     with pytest.raises(NoData, match="no estimate"):
         attention_estimates([], HEADS)
     with pytest.raises(ValueError, match="2 are named"):
@@ -191,14 +188,6 @@ def test_one_prompt_has_no_error() -> None:
     for each in (*attention_estimates(prompts, HEADS), *head_estimates(prompts, HEADS)):
         assert each.estimate.se is None
         assert each.estimate.clusters == 1
-
-
-def test_layers_are_joined() -> None:
-    p, q = _pattern(0), _pattern(1)
-    parts = [compare_patterns(p[:1], q[:1]), compare_patterns(p[1:], q[1:])]
-    whole = compare_patterns(p, q)
-    np.testing.assert_array_equal(join_heads(parts).cosine, whole.cosine)
-    np.testing.assert_array_equal(join_heads(parts).top_changed, whole.top_changed)
 
 
 @given(seeds, st.integers(1, 5), st.integers(1, 6))

@@ -12,7 +12,7 @@ from harness.errors import GateError, HarnessError, NoData
 from harness.names import METRICS, metric_info
 from harness.quants import DEFAULT_QUANTS, FTYPES, NEEDS_IMATRIX, ftype_label, parse_quants
 from harness.records import Estimate, Row
-from harness.tap_names import TAPS, graph_name
+from harness.tap_names import TAPS, graph_nodes
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -64,10 +64,14 @@ def test_file_types_have_names() -> None:
 
 
 def test_taps_map_to_graph_names() -> None:
-    assert graph_name("blocks.3.attn.pattern", "llama", 30) == ("kq_soft_max-3", None)
-    assert graph_name("blocks.0.attn.q", "llama", 30) == ("Qcur-0", "ROPE")
-    assert graph_name("blocks.0.attn.q", "gpt2", 12) == ("Qcur-0", None)
-    assert graph_name("logits", "llama", 30) == ("result_output", None)
+    def only(tap: str, architecture: str) -> tuple[str, frozenset[str]]:
+        (node,) = graph_nodes(tap, architecture, 12)
+        return node.name, node.operations
+
+    assert only("blocks.3.attn.pattern", "llama") == ("kq_soft_max-3", frozenset())
+    assert only("blocks.0.attn.q", "llama") == ("Qcur-0", frozenset({"ROPE"}))
+    assert only("blocks.0.attn.q", "gpt2") == ("Qcur-0", frozenset({"RESHAPE", "VIEW"}))
+    assert only("logits", "llama") == ("result_output", frozenset())
     assert {"embed", "logits"} <= set(TAPS)
 
 
@@ -76,4 +80,4 @@ def test_taps_map_to_graph_names() -> None:
 )
 def test_unknown_taps_are_refused(tap: str, hint: str) -> None:
     with pytest.raises(HarnessError, match=hint):
-        graph_name(tap, "llama", 30)
+        graph_nodes(tap, "llama", 30)

@@ -11,20 +11,13 @@ from scipy.spatial.distance import cosine as cosine_distance
 from scipy.stats import ortho_group
 
 from harness.errors import NoData
-from harness.metrics.similarity import cosine, linear_cka, relative_error
+from harness.metrics.similarity import cosine, linear_cka
 
 _VECTORS = hnp.arrays(np.float64, (4, 6), elements=st.floats(-1e6, 1e6).filter(lambda x: x == 0 or abs(x) > 1e-6))
 
 
-def test_relative_error() -> None:
-    assert relative_error([3.0, 4.0], [0.0, 4.0]) == pytest.approx(0.75)
-    assert relative_error([0.0], [0.0]) == 0
-    assert relative_error([1.0], [0.0]) == float("inf")
-
-
 @given(_VECTORS)
 def test_equal_arrays_differ_by_nothing(x: np.ndarray) -> None:
-    assert relative_error(x, x) == 0
     same = cosine(x, x)
     assert (same[np.abs(x).any(-1)] == 1).all()
     assert np.isnan(same[~np.abs(x).any(-1)]).all()
@@ -64,8 +57,6 @@ def test_cka_does_not_see_rotation_scale_and_shift(seed: int, scale: float) -> N
 
 
 def test_nothing_to_compare_is_an_error() -> None:
-    with pytest.raises(NoData):
-        relative_error([], [])
     with pytest.raises(NoData, match="at least two"):
         linear_cka([[1.0, 2.0]], [[1.0, 2.0]])
     with pytest.raises(NoData, match="do not vary"):
