@@ -97,7 +97,8 @@ def observe_attention(context: WorkerContext, request: AttentionRequest) -> Arra
     """Decode every prompt, sum up what each head does, and write what comparisons need into the folder.
 
     Returns:
-        prompts, [P] ids of those that the model could be given; tokens, [all of them], and lengths, [P]; heads, [H, 2]
+        prompts, [P] ids of those that the model could be given; causal, [1] whether tokens attend to earlier ones only;
+        tokens, [all of them], and lengths, [P]; heads, [H, 2]
         layer and head; scores, [S] names as in `BEHAVIOURS`, with sums over rows and counts of rows, [P, S, H];
         induction and duplicate_token, [sequence, H], means over the second half of random tokens that come twice;
         redundancy, [H, H], how alike heads attend; copy_score, [H], NaN where the file has no matrices for it;
@@ -137,6 +138,7 @@ def observe_attention(context: WorkerContext, request: AttentionRequest) -> Arra
         "lengths": np.array([len(tokens) for tokens in inputs.values()]),
         "problems": np.array([error.message for error in problems.values()], dtype=np.str_),
         "heads": watch.heads,
+        "causal": np.array([watch.causal]),
         "scores": np.array(BEHAVIOURS),
         "sums": np.stack([sums for sums, _ in found]),
         "counts": np.stack([counts for _, counts in found]),

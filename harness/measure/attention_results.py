@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from harness.errors import ModelError
 from harness.measure.attention_drift import ROW_MEASURES
 from harness.metrics.attention import HeadPlace, PatternComparison
 from harness.metrics.heads import HeadProfile, ScoreSums, head_profiles
@@ -46,7 +47,17 @@ class HeadBehaviour:
 
     @classmethod
     def of(cls, arrays: Arrays) -> HeadBehaviour:
-        """From what `observe_attention` returned."""
+        """From what `observe_attention` returned.
+
+        Raises:
+            ModelError: tokens attend to later ones.
+        """
+        if not arrays["causal"].item():
+            raise ModelError(
+                "Tokens of this model attend to later ones, as in an encoder: scores of heads such as induction are"
+                " defined for models whose tokens look back.",
+                "suites/attention and suites/embeddings measure such models.",
+            )
         names = [str(name) for name in arrays["scores"]]
         per_prompt = [
             ScoreSums(dict(zip(names, sums, strict=True)), dict(zip(names, counts, strict=True)))

@@ -26,12 +26,16 @@ class BehaviourWatch:
     Args:
         threads: to score the heads of large patterns with: llama.cpp's own wait meanwhile.
         writer: takes all tensors, under `prompt/layer/kind`; None to keep none.
+
+    Attributes:
+        causal: whether the first token of every prompt so far attended to none behind it.
     """
 
     def __init__(self, threads: int, writer: ActivationWriter | None = None) -> None:
         self._writer = writer
         self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
         self._threads = threads
+        self.causal = True
         self._prompt = ""
         self._n = 0
         self._kernels: list[BehaviourKernel] = []
@@ -54,6 +58,7 @@ class BehaviourWatch:
             values = values[..., : self._n]
             start = self._rows.get(layer, 0)
             self._rows[layer] = start + values.shape[1]
+            self.causal = self.causal and not (start == 0 and values[:, 0, 1:].any())
             self._sum_up(layer, values, start)
             if self._writer is not None:
                 missing = self._n - values.shape[2]

@@ -18,7 +18,7 @@ TOKENS = [
 ]  # fmt: skip
 
 
-def write_small_bert(path: Path, pooling: PoolingType = PoolingType.MEAN) -> Path:
+def write_small_bert(path: Path, pooling: PoolingType = PoolingType.MEAN, *, seed: int = 0) -> Path:
     """Write a model in F32."""
     writer = GGUFWriter(path, "bert")
     writer.add_context_length(CONTEXT)
@@ -38,7 +38,7 @@ def write_small_bert(path: Path, pooling: PoolingType = PoolingType.MEAN) -> Pat
     writer.add_unk_token_id(1)
     writer.add_sep_token_id(3)
     writer.add_pad_token_id(0)
-    random = np.random.default_rng(0)
+    random = np.random.default_rng(seed)
 
     def add(name: str, *shape: int) -> None:
         values = random.standard_normal(shape, dtype=np.float32) * np.float32(0.1 if len(shape) == 1 else 0.2)
