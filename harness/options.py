@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from harness.measure.served import ServedRequest
 
-__all__ = ["DEFAULT_MODEL", "MapMethod", "Options", "add_options", "default_threads", "parse_layers", "read_options"]
+__all__ = ["DEFAULT_MODEL", "MapMethod", "Options", "add_options", "default_threads", "given_options", "parse_layers", "read_options"]
 
 DEFAULT_MODEL: Final = "tiny"
 MapMethod = Literal["pca", "umap", "tsne"]
@@ -203,8 +203,21 @@ def default_threads() -> int:
 
 def add_options(parser: pytest.Parser) -> None:
     """Register every option with pytest."""
-    group = parser.getgroup("gguf", "gguf-harness: quantized language models")
-    add = group.addoption
+    _add_all(parser.getgroup("gguf", "gguf-harness: quantized language models").addoption)
+
+
+def given_options(config: pytest.Config) -> list[str]:
+    """Options that have another value than their default, wherever that comes from.
+
+    The command line, PYTEST_ADDOPTS, `@file`, `addopts` of an ini file: argparse has read them all by now.
+    """
+    defaults: dict[str, Any] = {}
+    _add_all(lambda name, **attributes: defaults.update({name: attributes["default"]}))
+    return [name for name, default in defaults.items() if config.getoption(name) != default]
+
+
+def _add_all(add: Callable[..., None]) -> None:
+    """Call `add` for every option, with argparse's attributes."""
     add("--models", action="append", metavar="SPEC[,SPEC...]", default=None,
         help="models under test: paths, globs, folders, aliases (tiny, smollm2-135m), hf:org/repo:file-or-quant; "
         f"repeatable (default: {DEFAULT_MODEL}, with --gguf-quants=default)")  # fmt: skip

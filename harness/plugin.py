@@ -10,19 +10,17 @@ import importlib
 import re
 from collections.abc import Generator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import pytest
 
+from harness.distribution import ModelGroups, can_group, send_groups
 from harness.errors import HarnessError
-from harness.options import add_options
+from harness.options import add_options, given_options
 from harness.report.data import visible
 from harness.reporting import Reporting
 from harness.run import new_run_id
 from harness.state import STATE, State
-
-if TYPE_CHECKING:
-    from harness.ladder import PlannedModel
 
 _FIXTURES: Final = (
     "models",
@@ -72,11 +70,11 @@ def pytest_configure(config: pytest.Config) -> None:
     workerinput = getattr(config, "workerinput", {})
     state = State(config, workerinput.get("gguf_run_id") or new_run_id(), workerinput.get("workerid", "main"))
     config.stash[STATE] = state
-    if _any_given(config):
+    if _is_ours(config):
+        if can_group(config):
+            config.pluginmanager.register(ModelGroups(), "harness.distribution")
         _compare_by_name(config)
-        if getattr(config.option, "dist", "no") == "load":
-            # Tests of one model belong together: each process would load every model otherwise.
-            config.option.dist = "loadgroup"
+    if given_options(config) and not _only_informs(config):
         try:
             _ = state.options, state.ladder, state.prompts, state.baseline, state.words
         except HarnessError as error:
@@ -85,8 +83,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
-    """Tell an xdist worker which run it belongs to."""
+    """Tell an xdist worker which run it belongs to, and whether to say which model its tests are of."""
     node.workerinput["gguf_run_id"] = node.config.stash[STATE].run_id
+    node.workerinput["gguf_groups"] = node.config.pluginmanager.hasplugin("harness.distribution")
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -111,7 +110,7 @@ def pytest_benchmark_compare_machine_info(
 
     With `filterwarnings = error`, that would end the session.
     """
-    if not (_any_given(config) or any(_in_suites(Path(arg.split("::")[0]).absolute()) for arg in config.args)):
+    if not _is_ours(config):
         return
     stored = compared_benchmark["machine_info"].get("cpu", {})
     moment = {name: stored[name] for name in ("hz_actual", "hz_actual_friendly") if name in stored}
@@ -131,7 +130,7 @@ def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Ite
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Parametrize `model` over all models, `candidate` over all but the reference, and `prompt` over the prompts."""
-    wanted = _ours(metafunc.definition) & _PARAMETERS
+    wanted = _ours(metafunc.definition) & _PARAMETERS - _parametrized(metafunc)
     if not wanted:
         return
     state = metafunc.config.stash[STATE]
@@ -169,12 +168,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     chosen = set(ours)
     places = [index for index, item in enumerate(items) if item in chosen]
     ours.sort(key=lambda item: order.get(_model_name(item) or "", -1))
-    # The mark is xdist's: without it, pytest does not know it.
-    with_xdist = config.pluginmanager.hasplugin("xdist")
     for place, item in zip(places, ours, strict=True):
         items[place] = item
-        if with_xdist:
-            item.add_marker(pytest.mark.xdist_group(f"gguf-{_model_name(item) or 'session'}"))
+    if getattr(config, "workerinput", {}).get("gguf_groups"):
+        send_groups(config, {item.nodeid: f"gguf-{_model_name(item) or ''}" for item in ours})
 
 
 @pytest.hookimpl(wrapper=True)
@@ -201,20 +198,26 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 def _ours(item: pytest.Item) -> set[str]:
     """The fixtures of ours that a test uses.
 
-    Another project may well have a fixture `model` of its own, or parametrize one directly: none of our business.
+    Another project may well have a fixture `model` of its own, or parametrize one directly: none of our business. What
+    is parametrized directly has no definition, or one of pytest's own.
     """
     # The only way to tell whose a fixture is.
     definitions = item._fixtureinfo.name2fixturedefs if isinstance(item, pytest.Function) else {}  # noqa: SLF001
-    direct = {
-        name.strip()
-        for mark in item.iter_markers("parametrize")
-        for name in (mark.args[0].split(",") if isinstance(mark.args[0], str) else mark.args[0])
-    }
     return {
         name
-        for name, found in definitions.items()
-        if found and name not in direct and found[-1].func.__module__.startswith("harness.fixtures.")
+        for name, known in definitions.items()
+        if known and str(known[-1].func.__module__).startswith("harness.fixtures.")
     } & _FIXTURE_NAMES
+
+
+def _parametrized(metafunc: pytest.Metafunc) -> set[str]:
+    """What a test, or the hook of its project, gives values of its own: models by name, say, with `indirect=True`."""
+    names = {name for call in metafunc._calls for name in call.params}  # noqa: SLF001 - nothing public tells
+    for mark in metafunc.definition.iter_markers("parametrize"):
+        given = mark.args[0] if mark.args else mark.kwargs.get("argnames", ())
+        # Anything else is a mistake that pytest names.
+        names |= {str(name).strip() for name in (given.split(",") if isinstance(given, str) else tuple(given or ()))}
+    return names
 
 
 def _in_suites(path: Path) -> bool:
@@ -224,12 +227,16 @@ def _in_suites(path: Path) -> bool:
 
 
 def _model_name(item: pytest.Item) -> str | None:
+    from harness.ladder import PlannedModel
+
     callspec = getattr(item, "callspec", None)
-    parameters = callspec.params if callspec else {}
-    planned: PlannedModel | None = next((found for name in sorted(_MODELS) if (found := parameters.get(name))), None)
-    if planned is None and not _ours(item) & _MODELS:
-        planned = item.config.stash[STATE].ladder.reference
-    return planned.name if planned is not None else None
+    ours = _ours(item) & _MODELS
+    # Another project's parameter may be called `model`, too; and one of ours may be given by its name.
+    values = [callspec.params[name] for name in sorted(ours) if name in callspec.params] if callspec else []
+    model = next((value for value in values if value is not None), None)
+    if model is None and not ours:
+        model = item.config.stash[STATE].ladder.reference
+    return model.name if isinstance(model, PlannedModel) else None if model is None else str(model)
 
 
 def _compare_by_name(config: pytest.Config) -> None:
@@ -239,14 +246,11 @@ def _compare_by_name(config: pytest.Config) -> None:
         config.option.benchmark_compare = f"*_{named}"
 
 
-def _any_given(config: pytest.Config) -> bool:
-    """Whether the person used any option of ours: a session without is none of our business until a test asks."""
-    return any(name in {"models", "reference"} or name.startswith("gguf_") for name in _given(config))
+def _is_ours(config: pytest.Config) -> bool:
+    """Whether the person used an option or a suite of ours: another session is none of our business."""
+    return bool(given_options(config)) or any(_in_suites(Path(arg.split("::")[0]).absolute()) for arg in config.args)
 
 
-def _given(config: pytest.Config) -> list[str]:
-    prefixes = ("--models", "--reference", "--gguf-")
-    arguments = [str(argument) for argument in config.invocation_params.args]
-    addopts = config.getini("addopts")
-    arguments += addopts if isinstance(addopts, list) else str(addopts).split()
-    return [a.lstrip("-").replace("-", "_").split("=")[0] for a in arguments if a.startswith(prefixes)]
+def _only_informs(config: pytest.Config) -> bool:
+    """Whether pytest prints something about itself and ends: nothing is looked for, least of all on a hub."""
+    return any(config.getoption(name, False) for name in ("help", "version", "markers", "showfixtures", "cacheshow"))
