@@ -55,7 +55,7 @@ def _ask(question: Callable[[], T], repository: str, patience_s: float | None, n
         return question() if patience_s is None else _in_time(question, patience_s)
     # Besides its own errors it raises those of its HTTP library, which is another one in each of its major versions.
     except Exception as error:
-        raise HubError(_reason(error, repository, name), _hint(error)) from None
+        raise HubError(*_explain(error, repository, name)) from None
     finally:
         logging.set_verbosity(verbosity)
 
@@ -80,33 +80,28 @@ def _in_time(question: Callable[[], T], patience_s: float) -> T:
     return values[0]
 
 
-def _reason(error: Exception, repository: str, name: str) -> str:
-    """One line, for what huggingface_hub says is a page, or just a number."""
+def _explain(error: Exception, repository: str, name: str) -> tuple[str, str]:
+    """What happened, and what to do, a line each: what huggingface_hub says is a page, or just a number."""
     from huggingface_hub import errors
 
-    if isinstance(error, errors.GatedRepoError):
-        return f"{repository} is gated: its owner decides who may have it"
-    if isinstance(error, errors.RepositoryNotFoundError):
-        return f"there is no repository {repository} that you may see"
-    if isinstance(error, errors.RevisionNotFoundError):
-        return f"{repository} has no such revision"
-    if isinstance(error, errors.OfflineModeIsEnabled):
-        return "HF_HUB_OFFLINE is set"
-    if isinstance(error, errors.LocalEntryNotFoundError):
-        return f"the hub cannot be reached, and {name} is not in the cache"
-    if isinstance(error, errors.EntryNotFoundError):
-        return f"{repository} has no file {name}"
+    elsewhere = "Check the name, the network and the proxies (HTTPS_PROXY), or give a local path."
+    known = {
+        errors.GatedRepoError: (
+            f"{repository} is gated: its owner decides who may have it",
+            "Ask for access on its page, then set HF_TOKEN to a token of yours.",
+        ),
+        errors.RepositoryNotFoundError: (
+            f"there is no repository {repository} that you may see",
+            "Check the name; for a private repository set HF_TOKEN.",
+        ),
+        errors.RevisionNotFoundError: (f"{repository} has no such revision", "Check what stands behind the @."),
+        errors.OfflineModeIsEnabled: ("HF_HUB_OFFLINE is set", "Unset it, or give a local path."),
+        errors.LocalEntryNotFoundError: (f"the hub cannot be reached, and {name} is not in the cache", elsewhere),
+        errors.EntryNotFoundError: (f"{repository} has no file {name}", "Its page lists its files."),
+    }
+    for kind, explanation in known.items():
+        if isinstance(error, kind):
+            return explanation
     lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:_LONGEST].rstrip('.')}" if lines else type(error).__name__
-
-
-def _hint(error: Exception) -> str:
-    from huggingface_hub import errors
-
-    if isinstance(error, errors.GatedRepoError):
-        return "Ask for access on its page, then set HF_TOKEN to a token of yours."
-    if isinstance(error, errors.RepositoryNotFoundError):
-        return "Check the name; for a private repository set HF_TOKEN."
-    if isinstance(error, errors.OfflineModeIsEnabled):
-        return "Unset it, or give a local path."
-    return "Check the name, the network and the proxies (HTTPS_PROXY), or give a local path."
+    first = f": {lines[0][:_LONGEST].rstrip('.')}" if lines else ""
+    return f"{type(error).__name__}{first}", elsewhere

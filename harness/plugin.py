@@ -6,9 +6,10 @@ asks for a model.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import re
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -75,10 +76,11 @@ def pytest_configure(config: pytest.Config) -> None:
             config.pluginmanager.register(ModelGroups(), "harness.distribution")
         _compare_by_name(config)
     if given_options(config) and not _only_informs(config):
-        try:
-            _ = state.options, state.ladder, state.prompts, state.baseline, state.words
-        except HarnessError as error:
-            raise pytest.UsageError(str(error)) from None
+        # When nothing of ours was asked for, nothing of it is imported.
+        from harness.checks import check_options
+
+        with _usage_errors():
+            check_options(state, measures=_measures(config))
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -160,8 +162,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if not ours:
         return
     state = config.stash[STATE]
-    if state.problem is not None:
-        raise pytest.UsageError(str(state.problem))
+    from harness.checks import check_folders, check_metrics
+
+    with _usage_errors():
+        if state.problem is not None:
+            raise state.problem
+        check_metrics(ours)
+        if _measures(config):
+            check_folders(state.options)
     state.comparisons = sum("baseline" in item.fixturenames for item in ours if isinstance(item, pytest.Function))
     state.divergence = any({"candidate", "corpus_pass"} <= _ours(item) for item in ours)
     order = {model.name: index for index, model in enumerate(state.ladder.models)}
@@ -201,13 +209,12 @@ def _ours(item: pytest.Item) -> set[str]:
     Another project may well have a fixture `model` of its own, or parametrize one directly: none of our business. What
     is parametrized directly has no definition, or one of pytest's own.
     """
-    # The only way to tell whose a fixture is.
-    definitions = item._fixtureinfo.name2fixturedefs if isinstance(item, pytest.Function) else {}  # noqa: SLF001
-    return {
-        name
-        for name, known in definitions.items()
-        if known and str(known[-1].func.__module__).startswith("harness.fixtures.")
-    } & _FIXTURE_NAMES
+    if not isinstance(item, pytest.Function):
+        return set()
+    # The only way to tell whose a fixture is. Of what they were, names are left out that a parameter made needless.
+    definitions = item._fixtureinfo.name2fixturedefs  # noqa: SLF001
+    used = {name: definitions[name] for name in _FIXTURE_NAMES & {*item.fixturenames} if definitions.get(name)}
+    return {name for name, known in used.items() if str(known[-1].func.__module__).startswith("harness.fixtures.")}
 
 
 def _parametrized(metafunc: pytest.Metafunc) -> set[str]:
@@ -236,7 +243,9 @@ def _model_name(item: pytest.Item) -> str | None:
     model = next((value for value in values if value is not None), None)
     if model is None and not ours:
         model = item.config.stash[STATE].ladder.reference
-    return model.name if isinstance(model, PlannedModel) else None if model is None else str(model)
+    if isinstance(model, PlannedModel):
+        return model.name
+    return next((known.name for known in item.config.stash[STATE].ladder.models if known.name == model), None)
 
 
 def _compare_by_name(config: pytest.Config) -> None:
@@ -249,6 +258,20 @@ def _compare_by_name(config: pytest.Config) -> None:
 def _is_ours(config: pytest.Config) -> bool:
     """Whether the person used an option or a suite of ours: another session is none of our business."""
     return bool(given_options(config)) or any(_in_suites(Path(arg.split("::")[0]).absolute()) for arg in config.args)
+
+
+@contextlib.contextmanager
+def _usage_errors() -> Iterator[None]:
+    """A mistake of the person ends the session with exit code 4, and its message."""
+    try:
+        yield
+    except HarnessError as error:
+        raise pytest.UsageError(str(error)) from None
+
+
+def _measures(config: pytest.Config) -> bool:
+    """Whether tests are to run; that xdist's workers can do so was looked at by their controller."""
+    return not (config.getoption("collectonly") or hasattr(config, "workerinput"))
 
 
 def _only_informs(config: pytest.Config) -> bool:
