@@ -39,7 +39,7 @@ _MOST_LAYERS: Final = 10_000
 # llama.cpp counts in 32 bits: more would come out as another number. Of threads it takes no more (GGML_MAX_N_THREADS).
 _MOST: Final = 2**31 - 1
 _MOST_TOKENS: Final = 2**24
-_MOST_THREADS: Final = 512
+MOST_THREADS: Final = 512
 # poll() takes milliseconds in 32 bits.
 _MOST_SECONDS: Final = 1_728_000
 _SIZE_UNITS: Final = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
@@ -257,7 +257,7 @@ def _add_all(add: Callable[..., None]) -> None:
         help="logical batch of llama.cpp (default: 2048)")  # fmt: skip
     add("--gguf-ubatch", metavar="TOKENS", type=_at_least(1, _MOST_TOKENS), default=512,
         help="physical batch of llama.cpp (default: 512)")  # fmt: skip
-    add("--gguf-threads", metavar="N", type=_at_least(1, _MOST_THREADS), default=None,
+    add("--gguf-threads", metavar="N", type=_at_least(1, MOST_THREADS), default=None,
         help="CPU threads (default: the physical cores)")  # fmt: skip
     add("--gguf-flash-attn", choices=("auto", "on", "off"), default="auto",
         help="flash attention of llama.cpp (default: auto)")  # fmt: skip

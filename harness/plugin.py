@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import importlib
 import re
+import signal
+import sys
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -17,6 +19,7 @@ import pytest
 
 from harness.distribution import ModelGroups, can_group, send_groups
 from harness.errors import HarnessError
+from harness.interrupts import absorbed
 from harness.options import add_options, given_options
 from harness.report.data import visible
 from harness.reporting import Reporting
@@ -81,6 +84,33 @@ def pytest_configure(config: pytest.Config) -> None:
 
         with _usage_errors():
             check_options(state, measures=_measures(config))
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> Generator[None, object, object]:
+    """End a session of ours without a traceback when Ctrl-C comes where pytest does not expect it, as at its end."""
+    try:
+        return (yield)
+    except KeyboardInterrupt:
+        if not _is_ours(config):
+            raise
+        sys.stderr.write("\n!!!!!!!!!! KeyboardInterrupt !!!!!!!!!!\n")
+        return pytest.ExitCode.INTERRUPTED
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> Generator[None, None, None]:
+    """What a session has measured is written in spite of Ctrl-C, which ends it when that is done."""
+    if session.config.stash[STATE].draft is None:
+        return (yield)
+    with absorbed("Interrupted: what was measured is being written. Once more Ctrl-C ends that, too.") as pressed:
+        yield
+    if pressed and session.exitstatus != pytest.ExitCode.INTERRUPTED:
+        session.exitstatus = pytest.ExitCode.INTERRUPTED
+        with pytest.raises(KeyboardInterrupt) as excinfo:
+            signal.default_int_handler(signal.SIGINT, None)  # what pytest would have caught
+        session.config.hook.pytest_keyboard_interrupt(excinfo=excinfo)
+    return None
 
 
 @pytest.hookimpl(optionalhook=True)
