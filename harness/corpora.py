@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 from zipfile import BadZipFile, ZipFile
 
-from harness.errors import CorpusError
+from harness.errors import CorpusError, HubError
 
 __all__ = ["Corpus", "load_corpus", "pydoc_topics"]
 
@@ -113,14 +113,12 @@ def _hub(spec: str) -> bytes:
 
 
 def _download(repository: str, name: str, spec: str) -> Path:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from harness import hub
 
     try:
-        return Path(hf_hub_download(repo_id=repository, filename=name, repo_type="dataset"))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        return hub.download(repository, name, kind="dataset")
+    except HubError as error:
         raise CorpusError(
-            f"Corpus {spec!r} could not be downloaded from the Hugging Face hub: {first_line}",
-            "Check the network, or give the path of a local text file; `--gguf-corpus=pydoc` needs no download.",
+            f"Corpus {spec!r} could not be downloaded from the Hugging Face hub: {error.message}.",
+            f"{error.hint} `--gguf-corpus=pydoc` needs no download.",
         ) from None

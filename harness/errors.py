@@ -15,6 +15,7 @@ __all__ = [
     "GateError",
     "GraphError",
     "HarnessError",
+    "HubError",
     "InvalidGGUF",
     "ModelError",
     "ModelNotFound",
@@ -134,3 +135,7 @@ class GateError(HarnessError):
 
 class GraphError(HarnessError):
     """A graph cannot be uploaded: a package or credentials are missing, or the server refused."""
+
+
+class HubError(HarnessError):
+    """The Hugging Face hub did not give what it was asked for; callers say what for."""

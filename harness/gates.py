@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from harness.errors import GateError
-from harness.names import metric_info
+from harness.names import metric_info, possible_values
 
 if TYPE_CHECKING:
     from harness.metrics.windows import WindowLimit
@@ -91,7 +91,11 @@ def _parse(text: str, origin: str) -> dict[str, Gate]:
 
 
 def _gate(metric: str, table: object, origin: str) -> Gate:
-    if metric_info(metric).better == "neutral":
+    try:
+        info = metric_info(metric)
+    except GateError as error:
+        raise GateError(f"{origin}: {error.message}", error.hint) from None
+    if info.better == "neutral":
         raise GateError(f"{origin}: {metric} cannot be gated: neither direction is better.")
     if not isinstance(table, dict) or not set(table) <= _KEYS or len({"limit", "limit_relative"} & set(table)) != 1:
         raise GateError(
@@ -106,8 +110,24 @@ def _gate(metric: str, table: object, origin: str) -> Gate:
     if not 0.5 < numbers["confidence"] < 1:
         raise GateError(f"{origin}: confidence of [{metric}] is {numbers['confidence']}, expected between 0.5 and 1.")
     gate = Gate(metric, source=str(table.get("source", "")), **numbers)
+    _check_possible(gate, origin)
     _check_relative(gate, origin)
     return gate
+
+
+def _check_possible(gate: Gate, origin: str) -> None:
+    """A limit beyond all values that a metric can have passes everything, or nothing."""
+    least, most = possible_values(gate.metric)
+    if gate.limit is None or least <= gate.limit <= most:
+        return
+    share = metric_info(gate.metric).unit == "fraction" and least <= gate.limit / 100 <= most
+    hint = (
+        f"Shares are fractions: {gate.limit:g} % is {gate.limit / 100:g}." if share else "Choose a limit within that."
+    )
+    raise GateError(
+        f"{origin}: limit of [{gate.metric}] is {gate.limit:g}, and {gate.metric} lies between {least:g} and {most:g}.",
+        hint,
+    )
 
 
 def _check_relative(gate: Gate, origin: str) -> None:

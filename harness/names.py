@@ -6,12 +6,13 @@ One table, and nowhere else: a metric that is not in `METRICS` cannot be recorde
 from __future__ import annotations
 
 import difflib
+import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 from harness.errors import GateError
 
-__all__ = ["METRICS", "Better", "MetricInfo", "metric_info"]
+__all__ = ["METRICS", "Better", "MetricInfo", "metric_info", "possible_values"]
 
 Better = Literal["higher", "lower", "neutral"]
 
@@ -346,3 +347,37 @@ def metric_info(metric: str) -> MetricInfo:
         close = difflib.get_close_matches(metric, METRICS, n=1)
         hint = f"Did you mean {close[0]!r}?" if close else f"Known metrics: {', '.join(METRICS)}."
         raise GateError(f"Unknown metric {metric!r}.", hint) from None
+
+
+_UNIT_RANGES: Final = {
+    "fraction": (0.0, 1.0),
+    "0-100": (0.0, 100.0),
+    **dict.fromkeys(("bytes", "tokens/s", "s", "tokens", "bits"), (0.0, math.inf)),
+}
+_NAME_RANGES: Final = {
+    "ppl": (1.0, math.inf),
+    "text_ppl_under_reference": (1.0, math.inf),
+    "ppl_ratio": (0.0, math.inf),
+    "attn_jsd": (0.0, math.log(2)),
+    "analogy_mrr": (0.0, 1.0),
+    **dict.fromkeys(("delta_p_mean", "divergence_probability_gap", "word_silhouette"), (-1.0, 1.0)),
+}
+_PART_RANGES: Final = {
+    "kld": (0.0, math.inf),
+    "cka": (0.0, 1.0),
+    "cosine": (-1.0, 1.0),
+    "correlation": (-1.0, 1.0),
+    "error": (0.0, math.inf),
+    "rmse": (0.0, math.inf),
+}
+
+
+def possible_values(metric: str) -> tuple[float, float]:
+    """The least and the largest value that a metric can have; infinite where nothing is known.
+
+    Raises:
+        GateError: for an unknown name.
+    """
+    unit = metric_info(metric).unit
+    by_part = next((span for part, span in _PART_RANGES.items() if part in metric.split("_")), (-math.inf, math.inf))
+    return _NAME_RANGES.get(metric) or _UNIT_RANGES.get(unit) or by_part

@@ -19,7 +19,16 @@ if TYPE_CHECKING:
 
     from harness.measure.served import ServedRequest
 
-__all__ = ["DEFAULT_MODEL", "MapMethod", "Options", "add_options", "default_threads", "parse_layers", "read_options"]
+__all__ = [
+    "DEFAULT_MODEL",
+    "MapMethod",
+    "Options",
+    "add_options",
+    "default_threads",
+    "given_options",
+    "parse_layers",
+    "read_options",
+]
 
 DEFAULT_MODEL: Final = "tiny"
 MapMethod = Literal["pca", "umap", "tsne"]
@@ -27,6 +36,12 @@ _SERVED_CLIENTS: Final = 8
 _SERVED_TOKENS: Final = 16
 _SERVED_CTX: Final = 2048
 _MOST_LAYERS: Final = 10_000
+# llama.cpp counts in 32 bits: more would come out as another number. Of threads it takes no more (GGML_MAX_N_THREADS).
+_MOST: Final = 2**31 - 1
+_MOST_TOKENS: Final = 2**24
+MOST_THREADS: Final = 512
+# poll() takes milliseconds in 32 bits.
+_MOST_SECONDS: Final = 1_728_000
 _SIZE_UNITS: Final = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
@@ -120,14 +135,16 @@ class Options:
         }
 
 
-def _at_least(minimum: int) -> Callable[[str], int]:
+def _at_least(minimum: int, most: int = _MOST) -> Callable[[str], int]:
     def parse(text: str) -> int:
         try:
             value = int(text)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+            raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a whole number") from None
         if value < minimum:
             raise argparse.ArgumentTypeError(f"{value} is too small, expected at least {minimum}")
+        if value > most:
+            raise argparse.ArgumentTypeError(f"{text[:40]} is too large, expected at most {most}")
         return value
 
     return parse
@@ -152,6 +169,8 @@ def _seconds(text: str) -> float:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds") from None
     if not value > 0:
         raise argparse.ArgumentTypeError(f"{text} is no time to wait, expected more than 0 seconds")
+    if value > _MOST_SECONDS:
+        raise argparse.ArgumentTypeError(f"{text} seconds are too many, expected at most {_MOST_SECONDS} (20 days)")
     return value
 
 
@@ -203,8 +222,21 @@ def default_threads() -> int:
 
 def add_options(parser: pytest.Parser) -> None:
     """Register every option with pytest."""
-    group = parser.getgroup("gguf", "gguf-harness: quantized language models")
-    add = group.addoption
+    _add_all(parser.getgroup("gguf", "gguf-harness: quantized language models").addoption)
+
+
+def given_options(config: pytest.Config) -> list[str]:
+    """Options that have another value than their default, wherever that comes from.
+
+    The command line, PYTEST_ADDOPTS, `@file`, `addopts` of an ini file: argparse has read them all by now.
+    """
+    defaults: dict[str, Any] = {}
+    _add_all(lambda name, **attributes: defaults.update({name: attributes["default"]}))
+    return [name for name, default in defaults.items() if config.getoption(name) != default]
+
+
+def _add_all(add: Callable[..., None]) -> None:
+    """Call `add` for every option, with argparse's attributes."""
     add("--models", action="append", metavar="SPEC[,SPEC...]", default=None,
         help="models under test: paths, globs, folders, aliases (tiny, smollm2-135m), hf:org/repo:file-or-quant; "
         f"repeatable (default: {DEFAULT_MODEL}, with --gguf-quants=default)")  # fmt: skip
@@ -217,15 +249,15 @@ def add_options(parser: pytest.Parser) -> None:
         help="importance matrix to quantize with (default: none)")  # fmt: skip
     add("--gguf-corpus", metavar="NAME|PATH", default="pydoc",
         help="text to measure on: pydoc, wikitext2, a path, hf:org/dataset:file (default: pydoc)")  # fmt: skip
-    add("--gguf-ctx", metavar="TOKENS", type=_at_least(8), default=512,
+    add("--gguf-ctx", metavar="TOKENS", type=_at_least(8, _MOST_TOKENS), default=512,
         help="window of the corpus, in tokens (default: 512)")  # fmt: skip
     add("--gguf-chunks", metavar="N|all", type=_chunks, default=16,
         help="number of windows to measure (default: 16)")  # fmt: skip
-    add("--gguf-batch", metavar="TOKENS", type=_at_least(8), default=2048,
+    add("--gguf-batch", metavar="TOKENS", type=_at_least(8, _MOST_TOKENS), default=2048,
         help="logical batch of llama.cpp (default: 2048)")  # fmt: skip
-    add("--gguf-ubatch", metavar="TOKENS", type=_at_least(1), default=512,
+    add("--gguf-ubatch", metavar="TOKENS", type=_at_least(1, _MOST_TOKENS), default=512,
         help="physical batch of llama.cpp (default: 512)")  # fmt: skip
-    add("--gguf-threads", metavar="N", type=_at_least(1), default=None,
+    add("--gguf-threads", metavar="N", type=_at_least(1, MOST_THREADS), default=None,
         help="CPU threads (default: the physical cores)")  # fmt: skip
     add("--gguf-flash-attn", choices=("auto", "on", "off"), default="auto",
         help="flash attention of llama.cpp (default: auto)")  # fmt: skip
@@ -233,9 +265,9 @@ def add_options(parser: pytest.Parser) -> None:
         help="NVIDIA GPU for llama.cpp, -1 for none; ignored where there is no GPU (default: 0)")  # fmt: skip
     add("--gguf-gpu-layers", metavar="N", type=_at_least(-1), default=-1,
         help="layers on the GPU, -1 for all (default: -1)")  # fmt: skip
-    add("--gguf-pp", metavar="TOKENS", type=_at_least(1), default=128,
+    add("--gguf-pp", metavar="TOKENS", type=_at_least(1, _MOST_TOKENS), default=128,
         help="prompt length of the speed test; llama-bench uses 512 (default: 128)")  # fmt: skip
-    add("--gguf-tg", metavar="TOKENS", type=_at_least(1), default=32,
+    add("--gguf-tg", metavar="TOKENS", type=_at_least(1, _MOST_TOKENS), default=32,
         help="generated tokens of the speed test; llama-bench uses 128 (default: 32)")  # fmt: skip
     add("--gguf-repetitions", metavar="N", type=_at_least(1), default=3,
         help="repetitions of speed and served tests; llama-bench uses 5 (default: 3)")  # fmt: skip
@@ -243,7 +275,7 @@ def add_options(parser: pytest.Parser) -> None:
         help="llama-server to serve models with (default: llama_cpp.server of llama-cpp-python)")  # fmt: skip
     add("--gguf-prompts", metavar="FILE", type=Path, default=None,
         help="TOML file of prompts whose continuations are compared (default: 24 built-in prompts)")  # fmt: skip
-    add("--gguf-gen-tokens", metavar="TOKENS", type=_at_least(1), default=32,
+    add("--gguf-gen-tokens", metavar="TOKENS", type=_at_least(1, _MOST_TOKENS), default=32,
         help="most tokens to generate for each prompt (default: 32)")  # fmt: skip
     add("--gguf-words", metavar="FILE", type=Path, default=None,
         help="TOML file of words whose embeddings are compared (default: a built-in list)")  # fmt: skip
@@ -304,6 +336,8 @@ def read_options(config: pytest.Config) -> Options:
     models = tuple(parse_specs(get("--models") or []))
     if get("--models") and not models:
         raise OptionError("--models is empty.", "Give a path, glob, folder, alias or hf:org/repo:file.")
+    if get("--reference") is not None and not get("--reference").strip():
+        raise OptionError("--reference is empty.", "Name one model, or leave the option out.")
     quants = get("--gguf-quants")
     if not models and not get("--reference"):
         models = (DEFAULT_MODEL,)

@@ -6,23 +6,25 @@ asks for a model.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import re
-from collections.abc import Generator
+import signal
+import sys
+from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import pytest
 
+from harness.distribution import ModelGroups, can_group, send_groups
 from harness.errors import HarnessError
-from harness.options import add_options
+from harness.interrupts import absorbed
+from harness.options import add_options, given_options
 from harness.report.data import visible
 from harness.reporting import Reporting
 from harness.run import new_run_id
 from harness.state import STATE, State
-
-if TYPE_CHECKING:
-    from harness.ladder import PlannedModel
 
 _FIXTURES: Final = (
     "models",
@@ -72,21 +74,50 @@ def pytest_configure(config: pytest.Config) -> None:
     workerinput = getattr(config, "workerinput", {})
     state = State(config, workerinput.get("gguf_run_id") or new_run_id(), workerinput.get("workerid", "main"))
     config.stash[STATE] = state
-    if _any_given(config):
+    if _is_ours(config):
+        if can_group(config):
+            config.pluginmanager.register(ModelGroups(), "harness.distribution")
         _compare_by_name(config)
-        if getattr(config.option, "dist", "no") == "load":
-            # Tests of one model belong together: each process would load every model otherwise.
-            config.option.dist = "loadgroup"
-        try:
-            _ = state.options, state.ladder, state.prompts, state.baseline, state.words
-        except HarnessError as error:
-            raise pytest.UsageError(str(error)) from None
+    if given_options(config) and not _only_informs(config):
+        # When nothing of ours was asked for, nothing of it is imported.
+        from harness.checks import check_options
+
+        with _usage_errors():
+            check_options(state, measures=_measures(config))
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> Generator[None, object, object]:
+    """End a session of ours without a traceback when Ctrl-C comes where pytest does not expect it, as at its end."""
+    try:
+        return (yield)
+    except KeyboardInterrupt:
+        if not _is_ours(config):
+            raise
+        sys.stderr.write("\n!!!!!!!!!! KeyboardInterrupt !!!!!!!!!!\n")
+        return pytest.ExitCode.INTERRUPTED
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> Generator[None, None, None]:
+    """What a session has measured is written in spite of Ctrl-C, which ends it when that is done."""
+    if session.config.stash[STATE].draft is None:
+        return (yield)
+    with absorbed("Interrupted: what was measured is being written. Once more Ctrl-C ends that, too.") as pressed:
+        yield
+    if pressed and session.exitstatus != pytest.ExitCode.INTERRUPTED:
+        session.exitstatus = pytest.ExitCode.INTERRUPTED
+        with pytest.raises(KeyboardInterrupt) as excinfo:
+            signal.default_int_handler(signal.SIGINT, None)  # what pytest would have caught
+        session.config.hook.pytest_keyboard_interrupt(excinfo=excinfo)
+    return None
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
-    """Tell an xdist worker which run it belongs to."""
+    """Tell an xdist worker which run it belongs to, and whether to say which model its tests are of."""
     node.workerinput["gguf_run_id"] = node.config.stash[STATE].run_id
+    node.workerinput["gguf_groups"] = node.config.pluginmanager.hasplugin("harness.distribution")
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -111,7 +142,7 @@ def pytest_benchmark_compare_machine_info(
 
     With `filterwarnings = error`, that would end the session.
     """
-    if not (_any_given(config) or any(_in_suites(Path(arg.split("::")[0]).absolute()) for arg in config.args)):
+    if not _is_ours(config):
         return
     stored = compared_benchmark["machine_info"].get("cpu", {})
     moment = {name: stored[name] for name in ("hz_actual", "hz_actual_friendly") if name in stored}
@@ -131,7 +162,7 @@ def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Ite
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Parametrize `model` over all models, `candidate` over all but the reference, and `prompt` over the prompts."""
-    wanted = _ours(metafunc.definition) & _PARAMETERS
+    wanted = _ours(metafunc.definition) & _PARAMETERS - _parametrized(metafunc)
     if not wanted:
         return
     state = metafunc.config.stash[STATE]
@@ -161,20 +192,24 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if not ours:
         return
     state = config.stash[STATE]
-    if state.problem is not None:
-        raise pytest.UsageError(str(state.problem))
+    from harness.checks import check_folders, check_metrics
+
+    with _usage_errors():
+        if state.problem is not None:
+            raise state.problem
+        check_metrics(ours)
+        if _measures(config):
+            check_folders(state.options)
     state.comparisons = sum("baseline" in item.fixturenames for item in ours if isinstance(item, pytest.Function))
     state.divergence = any({"candidate", "corpus_pass"} <= _ours(item) for item in ours)
     order = {model.name: index for index, model in enumerate(state.ladder.models)}
     chosen = set(ours)
     places = [index for index, item in enumerate(items) if item in chosen]
     ours.sort(key=lambda item: order.get(_model_name(item) or "", -1))
-    # The mark is xdist's: without it, pytest does not know it.
-    with_xdist = config.pluginmanager.hasplugin("xdist")
     for place, item in zip(places, ours, strict=True):
         items[place] = item
-        if with_xdist:
-            item.add_marker(pytest.mark.xdist_group(f"gguf-{_model_name(item) or 'session'}"))
+    if getattr(config, "workerinput", {}).get("gguf_groups"):
+        send_groups(config, {item.nodeid: f"gguf-{_model_name(item) or ''}" for item in ours})
 
 
 @pytest.hookimpl(wrapper=True)
@@ -201,20 +236,25 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 def _ours(item: pytest.Item) -> set[str]:
     """The fixtures of ours that a test uses.
 
-    Another project may well have a fixture `model` of its own, or parametrize one directly: none of our business.
+    Another project may well have a fixture `model` of its own, or parametrize one directly: none of our business. What
+    is parametrized directly has no definition, or one of pytest's own.
     """
-    # The only way to tell whose a fixture is.
-    definitions = item._fixtureinfo.name2fixturedefs if isinstance(item, pytest.Function) else {}  # noqa: SLF001
-    direct = {
-        name.strip()
-        for mark in item.iter_markers("parametrize")
-        for name in (mark.args[0].split(",") if isinstance(mark.args[0], str) else mark.args[0])
-    }
-    return {
-        name
-        for name, found in definitions.items()
-        if found and name not in direct and found[-1].func.__module__.startswith("harness.fixtures.")
-    } & _FIXTURE_NAMES
+    if not isinstance(item, pytest.Function):
+        return set()
+    # The only way to tell whose a fixture is. Of what they were, names are left out that a parameter made needless.
+    definitions = item._fixtureinfo.name2fixturedefs  # noqa: SLF001
+    used = {name: definitions[name] for name in _FIXTURE_NAMES & {*item.fixturenames} if definitions.get(name)}
+    return {name for name, known in used.items() if str(known[-1].func.__module__).startswith("harness.fixtures.")}
+
+
+def _parametrized(metafunc: pytest.Metafunc) -> set[str]:
+    """What a test, or the hook of its project, gives values of its own: models by name, say, with `indirect=True`."""
+    names = {name for call in metafunc._calls for name in call.params}  # noqa: SLF001 - nothing public tells
+    for mark in metafunc.definition.iter_markers("parametrize"):
+        given = mark.args[0] if mark.args else mark.kwargs.get("argnames", ())
+        # Anything else is a mistake that pytest names.
+        names |= {str(name).strip() for name in (given.split(",") if isinstance(given, str) else tuple(given or ()))}
+    return names
 
 
 def _in_suites(path: Path) -> bool:
@@ -224,12 +264,18 @@ def _in_suites(path: Path) -> bool:
 
 
 def _model_name(item: pytest.Item) -> str | None:
+    from harness.ladder import PlannedModel
+
     callspec = getattr(item, "callspec", None)
-    parameters = callspec.params if callspec else {}
-    planned: PlannedModel | None = next((found for name in sorted(_MODELS) if (found := parameters.get(name))), None)
-    if planned is None and not _ours(item) & _MODELS:
-        planned = item.config.stash[STATE].ladder.reference
-    return planned.name if planned is not None else None
+    ours = _ours(item) & _MODELS
+    # Another project's parameter may be called `model`, too; and one of ours may be given by its name.
+    values = [callspec.params[name] for name in sorted(ours) if name in callspec.params] if callspec else []
+    model = next((value for value in values if value is not None), None)
+    if model is None and not ours:
+        model = item.config.stash[STATE].ladder.reference
+    if isinstance(model, PlannedModel):
+        return model.name
+    return next((known.name for known in item.config.stash[STATE].ladder.models if known.name == model), None)
 
 
 def _compare_by_name(config: pytest.Config) -> None:
@@ -239,14 +285,25 @@ def _compare_by_name(config: pytest.Config) -> None:
         config.option.benchmark_compare = f"*_{named}"
 
 
-def _any_given(config: pytest.Config) -> bool:
-    """Whether the person used any option of ours: a session without is none of our business until a test asks."""
-    return any(name in {"models", "reference"} or name.startswith("gguf_") for name in _given(config))
+def _is_ours(config: pytest.Config) -> bool:
+    """Whether the person used an option or a suite of ours: another session is none of our business."""
+    return bool(given_options(config)) or any(_in_suites(Path(arg.split("::")[0]).absolute()) for arg in config.args)
 
 
-def _given(config: pytest.Config) -> list[str]:
-    prefixes = ("--models", "--reference", "--gguf-")
-    arguments = [str(argument) for argument in config.invocation_params.args]
-    addopts = config.getini("addopts")
-    arguments += addopts if isinstance(addopts, list) else str(addopts).split()
-    return [a.lstrip("-").replace("-", "_").split("=")[0] for a in arguments if a.startswith(prefixes)]
+@contextlib.contextmanager
+def _usage_errors() -> Iterator[None]:
+    """A mistake of the person ends the session with exit code 4, and its message."""
+    try:
+        yield
+    except HarnessError as error:
+        raise pytest.UsageError(str(error)) from None
+
+
+def _measures(config: pytest.Config) -> bool:
+    """Whether tests are to run; that xdist's workers can do so was looked at by their controller."""
+    return not (config.getoption("collectonly") or hasattr(config, "workerinput"))
+
+
+def _only_informs(config: pytest.Config) -> bool:
+    """Whether pytest prints something about itself and ends: nothing is looked for, least of all on a hub."""
+    return any(config.getoption(name, False) for name in ("help", "version", "markers", "showfixtures", "cacheshow"))

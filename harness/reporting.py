@@ -36,15 +36,15 @@ class Reporting:
             return
         draft = self._state.draft = self._state.draft or _new_draft(self._state)
         if report.when == "call" or report.outcome != "passed":
-            draft.tests[_test_id(report)] = _test_record(report)
+            draft.tests[report.nodeid] = _test_record(report)
         if report.when == "teardown":
             for name, value in report.user_properties:
                 if name == ESTIMATE_PROPERTY:
                     draft.estimates.append(json.loads(str(value)))
                 elif name == GATE_PROPERTY:
-                    draft.gates.append({"test": _test_id(report), **json.loads(str(value))})
+                    draft.gates.append({"test": report.nodeid, **json.loads(str(value))})
                 elif name == BASELINE_PROPERTY:
-                    draft.comparisons.append({"test": _test_id(report), **json.loads(str(value))})
+                    draft.comparisons.append({"test": report.nodeid, **json.loads(str(value))})
             self._save_now_and_then(draft)
         if writes_junit(self._state.config):
             model: str | None = report.gguf_model
@@ -209,12 +209,7 @@ def _test_record(report: pytest.TestReport) -> TestRecord:
         message = str(report.longrepr[2]).removeprefix("Skipped: ")
     elif report.outcome != "passed":
         message = report.longreprtext
-    return TestRecord(_test_id(report), suite, getattr(report, "gguf_model", None), outcome, message, report.duration)
-
-
-def _test_id(report: pytest.TestReport) -> str:
-    """Without the group that xdist appends."""
-    return report.nodeid.split("@gguf-")[0]
+    return TestRecord(report.nodeid, suite, getattr(report, "gguf_model", None), outcome, message, report.duration)
 
 
 def _shown(path: Path) -> str:

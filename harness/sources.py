@@ -13,7 +13,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Final
 
-from harness.errors import ModelNotFound
+from harness.errors import HubError, ModelNotFound
 
 __all__ = ["TINY_FILE", "ModelSource", "expand", "expand_all", "parse_specs"]
 
@@ -161,22 +161,19 @@ def _from_hub(spec: str) -> ModelSource:
     match = re.fullmatch(r"hf:(?P<repo>[^/:@]+/[^/:@]+)(@(?P<revision>[^:]+))?:(?P<what>.+)", spec)
     if match is None:
         raise ModelNotFound(f"{spec!r} is malformed.", "Expected hf:ORG/REPO:FILE.gguf or hf:ORG/REPO:Q4_K_M.")
-    from huggingface_hub import HfApi, hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from harness import hub
 
     repository, revision, what = match["repo"], match["revision"], match["what"]
     try:
         if what.endswith(".gguf") and not _SPLIT.match(Path(what).name):
             names = [what]
         else:
-            listed = HfApi().list_repo_files(repository, revision=revision)
+            listed = hub.list_files(repository, revision)
             names = _pick_from_hub([name for name in listed if name.endswith(".gguf")], what, spec)
-        files = [Path(hf_hub_download(repo_id=repository, filename=name, revision=revision)) for name in names]
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        files = [hub.download(repository, name, revision=revision) for name in names]
+    except HubError as error:
         raise ModelNotFound(
-            f"{spec!r} could not be downloaded from the Hugging Face hub: {first_line}",
-            "Check the name and the network (a token for gated models goes into HF_TOKEN), or give a local path.",
+            f"{spec!r} could not be downloaded from the Hugging Face hub: {error.message}.", error.hint
         ) from None
     return replace(_group_splits(files[:1], spec)[0], files=tuple(files))
 

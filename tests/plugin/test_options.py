@@ -97,7 +97,7 @@ def test_a_session_without_models_is_left_alone(pytester: pytest.Pytester) -> No
 def test_fixtures_of_the_same_name_are_left_alone(pytester: pytest.Pytester) -> None:
     """Other projects have models and candidates of their own."""
     pytester.makepyfile(
-        """
+        test_theirs="""
         import pytest
 
         @pytest.fixture
@@ -125,11 +125,62 @@ def test_fixtures_of_the_same_name_are_left_alone(pytester: pytest.Pytester) -> 
         @pytest.mark.parametrize("prompt", ["a", "b"])
         def test_own_prompts(prompt):
             assert prompt in {"a", "b"}
-        """
+
+        @pytest.mark.parametrize(argnames="model, candidate", argvalues=[(1, 2)])
+        def test_by_keywords(model, candidate):
+            assert (model, candidate) == (1, 2)
+
+        @pytest.mark.parametrize(argvalues=[pytest.param(1, marks=pytest.mark.skipif(False, reason=""))],
+                                 argnames=["reference"])
+        def test_values_first(reference):
+            assert reference == 1
+
+        @pytest.fixture
+        def candidate(request):
+            return request.param
+
+        @pytest.mark.parametrize(("candidate", "model"), [(1, 2)], indirect=["candidate"])
+        def test_indirect(candidate, model):
+            assert (candidate, model) == (1, 2)
+
+        def test_by_hook(any_candidate):
+            assert any_candidate == 3
+        """,
+        conftest="""
+        def pytest_generate_tests(metafunc):
+            if "any_candidate" in metafunc.fixturenames:
+                metafunc.parametrize("any_candidate", [3])
+        """,
     )
     result = pytester.runpytest_subprocess("-p", "no:cacheprovider", "-W", "error")
-    result.assert_outcomes(passed=7)
+    result.assert_outcomes(passed=11)
     assert not (pytester.path / "results").exists()
+
+
+def test_models_and_prompts_can_be_given_by_name(pytester: pytest.Pytester, llama_file: Path) -> None:
+    pytester.makepyfile(
+        """
+        import pytest
+
+        @pytest.mark.parametrize("prompt", ["story", "nothing"], indirect=True)
+        def test_prompt(prompt):
+            assert prompt.id == "story"
+
+        @pytest.mark.parametrize(argnames="model", argvalues=["random-F32", "other"], indirect=True)
+        def test_model(model):
+            assert model.name == "random-F32"
+
+        @pytest.mark.parametrize("model", ["theirs"])
+        def test_beside_ours(model, ladder):
+            assert model == "theirs"
+        """
+    )
+    pytester.path.joinpath("prompts.toml").write_text("[[prompt]]\nid = 'story'\ntext = 'Once'\n")
+    result = pytester.runpytest_subprocess(
+        f"--models={llama_file}", "--gguf-prompts=prompts.toml", "-p", "no:cacheprovider", "-W", "error"
+    )
+    result.assert_outcomes(passed=3, errors=2)
+    result.stdout.fnmatch_lines(["This session has no model 'other'.", "There is no prompt 'nothing'."])
 
 
 def test_loading_the_plugin_imports_nothing_heavy(pytester: pytest.Pytester) -> None:

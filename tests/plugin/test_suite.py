@@ -117,8 +117,6 @@ def test_another_vocabulary_names_both(run_suite: RunSuite, llama_file: Path, tm
     ("arguments", "message"),
     [
         (["--gguf-corpus={folder}/short.txt"], "expected at least 64 (two windows of 32)"),
-        (["--gguf-corpus={folder}/missing.txt"], "neither a known name nor a file"),
-        (["--gguf-corpus={folder}/empty.txt"], "is empty"),
         (["--gguf-corpus={folder}/some.txt", "--gguf-chunks=9999"], "--gguf-chunks asks for 9999"),
         (["--gguf-logprobs-limit=1K", "--gguf-quants=Q8_0"], "the limit is 0.0 GB"),
     ],
@@ -127,7 +125,6 @@ def test_corpus_mistakes_are_one_message(
     run_suite: RunSuite, llama_file: Path, pytester: pytest.Pytester, arguments: list[str], message: str
 ) -> None:
     pytester.path.joinpath("short.txt").write_text("a few words")
-    pytester.path.joinpath("empty.txt").write_text("")
     pytester.path.joinpath("some.txt").write_text("some words " * 100)
     given = [argument.format(folder=pytester.path) for argument in arguments]
     result = run_suite(f"--models={llama_file}", *given, tests="test_perplexity.py")
@@ -141,26 +138,9 @@ def test_an_unwritable_results_folder_is_one_message(
 ) -> None:
     pytester.path.joinpath("file").write_text("in the way")
     result = run_suite(f"--models={llama_file}", "--gguf-results=file/results", tests="test_file.py")
-    assert result.ret != 0
-    result.stdout.fnmatch_lines(["*--gguf-results=*the folder cannot be written*"])
-    result.stdout.fnmatch_lines(["The results of this run could not be stored.*"])
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["ERROR: --gguf-results=*the folder cannot be written*"])
     assert "INTERNALERROR" not in f"{result.stdout}{result.stderr}"
-
-
-def test_many_processes_share_the_work(run_suite: RunSuite, read_run: ReadRun, llama_file: Path) -> None:
-    result = run_suite(f"--models={llama_file}", "--gguf-quants=Q8_0,Q4_K_M", "-n", "2")
-    assert result.ret in {0, 1}
-    run = read_run()
-    assert len(run["models"]) == 3
-    rows = {(row["model"], row["metric"]) for row in run["estimates"]}
-    assert {("random-Q8_0", "kld_mean"), ("random-Q4_K_M", "kld_mean"), ("random-F32", "ppl")} <= rows
-    skipped = [test for test in run["tests"] if test["outcome"] == "skipped"]
-    assert len(skipped) == 15
-    assert all("not measured under pytest -n" in test["message"] for test in skipped)
-    assert not any("@" in test["id"] for test in run["tests"])
-    # Each model was decoded once: a pass of the reference, of two candidates, and the floor; texts of all three, and
-    # those of the candidates under the reference.
-    assert run["cache"]["misses"] == 4 + 3 + 2
 
 
 def test_it_works_without_other_plugins(run_suite: RunSuite, llama_file: Path) -> None:

@@ -1,0 +1,123 @@
+"""`pytest -n`: the tests of a model run in one process, whatever its name, and ids stay as they are without -n."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.plugin.conftest import ReadRun, RunSuite
+from tests.random_llama import write_random_llama
+
+# Loaded with -p: writes down which worker ran which test, from the reports that the controller gets.
+WATCH = """
+from pathlib import Path
+
+def pytest_runtest_logreport(report):
+    worker = getattr(report, "worker_id", None)
+    if worker is not None and report.when == "setup":
+        with Path("workers.txt").open("a") as file:
+            file.write(f"{worker} {getattr(report, 'gguf_model', None)} {report.nodeid}\\n")
+
+def pytest_runtest_logstart(nodeid):
+    with Path("started.txt").open("a") as file:
+        file.write(f"{nodeid}\\n")
+"""
+
+
+@pytest.fixture
+def workers_of(pytester: pytest.Pytester) -> dict[str, set[str]]:
+    """Filled by `_read`: the workers that ran tests of each model."""
+    pytester.makepyfile(watch=WATCH)
+    pytester.syspathinsert()
+    return {}
+
+
+def _read(pytester: pytest.Pytester, workers_of: dict[str, set[str]]) -> None:
+    for line in set(pytester.path.joinpath("workers.txt").read_text().splitlines()):
+        worker, model, _ = line.split(" ", 2)
+        if worker.startswith("gw"):
+            workers_of.setdefault(model, set()).add(worker)
+
+
+@pytest.mark.model
+def test_many_processes_share_the_work(
+    run_suite: RunSuite,
+    read_run: ReadRun,
+    llama_file: Path,
+    pytester: pytest.Pytester,
+    workers_of: dict[str, set[str]],
+) -> None:
+    result = run_suite(f"--models={llama_file}", "--gguf-quants=Q8_0,Q4_K_M", "-n", "2", "-p", "watch")
+    assert result.ret in {0, 1}
+    run = read_run()
+    assert len(run["models"]) == 3
+    rows = {(row["model"], row["metric"]) for row in run["estimates"]}
+    assert {("random-Q8_0", "kld_mean"), ("random-Q4_K_M", "kld_mean"), ("random-F32", "ppl")} <= rows
+    skipped = [test for test in run["tests"] if test["outcome"] == "skipped"]
+    assert len(skipped) == 15
+    assert all("not measured under pytest -n" in test["message"] for test in skipped)
+    assert not any("@" in test["id"] for test in run["tests"])
+    # Each model was decoded once: a pass of the reference, of two candidates, and the floor; texts of all three, and
+    # those of the candidates under the reference.
+    assert run["cache"]["misses"] == 4 + 3 + 2
+    _read(pytester, workers_of)
+    assert {model: len(workers) for model, workers in workers_of.items()} == {
+        "random-F32": 1,
+        "random-Q8_0": 1,
+        "random-Q4_K_M": 1,
+    }
+    assert set.union(*workers_of.values()) == {"gw0", "gw1"}
+
+
+@pytest.mark.model
+def test_no_name_of_a_model_is_split(
+    run_suite: RunSuite,
+    read_run: ReadRun,
+    tmp_path: Path,
+    pytester: pytest.Pytester,
+    workers_of: dict[str, set[str]],
+) -> None:
+    """Names that other names begin with, and what xdist would take for a group."""
+    names = ["a-F32", "a-F32-b", "c@gguf-x", "d]@e"]
+    for name in names:
+        write_random_llama(tmp_path / f"{name}.gguf")
+    models = [f"--models={tmp_path}", f"--reference={tmp_path}/a-F32.gguf"]
+    result = run_suite(*models, "-n", "2", "-p", "watch", "--junitxml=junit.xml", tests="test_file.py")
+    result.assert_outcomes(passed=4)
+    _read(pytester, workers_of)
+    assert set(workers_of) == set(names)
+    run = read_run()
+    assert {test["model"] for test in run["tests"]} == set(names)
+    ids = {test["id"] for test in run["tests"]}
+    assert {id_.partition("[")[2] for id_ in ids} == {f"{name}]" for name in names}
+    assert set(pytester.path.joinpath("started.txt").read_text().splitlines()) == ids
+    assert pytester.path.joinpath("junit.xml").read_text().count("d]@e]") > 0
+
+
+@pytest.mark.parametrize("given", ["environment", "file", "ini"])
+def test_options_are_seen_wherever_they_are(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, given: str, llama_file: Path
+) -> None:
+    """What is given in PYTEST_ADDOPTS, in `@file` or in an ini file is checked at the start, too."""
+    pytester.makepyfile("def test_plain(): pass")
+    arguments: tuple[str, ...] = ()
+    if given == "environment":
+        monkeypatch.setenv("PYTEST_ADDOPTS", "--models missing.gguf")
+    elif given == "file":
+        pytester.path.joinpath("options.txt").write_text("--models\nmissing.gguf\n")
+        arguments = ("@options.txt",)
+    else:
+        pytester.makeini("[pytest]\naddopts = --models=missing.gguf")
+    result = pytester.runpytest_subprocess("-p", "no:cacheprovider", *arguments)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["ERROR: There is no model 'missing.gguf'*"])
+
+
+def test_a_session_of_another_project_is_distributed_as_ever(pytester: pytest.Pytester) -> None:
+    """Without options or suites of ours, xdist's own schedule is used, and no id changes."""
+    pytester.makepyfile("import pytest\n@pytest.mark.parametrize('n', range(6))\ndef test_plain(n): pass")
+    result = pytester.runpytest_subprocess("-p", "no:cacheprovider", "-v", "-n", "2")
+    result.assert_outcomes(passed=6)
+    result.stdout.fnmatch_lines(["scheduling tests via LoadScheduling"])
+    assert not pytester.path.joinpath("results").exists()
