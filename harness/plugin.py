@@ -18,8 +18,9 @@ from harness.errors import HarnessError
 from harness.options import add_options
 from harness.report.data import visible
 from harness.reporting import Reporting
-from harness.run import new_run_id
+from harness.run import new_run_id, xdist_group
 from harness.state import STATE, State
+from harness.visible import is_utf8
 
 if TYPE_CHECKING:
     from harness.ladder import PlannedModel
@@ -77,6 +78,7 @@ def pytest_configure(config: pytest.Config) -> None:
         if getattr(config.option, "dist", "no") == "load":
             # Tests of one model belong together: each process would load every model otherwise.
             config.option.dist = "loadgroup"
+        _refuse_names_for_xdist(config)
         try:
             _ = state.options, state.ladder, state.prompts, state.baseline, state.words
         except HarnessError as error:
@@ -174,7 +176,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for place, item in zip(places, ours, strict=True):
         items[place] = item
         if with_xdist:
-            item.add_marker(pytest.mark.xdist_group(f"gguf-{_model_name(item) or 'session'}"))
+            item.add_marker(pytest.mark.xdist_group(xdist_group(_model_name(item))))
 
 
 @pytest.hookimpl(wrapper=True)
@@ -230,6 +232,18 @@ def _model_name(item: pytest.Item) -> str | None:
     if planned is None and not _ours(item) & _MODELS:
         planned = item.config.stash[STATE].ladder.reference
     return planned.name if planned is not None else None
+
+
+def _refuse_names_for_xdist(config: pytest.Config) -> None:
+    """xdist sends the command line to its workers in UTF-8, and ends the session where it cannot."""
+    if getattr(config.option, "dist", "no") == "no":
+        return
+    for argument in map(str, config.invocation_params.args):
+        if not is_utf8(argument):
+            raise pytest.UsageError(
+                f"{visible(argument)}: pytest -n cannot pass on an argument that is not UTF-8.\n"
+                "  Name the folder, or a pattern such as 'folder/*.gguf', or run without -n."
+            )
 
 
 def _compare_by_name(config: pytest.Config) -> None:

@@ -13,8 +13,9 @@ import pytest
 
 from harness.errors import HarnessError
 from harness.junit import add_suite_properties, readable, writes_junit
-from harness.run import RunDraft, TestRecord
+from harness.run import RunDraft, TestRecord, xdist_group
 from harness.state import BASELINE_PROPERTY, ESTIMATE_PROPERTY, GATE_PROPERTY, State
+from harness.visible import visible, visible_lines
 
 __all__ = ["Reporting"]
 
@@ -190,7 +191,7 @@ def _new_draft(state: State) -> RunDraft:
     ladder = state.ladder
     return RunDraft(
         folder=state.run_folder,
-        command=["pytest", *(str(argument) for argument in state.config.invocation_params.args)],
+        command=["pytest", *(visible(str(argument)) for argument in state.config.invocation_params.args)],
         settings=state.options.to_json(),
         machine=describe_machine(),
         reference_reason=ladder.reason,
@@ -208,18 +209,16 @@ def _test_record(report: pytest.TestReport) -> TestRecord:
     if report.outcome == "skipped" and isinstance(report.longrepr, tuple):
         message = str(report.longrepr[2]).removeprefix("Skipped: ")
     elif report.outcome != "passed":
-        message = report.longreprtext
+        message = visible_lines(report.longreprtext)
     return TestRecord(_test_id(report), suite, getattr(report, "gguf_model", None), outcome, message, report.duration)
 
 
 def _test_id(report: pytest.TestReport) -> str:
-    """Without the group that xdist appends."""
-    return report.nodeid.split("@gguf-")[0]
+    """Without the group that xdist appends; a model's name may read like one."""
+    return report.nodeid.removesuffix(f"@{xdist_group(getattr(report, 'gguf_model', None))}")
 
 
 def _shown(path: Path) -> str:
     """Relative to where the person is, if it is below."""
-    try:
-        return str(path.relative_to(Path.cwd()))
-    except ValueError:
-        return str(path)
+    here = Path.cwd()
+    return visible(str(path.relative_to(here) if path.is_relative_to(here) else path))

@@ -16,15 +16,21 @@ from pathlib import Path
 from typing import Any
 
 from harness import __version__
+from harness.paths import file_name
 from harness.records import SCHEMA_VERSION
 from harness.store import write_json
 
-__all__ = ["RunDraft", "RunPart", "TestRecord", "new_run_id"]
+__all__ = ["RunDraft", "RunPart", "TestRecord", "new_run_id", "xdist_group"]
 
 
 def new_run_id() -> str:
     """Sorts by time; the random end keeps runs of the same second apart."""
     return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+
+
+def xdist_group(model: str | None) -> str:
+    """The group of a model's tests with `pytest -n`, or of tests without one: xdist takes it apart at "@" and "]"."""
+    return f"gguf-{file_name(model)}" if model else "gguf-session"
 
 
 class RunPart:

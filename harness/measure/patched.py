@@ -73,19 +73,16 @@ def read_layout(file: Path) -> HeadLayout:
         ModelError: the file does not say how many heads its layers have.
     """
     metadata = read_header(file).metadata
-    architecture = str(metadata.get("general.architecture"))
-    layers, heads = (metadata.get(f"{architecture}.{key}") for key in ("block_count", "attention.head_count"))
+    architecture = metadata.name("general.architecture") or "none"
     # Before anything is made of them: a header may claim what it likes.
-    if isinstance(layers, int) and isinstance(heads, int) and 0 < layers <= _MOST_HEADS:
-        heads = (heads,) * layers
-    by_layer = heads if isinstance(heads, tuple) else ()
-    plausible = all(isinstance(count, int) and count >= 0 for count in by_layer)
-    if not plausible or not 0 < sum(by_layer) <= _MOST_HEADS:
+    layers = metadata.integer(f"{architecture}.block_count", most=_MOST_HEADS)
+    heads = metadata.by_layer(f"{architecture}.attention.head_count", layers or 0)
+    if heads is None or not 0 < sum(heads) <= _MOST_HEADS:
         raise ModelError(
-            f"{file.name} says of its layers and heads: {layers!r} and {heads!r}, expected plausible numbers.",
+            f"{file.name} says of its layers and heads: {layers} and {heads}, expected plausible numbers.",
             "Heads can be measured in models with attention only.",
         )
-    return HeadLayout(architecture, by_layer)
+    return HeadLayout(architecture, heads)
 
 
 @dataclass(frozen=True, slots=True)
