@@ -171,7 +171,10 @@ class Reporting:
         run = load_run(self._state.run_folder / "run.json")
         writer = terminalreporter._tw  # noqa: SLF001 - pytest offers no public way to its width and colours
         terminalreporter.section("gguf-harness")
-        terminalreporter.write(render_terminal(run, width=writer.fullwidth, color=writer.hasmarkup) + "\n")
+        text = render_terminal(run, width=writer.fullwidth, color=writer.hasmarkup) + "\n"
+        # Where characters are missing, pytest would escape the ends of the lines as well.
+        encoding = getattr(writer._file, "encoding", None) or "utf-8"  # noqa: SLF001
+        terminalreporter.write(text.encode(encoding, "backslashreplace").decode(encoding))
         terminalreporter.write_line(f"report: {_shown(self._state.report)}")
         terminalreporter.write_line(f"run:    {_shown(self._state.run_folder / 'run.json')}")
         if self._state.saved_baseline is not None:

@@ -20,6 +20,8 @@ def visible(text: str) -> str:
 
     Bytes of a file's name that were not UTF-8 are shown as such, `tiny-\xff`. What comes out can be stored as UTF-8.
     """
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() else f"\\x{_code(c):02x}" for c in text)
 
 

@@ -84,7 +84,7 @@ def _run_of(names: list[str]) -> dict[str, Any]:
     for name in names:
         run["models"].append(copy.deepcopy(model) | {"name": name, "path": f"{name}.gguf"})
         for kind in ("estimates", "gates", "tests"):
-            rows = [row for row in run[kind] if row["model"] == old]
+            rows = [row for row in run[kind] if row["model"] == old and row.get("metric", "ppl") in {"ppl", "kld_mean"}]
             changed = {"model": name, "detail": name} if kind != "tests" else {"model": name, "message": name}
             run[kind] += [row | changed for row in rows]
     return run | {"arrays": [], "warnings": [f"{name}: a warning" for name in names], "command": ["pytest", *names]}
