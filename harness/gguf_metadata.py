@@ -81,8 +81,8 @@ class Metadata(dict[str, Any]):
     def name(self, key: str) -> str | None:
         """A text that names something: printable, and no novel."""
         value = self.text(key)
-        if value is not None and not (0 < len(value) <= _MOST_NAME and value.isprintable()):
-            self.refuse(key, f"1 to {_MOST_NAME} printable characters")
+        if value is not None and not (len(value) <= _MOST_NAME and value.isprintable()):
+            self.refuse(key, f"at most {_MOST_NAME} printable characters")
         return value
 
     def by_layer(self, key: str, layers: int, most: int = _LARGEST) -> tuple[int, ...] | None:

@@ -101,7 +101,7 @@ def load_info(source: ModelSource) -> ModelInfo:
     metadata = headers[0].metadata
     tensors = [tensor for header in headers for tensor in header.tensors]
     architecture = metadata.name("general.architecture")
-    if architecture is None or not tensors:
+    if not architecture or not tensors:
         raise InvalidGGUF(
             f"{source.files[0].name} holds no model: it has {len(tensors)} tensors and architecture {architecture!r}.",
             "Give a language model in GGUF format.",

@@ -235,7 +235,7 @@ def _model_name(item: pytest.Item) -> str | None:
 
 
 def _refuse_names_for_xdist(config: pytest.Config) -> None:
-    """xdist sends the command line to its workers in UTF-8, and ends the session where it cannot."""
+    """Refuse arguments that xdist cannot send to its workers, in UTF-8: it would end the session with a traceback."""
     if getattr(config.option, "dist", "no") == "no":
         return
     for argument in map(str, config.invocation_params.args):

@@ -48,6 +48,7 @@ def test_models_of_any_name_are_measured(
     assert result.ret == pytest.ExitCode.OK, output
     for wrong in ("Traceback", "INTERNALERROR", "Error"):
         assert wrong not in output
+    result.stdout.fnmatch_lines(["model *verdict*", "tiny-\\xff *pass*"])
     run = read_run()
     names = {visible(name) for name in NASTIEST}
     assert {model["name"] for model in run["models"]} == names | {"a sound one-F32"}
@@ -85,6 +86,13 @@ def test_the_longest_name_can_be_quantized_and_shared_among_processes(
     assert {test["model"] for test in run["tests"]} == names
     ids = {name.encode("unicode_escape").decode() for name in names}
     assert {test["id"].partition("[")[2] for test in run["tests"]} == {f"{name}]" for name in ids}
+
+
+def test_what_xdist_cannot_pass_on_is_exit_4(run_suite: RunSuite, tmp_path: Path) -> None:
+    pytest.importorskip("xdist")
+    result = run_suite(f"--models={tmp_path}/b\udcff.gguf", "-n", "2")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert "b\\xff.gguf: pytest -n cannot pass on an argument that is not UTF-8." in str(result.stderr)
 
 
 @pytest.mark.model

@@ -117,7 +117,7 @@ def test_any_types_give_a_description_or_a_message(raw: RawGGUF, tmp_path: Path)
     ("key", "value", "message"),
     [
         ("general.architecture", scalar(4, 7), "general.architecture is 7 (uint32), expected a text"),
-        ("general.architecture", string("a\x1bb"), "expected 1 to 200 printable characters"),
+        ("general.architecture", string("a\x1bb"), "expected at most 200 printable characters"),
         ("general.file_type", string("Q8_0"), "general.file_type is 'Q8_0' (string), expected a whole number"),
         ("general.file_type", scalar(7, True), "general.file_type is True (bool)"),
         ("general.alignment", string("32"), "general.alignment is '32' (string)"),

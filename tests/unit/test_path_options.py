@@ -21,13 +21,18 @@ def _options(*arguments: str) -> Options:
     return read_options(pytest.Config.fromdictargs({}, ["-p", "no:cacheprovider", *arguments]))
 
 
+def _prepare(argument: str) -> None:
+    """What reads a path, in a session."""
+    options = _options(argument)
+    plan_ladder(options)
+    load_corpus(options.corpus)
+
+
 @pytest.mark.parametrize("option", OPTIONS)
 @pytest.mark.parametrize("value", MISTAKES, ids=["empty", "long", "nobody"])
 def test_what_is_no_path_is_said_by_every_option(option: str, value: str) -> None:
     with pytest.raises((pytest.UsageError, HarnessError), match=MISTAKES[value]) as caught:
-        options = _options(f"{option}={value}")
-        plan_ladder(options)
-        load_corpus(options.corpus)
+        _prepare(f"{option}={value}")
     assert str(caught.value).replace("\n", "").isprintable()
 
 
