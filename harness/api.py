@@ -22,6 +22,7 @@ from harness.models import ModelInfo, load_info
 from harness.options import default_threads
 from harness.prompts import Prompt, load_prompts
 from harness.sources import expand_all
+from harness.visible import is_utf8
 from harness.words import load_words
 
 if TYPE_CHECKING:
@@ -226,11 +227,9 @@ def _model(spec: str | Path) -> ModelInfo:
 
 
 def _prompt(text: str) -> Prompt:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        # A command line that is not UTF-8 comes with half characters in it.
-        raise PromptError(f"The prompt {text!r} is not valid text.", "Give it in UTF-8.") from None
+    # A command line that is not UTF-8 comes with half characters in it.
+    if not is_utf8(text):
+        raise PromptError(f"The prompt {text!r} is not valid text.", "Give it in UTF-8.")
     return Prompt("prompt", text)
 
 

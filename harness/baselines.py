@@ -12,7 +12,10 @@ from typing import Any, Final
 
 from harness.errors import OptionError, StoreError
 from harness.metrics.windows import COMPARED
+from harness.paths import option_path
 from harness.store import write_text
+from harness.text_files import read_json
+from harness.visible import visible
 
 __all__ = [
     "BASELINE_VERSION",
@@ -28,6 +31,7 @@ __all__ = [
 BASELINE_VERSION: Final = 1
 _MOST_BYTES: Final = 50 * 10**6
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_HINT: Final = "Give a file that --gguf-save-baseline wrote, or save the baseline again."
 _FAMILY: Final = ("architecture", "parameters", "vocab_sha256")
 
 
@@ -73,7 +77,7 @@ def find_baseline(spec: str, results: Path) -> Path:
         OptionError: there is none.
     """
     folder = results / "baselines"
-    for path in (Path(spec), folder / f"{spec}.json"):
+    for path in (option_path(spec), folder / f"{spec}.json"):
         if path.is_file():
             return path
     known = ", ".join(sorted(file.stem for file in folder.glob("*.json"))) or "none"
@@ -150,9 +154,9 @@ def load_baseline(path: Path) -> Baseline:
     try:
         if path.stat().st_size > _MOST_BYTES:
             raise _invalid(path, f"has {path.stat().st_size} bytes, more than any baseline")
-        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_constant)
-    except (OSError, ValueError, RecursionError) as error:
-        raise _invalid(path, f"cannot be read: {error}") from None
+    except OSError as error:
+        raise _invalid(path, f"cannot be read: {error.strerror or error}") from None
+    content = read_json(path, "Baseline", StoreError, _HINT)
     if not isinstance(content, dict) or not isinstance(content.get("baseline_version"), int):
         raise _invalid(path, "has no baseline_version")
     if content["baseline_version"] > BASELINE_VERSION:
@@ -167,7 +171,7 @@ def load_baseline(path: Path) -> Baseline:
     if reference is not None and reference not in models:
         raise _invalid(path, f"names {reference!r} as the reference and has no model of that name")
     return Baseline(
-        name=path.stem,
+        name=visible(path.stem),
         engine=read.get(content, "engine", str, type(None)),
         corpus=None if corpus is None else (read.get(corpus, "sha256", str), read.get(corpus, "n_ctx", int)),
         reference=None if reference is None else models[reference].sha256,
@@ -212,9 +216,5 @@ def _facts(read: _Reader, name: str, table: Any) -> Facts:
     return Facts(sha256, family, estimates, tuple(windows), {metric: tuple(values) for metric, values in means.items()})
 
 
-def _no_constant(text: str) -> float:
-    raise ValueError(f"{text} is no number")
-
-
 def _invalid(path: Path, problem: str) -> StoreError:
-    return StoreError(f"{path} {problem}.", "Give a file that --gguf-save-baseline wrote, or save the baseline again.")
+    return StoreError(f"{path} {problem}.", _HINT)

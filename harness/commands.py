@@ -11,6 +11,8 @@ from pathlib import Path
 
 import harness
 from harness.errors import OptionError
+from harness.paths import file_name, path_argument
+from harness.visible import visible
 
 __all__ = ["run_command"]
 
@@ -66,14 +68,20 @@ def _add_run_commands(commands: argparse._SubParsersAction[argparse.ArgumentPars
     report = commands.add_parser("report", help="rebuild a run's report from its run.json")
     report.add_argument("run", nargs="?", default="last", help="run.json, folder, id, or `last` (default)")
     report.add_argument(
-        "--html", type=Path, default=None, metavar="FILE", help="where the HTML goes (default: beside run.json)"
+        "--html",
+        type=path_argument,
+        default=None,
+        metavar="FILE",
+        help="where the HTML goes (default: beside run.json)",
     )
     report.add_argument("--markdown", action="store_true", help="print markdown instead")
     report.set_defaults(function=_report)
 
     badge = commands.add_parser("badge", help="print the verdict of a run as an SVG badge")
     badge.add_argument("run", nargs="?", default="last", help="run.json, folder, id, or `last` (default)")
-    badge.add_argument("-o", "--output", type=Path, default=None, metavar="FILE", help="write it there instead")
+    badge.add_argument(
+        "-o", "--output", type=path_argument, default=None, metavar="FILE", help="write it there instead"
+    )
     badge.set_defaults(function=_badge)
 
     compare = commands.add_parser("compare", help="compare two runs, metric by metric")
@@ -83,7 +91,9 @@ def _add_run_commands(commands: argparse._SubParsersAction[argparse.ArgumentPars
     compare.set_defaults(function=_compare)
 
     for command in (report, badge, compare):
-        command.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="(default: results)")
+        command.add_argument(
+            "--results", type=path_argument, default="results", metavar="DIR", help="(default: results)"
+        )
 
 
 def _add_model_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -95,7 +105,9 @@ def _add_model_commands(commands: argparse._SubParsersAction[argparse.ArgumentPa
 
     heads = commands.add_parser("heads", help="print what each attention head does; of two models, which correspond")
     heads.add_argument("models", nargs="+", metavar="model", help="path, alias, hf:org/repo:file; one or two")
-    heads.add_argument("--prompts", type=Path, default=None, metavar="FILE", help="TOML file (default: built-in)")
+    heads.add_argument(
+        "--prompts", type=path_argument, default=None, metavar="FILE", help="TOML file (default: built-in)"
+    )
     heads.add_argument(
         "--threads", type=_threads, default=None, metavar="N", help="CPU threads (default: physical cores)"
     )
@@ -105,9 +117,11 @@ def _add_model_commands(commands: argparse._SubParsersAction[argparse.ArgumentPa
     quantize.add_argument("model", help="path, alias, hf:org/repo:file-or-quant")
     quantize.add_argument("types", help="types, such as Q4_K_M or Q8_0,Q4_K_M or default")
     quantize.add_argument(
-        "--out", type=Path, default=Path(), metavar="DIR", help="folder for the files (default: here)"
+        "--out", type=path_argument, default=".", metavar="DIR", help="folder for the files (default: here)"
     )
-    quantize.add_argument("--imatrix", type=Path, default=None, metavar="FILE", help="importance matrix (GGUF)")
+    quantize.add_argument(
+        "--imatrix", type=path_argument, default=None, metavar="FILE", help="importance matrix (GGUF)"
+    )
     quantize.add_argument(
         "--threads", type=_threads, default=None, metavar="N", help="CPU threads (default: physical cores)"
     )
@@ -123,12 +137,14 @@ def _add_model_commands(commands: argparse._SubParsersAction[argparse.ArgumentPa
         " residual stream and what attention brings into it; cosine: words with similar token embeddings",
     )
     graph.add_argument("--prompt", default=None, metavar="TEXT", help="for attention and flow (default: a sentence)")
-    graph.add_argument("--words", type=Path, default=None, metavar="FILE", help="for cosine (default: built-in list)")
+    graph.add_argument(
+        "--words", type=path_argument, default=None, metavar="FILE", help="for cosine (default: built-in list)"
+    )
     graph.add_argument(
         "--threads", type=_threads, default=None, metavar="N", help="CPU threads (default: physical cores)"
     )
     graph.add_argument(
-        "-o", "--out", type=Path, default=Path(), metavar="DIR", help="folder for the files (default: here)"
+        "-o", "--out", type=path_argument, default=".", metavar="DIR", help="folder for the files (default: here)"
     )
     graph.add_argument(
         "--upload", action="store_true", help="also send it to Graphistry, as the account in the environment"
@@ -174,7 +190,7 @@ def _report(known: argparse.Namespace, _: list[str]) -> int:
     destination = known.html or path.parent / "report.html"
     write_html(run, path.parent, destination)
     print(render_terminal(run, width=_terminal_width(), color=sys.stdout.isatty()), end="")
-    print(f"\nreport: {destination}")
+    print(f"\nreport: {visible(str(destination))}")
     return 0
 
 
@@ -259,9 +275,9 @@ def _quantize(known: argparse.Namespace, _: list[str]) -> int:
             files = (Path(folder) / "expanded.gguf",)
             worker.call(quantize_task, None, source.files, files[0], source.expand_to, threads, None)
         for quant in parse_quants(known.types):
-            destination = known.out / f"{quantized_name(source.name, quant)}.gguf"
+            destination = known.out / f"{file_name(quantized_name(source.name, quant))}.gguf"
             worker.call(quantize_task, _counter(destination.name), files, destination, quant, threads, known.imatrix)
-            print(f"\r{destination}  {destination.stat().st_size / 1e6:,.1f} MB")
+            print(f"\r{visible(str(destination))}  {destination.stat().st_size / 1e6:,.1f} MB")
     return 0
 
 
@@ -271,7 +287,8 @@ def _graph(known: argparse.Namespace, _: list[str]) -> int:
 
     graph = graph_of(known.model, known.kind, prompt=known.prompt, words=known.words, threads=known.threads)
     files = write_graph(graph, known.out)
-    print(f"{graph.n_nodes} nodes  {files.nodes}\n{graph.n_edges} edges  {files.edges}\nview       {files.view}")
+    nodes, edges, view = (visible(str(file)) for file in (files.nodes, files.edges, files.view))
+    print(f"{graph.n_nodes} nodes  {nodes}\n{graph.n_edges} edges  {edges}\nview       {view}")
     if known.upload:
         print(f"uploaded   {upload(graph)}")
     return 0

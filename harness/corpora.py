@@ -11,6 +11,9 @@ from typing import Any, Final
 from zipfile import BadZipFile, ZipFile
 
 from harness.errors import CorpusError, HubError
+from harness.paths import option_path
+from harness.text_files import decode_text
+from harness.visible import visible
 
 __all__ = ["Corpus", "load_corpus", "pydoc_topics"]
 
@@ -52,27 +55,22 @@ def load_corpus(spec: str, *, held_out_topics: Sequence[str] = ()) -> Corpus:
     """
     name = spec
     if spec == "pydoc":
-        topics = [topic for topic in sorted(pydoc_topics()) if not held_out_topics or topic in held_out_topics]
+        # What a file says of its training may be anything: topics that there are not change nothing.
+        topics = sorted(set(held_out_topics) & set(pydoc_topics())) or sorted(pydoc_topics())
         raw = "\n\n".join(pydoc_topics()[topic] for topic in topics).encode()
-        if held_out_topics:
+        if len(topics) < len(pydoc_topics()):
             name = f"pydoc ({len(topics)} topics held out from training)"
     elif spec == "wikitext2":
         raw = _wikitext()
     elif spec.startswith("hf:"):
         raw = _hub(spec)
     else:
-        raw = _read(Path(spec).expanduser(), spec)
-    text = raw.removesuffix(b"\n")
+        raw = _read(option_path(spec), spec)
+    # As UTF-8: a byte order mark is no part of the text.
+    text = decode_text(raw, f"Corpus {spec!r}", CorpusError).encode().removesuffix(b"\n")
     if not text.strip():
         raise CorpusError(f"Corpus {spec!r} is empty.", "Give a text file with at least two windows of text.")
-    try:
-        text.decode()
-    except UnicodeDecodeError as error:
-        raise CorpusError(
-            f"Corpus {spec!r} is not UTF-8 text: byte 0x{text[error.start]:02x} at offset {error.start}.",
-            "Convert it to UTF-8; binary files are no corpus.",
-        ) from None
-    return Corpus(name, text)
+    return Corpus(visible(name), text)
 
 
 def pydoc_topics() -> dict[str, str]:

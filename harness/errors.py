@@ -6,6 +6,8 @@ traceback; the CLI prints it and exits with 2.
 
 from __future__ import annotations
 
+from harness.visible import visible_lines
+
 __all__ = [
     "AnalyticsError",
     "CorpusError",
@@ -32,7 +34,7 @@ __all__ = [
 
 
 class HarnessError(Exception):
-    """Base of all errors raised on purpose.
+    """Base of all errors raised on purpose. Whatever names stand in its message, it can be shown and stored.
 
     Args:
         message: what was wrong, with the value and what was expected.
@@ -41,8 +43,8 @@ class HarnessError(Exception):
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message, hint)
-        self.message = message
-        self.hint = hint
+        self.message = visible_lines(message)
+        self.hint = visible_lines(hint)
 
     def __str__(self) -> str:
         return f"{self.message}\n  {self.hint}" if self.hint else self.message

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from importlib import resources
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from harness.errors import GateError
 from harness.names import metric_info, possible_values
+from harness.text_files import parse_toml, read_bytes
 
 if TYPE_CHECKING:
     from harness.metrics.windows import WindowLimit
@@ -70,23 +70,15 @@ def load_gates(path: Path | None) -> dict[str, Gate]:
     Raises:
         GateError: malformed file, unknown metric, a limit that is no number, or one that cannot decide anything.
     """
-    built_in = resources.files("harness.fixtures").joinpath("data/gates.toml").read_text(encoding="utf-8")
+    built_in = resources.files("harness.fixtures").joinpath("data/gates.toml").read_bytes()
     gates = _parse(built_in, "the built-in gates")
     if path is not None:
-        try:
-            gates |= _parse(path.read_text(encoding="utf-8"), str(path))
-        except (OSError, UnicodeDecodeError) as error:
-            raise GateError(f"{path}: the gates file cannot be read: {error}.") from error
+        gates |= _parse(read_bytes(path, "Gates file", GateError), str(path))
     return gates
 
 
-def _parse(text: str, origin: str) -> dict[str, Gate]:
-    try:
-        tables = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise GateError(
-            f"{origin}: not valid TOML: {error}.", "Expected tables such as [kld_mean] with limit = 0.1."
-        ) from None
+def _parse(raw: bytes, origin: str) -> dict[str, Gate]:
+    tables = parse_toml(raw, origin, GateError, "tables such as [kld_mean] with limit = 0.1.")
     return {metric: _gate(metric, table, origin) for metric, table in tables.items()}
 
 

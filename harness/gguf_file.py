@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from harness.errors import InvalidGGUF
+from harness.gguf_metadata import ArraySummary, Metadata
 
-__all__ = ["TENSOR_TYPES", "ArraySummary", "GGUFHeader", "TensorInfo", "TensorType", "read_header"]
+__all__ = ["TENSOR_TYPES", "GGUFHeader", "TensorInfo", "TensorType", "read_header"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +64,10 @@ _SCALARS: Final[dict[int, struct.Struct]] = {
     }.items()
 }
 _STRING, _ARRAY = 8, 9
+_TYPE_NAMES: Final = (
+    *("uint8", "int8", "uint16", "int16", "uint32", "int32", "float32"),
+    *("bool", "string", "array", "uint64", "int64", "float64"),
+)
 _U64: Final = struct.Struct("<Q")
 _MIN_KV_BYTES, _MIN_TENSOR_BYTES = 8 + 1 + 4 + 1, 8 + 1 + 4 + 8 + 4 + 8
 _MAX_NAME, _MAX_KEY, _MAX_DIMS, _KEPT_ELEMENTS = 63, 65535, 4, 4096
@@ -74,14 +79,6 @@ _LOOKS_LIKE: Final = {
     b"ggml": "a GGML file from before GGUF: convert the original model again",
     b"ggjt": "a GGJT file from before GGUF: convert the original model again",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class ArraySummary:
-    """A long array of metadata (a vocabulary): how many elements, and a hash of them."""
-
-    count: int
-    sha256: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +118,7 @@ class GGUFHeader:
 
     path: Path
     version: int
-    metadata: dict[str, Any]
+    metadata: Metadata
     tensors: tuple[TensorInfo, ...]
     tensors_offset: int
     data_offset: int
@@ -160,14 +157,10 @@ class _Parser:
     def parse(self) -> GGUFHeader:
         version, n_tensors, n_kv = self._preamble()
         metadata = self._metadata(n_kv)
-        alignment = metadata.get("general.alignment", 32)
-        if (
-            not isinstance(alignment, int)
-            or isinstance(alignment, bool)
-            or alignment < 1
-            or alignment & (alignment - 1)
-        ):
-            self._fail(f"general.alignment is {alignment!r}, expected a power of two")
+        alignment = metadata.integer("general.alignment")
+        alignment = 32 if alignment is None else alignment
+        if alignment < 1 or alignment & (alignment - 1):
+            self._fail(f"general.alignment is {alignment}, expected a power of two")
         tensors_offset = self._at
         infos = self._tensor_infos(n_tensors)
         data_offset = -(-self._at // alignment) * alignment
@@ -210,29 +203,30 @@ class _Parser:
                 self._fail(f"it claims {count} {what}, impossible in {self._size} bytes")
         return version, n_tensors, n_kv
 
-    def _metadata(self, count: int) -> dict[str, Any]:
-        metadata: dict[str, Any] = {}
+    def _metadata(self, count: int) -> Metadata:
+        metadata = Metadata(self._path.name)
         for index in range(count):
             key = self._string(f"metadata key {index}", _MAX_KEY)
             if not key or not key.isprintable():
                 self._fail(f"metadata key {index} is {key[:40]!r}, expected a printable name")
             if key in metadata:
                 self._fail(f"metadata key {key!r} occurs twice")
-            metadata[key] = self._value(key)
+            metadata[key], metadata.types[key] = self._value(key)
         return metadata
 
-    def _value(self, key: str) -> Any:
+    def _value(self, key: str) -> tuple[Any, str]:
+        """(value, name of its type)."""
         kind = self._unpack(_SCALARS[4], f"the type of {key}")
         if kind == _STRING:
-            return self._string(key)
+            return self._string(key), _TYPE_NAMES[kind]
         if kind == _ARRAY:
-            return self._array(key)
+            kind = self._unpack(_SCALARS[4], f"the element type of {key}")
+            return self._array(key, kind), f"array of {_TYPE_NAMES[kind]}"
         if kind not in _SCALARS:
             self._fail(f"metadata {key!r} has type {kind}, expected 0 to 12")
-        return self._unpack(_SCALARS[kind], key)
+        return self._unpack(_SCALARS[kind], key), _TYPE_NAMES[kind]
 
-    def _array(self, key: str) -> tuple[Any, ...] | ArraySummary:
-        kind = self._unpack(_SCALARS[4], f"the element type of {key}")
+    def _array(self, key: str, kind: int) -> tuple[Any, ...] | ArraySummary:
         count = self._unpack(_U64, f"the length of {key}")
         if kind != _STRING and kind not in _SCALARS:
             self._fail(f"metadata {key!r} is an array of type {kind}, expected a scalar or string type")
@@ -329,7 +323,7 @@ class _Parser:
         )
 
 
-def _hash_vocabulary(metadata: dict[str, Any]) -> str | None:
+def _hash_vocabulary(metadata: Metadata) -> str | None:
     """Two models share a vocabulary when each token id means the same text: nothing else changes what logits mean."""
     tokens = metadata.get("tokenizer.ggml.tokens")
     if tokens is None:

@@ -15,8 +15,10 @@ from typing import Any, Final
 
 from harness.errors import InvalidGGUF, VocabularyMismatch
 from harness.gguf_file import TENSOR_TYPES, GGUFHeader, TensorInfo, read_header
+from harness.gguf_metadata import check_metadata
 from harness.quants import FTYPES, ftype_label
 from harness.sources import ModelSource
+from harness.visible import visible
 
 __all__ = [
     "HELD_OUT_TOPICS",
@@ -82,7 +84,7 @@ class ModelInfo:
         values = asdict(self)
         del values["files"]
         return values | {
-            "path": self.files[0].name,
+            "path": visible(self.files[0].name),
             "held_out_topics": list(self.held_out_topics),
             "fallbacks": list(self.fallbacks),
             "warnings": list(self.warnings),
@@ -98,22 +100,18 @@ def load_info(source: ModelSource) -> ModelInfo:
     headers = [read_header(file) for file in source.files]
     metadata = headers[0].metadata
     tensors = [tensor for header in headers for tensor in header.tensors]
-    architecture = metadata.get("general.architecture")
-    if not isinstance(architecture, str) or not tensors:
+    architecture = metadata.name("general.architecture")
+    if not architecture or not tensors:
         raise InvalidGGUF(
             f"{source.files[0].name} holds no model: it has {len(tensors)} tensors and architecture {architecture!r}.",
             "Give a language model in GGUF format.",
         )
+    check_metadata(metadata, architecture)
     parameters = sum(tensor.parameters for tensor in tensors)
     quantization = _quantization(headers[0])
     bits = 8 * sum(tensor.bytes for tensor in tensors) / parameters
     fallbacks = _fallbacks(tensors, quantization)
-    n_vocab = getattr(metadata.get("tokenizer.ggml.tokens"), "count", None)
-
-    def number(key: str) -> int | None:
-        value = metadata.get(f"{architecture}.{key}")
-        return value if isinstance(value, int) else None
-
+    heads = f"{architecture}.attention.head_count"
     return ModelInfo(
         name=source.name,
         files=source.files,
@@ -124,21 +122,21 @@ def load_info(source: ModelSource) -> ModelInfo:
         bits_per_weight=bits,
         tensor_types=_histogram(tensors),
         vocab_sha256=headers[0].vocab_sha256,
-        n_vocab=n_vocab,
-        tokenizer=metadata.get("tokenizer.ggml.model"),
-        n_layer=number("block_count"),
-        n_head=number("attention.head_count"),
-        n_embd=number("embedding_length"),
-        n_ctx_train=number("context_length"),
-        held_out_topics=tuple(filter(None, str(metadata.get(HELD_OUT_TOPICS, "")).split(","))),
+        n_vocab=metadata.count("tokenizer.ggml.tokens", "string"),
+        tokenizer=metadata.name("tokenizer.ggml.model"),
+        n_layer=metadata.integer(f"{architecture}.block_count"),
+        n_head=None if isinstance(metadata.get(heads), tuple) else metadata.integer(heads),
+        n_embd=metadata.integer(f"{architecture}.embedding_length"),
+        n_ctx_train=metadata.integer(f"{architecture}.context_length"),
+        held_out_topics=tuple(filter(None, (metadata.text(HELD_OUT_TOPICS) or "").split(","))),
         fallbacks=tuple(fallbacks),
         warnings=tuple(_warnings(source, quantization, bits, fallbacks, tensors)),
     )
 
 
 def _quantization(header: GGUFHeader) -> str | None:
-    file_type = header.metadata.get("general.file_type")
-    return ftype_label(file_type) if isinstance(file_type, int) else None
+    file_type = header.metadata.integer("general.file_type")
+    return None if file_type is None else ftype_label(file_type)
 
 
 def _histogram(tensors: list[TensorInfo]) -> dict[str, dict[str, int]]:
@@ -190,7 +188,8 @@ def _warnings(
 
 def _named_quantization(file_name: str) -> str | None:
     names = sorted(FTYPES, key=len, reverse=True)
-    match = re.search(rf"(?<![A-Za-z0-9])({'|'.join(names)})(?![A-Za-z0-9])", file_name, re.IGNORECASE)
+    pattern = rf"(?<![A-Za-z0-9])({'|'.join(names)})(?![A-Za-z0-9])"
+    match = re.search(pattern, file_name, re.IGNORECASE | re.ASCII)
     return match[1].upper() if match else None
 
 
@@ -216,7 +215,7 @@ def hash_files(files: Sequence[Path], cache: Path, progress: Callable[[int, int]
 def _hash_file(file: Path, cache: Path, progress: Callable[[int, int], None] | None) -> str:
     status = file.stat()
     identity = [str(file.resolve()), status.st_size, status.st_mtime_ns]
-    note = cache / "hashes" / f"{hashlib.sha256(str(identity[0]).encode()).hexdigest()[:24]}.json"
+    note = cache / "hashes" / f"{hashlib.sha256(os.fsencode(file.resolve())).hexdigest()[:24]}.json"
     try:
         known = json.loads(note.read_text(encoding="utf-8"))
         if known["identity"] == identity:

@@ -12,7 +12,9 @@ import psutil
 
 from harness.engine.settings import FlashAttention, ServerSettings, SessionSettings
 from harness.errors import OptionError
+from harness.paths import path_argument
 from harness.quants import DEFAULT_QUANTS, parse_quants
+from harness.visible import visible
 
 if TYPE_CHECKING:
     import pytest
@@ -128,11 +130,15 @@ class Options:
 
     def to_json(self) -> dict[str, Any]:
         """A dictionary of JSON types only, for run.json; paths as names, for they say nothing elsewhere."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {
-            name: value.name if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
-            for name, value in values.items()
-        }
+        return {field.name: _storable(getattr(self, field.name)) for field in fields(self)}
+
+
+def _storable(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_storable(part) for part in value]
+    if isinstance(value, Path):
+        return visible(value.name)
+    return visible(value) if isinstance(value, str) else value
 
 
 def _at_least(minimum: int, most: int = _MOST) -> Callable[[str], int]:
@@ -245,7 +251,7 @@ def _add_all(add: Callable[..., None]) -> None:
     add("--gguf-quants", metavar="TYPE[,TYPE...]|default", default=None,
         help=f"quantize the reference to these types first and test them; `default` is {','.join(DEFAULT_QUANTS)} "
         "(default: none)")  # fmt: skip
-    add("--gguf-imatrix", metavar="FILE", type=Path, default=None,
+    add("--gguf-imatrix", metavar="FILE", type=path_argument, default=None,
         help="importance matrix to quantize with (default: none)")  # fmt: skip
     add("--gguf-corpus", metavar="NAME|PATH", default="pydoc",
         help="text to measure on: pydoc, wikitext2, a path, hf:org/dataset:file (default: pydoc)")  # fmt: skip
@@ -271,25 +277,25 @@ def _add_all(add: Callable[..., None]) -> None:
         help="generated tokens of the speed test; llama-bench uses 128 (default: 32)")  # fmt: skip
     add("--gguf-repetitions", metavar="N", type=_at_least(1), default=3,
         help="repetitions of speed and served tests; llama-bench uses 5 (default: 3)")  # fmt: skip
-    add("--gguf-llama-server", metavar="PATH", type=Path, default=None,
+    add("--gguf-llama-server", metavar="PATH", type=path_argument, default=None,
         help="llama-server to serve models with (default: llama_cpp.server of llama-cpp-python)")  # fmt: skip
-    add("--gguf-prompts", metavar="FILE", type=Path, default=None,
+    add("--gguf-prompts", metavar="FILE", type=path_argument, default=None,
         help="TOML file of prompts whose continuations are compared (default: 24 built-in prompts)")  # fmt: skip
     add("--gguf-gen-tokens", metavar="TOKENS", type=_at_least(1, _MOST_TOKENS), default=32,
         help="most tokens to generate for each prompt (default: 32)")  # fmt: skip
-    add("--gguf-words", metavar="FILE", type=Path, default=None,
+    add("--gguf-words", metavar="FILE", type=path_argument, default=None,
         help="TOML file of words whose embeddings are compared (default: a built-in list)")  # fmt: skip
     add("--gguf-map", choices=("pca", "umap", "tsne"), default="pca",
         help="how words are laid out in the report's map of embeddings (default: pca)")  # fmt: skip
-    add("--gguf-results", metavar="DIR", type=Path, default=None,
+    add("--gguf-results", metavar="DIR", type=path_argument, default=None,
         help="folder for runs and reports (default: results in the root folder)")  # fmt: skip
-    add("--gguf-cache", metavar="DIR", type=Path, default=None,
+    add("--gguf-cache", metavar="DIR", type=path_argument, default=None,
         help="folder for measurements and quantized models (default: cache in the results folder)")  # fmt: skip
     add("--gguf-logprobs-limit", metavar="SIZE", type=_size, default=_size("8G"),
         help="most disk space for stored log-probabilities, such as 500M or 8G (default: 8G)")  # fmt: skip
     add("--gguf-timeout", metavar="SECONDS", type=_seconds, default=1800.0,
         help="longest silence of a worker process before it is stopped (default: 1800)")  # fmt: skip
-    add("--gguf-gates", metavar="FILE", type=Path, default=None,
+    add("--gguf-gates", metavar="FILE", type=path_argument, default=None,
         help="TOML file whose limits replace the built-in ones (default: none)")  # fmt: skip
     add("--gguf-inconclusive", choices=("warn", "fail"), default="warn",
         help="what an inconclusive gate does to its test (default: warn)")  # fmt: skip
@@ -342,6 +348,8 @@ def read_options(config: pytest.Config) -> Options:
     if not models and not get("--reference"):
         models = (DEFAULT_MODEL,)
         quants = quants or "default"
+    if get("--reference") == "":
+        raise OptionError("--reference is empty.", "Give a path, alias or hf:org/repo:file, or leave it out.")
     results = get("--gguf-results") or config.rootpath / "results"
     for name in ("--gguf-imatrix", "--gguf-gates"):
         if (path := get(name)) is not None and not path.is_file():

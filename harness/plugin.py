@@ -25,6 +25,7 @@ from harness.report.data import visible
 from harness.reporting import Reporting
 from harness.run import new_run_id
 from harness.state import STATE, State
+from harness.visible import is_utf8
 
 _FIXTURES: Final = (
     "models",
@@ -78,6 +79,7 @@ def pytest_configure(config: pytest.Config) -> None:
         if can_group(config):
             config.pluginmanager.register(ModelGroups(), "harness.distribution")
         _compare_by_name(config)
+        _refuse_names_for_xdist(config)
     if given_options(config) and not _only_informs(config):
         # When nothing of ours was asked for, nothing of it is imported.
         from harness.checks import check_options
@@ -276,6 +278,18 @@ def _model_name(item: pytest.Item) -> str | None:
     if isinstance(model, PlannedModel):
         return model.name
     return next((known.name for known in item.config.stash[STATE].ladder.models if known.name == model), None)
+
+
+def _refuse_names_for_xdist(config: pytest.Config) -> None:
+    """Refuse arguments that xdist cannot send to its workers, in UTF-8: it would end the session with a traceback."""
+    if getattr(config.option, "dist", "no") == "no":
+        return
+    for argument in map(str, config.invocation_params.args):
+        if not is_utf8(argument):
+            raise pytest.UsageError(
+                f"{visible(argument)}: pytest -n cannot pass on an argument that is not UTF-8.\n"
+                "  Name the folder, or a pattern such as 'folder/*.gguf', or run without -n."
+            )
 
 
 def _compare_by_name(config: pytest.Config) -> None:

@@ -19,7 +19,6 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -27,6 +26,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from harness.errors import PromptError
+from harness.paths import option_path
+from harness.text_files import parse_toml, read_bytes
+from harness.visible import visible
 
 __all__ = ["BUILT_IN", "ROLES", "Message", "Prompt", "PromptSet", "load_prompts"]
 
@@ -35,6 +37,7 @@ ROLES: Final = ("system", "user", "assistant")
 _FIELDS: Final = ("id", "text", "messages")
 _MESSAGE_FIELDS: Final = ("role", "content")
 _MAX_ID: Final = 80
+_EXAMPLE: Final = 'tables such as: [[prompt]], id = "story", text = "Once upon a time".'
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,29 +101,15 @@ def load_prompts(path: Path | None = None) -> PromptSet:
         PromptError: unreadable, not UTF-8, not TOML, no prompts, or a prompt that is malformed.
     """
     if path is None:
-        return _parse(resources.files("harness.fixtures").joinpath("data/prompts.toml").read_bytes(), BUILT_IN)
-    try:
-        raw = path.expanduser().read_bytes()
-    except OSError as error:
-        raise PromptError(
-            f"Prompt set {str(path)!r} cannot be read: {error.strerror}.", "Give the path of a TOML file."
-        ) from None
-    return _parse(raw, path.name)
+        raw, name = resources.files("harness.fixtures").joinpath("data/prompts.toml").read_bytes(), BUILT_IN
+    else:
+        path = option_path(path)
+        raw, name = read_bytes(path, "Prompt set", PromptError), visible(path.name)
+    return _parse(raw, name)
 
 
 def _parse(raw: bytes, name: str) -> PromptSet:
-    try:
-        content = tomllib.loads(raw.decode())
-    except UnicodeDecodeError as error:
-        line = raw[: error.start].count(b"\n") + 1
-        raise PromptError(
-            f"Prompt set {name!r}, line {line}: byte 0x{raw[error.start]:02x} is not UTF-8.", "Convert it to UTF-8."
-        ) from None
-    except tomllib.TOMLDecodeError as error:
-        raise PromptError(
-            f"Prompt set {name!r} is not TOML: {error}.",
-            'Expected tables such as: [[prompt]], id = "story", text = "Once upon a time".',
-        ) from None
+    content = parse_toml(raw, f"Prompt set {name!r}", PromptError, _EXAMPLE)
     _check_fields(content, ("prompt",), f"Prompt set {name!r}")
     tables = content.get("prompt", [])
     if not isinstance(tables, list) or not tables:

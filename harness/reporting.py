@@ -15,6 +15,7 @@ from harness.errors import HarnessError
 from harness.junit import add_suite_properties, readable, writes_junit
 from harness.run import RunDraft, TestRecord
 from harness.state import BASELINE_PROPERTY, ESTIMATE_PROPERTY, GATE_PROPERTY, State
+from harness.visible import visible, visible_lines
 
 __all__ = ["Reporting"]
 
@@ -170,7 +171,10 @@ class Reporting:
         run = load_run(self._state.run_folder / "run.json")
         writer = terminalreporter._tw  # noqa: SLF001 - pytest offers no public way to its width and colours
         terminalreporter.section("gguf-harness")
-        terminalreporter.write(render_terminal(run, width=writer.fullwidth, color=writer.hasmarkup) + "\n")
+        text = render_terminal(run, width=writer.fullwidth, color=writer.hasmarkup) + "\n"
+        # Where characters are missing, pytest would escape the ends of the lines as well.
+        encoding = getattr(writer._file, "encoding", None) or "utf-8"  # noqa: SLF001
+        terminalreporter.write(text.encode(encoding, "backslashreplace").decode(encoding))
         terminalreporter.write_line(f"report: {_shown(self._state.report)}")
         terminalreporter.write_line(f"run:    {_shown(self._state.run_folder / 'run.json')}")
         if self._state.saved_baseline is not None:
@@ -190,7 +194,7 @@ def _new_draft(state: State) -> RunDraft:
     ladder = state.ladder
     return RunDraft(
         folder=state.run_folder,
-        command=["pytest", *(str(argument) for argument in state.config.invocation_params.args)],
+        command=["pytest", *(visible(str(argument)) for argument in state.config.invocation_params.args)],
         settings=state.options.to_json(),
         machine=describe_machine(),
         reference_reason=ladder.reason,
@@ -208,13 +212,11 @@ def _test_record(report: pytest.TestReport) -> TestRecord:
     if report.outcome == "skipped" and isinstance(report.longrepr, tuple):
         message = str(report.longrepr[2]).removeprefix("Skipped: ")
     elif report.outcome != "passed":
-        message = report.longreprtext
+        message = visible_lines(report.longreprtext)
     return TestRecord(report.nodeid, suite, getattr(report, "gguf_model", None), outcome, message, report.duration)
 
 
 def _shown(path: Path) -> str:
     """Relative to where the person is, if it is below."""
-    try:
-        return str(path.relative_to(Path.cwd()))
-    except ValueError:
-        return str(path)
+    here = Path.cwd()
+    return visible(str(path.relative_to(here) if path.is_relative_to(here) else path))

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Final
 
 from harness.errors import HubError, ModelNotFound
+from harness.paths import option_path
+from harness.visible import visible
 
 __all__ = ["TINY_FILE", "ModelSource", "expand", "expand_all", "parse_specs"]
 
@@ -61,7 +63,7 @@ def expand_all(specs: Sequence[str]) -> list[ModelSource]:
     for source in sources.values():
         name = source.name
         if counts[name] > 1:
-            name = f"{source.files[0].resolve().parent.name}/{name}"
+            name = f"{visible(source.files[0].resolve().parent.name)}/{name}"
         taken = {other.name for other in unique}
         number = 2
         while name in taken:
@@ -80,7 +82,7 @@ def expand(spec: str) -> list[ModelSource]:
         return [_ALIASES[spec]()]
     if spec.startswith("hf:"):
         return [_from_hub(spec)]
-    path = Path(spec).expanduser()
+    path = option_path(spec)
     if path.is_dir():
         files = sorted(file for file in path.glob("*.gguf") if not _is_companion(file))
         if not files:
@@ -103,7 +105,7 @@ def _group_splits(files: list[Path], spec: str) -> list[ModelSource]:
     for file in files:
         match = _SPLIT.match(file.name)
         if match is None:
-            sources[file] = ModelSource(file.stem, (file,), spec)
+            sources[file] = ModelSource(visible(file.stem), (file,), spec)
             continue
         count = int(match["parts"])
         parts = [file.with_name(f"{match['stem']}-{number:05d}-of-{count:05d}.gguf") for number in range(1, count + 1)]
@@ -113,7 +115,7 @@ def _group_splits(files: list[Path], spec: str) -> list[ModelSource]:
                 f"{file.name} is one of {count} splits, and these are missing: {', '.join(missing[:5])}.",
                 f"Put all splits into {file.parent}.",
             )
-        sources[parts[0]] = ModelSource(match["stem"], tuple(parts), spec)
+        sources[parts[0]] = ModelSource(visible(match["stem"]), tuple(parts), spec)
     return list(sources.values())
 
 

@@ -24,7 +24,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from harness.errors import StoreError
+from harness.paths import option_path
 from harness.records import SCHEMA_VERSION
+from harness.text_files import read_json
 
 if TYPE_CHECKING:
     from harness.measure.observers import Arrays
@@ -54,7 +56,8 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         StoreError: no space, or no permission.
     """
-    write_bytes(path, text.encode())
+    # Halves of characters, as names of files may have, are written as escapes: in JSON they are read as they were.
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -65,7 +68,7 @@ def write_bytes(path: Path, content: bytes) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:40]}.")
         try:
             with os.fdopen(descriptor, "wb") as file:
                 file.write(content)
@@ -230,7 +233,7 @@ def find_run(spec: str, results: Path) -> Path:
     Raises:
         StoreError: none, or several, fit.
     """
-    path = Path(spec)
+    path = option_path(spec)
     if path.is_file():
         return path
     if (path / "run.json").is_file():
@@ -253,10 +256,7 @@ def load_run(path: Path) -> dict[str, Any]:
     Raises:
         StoreError: unreadable, not a run, or written by a newer version.
     """
-    try:
-        run = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise StoreError(f"{path} cannot be read: {error}.", "Give a run.json that a finished run wrote.") from error
+    run = read_json(path, "Run", StoreError, "Give a run.json that a finished run wrote.")
     version = run.get("schema_version") if isinstance(run, dict) else None
     if not isinstance(version, int):
         raise StoreError(f"{path} is not a run: it has no schema_version.", "Give a run.json.")

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -22,6 +21,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from harness.errors import PromptError
+from harness.paths import option_path
+from harness.text_files import parse_toml, read_bytes
+from harness.visible import visible
 
 __all__ = ["WordList", "load_words"]
 
@@ -74,19 +76,9 @@ def load_words(path: Path | None = None) -> WordList:
     if path is None:
         raw, name = resources.files("harness.fixtures").joinpath("data/words.toml").read_bytes(), "built-in"
     else:
-        name = path.name
-        try:
-            raw = path.expanduser().read_bytes()
-        except OSError as error:
-            raise PromptError(
-                f"Word list {str(path)!r} cannot be read: {error.strerror}.", "Give the path of a TOML file."
-            ) from None
-    try:
-        tables = tomllib.loads(raw.decode())
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise PromptError(
-            f"Word list {name!r} is not TOML in UTF-8: {error}.", 'Expected [groups] with lines such as a = ["b", "c"].'
-        ) from None
+        path = option_path(path)
+        raw, name = read_bytes(path, "Word list", PromptError), visible(path.name)
+    tables = parse_toml(raw, f"Word list {name!r}", PromptError, '[groups] with lines such as a = ["b", "c"].')
     if unknown := set(tables) - _TABLES:
         raise PromptError(f"Word list {name!r} has unknown tables: {', '.join(sorted(unknown))}.", _hint())
     groups = {group: _words(words, f"Word list {name!r}, group {group!r}") for group, words in _table(tables, "groups")}

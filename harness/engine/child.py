@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Final
 
+from harness.errors import EngineError
+
 __all__ = [
     "child_environment",
     "describe_exit",
@@ -66,19 +68,35 @@ def start_child(
     stdin: int | IO[bytes] = subprocess.DEVNULL,
     pass_fds: Sequence[int] = (),
 ) -> subprocess.Popen[bytes]:
-    """Start a process in a session of its own, its output appended to a log file."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("ab") as output:
-        return subprocess.Popen(
-            command,
-            stdin=stdin,
-            stdout=output,
-            stderr=output,
-            env=environment,
-            pass_fds=pass_fds,
-            # Ctrl-C goes to the whole foreground group; the child must not die half-way through a write.
-            start_new_session=True,
-        )
+    """Start a process in a session of its own, its output appended to a log file.
+
+    Raises:
+        EngineError: the log cannot be written, or the system starts no process.
+    """
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        output = log.open("ab")
+    except OSError as error:
+        raise EngineError(
+            f"The log {log} cannot be written: {error.strerror or error}.", "Choose another --gguf-cache folder."
+        ) from error
+    with output:
+        try:
+            return subprocess.Popen(
+                command,
+                stdin=stdin,
+                stdout=output,
+                stderr=output,
+                env=environment,
+                pass_fds=pass_fds,
+                # Ctrl-C goes to the whole foreground group; the child must not die half-way through a write.
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise EngineError(
+                f"{command[0]} cannot be started: {error.strerror or error}.",
+                "Check the limits of memory, processes and open files (ulimit -a).",
+            ) from error
 
 
 def stop_child(process: subprocess.Popen[bytes], grace_s: float = 0.0) -> None:

@@ -143,9 +143,7 @@ def _run(
     log = EngineLog(listener)
     with log.capture():
         llama_cpp.llama_backend_init()
-        status = llama_cpp.llama_model_quantize(
-            str(source).encode(), str(destination).encode(), ctypes.byref(parameters)
-        )
+        status = llama_cpp.llama_model_quantize(os.fsencode(source), os.fsencode(destination), ctypes.byref(parameters))
     if status != 0:
         reason = log.last_problem()
         hint = "Its log has more; `gguf-harness inspect` shows whether the source is sound."
@@ -217,7 +215,7 @@ def _reserve(destination: Path, needed: int, quant: str) -> Path:
                 f"Quantizing to {quant} needs {needed / 1e9:.1f} GB in {folder}, {free / 1e9:.1f} GB are free.",
                 "Free some space, or choose another --gguf-cache folder.",
             )
-        descriptor, name = tempfile.mkstemp(dir=folder, prefix=f".{destination.stem}.", suffix=".gguf")
+        descriptor, name = tempfile.mkstemp(dir=folder, prefix=f".{destination.stem[:40]}.", suffix=".gguf")
     except OSError as error:
         raise QuantizeError(
             f"{destination} cannot be written: {error.strerror}.", "Choose another --gguf-cache folder."

@@ -16,6 +16,7 @@ import secrets
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import weakref
 from collections.abc import Callable, Sequence
@@ -33,6 +34,7 @@ from harness.engine.child import (
 )
 from harness.engine.settings import ServerSettings
 from harness.errors import EngineCrashed, EngineError, EngineTimeout
+from harness.visible import is_utf8
 
 __all__ = ["Server", "ServerPool", "require_binary", "serve"]
 
@@ -84,6 +86,7 @@ class Server:
         self._binary = require_binary(binary) if binary is not None else None
         self._gpu = gpu
         self._timeout_s = timeout_s
+        self._links: tempfile.TemporaryDirectory[str] | None = None
         # Tells our server from another one that got the port first.
         self._alias = f"gguf-harness-{secrets.token_hex(4)}"
         for attempt in range(1, _PORT_ATTEMPTS + 1):
@@ -133,6 +136,9 @@ class Server:
         """Stop the server; never fails, whatever state it is in."""
         stop_child(self._process, _GRACE_S)
         self._finalizer.detach()
+        if self._links is not None:
+            self._links.cleanup()
+            self._links = None
 
     def __enter__(self) -> Self:
         return self
@@ -175,7 +181,7 @@ class Server:
         """A configuration file of llama_cpp.server."""
         settings = self.settings
         model = {
-            "model": str(self.files[0]),
+            "model": self._model_path(),
             "model_alias": self._alias,
             "n_ctx": settings.n_ctx,
             "n_threads": settings.threads,
@@ -188,6 +194,19 @@ class Server:
         # Its default ends a stream as soon as another request comes.
         server = {"host": _HOST, "port": self.port, "api_key": self.api_key, "interrupt_requests": False}
         return {**server, "models": [model]}
+
+    def _model_path(self) -> str:
+        """The (first) file by a path in UTF-8, which is all that llama_cpp.server takes: links with one if need be."""
+        path = str(self.files[0])
+        if is_utf8(path):
+            return path
+        if self._links is None:
+            self._links = tempfile.TemporaryDirectory(prefix="gguf-harness-")
+            for number, file in enumerate(self.files, 1):
+                # llama.cpp finds the other splits by the name of the first.
+                name = f"model-{number:05d}-of-{len(self.files):05d}.gguf" if len(self.files) > 1 else "model.gguf"
+                (Path(self._links.name) / name).symlink_to(file.absolute())
+        return str(min(Path(self._links.name).iterdir()))
 
     def _binary_arguments(self) -> list[str]:
         """Arguments of llama-server, which divides its context among parallel requests."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import itertools
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,7 +97,7 @@ class Session:
         llama_cpp.llama_backend_init()
         parameters = llama_cpp.llama_model_default_params()
         parameters.n_gpu_layers = self.settings.n_gpu_layers
-        names = [str(file).encode() for file in self.files]
+        names = [os.fsencode(file) for file in self.files]
         if len(names) == 1:
             self._model = llama_cpp.llama_model_load_from_file(names[0], parameters)
         else:

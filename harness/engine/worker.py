@@ -178,10 +178,12 @@ class Worker:
     def _start(self) -> Connection:
         ours, theirs = socket.socketpair()
         self._log_start = log_end(self.log)
-        with theirs:
+        with theirs, contextlib.ExitStack() as undo:
+            undo.callback(ours.close)
             code = f"import {__name__} as w; w.serve({theirs.fileno()})"
             command = [sys.executable, "-X", "faulthandler", "-c", code]
             self._process = start_child(command, self.log, child_environment(self._gpu), pass_fds=[theirs.fileno()])
+            undo.pop_all()
         self._finalizer = weakref.finalize(self, stop_child, self._process)
         self._connection = Connection(ours.detach())
         return self._connection

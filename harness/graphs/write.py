@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -12,6 +11,7 @@ from typing import Any, Final
 from harness import __version__
 from harness.graphs.graph import Column, Graph, Table
 from harness.graphs.view import render_view
+from harness.paths import file_name
 from harness.store import write_bytes, write_text
 
 __all__ = ["SCHEMA_VERSION", "GraphFiles", "to_arrow", "write_graph"]
@@ -38,9 +38,8 @@ def write_graph(graph: Graph, folder: Path) -> GraphFiles:
     Raises:
         StoreError: no space, or no permission.
     """
-    # A model's name may be a path, or anything.
-    stem = f"{re.sub(r'[^A-Za-z0-9._+-]+', '_', graph.name).strip('.') or 'graph'}.{graph.kind}"
-    files = GraphFiles(*(folder / f"{stem}.{end}" for end in ("nodes.parquet", "edges.parquet", "html")))
+    ends = ("nodes.parquet", "edges.parquet", "html")
+    files = GraphFiles(*(folder / f"{file_name(graph.name)}.{graph.kind}.{end}" for end in ends))
     page = render_view(graph)
     write_bytes(files.nodes, _parquet(graph, graph.nodes))
     write_bytes(files.edges, _parquet(graph, graph.edges))

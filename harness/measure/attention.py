@@ -191,8 +191,8 @@ def _stacked(request: AttentionRequest, kind: str, parts: list[NDArray[np.float3
 
 def _check_memory(request: AttentionRequest, n: int) -> None:
     model = ModelFile(request.files)
-    by_layer = np.broadcast_to(model.metadata.get(f"{model.architecture}.attention.head_count", 0), request.n_layer)
-    size = 8 * n * n * int(by_layer.sum())
+    by_layer = model.metadata.by_layer(f"{model.architecture}.attention.head_count", request.n_layer)
+    size = 8 * n * n * sum(by_layer or ())
     if size > request.limit_bytes:
         raise CorpusError(
             f"{request.model}: attention of {n} tokens would take {size / 1e9:.1f} GB, the limit is"

@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,17 +41,16 @@ class ModelFile(Weights):
 
     def __init__(self, files: Sequence[Path]) -> None:
         super().__init__(files)
-        self.metadata: dict[str, Any] = read_header(files[0]).metadata
+        self.metadata = read_header(files[0]).metadata
 
     @property
     def architecture(self) -> str:
         """`general.architecture`."""
-        return str(self.metadata["general.architecture"])
+        return self.metadata.name("general.architecture") or "none"
 
     def number(self, key: str) -> float | None:
         """A number of the architecture's own metadata; None where there is none."""
-        value = self.metadata.get(f"{self.architecture}.{key}")
-        return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+        return self.metadata.number(f"{self.architecture}.{key}")
 
     def vector(self, name: str) -> F32 | None:
         """A tensor of one dimension; None where there is none."""

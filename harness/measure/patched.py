@@ -73,23 +73,20 @@ def read_layout(file: Path) -> HeadLayout:
         ModelError: the file does not say how many heads its layers have.
     """
     metadata = read_header(file).metadata
-    architecture = str(metadata.get("general.architecture"))
-    keys = ("block_count", "attention.head_count", "attention.head_count_kv")
-    layers, heads, kv_heads = (metadata.get(f"{architecture}.{key}") for key in keys)
+    architecture = metadata.name("general.architecture") or "none"
     # Before anything is made of them: a header may claim what it likes.
-    if isinstance(layers, int) and isinstance(heads, int) and 0 < layers <= _MOST_HEADS:
-        heads = (heads,) * layers
-    by_layer = heads if isinstance(heads, tuple) else ()
-    plausible = all(isinstance(count, int) and count >= 0 for count in by_layer)
-    if not plausible or not 0 < sum(by_layer) <= _MOST_HEADS:
+    layers = metadata.integer(f"{architecture}.block_count", most=_MOST_HEADS)
+    heads = metadata.by_layer(f"{architecture}.attention.head_count", layers or 0)
+    if heads is None or not 0 < sum(heads) <= _MOST_HEADS:
         raise ModelError(
-            f"{file.name} says of its layers and heads: {layers!r} and {heads!r}, expected plausible numbers.",
+            f"{file.name} says of its layers and heads: {layers} and {heads}, expected plausible numbers.",
             "Heads can be measured in models with attention only.",
         )
-    if isinstance(kv_heads, tuple) and len(kv_heads) == len(by_layer):
+    kv_heads = metadata.by_layer(f"{architecture}.attention.head_count_kv", layers or 0)
+    if kv_heads is not None:
         # A layer without keys and values has another mixer, or none: no head of it mixes anything.
-        by_layer = tuple(count if kv else 0 for count, kv in zip(by_layer, kv_heads, strict=True))
-    return HeadLayout(architecture, by_layer)
+        heads = tuple(count if kv else 0 for count, kv in zip(heads, kv_heads, strict=True))
+    return HeadLayout(architecture, heads)
 
 
 @dataclass(frozen=True, slots=True)

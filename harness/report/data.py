@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from harness.metrics.tradeoff import dominated_by, smallest_passing
 from harness.report.numbers import format_bytes
+from harness.visible import visible, visible_lines
 
 __all__ = ["MOST_ESTIMATES", "Candidate", "RunView", "place", "visible", "visible_lines"]
 
@@ -217,13 +218,3 @@ def _is_broken(test: Mapping[str, Any], findings: list[Mapping[str, Any]]) -> bo
     """A test that failed for another reason than a gate (perhaps an inconclusive one) or a baseline."""
     decided = any(found.get("verdict") != "pass" and found["detail"] in test["message"] for found in findings)
     return test["outcome"] == "error" or (test["outcome"] == "failed" and not decided)
-
-
-def visible(text: str) -> str:
-    """A text with control characters shown as symbols: it cannot move the cursor or break a line."""
-    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
-
-
-def visible_lines(text: str) -> str:
-    """The same with the lines and tabs of a text kept."""
-    return "\n".join(visible(line.expandtabs(4)) for line in text.split("\n"))

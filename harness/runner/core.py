@@ -14,6 +14,7 @@ from harness.engine.tasks import describe_engine, engine_version, identify_build
 from harness.engine.worker import ProgressCallback, Worker
 from harness.errors import HarnessError
 from harness.models import ModelInfo, hash_files, load_info, twins
+from harness.paths import file_name
 from harness.sources import ModelSource
 from harness.store import Cache, Entry
 
@@ -102,7 +103,7 @@ class Core:
             "engine": engine_version(),
         }
         entry = self.cache.entry("models", key)
-        destination = entry.folder / f"{name.replace('/', '_')}.gguf"
+        destination = entry.folder / f"{file_name(name)}.gguf"
         with entry.lock():
             existing = next(entry.folder.glob("[!.]*.gguf"), None)
             if existing is None:
@@ -177,7 +178,7 @@ class Core:
 
     def log(self, name: str) -> Path:
         """Where a child process logs."""
-        return self.options.cache / "logs" / f"{name.replace('/', '_')}.log"
+        return self.options.cache / "logs" / f"{file_name(name)}.log"
 
     def stored(self, entry: Entry, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """What an entry describes, measured where there is none."""

@@ -302,14 +302,14 @@ def test_heads_of_each_layer_are_counted(tmp_path: Path) -> None:
         layout.columns(2, 1, 13)
     file = write_random_llama(tmp_path / "m.gguf")
     assert read_layout(file).heads == (4, 4)
-    for value in (0, [4, 0], [0, 0], 2**31, [1, -3]):
+    for value in (0, [4, 0], [0, 0], 2**31, [1, -3], [4]):
         changed = rewrite_gguf(
             file, tmp_path / "n.gguf", lambda _, values: values, metadata={"llama.attention.head_count": value}
         )
         if value == [4, 0]:
             assert read_layout(changed).heads == (4, 0)
         else:
-            with pytest.raises(ModelError, match="expected plausible numbers"):
+            with pytest.raises(ModelError, match="expected"):
                 read_layout(changed)
 
 

@@ -76,6 +76,17 @@ def test_a_completion_is_what_the_model_says(client: Client, llama_file: Path) -
     assert answer.text == expected.decode("ascii")
 
 
+def test_a_file_whose_name_is_not_utf8_is_served(llama_file: Path, tmp_path: Path) -> None:
+    """llama_cpp.server takes its path as JSON."""
+    file = tmp_path / "m\udcff.gguf"
+    os.link(llama_file, file)
+    with Server("m", [file], tmp_path / "log", SETTINGS) as running:
+        links = running._links
+        assert links is not None
+        assert Client(running.url, running.api_key, timeout_s=60).complete("the", max_tokens=2).error is None
+    assert not Path(links.name).exists()
+
+
 def test_times_add_up(client: Client) -> None:
     answer = client.complete("once upon a time", max_tokens=10, ignore_eos=True)
     assert answer.finish_reason == "length"

@@ -66,7 +66,7 @@ def test_a_file_replaces_built_in_limits(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[kld_mean", "not valid TOML"),
+        ("[kld_mean", "is not TOML"),
         ("[kld_men]\nlimit = 1", "Did you mean 'kld_mean'"),
         ("[kld_mean]\nlimt = 1", "Expected `limit`"),
         ("[kld_mean]\nlimit = 'low'", "expected a finite number"),

@@ -272,7 +272,7 @@ def test_a_graph_is_whole() -> None:
 def test_pyarrow_reads_what_was_written(tmp_path: Path, llama_file: Path) -> None:
     graph = ModelStructure("org/m <1>", [read_header(llama_file)], {"sha256": "ab"}).build()
     files = write_graph(graph, tmp_path / "new")
-    assert files.nodes.name == "org_m_1_.structure.nodes.parquet"
+    assert files.nodes.name == "org_m _1_-41346f55.structure.nodes.parquet"
     nodes, edges = pq.read_table(files.nodes), pq.read_table(files.edges)
     assert nodes.to_pylist() == _rows(graph.nodes)
     assert edges.to_pylist() == _rows(graph.edges)

@@ -175,6 +175,16 @@ def test_each_worker_sees_its_gpu(
         assert worker.call(visible_gpus, None) == expected
 
 
+def test_a_start_that_fails_leaves_nothing_open(tmp_path: Path) -> None:
+    worker = Worker("m", tmp_path / ("x" * 300))
+    before = psutil.Process().num_fds()
+    for _ in range(3):
+        with pytest.raises(EngineError, match=r"log .* cannot be written: File name too long"):
+            worker.call(double, None, 1)
+    assert psutil.Process().num_fds() == before
+    worker.close()
+
+
 def test_nothing_is_left_after_close(worker: Worker) -> None:
     worker.call(double, None, 1)
     child = psutil.Process(worker.pid)

@@ -1,0 +1,83 @@
+"""Every option that takes a path refuses what is none, in the same words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from harness.cli import main
+from harness.corpora import load_corpus
+from harness.errors import HarnessError
+from harness.ladder import plan_ladder
+from harness.options import Options, read_options
+
+PATHS = ("imatrix", "llama-server", "prompts", "words", "results", "cache", "gates", "baseline", "corpus")
+OPTIONS = (*(f"--gguf-{name}" for name in PATHS), "--models", "--reference")
+MISTAKES = {"": "is empty", "x" * 300: "File name too long", "~nobody-at-all/x": "no home folder ~nobody-at-all"}
+
+
+def _options(*arguments: str) -> Options:
+    return read_options(pytest.Config.fromdictargs({}, ["-p", "no:cacheprovider", *arguments]))
+
+
+def _prepare(argument: str) -> None:
+    """What reads a path, in a session."""
+    options = _options(argument)
+    plan_ladder(options)
+    load_corpus(options.corpus)
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize("value", MISTAKES, ids=["empty", "long", "nobody"])
+def test_what_is_no_path_is_said_by_every_option(option: str, value: str) -> None:
+    with pytest.raises((pytest.UsageError, HarnessError), match=MISTAKES[value]) as caught:
+        _prepare(f"{option}={value}")
+    assert str(caught.value).replace("\n", "").isprintable()
+
+
+def test_paths_are_absolute_when_they_are_given(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Tests of other projects may change the folder."""
+    monkeypatch.chdir(tmp_path)
+    options = _options("--gguf-results=res", "--gguf-prompts=a.toml")
+    assert (options.results, options.cache) == (tmp_path / "res", tmp_path / "res" / "cache")
+    assert options.prompts == tmp_path / "a.toml"
+    assert options.to_json()["prompts"] == "a.toml"
+
+
+def test_what_an_option_names_can_be_stored() -> None:
+    options = _options("--models=a\udcff,b", "--gguf-corpus=c\udcff", "--gguf-prompts=d\udcff.toml")
+    stored = options.to_json()
+    assert (stored["models"], stored["corpus"], stored["prompts"]) == (["a\\xff", "b"], "c\\xff", "d\\xff.toml")
+
+
+COMMANDS = (
+    ["inspect", "{}"],
+    ["report", "{}"],
+    ["report", "--html={}"],
+    ["report", "--results={}"],
+    ["badge", "{}"],
+    ["badge", "-o", "{}"],
+    ["compare", "{}", "last"],
+    ["heads", "{}"],
+    ["heads", "tiny", "--prompts={}"],
+    ["quantize", "{}", "Q8_0"],
+    ["quantize", "tiny", "Q8_0", "--out={}"],
+    ["quantize", "tiny", "Q8_0", "--imatrix={}"],
+    ["graph", "{}"],
+    ["graph", "tiny", "--out={}"],
+    ["graph", "tiny", "--kind=cosine", "--words={}"],
+)
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+@pytest.mark.parametrize("value", [value for value in MISTAKES if value], ids=["long", "nobody"])
+def test_what_is_no_path_is_said_by_every_command(
+    command: list[str], value: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        status = main([part.format(value) for part in command])
+    except SystemExit as ended:  # argparse
+        status = ended.code  # type: ignore[assignment]
+    assert status == 2
+    assert MISTAKES[value] in capsys.readouterr().err
