@@ -10,6 +10,7 @@ from importlib import resources
 from pathlib import Path
 
 import harness
+from harness.cache_command import add_cache_command
 from harness.errors import HarnessError, OptionError
 
 __all__ = ["main"]
@@ -121,7 +122,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     graph.set_defaults(function=_graph)
 
-    for command in (report, badge, compare):
+    for command in (report, badge, compare, add_cache_command(commands)):
         command.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="(default: results)")
     return parser
 

@@ -11,7 +11,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.errors import StoreError
+from harness.errors import FilesLost, StoreError, write_error
 
 __all__ = ["ActivationReader", "ActivationWriter"]
 
@@ -47,7 +47,7 @@ class ActivationWriter:
         if self._size + padding + values.nbytes > self._limit:
             raise StoreError(
                 f"Activations of the reference would take more than {self._limit / 1e9:.1f} GB.",
-                "Use fewer or shorter prompts (--gguf-prompts), or raise --gguf-logprobs-limit.",
+                "Use fewer or shorter prompts (--gguf-prompts), or raise --gguf-logprobs-limit and --gguf-cache-limit.",
             )
         with self._guarded():
             self._file.write(b"\0" * padding)
@@ -75,17 +75,14 @@ class ActivationWriter:
         try:
             yield
         except OSError as error:
-            raise StoreError(
-                f"{self._folder / _DATA} could not be written: {error.strerror or error}.",
-                "Check permissions and free space, or choose another folder with --gguf-cache.",
-            ) from error
+            raise write_error(self._folder / _DATA, error) from error
 
 
 class ActivationReader:
     """Maps what an `ActivationWriter` left.
 
     Raises:
-        StoreError: they are missing, or shorter than their index says.
+        FilesLost: they are missing, or shorter than their index says.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -95,8 +92,8 @@ class ActivationReader:
             # Raises where the file is shorter. Nothing cannot be mapped.
             size = content["bytes"]
             self._data = np.memmap(folder / _DATA, np.uint8, "r", shape=(size,)) if size else np.empty(0, np.uint8)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise StoreError(
+        except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
+            raise FilesLost(
                 f"The stored activations in {folder} cannot be read: {error}.", "Measure again with --gguf-fresh."
             ) from error
 

@@ -15,6 +15,7 @@ from gguf import GGUFReader
 from gguf.quants import dequantize
 from numpy.typing import NDArray
 
+from harness.cache import Entry
 from harness.engine.quantize import quantize_file
 from harness.engine.settings import SessionSettings
 from harness.engine.taps import Patcher
@@ -33,7 +34,6 @@ from harness.progress import SilentProgress
 from harness.prompts import Prompt, PromptSet, load_prompts
 from harness.runner import Runner
 from harness.sources import expand
-from harness.store import Entry
 from tests.integration.small_models import ARCHITECTURES, write_small_model
 from tests.random_llama import write_random_llama
 
