@@ -123,7 +123,7 @@ class Core:
                         self.cache.keep(entry)
                         return info, digest
             entry.remove()
-            # A quantized model is at most as large as its source.
+            # Few are larger than their source; the rest of the room is made when the entry is stored.
             self.cache.make_room(source.bytes, entry)
             with self.progress.task(f"quantizing {name}", "tensors") as show, self.new_worker(name) as worker:
                 worker.call(quantize_task, show, source.files, destination, quant, self.options.threads, imatrix)

@@ -120,7 +120,8 @@ def test_another_vocabulary_names_both(run_suite: RunSuite, llama_file: Path, tm
         (["--gguf-corpus={folder}/missing.txt"], "neither a known name nor a file"),
         (["--gguf-corpus={folder}/empty.txt"], "is empty"),
         (["--gguf-corpus={folder}/some.txt", "--gguf-chunks=9999"], "--gguf-chunks asks for 9999"),
-        (["--gguf-logprobs-limit=1K", "--gguf-quants=Q8_0"], "the limit is 0.0 GB"),
+        (["--gguf-logprobs-limit=1K", "--gguf-quants=Q8_0"], "--gguf-logprobs-limit is 0.001 MB"),
+        (["--gguf-cache-limit=100K", "--gguf-chunks=all", "--gguf-quants=Q8_0"], "--gguf-cache-limit is 0.1 MB"),
     ],
 )
 def test_corpus_mistakes_are_one_message(
