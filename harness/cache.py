@@ -18,7 +18,6 @@ import json
 import math
 import secrets
 import shutil
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,6 +31,7 @@ from harness.cache_space import (
     entry_lock,
     folder_bytes,
     mark_cache,
+    new_scratch,
     shrink,
     sweep_scratch,
 )
@@ -252,19 +252,11 @@ class Cache:
         Raises:
             StoreError: no permission. Errors of the block are its own.
         """
-        root = self.root / SCRATCH
+        sweep_scratch(self.root)
         try:
-            root.mkdir(parents=True, exist_ok=True)
-            # Between making a folder and locking it, nobody may take it for one that was left.
-            guard = hold(root / ".lock")
-            try:
-                sweep_scratch(self.root)
-                folder = Path(tempfile.mkdtemp(dir=root))
-                lock = hold(folder / ".lock")
-            finally:
-                guard.release(remove=True)
+            folder, lock = new_scratch(self.root)
         except OSError as error:
-            raise write_error(root, error) from error
+            raise write_error(self.root / SCRATCH, error) from error
         try:
             yield folder
         finally:

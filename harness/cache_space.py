@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from harness.locks import hold
+from harness.locks import HeldLock, hold
 from harness.measurements import folders
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "kinds",
     "list_items",
     "mark_cache",
+    "new_scratch",
     "remove_item",
     "scratch_bytes",
     "shrink",
@@ -151,6 +152,7 @@ def shrink(root: Path, target: int, spare: Collection[Path] = ()) -> int:
         Bytes that the cache takes.
     """
     sweep_locks(root)
+    sweep_scratch(root)
     items = list_items(root)
     total = sum(item.size for item in items) + scratch_bytes(root)
     recent = time.time() - _QUIET_S
@@ -213,14 +215,35 @@ def _remove_entry(root: Path, item: Item, *, whole: bool) -> int | None:
 
 def _discard(root: Path, paths: Iterable[Path]) -> None:
     """Remove files and folders, each as a whole: first out of the way, and then from the disk."""
-    scratch = root / SCRATCH
-    scratch.mkdir(exist_ok=True)
-    trash = Path(tempfile.mkdtemp(dir=scratch))
+    trash, lock = new_scratch(root)
     try:
         for path in paths:
             path.rename(trash / path.name)
     finally:
         shutil.rmtree(trash, ignore_errors=True)
+        lock.release()
+
+
+def new_scratch(root: Path) -> tuple[Path, HeldLock]:
+    """An empty folder for files of a moment, and the lock that says that it is in use.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    (root / SCRATCH).mkdir(parents=True, exist_ok=True)
+    with _scratch_guard(root):
+        folder = Path(tempfile.mkdtemp(dir=root / SCRATCH))
+        return folder, hold(folder / ".lock")
+
+
+@contextlib.contextmanager
+def _scratch_guard(root: Path) -> Iterator[None]:
+    """Between making a folder and locking it, nobody may take it for one that was left."""
+    guard = hold(root / SCRATCH / ".lock")
+    try:
+        yield
+    finally:
+        guard.release(remove=True)
 
 
 def sweep_locks(root: Path) -> None:
@@ -238,14 +261,12 @@ def sweep_locks(root: Path) -> None:
 def sweep_scratch(root: Path) -> int:
     """Remove what killed processes have left in the scratch folder; how many bytes."""
     freed = 0
-    for folder in _children(root / SCRATCH):
-        if not folder.is_dir():
-            continue
-        with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError), _scratch_guard(root):
+        for folder in _children(root / SCRATCH):
             # A lock ends with the process that held it.
-            lock = hold(folder / ".lock", wait=False)
+            lock = hold(folder / ".lock", wait=False) if folder.is_dir() else None
             if lock is not None:
-                freed += _size(folder)
+                freed += folder_bytes(folder)
                 shutil.rmtree(folder, ignore_errors=True)
                 lock.release()
     return freed
@@ -269,8 +290,10 @@ def cap_log(log: Path) -> None:
 
 
 def _children(folder: Path) -> Iterator[Path]:
-    """What is in a folder, without links; nothing where the folder is a link or is not there."""
-    if folder.is_dir() and not folder.is_symlink():
+    """What is in a folder, without links; nothing where it is a link, is not there, or cannot be read."""
+    if folder.is_symlink():
+        return
+    with contextlib.suppress(OSError):
         yield from sorted(path for path in folder.iterdir() if not path.is_symlink())
 
 

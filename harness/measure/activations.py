@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -18,6 +19,7 @@ __all__ = ["ActivationReader", "ActivationWriter"]
 _INDEX: Final = "activations.json"
 _DATA: Final = "activations.bin"
 _ALIGNMENT: Final = 64
+_AGAIN: Final = "Measure again with --gguf-fresh."
 
 
 class ActivationWriter:
@@ -51,9 +53,11 @@ class ActivationWriter:
             )
         with self._guarded():
             self._file.write(b"\0" * padding)
-            self._file.write(np.ascontiguousarray(values).data)
+            content = np.ascontiguousarray(values).reshape(-1).view(np.uint8).data
+            self._file.write(content)
         self._size += padding
         entry = {"offset": self._size, "shape": list(values.shape), "dtype": values.dtype.str}
+        entry["crc"] = zlib.crc32(content)
         self._index.setdefault(name, []).append(entry)
         self._size += values.nbytes
 
@@ -93,9 +97,7 @@ class ActivationReader:
             size = content["bytes"]
             self._data = np.memmap(folder / _DATA, np.uint8, "r", shape=(size,)) if size else np.empty(0, np.uint8)
         except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
-            raise FilesLost(
-                f"The stored activations in {folder} cannot be read: {error}.", "Measure again with --gguf-fresh."
-            ) from error
+            raise FilesLost(f"The stored activations in {folder} cannot be read: {error}.", _AGAIN) from error
 
     @staticmethod
     def is_there(folder: Path) -> bool:
@@ -116,11 +118,24 @@ class ActivationReader:
         return name in self._index
 
     def slices(self, name: str) -> list[NDArray[np.floating[Any]]]:
-        """The slices of an array, as read-only views of the file."""
-        return [
-            np.ndarray(tuple(entry["shape"]), np.dtype(entry["dtype"]), self._data, entry["offset"])
-            for entry in self._index[name]
-        ]
+        """The slices of an array, as read-only views of the file.
+
+        Raises:
+            FilesLost: they are not what was written.
+        """
+        try:
+            arrays = [
+                np.ndarray(tuple(entry["shape"]), np.dtype(entry["dtype"]), self._data, entry["offset"])
+                for entry in self._index[name]
+            ]
+            damaged = [zlib.crc32(one.reshape(-1).view(np.uint8)) for one in arrays] != [
+                entry["crc"] for entry in self._index[name]
+            ]
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise FilesLost(f"The stored activations of {name} cannot be read: {error!r}.", _AGAIN) from error
+        if damaged:
+            raise FilesLost(f"The stored activations of {name} are damaged.", _AGAIN)
+        return arrays
 
     def array(self, name: str, axis: int = 0) -> NDArray[np.floating[Any]]:
         """The slices of an array joined along an axis: a view of the file where there is one slice, else a copy."""

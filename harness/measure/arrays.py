@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from harness.errors import FilesLost, write_error
 
-__all__ = ["checksums", "load_arrays", "save_arrays"]
+__all__ = ["checksums", "file_checksum", "load_arrays", "save_arrays"]
 
 _UNREADABLE: Final = (
     *(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile),
@@ -72,6 +72,15 @@ def checksums(path: Path) -> dict[str, int]:
             return {part.filename: part.CRC for part in archive.infolist()}
     except _UNREADABLE as error:
         raise _lost(path, error) from error
+
+
+def file_checksum(path: Path) -> int:
+    """CRC-32 of a file."""
+    checksum = 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 24):
+            checksum = zlib.crc32(block, checksum)
+    return checksum
 
 
 def _lost(path: Path, error: Exception) -> FilesLost:

@@ -53,8 +53,8 @@ class LayersResult:
 
     Attributes:
         arrays: per layer and token or prompt; see `measure_layers`.
-        facts: JSON types: prompts, problems, pieces (text by token), massive (activations by layer), states (bytes of
-            the files of hidden states that are kept).
+        facts: JSON types: prompts, problems, pieces (text by token), massive (activations by layer), states (size and
+            checksum of the files of hidden states that are kept).
     """
 
     arrays: Arrays
@@ -100,7 +100,7 @@ def measure_layers(context: WorkerContext, request: LayersRequest, reference: Pa
         facts["pieces"] = _pieces(session, arrays)
         if reference is not None:
             arrays |= _compare(request, files, StateFiles(reference / STATES_FOLDER), given)
-        facts["states"] = files.sizes if keep else {}
+        facts["states"] = {"bytes": files.sizes, "crc": files.checksums} if keep else {}
     finally:
         if not keep:
             files.remove()
@@ -110,7 +110,7 @@ def measure_layers(context: WorkerContext, request: LayersRequest, reference: Pa
 def has_states(folder: Path, facts: dict[str, Any]) -> bool:
     """Whether the hidden states that a measurement has kept in its folder are (still) there, all of them."""
     kept = facts.get("states")
-    return bool(kept) and kept == StateFiles(folder / STATES_FOLDER).sizes
+    return bool(kept) and kept["bytes"] == StateFiles(folder / STATES_FOLDER).sizes
 
 
 def stored_tokens(entry: Path) -> PromptTokens:
@@ -124,8 +124,8 @@ def stored_tokens(entry: Path) -> PromptTokens:
     arrays = load_arrays(entry / "arrays.npz")
     try:
         facts = json.loads((entry / "meta.json").read_text(encoding="utf-8"))["value"]
-        if not has_states(entry, facts):
-            raise FilesLost(f"Hidden states in {entry} are gone.", "Measure again with --gguf-fresh.")
+        if not has_states(entry, facts) or facts["states"]["crc"] != StateFiles(entry / STATES_FOLDER).checksums:
+            raise FilesLost(f"Hidden states in {entry} are gone or damaged.", "Measure again with --gguf-fresh.")
         tokens, starts = arrays["tokens"].astype(np.int32), arrays["starts"].astype(np.int64)
         return PromptTokens(tuple(facts["prompts"]), tokens, starts, dict(facts["problems"]))
     except (OSError, ValueError, KeyError, TypeError) as error:

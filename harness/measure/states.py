@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from harness.engine.settings import SessionSettings
 from harness.errors import CorpusError, FilesLost, ModelError, TapNotFound, write_error
+from harness.measure.arrays import file_checksum
 from harness.measure.head import ModelFile
 from harness.measure.inputs import prompt_inputs
 from harness.prompts import Prompt
@@ -139,6 +140,11 @@ class StateFiles:
     def sizes(self) -> dict[str, int]:
         """Bytes of each file, by name."""
         return {file.stem: file.stat().st_size for file in sorted(self.folder.glob("*.npy"))}
+
+    @property
+    def checksums(self) -> dict[str, int]:
+        """CRC-32 of each file, by name."""
+        return {name: file_checksum(self.folder / f"{name}.npy") for name in self.sizes}
 
     def create(self, name: str, shape: tuple[int, ...]) -> F32:
         """A memory map, to write.

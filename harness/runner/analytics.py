@@ -186,7 +186,7 @@ class Analytics:
             "inputs": {name: self._hash(value, label) for name, value in inputs.items()},
             "parameters": parameters,
             "versions": versions(accelerated=accelerated),
-            "accelerated": accelerated,
+            "accelerated": [gpu["name"] for gpu in list_gpus()] if accelerated else None,
         }
         entry = self._core.cache.entry(f"analytics/{task.__name__.removesuffix('_task')}", key)
         with entry.lock():

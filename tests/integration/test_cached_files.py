@@ -126,7 +126,8 @@ def test_activations_and_states_that_are_lost_are_measured_again(runners: Runner
     for one, other in zip(expected, again, strict=True):
         _same(one, other)
     _same(whole, runner.layers.compared(candidate, reference, PROMPTS).arrays)
-    _cut(_only(tmp_path, "cache/layers/*/states/logits.npy"))
+    logits = _only(tmp_path, "cache/layers/*/states/logits.npy")
+    logits.write_bytes(logits.read_bytes()[:-400] + bytes(400))
     _same(exchanged, runner.layers.interchange(candidate, reference, PROMPTS, [0]))
 
 
