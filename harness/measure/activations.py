@@ -128,7 +128,7 @@ class ActivationReader:
                 np.ndarray(tuple(entry["shape"]), np.dtype(entry["dtype"]), self._data, entry["offset"])
                 for entry in self._index[name]
             ]
-            damaged = [zlib.crc32(one.reshape(-1).view(np.uint8)) for one in arrays] != [
+            damaged = [zlib.crc32(one.reshape(-1).view(np.uint8).data) for one in arrays] != [
                 entry["crc"] for entry in self._index[name]
             ]
         except (KeyError, TypeError, ValueError, OverflowError) as error:

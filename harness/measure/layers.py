@@ -110,7 +110,7 @@ def measure_layers(context: WorkerContext, request: LayersRequest, reference: Pa
 def has_states(folder: Path, facts: dict[str, Any]) -> bool:
     """Whether the hidden states that a measurement has kept in its folder are (still) there, all of them."""
     kept = facts.get("states")
-    return bool(kept) and kept["bytes"] == StateFiles(folder / STATES_FOLDER).sizes
+    return isinstance(kept, dict) and bool(kept) and kept["bytes"] == StateFiles(folder / STATES_FOLDER).sizes
 
 
 def stored_tokens(entry: Path) -> PromptTokens:

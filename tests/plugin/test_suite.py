@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -67,7 +68,7 @@ def test_a_cache_that_cannot_stay_within_its_limit_says_so(
     (warning,) = read_run()["warnings"]
     assert "more than --gguf-cache-limit allows: what is left in it is in use" in warning
     (model,) = pytester.path.glob("results/cache/models/*/Q8_0.gguf")
-    result = pytester.run("gguf-harness", "cache", "clear", "models", "logs", "hashes")
+    result = pytester.run(sys.executable, "-m", "harness.cli", "cache", "clear", "models", "logs", "hashes")
     assert result.ret == 0
     result.stdout.fnmatch_lines(["models: 1 removed, *"])
     assert not model.exists()
