@@ -96,11 +96,10 @@ class Entry:
         """What the description's file says, if it is whole and belongs to this key."""
         try:
             meta = json.loads((self.folder / META_FILE).read_text(encoding="utf-8"))
+            belongs = isinstance(meta, dict) and meta.get("key") == self._key and isinstance(meta.get("value"), dict)
+            return meta if belongs and meta.get("check") == _digest(meta["value"]) else None
         except (OSError, ValueError, RecursionError):
             return None
-        if not isinstance(meta, dict) or meta.get("key") != self._key or not isinstance(meta.get("value"), dict):
-            return None
-        return meta if meta.get("check") == _digest(meta["value"]) else None
 
     @property
     def is_of_this_session(self) -> bool:

@@ -112,7 +112,9 @@ def test_a_damaged_description_is_measured_again(content: bytes, tmp_path: Path)
     assert not entry.is_of_this_session
 
 
-@pytest.mark.parametrize("value", [None, [], "x", 3, {"note": "y"}, {"note": "x", "list": [1, 2.6]}])
+@pytest.mark.parametrize(
+    "value", [None, [], "x", 3, {"note": "y"}, {"note": "x", "list": [1, 2.6]}, {"n": float("nan")}]
+)
 def test_a_value_that_was_not_stored_is_not_believed(value: Any, tmp_path: Path) -> None:
     entry = _saved(tmp_path)
     file = entry.folder / "meta.json"
