@@ -108,7 +108,7 @@ class Entry:
         return meta is not None and meta.get("session") == self._cache.session
 
     @property
-    def version(self) -> tuple[int, int] | None:
+    def stamp(self) -> tuple[int, int] | None:
         """Tells whether another process has stored the entry again: it then changes. None where nothing is stored."""
         try:
             status = (self.folder / META_FILE).stat()

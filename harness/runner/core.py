@@ -282,13 +282,13 @@ class Core:
             prepare: sees to it that the entry is there.
             work: is given what `prepare` returned.
         """
-        prepared, before = prepare(), entry.version
+        prepared, before = prepare(), entry.stamp
         try:
             return work(prepared)
         except FilesLost:
             with entry.lock():
                 # Unless somebody has measured it again by now.
-                if entry.version == before:
+                if entry.stamp == before:
                     entry.remove()
             self._done = {key: outcome for key, outcome in self._done.items() if str(entry.folder) not in key}
             return work(prepare())
