@@ -10,6 +10,7 @@ from importlib import resources
 from pathlib import Path
 
 import harness
+from harness.cache_command import add_cache_command
 from harness.errors import OptionError
 from harness.paths import file_name, path_argument
 from harness.visible import visible
@@ -90,7 +91,7 @@ def _add_run_commands(commands: argparse._SubParsersAction[argparse.ArgumentPars
     compare.add_argument("--json", action="store_true", help="print a list of differences as JSON")
     compare.set_defaults(function=_compare)
 
-    for command in (report, badge, compare):
+    for command in (report, badge, compare, add_cache_command(commands)):
         command.add_argument(
             "--results", type=path_argument, default="results", metavar="DIR", help="(default: results)"
         )

@@ -6,6 +6,10 @@ traceback; the CLI prints it and exits with 2.
 
 from __future__ import annotations
 
+import errno
+from pathlib import Path
+from typing import Final
+
 from harness.visible import visible_lines
 
 __all__ = [
@@ -14,6 +18,7 @@ __all__ = [
     "EngineCrashed",
     "EngineError",
     "EngineTimeout",
+    "FilesLost",
     "GateError",
     "GraphError",
     "HarnessError",
@@ -30,6 +35,7 @@ __all__ = [
     "TapNotFound",
     "UnsupportedEngine",
     "VocabularyMismatch",
+    "write_error",
 ]
 
 
@@ -123,6 +129,10 @@ class StoreError(HarnessError):
     """Results cannot be read or written: permissions, disk space, an unknown schema version, damage."""
 
 
+class FilesLost(StoreError):
+    """Files of a stored measurement are gone or damaged: it has to be measured again."""
+
+
 class NoData(HarnessError):
     """A statistic was asked of no samples, or of samples that are not finite. No data is never a number."""
 
@@ -141,3 +151,34 @@ class GraphError(HarnessError):
 
 class HubError(HarnessError):
     """The Hugging Face hub did not give what it was asked for; callers say what for."""
+
+
+_ROOM: Final = (
+    "Free some space (`gguf-harness cache clear`), or choose other folders with --gguf-results and --gguf-cache."
+)
+_RIGHTS: Final = "Choose folders that you may write to with --gguf-results and --gguf-cache."
+_IN_THE_WAY: Final = (
+    "A file stands where a folder is needed, or a folder where a file is: move it, or choose other folders."
+)
+_WRITE_HINTS: Final[dict[int, str]] = {
+    errno.ENOSPC: _ROOM,
+    errno.EDQUOT: _ROOM,
+    errno.EFBIG: "Choose a file system that takes files of this size, with --gguf-cache.",
+    errno.EACCES: _RIGHTS,
+    errno.EPERM: _RIGHTS,
+    errno.EROFS: _RIGHTS,
+    errno.ENAMETOOLONG: "Use shorter names of models or folders: a file system takes 255 bytes for each.",
+    errno.ENOTDIR: _IN_THE_WAY,
+    errno.EISDIR: _IN_THE_WAY,
+    errno.EEXIST: _IN_THE_WAY,
+    errno.EMFILE: "This process has too many files open: raise the limit (`ulimit -n`).",
+    errno.ENFILE: "The system has too many files open: close other programs.",
+    errno.ENOLCK: "The file system has no locks: choose another folder with --gguf-cache.",
+    errno.EOPNOTSUPP: "The file system has no locks: choose another folder with --gguf-cache.",
+}
+
+
+def write_error(path: Path, error: OSError) -> StoreError:
+    """Why a file or folder could not be written, and what to do about just that."""
+    hint = _WRITE_HINTS.get(error.errno or 0, "Choose other folders with --gguf-results and --gguf-cache.")
+    return StoreError(f"{path} could not be written: {error.strerror or error}.", hint)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import platform
 import sys
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
 
 import psutil
 
-from harness.engine.gpu import list_gpus
+from harness.engine.gpu import driver_version, list_gpus
 
-__all__ = ["describe_machine"]
+__all__ = ["describe_machine", "identify_machine"]
+
+_CPU_QUOTA: Final = Path("/sys/fs/cgroup/cpu.max")
 
 
 def describe_machine() -> dict[str, Any]:
@@ -25,13 +29,44 @@ def describe_machine() -> dict[str, Any]:
     }
 
 
+def identify_machine() -> dict[str, Any]:
+    """What speed depends on, for cache keys: processor, cores that may be used, memory, GPUs and their driver."""
+    process = psutil.Process()
+    return {
+        "system": platform.system(),
+        "architecture": platform.machine(),
+        "cpu": _processor(),
+        "features": hashlib.sha256((_cpuinfo("flags") or _cpuinfo("Features")).encode()).hexdigest(),
+        "cores": psutil.cpu_count(logical=False) or psutil.cpu_count() or 1,
+        "usable": len(process.cpu_affinity()) if hasattr(process, "cpu_affinity") else psutil.cpu_count(),
+        "quota": _cpu_quota(),
+        # Of one machine, it differs by some pages from one start to the next.
+        "memory_gib": round(psutil.virtual_memory().total / 2**30),
+        "gpus": [[gpu["name"], round(gpu["memory_bytes"] / 2**30)] for gpu in list_gpus()],
+        "driver": driver_version(),
+    }
+
+
+def _cpu_quota() -> str | None:
+    """What a container may use of its processors, in the words of Linux."""
+    try:
+        return _CPU_QUOTA.read_text(encoding="ascii").strip()
+    except OSError:
+        return None
+
+
 def _processor() -> str:
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+def _cpuinfo(name: str) -> str:
+    """A value of the first processor in Linux's list; empty where there is none."""
     if sys.platform == "linux":
         try:
             with open("/proc/cpuinfo", encoding="utf-8") as file:  # noqa: PTH123 - not a regular file
                 for line in file:
-                    if line.startswith("model name"):
+                    if line.partition(":")[0].strip() == name:
                         return line.partition(":")[2].strip()
         except OSError:
             pass
-    return platform.processor() or platform.machine()
+    return ""

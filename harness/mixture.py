@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from harness.errors import InvalidGGUF, ModelError, StoreError
+from harness.errors import InvalidGGUF, ModelError, StoreError, write_error
 from harness.gguf_file import TENSOR_TYPES, GGUFHeader, TensorInfo, read_header
 
 __all__ = ["differing_tensors", "write_mixture"]
@@ -48,10 +48,7 @@ def write_mixture(files: Sequence[Path], other: Sequence[Path], names: Iterable[
         _check_room(headers, plans, folder)
         return tuple(_write(header, plan, folder) for header, plan in zip(headers, plans, strict=True))
     except OSError as error:
-        raise StoreError(
-            f"A mixture of two models could not be written to {folder}: {error.strerror or error}.",
-            "Check permissions and free space, or choose another --gguf-cache folder.",
-        ) from error
+        raise write_error(folder, error) from error
 
 
 def differing_tensors(files: Sequence[Path], other: Sequence[Path]) -> dict[str, tuple[TensorInfo, TensorInfo]]:

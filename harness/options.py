@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from harness.measure.served import ServedRequest
 
 __all__ = [
+    "DEFAULT_CACHE_LIMIT",
     "DEFAULT_MODEL",
     "MapMethod",
     "Options",
@@ -33,6 +34,8 @@ __all__ = [
 ]
 
 DEFAULT_MODEL: Final = "tiny"
+DEFAULT_CACHE_LIMIT: Final = 50 * 10**9
+"""Bytes: distributions of some references, with the quantizations of a model of 7 billion weights."""
 MapMethod = Literal["pca", "umap", "tsne"]
 _SERVED_CLIENTS: Final = 8
 _SERVED_TOKENS: Final = 16
@@ -73,6 +76,7 @@ class Options:
     results: Path
     cache: Path
     logprobs_limit: int
+    cache_limit: int
     timeout_s: float
     gates: Path | None
     inconclusive: str
@@ -292,7 +296,10 @@ def _add_all(add: Callable[..., None]) -> None:
     add("--gguf-cache", metavar="DIR", type=path_argument, default=None,
         help="folder for measurements and quantized models (default: cache in the results folder)")  # fmt: skip
     add("--gguf-logprobs-limit", metavar="SIZE", type=_size, default=_size("8G"),
-        help="most disk space for stored log-probabilities, such as 500M or 8G (default: 8G)")  # fmt: skip
+        help="most disk space for the log-probabilities of one reference, its activations or its hidden states, such "
+        "as 500M or 8G (default: 8G)")  # fmt: skip
+    add("--gguf-cache-limit", metavar="SIZE", type=_size, default=DEFAULT_CACHE_LIMIT,
+        help="most disk space for the whole cache; what was least recently used goes first (default: 50G)")  # fmt: skip
     add("--gguf-timeout", metavar="SECONDS", type=_seconds, default=1800.0,
         help="longest silence of a worker process before it is stopped (default: 1800)")  # fmt: skip
     add("--gguf-gates", metavar="FILE", type=path_argument, default=None,
@@ -378,6 +385,7 @@ def read_options(config: pytest.Config) -> Options:
         results=results.absolute(),
         cache=(get("--gguf-cache") or results / "cache").absolute(),
         logprobs_limit=get("--gguf-logprobs-limit"),
+        cache_limit=get("--gguf-cache-limit"),
         timeout_s=get("--gguf-timeout"),
         gates=get("--gguf-gates"),
         inconclusive=get("--gguf-inconclusive"),

@@ -12,7 +12,7 @@ from harness.names import Better, metric_info
 __all__ = ["SCHEMA_VERSION", "Estimate", "PlacedEstimate", "Row"]
 
 SCHEMA_VERSION = 1
-"""Version of run.json and of the measurement cache. A reader refuses a newer one and migrates older ones."""
+"""Version of run.json. A reader refuses a newer one and migrates older ones."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-__all__ = ["list_gpus", "process_memory"]
+__all__ = ["driver_version", "list_gpus", "process_memory"]
 
 
 @contextlib.contextmanager
@@ -35,6 +35,12 @@ def list_gpus() -> list[dict[str, Any]]:
             name = nvml.nvmlDeviceGetName(handle)
             gpus.append({"name": str(name), "memory_bytes": int(nvml.nvmlDeviceGetMemoryInfo(handle).total)})
     return gpus
+
+
+def driver_version() -> str | None:
+    """Version of the NVIDIA driver, which compiles kernels for the GPU at hand; None where there is none."""
+    with _nvml() as nvml:
+        return str(nvml.nvmlSystemGetDriverVersion()) if nvml else None
 
 
 def process_memory() -> int | None:

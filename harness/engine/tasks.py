@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.engine.gpu import driver_version
 from harness.errors import EngineError
 
 if TYPE_CHECKING:
     from harness.engine.worker import WorkerContext
 
-__all__ = ["describe_engine", "engine_version", "identify_build", "quantize_task"]
+__all__ = ["build_files", "describe_engine", "ggml_environment", "identify_engine", "quantize_task"]
 
 
-def engine_version() -> str:
-    """Version of llama-cpp-python, without importing it."""
-    return metadata.version("llama-cpp-python")
-
-
-def identify_build(binary: Path | None = None) -> dict[str, Any]:
-    """What tells builds of llama.cpp apart without loading them: names, sizes and times of files. For cache keys.
+def build_files(binary: Path | None = None) -> list[Path]:
+    """The libraries and programs that a build of llama.cpp consists of: their content tells builds apart.
 
     Args:
         binary: a program of llama.cpp; None for llama-cpp-python.
@@ -31,20 +27,54 @@ def identify_build(binary: Path | None = None) -> dict[str, Any]:
         EngineError: llama-cpp-python is not installed.
     """
     if binary is not None:
-        # A shared build has its libraries beside it.
-        files = [binary, *sorted(file for file in binary.parent.glob("lib*") if file.is_file())]
-        return {"files": [_identify(file) for file in files]}
+        program = binary.resolve()
+        # A shared build has its libraries beside it, an installed one in `lib`.
+        return [
+            program,
+            *(file for folder in (program.parent, program.parent.parent / "lib") for file in _libraries(folder)),
+        ]
     spec = importlib.util.find_spec("llama_cpp")
-    package = Path(spec.origin).parent if spec and spec.origin else None
-    if package is None:
+    if spec is None or not spec.origin:
         raise EngineError("llama-cpp-python is not installed.", "pip install gguf-harness")
-    libraries = sorted((package / "lib").glob("*ggml*")) or [package]
-    return {"version": engine_version(), "libraries": [_identify(file) for file in libraries]}
+    # As llama-cpp-python chooses its libraries.
+    override = os.environ.get("LLAMA_CPP_LIB_PATH")
+    return _libraries(Path(override) if override else Path(spec.origin).parent / "lib")
 
 
-def _identify(file: Path) -> list[str | int]:
-    status = file.stat()
-    return [file.name, status.st_size, status.st_mtime_ns]
+def _libraries(folder: Path) -> list[Path]:
+    files = [file for stem in ("ggml", "llama") for file in folder.glob(f"lib{stem}*") if file.is_file()]
+    # Of the names that a library has, one is enough.
+    return sorted({file.resolve() for file in files})
+
+
+def identify_engine(description: dict[str, Any], build: str) -> dict[str, Any]:
+    """What the numbers of llama.cpp depend on, for cache keys.
+
+    Versions, content of the libraries, instruction sets, GPUs with their driver, and settings in the environment. Not
+    the memory of a machine nor the name of its processor: machines that compute alike share what was measured.
+
+    Args:
+        description: from `describe_engine`.
+        build: hash of `build_files`.
+    """
+    devices = [[one["name"], one["description"]] for one in description["backends"] if one["name"] != "CPU"]
+    return {
+        "versions": [description["llama_cpp_python"], description["llama_cpp"]],
+        "build": build,
+        "instructions": " ".join(description["system_info"].split()),
+        "devices": devices,
+        "driver": driver_version() if devices else None,
+        "environment": ggml_environment(),
+    }
+
+
+def ggml_environment() -> dict[str, str]:
+    """Settings of ggml in the environment, such as GGML_CUDA_FORCE_MMQ: some change what is computed."""
+    return {
+        name: value
+        for name, value in sorted(os.environ.items())
+        if name.startswith("GGML_") and name != "GGML_NO_BACKTRACE"
+    }
 
 
 def describe_engine(context: WorkerContext) -> dict[str, Any]:

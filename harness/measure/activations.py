@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -11,13 +12,14 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.errors import StoreError
+from harness.errors import FilesLost, StoreError, write_error
 
 __all__ = ["ActivationReader", "ActivationWriter"]
 
 _INDEX: Final = "activations.json"
 _DATA: Final = "activations.bin"
 _ALIGNMENT: Final = 64
+_AGAIN: Final = "Measure again with --gguf-fresh."
 
 
 class ActivationWriter:
@@ -47,13 +49,15 @@ class ActivationWriter:
         if self._size + padding + values.nbytes > self._limit:
             raise StoreError(
                 f"Activations of the reference would take more than {self._limit / 1e9:.1f} GB.",
-                "Use fewer or shorter prompts (--gguf-prompts), or raise --gguf-logprobs-limit.",
+                "Use fewer or shorter prompts (--gguf-prompts), or raise --gguf-logprobs-limit and --gguf-cache-limit.",
             )
         with self._guarded():
             self._file.write(b"\0" * padding)
-            self._file.write(np.ascontiguousarray(values).data)
+            content = np.ascontiguousarray(values).reshape(-1).view(np.uint8).data
+            self._file.write(content)
         self._size += padding
         entry = {"offset": self._size, "shape": list(values.shape), "dtype": values.dtype.str}
+        entry["crc"] = zlib.crc32(content)
         self._index.setdefault(name, []).append(entry)
         self._size += values.nbytes
 
@@ -75,17 +79,14 @@ class ActivationWriter:
         try:
             yield
         except OSError as error:
-            raise StoreError(
-                f"{self._folder / _DATA} could not be written: {error.strerror or error}.",
-                "Check permissions and free space, or choose another folder with --gguf-cache.",
-            ) from error
+            raise write_error(self._folder / _DATA, error) from error
 
 
 class ActivationReader:
     """Maps what an `ActivationWriter` left.
 
     Raises:
-        StoreError: they are missing, or shorter than their index says.
+        FilesLost: they are missing, or shorter than their index says.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -95,10 +96,8 @@ class ActivationReader:
             # Raises where the file is shorter. Nothing cannot be mapped.
             size = content["bytes"]
             self._data = np.memmap(folder / _DATA, np.uint8, "r", shape=(size,)) if size else np.empty(0, np.uint8)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise StoreError(
-                f"The stored activations in {folder} cannot be read: {error}.", "Measure again with --gguf-fresh."
-            ) from error
+        except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
+            raise FilesLost(f"The stored activations in {folder} cannot be read: {error}.", _AGAIN) from error
 
     @staticmethod
     def is_there(folder: Path) -> bool:
@@ -119,11 +118,24 @@ class ActivationReader:
         return name in self._index
 
     def slices(self, name: str) -> list[NDArray[np.floating[Any]]]:
-        """The slices of an array, as read-only views of the file."""
-        return [
-            np.ndarray(tuple(entry["shape"]), np.dtype(entry["dtype"]), self._data, entry["offset"])
-            for entry in self._index[name]
-        ]
+        """The slices of an array, as read-only views of the file.
+
+        Raises:
+            FilesLost: they are not what was written.
+        """
+        try:
+            arrays = [
+                np.ndarray(tuple(entry["shape"]), np.dtype(entry["dtype"]), self._data, entry["offset"])
+                for entry in self._index[name]
+            ]
+            damaged = [zlib.crc32(one.reshape(-1).view(np.uint8).data) for one in arrays] != [
+                entry["crc"] for entry in self._index[name]
+            ]
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise FilesLost(f"The stored activations of {name} cannot be read: {error!r}.", _AGAIN) from error
+        if damaged:
+            raise FilesLost(f"The stored activations of {name} are damaged.", _AGAIN)
+        return arrays
 
     def array(self, name: str, axis: int = 0) -> NDArray[np.floating[Any]]:
         """The slices of an array joined along an axis: a view of the file where there is one slice, else a copy."""

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import os
+import struct
 import tempfile
 import zipfile
+import zlib
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.errors import StoreError
+from harness.errors import FilesLost, write_error
 
-__all__ = ["load_arrays", "save_arrays"]
+__all__ = ["checksums", "file_checksum", "load_arrays", "save_arrays"]
+
+_UNREADABLE: Final = (
+    *(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile),
+    # What zipfile and numpy make of damage before they come to the checksum: other flags, types or sizes.
+    *(RuntimeError, TypeError, AttributeError, MemoryError, OverflowError, SyntaxError, zlib.error, struct.error),
+)
 
 
 def save_arrays(path: Path, arrays: dict[str, NDArray[np.generic]]) -> None:
@@ -36,22 +45,43 @@ def save_arrays(path: Path, arrays: dict[str, NDArray[np.generic]]) -> None:
                 raise
         temporary.replace(path)
     except OSError as error:
-        raise StoreError(
-            f"{path} could not be written: {error.strerror or error}.",
-            "Check permissions and free space, or choose another folder with --gguf-results or --gguf-cache.",
-        ) from error
+        raise write_error(path, error) from error
 
 
 def load_arrays(path: Path) -> dict[str, NDArray[np.generic]]:
     """Read all arrays of an .npz file. The zip format's checksums are verified on the way.
 
     Raises:
-        StoreError: the file is missing or damaged.
+        FilesLost: the file is missing or damaged.
     """
     try:
         with np.load(path, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise StoreError(
-            f"{path} cannot be read: {error}.", "Delete it; what it held will be measured again."
-        ) from error
+    except _UNREADABLE as error:
+        raise _lost(path, error) from error
+
+
+def checksums(path: Path) -> dict[str, int]:
+    """CRC-32 of each array's file in an .npz file, from its directory: what `load_arrays` compares the content with.
+
+    Raises:
+        FilesLost: the file is missing or damaged.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return {part.filename: part.CRC for part in archive.infolist()}
+    except _UNREADABLE as error:
+        raise _lost(path, error) from error
+
+
+def file_checksum(path: Path) -> int:
+    """CRC-32 of a file."""
+    checksum = 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 24):
+            checksum = zlib.crc32(block, checksum)
+    return checksum
+
+
+def _lost(path: Path, error: Exception) -> FilesLost:
+    return FilesLost(f"{path} cannot be read: {error}.", "Delete it; what it held will be measured again.")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.errors import ModelError, NoData
+from harness.errors import FilesLost, ModelError, NoData
 from harness.measure.arrays import load_arrays
 from harness.measure.head import ModelFile, find_head
 from harness.measure.passes import open_lanes
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from harness.engine.worker import WorkerContext
     from harness.measure.observers import Arrays
 
-__all__ = ["STATES_FOLDER", "LayersResult", "kld_rows", "measure_layers", "nll_rows", "stored_tokens"]
+__all__ = ["STATES_FOLDER", "LayersResult", "has_states", "kld_rows", "measure_layers", "nll_rows", "stored_tokens"]
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
@@ -53,7 +53,8 @@ class LayersResult:
 
     Attributes:
         arrays: per layer and token or prompt; see `measure_layers`.
-        facts: JSON types: prompts, problems, pieces (text by token), massive (activations by layer).
+        facts: JSON types: prompts, problems, pieces (text by token), massive (activations by layer), states (size and
+            checksum of the files of hidden states that are kept).
     """
 
     arrays: Arrays
@@ -99,20 +100,36 @@ def measure_layers(context: WorkerContext, request: LayersRequest, reference: Pa
         facts["pieces"] = _pieces(session, arrays)
         if reference is not None:
             arrays |= _compare(request, files, StateFiles(reference / STATES_FOLDER), given)
+        facts["states"] = {"bytes": files.sizes, "crc": files.checksums} if keep else {}
     finally:
         if not keep:
             files.remove()
     return LayersResult(arrays, facts)
 
 
+def has_states(folder: Path, facts: dict[str, Any]) -> bool:
+    """Whether the hidden states that a measurement has kept in its folder are (still) there, all of them."""
+    kept = facts.get("states")
+    return isinstance(kept, dict) and bool(kept) and kept["bytes"] == StateFiles(folder / STATES_FOLDER).sizes
+
+
 def stored_tokens(entry: Path) -> PromptTokens:
-    """The tokens that a model was measured with."""
+    """The tokens that a model was measured with.
+
+    Raises:
+        FilesLost: they, or its hidden states, are no longer there.
+    """
     import json
 
     arrays = load_arrays(entry / "arrays.npz")
-    facts = json.loads((entry / "meta.json").read_text(encoding="utf-8"))["value"]
-    tokens, starts = arrays["tokens"].astype(np.int32), arrays["starts"].astype(np.int64)
-    return PromptTokens(tuple(facts["prompts"]), tokens, starts, dict(facts["problems"]))
+    try:
+        facts = json.loads((entry / "meta.json").read_text(encoding="utf-8"))["value"]
+        if not has_states(entry, facts) or facts["states"]["crc"] != StateFiles(entry / STATES_FOLDER).checksums:
+            raise FilesLost(f"Hidden states in {entry} are gone or damaged.", "Measure again with --gguf-fresh.")
+        tokens, starts = arrays["tokens"].astype(np.int32), arrays["starts"].astype(np.int64)
+        return PromptTokens(tuple(facts["prompts"]), tokens, starts, dict(facts["problems"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise FilesLost(f"{entry} cannot be read: {error}.", "Measure again with --gguf-fresh.") from error
 
 
 def nll_rows(logits: F32, targets: NDArray[np.int32]) -> F64:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.errors import StoreError
+from harness.errors import FilesLost, StoreError, write_error
 
 __all__ = ["LogprobReader", "LogprobWriter", "logprob_bytes"]
 
@@ -34,6 +35,9 @@ class LogprobWriter:
         path: the file; an existing one of the right size is continued.
         shape: (windows, scored tokens, vocabulary).
 
+    Attributes:
+        continues: the file was there; otherwise nothing of an earlier pass is in it.
+
     Raises:
         StoreError: no space, or no permission.
     """
@@ -44,11 +48,13 @@ class LogprobWriter:
         self._local = threading.local()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            if not path.is_file() or path.stat().st_size != size:
+            self.continues = path.is_file() and path.stat().st_size == size
+            if not self.continues:
                 _reserve(path, size)
             self._file = path.open("r+b", buffering=0)
         except OSError as error:
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                path.unlink()
             raise _no_room(path, size, error) from error
 
     def buffer(self, rows: int) -> Codes:
@@ -86,7 +92,7 @@ class LogprobReader:
         vocabulary: length of a row.
 
     Raises:
-        StoreError: the file is missing or has another size than its description.
+        FilesLost: the file is missing or has another size than its description.
     """
 
     def __init__(self, path: Path, scales: NDArray[np.float32], totals: NDArray[np.float32], vocabulary: int) -> None:
@@ -94,11 +100,9 @@ class LogprobReader:
         expected = 2 * int(np.prod(shape))
         size = path.stat().st_size if path.is_file() else 0
         if size != expected:
-            raise StoreError(
+            raise FilesLost(
                 f"{path} holds {size} bytes, expected {expected}.", "Delete that folder; it will be measured again."
             )
-        # What is used stays: room is made by time of change, since times of access are not kept everywhere.
-        path.touch()
         self._scales, self._totals = scales, totals
         self._codes: Codes = np.memmap(path, dtype=np.uint16, mode="r", shape=shape)
 
@@ -109,9 +113,11 @@ class LogprobReader:
 
 
 def _no_room(path: Path, size: int, error: OSError) -> StoreError:
+    if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+        return write_error(path, error)
     return StoreError(
         f"The reference's log-probabilities need {size / 1e9:.2f} GB in {path.parent}: {error.strerror}.",
-        "Free some space, choose another --gguf-cache folder, or use fewer --gguf-chunks.",
+        "Free some space (`gguf-harness cache clear`), choose another --gguf-cache folder, or use fewer --gguf-chunks.",
     )
 
 

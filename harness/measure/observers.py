@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.errors import EngineError, StoreError
+from harness.errors import EngineError, FilesLost
 from harness.metrics.codec import RowCodec
 from harness.metrics.divergence import DivergenceKernel
 
@@ -184,7 +184,7 @@ class DivergenceObserver(_RowObserver[tuple[RowCodec, DivergenceKernel]]):
             nll[position] = log_normalizer - float(logits[block.targets[row]])
             # Codes are off by far less; pages that never reached the disk are off by far more.
             if abs(total - totals[row]) > _TOTAL_TOLERANCE * totals[row]:
-                raise StoreError(
+                raise FilesLost(
                     f"The stored log-probabilities of window {window} are damaged: a row sums up to"
                     f" {total:.6g}, expected {totals[row]:.6g}.",
                     "Measure the reference again with --gguf-fresh.",

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from harness.engine.settings import SessionSettings
-from harness.errors import CorpusError, VocabularyMismatch
+from harness.errors import CorpusError, FilesLost, VocabularyMismatch
 from harness.measure.arrays import load_arrays, save_arrays
 from harness.measure.logprobs import LogprobReader, LogprobWriter, logprob_bytes
 from harness.measure.observers import Arrays, DivergenceObserver, Observer, ReferenceObserver
@@ -34,8 +34,10 @@ __all__ = [
     "CODES_FILE",
     "CorpusText",
     "PassRequest",
+    "check_room",
     "has_codes",
     "open_lanes",
+    "reference_shape",
     "run_candidate_pass",
     "run_mixture_pass",
     "run_reference_pass",
@@ -67,6 +69,7 @@ class PassRequest:
         corpus: the text.
         chunks: number of windows, None for all.
         folder: where partial results and log-probabilities go; belongs to this pass alone.
+        key: hash of what the pass depends on: partial results of another are not continued.
     """
 
     model: str
@@ -75,6 +78,46 @@ class PassRequest:
     corpus: CorpusText
     chunks: int | None
     folder: Path
+    key: str = ""
+
+
+def reference_shape(context: WorkerContext, request: PassRequest) -> tuple[int, int, int]:
+    """(windows, scored tokens of each, vocabulary) of a reference's pass: what its log-probabilities are sized by."""
+    session, _ = open_lanes(context, request.files, request.settings)
+    windows = len(cut_windows(session.tokenize(request.corpus.text), request))
+    return windows, _scored(request.settings.n_ctx), session.vocabulary.n_tokens
+
+
+def check_room(shape: tuple[int, int, int], limit: int, option: str) -> None:
+    """Make sure, before anything is decoded, that a reference's log-probabilities fit.
+
+    Args:
+        shape: (windows, scored tokens of each, vocabulary).
+        limit: most bytes that they may take.
+        option: what sets the limit.
+
+    Raises:
+        CorpusError: they do not; with the number of windows that would.
+    """
+    windows, scored, vocabulary = shape
+    size = logprob_bytes(*shape)
+    if size > limit:
+        fit = limit // logprob_bytes(1, scored, vocabulary)
+        fewer = f"Use --gguf-chunks={fit} or less, or raise {option}." if fit >= _MIN_WINDOWS else f"Raise {option}."
+        raise CorpusError(
+            f"The reference's log-probabilities would take {_gigabytes(size)} ({windows} windows x {scored} tokens"
+            f" x {vocabulary} entries x 2 bytes), {option} is {_gigabytes(limit)}.",
+            fewer,
+        )
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / 1e9:.2f} GB" if size >= 10**8 else f"{size / 1e6:.3g} MB"
+
+
+def _scored(n_ctx: int) -> int:
+    """Tokens of a window that are scored: those with at least half a window before them, as llama-perplexity does."""
+    return n_ctx - 1 - n_ctx // 2
 
 
 def run_reference_pass(context: WorkerContext, request: PassRequest, keep_logprobs: bool, limit_bytes: int) -> Arrays:
@@ -86,12 +129,15 @@ def run_reference_pass(context: WorkerContext, request: PassRequest, keep_logpro
     """
     session, lanes = open_lanes(context, request.files, request.settings)
     windows = cut_windows(session.tokenize(request.corpus.text), request)
-    shape = (len(windows), request.settings.n_ctx - 1 - request.settings.n_ctx // 2)
+    shape = (len(windows), _scored(request.settings.n_ctx))
     vocabulary = session.vocabulary.n_tokens
     writer = None
     if keep_logprobs:
-        _check_limit(logprob_bytes(*shape, vocabulary), limit_bytes, shape, vocabulary)
+        check_room((*shape, vocabulary), limit_bytes, "--gguf-logprobs-limit")
         writer = LogprobWriter(request.folder / CODES_FILE, (*shape, vocabulary))
+        if not writer.continues:
+            # Of the windows that were done, the log-probabilities are gone.
+            (request.folder / _PARTIAL_FILE).unlink(missing_ok=True)
     observer = ReferenceObserver(shape, vocabulary, request.settings.threads, lanes, writer)
     try:
         _decode(context, session, lanes, request, windows, observer)
@@ -160,9 +206,11 @@ def has_codes(folder: Path, arrays: Arrays) -> bool:
     """Whether the distributions of a reference's pass are (still) there, whole."""
     if "total" not in arrays:
         return False
-    codes = folder / CODES_FILE
     expected = 2 * arrays["scale"].size * int(arrays["vocabulary"].item())
-    return codes.is_file() and codes.stat().st_size == expected
+    try:
+        return (folder / CODES_FILE).stat().st_size == expected
+    except OSError:
+        return False
 
 
 def cut_windows(tokens: Tokens, request: PassRequest) -> Tokens:
@@ -208,7 +256,7 @@ def _decode(
 ) -> int:
     """Decode windows in their order until all are done, or `decided` says so of the first ones; how many are done."""
     partial = request.folder / _PARTIAL_FILE
-    start, total, size = _resume(partial, observer), len(windows), session.settings.n_seq
+    start, total, size = _resume(partial, observer, request.key), len(windows), session.settings.n_seq
     idle: SimpleQueue[Session] = SimpleQueue()
     idle.put(session)
     failed = threading.Event()
@@ -238,7 +286,7 @@ def _decode(
         for done in pool.map(measure, groups):
             context.progress(done, total)
             if time.monotonic() - saved > _SAVE_EVERY_S:
-                save_arrays(partial, {**observer.arrays, "done": np.array([done], dtype=np.int64)})
+                save_arrays(partial, {**observer.arrays, "done": np.array([done]), "key": np.array([request.key])})
                 saved = time.monotonic()
             if decided is not None and decided(done):
                 break
@@ -246,26 +294,21 @@ def _decode(
     return done
 
 
-def _resume(partial: Path, observer: Observer) -> int:
-    """Windows that an earlier, killed pass finished; their values go into the observer."""
-    if not partial.is_file():
+def _resume(partial: Path, observer: Observer, key: str) -> int:
+    """Windows that an earlier, killed pass finished; their values go into the observer.
+
+    None where what is there is damaged, or of another pass.
+    """
+    try:
+        stored = load_arrays(partial)
+        done, of = int(stored.pop("done").item()), str(stored.pop("key").item())
+    except (FilesLost, KeyError, ValueError):
         return 0
-    stored = load_arrays(partial)
-    done = int(stored.pop("done").item())
-    if {name: array.shape for name, array in stored.items()} != {
-        name: array.shape for name, array in observer.arrays.items()
-    }:
+    kept, wanted = (
+        {name: (array.shape, array.dtype) for name, array in arrays.items()} for arrays in (stored, observer.arrays)
+    )
+    if of != key or kept != wanted:
         return 0
     for name, array in stored.items():
         observer.arrays[name][...] = array
     return done
-
-
-def _check_limit(size: int, limit: int, shape: tuple[int, int], vocabulary: int) -> None:
-    if size > limit:
-        fit = max(0, limit // logprob_bytes(1, shape[1], vocabulary))
-        raise CorpusError(
-            f"The reference's log-probabilities would take {size / 1e9:.1f} GB ({shape[0]} windows x {shape[1]} tokens"
-            f" x {vocabulary} entries x 2 bytes), the limit is {limit / 1e9:.1f} GB.",
-            f"Use --gguf-chunks={fit} or less, or raise --gguf-logprobs-limit.",
-        )

@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.engine.settings import SessionSettings
-from harness.errors import CorpusError, ModelError, TapNotFound
+from harness.errors import CorpusError, FilesLost, ModelError, TapNotFound, write_error
+from harness.measure.arrays import file_checksum
 from harness.measure.head import ModelFile
 from harness.measure.inputs import prompt_inputs
 from harness.prompts import Prompt
@@ -126,15 +127,37 @@ class StateFiles:
         """A memory map, to read.
 
         Raises:
-            FileNotFoundError: this model does not have it.
+            FilesLost: it is not there, or damaged.
         """
-        array: F32 = np.load(self.folder / f"{name}.npy", mmap_mode="r")
+        file = self.folder / f"{name}.npy"
+        try:
+            array: F32 = np.load(file, mmap_mode="r")
+        except (OSError, ValueError, EOFError) as error:
+            raise FilesLost(f"{file} cannot be read: {error}.", "Measure again with --gguf-fresh.") from error
         return array
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Bytes of each file, by name."""
+        return {file.stem: file.stat().st_size for file in sorted(self.folder.glob("*.npy"))}
+
+    @property
+    def checksums(self) -> dict[str, int]:
+        """CRC-32 of each file, by name."""
+        return {name: file_checksum(self.folder / f"{name}.npy") for name in self.sizes}
+
     def create(self, name: str, shape: tuple[int, ...]) -> F32:
-        """A memory map, to write."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        array: F32 = np.lib.format.open_memmap(self.folder / f"{name}.npy", "w+", np.float32, shape)
+        """A memory map, to write.
+
+        Raises:
+            StoreError: no space, or no permission.
+        """
+        file = self.folder / f"{name}.npy"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            array: F32 = np.lib.format.open_memmap(file, "w+", np.float32, shape)
+        except OSError as error:
+            raise write_error(file, error) from error
         return array
 
     def __contains__(self, name: str) -> bool:
@@ -370,5 +393,5 @@ def _check_size(size: int, n: int, request: LayersRequest) -> None:
         raise CorpusError(
             f"{request.model}: the hidden states of {n} tokens of {len(request.prompts)} prompts would take"
             f" {size / 1e9:.1f} GB, the limit is {request.limit_bytes / 1e9:.1f} GB.",
-            "Use fewer or shorter prompts (--gguf-prompts), or raise --gguf-logprobs-limit.",
+            "Use fewer or shorter prompts (--gguf-prompts), or raise --gguf-logprobs-limit and --gguf-cache-limit.",
         )

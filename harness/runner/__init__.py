@@ -28,10 +28,11 @@ class Runner(Core):
     Args:
         options: what was asked for.
         progress: where progress is shown.
+        session: name that all processes of a session share; None for one of its own.
     """
 
-    def __init__(self, options: Options, progress: Progress) -> None:
-        super().__init__(options, progress)
+    def __init__(self, options: Options, progress: Progress, session: str | None = None) -> None:
+        super().__init__(options, progress, session)
         self.attention = Attentions(self)
         self.passes = Passes(self)
         self.tensors = Tensors(self, self.passes)

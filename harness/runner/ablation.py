@@ -13,12 +13,12 @@ from harness.metrics.importance import Head, main_effects, window_rises
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from harness.cache import Entry
     from harness.corpora import Corpus
     from harness.engine.settings import SessionSettings
     from harness.engine.worker import ProgressCallback, Worker
     from harness.measure.observers import Arrays
     from harness.runner.core import Core, LoadedModel
-    from harness.store import Entry
 
 __all__ = ["WINDOW", "Ablation"]
 
@@ -83,16 +83,26 @@ class Ablation:
         def keep(show: ProgressCallback) -> Arrays:
             return self._worker(reference).call(ablation.run_head_values, show, self._request(reference, corpus))
 
+        def values() -> Arrays:
+            arrays = self._arrays(theirs, f"heads of {reference.name}", keep)
+            self._core.cache.keep(theirs)
+            return arrays
+
         def measure(show: ProgressCallback) -> Arrays:
             request = self._request(model, corpus)
-            return self._worker(model).call(ablation.run_head_interchange, show, request, theirs.arrays_file, heads)
 
-        entry = self._entry("interchange", model, corpus, heads=heads, reference=theirs.folder.name)
+            def exchange(_: Arrays) -> Arrays:
+                worker = self._worker(model)
+                return worker.call(ablation.run_head_interchange, show, request, theirs.arrays_file, heads)
+
+            return self._core.reading(theirs, values, exchange)
+
+        entry = self._entry("interchange", model, corpus, heads=heads, reference=theirs.digest)
 
         def both() -> Arrays:
             # The reference's values are large, and only needed where there is something to measure.
             if self._core.load_arrays(entry) is None:
-                self._arrays(theirs, f"heads of {reference.name}", keep)
+                values()
             return self._arrays(entry, f"interchanging heads of {model.name}", measure)
 
         return self._core.once(("interchange", str(entry.folder)), both)
@@ -107,7 +117,8 @@ class Ablation:
             request = self._request(model, corpus)
             return self._worker(model).call(ablation.run_head_removal, show, request, costs, _TRIES, _MOST_RISE)
 
-        entry = self._entry("removal", model, corpus, heads=heads, tries=_TRIES, most_rise=_MOST_RISE)
+        sweep = self._entry("sweep", model, corpus, heads=heads).digest
+        entry = self._entry("removal", model, corpus, heads=heads, sweep=sweep, tries=_TRIES, most_rise=_MOST_RISE)
         return self._arrays(entry, f"removing heads of {model.name}", measure)
 
     def path(self, model: LoadedModel, corpus: Corpus, path: list[Head]) -> Arrays:
@@ -130,16 +141,15 @@ class Ablation:
             ("heads", str(entry.folder)), lambda: self._core.stored_arrays(entry, {"what": label}, shown)
         )
 
-    def _entry(self, kind: str, model: LoadedModel, corpus: Corpus, **more: Any) -> Entry:
+    def _entry(self, name: str, model: LoadedModel, corpus: Corpus, **more: Any) -> Entry:
         key = {
-            "kind": kind,
             "model": model.sha256,
             "corpus": corpus.sha256,
             "windows": self._core.options.head_windows,
             "settings": self._settings(model).to_json(),
-            "engine": self._core.engine,
+            "engine": self._core.engine_key,
         }
-        return self._core.cache.entry("heads", key | more)
+        return self._core.cache.entry(f"heads/{name}", key | more)
 
     def _request(self, model: LoadedModel, corpus: Corpus) -> ablation.HeadRequest:
         text = CorpusText(corpus.name, corpus.text)

@@ -183,13 +183,12 @@ class Analytics:
         label = label.format(f"{len(open_points(_required(inputs['points']))):,}")
         accelerated = can_accelerate(self.gpu)
         key = {
-            "task": task.__name__,
             "inputs": {name: self._hash(value, label) for name, value in inputs.items()},
             "parameters": parameters,
             "versions": versions(accelerated=accelerated),
-            "accelerated": accelerated,
+            "accelerated": [gpu["name"] for gpu in list_gpus()] if accelerated else None,
         }
-        entry = self._core.cache.entry("analytics", key)
+        entry = self._core.cache.entry(f"analytics/{task.__name__.removesuffix('_task')}", key)
         with entry.lock():
             arrays, facts = self._core.load_arrays(entry), entry.load_meta()
             if arrays is None or facts is None:

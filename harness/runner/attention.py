@@ -10,11 +10,11 @@ from harness.measure.attention import AttentionRequest, KeptPatterns, observe_at
 from harness.measure.attention_drift import compare_attention
 
 if TYPE_CHECKING:
+    from harness.cache import Entry
     from harness.corpora import Corpus
     from harness.measure.observers import Arrays
     from harness.prompts import PromptSet
     from harness.runner.core import Core, LoadedModel
-    from harness.store import Entry
 
 __all__ = ["Attentions"]
 
@@ -49,8 +49,14 @@ class Attentions:
     ) -> tuple[Arrays, Arrays]:
         """What each head of a candidate does, and how far its attention is from the reference's."""
         base = self._entry(reference, prompts, corpus)
-        own = self._entry(model, prompts, corpus, reference=base.folder.name)
-        drift = self._entry(model, prompts, corpus, drift_from=base.folder.name)
+        own = self._entry(model, prompts, corpus, "compared", reference=base.digest)
+        drift = self._entry(model, prompts, corpus, "drift", reference=base.digest)
+
+        def decode(arrays: Arrays) -> tuple[Arrays, Arrays]:
+            with self._core.progress.task(f"attention of {model.name}", "prompts") as show:
+                request = self._request(model, prompts, corpus, own)
+                worker = self._core.shared_worker(model.name)
+                return worker.call(compare_attention, show, request, base.folder, arrays)
 
         def measure() -> tuple[Arrays, Arrays]:
             with drift.lock():
@@ -58,31 +64,28 @@ class Attentions:
                 if stored[0] is not None and stored[1] is not None:
                     self._core.hits += 1
                     return stored[0], stored[1]
-                arrays = self.observe(reference, prompts, corpus)
+                found = self._core.reading(base, lambda: self.observe(reference, prompts, corpus), decode)
                 self._core.misses += 1
-                with self._core.progress.task(f"attention of {model.name}", "prompts") as show:
-                    request = self._request(model, prompts, corpus, own)
-                    worker = self._core.shared_worker(model.name)
-                    found = worker.call(compare_attention, show, request, base.folder, arrays)
                 own.save({"model": model.name, "prompts": prompts.name}, found[0])
                 drift.save({"model": model.name, "reference": reference.name, "prompts": prompts.name}, found[1])
                 return found
 
         return self._core.once(("attention drift", str(drift.folder)), measure)
 
-    def _entry(self, model: LoadedModel, prompts: PromptSet, corpus: Corpus, **more: str) -> Entry:
+    def _entry(
+        self, model: LoadedModel, prompts: PromptSet, corpus: Corpus, name: str = "observed", **more: str
+    ) -> Entry:
         key: dict[str, Any] = {
-            "kind": "attention",
             "model": model.sha256,
             "prompts": prompts.sha256,
             "text": corpus.sha256,
             "settings": self._core.settings.to_json(),
-            "engine": self._core.engine,
+            "engine": self._core.engine_key,
         }
         kept = self._kept(model)
         if (kept.layers, kept.heads) != (None, None):
             key["kept"] = {"layers": kept.layers, "heads": kept.heads}
-        return self._core.cache.entry("attention", key | more)
+        return self._core.cache.entry(f"attention/{name}", key | more)
 
     def _kept(self, model: LoadedModel) -> KeptPatterns:
         """The patterns to show, of layers and heads that the model has."""
@@ -107,6 +110,6 @@ class Attentions:
             prompts=prompts.prompts,
             text=corpus.text,
             folder=entry.folder,
-            limit_bytes=self._core.options.logprobs_limit,
+            limit_bytes=self._core.entry_limit,
             kept=self._kept(model),
         )

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import time
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from harness.cache import Cache, Entry
+from harness.cache_space import cap_log
 from harness.engine.server import ServerPool
-from harness.engine.tasks import describe_engine, engine_version, identify_build, quantize_task
+from harness.engine.tasks import build_files, describe_engine, ggml_environment, identify_engine, quantize_task
 from harness.engine.worker import ProgressCallback, Worker
-from harness.errors import HarnessError
+from harness.errors import FilesLost, HarnessError
+from harness.machine import identify_machine
 from harness.models import ModelInfo, hash_files, load_info, twins
 from harness.paths import file_name
 from harness.sources import ModelSource
-from harness.store import Cache, Entry
 
 if TYPE_CHECKING:
     from harness.engine.settings import SessionSettings
@@ -27,6 +29,10 @@ if TYPE_CHECKING:
 __all__ = ["Core", "LoadedModel", "Progress"]
 
 T = TypeVar("T")
+U = TypeVar("U")
+
+_OF_ANOTHER_SHAPE = (KeyError, IndexError, TypeError, ValueError, AttributeError)
+"""What reading a stored value raises where it is not what is expected."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,18 +65,18 @@ class Core:
     Args:
         options: what was asked for.
         progress: where progress is shown.
+        session: name that all processes of a session share; None for one of its own.
     """
 
-    def __init__(self, options: Options, progress: Progress) -> None:
+    def __init__(self, options: Options, progress: Progress, session: str | None = None) -> None:
         self.options = options
         self.progress = progress
-        self.cache = Cache(options.cache)
+        self.cache = Cache(options.cache, options.cache_limit, session)
         self.hits = 0
         self.misses = 0
         self.servers = ServerPool()
         self._done: dict[tuple[str, ...], object | HarnessError] = {}
         self._worker: Worker | None = None
-        self._started = time.time()
 
     # -- models -----------------------------------------------------------------------------------------------------
 
@@ -86,30 +92,46 @@ class Core:
             base = self.model(planned.base)
             info, sha256 = base.info, base.sha256
         if planned.quant is not None:
-            info = self._quantize(planned.name, info, sha256, planned.quant, with_imatrix=planned.base is not None)
-            sha256 = self._hash(planned.name, info.files)
+            with_imatrix = planned.base is not None
+            info, sha256 = self._quantize(planned.name, info, sha256, planned.quant, with_imatrix=with_imatrix)
         return LoadedModel(planned.name, replace(info, name=planned.name), sha256)
 
     def _hash(self, name: str, files: Sequence[Path]) -> str:
         with self.progress.task(f"hashing {name}", "MB") as show:
             return hash_files(files, self.options.cache, show)
 
-    def _quantize(self, name: str, source: ModelInfo, sha256: str, quant: str, *, with_imatrix: bool) -> ModelInfo:
+    def _quantize(
+        self, name: str, source: ModelInfo, sha256: str, quant: str, *, with_imatrix: bool
+    ) -> tuple[ModelInfo, str]:
+        """The quantized model and its hash; where the cache has another content than was once put there, made again."""
         imatrix = self.options.imatrix if with_imatrix else None
         key = {
             "source": sha256,
             "quant": quant,
             "imatrix": hash_files([imatrix], self.options.cache) if imatrix else None,
-            "engine": engine_version(),
+            "engine": self.engine_key,
         }
-        entry = self.cache.entry("models", key)
-        destination = entry.folder / f"{file_name(name)}.gguf"
+        entry = self.cache.entry("models/quantized", key)
+        # Not the model's name: names may be longer than a file's may be.
+        destination = entry.folder / f"{quant}.gguf"
+        made = ModelSource(name, (destination,), quant)
         with entry.lock():
-            existing = next(entry.folder.glob("[!.]*.gguf"), None)
-            if existing is None:
-                with self.progress.task(f"quantizing {name}", "tensors") as show, self.new_worker(name) as worker:
-                    worker.call(quantize_task, show, source.files, destination, quant, self.options.threads, imatrix)
-        return load_info(ModelSource(name, (existing or destination,), quant))
+            known = entry.load_meta()
+            if known is not None and destination.is_file():
+                with contextlib.suppress(HarnessError):
+                    info, digest = load_info(made), self._hash(name, made.files)
+                    if digest == known.get("sha256"):
+                        self.cache.keep(entry)
+                        return info, digest
+            entry.remove()
+            # Few are larger than their source; the rest of the room is made when the entry is stored.
+            self.cache.make_room(source.bytes, entry)
+            with self.progress.task(f"quantizing {name}", "tensors") as show, self.new_worker(name) as worker:
+                worker.call(quantize_task, show, source.files, destination, quant, self.options.threads, imatrix)
+            info, digest = load_info(made), self._hash(name, made.files)
+            entry.save({"sha256": digest})
+            self.cache.keep(entry)
+            return info, digest
 
     def twin_warnings(self) -> list[str]:
         """Candidates, of those on disk so far, that came out the same."""
@@ -124,8 +146,15 @@ class Core:
         return self.once(("engine",), self._describe_engine)
 
     def _describe_engine(self) -> dict[str, Any]:
-        key = identify_build() | {"gpu": self.options.gpu}
-        entry = self.cache.entry("engine", key)
+        # It names the processor and the memory: what it says holds for this machine.
+        key = {
+            "build": self.build_hash(),
+            "machine": identify_machine(),
+            "gpu": self.options.gpu,
+            "visible": os.environ.get("CUDA_VISIBLE_DEVICES"),
+            "environment": ggml_environment(),
+        }
+        entry = self.cache.entry("engine/description", key)
         with entry.lock():
             known = entry.load_meta()
             if known is None:
@@ -133,6 +162,20 @@ class Core:
                     known = worker.call(describe_engine, None)
                 entry.save(known)
             return known
+
+    @property
+    def engine_key(self) -> dict[str, Any]:
+        """What of llama.cpp numbers depend on, for the keys of measurements."""
+        return self.once(("engine key",), lambda: identify_engine(self.engine, self.build_hash()))
+
+    def build_hash(self, binary: Path | None = None) -> str:
+        """Hash of the content of a build of llama.cpp: of a program, or llama-cpp-python's."""
+        return self.once(("build", str(binary)), lambda: hash_files(build_files(binary), self.options.cache))
+
+    @property
+    def entry_limit(self) -> int:
+        """Most bytes that may be stored of one reference."""
+        return min(self.options.logprobs_limit, self.options.cache_limit)
 
     def close(self) -> None:
         """Stop the worker and the servers that are alive, if any."""
@@ -178,20 +221,30 @@ class Core:
 
     def log(self, name: str) -> Path:
         """Where a child process logs."""
-        return self.options.cache / "logs" / f"{file_name(name)}.log"
+        log = self.options.cache / "logs" / f"{file_name(name)}.log"
+        cap_log(log)
+        return log
 
-    def stored(self, entry: Entry, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """What an entry describes, measured where there is none."""
+    def stored(self, entry: Entry, measure: Callable[[], dict[str, Any]], read: Callable[[dict[str, Any]], T]) -> T:
+        """What an entry describes, measured where there is none.
+
+        Args:
+            entry: where it is.
+            measure: called where it has to be measured.
+            read: makes the result of what is stored; where it cannot, that is measured again.
+        """
         with entry.lock():
             self._forget_if_stale(entry)
             value = entry.load_meta()
             if value is not None:
-                self.hits += 1
-                return value
+                with contextlib.suppress(*_OF_ANOTHER_SHAPE):
+                    result = read(value)
+                    self.hits += 1
+                    return result
             self.misses += 1
             value = measure()
             entry.save(value)
-            return value
+            return read(value)
 
     def stored_arrays(
         self,
@@ -212,11 +265,34 @@ class Core:
             arrays = self.load_arrays(entry)
             if arrays is not None and (usable is None or usable(arrays)):
                 self.hits += 1
-                return arrays
-            self.misses += 1
-            arrays = measure()
-            entry.save(about, arrays)
+            else:
+                self.misses += 1
+                arrays = measure()
+                entry.save(about, arrays)
+            if usable is not None:
+                self.cache.keep(entry)
             return arrays
+
+    def reading(self, entry: Entry, prepare: Callable[[], U], work: Callable[[U], T]) -> T:
+        """Do work that reads the files of another entry, and once more where they are gone or damaged.
+
+        Another session may have removed them, or a person.
+
+        Args:
+            entry: whose files are read.
+            prepare: sees to it that the entry is there.
+            work: is given what `prepare` returned.
+        """
+        prepared, before = prepare(), entry.stamp
+        try:
+            return work(prepared)
+        except FilesLost:
+            with entry.lock():
+                # Unless somebody has measured it again by now.
+                if entry.stamp == before:
+                    entry.remove()
+            self._done = {key: outcome for key, outcome in self._done.items() if str(entry.folder) not in key}
+            return work(prepare())
 
     def load_arrays(self, entry: Entry) -> Arrays | None:
         """What an entry holds; None where there is nothing yet."""
@@ -224,9 +300,9 @@ class Core:
         return entry.load()
 
     def _forget_if_stale(self, entry: Entry) -> None:
-        """With --gguf-fresh, what is older than this session goes, leftovers of an interrupted pass included.
+        """With --gguf-fresh, what another session has stored goes, leftovers of an interrupted pass included.
 
-        What another process of the same session (`pytest -n`) has just measured stays.
+        What another process of the same session (`pytest -n`) has measured stays.
         """
-        if self.options.fresh and not entry.saved_since(self._started):
+        if self.options.fresh and not entry.is_of_this_session:
             entry.remove()

@@ -17,17 +17,14 @@ from harness.measure.embeddings import (
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from harness.cache import Entry
     from harness.prompts import PromptSet
     from harness.runner.core import Core, LoadedModel
-    from harness.store import Entry
     from harness.words import WordList
 
     Arrays = dict[str, NDArray[Any]]
 
 __all__ = ["Embeddings"]
-
-_VERSION = 1
-"""Of what the tasks compute: raise it when that changes."""
 
 
 class Embeddings:
@@ -51,7 +48,7 @@ class Embeddings:
     def contexts(self, model: LoadedModel, prompts: PromptSet) -> Arrays:
         """A vector for each prompt; see `measure_contexts`."""
         settings = self._core.settings
-        key = self._key(model) | {"kind": "contexts", "prompts": prompts.sha256, "settings": settings.to_json()}
+        key = self._key(model) | {"prompts": prompts.sha256, "settings": settings.to_json()}
 
         def measure() -> Arrays:
             info = model.info
@@ -59,12 +56,12 @@ class Embeddings:
             with self._core.progress.task(f"prompts in {model.name}", "prompts") as show:
                 return self._core.shared_worker(model.name).call(measure_contexts, show, request)
 
-        return self._cached(self._core.cache.entry("embeddings", key), model, measure)
+        return self._cached(self._core.cache.entry("embeddings/contexts", key), model, measure)
 
     def aligned(self, model: LoadedModel, reference: LoadedModel, words: WordList) -> Arrays:
         """A candidate's space laid over its reference's; see `align_embeddings`."""
-        of, over = (self._space_entry(each, words).folder.name for each in (model, reference))
-        entry = self._core.cache.entry("embeddings", {"kind": "aligned", "of": of, "over": over, "version": _VERSION})
+        of, over = (self._space_entry(each, words).digest for each in (model, reference))
+        entry = self._core.cache.entry("embeddings/aligned", {"of": of, "over": over})
 
         def measure() -> Arrays:
             import numpy as np
@@ -78,10 +75,10 @@ class Embeddings:
         return self._cached(entry, model, measure)
 
     def _space_entry(self, model: LoadedModel, words: WordList) -> Entry:
-        return self._core.cache.entry("embeddings", self._key(model) | {"kind": "space", "words": words.sha256})
+        return self._core.cache.entry("embeddings/space", self._key(model) | {"words": words.sha256})
 
     def _key(self, model: LoadedModel) -> dict[str, Any]:
-        return {"model": model.sha256, "engine": self._core.engine, "version": _VERSION}
+        return {"model": model.sha256, "engine": self._core.engine_key}
 
     def _cached(self, entry: Entry, model: LoadedModel, measure: Callable[[], Arrays]) -> Arrays:
         about = {"model": model.name}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from harness.measure import layers, patching
 from harness.measure.states import LayersRequest
@@ -10,15 +10,13 @@ from harness.measure.states import LayersRequest
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from harness.cache import Entry
     from harness.measure.layers import LayersResult
     from harness.measure.observers import Arrays
     from harness.prompts import PromptSet
     from harness.runner.core import Core, LoadedModel
-    from harness.store import Entry
 
 __all__ = ["Layers"]
-
-_FOLDER: Final = "layers"
 
 
 class Layers:
@@ -37,34 +35,37 @@ class Layers:
         """
         entry = self._alone_entry(model, prompts)
 
-        def usable() -> bool:
-            return not keep or (entry.folder / layers.STATES_FOLDER / "logits.npy").is_file()
+        def usable(facts: dict[str, Any]) -> bool:
+            return not keep or layers.has_states(entry.folder, facts)
 
         return self._profile(entry, model, prompts, None, keep=keep, usable=usable)
 
     def compared(self, model: LoadedModel, reference: LoadedModel, prompts: PromptSet) -> LayersResult:
         """A candidate beside its reference, on the reference's tokens; see `measure_layers`."""
         base = self._alone_entry(reference, prompts)
-        entry = self._core.cache.entry(_FOLDER, self._key("layers", model, prompts, base))
-        return self._profile(entry, model, prompts, (reference, base), keep=False, usable=lambda: True)
+        entry = self._core.cache.entry("layers/compared", self._key(model, prompts, base))
+        return self._profile(entry, model, prompts, (reference, base), keep=False, usable=lambda _: True)
 
     def importance(
         self, model: LoadedModel, reference: LoadedModel | None, prompts: PromptSet, chosen: Sequence[int]
     ) -> Arrays:
         """Loss without each of the layers; see `measure_importance`."""
         base = None if reference is None else self._alone_entry(reference, prompts)
-        key = self._key("importance", model, prompts, base) | {"layers": list(chosen)}
-        entry = self._core.cache.entry(_FOLDER, key)
+        key = self._key(model, prompts, base) | {"layers": list(chosen)}
+        entry = self._core.cache.entry("layers/importance", key)
 
-        def measure() -> Arrays:
-            if reference is not None:
-                self.alone(reference, prompts, keep=True)
+        def skip(_: object) -> Arrays:
             request = self._request(model, prompts, entry)
             with self._core.progress.task(f"layers of {model.name}, skipped", "layers") as show:
                 worker = self._core.shared_worker(model.name)
                 return worker.call(
                     patching.measure_importance, show, request, None if base is None else base.folder, chosen
                 )
+
+        def measure() -> Arrays:
+            if reference is None or base is None:
+                return skip(None)
+            return self._core.reading(base, lambda: self.alone(reference, prompts, keep=True), skip)
 
         return self._arrays(entry, measure)
 
@@ -73,17 +74,19 @@ class Layers:
     ) -> Arrays:
         """KL with the reference's stream put in after each of the layers; see `measure_interchange`."""
         base = self._alone_entry(reference, prompts)
-        key = self._key("interchange", model, prompts, base) | {"layers": list(chosen)}
-        entry = self._core.cache.entry(_FOLDER, key)
+        key = self._key(model, prompts, base) | {"layers": list(chosen)}
+        entry = self._core.cache.entry("layers/interchange", key)
 
-        def measure() -> Arrays:
-            # Whether both fit together is found out there.
-            self.compared(model, reference, prompts)
-            self.alone(reference, prompts, keep=True)
+        def exchange(_: object) -> Arrays:
             request = self._request(model, prompts, entry)
             with self._core.progress.task(f"layers of {model.name}, exchanged", "layers") as show:
                 worker = self._core.shared_worker(model.name)
                 return worker.call(patching.measure_interchange, show, request, base.folder, chosen)
+
+        def measure() -> Arrays:
+            # Whether both fit together is found out there.
+            self.compared(model, reference, prompts)
+            return self._core.reading(base, lambda: self.alone(reference, prompts, keep=True), exchange)
 
         return self._arrays(entry, measure)
 
@@ -95,25 +98,33 @@ class Layers:
         against: tuple[LoadedModel, Entry] | None,
         *,
         keep: bool,
-        usable: Callable[[], bool],
+        usable: Callable[[dict[str, Any]], bool],
     ) -> LayersResult:
+        def decode(_: object) -> LayersResult:
+            request = self._request(model, prompts, entry)
+            with self._core.progress.task(f"layers of {model.name}", "contexts") as show:
+                worker = self._core.shared_worker(model.name)
+                return worker.call(
+                    layers.measure_layers, show, request, None if against is None else against[1].folder, keep
+                )
+
         def measure() -> LayersResult:
             with entry.lock():
                 arrays, facts = self._core.load_arrays(entry), entry.load_meta()
-                if arrays is not None and facts is not None and usable():
+                if arrays is not None and facts is not None and usable(facts):
                     self._core.hits += 1
-                    return layers.LayersResult(arrays, facts)
-                if against is not None:
-                    self.alone(against[0], prompts, keep=True)
-                self._core.misses += 1
-                request = self._request(model, prompts, entry)
-                with self._core.progress.task(f"layers of {model.name}", "contexts") as show:
-                    worker = self._core.shared_worker(model.name)
-                    found = worker.call(
-                        layers.measure_layers, show, request, None if against is None else against[1].folder, keep
-                    )
-                entry.save(found.facts, found.arrays)
-                return found
+                    result = layers.LayersResult(arrays, facts)
+                else:
+                    if against is None:
+                        result = decode(None)
+                    else:
+                        reference, base = against
+                        result = self._core.reading(base, lambda: self.alone(reference, prompts, keep=True), decode)
+                    self._core.misses += 1
+                    entry.save(result.facts, result.arrays)
+                if keep:
+                    self._core.cache.keep(entry)
+                return result
 
         return self._core.once(("layers", str(entry.folder), str(keep)), measure)
 
@@ -121,16 +132,15 @@ class Layers:
         return self._core.once(("layers", str(entry.folder)), lambda: self._core.stored_arrays(entry, {}, measure))
 
     def _alone_entry(self, model: LoadedModel, prompts: PromptSet) -> Entry:
-        return self._core.cache.entry(_FOLDER, self._key("layers", model, prompts, None))
+        return self._core.cache.entry("layers/alone", self._key(model, prompts, None))
 
-    def _key(self, kind: str, model: LoadedModel, prompts: PromptSet, base: Entry | None) -> dict[str, Any]:
+    def _key(self, model: LoadedModel, prompts: PromptSet, base: Entry | None) -> dict[str, Any]:
         return {
-            "kind": kind,
             "model": model.sha256,
             "prompts": prompts.sha256,
             "settings": self._core.settings.to_json(),
-            "engine": self._core.engine,
-            "reference": None if base is None else base.folder.name,
+            "engine": self._core.engine_key,
+            "reference": None if base is None else base.digest,
         }
 
     def _request(self, model: LoadedModel, prompts: PromptSet, entry: Entry) -> LayersRequest:
@@ -140,5 +150,5 @@ class Layers:
             settings=self._core.settings,
             prompts=prompts.prompts,
             folder=entry.folder / layers.STATES_FOLDER,
-            limit_bytes=self._core.options.logprobs_limit,
+            limit_bytes=self._core.entry_limit,
         )

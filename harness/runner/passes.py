@@ -8,10 +8,13 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from harness.gates import early_limits, load_gates
+from harness.measure.logprobs import logprob_bytes
 from harness.measure.passes import (
     CorpusText,
     PassRequest,
+    check_room,
     has_codes,
+    reference_shape,
     run_candidate_pass,
     run_mixture_pass,
     run_reference_pass,
@@ -20,13 +23,13 @@ from harness.measure.passes import (
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from harness.cache import Entry
     from harness.corpora import Corpus
     from harness.engine.settings import SessionSettings
     from harness.engine.worker import ProgressCallback
     from harness.measure.observers import Arrays
     from harness.metrics.windows import WindowLimit
     from harness.runner.core import Core, LoadedModel
-    from harness.store import Entry
 
 __all__ = ["Mixture", "Passes"]
 
@@ -70,9 +73,9 @@ class Passes:
 
     def _decode_reference(self, entry: Entry, model: LoadedModel, corpus: Corpus, logprobs: bool) -> Arrays:
         def measure() -> Arrays:
+            request = self._request(model, corpus, entry)
             if logprobs:
-                self._make_room(model, entry)
-            request = self._request(model, corpus, entry.folder)
+                self._make_room(model, request, entry)
             with self._core.progress.task(f"{model.name} on {corpus.name}", "windows") as show:
                 worker = self._core.shared_worker(model.name)
                 return worker.call(run_reference_pass, show, request, logprobs, self._core.options.logprobs_limit)
@@ -120,10 +123,20 @@ class Passes:
         mixture: Mixture | None = None,
     ) -> Arrays:
         base = self._reference_entry(reference, corpus)
-        key = self._pass_key(model, corpus, settings, chunks) | {"reference": base.folder.name, "kind": kind}
+        key = self._pass_key(model, corpus, settings, chunks) | {"reference": base.digest}
         if limits:
-            key["until_decided"] = [asdict(limit) for limit in limits]
-        entry = self._core.cache.entry("passes", key)
+            # In whatever order a file of gates has them.
+            key["until_decided"] = sorted((asdict(limit) for limit in limits), key=str)
+        entry = self._core.cache.entry(f"passes/{kind}", key)
+
+        def decode(_: Arrays) -> Arrays:
+            request = self._request(model, corpus, entry, settings, chunks)
+            label = f"noise floor of {model.name}" if kind == "floor" else f"{model.name} on {corpus.name}"
+            with self._core.progress.task(label, "windows") as show:
+                if mixture is not None:
+                    return self._decode_mixture(mixture, request, base, show)
+                worker = self._core.shared_worker(model.name)
+                return worker.call(run_candidate_pass, show, request, base.folder, base.arrays_file, limits)
 
         def measure() -> Arrays:
             with entry.lock():
@@ -131,16 +144,8 @@ class Passes:
                 if arrays is not None:
                     self._core.hits += 1
                     return arrays
-                self.reference(reference, corpus, logprobs=True)
+                arrays = self._core.reading(base, lambda: self.reference(reference, corpus, logprobs=True), decode)
                 self._core.misses += 1
-                request = self._request(model, corpus, entry.folder, settings, chunks)
-                label = f"noise floor of {model.name}" if kind == "floor" else f"{model.name} on {corpus.name}"
-                with self._core.progress.task(label, "windows") as show:
-                    if mixture is not None:
-                        arrays = self._decode_mixture(mixture, request, base, show)
-                    else:
-                        worker = self._core.shared_worker(model.name)
-                        arrays = worker.call(run_candidate_pass, show, request, base.folder, base.arrays_file, limits)
                 entry.save({"model": model.name, "reference": reference.name, "corpus": corpus.name}, arrays)
                 return arrays
 
@@ -154,7 +159,7 @@ class Passes:
 
     def _reference_entry(self, model: LoadedModel, corpus: Corpus) -> Entry:
         key = self._pass_key(model, corpus, self._core.settings, self._core.options.chunks)
-        return self._core.cache.entry("passes", key | {"kind": "reference"})
+        return self._core.cache.entry("passes/reference", key)
 
     def _pass_key(
         self, model: LoadedModel, corpus: Corpus, settings: SessionSettings, chunks: int | None
@@ -164,14 +169,14 @@ class Passes:
             "corpus": corpus.sha256,
             "chunks": chunks,
             "settings": settings.to_json(),
-            "engine": self._core.engine,
+            "engine": self._core.engine_key,
         }
 
     def _request(
         self,
         model: LoadedModel,
         corpus: Corpus,
-        folder: Path,
+        entry: Entry,
         settings: SessionSettings | None = None,
         chunks: int | None = None,
     ) -> PassRequest:
@@ -181,10 +186,13 @@ class Passes:
             settings=settings or self._core.settings,
             corpus=CorpusText(corpus.name, corpus.text),
             chunks=chunks or self._core.options.chunks,
-            folder=folder,
+            folder=entry.folder,
+            key=entry.digest,
         )
 
-    def _make_room(self, model: LoadedModel, entry: Entry) -> None:
-        scored = self._core.options.ctx - 1 - self._core.options.ctx // 2
-        needed = 2 * (self._core.options.chunks or 0) * scored * (model.info.n_vocab or 0)
-        self._core.cache.make_room(needed, self._core.options.logprobs_limit, keep=entry.folder)
+    def _make_room(self, model: LoadedModel, request: PassRequest, entry: Entry) -> None:
+        """Room for a reference's log-probabilities, or an error before anything is decoded."""
+        shape = self._core.shared_worker(model.name).call(reference_shape, None, request)
+        check_room(shape, self._core.options.logprobs_limit, "--gguf-logprobs-limit")
+        check_room(shape, self._core.options.cache_limit, "--gguf-cache-limit")
+        self._core.cache.make_room(logprob_bytes(*shape), entry)

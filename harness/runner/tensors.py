@@ -46,12 +46,11 @@ class Tensors:
     def errors(self, model: LoadedModel, reference: LoadedModel) -> list[TensorError]:
         """Every tensor that both have; see `measure_weight_errors`. In the model's worker: its session stays loaded."""
         key = {
-            "kind": "weight_errors",
             "model": model.sha256,
             "reference": reference.sha256,
             "gguf": importlib.metadata.version("gguf"),
         }
-        entry = self._core.cache.entry("weights", key)
+        entry = self._core.cache.entry("weights/errors", key)
 
         def measure() -> dict[str, Any]:
             with self._core.progress.task(f"weights of {model.name}", "M weights") as show:
@@ -60,7 +59,7 @@ class Tensors:
             return {"tensors": [error.to_json() for error in found]}
 
         def load() -> list[TensorError]:
-            return [TensorError(**error) for error in self._core.stored(entry, measure)["tensors"]]
+            return self._core.stored(entry, measure, lambda value: [TensorError(**error) for error in value["tensors"]])
 
         return self._core.once(("weight_errors", str(entry.folder)), load)
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 from harness.measure import generate
 
 if TYPE_CHECKING:
+    from harness.cache import Entry
     from harness.measure.generate import Generations, TextScore
     from harness.prompts import PromptSet
     from harness.runner.core import Core, LoadedModel
-    from harness.store import Entry
 
 __all__ = ["Texts"]
 
@@ -34,12 +34,12 @@ class Texts:
             return generate.generations_to_json(found)
 
         key = ("generations", str(entry.folder))
-        return self._core.once(key, lambda: generate.generations_from_json(self._core.stored(entry, measure)))
+        return self._core.once(key, lambda: self._core.stored(entry, measure, generate.generations_from_json))
 
     def scores(self, model: LoadedModel, reference: LoadedModel, prompts: PromptSet) -> dict[str, TextScore]:
         """What the reference says of a candidate's texts, for all prompts that both were given alike."""
-        of, under = (self._entry(each, prompts).folder.name for each in (model, reference))
-        entry = self._core.cache.entry("texts", {"kind": "text_scores", "of": of, "under": under})
+        of, under = (self._entry(each, prompts).digest for each in (model, reference))
+        entry = self._core.cache.entry("texts/scores", {"of": of, "under": under})
 
         def measure() -> dict[str, Any]:
             texts = generate.continuations(self.generations(reference, prompts), self.generations(model, prompts))
@@ -48,18 +48,17 @@ class Texts:
                 scores = self._core.shared_worker(reference.name).call(generate.score_texts, show, request)
             return {prompt: asdict(score) for prompt, score in scores.items()}
 
-        def load() -> dict[str, TextScore]:
-            return {prompt: generate.TextScore(**score) for prompt, score in self._core.stored(entry, measure).items()}
+        def read(stored: dict[str, Any]) -> dict[str, TextScore]:
+            return {prompt: generate.TextScore(**score) for prompt, score in stored.items()}
 
-        return self._core.once(("text_scores", str(entry.folder)), load)
+        return self._core.once(("text_scores", str(entry.folder)), lambda: self._core.stored(entry, measure, read))
 
     def _entry(self, model: LoadedModel, prompts: PromptSet) -> Entry:
         key = {
-            "kind": "generations",
             "model": model.sha256,
             "prompts": prompts.sha256,
             "tokens": self._core.options.gen_tokens,
             "settings": self._core.settings.to_json(),
-            "engine": self._core.engine,
+            "engine": self._core.engine_key,
         }
-        return self._core.cache.entry("texts", key)
+        return self._core.cache.entry("texts/generations", key)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from harness.engine.server import Server
-from harness.engine.tasks import identify_build
+from harness.machine import identify_machine
 from harness.measure.served import ServedResult, measure_served
-from harness.measure.speed import SpeedRequest, SpeedResult, measure_speed
+from harness.measure.speed import SpeedRequest, SpeedResult, bench_settings, measure_speed
 
 if TYPE_CHECKING:
     from harness.runner.core import Core, LoadedModel
@@ -31,16 +31,15 @@ class Timed:
             self._core.options.repetitions,
         )
         key = {
-            "kind": "speed",
             "model": model.sha256,
-            "settings": self._core.settings.to_json(),
+            "settings": bench_settings(request.settings, max(request.n_prompt, request.n_gen)).to_json(),
             "pp": request.n_prompt,
             "tg": request.n_gen,
             "repetitions": request.repetitions,
-            "engine": self._core.engine,
+            "engine": self._core.engine_key,
+            "machine": identify_machine(),
         }
-
-        entry = self._core.cache.entry("speed", key)
+        entry = self._core.cache.entry("speed/speed", key)
 
         def measure() -> dict[str, Any]:
             self._core.close()
@@ -50,20 +49,24 @@ class Timed:
             ):
                 return worker.call(measure_speed, show, request).to_json()
 
-        return self._core.once(("speed", str(entry.folder)), lambda: SpeedResult(**self._core.stored(entry, measure)))
+        def load() -> SpeedResult:
+            return self._core.stored(entry, measure, lambda value: SpeedResult(**value))
+
+        return self._core.once(("speed", str(entry.folder)), load)
 
     def served(self, model: LoadedModel) -> ServedResult:
         """Throughput and latency under several clients, of a server of its own."""
         options = self._core.options
         request = options.served_request
         key = {
-            "kind": "served",
             "model": model.sha256,
             "settings": options.server_settings.to_json(),
             "request": request.to_json(),
-            "engine": identify_build(options.llama_server) if options.llama_server else self._core.engine,
+            "engine": self._core.engine_key,
+            "server": self._core.build_hash(options.llama_server) if options.llama_server else None,
+            "machine": identify_machine(),
         }
-        entry = self._core.cache.entry("speed", key)
+        entry = self._core.cache.entry("speed/served", key)
 
         def measure() -> dict[str, Any]:
             self._core.close()
@@ -73,7 +76,10 @@ class Timed:
             ):
                 return measure_served(server, request, show).to_json()
 
-        return self._core.once(("served", str(entry.folder)), lambda: ServedResult(**self._core.stored(entry, measure)))
+        def load() -> ServedResult:
+            return self._core.stored(entry, measure, lambda value: ServedResult(**value))
+
+        return self._core.once(("served", str(entry.folder)), load)
 
     def server(self, model: LoadedModel) -> Server:
         """A running server of a model, until that of another model is asked for or a measurement needs the machine."""

@@ -15,6 +15,7 @@ from gguf import GGUFReader
 from gguf.quants import dequantize
 from numpy.typing import NDArray
 
+from harness.cache import Cache, Entry
 from harness.engine.quantize import quantize_file
 from harness.engine.settings import SessionSettings
 from harness.engine.taps import Patcher
@@ -33,7 +34,6 @@ from harness.progress import SilentProgress
 from harness.prompts import Prompt, PromptSet, load_prompts
 from harness.runner import Runner
 from harness.sources import expand
-from harness.store import Entry
 from tests.integration.small_models import ARCHITECTURES, write_small_model
 from tests.random_llama import write_random_llama
 
@@ -75,7 +75,7 @@ def _request(file: Path, folder: Path, prompts: Sequence[Prompt] = PROMPTS) -> L
 def _measure(context: WorkerContext, file: Path, folder: Path, reference: Path | None = None) -> LayersResult:
     """Measured and stored, states included."""
     found = measure_layers(context, _request(file, folder), reference, True)
-    Entry(folder, {}).save(found.facts, found.arrays)
+    Entry(Cache(folder), folder, {}).save(found.facts, found.arrays)
     return found
 
 
@@ -128,7 +128,7 @@ def test_the_stream_is_the_sum_of_what_is_added(
 
 def _measured(context: WorkerContext, file: Path, folder: Path) -> Path:
     found = measure_layers(context, _request(file, folder, PROMPTS[:1]), None, True)
-    Entry(folder, {}).save(found.facts, found.arrays)
+    Entry(Cache(folder), folder, {}).save(found.facts, found.arrays)
     return folder
 
 

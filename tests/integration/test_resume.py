@@ -15,8 +15,7 @@ from harness.engine.worker import Worker, WorkerContext
 from harness.errors import EngineCrashed, StoreError
 from harness.measure import passes
 from harness.measure.arrays import load_arrays, save_arrays
-from harness.measure.logprobs import LogprobWriter
-from harness.measure.observers import Arrays
+from harness.measure.observers import Arrays, ReferenceObserver
 from harness.measure.passes import CODES_FILE, CorpusText, PassRequest, run_candidate_pass, run_reference_pass
 from tests.random_llama import write_random_llama
 
@@ -89,15 +88,46 @@ def test_a_killed_pass_resumes(llama_file: Path, tmp_path: Path) -> None:
         assert seen[0] == KILLED_AT
 
 
-def test_progress_of_another_shape_is_not_taken_over(llama_file: Path, tmp_path: Path) -> None:
+def test_progress_whose_log_probabilities_are_gone_is_not_taken_over(llama_file: Path, tmp_path: Path) -> None:
     request = _request(llama_file, tmp_path / "pass")
-    save_arrays(request.folder / "partial.npz", {"nll": np.zeros((3, 3)), "done": np.array([2])})
-    LogprobWriter(request.folder / CODES_FILE, (1, 1, 1)).close()
+    kept = {name: np.ones((WINDOWS, 31), kind) for name, kind in (("nll", np.float64), ("top", np.int32))}
+    kept |= {name: np.ones((WINDOWS, 31), np.float32) for name in ("scale", "total")}
+    save_arrays(request.folder / "partial.npz", {**kept, "done": np.array([2]), "key": np.array([""])})
     seen: list[int] = []
     with Worker("m", tmp_path / "log") as worker:
         arrays = worker.call(run_reference_pass, lambda done, _: seen.append(done), request, True, 10**9)
     assert seen[0] == 0
-    assert (arrays["nll"].astype(np.float64) > 0).all()
+    assert (arrays["nll"][:2] != 1).all()
+
+
+NLL, TOP, DONE = np.ones((3, 2)), np.ones((3, 2), np.int32), np.array([2])
+
+
+@pytest.mark.parametrize(
+    ("stored", "done"),
+    [
+        ({"nll": NLL, "top": TOP, "done": DONE, "key": np.array(["mine"])}, 2),
+        ({"nll": NLL, "top": TOP, "done": DONE, "key": np.array(["of another"])}, 0),
+        ({"nll": NLL, "top": TOP, "done": DONE}, 0),
+        ({"nll": NLL, "top": TOP, "key": np.array(["mine"])}, 0),
+        ({"nll": NLL, "done": DONE, "key": np.array(["mine"])}, 0),
+        ({"nll": NLL[:2], "top": TOP, "done": DONE, "key": np.array(["mine"])}, 0),
+        ({"nll": NLL.astype(np.float32), "top": TOP, "done": DONE, "key": np.array(["mine"])}, 0),
+        ({"nll": NLL, "top": TOP, "done": np.array([1, 2]), "key": np.array(["mine"])}, 0),
+        (b"damaged", 0),
+        (b"", 0),
+        (None, 0),
+    ],
+    ids=range(11),
+)
+def test_progress_of_another_pass_is_not_taken_over(stored: Arrays | bytes | None, done: int, tmp_path: Path) -> None:
+    partial, observer = tmp_path / "partial.npz", ReferenceObserver((3, 2), 4, 1, 1, None)
+    if isinstance(stored, bytes):
+        partial.write_bytes(stored)
+    elif stored is not None:
+        save_arrays(partial, stored)
+    assert passes._resume(partial, observer, "mine") == done
+    assert (observer.arrays["nll"] == (1 if done else 0)).all()
 
 
 def test_damaged_log_probabilities_are_noticed(llama_file: Path, tmp_path: Path) -> None:

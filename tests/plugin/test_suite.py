@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,20 @@ def test_a_second_run_decodes_nothing(run_suite: RunSuite, read_run: ReadRun, ll
     assert all(difference.direction == "" for difference in compare_runs(first, second).differences)
     run_suite(*arguments, "--gguf-fresh")
     assert read_run()["cache"]["hits"] == 0
+
+
+def test_a_cache_that_cannot_stay_within_its_limit_says_so(
+    run_suite: RunSuite, read_run: ReadRun, llama_file: Path, pytester: pytest.Pytester
+) -> None:
+    arguments = [f"--models={llama_file}", "--gguf-quants=Q8_0"]
+    run_suite(*arguments, "--gguf-cache-limit=100K", tests="test_file.py").assert_outcomes(passed=2)
+    (warning,) = read_run()["warnings"]
+    assert "more than --gguf-cache-limit allows: what is left in it is in use" in warning
+    (model,) = pytester.path.glob("results/cache/models/*/Q8_0.gguf")
+    result = pytester.run(sys.executable, "-m", "harness.cli", "cache", "clear", "models", "logs", "hashes")
+    assert result.ret == 0
+    result.stdout.fnmatch_lines(["models: 1 removed, *"])
+    assert not model.exists()
 
 
 def test_identical_files_do_not_differ(
@@ -118,7 +133,8 @@ def test_another_vocabulary_names_both(run_suite: RunSuite, llama_file: Path, tm
     [
         (["--gguf-corpus={folder}/short.txt"], "expected at least 64 (two windows of 32)"),
         (["--gguf-corpus={folder}/some.txt", "--gguf-chunks=9999"], "--gguf-chunks asks for 9999"),
-        (["--gguf-logprobs-limit=1K", "--gguf-quants=Q8_0"], "the limit is 0.0 GB"),
+        (["--gguf-logprobs-limit=1K", "--gguf-quants=Q8_0"], "--gguf-logprobs-limit is 0.001 MB"),
+        (["--gguf-cache-limit=100K", "--gguf-chunks=all", "--gguf-quants=Q8_0"], "--gguf-cache-limit is 0.1 MB"),
     ],
 )
 def test_corpus_mistakes_are_one_message(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
 
-from harness.errors import StoreError
+from harness.errors import FilesLost, StoreError
 from harness.measure.activations import ActivationReader, ActivationWriter
 
 Values = NDArray[np.floating[Any]]
@@ -168,3 +169,30 @@ def test_an_unfinished_set_can_be_discarded(tmp_path: Path) -> None:
     ActivationReader.discard(tmp_path)
     ActivationReader.discard(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "harm", [lambda text: text.replace('"crc"', '"other"'), lambda text: text.replace("[3]", "[9999]")]
+)
+def test_an_index_that_does_not_fit_is_noticed(tmp_path: Path, harm: Callable[[str], str]) -> None:
+    _three(tmp_path)
+    index = tmp_path / "activations.json"
+    index.write_text(harm(index.read_text()))
+    with pytest.raises(FilesLost, match="activations of x cannot be read"):
+        ActivationReader(tmp_path).array("x")
+
+
+def test_damaged_activations_are_noticed(tmp_path: Path) -> None:
+    _three(tmp_path)
+    data = tmp_path / "activations.bin"
+    content = bytearray(data.read_bytes())
+    content[5] ^= 1
+    data.write_bytes(content)
+    with pytest.raises(FilesLost, match="activations of x are damaged"):
+        ActivationReader(tmp_path).array("x")
+
+
+def _three(folder: Path) -> None:
+    writer = ActivationWriter(folder, 10**6)
+    writer.add("x", np.arange(3, dtype=np.float32))
+    writer.close()

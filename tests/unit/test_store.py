@@ -11,43 +11,7 @@ import pytest
 from harness.errors import StoreError
 from harness.measure.arrays import load_arrays, save_arrays
 from harness.measure.logprobs import LogprobReader, LogprobWriter
-from harness.store import Cache, find_run, load_run, prepare_folder, write_json
-
-
-def test_an_entry_comes_back_for_its_key_only(tmp_path: Path) -> None:
-    cache = Cache(tmp_path)
-    entry = cache.entry("passes", {"model": "a", "n": 1})
-    assert entry.load() is None
-    entry.save({"note": "x"}, {"nll": np.arange(6.0).reshape(2, 3)})
-    again = cache.entry("passes", {"n": 1, "model": "a"}).load()
-    assert again is not None
-    assert (again["nll"] == np.arange(6.0).reshape(2, 3)).all()
-    assert cache.entry("passes", {"model": "b", "n": 1}).load() is None
-
-
-def test_an_entry_knows_when_it_was_saved(tmp_path: Path) -> None:
-    entry = Cache(tmp_path).entry("speed", {"model": "a"})
-    assert not entry.saved_since(0)
-    entry.save({"tokens": 1})
-    assert entry.saved_since(0)
-    assert not entry.saved_since(2**40)
-    entry.remove()
-    assert entry.load_meta() is None
-
-
-def test_a_damaged_entry_is_measured_again(tmp_path: Path) -> None:
-    entry = Cache(tmp_path).entry("passes", {"model": "a"})
-    entry.save({}, {"nll": np.zeros(1000)})
-    content = bytearray(entry.arrays_file.read_bytes())
-    content[200] ^= 0xFF
-    entry.arrays_file.write_bytes(content)
-    assert entry.load() is None
-
-
-def test_an_entry_without_its_description_does_not_count(tmp_path: Path) -> None:
-    entry = Cache(tmp_path).entry("passes", {"model": "a"})
-    save_arrays(entry.arrays_file, {"nll": np.zeros(3)})
-    assert entry.load() is None
+from harness.store import find_run, load_run, prepare_folder, write_json
 
 
 def test_not_a_number_is_never_written(tmp_path: Path) -> None:
@@ -103,20 +67,6 @@ def test_no_space_for_log_probabilities_is_said_before_the_pass(tmp_path: Path) 
     with pytest.raises(StoreError, match=r"need 2000000\.00 GB"):
         LogprobWriter(tmp_path / "codes", (10**6, 10**6, 10**3))
     assert not (tmp_path / "codes").exists()
-
-
-def test_room_is_made_by_age(tmp_path: Path) -> None:
-    import os
-
-    files = []
-    for age, name in enumerate(("new", "old", "oldest")):
-        file = tmp_path / "passes" / name / "logprobs.u16"
-        file.parent.mkdir(parents=True)
-        file.write_bytes(bytes(100))
-        os.utime(file, (10_000 - age, 10_000 - age))
-        files.append(file)
-    Cache(tmp_path).make_room(needed=100, limit=300, keep=tmp_path / "passes" / "mine")
-    assert [file.exists() for file in files] == [True, True, False]
 
 
 def test_unreadable_arrays_are_named(tmp_path: Path) -> None:

@@ -1,0 +1,85 @@
+"""Locks between processes, on files: one process measures, or several only use what is there.
+
+A lock ends with the process that holds it, however it ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import weakref
+from pathlib import Path
+from typing import Literal, overload
+
+__all__ = ["HeldLock", "hold"]
+
+
+class HeldLock:
+    """A lock that this process holds, until `release` or its end."""
+
+    def __init__(self, path: Path, descriptor: int) -> None:
+        self.path = path
+        self._status = os.fstat(descriptor)
+        self._close = weakref.finalize(self, os.close, descriptor)
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the lock still counts: the file is where it was, and no other one in its place."""
+        try:
+            return self._close.alive and os.path.samestat(self.path.stat(), self._status)
+        except OSError:
+            return False
+
+    def release(self, *, remove: bool = False) -> None:
+        """Let go of the lock.
+
+        Args:
+            remove: the file goes first; whoever waits for it then notices, and takes a new one.
+        """
+        if remove and self.is_current:
+            # It may stay where the folder has become read-only: it is empty, and anybody can take it.
+            with contextlib.suppress(OSError):
+                self.path.unlink()
+        self._close()
+
+
+@overload
+def hold(path: Path, *, shared: bool = False, wait: Literal[True] = True) -> HeldLock: ...
+
+
+@overload
+def hold(path: Path, *, shared: bool = False, wait: Literal[False]) -> HeldLock | None: ...
+
+
+def hold(path: Path, *, shared: bool = False, wait: bool = True) -> HeldLock | None:
+    """Take a lock.
+
+    Args:
+        path: a file, made where there is none; its folder has to be there.
+        shared: others may hold it as well, if they share it too.
+        wait: until it is free.
+
+    Returns:
+        The lock; None where another holds it and `wait` is false.
+
+    Raises:
+        OSError: the file cannot be made, or the file system has no locks.
+    """
+    operation = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
+    while True:
+        # Readable and writable for those whom the umask allows: caches are shared.
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(descriptor, operation)
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        except BaseException:
+            os.close(descriptor)
+            raise
+        lock = HeldLock(path, descriptor)
+        if lock.is_current:
+            return lock
+        # Its holder removed the file while we waited: that lock is no longer anybody's.
+        lock.release()

@@ -1,0 +1,220 @@
+"""Files in the cache that are gone, damaged or of another shape are measured again, and keys hold what counts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from harness.cache import Cache
+from harness.corpora import Corpus
+from harness.errors import CorpusError
+from harness.ladder import plan_ladder
+from harness.machine import describe_machine
+from harness.measure.observers import Arrays
+from harness.options import read_options
+from harness.progress import SilentProgress
+from harness.prompts import Prompt, PromptSet
+from harness.runner import LoadedModel, Runner
+from tests.random_llama import write_random_llama
+
+pytestmark = pytest.mark.model
+
+CORPUS = Corpus("some", b"A few words to be read, and some more of them. " * 12)
+PROMPTS = PromptSet("some", (Prompt("a", text="Some words"), Prompt("b", text="and others of them")))
+Runners = Callable[..., "tuple[Runner, LoadedModel, LoadedModel]"]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("models")
+    return (
+        write_random_llama(folder / "reference.gguf"),
+        write_random_llama(folder / "candidate.gguf", noise=0.2),
+    )
+
+
+@pytest.fixture
+def runners(files: tuple[Path, Path], tmp_path: Path) -> Iterator[Runners]:
+    """`runners("--gguf-chunks=4")`: a session's runner, its reference and its candidate."""
+    opened: list[Runner] = []
+
+    def start(*arguments: str, session: str | None = None) -> tuple[Runner, LoadedModel, LoadedModel]:
+        given = [f"--models={files[0]},{files[1]}", f"--reference={files[0]}", f"--gguf-cache={tmp_path / 'cache'}"]
+        given += [
+            "--gguf-ctx=32",
+            "--gguf-batch=64",
+            "--gguf-chunks=4",
+            "--gguf-threads=1",
+            "--gguf-pp=8",
+            "--gguf-tg=4",
+        ]
+        options = read_options(pytest.Config.fromdictargs({}, ["-p", "no:cacheprovider", *given, *arguments]))
+        runner = Runner(options, SilentProgress(), session)
+        opened.append(runner)
+        reference, candidate = (runner.model(planned) for planned in plan_ladder(options).models[:2])
+        return runner, reference, candidate
+
+    yield start
+    for runner in opened:
+        runner.close()
+
+
+def _only(folder: Path, pattern: str) -> Path:
+    (file,) = folder.glob(pattern)
+    return file
+
+
+def _zero(file: Path) -> None:
+    file.write_bytes(bytes(file.stat().st_size))
+
+
+def _cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+@pytest.mark.parametrize("harm", [Path.unlink, _cut, _zero], ids=["gone", "cut", "zero"])
+def test_log_probabilities_that_are_lost_in_between_are_measured_again(
+    runners: Runners, tmp_path: Path, harm: Callable[[Path], None]
+) -> None:
+    """Another session may make room, or a disk fail, after this one has found the reference's pass."""
+    runner, reference, candidate = runners()
+    expected = runner.passes.candidate(candidate, reference, CORPUS)
+    shutil.rmtree(tmp_path / "cache" / "passes")
+
+    runner, reference, candidate = runners()
+    runner.passes.reference(reference, CORPUS, logprobs=True)
+    harm(_only(tmp_path, "cache/passes/*/logprobs.u16"))
+    arrays = runner.passes.candidate(candidate, reference, CORPUS)
+    assert all((arrays[name] == expected[name]).all() for name in expected)
+    # The reference twice, and the candidate.
+    assert (runner.hits, runner.misses) == (0, 3)
+
+
+def test_a_reference_whose_arrays_went_is_measured_again(runners: Runners, tmp_path: Path) -> None:
+    runner, reference, candidate = runners()
+    base = runner.passes.reference(reference, CORPUS, logprobs=True)
+    shutil.rmtree(tmp_path / "cache" / "passes")
+    assert np.isfinite(runner.passes.candidate(candidate, reference, CORPUS)["kld"].astype(np.float64)).all()
+    again = runner.passes.reference(reference, CORPUS, logprobs=True)
+    assert (again["nll"] == base["nll"]).all()
+
+
+def test_activations_and_states_that_are_lost_are_measured_again(runners: Runners, tmp_path: Path) -> None:
+    runner, reference, candidate = runners()
+    expected = runner.attention.compare(candidate, reference, PROMPTS, CORPUS)
+    whole = runner.layers.compared(candidate, reference, PROMPTS).arrays
+    assert "error_attn_out" in whole
+    exchanged = runner.layers.interchange(candidate, reference, PROMPTS, [0])
+
+    runner, reference, candidate = runners()
+    runner.attention.observe(reference, PROMPTS, CORPUS)
+    runner.layers.alone(reference, PROMPTS, keep=True)
+    for entry in (*tmp_path.glob("cache/attention/*"), *tmp_path.glob("cache/layers/*")):
+        if entry.is_dir() and not any(entry.glob("activations.*")) and not (entry / "states").exists():
+            shutil.rmtree(entry)
+    _only(tmp_path, "cache/attention/*/activations.bin").unlink()
+    # Half of them: what is left must not be compared as if it were all.
+    _only(tmp_path, "cache/layers/*/states/attn_out.npy").unlink()
+    again = runner.attention.compare(candidate, reference, PROMPTS, CORPUS)
+    for one, other in zip(expected, again, strict=True):
+        _same(one, other)
+    _same(whole, runner.layers.compared(candidate, reference, PROMPTS).arrays)
+    logits = _only(tmp_path, "cache/layers/*/states/logits.npy")
+    logits.write_bytes(logits.read_bytes()[:-400] + bytes(400))
+    _same(exchanged, runner.layers.interchange(candidate, reference, PROMPTS, [0]))
+
+
+def _same(one: Arrays, other: Arrays) -> None:
+    assert one.keys() == other.keys()
+    for name, values in one.items():
+        np.testing.assert_array_equal(values, other[name], err_msg=name)
+
+
+def test_values_of_another_shape_are_measured_again(runners: Runners, tmp_path: Path) -> None:
+    runner, reference, _ = runners()
+    expected = runner.timed.speed(reference)
+    meta = _only(tmp_path, "cache/speed/*/meta.json")
+    for wrong in ({}, {"pp_tokens_per_s": [1.0]}, {**expected.to_json(), "more": 1}):
+        content = json.loads(meta.read_text())
+        check = hashlib.sha256(json.dumps(wrong, sort_keys=True).encode()).hexdigest()
+        meta.write_text(json.dumps(content | {"value": wrong, "check": check}))
+        runner, reference, _ = runners()
+        assert len(runner.timed.speed(reference).pp_tokens_per_s) == len(expected.pp_tokens_per_s)
+        assert (runner.hits, runner.misses) == (0, 1)
+    runner, reference, _ = runners()
+    runner.timed.speed(reference)
+    assert (runner.hits, runner.misses) == (1, 0)
+
+
+def test_a_quantized_model_that_was_changed_is_made_again(runners: Runners, tmp_path: Path) -> None:
+    runner, *_ = runners("--gguf-quants=Q8_0")
+    planned = plan_ladder(runner.options).models[-1]
+    model = runner.model(planned)
+    content = model.files[0].read_bytes()
+    for harmed in (content[:-500], b"no model", content[:-64] + bytes(64), b""):
+        model.files[0].unlink()
+        model.files[0].write_bytes(harmed)
+        runner, *_ = runners("--gguf-quants=Q8_0")
+        assert runner.model(planned).sha256 == model.sha256
+        assert model.files[0].read_bytes() == content
+
+
+def test_room_is_made_for_all_windows(runners: Runners, tmp_path: Path) -> None:
+    """How many there are is known when the text has been read: the number of --gguf-chunks does not tell."""
+    old = Cache(tmp_path / "cache").entry("passes/reference", {"of": "long ago"})
+    old.save({})
+    (old.folder / "logprobs.u16").write_bytes(bytes(200_000))
+    runner, reference, _ = runners("--gguf-chunks=all", "--gguf-cache-limit=300K")
+    arrays = runner.passes.reference(reference, CORPUS, logprobs=True)
+    assert len(arrays["nll"]) > 12
+    assert not (old.folder / "logprobs.u16").exists()
+    assert runner.cache.excess == 0
+    for limit, fit in (("50K", "Use --gguf-chunks=6 or less, or raise"), ("10K", "Raise")):
+        runner, reference, _ = runners("--gguf-chunks=all", f"--gguf-cache-limit={limit}", "--gguf-fresh")
+        with pytest.raises(CorpusError, match=f"--gguf-cache-limit is .*\n.*{fit} --gguf-cache-limit") as error:
+            runner.passes.reference(reference, CORPUS, logprobs=True)
+        assert "log-probabilities would take 0." in str(error.value)
+
+
+def test_fresh_keeps_what_the_same_session_has_measured(runners: Runners) -> None:
+    """Processes of `pytest -n` start one after the other; what the first has measured is fresh to the last."""
+    runner, reference, _ = runners("--gguf-fresh", session="s")
+    runner.passes.reference(reference, CORPUS, logprobs=False)
+    late, reference, _ = runners("--gguf-fresh", session="s")
+    late.passes.reference(reference, CORPUS, logprobs=False)
+    assert (late.hits, late.misses) == (1, 0)
+    other, reference, _ = runners("--gguf-fresh", session="t")
+    other.passes.reference(reference, CORPUS, logprobs=False)
+    assert (other.hits, other.misses) == (0, 1)
+
+
+def test_keys_say_what_numbers_depend_on_and_nothing_else(runners: Runners, tmp_path: Path) -> None:
+    runner, reference, candidate = runners()
+    runner.passes.candidate(candidate, reference, CORPUS)
+    runner.texts.generations(candidate, PROMPTS)
+    runner.timed.speed(reference)
+    machine = describe_machine()
+    keys: dict[str, list[str]] = {}
+    for file in tmp_path.glob("cache/*/*/meta.json"):
+        keys.setdefault(file.parent.parent.name, []).append(json.dumps(json.loads(file.read_text())["key"]))
+    assert keys.keys() >= {"passes", "texts", "speed", "engine"}
+    of_files = [str(tmp_path), str(reference.files[0].parent), "reference.gguf", "candidate.gguf"]
+    of_times = [str(value) for value in _times(reference.files[0])]
+    for kind, texts in keys.items():
+        for text in texts:
+            assert not any(value in text for value in of_files + of_times), kind
+            assert str(machine["memory_bytes"]) not in text
+            assert (machine["cpu"] in text) == (kind in {"speed", "engine"}), kind
+            assert '"version": ' in text
+
+
+def _times(file: Path) -> list[Any]:
+    status = file.stat()
+    return [status.st_mtime_ns, int(status.st_mtime)]

@@ -1,0 +1,56 @@
+"""What is said of a file that cannot be written, and what to do about it."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from harness.cache import Cache
+from harness.errors import StoreError, write_error
+from harness.measure.activations import ActivationWriter
+from harness.measure.arrays import save_arrays
+from harness.measure.logprobs import LogprobWriter
+from harness.measure.states import StateFiles
+from harness.store import write_json
+
+SPACE = (errno.ENOSPC, errno.EDQUOT)
+OTHERS = (errno.EACCES, errno.EROFS, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EMFILE, errno.ENOLCK, errno.EIO)
+
+
+@pytest.mark.parametrize("number", [*SPACE, *OTHERS])
+def test_free_space_is_advised_where_there_is_none(number: int) -> None:
+    error = write_error(Path("folder/x"), OSError(number, os.strerror(number)))
+    assert os.strerror(number) in error.message
+    assert ("Free some space" in error.hint) == (number in SPACE)
+    assert "Check permissions" not in error.hint
+    assert error.hint.endswith(".")
+
+
+def test_every_writer_says_the_same(tmp_path: Path) -> None:
+    long = tmp_path / ("x" * 300)
+    blocked = tmp_path / "file"
+    blocked.write_text("in the way")
+    for folder, reason, hint in ((long, "too long", "shorter names"), (blocked / "y", "Not a dir", "stands where")):
+        writers = (
+            lambda folder=folder: write_json(folder / "x.json", {}),
+            lambda folder=folder: save_arrays(folder / "x.npz", {"a": np.zeros(3)}),
+            lambda folder=folder: ActivationWriter(folder, 100),
+            lambda folder=folder: LogprobWriter(folder / "codes", (1, 1, 1)),
+            lambda folder=folder: StateFiles(folder).create("x", (1,)),
+            lambda folder=folder: Cache(folder).entry("speed/speed", {}).save({}),
+        )
+        for write in writers:
+            with pytest.raises(StoreError, match=reason) as error:
+                write()
+            assert hint in error.value.hint
+
+
+def test_a_name_that_is_not_unicode_can_be_stored(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9-Q4.gguf")
+    entry = Cache(tmp_path).entry("passes/reference", {"x": name})
+    entry.save({"model": name})
+    assert entry.load_meta() == {"model": name}
