@@ -207,9 +207,12 @@ def _inspect(known: argparse.Namespace, _: list[str]) -> int:
 
     from harness.models import load_info
     from harness.report.inspect import render_info
-    from harness.sources import expand_all, parse_specs
+    from harness.sources import parse_specs, select
 
-    infos = [load_info(source) for source in expand_all(parse_specs(known.models))]
+    selection = select(parse_specs(known.models))
+    for note in selection.notes:
+        print(note, file=sys.stderr)
+    infos = [load_info(source) for source in selection.models]
     if known.json:
         print(json.dumps([info.to_json() for info in infos], indent=1, allow_nan=False))
     else:

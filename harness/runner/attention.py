@@ -64,6 +64,7 @@ class Attentions:
                     request = self._request(model, prompts, corpus, own)
                     worker = self._core.shared_worker(model.name)
                     found = worker.call(compare_attention, show, request, base.folder, arrays)
+                self._core.check_unchanged(model)
                 own.save({"model": model.name, "prompts": prompts.name}, found[0])
                 drift.save({"model": model.name, "reference": reference.name, "prompts": prompts.name}, found[1])
                 return found

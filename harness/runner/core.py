@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from harness.engine.server import ServerPool
 from harness.engine.tasks import describe_engine, engine_version, identify_build, quantize_task
 from harness.engine.worker import ProgressCallback, Worker
-from harness.errors import HarnessError
-from harness.models import ModelInfo, hash_files, load_info, twins
+from harness.errors import HarnessError, ModelError
+from harness.file_hashes import FileState, file_states, hash_files
+from harness.models import ModelInfo, load_info, twins
 from harness.sources import ModelSource
 from harness.store import Cache, Entry
 
@@ -68,33 +69,53 @@ class Core:
         self.misses = 0
         self.servers = ServerPool()
         self._done: dict[tuple[str, ...], object | HarnessError] = {}
+        self._states: dict[tuple[Path, ...], tuple[FileState | None, ...]] = {}
+        self._used: set[str] = set()
         self._worker: Worker | None = None
         self._started = time.time()
 
     # -- models -----------------------------------------------------------------------------------------------------
 
     def model(self, planned: PlannedModel) -> LoadedModel:
-        """Make sure that a model is on disk: validate it, or quantize it first."""
-        return self.once(("model", planned.name), lambda: self._load(planned))
+        """Make sure that a model is on disk: validate it, or quantize it first.
+
+        Raises:
+            ModelError: a file changed since it was hashed.
+        """
+        loaded = self.once(("model", planned.name), lambda: self._load(planned))
+        self.check_unchanged(loaded)
+        return loaded
 
     def _load(self, planned: PlannedModel) -> LoadedModel:
         if planned.source is not None:
-            info = load_info(planned.source)
-            sha256 = self._hash(planned.name, planned.source.files)
+            info, sha256 = self._read(planned.name, planned.source)
         if planned.base is not None:
             base = self.model(planned.base)
             info, sha256 = base.info, base.sha256
         if planned.quant is not None:
-            info = self._quantize(planned.name, info, sha256, planned.quant, with_imatrix=planned.base is not None)
-            sha256 = self._hash(planned.name, info.files)
+            info, sha256 = self._quantize(
+                planned.name, info, sha256, planned.quant, with_imatrix=planned.base is not None
+            )
         return LoadedModel(planned.name, replace(info, name=planned.name), sha256)
 
-    def _hash(self, name: str, files: Sequence[Path]) -> str:
+    def _read(self, name: str, source: ModelSource) -> tuple[ModelInfo, str]:
+        """What files hold and their hash, of the same bytes."""
+        before = file_states(source.files)
+        info = load_info(source)
         with self.progress.task(f"hashing {name}", "MB") as show:
-            return hash_files(files, self.options.cache, show)
+            sha256 = hash_files(source.files, self.options.cache, show)
+        if file_states(source.files) != before:
+            raise ModelError(
+                f"{name}: its file changed while it was being read.", "Run again when nothing writes to it any more."
+            )
+        self._states[source.files] = before
+        return info, sha256
 
-    def _quantize(self, name: str, source: ModelInfo, sha256: str, quant: str, *, with_imatrix: bool) -> ModelInfo:
+    def _quantize(
+        self, name: str, source: ModelInfo, sha256: str, quant: str, *, with_imatrix: bool
+    ) -> tuple[ModelInfo, str]:
         imatrix = self.options.imatrix if with_imatrix else None
+        imatrix_state = file_states([imatrix] if imatrix else [])
         key = {
             "source": sha256,
             "quant": quant,
@@ -102,13 +123,65 @@ class Core:
             "engine": engine_version(),
         }
         entry = self.cache.entry("models", key)
-        destination = entry.folder / f"{name.replace('/', '_')}.gguf"
         with entry.lock():
-            existing = next(entry.folder.glob("[!.]*.gguf"), None)
-            if existing is None:
-                with self.progress.task(f"quantizing {name}", "tensors") as show, self.new_worker(name) as worker:
-                    worker.call(quantize_task, show, source.files, destination, quant, self.options.threads, imatrix)
-        return load_info(ModelSource(name, (existing or destination,), quant))
+            kept = self._kept(name, entry, quant)
+            if kept is not None:
+                return kept
+            entry.remove()
+            destination = entry.folder / f"{name.replace('/', '_')}.gguf"
+            with self.progress.task(f"quantizing {name}", "tensors") as show, self.new_worker(name) as worker:
+                worker.call(quantize_task, show, source.files, destination, quant, self.options.threads, imatrix)
+            self._check_files(source.name, source.files, sha256)
+            if imatrix and file_states([imatrix]) != imatrix_state:
+                raise ModelError(f"{imatrix.name} changed while {name} was quantized with it.", "Run again.")
+            info, digest = self._read(name, ModelSource(name, (destination,), quant))
+            entry.save({"file": destination.name, "sha256": digest})
+            return info, digest
+
+    def _kept(self, name: str, entry: Entry, quant: str) -> tuple[ModelInfo, str] | None:
+        """What was quantized before, if it still is what was written then."""
+        meta = entry.load_meta()
+        if meta is None:
+            return None
+        try:
+            info, digest = self._read(name, ModelSource(name, (entry.folder / Path(meta["file"]).name,), quant))
+        except ModelError:
+            return None
+        return (info, digest) if digest == meta["sha256"] else None
+
+    def check_unchanged(self, *models: LoadedModel) -> None:
+        """Refuse what was measured of files that are no longer what was hashed: it would be kept under a wrong key.
+
+        Raises:
+            ModelError: names the model and the file. Everything that needs the model fails with it from then on.
+        """
+        for model in models:
+            try:
+                self._check_files(model.name, model.files, model.sha256)
+            except ModelError as error:
+                self._done["model", model.name] = error
+                raise
+
+    def _check_files(self, name: str, files: tuple[Path, ...], sha256: str) -> None:
+        before, now = self._states.get(files), file_states(files)
+        if before is None or before == now:
+            return
+        for file, old, new in zip(files, before, now, strict=True):
+            if new is None:
+                raise ModelError(f"{name}: {file.name} is gone since it was hashed.", f"Put it back to {file.parent}.")
+            # A new name or new permissions change the state, and not the content.
+            if old != new and hash_files(files, self.options.cache) != sha256:
+                raise ModelError(
+                    f"{name}: {file.name} changed while it was being measured.",
+                    "What was measured of it does not count. Run again when nothing writes to it any more.",
+                )
+        self._states[files] = now
+
+    def _check_used(self) -> None:
+        """The same for each model that a worker was asked for since this was last asked."""
+        used, self._used = self._used, set()
+        loaded = [self._done.get(("model", name)) for name in used]
+        self.check_unchanged(*(model for model in loaded if isinstance(model, LoadedModel)))
 
     def twin_warnings(self) -> list[str]:
         """Candidates, of those on disk so far, that came out the same."""
@@ -166,6 +239,7 @@ class Core:
 
     def shared_worker(self, name: str) -> Worker:
         """The worker of a model; only one model is kept in memory."""
+        self._used.add(name)
         if self._worker is None or self._worker.label != name:
             self.stop_worker()
             self._worker = self.new_worker(name)
@@ -173,6 +247,7 @@ class Core:
 
     def new_worker(self, name: str) -> Worker:
         """A worker process of its own, to be closed by the caller."""
+        self._used.add(name)
         return Worker(name, self.log(name), gpu=self.options.gpu, timeout_s=self.options.timeout_s)
 
     def log(self, name: str) -> Path:
@@ -189,6 +264,7 @@ class Core:
                 return value
             self.misses += 1
             value = measure()
+            self._check_used()
             entry.save(value)
             return value
 
@@ -214,6 +290,7 @@ class Core:
                 return arrays
             self.misses += 1
             arrays = measure()
+            self._check_used()
             entry.save(about, arrays)
             return arrays
 

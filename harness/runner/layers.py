@@ -112,6 +112,7 @@ class Layers:
                     found = worker.call(
                         layers.measure_layers, show, request, None if against is None else against[1].folder, keep
                     )
+                self._core.check_unchanged(model)
                 entry.save(found.facts, found.arrays)
                 return found
 

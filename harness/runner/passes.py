@@ -141,6 +141,7 @@ class Passes:
                     else:
                         worker = self._core.shared_worker(model.name)
                         arrays = worker.call(run_candidate_pass, show, request, base.folder, base.arrays_file, limits)
+                        self._core.check_unchanged(model)
                 entry.save({"model": model.name, "reference": reference.name, "corpus": corpus.name}, arrays)
                 return arrays
 

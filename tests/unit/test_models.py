@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from harness.errors import InvalidGGUF, VocabularyMismatch
+from harness.file_hashes import hash_files
 from harness.models import (
     ModelInfo,
     check_same_vocabulary,
     choose_reference,
-    hash_files,
     load_info,
     twins,
 )
