@@ -8,13 +8,20 @@ from typing import Final
 
 import numpy as np
 from gguf import GGUFWriter
+from numpy.typing import DTypeLike
 
 __all__ = ["COMPANIONS", "write_gguf"]
 
 Describe = Callable[[GGUFWriter], None]
 
 
-def write_gguf(path: Path, architecture: str, tensors: Iterable[str], describe: Describe | None = None) -> Path:
+def write_gguf(
+    path: Path,
+    architecture: str,
+    tensors: Iterable[str],
+    describe: Describe | None = None,
+    dtype: DTypeLike = np.float32,
+) -> Path:
     """Write a file with tensors of 4 by 8 ones.
 
     Args:
@@ -22,12 +29,13 @@ def write_gguf(path: Path, architecture: str, tensors: Iterable[str], describe: 
         architecture: `general.architecture`.
         tensors: their names.
         describe: adds metadata.
+        dtype: of the tensors.
     """
     writer = GGUFWriter(path, architecture)
     if describe is not None:
         describe(writer)
     for name in tensors:
-        writer.add_tensor(name, np.ones((8, 4), dtype=np.float32))
+        writer.add_tensor(name, np.ones((8, 4), dtype=dtype))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -34,7 +34,7 @@ class _Reads:
     def __init__(self) -> None:
         self.megabytes = 0
 
-    def __call__(self, done: int, total: int) -> None:
+    def __call__(self, done: int, _total: int) -> None:
         self.megabytes = done
 
 
