@@ -70,6 +70,7 @@ class Core:
         self.servers = ServerPool()
         self._done: dict[tuple[str, ...], object | HarnessError] = {}
         self._states: dict[tuple[Path, ...], tuple[FileState | None, ...]] = {}
+        self._loaded: dict[str, LoadedModel] = {}
         self._used: set[str] = set()
         self._worker: Worker | None = None
         self._started = time.time()
@@ -82,7 +83,7 @@ class Core:
         Raises:
             ModelError: a file changed since it was hashed.
         """
-        loaded = self.once(("model", planned.name), lambda: self._load(planned))
+        loaded = self._loaded[planned.name] = self.once(("model", planned.name), lambda: self._load(planned))
         self.check_unchanged(loaded)
         return loaded
 
@@ -180,8 +181,7 @@ class Core:
     def _check_used(self) -> None:
         """The same for each model that a worker was asked for since this was last asked."""
         used, self._used = self._used, set()
-        loaded = [self._done.get(("model", name)) for name in used]
-        self.check_unchanged(*(model for model in loaded if isinstance(model, LoadedModel)))
+        self.check_unchanged(*(self._loaded[name] for name in used if name in self._loaded))
 
     def twin_warnings(self) -> list[str]:
         """Candidates, of those on disk so far, that came out the same."""
