@@ -245,6 +245,8 @@ def _quantize(known: argparse.Namespace, _: list[str]) -> int:
             worker.call(quantize_task, None, source.files, files[0], source.expand_to, threads, None)
         for quant in parse_quants(known.types):
             destination = known.out / f"{quantized_name(source.name, quant)}.gguf"
+            if destination.exists() and any(destination.samefile(file) for file in source.files):
+                raise OptionError(f"{destination} is the model to quantize.", "Give another folder with --out.")
             worker.call(quantize_task, _counter(destination.name), files, destination, quant, threads, known.imatrix)
             print(f"\r{destination}  {destination.stat().st_size / 1e6:,.1f} MB")
     return 0

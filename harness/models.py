@@ -231,6 +231,13 @@ def _warnings(
     named = _named_quantization(source.files[0].name)
     if named and quantization and named != quantization and source.expand_to is None:
         warnings.append(f"The file is named {named}, but says of itself that it is {quantization}.")
+    if (
+        quantization
+        and not fallbacks
+        and not any(tensor.type.startswith(_type_family(quantization)) for tensor in tensors)
+    ):
+        kinds = ", ".join(_histogram(tensors))
+        warnings.append(f"The file says that it is {quantization}, and holds none of that type, but {kinds}.")
     for label in dict.fromkeys(filter(None, (named, quantization))):
         least = _least_bits(label)
         if least is not None and bits < 0.97 * least:
@@ -246,9 +253,15 @@ def _named_quantization(file_name: str) -> str | None:
 
 def _least_bits(label: str) -> float | None:
     """Bits per weight of the smallest tensor type in a label's family: Q4_K for Q4_K_M, IQ3_XXS for IQ3_M."""
-    family = label.split("_", maxsplit=1)[0] if label.startswith("IQ") else re.sub(r"_[SML]$", "", label)
+    family = _type_family(label)
     sizes = [8 * kind.block_bytes / kind.block for kind in TENSOR_TYPES.values() if kind.name.startswith(family)]
     return min(sizes, default=None)
+
+
+def _type_family(label: str) -> str:
+    if label.startswith("IQ"):
+        return label.split("_", maxsplit=1)[0]
+    return re.sub(r"_([SML]|MOE)$", "", label)
 
 
 def choose_reference(infos: Sequence[ModelInfo]) -> tuple[ModelInfo, str]:

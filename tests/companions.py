@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -10,7 +11,7 @@ import numpy as np
 from gguf import GGUFWriter
 from numpy.typing import DTypeLike
 
-__all__ = ["COMPANIONS", "write_gguf"]
+__all__ = ["COMPANIONS", "Companion", "write_gguf"]
 
 Describe = Callable[[GGUFWriter], None]
 
@@ -47,25 +48,39 @@ def _text(key: str, value: str) -> Describe:
     return lambda writer: writer.add_string(key, value)
 
 
-COMPANIONS: Final[dict[str, tuple[str, tuple[str, ...], Describe | None, str]]] = {
-    "adapter": ("llama", ("blk.0.attn_q.weight.lora_a",), _text("general.type", "adapter"), "an adapter"),
-    "older adapter": ("llama", ("blk.0.attn_q.weight",), _text("adapter.type", "lora"), "an adapter"),
-    "nameless adapter": (
-        "llama",
-        ("blk.0.attn_q.weight.lora_a", "blk.0.attn_q.weight.lora_b"),
-        None,
-        "a LoRA adapter",
-    ),
-    "projector": ("clip", ("mm.0.weight", "v.patch_embd.weight"), None, "a projector"),
-    "declared projector": ("llama", ("mm.0.weight",), _text("general.type", "mmproj"), "a projector"),
-    "importance matrix": ("llama", ("blk.0.ffn_up.weight.in_sum2",), _text("general.type", "imatrix"), "an importance"),
-    "nameless importance matrix": (
-        "llama",
-        ("blk.0.ffn_up.weight.in_sum2", "blk.0.ffn_up.weight.counts"),
-        None,
-        "an importance matrix",
-    ),
-    "control vector": ("controlvector", ("direction.1",), None, "a control vector"),
-    "vocabulary": ("llama", (), lambda writer: writer.add_token_list(["a", "b"]), "a vocabulary without weights"),
+@dataclass(frozen=True, slots=True)
+class Companion:
+    """Something that is no model.
+
+    Attributes:
+        what: the start of what it is called.
+        architecture: `general.architecture`.
+        tensors: their names.
+        describe: adds metadata.
+    """
+
+    what: str
+    architecture: str
+    tensors: tuple[str, ...]
+    describe: Describe | None = None
+
+    def write(self, path: Path) -> Path:
+        """Write it under any name."""
+        return write_gguf(path, self.architecture, self.tensors, self.describe)
+
+
+_LOW_RANK: Final = ("blk.0.attn_q.weight.lora_a", "blk.0.attn_q.weight.lora_b")
+_SUMS: Final = ("blk.0.ffn_up.weight.in_sum2", "blk.0.ffn_up.weight.counts")
+
+COMPANIONS: Final = {
+    "adapter": Companion("an adapter", "llama", _LOW_RANK, _text("general.type", "adapter")),
+    "older adapter": Companion("an adapter", "llama", ("blk.0.attn_q.weight",), _text("adapter.type", "lora")),
+    "nameless adapter": Companion("a LoRA adapter", "llama", _LOW_RANK),
+    "projector": Companion("a projector", "clip", ("mm.0.weight", "v.patch_embd.weight")),
+    "declared projector": Companion("a projector", "llama", ("mm.0.weight",), _text("general.type", "mmproj")),
+    "importance matrix": Companion("an importance matrix", "llama", _SUMS, _text("general.type", "imatrix")),
+    "nameless importance matrix": Companion("an importance matrix", "llama", _SUMS),
+    "control vector": Companion("a control vector", "controlvector", ("direction.1",)),
+    "vocabulary": Companion("a vocabulary", "llama", (), lambda writer: writer.add_token_list(["a", "b"])),
 }
-"""Architecture, tensors, further metadata, and what it is; by a name."""
+"""One of each kind, by a name."""

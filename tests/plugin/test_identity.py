@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.companions import COMPANIONS, write_gguf
+from tests.companions import COMPANIONS
 from tests.plugin.conftest import ReadRun, RunSuite
 from tests.random_llama import write_random_llama
 
@@ -21,7 +21,7 @@ def test_a_folder_as_people_have_them(run_suite: RunSuite, read_run: ReadRun, ll
     write_random_llama(tmp_path / "random-Q8_0.gguf", text=True, noise=1.0)
     write_random_llama(tmp_path / "a-draft-F32.gguf", text=True, n_layer=1)
     (tmp_path / "a-link.gguf").symlink_to("random-F32.gguf")
-    write_gguf(tmp_path / "random-Q4_0.gguf", *COMPANIONS["projector"][:3])
+    COMPANIONS["projector"].write(tmp_path / "random-Q4_0.gguf")
     result = run_suite(f"--models={tmp_path}", "--gguf-quants=Q8_0", tests="test_divergence.py")
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     result.stdout.fnmatch_lines(
@@ -72,7 +72,7 @@ def test_shapes_that_differ_are_compared_when_asked(
 def test_what_is_no_model_ends_the_session_when_it_is_named(
     run_suite: RunSuite, llama_file: Path, tmp_path: Path
 ) -> None:
-    adapter = write_gguf(tmp_path / "model-Q8_0.gguf", *COMPANIONS["adapter"][:3])
+    adapter = COMPANIONS["adapter"].write(tmp_path / "model-Q8_0.gguf")
     result = run_suite(f"--models={llama_file},{adapter}", tests="test_file.py")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(

@@ -13,10 +13,9 @@ from tests.companions import COMPANIONS, write_gguf
 
 @pytest.mark.parametrize("name", COMPANIONS)
 def test_what_files_hold_tells_what_they_are(tmp_path: Path, name: str) -> None:
-    *content, what = COMPANIONS[name]
-    kind = companion_kind([read_header(write_gguf(tmp_path / "model-Q4_K_M.gguf", *content))])
+    kind = companion_kind([read_header(COMPANIONS[name].write(tmp_path / "model-Q4_K_M.gguf"))])
     assert kind is not None
-    assert kind.startswith(what)
+    assert kind.startswith(COMPANIONS[name].what)
 
 
 def test_models_are_models_whatever_they_are_called(llama_file: Path, tmp_path: Path) -> None:
@@ -29,8 +28,7 @@ def test_models_are_models_whatever_they_are_called(llama_file: Path, tmp_path: 
 
 
 def test_metadata_of_other_types_says_nothing(tmp_path: Path) -> None:
-    def describe(writer: object) -> None:
-        writer.add_uint32("general.type", 3)  # type: ignore[attr-defined]
-
-    file = write_gguf(tmp_path / "a.gguf", "llama", ["token_embd.weight"], describe)
+    file = write_gguf(
+        tmp_path / "a.gguf", "llama", ["token_embd.weight"], lambda writer: writer.add_uint32("general.type", 3)
+    )
     assert companion_kind([read_header(file)]) is None

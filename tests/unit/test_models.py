@@ -46,6 +46,15 @@ def test_a_name_that_promises_another_type_is_said(llama_file: Path, tmp_path: P
     assert "F32" in warning
 
 
+def test_a_type_that_the_file_does_not_hold_is_said(llama_file: Path, tmp_path: Path) -> None:
+    file = rewrite_gguf(
+        llama_file, tmp_path / "model.gguf", lambda _, values: values, metadata={"general.file_type": 7}
+    )
+    assert load_info(expand(str(file))[0]).warnings == (
+        "The file says that it is Q8_0, and holds none of that type, but F32.",
+    )
+
+
 def test_a_file_without_a_model_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "empty.gguf"
     file.write_bytes(b"GGUF" + (3).to_bytes(4, "little") + bytes(16))

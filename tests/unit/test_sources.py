@@ -10,14 +10,14 @@ import pytest
 
 from harness.errors import ModelNotFound
 from harness.sources import expand, expand_all, parse_specs, select
-from tests.companions import COMPANIONS, write_gguf
+from tests.companions import COMPANIONS
 
 
 @pytest.fixture
 def folder(tmp_path: Path, llama_file: Path) -> Path:
     for name in ("a-F16.gguf", "b-Q8_0.gguf", "big-00001-of-00002.gguf", "big-00002-of-00002.gguf"):
         shutil.copy(llama_file, tmp_path / name)
-    write_gguf(tmp_path / "c-F16.gguf", *COMPANIONS["projector"][:3])
+    COMPANIONS["projector"].write(tmp_path / "c-F16.gguf")
     (tmp_path / "notes.txt").write_text("no model")
     return tmp_path
 
@@ -123,19 +123,18 @@ def test_companions_are_left_out_and_named(tmp_path: Path, llama_file: Path, way
     models = ["lora-merged-Q4_K_M", "mmproj", "my-imatrix-quant", "ggml-vocab-like"]
     for name in models:
         shutil.copy(llama_file, tmp_path / f"{name}.gguf")
-    for index, (*content, _) in enumerate(COMPANIONS.values()):
-        write_gguf(tmp_path / f"model-{index}-Q8_0.gguf", *content)
+    for index, companion in enumerate(COMPANIONS.values()):
+        companion.write(tmp_path / f"model-{index}-Q8_0.gguf")
     selection = select([way.format(folder=tmp_path)])
     assert [source.name for source in selection.models] == sorted(models)
     assert len(selection.notes) == len(COMPANIONS)
-    for index, (*_, what) in enumerate(COMPANIONS.values()):
-        assert selection.notes[index].startswith(f"model-{index}-Q8_0.gguf is left out: it is {what}")
+    for index, companion in enumerate(COMPANIONS.values()):
+        assert selection.notes[index].startswith(f"model-{index}-Q8_0.gguf is left out: it is {companion.what}")
 
 
 @pytest.mark.parametrize("name", COMPANIONS)
 def test_a_companion_that_is_named_is_refused(tmp_path: Path, name: str) -> None:
-    *content, what = COMPANIONS[name]
-    file = write_gguf(tmp_path / "model-Q8_0.gguf", *content)
+    file, what = COMPANIONS[name].write(tmp_path / "model-Q8_0.gguf"), COMPANIONS[name].what
     with pytest.raises(ModelNotFound, match=rf"is no model: model-Q8_0\.gguf is {what}"):
         expand(str(file))
     with pytest.raises(ModelNotFound, match=rf"model-Q8_0\.gguf is left out: it is {what}"):
