@@ -17,7 +17,7 @@ from typing import BinaryIO, Final
 
 from harness.errors import ModelError
 
-__all__ = ["FileState", "file_states", "hash_files"]
+__all__ = ["FileState", "file_states", "has_change_time", "hash_files"]
 
 _HASH_BLOCK: Final = 1 << 24
 _SMALL: Final = 1 << 23
@@ -102,11 +102,11 @@ def _hash_file(file: Path, cache: Path, progress: Callable[[int, int], None] | N
             note = cache / "hashes" / f"{hashlib.sha256(os.fsencode(file.resolve())).hexdigest()[:24]}.json"
             identity = {**asdict(state), "sample": _sample(stream, state.size)}
             known = _recall(note, identity)
-            if known is not None and _has_change_time(stream, state):
+            if known is not None and has_change_time(stream, state):
                 return known
             started = time.time_ns()
             digest = _read(stream, state, progress)
-            if _has_change_time(stream, state) and started - state.changed_ns > _SETTLED_NS:
+            if has_change_time(stream, state) and started - state.changed_ns > _SETTLED_NS:
                 _remember(note, {"identity": identity, "sha256": digest})
             return digest
     except OSError as error:
@@ -142,7 +142,7 @@ def _sample(stream: BinaryIO, size: int) -> str:
     return hasher.hexdigest()
 
 
-def _has_change_time(stream: BinaryIO, state: FileState) -> bool:
+def has_change_time(stream: BinaryIO, state: FileState) -> bool:
     """Whether the file system keeps a time of change of its own."""
     if os.name == "nt" or state.changed_ns % _SECOND_NS == 0:
         return False

@@ -247,8 +247,9 @@ def _warnings(
 
 def _named_quantization(file_name: str) -> str | None:
     names = sorted(FTYPES, key=len, reverse=True)
-    match = re.search(rf"(?<![A-Za-z0-9])({'|'.join(names)})(?![A-Za-z0-9])", file_name, re.IGNORECASE)
-    return match[1].upper() if match else None
+    # The last one: model-F16-Q8_0 was made from model-F16.
+    named = re.findall(rf"(?<![A-Za-z0-9])({'|'.join(names)})(?![A-Za-z0-9])", file_name, re.IGNORECASE)
+    return str(named[-1]).upper() if named else None
 
 
 def _least_bits(label: str) -> float | None:

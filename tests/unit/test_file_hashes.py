@@ -6,13 +6,16 @@ import hashlib
 import json
 import os
 import shutil
+import subprocess
+import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from harness.errors import ModelError
-from harness.file_hashes import file_states, hash_files
+from harness.file_hashes import FileState, file_states, has_change_time, hash_files
 
 LARGE = 9 << 20
 """Beyond what is read each time."""
@@ -154,6 +157,34 @@ def test_what_cannot_be_read_is_one_message(tmp_path: Path) -> None:
 def test_a_cache_that_cannot_be_written_only_costs_time(settled: Path) -> None:
     (settled.parent / "no folder").write_text("a file", encoding="utf-8")
     assert hash_files([settled], settled.parent / "no folder") == _sha256(settled)
+
+
+def test_times_of_change_in_whole_seconds_are_not_believed(llama_file: Path) -> None:
+    """Images show them; where files change they are one in millions, or as rare as the clock ticks."""
+    with llama_file.open("rb") as stream:
+        state = replace(FileState.of(os.fstat(stream.fileno())), changed_ns=10**18 + 1)
+        assert has_change_time(stream, state)
+        assert not has_change_time(stream, replace(state, changed_ns=10**18))
+
+
+_READ_ONLY = """
+mount -t tmpfs none "$0" && echo model > "$0/m.gguf" && mount -o remount,ro "$0" && exec "$1" -c "
+import os, sys
+from harness.file_hashes import FileState, has_change_time
+with open(sys.argv[1], 'rb') as stream:
+    state = FileState.of(os.fstat(stream.fileno()))
+    assert state.changed_ns == state.modified_ns
+    print(has_change_time(stream, state))
+" "$0/m.gguf"
+"""
+
+
+def test_a_read_only_file_system_that_shows_one_time_is_not_believed(tmp_path: Path) -> None:
+    namespace = shutil.which("unshare")
+    if namespace is None or subprocess.run([namespace, "-rm", "true"], capture_output=True, check=False).returncode:
+        pytest.skip("mounting needs a namespace of one's own")
+    command = [namespace, "-rm", "sh", "-c", _READ_ONLY, str(tmp_path), sys.executable]
+    assert subprocess.run(command, capture_output=True, check=True, text=True).stdout == "False\n"
 
 
 def test_states_see_what_times_of_modification_hide(tmp_path: Path) -> None:

@@ -44,6 +44,8 @@ def test_a_name_that_promises_another_type_is_said(llama_file: Path, tmp_path: P
     (warning,) = load_info(expand(str(file))[0]).warnings
     assert "named Q4_K_M" in warning
     assert "F32" in warning
+    made = shutil.copy(llama_file, tmp_path / "model-Q4_K_M-F32.gguf")
+    assert load_info(expand(str(made))[0]).warnings == ()
 
 
 def test_a_type_that_the_file_does_not_hold_is_said(llama_file: Path, tmp_path: Path) -> None:
