@@ -242,9 +242,12 @@ def _inspect(known: argparse.Namespace, _: list[str]) -> int:
 
     from harness.models import load_info
     from harness.report.inspect import render_info
-    from harness.sources import expand_all, parse_specs
+    from harness.sources import parse_specs, select
 
-    infos = [load_info(source) for source in expand_all(parse_specs(known.models))]
+    selection = select(parse_specs(known.models))
+    for note in selection.notes:
+        print(note, file=sys.stderr)
+    infos = [load_info(source) for source in selection.models]
     if known.json:
         print(json.dumps([info.to_json() for info in infos], indent=1, allow_nan=False))
     else:
@@ -277,6 +280,8 @@ def _quantize(known: argparse.Namespace, _: list[str]) -> int:
             worker.call(quantize_task, None, source.files, files[0], source.expand_to, threads, None)
         for quant in parse_quants(known.types):
             destination = known.out / f"{file_name(quantized_name(source.name, quant))}.gguf"
+            if destination.exists() and any(destination.samefile(file) for file in source.files):
+                raise OptionError(f"{destination} is the model to quantize.", "Give another folder with --out.")
             worker.call(quantize_task, _counter(destination.name), files, destination, quant, threads, known.imatrix)
             print(f"\r{visible(str(destination))}  {destination.stat().st_size / 1e6:,.1f} MB")
     return 0

@@ -31,6 +31,7 @@ __all__ = [
     "OptionError",
     "PromptError",
     "QuantizeError",
+    "ShapeMismatch",
     "StoreError",
     "TapNotFound",
     "UnsupportedEngine",
@@ -74,6 +75,10 @@ class InvalidGGUF(ModelError):
 
 class VocabularyMismatch(ModelError):
     """Candidate and reference do not share a vocabulary, so their distributions cannot be compared."""
+
+
+class ShapeMismatch(ModelError):
+    """Candidate and reference are models of different shapes, and nobody asked to compare them."""
 
 
 class CorpusError(HarnessError):

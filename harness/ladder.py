@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from harness.errors import HarnessError, ModelNotFound
-from harness.models import ModelInfo, choose_reference, load_info
-from harness.sources import ModelSource, expand_all
+from harness.models import ModelInfo, choose_reference, load_info, shape_difference
+from harness.sources import ModelSource, distinct_name, folded_name, select
 
 if TYPE_CHECKING:
     from harness.options import Options
@@ -43,11 +43,15 @@ class Ladder:
 
     Attributes:
         reason: a sentence that says why this is the reference.
+        asked_for: --reference names it.
+        notes: sentences on what was left out, renamed, or does not go with the reference.
     """
 
     reference: PlannedModel | None
     candidates: tuple[PlannedModel, ...]
     reason: str
+    asked_for: bool = False
+    notes: tuple[str, ...] = ()
 
     @property
     def models(self) -> tuple[PlannedModel, ...]:
@@ -63,50 +67,99 @@ def plan_ladder(options: Options) -> Ladder:
     Raises:
         ModelNotFound: a spec names nothing, or --reference names several models.
     """
-    named = expand_all([*options.models, *([options.reference] if options.reference else [])])
-    planned = {source.files: _planned(source) for source in named}
+    named = select([*options.models, *([options.reference] if options.reference else [])])
+    planned = _planned(named.models)
+    infos = _infos(named.models, planned)
     if options.reference:
-        found = expand_all([options.reference])
-        if len(found) != 1:
+        asked = select([options.reference]).models
+        if len(asked) != 1:
             raise ModelNotFound(
-                f"--reference={options.reference} names {len(found)} models.", "Give exactly one reference."
+                f"--reference={options.reference} names {len(asked)} models.", "Give exactly one reference."
             )
-        reference: PlannedModel | None = planned[found[0].files]
-        reason = f"{planned[found[0].files].name} is the reference, as asked for."
+        reference: PlannedModel | None = planned[asked[0].identity]
+        reason = f"{planned[asked[0].identity].name} is the reference, as asked for."
+    elif infos:
+        best, reason = choose_reference(infos)
+        reference = next(model for model in planned.values() if model.name == best.name)
     else:
-        reference, reason = _choose(named, planned)
-    quantized = _quantized(reference, options.quants) if reference else ()
-    taken = {model.name for model in quantized}
-    others = tuple(m for m in planned.values() if m is not reference and m.name not in taken)
-    return Ladder(reference, (*others, *quantized), reason)
+        reference, reason = None, "No valid model was given, so there is no reference."
+    asked_for = options.reference is not None
+    quantized, renamed = _quantized(reference, options.quants, list(planned.values())) if reference else ((), [])
+    others = tuple(model for model in planned.values() if model is not reference)
+    compared = _notes_on_candidates(reference, infos, asked_for=asked_for) if reference else []
+    return Ladder(reference, (*others, *quantized), reason, asked_for, (*named.notes, *renamed, *compared))
 
 
-def _planned(source: ModelSource) -> PlannedModel:
-    if source.expand_to is None:
-        return PlannedModel(source.name, source)
-    return PlannedModel(f"{source.name}-{source.expand_to}", source, quant=source.expand_to)
+def _planned(sources: Sequence[ModelSource]) -> dict[tuple[object, ...], PlannedModel]:
+    """A model for each source, by its identity. Files keep their names before what is made of a file gets its own."""
+    taken = {folded_name(source.name) for source in sources if source.expand_to is None}
+    planned = {}
+    for source in sources:
+        name = source.name
+        if source.expand_to is not None:
+            name = _name_of_made(f"{source.name}-{source.expand_to}", taken)
+            taken.add(folded_name(name))
+        planned[source.identity] = PlannedModel(name, source, quant=source.expand_to)
+    return planned
 
 
-def _choose(
-    sources: list[ModelSource], planned: dict[tuple[Path, ...], PlannedModel]
-) -> tuple[PlannedModel | None, str]:
+def _infos(sources: Sequence[ModelSource], planned: dict[tuple[object, ...], PlannedModel]) -> list[ModelInfo]:
     infos: list[ModelInfo] = []
     for source in sources:
         try:
-            info = replace(load_info(source), name=planned[source.files].name)
+            info = replace(load_info(source), name=planned[source.identity].name)
         except HarnessError:
             continue  # its tests fail with this error; the others can still be compared
         if source.expand_to:
-            info = replace(info, quantization=source.expand_to, bits_per_weight=_EXPANDED_BITS)
+            info = replace(
+                info, quantization=source.expand_to, bits_per_weight=_EXPANDED_BITS, precision=_EXPANDED_BITS
+            )
         infos.append(info)
-    if not infos:
-        return None, "No valid model was given, so there is no reference."
-    best, reason = choose_reference(infos)
-    return planned[best.files], reason
+    return infos
 
 
-def _quantized(reference: PlannedModel, quants: tuple[str, ...]) -> tuple[PlannedModel, ...]:
-    return tuple(PlannedModel(quantized_name(reference.name, quant), base=reference, quant=quant) for quant in quants)
+def _quantized(
+    reference: PlannedModel, quants: tuple[str, ...], others: Sequence[PlannedModel]
+) -> tuple[tuple[PlannedModel, ...], list[str]]:
+    """What is quantized from the reference, and notes on names that files have already."""
+    taken = {folded_name(model.name) for model in others}
+    models: list[PlannedModel] = []
+    notes: list[str] = []
+    for quant in quants:
+        wanted = quantized_name(reference.name, quant)
+        name = _name_of_made(wanted, taken)
+        taken.add(folded_name(name))
+        models.append(PlannedModel(name, base=reference, quant=quant))
+        if name != wanted:
+            notes.append(f"{wanted} is a file that was given; what is quantized from {reference.name} is {name!r}.")
+    return tuple(models), notes
+
+
+def _name_of_made(wanted: str, taken: set[str]) -> str:
+    """A name for what is made in this session: a person's file of the same name keeps it."""
+    return distinct_name(wanted if folded_name(wanted) not in taken else f"{wanted} (quantized here)", taken)
+
+
+def _notes_on_candidates(reference: PlannedModel, infos: Sequence[ModelInfo], *, asked_for: bool) -> list[str]:
+    """What a person would not expect of the comparison with this reference."""
+    base = next((info for info in infos if info.name == reference.name), None)
+    if base is None:
+        return []
+    notes: list[str] = []
+    for info in infos:
+        difference = shape_difference(info, base)
+        if info.vocab_sha256 != base.vocab_sha256:
+            notes.append(f"{info.name} is not compared with {base.name}: they have different vocabularies.")
+        elif difference is not None and asked_for:
+            notes.append(f"{info.name} is compared with {base.name} because --reference asks for it: {difference}.")
+        elif difference is not None:
+            notes.append(f"{info.name} is not compared with {base.name}: {difference}.")
+        elif info.precision > base.precision:
+            notes.append(
+                f"{info.name} is more precise than its reference: {info.bits_per_weight:.2f} bits per weight,"
+                f" {base.name} has {base.bits_per_weight:.2f}. Differences are not errors of {info.name} alone."
+            )
+    return notes
 
 
 def quantized_name(name: str, quant: str) -> str:

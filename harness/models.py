@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 import re
-import tempfile
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from harness.errors import InvalidGGUF, VocabularyMismatch
+from harness.errors import InvalidGGUF, ShapeMismatch, VocabularyMismatch
 from harness.gguf_file import TENSOR_TYPES, GGUFHeader, TensorInfo, read_header
 from harness.gguf_metadata import check_metadata
 from harness.quants import FTYPES, ftype_label
@@ -23,16 +20,21 @@ from harness.visible import visible
 __all__ = [
     "HELD_OUT_TOPICS",
     "ModelInfo",
+    "check_comparable",
     "check_same_vocabulary",
     "choose_reference",
-    "hash_files",
     "load_info",
+    "shape_difference",
     "twins",
 ]
 
-_HASH_BLOCK: Final = 1 << 24
 HELD_OUT_TOPICS: Final = "gguf_harness.held_out_topics"
 """Metadata of a file: topics of `pydoc` that its model was not trained on, with commas between them."""
+
+_FULL_BITS: Final = 16
+"""From here on, bits per weight say nothing of precision: models are trained in BF16, and F16 holds about as much."""
+_OPTIONAL_MATRIX: Final = "output.weight"
+"""Where it is missing, the token embeddings serve as it: one converter writes them twice, another does not."""
 
 _FLOAT_ORDER: Final = {"F32": 3, "F16": 1, "BF16": 2}
 _REPLACES: Final = {
@@ -53,6 +55,9 @@ class ModelInfo:
     Attributes:
         quantization: llama.cpp's name for the mix of types (`general.file_type`); None if the file does not say.
         bits_per_weight: bytes of all tensors, times eight, over parameters.
+        precision: the same over the matrices that each model of this shape has, no tensor counted with more than 16.
+        shape: hash of architecture, kind and the names and sizes of all matrices; the same for all quantizations.
+        pooled: it is an embedding model: it makes one vector of a text.
         tensor_types: per type, the number of tensors, their parameters and bytes.
         fallbacks: tensors that got a legacy type because their rows do not hold whole blocks of 256.
         warnings: sentences about what a person would not expect.
@@ -67,6 +72,9 @@ class ModelInfo:
     parameters: int
     quantization: str | None
     bits_per_weight: float
+    precision: float
+    shape: str
+    pooled: bool
     tensor_types: dict[str, dict[str, int]]
     vocab_sha256: str | None
     n_vocab: int | None
@@ -97,7 +105,14 @@ def load_info(source: ModelSource) -> ModelInfo:
     Raises:
         InvalidGGUF: a file is not a valid GGUF model.
     """
+    missing = [file.name for file in source.files if not file.exists()] if len(source.files) > 1 else []
+    if missing:
+        raise InvalidGGUF(
+            f"{source.name} has {len(source.files)} splits, and these are missing: {', '.join(missing[:5])}.",
+            f"Put all splits into {source.files[0].parent}.",
+        )
     headers = [read_header(file) for file in source.files]
+    _check_splits(headers)
     metadata = headers[0].metadata
     tensors = [tensor for header in headers for tensor in header.tensors]
     architecture = metadata.name("general.architecture")
@@ -120,6 +135,9 @@ def load_info(source: ModelSource) -> ModelInfo:
         parameters=parameters,
         quantization=quantization,
         bits_per_weight=bits,
+        precision=_precision(_matrices(tensors) or tensors),
+        shape=_shape(architecture, _is_pooled(headers[0], architecture), _matrices(tensors)),
+        pooled=_is_pooled(headers[0], architecture),
         tensor_types=_histogram(tensors),
         vocab_sha256=headers[0].vocab_sha256,
         n_vocab=metadata.count("tokenizer.ggml.tokens", "string"),
@@ -132,6 +150,38 @@ def load_info(source: ModelSource) -> ModelInfo:
         fallbacks=tuple(fallbacks),
         warnings=tuple(_warnings(source, quantization, bits, fallbacks, tensors)),
     )
+
+
+def _check_splits(headers: Sequence[GGUFHeader]) -> None:
+    """llama.cpp reads as many splits as the first one says, whatever files are called."""
+    for index, header in enumerate(headers):
+        count, number = (header.metadata.get(f"split.{key}", default) for key, default in (("count", 1), ("no", 0)))
+        if (max(count, 1) if isinstance(count, int) else count, number) != (len(headers), index):
+            raise InvalidGGUF(
+                f"{header.path.name} says that it is split {number!r} of {count!r} (split.no, split.count; from 0), its"
+                f" name that it is {index} of {len(headers)}.",
+                "Name splits NAME-00001-of-00002.gguf and so on, as llama-gguf-split does, and whole models otherwise.",
+            )
+
+
+def _matrices(tensors: Sequence[TensorInfo]) -> list[TensorInfo]:
+    """What quantization is about, without what one converter writes and another leaves out."""
+    return [tensor for tensor in tensors if len(tensor.shape) > 1 and tensor.name != _OPTIONAL_MATRIX]
+
+
+def _precision(tensors: Sequence[TensorInfo]) -> float:
+    bits = sum(min(8 * tensor.bytes, _FULL_BITS * tensor.parameters) for tensor in tensors)
+    return bits / sum(tensor.parameters for tensor in tensors)
+
+
+def _shape(architecture: str, pooled: bool, matrices: Sequence[TensorInfo]) -> str:
+    content = repr((architecture, pooled, sorted((tensor.name, tensor.shape) for tensor in matrices)))
+    return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def _is_pooled(header: GGUFHeader, architecture: str) -> bool:
+    kind = header.metadata.get(f"{architecture}.pooling_type")
+    return isinstance(kind, int) and kind > 0
 
 
 def _quantization(header: GGUFHeader) -> str | None:
@@ -179,6 +229,13 @@ def _warnings(
     named = _named_quantization(source.files[0].name)
     if named and quantization and named != quantization and source.expand_to is None:
         warnings.append(f"The file is named {named}, but says of itself that it is {quantization}.")
+    if (
+        quantization
+        and not fallbacks
+        and not any(tensor.type.startswith(_type_family(quantization)) for tensor in tensors)
+    ):
+        kinds = ", ".join(_histogram(tensors))
+        warnings.append(f"The file says that it is {quantization}, and holds none of that type, but {kinds}.")
     for label in dict.fromkeys(filter(None, (named, quantization))):
         least = _least_bits(label)
         if least is not None and bits < 0.97 * least:
@@ -189,69 +246,90 @@ def _warnings(
 def _named_quantization(file_name: str) -> str | None:
     names = sorted(FTYPES, key=len, reverse=True)
     pattern = rf"(?<![A-Za-z0-9])({'|'.join(names)})(?![A-Za-z0-9])"
-    match = re.search(pattern, file_name, re.IGNORECASE | re.ASCII)
-    return match[1].upper() if match else None
+    # The last one: model-F16-Q8_0 was made from model-F16.
+    named = re.findall(pattern, file_name, re.IGNORECASE | re.ASCII)
+    return str(named[-1]).upper() if named else None
 
 
 def _least_bits(label: str) -> float | None:
     """Bits per weight of the smallest tensor type in a label's family: Q4_K for Q4_K_M, IQ3_XXS for IQ3_M."""
-    family = label.split("_", maxsplit=1)[0] if label.startswith("IQ") else re.sub(r"_[SML]$", "", label)
+    family = _type_family(label)
     sizes = [8 * kind.block_bytes / kind.block for kind in TENSOR_TYPES.values() if kind.name.startswith(family)]
     return min(sizes, default=None)
 
 
-def hash_files(files: Sequence[Path], cache: Path, progress: Callable[[int, int], None] | None = None) -> str:
-    """SHA-256 of a file, or of its splits' hashes; remembered by path, size and time of change.
-
-    Args:
-        files: a file, or all splits of one.
-        cache: folder that remembers.
-        progress: called with (megabytes done, megabytes) of a file that has to be read.
-    """
-    digests = [_hash_file(file, cache, progress) for file in files]
-    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
-
-
-def _hash_file(file: Path, cache: Path, progress: Callable[[int, int], None] | None) -> str:
-    status = file.stat()
-    identity = [str(file.resolve()), status.st_size, status.st_mtime_ns]
-    note = cache / "hashes" / f"{hashlib.sha256(os.fsencode(file.resolve())).hexdigest()[:24]}.json"
-    try:
-        known = json.loads(note.read_text(encoding="utf-8"))
-        if known["identity"] == identity:
-            return str(known["sha256"])
-    except (OSError, ValueError, KeyError, TypeError):
-        pass  # not hashed yet, or the note is damaged: hash it (again)
-    hasher, done = hashlib.sha256(), 0
-    with file.open("rb") as stream:
-        while block := stream.read(_HASH_BLOCK):
-            hasher.update(block)
-            done += len(block)
-            if progress is not None:
-                progress(done // 10**6, status.st_size // 10**6)
-    digest = hasher.hexdigest()
-    note.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=note.parent)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-        json.dump({"identity": identity, "sha256": digest}, stream)
-    Path(name).replace(note)
-    return digest
+def _type_family(label: str) -> str:
+    if label.startswith("IQ"):
+        return label.split("_", maxsplit=1)[0]
+    return re.sub(r"_([SML]|MOE)$", "", label)
 
 
 def choose_reference(infos: Sequence[ModelInfo]) -> tuple[ModelInfo, str]:
-    """The model of highest precision in the largest family that shares a vocabulary, and why.
+    """The model of highest precision in the largest family, and why.
 
-    Precision is effective bits per weight, then F32 over BF16 over F16, then the order given.
+    A family shares vocabulary, architecture and the sizes of all matrices: a smaller draft model is none of it. Of
+    families with as many models, the one of larger models counts, then the one given first. Precision is `precision`,
+    then bits per weight, then F32 over BF16 over F16, then the order given.
     """
-    families = Counter(info.vocab_sha256 for info in infos)
-    largest = max(families.values())
-    vocabulary = next(info.vocab_sha256 for info in infos if families[info.vocab_sha256] == largest)
-    family = [info for info in infos if info.vocab_sha256 == vocabulary]
-    best = max(family, key=lambda info: (info.bits_per_weight, _FLOAT_ORDER.get(info.quantization or "", 0)))
+    families: dict[tuple[str | None, str], list[ModelInfo]] = {}
+    for info in infos:
+        families.setdefault((info.vocab_sha256, info.shape), []).append(info)
+    family = max(families.values(), key=lambda members: (len(members), members[0].parameters))
+    best = max(family, key=_rank)
     kind = f" ({best.quantization})" if best.quantization else ""
     reason = f"{best.name}{kind} is the reference: with {best.bits_per_weight:.2f} bits per weight it has the highest"
-    reason += f" precision of the {len(family)} models given" if len(family) > 1 else " precision given"
+    if len(family) == len(infos):
+        reason += f" precision of the {len(infos)} models given" if len(infos) > 1 else " precision given"
+    elif len(family) > 1:
+        reason += f" precision of the {len(family)} models of its vocabulary and shape"
+    else:
+        reason += " precision of its vocabulary and shape, which no other model given has"
+    equals = [info.name for info in family if info is not best and _rank(info) == _rank(best)]
+    if equals:
+        reason += f"; {', '.join(equals)} {'has' if len(equals) == 1 else 'have'} the same, and came later"
     return best, f"{reason}. Name another with --reference."
+
+
+def _rank(info: ModelInfo) -> tuple[float, float, int]:
+    return info.precision, info.bits_per_weight, _FLOAT_ORDER.get(info.quantization or "", 0)
+
+
+def shape_difference(one: ModelInfo, other: ModelInfo) -> str | None:
+    """How two models differ in shape, as the end of a sentence; None where one may be quantized from the other."""
+    if one.shape == other.shape:
+        return None
+    first, second = _describe_shape(one), _describe_shape(other)
+    return f"{one.name} is {first}, {other.name} is {second}{', with other matrices' if first == second else ''}"
+
+
+def _describe_shape(info: ModelInfo) -> str:
+    kind = "an embedding model" if info.pooled else "a model"
+    return (
+        f"{kind} of architecture {info.architecture} with {info.n_layer} layers of width {info.n_embd}"
+        f" and {info.parameters:,} parameters"
+    )
+
+
+def check_comparable(candidate: ModelInfo, reference: ModelInfo, *, asked_for: bool) -> None:
+    """A candidate is compared with what it may have been made from, or with what a person names as its reference.
+
+    Args:
+        candidate: the model compared.
+        reference: what it is compared with.
+        asked_for: --reference names it: models of other shapes (pruned ones) may be compared.
+
+    Raises:
+        VocabularyMismatch: their distributions are over different tokens, whoever asks.
+        ShapeMismatch: different shapes, and nobody asked.
+    """
+    check_same_vocabulary(candidate, reference)
+    difference = shape_difference(candidate, reference)
+    if difference is not None and not asked_for:
+        raise ShapeMismatch(
+            f"{candidate.name} is not compared with {reference.name}: {difference}.",
+            f"To compare them all the same (a pruned model with its original), give --reference={reference.name}"
+            " with its path; or leave one of them out of --models.",
+        )
 
 
 def check_same_vocabulary(candidate: ModelInfo, reference: ModelInfo) -> None:

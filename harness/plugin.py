@@ -159,7 +159,8 @@ def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Ite
         return []
     ladder = state.ladder
     candidates = ", ".join(visible(model.name) for model in ladder.candidates) or "none"
-    return [f"reference: {visible(ladder.reason)}", f"candidates: {candidates}"]
+    notes = [f"note: {visible(note)}" for note in ladder.notes]
+    return [f"reference: {visible(ladder.reason)}", f"candidates: {candidates}", *notes]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

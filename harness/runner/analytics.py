@@ -17,7 +17,7 @@ from harness.analytics.backend import can_accelerate, choose_gpu, count_visible,
 from harness.engine.gpu import list_gpus
 from harness.engine.worker import Worker
 from harness.errors import AnalyticsError
-from harness.models import hash_files
+from harness.file_hashes import hash_files
 
 if TYPE_CHECKING:
     import numpy as np

@@ -66,6 +66,7 @@ class Attentions:
                     return stored[0], stored[1]
                 found = self._core.reading(base, lambda: self.observe(reference, prompts, corpus), decode)
                 self._core.misses += 1
+                self._core.check_unchanged(model)
                 own.save({"model": model.name, "prompts": prompts.name}, found[0])
                 drift.save({"model": model.name, "reference": reference.name, "prompts": prompts.name}, found[1])
                 return found

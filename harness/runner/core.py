@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -14,9 +14,10 @@ from harness.cache_space import cap_log
 from harness.engine.server import ServerPool
 from harness.engine.tasks import build_files, describe_engine, ggml_environment, identify_engine, quantize_task
 from harness.engine.worker import ProgressCallback, Worker
-from harness.errors import FilesLost, HarnessError
+from harness.errors import FilesLost, HarnessError, ModelError
+from harness.file_hashes import FileState, file_states, hash_files
 from harness.machine import identify_machine
-from harness.models import ModelInfo, hash_files, load_info, twins
+from harness.models import ModelInfo, load_info, twins
 from harness.paths import file_name
 from harness.sources import ModelSource
 
@@ -76,35 +77,54 @@ class Core:
         self.misses = 0
         self.servers = ServerPool()
         self._done: dict[tuple[str, ...], object | HarnessError] = {}
+        self._states: dict[tuple[Path, ...], tuple[FileState | None, ...]] = {}
+        self._loaded: dict[str, LoadedModel] = {}
+        self._used: set[str] = set()
         self._worker: Worker | None = None
 
     # -- models -----------------------------------------------------------------------------------------------------
 
     def model(self, planned: PlannedModel) -> LoadedModel:
-        """Make sure that a model is on disk: validate it, or quantize it first."""
-        return self.once(("model", planned.name), lambda: self._load(planned))
+        """Make sure that a model is on disk: validate it, or quantize it first.
+
+        Raises:
+            ModelError: a file changed since it was hashed.
+        """
+        loaded = self._loaded[planned.name] = self.once(("model", planned.name), lambda: self._load(planned))
+        self.check_unchanged(loaded)
+        return loaded
 
     def _load(self, planned: PlannedModel) -> LoadedModel:
         if planned.source is not None:
-            info = load_info(planned.source)
-            sha256 = self._hash(planned.name, planned.source.files)
+            info, sha256 = self._read(planned.name, planned.source)
         if planned.base is not None:
             base = self.model(planned.base)
             info, sha256 = base.info, base.sha256
         if planned.quant is not None:
-            with_imatrix = planned.base is not None
-            info, sha256 = self._quantize(planned.name, info, sha256, planned.quant, with_imatrix=with_imatrix)
+            info, sha256 = self._quantize(
+                planned.name, info, sha256, planned.quant, with_imatrix=planned.base is not None
+            )
         return LoadedModel(planned.name, replace(info, name=planned.name), sha256)
 
-    def _hash(self, name: str, files: Sequence[Path]) -> str:
+    def _read(self, name: str, source: ModelSource) -> tuple[ModelInfo, str]:
+        """What files hold and their hash, of the same bytes."""
+        before = file_states(source.files)
+        info = load_info(source)
         with self.progress.task(f"hashing {name}", "MB") as show:
-            return hash_files(files, self.options.cache, show)
+            sha256 = hash_files(source.files, self.options.cache, show)
+        if file_states(source.files) != before:
+            raise ModelError(
+                f"{name}: its file changed while it was being read.", "Run again when nothing writes to it any more."
+            )
+        self._states[source.files] = before
+        return info, sha256
 
     def _quantize(
         self, name: str, source: ModelInfo, sha256: str, quant: str, *, with_imatrix: bool
     ) -> tuple[ModelInfo, str]:
         """The quantized model and its hash; where the cache has another content than was once put there, made again."""
         imatrix = self.options.imatrix if with_imatrix else None
+        imatrix_state = file_states([imatrix] if imatrix else [])
         key = {
             "source": sha256,
             "quant": quant,
@@ -116,22 +136,66 @@ class Core:
         destination = entry.folder / f"{quant}.gguf"
         made = ModelSource(name, (destination,), quant)
         with entry.lock():
-            known = entry.load_meta()
-            if known is not None and destination.is_file():
-                with contextlib.suppress(HarnessError):
-                    info, digest = load_info(made), self._hash(name, made.files)
-                    if digest == known.get("sha256"):
-                        self.cache.keep(entry)
-                        return info, digest
+            kept = self._kept(entry, made)
+            if kept is not None:
+                self.cache.keep(entry)
+                return kept
             entry.remove()
             # Few are larger than their source; the rest of the room is made when the entry is stored.
             self.cache.make_room(source.bytes, entry)
             with self.progress.task(f"quantizing {name}", "tensors") as show, self.new_worker(name) as worker:
                 worker.call(quantize_task, show, source.files, destination, quant, self.options.threads, imatrix)
-            info, digest = load_info(made), self._hash(name, made.files)
+            self._check_files(source.name, source.files, sha256)
+            if imatrix and file_states([imatrix]) != imatrix_state:
+                raise ModelError(f"{imatrix.name} changed while {name} was quantized with it.", "Run again.")
+            info, digest = self._read(name, made)
             entry.save({"sha256": digest})
             self.cache.keep(entry)
             return info, digest
+
+    def _kept(self, entry: Entry, made: ModelSource) -> tuple[ModelInfo, str] | None:
+        """What was quantized before, if it still is what was written then."""
+        meta = entry.load_meta()
+        if meta is None or not made.files[0].is_file():
+            return None
+        try:
+            info, digest = self._read(made.name, made)
+        except ModelError:
+            return None
+        return (info, digest) if digest == meta.get("sha256") else None
+
+    def check_unchanged(self, *models: LoadedModel) -> None:
+        """Refuse what was measured of files that are no longer what was hashed: it would be kept under a wrong key.
+
+        Raises:
+            ModelError: names the model and the file. Everything that needs the model fails with it from then on.
+        """
+        for model in models:
+            try:
+                self._check_files(model.name, model.files, model.sha256)
+            except ModelError as error:
+                self._done["model", model.name] = error
+                raise
+
+    def _check_files(self, name: str, files: tuple[Path, ...], sha256: str) -> None:
+        before, now = self._states.get(files), file_states(files)
+        if before is None or before == now:
+            return
+        for file, old, new in zip(files, before, now, strict=True):
+            if new is None:
+                raise ModelError(f"{name}: {file.name} is gone since it was hashed.", f"Put it back to {file.parent}.")
+            # A new name or new permissions change the state, and not the content.
+            if old != new and hash_files(files, self.options.cache) != sha256:
+                raise ModelError(
+                    f"{name}: {file.name} changed while it was being measured.",
+                    "What was measured of it does not count. Run again when nothing writes to it any more.",
+                )
+        self._states[files] = now
+
+    def _check_used(self) -> None:
+        """The same for each model that a worker was asked for since this was last asked."""
+        used, self._used = self._used, set()
+        self.check_unchanged(*(self._loaded[name] for name in used if name in self._loaded))
 
     def twin_warnings(self) -> list[str]:
         """Candidates, of those on disk so far, that came out the same."""
@@ -210,6 +274,7 @@ class Core:
 
     def shared_worker(self, name: str) -> Worker:
         """The worker of a model; only one model is kept in memory."""
+        self._used.add(name)
         if self._worker is None or self._worker.label != name:
             self.stop_worker()
             self._worker = self.new_worker(name)
@@ -217,6 +282,7 @@ class Core:
 
     def new_worker(self, name: str) -> Worker:
         """A worker process of its own, to be closed by the caller."""
+        self._used.add(name)
         return Worker(name, self.log(name), gpu=self.options.gpu, timeout_s=self.options.timeout_s)
 
     def log(self, name: str) -> Path:
@@ -243,6 +309,7 @@ class Core:
                     return result
             self.misses += 1
             value = measure()
+            self._check_used()
             entry.save(value)
             return read(value)
 
@@ -268,6 +335,7 @@ class Core:
             else:
                 self.misses += 1
                 arrays = measure()
+                self._check_used()
                 entry.save(about, arrays)
             if usable is not None:
                 self.cache.keep(entry)

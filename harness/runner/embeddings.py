@@ -70,7 +70,9 @@ class Embeddings:
             vectors = np.concatenate([own["word_vectors"], own["map_vectors"]])
             request = AlignRequest(model.files, reference.files, vectors, self._core.settings.threads)
             with self._core.progress.task(f"{model.name} over {reference.name}", "steps") as show:
-                return self._core.shared_worker(model.name).call(align_embeddings, show, request)
+                arrays = self._core.shared_worker(model.name).call(align_embeddings, show, request)
+            self._core.check_unchanged(model, reference)
+            return arrays
 
         return self._cached(entry, model, measure)
 

@@ -121,6 +121,7 @@ class Layers:
                         reference, base = against
                         result = self._core.reading(base, lambda: self.alone(reference, prompts, keep=True), decode)
                     self._core.misses += 1
+                    self._core.check_unchanged(model)
                     entry.save(result.facts, result.arrays)
                 if keep:
                     self._core.cache.keep(entry)

@@ -146,6 +146,8 @@ class Passes:
                     return arrays
                 arrays = self._core.reading(base, lambda: self.reference(reference, corpus, logprobs=True), decode)
                 self._core.misses += 1
+                if mixture is None:
+                    self._core.check_unchanged(model)
                 entry.save({"model": model.name, "reference": reference.name, "corpus": corpus.name}, arrays)
                 return arrays
 

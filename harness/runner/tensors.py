@@ -56,6 +56,7 @@ class Tensors:
             with self._core.progress.task(f"weights of {model.name}", "M weights") as show:
                 worker = self._core.shared_worker(model.name)
                 found = worker.call(measure_weight_errors, show, model.files, reference.files)
+            self._core.check_unchanged(model, reference)
             return {"tensors": [error.to_json() for error in found]}
 
         def load() -> list[TensorError]:
@@ -102,7 +103,13 @@ class _Mixer:
 
     def candidate(self) -> Samples:
         """KL of the candidate itself, on the same few windows."""
-        return self._kld(self.model, lambda: contextlib.nullcontext(self.model.files))
+
+        @contextlib.contextmanager
+        def whole() -> Iterator[Sequence[Path]]:
+            yield self.model.files
+            self.core.check_unchanged(self.model)
+
+        return self._kld(self.model, whole)
 
     def quantized(self, group: TensorGroup) -> Samples:
         """KL of the reference with the candidate's tensors of a group."""
@@ -119,7 +126,9 @@ class _Mixer:
         @contextlib.contextmanager
         def written() -> Iterator[Sequence[Path]]:
             with self.core.cache.scratch() as folder:
-                yield write_mixture(base.files, other.files, group.tensors, folder)
+                files = write_mixture(base.files, other.files, group.tensors, folder)
+                self.core.check_unchanged(base, other)
+                yield files
 
         return self._kld(mixed, written)
 

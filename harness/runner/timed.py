@@ -74,7 +74,9 @@ class Timed:
                 self._core.progress.task(f"{model.name}, {request.concurrency} clients", "requests") as show,
                 self._new_server(model) as server,
             ):
-                return measure_served(server, request, show).to_json()
+                result = measure_served(server, request, show).to_json()
+            self._core.check_unchanged(model)
+            return result
 
         def load() -> ServedResult:
             return self._core.stored(entry, measure, lambda value: ServedResult(**value))

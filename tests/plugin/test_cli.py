@@ -13,6 +13,7 @@ import pytest
 import harness
 from harness.cli import main
 from harness.gguf_file import read_header
+from tests.companions import COMPANIONS
 
 STORED = Path(__file__).parent.parent / "data" / "run-smollm2"
 
@@ -38,6 +39,25 @@ def test_inspect_says_what_a_file_holds(llama_file: Path, capsys: pytest.Capture
     (info,) = json.loads(capsys.readouterr().out)
     assert info["architecture"] == "llama"
     assert info["path"] == llama_file.name
+
+
+def test_inspect_names_what_it_leaves_out(llama_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copy(llama_file, tmp_path / "a.gguf")
+    COMPANIONS["projector"].write(tmp_path / "b.gguf")
+    assert main(["inspect", str(tmp_path)]) == 0
+    assert capsys.readouterr().err.startswith("b.gguf is left out: it is a projector")
+    assert main(["inspect", str(tmp_path / "b.gguf")]) == 2
+    assert "b.gguf is a projector of images or sound" in capsys.readouterr().err
+
+
+def test_a_model_is_not_quantized_over_itself(
+    llama_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = Path(shutil.copy(llama_file, tmp_path / "m-F16.gguf"))
+    (tmp_path / "link").symlink_to(tmp_path)
+    assert main(["quantize", str(file), "F16", "--out", str(tmp_path / "link")]) == 2
+    assert "m-F16.gguf is the model to quantize" in capsys.readouterr().err
+    assert file.read_bytes() == llama_file.read_bytes()
 
 
 def test_report_is_rebuilt(run_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

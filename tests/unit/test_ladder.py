@@ -5,12 +5,15 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from harness.errors import ModelNotFound
 from harness.ladder import Ladder, plan_ladder, quantized_name
 from harness.options import read_options
 from harness.quants import DEFAULT_QUANTS
+from harness.sources import TINY_FILE
+from tests.companions import write_gguf
 from tests.random_llama import write_random_llama
 
 
@@ -88,3 +91,86 @@ def test_several_references_are_refused(llama_file: Path, tmp_path: Path) -> Non
         shutil.copy(llama_file, tmp_path / name)
     with pytest.raises(ModelNotFound, match="names 2 models"):
         _plan(f"--models={llama_file}", f"--reference={tmp_path}")
+
+
+def test_a_file_is_never_replaced_by_what_is_quantized(llama_file: Path, tmp_path: Path) -> None:
+    for name in ("random-Q8_0", "random-q4_k_m"):
+        write_random_llama(tmp_path / f"{name}.gguf", noise=0.5)
+    ladder = _plan(f"--models={llama_file},{tmp_path}", f"--reference={llama_file}", "--gguf-quants=Q8_0,Q4_K_M,Q2_K")
+    candidates = {model.name: model for model in ladder.candidates}
+    assert list(candidates) == [
+        "random-Q8_0",
+        "random-q4_k_m",
+        "random-Q8_0 (quantized here)",
+        "random-Q4_K_M (quantized here)",
+        "random-Q2_K",
+    ]
+    assert candidates["random-Q8_0"].source is not None
+    assert candidates["random-Q8_0 (quantized here)"].base is ladder.reference
+    assert (
+        "random-Q8_0 is a file that was given; what is quantized from random-F32 is 'random-Q8_0 (quantized here)'."
+        in ladder.notes
+    )
+
+
+def test_the_reference_is_no_candidate_under_its_own_name() -> None:
+    """Quantized to its own type: the name is the reference's."""
+    ladder = _plan("--models=tiny", "--gguf-quants=F16")
+    assert [model.name for model in ladder.models] == ["tiny-F16", "tiny-F16 (quantized here)"]
+
+
+def test_a_file_keeps_its_name_beside_what_an_alias_is_made_into(
+    llama_file: Path, smollm2_file: Path, tmp_path: Path
+) -> None:
+    assert smollm2_file.exists()
+    mine = shutil.copy(llama_file, tmp_path / "smollm2-135m-F16.gguf")
+    ladder = _plan(f"--models=smollm2-135m,{mine}", "--reference=smollm2-135m")
+    assert [model.name for model in ladder.models] == ["smollm2-135m-F16 (quantized here)", "smollm2-135m-F16"]
+
+
+@pytest.mark.parametrize("way", ["relative", "link", "alias"])
+def test_a_reference_by_another_path_is_no_candidate_of_itself(
+    llama_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    if way == "alias":
+        ladder = _plan(f"--models={TINY_FILE},{llama_file}", "--reference=tiny")
+        assert [model.name for model in ladder.models] == ["tiny-F16", "random-F32"]
+        return
+    file = tmp_path / "a.gguf"
+    shutil.copy(llama_file, file)
+    shutil.copy(llama_file, tmp_path / "b.gguf")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "newest.gguf").symlink_to(file)
+    spec = "./a.gguf" if way == "relative" else str(tmp_path / "links" / "newest.gguf")
+    ladder = _plan(f"--models={tmp_path}", f"--reference={spec}")
+    assert ladder.reference is not None
+    assert (ladder.reference.name, [model.name for model in ladder.candidates]) == ("a", ["b"])
+
+
+def test_models_of_other_shapes_are_named(llama_file: Path, tmp_path: Path) -> None:
+    draft = write_random_llama(tmp_path / "draft.gguf", n_layer=1)
+    foreign = write_random_llama(tmp_path / "foreign.gguf", extra_tokens=1)
+    twin = shutil.copy(llama_file, tmp_path / "twin.gguf")
+    ladder = _plan(f"--models={draft},{llama_file},{twin},{foreign}")
+    assert ladder.reference is not None
+    assert ladder.reference.name == "random-F32"
+    assert not ladder.asked_for
+    (shape, vocabulary) = ladder.notes
+    assert shape.startswith(
+        "draft is not compared with random-F32: draft is a model of architecture llama with 1 layers"
+    )
+    assert vocabulary == "foreign is not compared with random-F32: they have different vocabularies."
+    asked = _plan(f"--models={draft}", f"--reference={llama_file}")
+    assert asked.asked_for
+    assert asked.notes[0].startswith("draft is compared with random-F32 because --reference asks for it: draft is")
+
+
+def test_a_reference_less_precise_than_a_candidate_is_said(tmp_path: Path) -> None:
+    """The type of a tensor's numbers is all that a plan reads."""
+    rough = write_gguf(tmp_path / "rough.gguf", "llama", ["token_embd.weight"], dtype=np.float16)
+    fine = write_gguf(tmp_path / "fine.gguf", "llama", ["token_embd.weight"])
+    assert _plan(f"--models={fine}", f"--reference={rough}").notes == ()
+    byte = write_gguf(tmp_path / "byte.gguf", "llama", ["token_embd.weight"], dtype=np.int8)
+    (note,) = _plan(f"--models={fine}", f"--reference={byte}").notes
+    assert note.startswith("fine is more precise than its reference: 32.00 bits per weight, byte has 8.00.")

@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
+from harness.file_hashes import hash_files
 from harness.junit import readable
-from harness.models import hash_files, load_info
+from harness.models import load_info
 from harness.paths import file_name
 from harness.report.badge import render_badge
 from harness.report.compare import compare_runs, render_comparison

@@ -1,0 +1,118 @@
+"""A model's file that changes while a session runs: nothing measured of it counts, and nothing is kept."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from harness.errors import ModelError
+from harness.ladder import PlannedModel, plan_ladder
+from harness.options import read_options
+from harness.progress import SilentProgress
+from harness.runner.core import Core, LoadedModel
+
+
+@pytest.fixture
+def file(llama_file: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copy(llama_file, tmp_path / "m.gguf"))
+
+
+@pytest.fixture
+def planned(file: Path, tmp_path: Path) -> tuple[Core, PlannedModel]:
+    arguments = [f"--models={file}", f"--gguf-results={tmp_path / 'results'}", "-p", "no:cacheprovider"]
+    options = read_options(pytest.Config.fromdictargs({}, arguments))
+    (model,) = plan_ladder(options).models
+    return Core(options, SilentProgress()), model
+
+
+def _in_place(file: Path) -> None:
+    status = file.stat()
+    with file.open("r+b") as stream:
+        stream.seek(-1, os.SEEK_END)
+        stream.write(b"\x7f")
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def _by_another(file: Path) -> None:
+    status = file.stat()
+    other = Path(shutil.copy(file, file.with_name("other")))
+    _in_place(other)
+    os.utime(other, ns=(status.st_atime_ns, status.st_mtime_ns))
+    other.replace(file)
+
+
+@pytest.mark.parametrize("change", [_in_place, _by_another])
+def test_a_changed_file_is_refused_from_then_on(
+    planned: tuple[Core, PlannedModel], file: Path, change: Callable[[Path], None]
+) -> None:
+    core, model = planned
+    core.model(model)
+    change(file)
+    for _ in range(2):
+        with pytest.raises(ModelError, match=r"m: m\.gguf changed while it was being measured"):
+            core.model(model)
+
+
+@pytest.mark.parametrize("change", [_in_place, _by_another])
+def test_what_was_measured_meanwhile_is_not_kept(
+    planned: tuple[Core, PlannedModel], file: Path, change: Callable[[Path], None]
+) -> None:
+    core, model = planned
+    loaded = core.model(model)
+    entry = core.cache.entry("passes", {"model": loaded.sha256})
+
+    def measure() -> dict[str, Any]:
+        # What a measurement does first; the process itself starts with the first call.
+        with core.new_worker(loaded.name):
+            change(file)
+        return {"a": np.zeros(1)}
+
+    with pytest.raises(ModelError, match="changed while it was being measured"):
+        core.stored_arrays(entry, {}, measure)
+    with pytest.raises(ModelError, match="changed while it was being measured"):
+        core.stored(core.cache.entry("speed", {"model": loaded.sha256}), lambda: _used(core, loaded, file))
+    assert entry.load() is None
+    assert not list((core.cache.root / "speed").glob("*/meta.json"))
+
+
+def _used(core: Core, model: LoadedModel, file: Path) -> dict[str, Any]:
+    with core.new_worker(model.name):
+        _in_place(file)
+    return {}
+
+
+def test_a_file_that_is_gone_is_named(planned: tuple[Core, PlannedModel], file: Path) -> None:
+    core, model = planned
+    core.model(model)
+    file.unlink()
+    with pytest.raises(ModelError, match=r"m: m\.gguf is gone since it was hashed"):
+        core.model(model)
+
+
+def test_another_name_or_time_is_no_change(planned: tuple[Core, PlannedModel], file: Path) -> None:
+    core, model = planned
+    loaded = core.model(model)
+    os.link(file, file.with_name("n.gguf"))
+    os.utime(file, (1, 1))
+    file.chmod(0o600)
+    assert core.model(model) is loaded
+
+
+def test_others_are_still_measured(planned: tuple[Core, PlannedModel], file: Path, llama_file: Path) -> None:
+    core, model = planned
+    other = plan_ladder(read_options(pytest.Config.fromdictargs({}, [f"--models={llama_file}"]))).models[0]
+    core.model(model)
+    core.model(other)
+    _in_place(file)
+
+    def measure() -> dict[str, Any]:
+        with core.new_worker(other.name):
+            return {"a": 1}
+
+    assert core.stored(core.cache.entry("speed", {"model": other.name}), measure) == {"a": 1}
