@@ -13,7 +13,7 @@ from harness.errors import EngineError
 if TYPE_CHECKING:
     from harness.engine.worker import WorkerContext
 
-__all__ = ["describe_engine", "engine_version", "identify_build", "quantize_task"]
+__all__ = ["count_tokens", "describe_engine", "engine_version", "identify_build", "quantize_task"]
 
 
 def engine_version() -> str:
@@ -59,6 +59,13 @@ def describe_engine(context: WorkerContext) -> dict[str, Any]:
     info = engine_info().to_json()
     context.progress(1, 1)
     return info
+
+
+def count_tokens(_: WorkerContext, files: Sequence[Path], text: bytes) -> int:
+    """Tokens of a text, special ones included; of the model, only the vocabulary is loaded."""
+    from harness.engine.vocabulary import count_tokens as count
+
+    return count(files[0], text)
 
 
 def quantize_task(
