@@ -44,6 +44,11 @@ def _load(model: str) -> dict[str, NDArray[Any]]:
         return {name: file[name] if file[name].dtype == bool else file[name].astype(np.float64) for name in file.files}
 
 
+def _link(metric: str) -> Callable[[Values], Values]:
+    """The metric as a function of the mean of its window means."""
+    return LINKS.get(metric, np.positive)
+
+
 def _window_means(model: str, quant: str) -> dict[str, Values]:
     """By metric, [windows]: what the metric is a function of the mean of."""
     arrays = _load(model)
@@ -73,14 +78,14 @@ def _ends(metric: str, means: Values, confidence: float = 0.95) -> tuple[Values,
     """Of the intervals of [draws, windows], as `mean_with_errors` has them."""
     ends = mean_interval(means, confidence)
     assert ends is not None
-    link = LINKS.get(metric, lambda mean: mean)
+    link = _link(metric)
     return link(ends[0]), link(ends[1])
 
 
 def _held(metric: str, means: Values, places: NDArray[np.int64]) -> float:
     """Share of intervals that hold the whole text's value."""
     low, high = _ends(metric, means[places])
-    truth = LINKS.get(metric, lambda mean: mean)(means.mean())
+    truth = _link(metric)(means.mean())
     return float(((low <= truth) & (truth <= high)).mean())
 
 
@@ -101,7 +106,7 @@ def test_bounds_hold_that_gates_are_decided_with(model: str, quant: str, metric:
     """
     means = _window_means(model, quant)[metric]
     draws = means[_drawn(len(means), DRAWS)]
-    link = LINKS.get(metric, lambda mean: mean)
+    link = _link(metric)
     truth, values = link(means.mean()), link(draws.mean(axis=1))
     low, high = _ends(metric, draws)
     # As `side_error` does it: a t interval that ends there.
@@ -158,6 +163,4 @@ def test_these_are_the_intervals_of_a_run(model: str, quant: str) -> None:
         for metric in METRICS:
             low, high = map(float, _ends(metric, means[metric][places]))
             assert (estimates[metric].low, estimates[metric].high) == pytest.approx((low, high)), metric
-            assert estimates[metric].value == pytest.approx(
-                float(LINKS.get(metric, lambda mean: mean)(means[metric][places].mean()))
-            )
+            assert estimates[metric].value == pytest.approx(float(_link(metric)(means[metric][places].mean())))
