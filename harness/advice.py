@@ -14,6 +14,9 @@ _MOST_REPETITIONS: Final = 100
 _MOST_PROMPTS: Final = 1000
 """Beyond them a person had better look at the limit: it is where the value is."""
 
+_MOST_HEAD_WINDOWS: Final = 10
+"""Their distributions have to fit into a gigabyte (`measure/ablation.py`), also with vocabularies of 256,000 tokens."""
+
 _HEAD_WINDOWS: Final = frozenset({
     "head_importance_rank_correlation", "head_screen_rank_correlation", "head_top_overlap",
 })  # fmt: skip
@@ -51,6 +54,8 @@ def what_would_decide(metric: str, clusters: int, total: int, tokens: int, text:
     if metric in CORPUS_METRICS:
         what = _windows(more, total, tokens, text)
     elif metric in _HEAD_WINDOWS:
+        if total > _MOST_HEAD_WINDOWS:
+            return f"more than {_MOST_HEAD_WINDOWS} windows would have to decide: it is too near its limit."
         what = f"{more} more windows (--gguf-head-windows={total})"
     elif metric_info(metric).unit in {"tokens/s", "s"}:
         if total > _MOST_REPETITIONS:

@@ -52,7 +52,8 @@ def test_what_the_disk_may_take_is_asked_for_as_well() -> None:
         ("pp_tokens_per_s", 5000, "more than 100 repetitions would have to decide: it is too near its limit."),
         ("bleu", 60, "about 57 more prompts (--gguf-prompts, a file of 60) would"),
         ("bleu", 10**6, "more than 1000 prompts would have to decide"),
-        ("head_top_overlap", 12, "about 9 more windows (--gguf-head-windows=12) would"),
+        ("head_top_overlap", 9, "about 6 more windows (--gguf-head-windows=9) would"),
+        ("head_top_overlap", 500, "more than 10 windows would have to decide: it is too near its limit."),
         ("word_purity", 12, "about 9 more groups of words (--gguf-words) would"),
     ],
 )
