@@ -153,11 +153,12 @@ class CorpusPass(Protocol):
         Args:
             model: the model to decode.
             against: the reference to compare with.
-            windows_of: values of a candidate: only its windows, in its order. With --gguf-until-decided these are not
-                all; without, it changes nothing.
+            windows_of: values of a candidate: only its windows. With --gguf-until-decided these are not all; without,
+                it changes nothing.
 
         Returns:
-            nll (nats) and top (token ids); with `against` also kld and kld_reverse (nats).
+            nll (nats) and top (token ids); with `against` also kld and kld_reverse (nats); and window, [windows]: which
+            windows of the text these are. They are drawn from all of it (--gguf-windows).
         """
 
     def floor(self, reference: LoadedModel) -> tuple[Arrays, Arrays]:

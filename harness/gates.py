@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from harness.errors import GateError
-from harness.names import metric_info, possible_values
+from harness.names import CORPUS_METRICS, metric_info, possible_values
 from harness.text_files import parse_toml, read_bytes
 
 if TYPE_CHECKING:
@@ -143,17 +143,21 @@ def _check_relative(gate: Gate, origin: str) -> None:
 def early_limits(gates: Iterable[Gate]) -> tuple[WindowLimit, ...]:
     """What a pass over the corpus can decide on its way; empty where one of its gates needs all windows.
 
+    A gate of a metric of the corpus whose limit is not known as one on a mean over windows is such a gate.
+
     Half of a gate's error belongs to early decisions, at whatever window, the other half to the bound after the last.
     """
-    from harness.metrics.windows import WHOLE_PASS_METRICS, WINDOW_METRICS, WindowLimit
+    from harness.metrics.windows import WINDOW_METRICS, WindowLimit
 
     limits = []
     for gate in gates:
-        if gate.metric in WHOLE_PASS_METRICS:
-            return ()
+        if gate.metric not in CORPUS_METRICS:
+            continue
         confidence = gate.half_of_the_error().confidence
         if gate.limit is not None and gate.metric in WINDOW_METRICS:
             limits.append(WindowLimit(gate.metric, gate.limit, confidence, gate.metric))
         elif gate.metric == "ppl" and gate.limit_ratio is not None:
             limits.append(WindowLimit("ppl_ratio", gate.limit_ratio, confidence, gate.metric))
+        else:
+            return ()
     return tuple(limits)

@@ -12,7 +12,7 @@ from typing import Final, Literal
 
 from harness.errors import GateError
 
-__all__ = ["METRICS", "Better", "MetricInfo", "metric_info", "possible_values"]
+__all__ = ["CORPUS_METRICS", "METRICS", "Better", "MetricInfo", "metric_info", "possible_values"]
 
 Better = Literal["higher", "lower", "neutral"]
 
@@ -44,7 +44,7 @@ def _delta_p_percentile(share: str) -> MetricInfo:
     )
 
 
-METRICS: dict[str, MetricInfo] = {
+CORPUS_METRICS: dict[str, MetricInfo] = {
     # perplexity
     "ppl": MetricInfo("", "lower", "PPL", "Perplexity: exp of the mean negative log-likelihood per scored token."),
     "ln_ppl_ratio": MetricInfo("nats", "lower", "ln PPL ratio", "Mean difference of the log-likelihoods, paired."),
@@ -81,6 +81,10 @@ METRICS: dict[str, MetricInfo] = {
     "delta_p_p0_1": _delta_p_percentile("0.1th"),
     "delta_p_min": MetricInfo("fraction", "neutral", "Δp min", "Largest loss of the correct token's probability."),
     "same_top": MetricInfo("fraction", "higher", "same top", "Share of tokens with the reference's most likely token."),
+}
+"""Metrics of a pass over the corpus. A gate of one keeps a pass from stopping early until it is decided."""
+
+METRICS: dict[str, MetricInfo] = CORPUS_METRICS | {
     # the floor: the reference against itself, decoded with another batch layout
     "floor_kld_mean": MetricInfo("nats", "lower", "floor KL", "KL of the reference against itself: only noise."),
     "floor_kld_max": MetricInfo("nats", "lower", "floor KL max", "Largest KL of the reference against itself."),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 import psutil
 
-from harness.engine.settings import FlashAttention, ServerSettings, SessionSettings
+from harness.engine.settings import FlashAttention, ServerSettings, SessionSettings, WindowOrder
 from harness.errors import OptionError
 from harness.paths import path_argument
 from harness.quants import DEFAULT_QUANTS, parse_quants
@@ -94,6 +94,8 @@ class Options:
     heads: tuple[int, ...] | None
     words: Path | None = None
     map: MapMethod = "pca"
+    windows: WindowOrder = "sampled"
+    beyond_context: bool = False
 
     @property
     def session_settings(self) -> SessionSettings:
@@ -105,6 +107,7 @@ class Options:
             threads=self.threads,
             flash_attention=self.flash_attention,
             n_gpu_layers=self.gpu_layers,
+            beyond_context=self.beyond_context,
         )
 
     @property
@@ -263,6 +266,12 @@ def _add_all(add: Callable[..., None]) -> None:
         help="window of the corpus, in tokens (default: 512)")  # fmt: skip
     add("--gguf-chunks", metavar="N|all", type=_chunks, default=16,
         help="number of windows to measure (default: 16)")  # fmt: skip
+    add("--gguf-windows", choices=("sampled", "first"), default="sampled",
+        help="which windows of the text are measured: a fixed random sample of all of them, of which longer runs have "
+        "more, or the first ones, as llama-perplexity does it (default: sampled)")  # fmt: skip
+    add("--gguf-beyond-context", action="store_true", default=False,
+        help="measure in windows, or with prompts, longer than the context that the model was trained on, where "
+        "llama.cpp goes on and the predictions are worth little (default: off, an error)")  # fmt: skip
     add("--gguf-batch", metavar="TOKENS", type=_at_least(8, _MOST_TOKENS), default=2048,
         help="logical batch of llama.cpp (default: 2048)")  # fmt: skip
     add("--gguf-ubatch", metavar="TOKENS", type=_at_least(1, _MOST_TOKENS), default=512,
@@ -370,6 +379,8 @@ def read_options(config: pytest.Config) -> Options:
         corpus=get("--gguf-corpus"),
         ctx=get("--gguf-ctx"),
         chunks=get("--gguf-chunks"),
+        windows=get("--gguf-windows"),
+        beyond_context=get("--gguf-beyond-context"),
         batch=get("--gguf-batch"),
         ubatch=get("--gguf-ubatch"),
         threads=get("--gguf-threads") or default_threads(),
@@ -403,6 +414,12 @@ def read_options(config: pytest.Config) -> Options:
         layers=get("--gguf-layers"),
         heads=get("--gguf-heads"),
     )
+    if options.until_decided and options.windows == "first":
+        raise OptionError(
+            "--gguf-until-decided cannot go with --gguf-windows=first: the first windows are no sample of the text, and"
+            " what they decide early would be about them.",
+            "Leave out one of the two.",
+        )
     options.session_settings  # noqa: B018 - an impossible combination is an error now, not at the first model
     return options
 

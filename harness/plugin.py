@@ -203,6 +203,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         check_metrics(ours)
         if _measures(config):
             check_folders(state.options)
+            if any("corpus_pass" in _ours(item) for item in ours):
+                from harness.text_check import check_windows
+
+                check_windows(state.options, state.ladder)
     state.comparisons = sum("baseline" in item.fixturenames for item in ours if isinstance(item, pytest.Function))
     state.divergence = any({"candidate", "corpus_pass"} <= _ours(item) for item in ours)
     order = {model.name: index for index, model in enumerate(state.ladder.models)}

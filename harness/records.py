@@ -27,6 +27,9 @@ class Estimate:
             a file size).
         se_iid: the same with all samples taken as independent, as llama-perplexity prints it.
         clusters: number of clusters behind `se`; t quantiles use `clusters - 1` degrees of freedom.
+        low: lower end of the 95 % confidence interval, which need not be symmetric; None for `value` less a t quantile
+            times `se`, or where none is known.
+        high: its upper end.
     """
 
     metric: str
@@ -35,10 +38,12 @@ class Estimate:
     se: float | None = None
     se_iid: float | None = None
     clusters: int | None = None
+    low: float | None = None
+    high: float | None = None
 
     def __post_init__(self) -> None:
         metric_info(self.metric)
-        for name in ("value", "se", "se_iid"):
+        for name in ("value", "se", "se_iid", "low", "high"):
             number = getattr(self, name)
             if number is None:
                 continue
@@ -101,6 +106,8 @@ class Row:
     layer: int | None = None
     head: int | None = None
     detail: str | None = None
+    low: float | None = None
+    high: float | None = None
 
     @classmethod
     def of(
@@ -134,6 +141,8 @@ class Row:
             layer=layer,
             head=head,
             detail=detail,
+            low=estimate.low,
+            high=estimate.high,
         )
 
     def to_json(self) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -13,6 +13,7 @@ from harness.options import Options, read_options
 from harness.run import RunDraft
 
 if TYPE_CHECKING:
+    from harness.advice import TextSize
     from harness.baselines import Baseline
     from harness.ladder import Ladder
     from harness.prompts import PromptSet
@@ -40,6 +41,8 @@ class State:
         divergence: some collected test compares a candidate with its reference: keep the reference's distributions.
         problem: why there are no models, met while collecting and raised after it.
         draft: the run, in the process that reports; None until a test of ours was reported.
+        text: what the windows of the corpus are taken from, once it is known.
+        beyond: by model, what is to be said of numbers that were measured beyond its context.
     """
 
     config: pytest.Config
@@ -51,6 +54,8 @@ class State:
     draft: RunDraft | None = None
     report: Path | None = None
     saved_baseline: Path | None = None
+    text: TextSize | None = None
+    beyond: dict[str, str] = field(default_factory=dict)
     _options: Options | None = None
     _ladder: Ladder | None = None
     _prompts: PromptSet | None = None

@@ -7,15 +7,16 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from harness.advice import TextSize, what_would_decide
 from harness.errors import GateError, NoData
 from harness.gates import Gate
 from harness.metrics.multiple import holm
-from harness.metrics.windows import WHOLE_PASS_METRICS, WINDOW_METRICS
 from harness.names import metric_info
 from harness.records import Estimate
 
 if TYPE_CHECKING:
     from harness.metrics.sequential import EarlyDecision
+    from harness.metrics.stats import MeanEstimate
 
 __all__ = ["Outcome", "Verdict", "adjust", "decide"]
 
@@ -27,17 +28,27 @@ class Tested:
     """What is held against a limit: the estimate itself, or its ratio to the reference's.
 
     Attributes:
+        se: as it is shown.
+        below: the error for a lower bound; infinite where there is no bound, None for what has no error.
+        above: the same for an upper bound.
         scale: value of the reference for a ratio, otherwise 1: turns a ratio into the metric's unit.
         paired: whether the ratio's error is that of shared samples.
     """
 
     value: float
     se: float | None
+    below: float | None
+    above: float | None
     n: int
     clusters: int | None
     limit: float
     scale: float = 1.0
     paired: bool = False
+
+    @property
+    def towards_limit(self) -> float | None:
+        """The error on the side where the limit is."""
+        return self.below if self.limit < self.value else self.above
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +85,14 @@ class Verdict:
 
 def _tested(gate: Gate, estimate: Estimate, reference: Estimate | None, ratio: Estimate | None) -> Tested:
     """What `decide` holds against the gate's limit."""
-    from harness.metrics.stats import ratio_with_error
+    from harness.metrics.stats import ratio_with_error, side_error
+
+    def tested(held: Estimate | MeanEstimate, limit: float, scale: float = 1.0, *, paired: bool = False) -> Tested:
+        below, above = (side_error(held, upper=upper) for upper in (False, True))
+        return Tested(held.value, held.se, below, above, held.n, held.clusters, limit, scale, paired)
 
     if gate.limit is not None:
-        return Tested(estimate.value, estimate.se, estimate.n, estimate.clusters, gate.limit)
+        return tested(estimate, gate.limit)
     if reference is None or gate.limit_ratio is None:
         raise GateError(
             f"The gate of {gate.metric!r} is relative to the reference, and there is no estimate of the reference.",
@@ -88,10 +103,8 @@ def _tested(gate: Gate, estimate: Estimate, reference: Estimate | None, ratio: E
             f"{gate.metric} of the reference is {reference.value}: a limit relative to it means nothing, expected more"
             " than zero."
         )
-    found = ratio or ratio_with_error(estimate, reference)
-    return Tested(
-        found.value, found.se, found.n, found.clusters, gate.limit_ratio, reference.value, paired=ratio is not None
-    )
+    held = ratio or ratio_with_error(estimate, reference)
+    return tested(held, gate.limit_ratio, reference.value, paired=ratio is not None)
 
 
 def decide(
@@ -103,12 +116,14 @@ def decide(
     ratio: Estimate | None = None,
     watched: bool = False,
     early: EarlyDecision | None = None,
+    text: TextSize | None = None,
 ) -> Verdict:
     """Pass when the confidence bound is on the good side of the limit, fail when it is beyond it.
 
-    One-sided bounds at `gate.confidence`, t with the clusters' degrees of freedom. Passing needs the bad-side bound
-    to be within the limit; failing needs the good-side bound to be beyond it; anything else is inconclusive. An
-    estimate without a standard error (a file size, a maximum) is compared as it is.
+    One-sided bounds at `gate.confidence`, t with the clusters' degrees of freedom and the errors of each side. Passing
+    needs the bad-side bound to be within the limit; failing needs the good-side bound to be beyond it; anything else is
+    inconclusive, also where samples are too few for a bound. What has no error (a file size, a maximum) is compared as
+    it is.
 
     Args:
         gate: the limit.
@@ -119,6 +134,7 @@ def decide(
             the two estimates, taken as independent, by the delta method.
         watched: whether the gate could be decided on the way: half of its error belongs to those decisions.
         early: what was decided on the way; it stands whatever the bound says.
+        text: what windows are taken from, for advice.
 
     Raises:
         GateError: a relative limit without a reference.
@@ -133,18 +149,18 @@ def decide(
     def within(value: float) -> bool:
         return value <= tested.limit if lower_is_better else value >= tested.limit
 
-    if tested.se is None:
-        good = bad = tested.value
-    else:
-        bad, good = (
-            confidence_bound(tested.value, tested.se, tested.clusters, bounded.confidence, upper=upper)
-            for upper in (lower_is_better, not lower_is_better)
-        )
+    def bound_of(*, upper: bool) -> float:
+        error = tested.above if upper else tested.below
+        if error is None:
+            return tested.value
+        return confidence_bound(tested.value, error, tested.clusters, bounded.confidence, upper=upper)
+
+    bad, good = bound_of(upper=lower_is_better), bound_of(upper=not lower_is_better)
     outcome: Outcome = "pass" if within(bad) else "inconclusive" if within(good) else "fail"
     bound = good if outcome == "fail" else bad
     p_value = _p_value(gate, tested, outcome)
     more = _more_clusters(bounded, tested) if outcome == "inconclusive" else None
-    reason = _reason(bounded, tested, outcome, bound, more)
+    reason = _reason(bounded, tested, outcome, bound, more, text)
     if early is not None:
         outcome, bound, p_value, more = early.outcome, math.inf, early.p_value, None
         reason = f" Decided after {early.windows} windows, by a test that may be stopped at any time."
@@ -166,9 +182,10 @@ def decide(
 def _p_value(gate: Gate, tested: Tested, outcome: Outcome) -> float | None:
     from harness.metrics.stats import exceedance_p_value
 
-    if tested.se is None:
+    error = tested.towards_limit
+    if error is None:
         return None
-    above = exceedance_p_value(tested.value, tested.se, tested.clusters, tested.limit)
+    above = exceedance_p_value(tested.value, error, tested.clusters, tested.limit)
     fail = above if gate.lower_is_better else 1 - above
     return {"fail": fail, "pass": 1 - fail, "inconclusive": min(fail, 1 - fail)}[outcome]
 
@@ -176,9 +193,10 @@ def _p_value(gate: Gate, tested: Tested, outcome: Outcome) -> float | None:
 def _more_clusters(gate: Gate, tested: Tested) -> int | None:
     from harness.metrics.stats import clusters_needed
 
-    if tested.se is None or tested.clusters is None:
+    error = tested.towards_limit
+    if error is None or tested.clusters is None:
         return None
-    needed = clusters_needed(tested.value, tested.se, tested.clusters, tested.limit, gate.confidence)
+    needed = clusters_needed(tested.value, error, tested.clusters, tested.limit, gate.confidence)
     return None if needed is None else max(1, needed - tested.clusters)
 
 
@@ -196,12 +214,18 @@ def _statement(gate: Gate, estimate: Estimate, tested: Tested) -> str:
     return f"{text}; the limit is {side} {_show(gate, tested.limit)}."
 
 
-def _reason(gate: Gate, tested: Tested, outcome: Outcome, bound: float, more: int | None) -> str:
+def _reason(gate: Gate, tested: Tested, outcome: Outcome, bound: float, more: int | None, text: TextSize | None) -> str:
     """Why the bound decides as it does, and what would change that."""
     if outcome == "inconclusive":
-        advice = _what_would_decide(gate.metric, tested, more)
+        if not math.isfinite(bound):
+            return f" {tested.n} samples are too few to say how far off that may be."
+        advice = "it cannot be told how much more data would decide."
+        if more is not None and tested.clusters is not None:
+            advice = what_would_decide(
+                gate.metric, tested.clusters, tested.clusters + more, tested.n // tested.clusters, text
+            )
         return f" Its {100 * gate.confidence:.4g}% bound is {_show(gate, bound)}: {advice}"
-    if outcome == "fail" and tested.se is not None:
+    if outcome == "fail" and tested.towards_limit is not None:
         return f" Even its {100 * gate.confidence:.4g}% bound, {_show(gate, bound)}, is beyond it."
     return ""
 
@@ -215,20 +239,6 @@ def _show(gate: Gate, number: float) -> str:
 def _unit(gate: Gate) -> str:
     unit = metric_info(gate.metric).unit
     return " %" if unit == "fraction" else f" {unit}" if unit else ""
-
-
-def _what_would_decide(metric: str, tested: Tested, more: int | None) -> str:
-    if more is None or tested.clusters is None:
-        return "it cannot be told how much more data would decide."
-    total = tested.clusters + more
-    if metric in WINDOW_METRICS | WHOLE_PASS_METRICS:
-        tokens = more * (tested.n // tested.clusters)
-        what = f"{more} more windows ({tokens} more scored tokens, --gguf-chunks={total})"
-    elif metric_info(metric).unit in {"tokens/s", "s"}:
-        what = f"{more} more repetitions (--gguf-repetitions={total})"
-    else:
-        what = f"{more} more prompts (--gguf-prompts)"
-    return f"about {what} would decide, estimated from the error so far."
 
 
 def adjust(verdicts: Iterable[dict[str, Any]], *, enforce: bool) -> list[dict[str, Any]]:

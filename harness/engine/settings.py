@@ -7,9 +7,12 @@ from typing import Any, Literal
 
 from harness.errors import OptionError
 
-__all__ = ["CacheType", "FlashAttention", "ServerSettings", "SessionSettings"]
+__all__ = ["CacheType", "FlashAttention", "ServerSettings", "SessionSettings", "WindowOrder"]
 
 FlashAttention = Literal["auto", "on", "off"]
+WindowOrder = Literal["sampled", "first"]
+"""Windows of a text: drawn from all of it, or its first pages."""
+
 CacheType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
 
 
@@ -26,6 +29,7 @@ class SessionSettings:
         cache_type_k: data type of the K cache.
         cache_type_v: data type of the V cache.
         n_gpu_layers: layers offloaded to the GPU; negative for all.
+        beyond_context: whether to go on where a text is longer than what the model was trained on.
     """
 
     n_ctx: int = 512
@@ -36,6 +40,7 @@ class SessionSettings:
     cache_type_k: CacheType = "f16"
     cache_type_v: CacheType = "f16"
     n_gpu_layers: int = -1
+    beyond_context: bool = False
 
     def __post_init__(self) -> None:
         for name in ("n_ctx", "n_batch", "n_ubatch", "threads"):

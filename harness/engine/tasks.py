@@ -14,7 +14,7 @@ from harness.errors import EngineError
 if TYPE_CHECKING:
     from harness.engine.worker import WorkerContext
 
-__all__ = ["build_files", "describe_engine", "ggml_environment", "identify_engine", "quantize_task"]
+__all__ = ["build_files", "count_tokens", "describe_engine", "ggml_environment", "identify_engine", "quantize_task"]
 
 
 def build_files(binary: Path | None = None) -> list[Path]:
@@ -89,6 +89,13 @@ def describe_engine(context: WorkerContext) -> dict[str, Any]:
     info = engine_info().to_json()
     context.progress(1, 1)
     return info
+
+
+def count_tokens(_: WorkerContext, files: Sequence[Path], text: bytes) -> int:
+    """Tokens of a text, special ones included; of the model, only the vocabulary is loaded."""
+    from harness.engine.vocabulary import count_tokens as count
+
+    return count(files[0], text)
 
 
 def quantize_task(

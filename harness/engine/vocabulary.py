@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self
 
 import llama_cpp
 
-__all__ = ["Vocabulary", "control_texts", "ordinary_tokens", "token_text"]
+from harness.engine.logs import EngineLog
+from harness.errors import EngineError
+
+__all__ = ["Vocabulary", "control_texts", "count_tokens", "ordinary_tokens", "token_text"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +33,28 @@ class Vocabulary:
             eos=int(llama_cpp.llama_vocab_eos(handle)),
             add_bos=bool(llama_cpp.llama_vocab_get_add_bos(handle)),
         )
+
+
+def count_tokens(file: Path, text: bytes) -> int:
+    """Tokens of a text as `Session.tokenize` has them; of the file, only the vocabulary is loaded.
+
+    Raises:
+        EngineError: llama.cpp refused the file.
+    """
+    parameters = llama_cpp.llama_model_default_params()
+    parameters.vocab_only = True
+    log = EngineLog()
+    with log.capture():
+        llama_cpp.llama_backend_init()
+        model = llama_cpp.llama_model_load_from_file(os.fsencode(file), parameters)
+    if not model:
+        raise EngineError(f"llama.cpp could not read the vocabulary of {file.name}: {log.last_problem()}")
+    try:
+        # Without room for tokens, llama.cpp answers with less the number of them.
+        handle = llama_cpp.llama_model_get_vocab(model)
+        return -int(llama_cpp.llama_tokenize(handle, text, len(text), None, 0, True, False))
+    finally:
+        llama_cpp.llama_model_free(model)
 
 
 def token_text(handle: Any, token: int) -> str:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from harness.engine.settings import SessionSettings
 from harness.errors import CorpusError, EngineError, VocabularyMismatch
 from harness.measure.arrays import load_arrays
+from harness.measure.inputs import check_context
 from harness.measure.passes import CorpusText, open_lanes
 from harness.measure.patched import Change, Distributions, Job, Patched, Variant, read_layout, read_values
 from harness.metrics.importance import Head, greedy_removal, random_subsets
@@ -105,13 +106,15 @@ def spread_windows(session: Session, request: HeadRequest) -> Tokens:
     Raises:
         CorpusError: there are not that many.
     """
+    check_context(session, request.model, request.settings)
     tokens, n_ctx = session.tokenize(request.corpus.text), request.settings.n_ctx
     available = len(tokens) // n_ctx
     if available < request.windows:
+        fewer = f"Use --gguf-head-windows={available} or less, or a" if available > 1 else "Use a"
         raise CorpusError(
             f"Corpus {request.corpus.name!r} has {available} windows of {n_ctx} tokens, --gguf-head-windows asks for"
             f" {request.windows}.",
-            "Use fewer windows, or a longer text.",
+            f"{fewer} longer text.",
         )
     chosen = np.linspace(0, available - 1, request.windows).round().astype(int)
     windows: Tokens = tokens[: available * n_ctx].reshape(available, n_ctx)[chosen]

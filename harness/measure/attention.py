@@ -293,7 +293,7 @@ def tapped(
 
 
 def _inputs(base: Session, request: AttentionRequest) -> tuple[dict[str, Tokens], dict[str, PromptError]]:
-    inputs, problems = prompt_inputs(base, request.model, request.prompts, 0, request.settings.n_ctx)
+    inputs, problems = prompt_inputs(base, request.model, request.prompts, 0, request.settings)
     if not inputs:
         first = next(iter(problems.values()))
         raise PromptError(f"No prompt can be decoded. {first.message}", first.hint)

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.engine.settings import SessionSettings
+from harness.measure.inputs import longest_text
 from harness.metrics.blas import blas_threads
 from harness.metrics.embeddings import pack
 from harness.metrics.geometry import align, variance_share
@@ -267,7 +268,8 @@ def measure_contexts(context: WorkerContext, request: ContextRequest) -> Arrays:
 
     session = context.session(request.files, _one_text(request.settings))
     texts = [session.tokenize(prompt.plain()) for prompt in request.prompts]
-    fitting = [tokens if len(tokens) <= session.settings.n_ctx else tokens[:0] for tokens in texts]
+    room = min(session.settings.n_ctx, longest_text(session, request.settings))
+    fitting = [tokens if len(tokens) <= room else tokens[:0] for tokens in texts]
     found: Arrays = {"prompt_tokens": np.array([len(tokens) for tokens in fitting], dtype=np.int64)}
     if pools(session):
         return found | {"prompt_pooled": _stacked([embed(session, each) if len(each) else None for each in fitting])}

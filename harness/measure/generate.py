@@ -139,7 +139,7 @@ def generate_texts(context: WorkerContext, request: GenerateRequest) -> Generati
         EngineError: the model cannot generate at all.
     """
     session, lanes = open_lanes(context, request.files, request.settings)
-    inputs, problems = prompt_inputs(session, request.model, request.prompts, request.limit, request.settings.n_ctx)
+    inputs, problems = prompt_inputs(session, request.model, request.prompts, request.limit, request.settings)
     longest = max((len(tokens) for tokens, _ in inputs.values()), default=0) + request.limit
 
     def generate(lane: Session, prompt: str) -> Generation:

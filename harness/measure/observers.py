@@ -150,28 +150,20 @@ class DivergenceObserver(_RowObserver[tuple[RowCodec, DivergenceKernel]]):
         vocabulary: length of a row of logits.
         threads: threads to use, for all lanes together.
         lanes: blocks that are observed at the same time.
-        reader: the reference's distributions.
-        order: the reference's window that each window is, [windows].
+        reader: the reference's distributions, of the same windows.
     """
 
     def __init__(
-        self,
-        shape: tuple[int, int],
-        vocabulary: int,
-        threads: int,
-        lanes: int,
-        reader: LogprobReader,
-        order: NDArray[np.int64],
+        self, shape: tuple[int, int], vocabulary: int, threads: int, lanes: int, reader: LogprobReader
     ) -> None:
         fields: dict[str, type[np.generic]] = {"nll": np.float64, "top": np.int32}
         fields |= {"kld": np.float64, "kld_reverse": np.float64}
         super().__init__(shape, fields, threads, lanes, lambda: (RowCodec(vocabulary), DivergenceKernel(vocabulary)))
         self._reader = reader
-        self._order = order
 
     def observe(self, block: LogitsBlock) -> None:
         """Take one block."""
-        window = int(self._order[block.window])
+        window = block.window
         nll, top, kld, reverse = (self.arrays[name][block.window] for name in ("nll", "top", "kld", "kld_reverse"))
         codes, scales, totals = self._reader.rows(window, block.row, len(block.targets))
 

@@ -6,6 +6,7 @@ Progress is kept on disk every few seconds: a killed pass resumes at the window 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import threading
 import time
 from collections.abc import Sequence
@@ -16,10 +17,12 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
-from harness.engine.settings import SessionSettings
+from harness.engine.settings import SessionSettings, WindowOrder
 from harness.errors import CorpusError, FilesLost, VocabularyMismatch
 from harness.measure.arrays import load_arrays, save_arrays
+from harness.measure.inputs import check_context
 from harness.measure.logprobs import LogprobReader, LogprobWriter, logprob_bytes
 from harness.measure.observers import Arrays, DivergenceObserver, Observer, ReferenceObserver
 from harness.metrics.windows import WindowLimit, decided_so_far
@@ -32,22 +35,26 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CODES_FILE",
+    "MIN_WINDOWS",
     "CorpusText",
     "PassRequest",
     "check_room",
+    "cut_windows",
     "has_codes",
     "open_lanes",
     "reference_shape",
+    "require_windows",
     "run_candidate_pass",
     "run_mixture_pass",
     "run_reference_pass",
+    "window_order",
 ]
 
 CODES_FILE: Final = "logprobs.u16"
 _PARTIAL_FILE: Final = "partial.npz"
 _SAVE_EVERY_S: Final = 10.0
-_MIN_WINDOWS: Final = 2
-_ORDER_SEED: Final = 0
+MIN_WINDOWS: Final = 2
+"""A single one would have no error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +77,7 @@ class PassRequest:
         chunks: number of windows, None for all.
         folder: where partial results and log-probabilities go; belongs to this pass alone.
         key: hash of what the pass depends on: partial results of another are not continued.
+        order: which windows come first.
     """
 
     model: str
@@ -79,12 +87,13 @@ class PassRequest:
     chunks: int | None
     folder: Path
     key: str = ""
+    order: WindowOrder = "sampled"
 
 
 def reference_shape(context: WorkerContext, request: PassRequest) -> tuple[int, int, int]:
     """(windows, scored tokens of each, vocabulary) of a reference's pass: what its log-probabilities are sized by."""
     session, _ = open_lanes(context, request.files, request.settings)
-    windows = len(cut_windows(session.tokenize(request.corpus.text), request))
+    windows = len(cut_windows(session.tokenize(request.corpus.text), request)["window"])
     return windows, _scored(request.settings.n_ctx), session.vocabulary.n_tokens
 
 
@@ -103,7 +112,7 @@ def check_room(shape: tuple[int, int, int], limit: int, option: str) -> None:
     size = logprob_bytes(*shape)
     if size > limit:
         fit = limit // logprob_bytes(1, scored, vocabulary)
-        fewer = f"Use --gguf-chunks={fit} or less, or raise {option}." if fit >= _MIN_WINDOWS else f"Raise {option}."
+        fewer = f"Use --gguf-chunks={fit} or less, or raise {option}." if fit >= MIN_WINDOWS else f"Raise {option}."
         raise CorpusError(
             f"The reference's log-probabilities would take {_gigabytes(size)} ({windows} windows x {scored} tokens"
             f" x {vocabulary} entries x 2 bytes), {option} is {_gigabytes(limit)}.",
@@ -124,11 +133,14 @@ def run_reference_pass(context: WorkerContext, request: PassRequest, keep_logpro
     """Decode the corpus and keep, per scored token, nll and top token; with `keep_logprobs` also the distributions.
 
     Returns:
-        nll and top, [windows, scored tokens]; tokens, [windows, n_ctx]; with log-probabilities also scale and total,
-        [windows, scored tokens], and vocabulary, [1]. The codes themselves are in `request.folder`.
+        nll and top, [windows, scored tokens]; tokens, [windows, n_ctx]; window, [windows], which of the text's windows
+        these are, and available, [1], how many it has; with log-probabilities also scale and total, [windows, scored
+        tokens], and vocabulary, [1]. The codes themselves are in `request.folder`.
     """
     session, lanes = open_lanes(context, request.files, request.settings)
-    windows = cut_windows(session.tokenize(request.corpus.text), request)
+    check_context(session, request.model, request.settings)
+    cut = cut_windows(session.tokenize(request.corpus.text), request)
+    windows = cut["tokens"].astype(np.int32)
     shape = (len(windows), _scored(request.settings.n_ctx))
     vocabulary = session.vocabulary.n_tokens
     writer = None
@@ -144,7 +156,7 @@ def run_reference_pass(context: WorkerContext, request: PassRequest, keep_logpro
     finally:
         if writer is not None:
             writer.close()
-    return {**observer.arrays, "tokens": windows, "vocabulary": np.array([vocabulary], dtype=np.int64)}
+    return {**observer.arrays, **cut, "vocabulary": np.array([vocabulary], dtype=np.int64)}
 
 
 def run_candidate_pass(
@@ -154,9 +166,9 @@ def run_candidate_pass(
     arrays_file: Path,
     limits: Sequence[WindowLimit] = (),
 ) -> Arrays:
-    """Decode the reference's tokens and compare with its distributions, token by token.
+    """Decode the reference's windows, in its order, and compare with its distributions, token by token.
 
-    With limits, windows come in random order, and the pass stops as soon as all limits are decided.
+    With limits, the pass stops as soon as all of them are decided.
 
     Args:
         context: of the worker.
@@ -166,8 +178,8 @@ def run_candidate_pass(
         limits: what is to be decided; none to decode all windows.
 
     Returns:
-        nll, top, kld and kld_reverse, each [windows, scored tokens]; with limits also window, [windows]: the
-        reference's windows that these are.
+        nll, top, kld and kld_reverse, each [windows, scored tokens]; window, [windows], and available, [1], as the
+        reference's: these are its first windows.
     """
     base = load_arrays(arrays_file)
     vocabulary = int(base["vocabulary"].item())
@@ -177,21 +189,21 @@ def run_candidate_pass(
             f"{request.model} computes logits of {session.vocabulary.n_tokens} tokens, its reference of {vocabulary}.",
             "Compare models that share a vocabulary.",
         )
+    check_context(session, request.model, request.settings)
     scales = base["scale"].astype(np.float32)
     reader = LogprobReader(reference / CODES_FILE, scales, base["total"].astype(np.float32), vocabulary)
     windows = base["tokens"][: request.chunks].astype(np.int32)
     shape = (len(windows), scales.shape[1])
-    order = np.random.default_rng(_ORDER_SEED).permutation(len(windows)) if limits else np.arange(len(windows))
-    observer = DivergenceObserver(shape, vocabulary, request.settings.threads, lanes, reader, order)
+    observer = DivergenceObserver(shape, vocabulary, request.settings.threads, lanes, reader)
 
     def decided(done: int) -> bool:
         so_far = {name: array[:done] for name, array in observer.arrays.items()}
-        same = {name: base[name][order[:done]] for name in ("nll", "top")}
-        return done >= _MIN_WINDOWS and None not in decided_so_far(limits, so_far, same).values()
+        same = {name: base[name][:done] for name in ("nll", "top")}
+        return done >= MIN_WINDOWS and None not in decided_so_far(limits, so_far, same).values()
 
-    done = _decode(context, session, lanes, request, windows[order], observer, decided if limits else None)
+    done = _decode(context, session, lanes, request, windows, observer, decided if limits else None)
     arrays = {name: array[:done] for name, array in observer.arrays.items()}
-    return arrays | {"window": order[:done]} if limits else arrays
+    return arrays | {"window": base["window"][:done], "available": base["available"]}
 
 
 def run_mixture_pass(context: WorkerContext, request: PassRequest, reference: Path, arrays_file: Path) -> Arrays:
@@ -213,28 +225,65 @@ def has_codes(folder: Path, arrays: Arrays) -> bool:
         return False
 
 
-def cut_windows(tokens: Tokens, request: PassRequest) -> Tokens:
-    """[windows, n_ctx]: no overlap, the tail dropped, as llama-perplexity does it.
+def cut_windows(tokens: Tokens, request: PassRequest) -> Arrays:
+    """Windows of a text, without overlap and the tail dropped, as llama-perplexity cuts them; the first of an order.
+
+    Returns:
+        tokens, [windows, n_ctx]; window, [windows], which of the text's windows these are; available, [1], how many it
+        has.
 
     Raises:
         CorpusError: fewer than two windows, or fewer than asked for.
     """
     n_ctx = request.settings.n_ctx
-    available = len(tokens) // n_ctx
-    if available < _MIN_WINDOWS:
+    available = require_windows(request.corpus.name, len(tokens), n_ctx, request.chunks)
+    window = window_order(available, request.corpus.text, request.order)[: request.chunks]
+    return {
+        "tokens": tokens[: available * n_ctx].reshape(available, n_ctx)[window],
+        "window": window,
+        "available": np.array([available], dtype=np.int64),
+    }
+
+
+def require_windows(name: str, tokens: int, n_ctx: int, chunks: int | None) -> int:
+    """How many windows a text of so many tokens has.
+
+    Args:
+        name: of the text.
+        tokens: in the model's vocabulary.
+        n_ctx: tokens of a window.
+        chunks: how many are asked for; None for all.
+
+    Raises:
+        CorpusError: fewer than two windows, or fewer than asked for.
+    """
+    available = tokens // n_ctx
+    if available < MIN_WINDOWS:
         raise CorpusError(
-            f"Corpus {request.corpus.name!r} has {len(tokens)} tokens in this vocabulary, expected at least"
-            f" {_MIN_WINDOWS * n_ctx} (two windows of {n_ctx}).",
+            f"Corpus {name!r} has {tokens} tokens in this vocabulary, expected at least {MIN_WINDOWS * n_ctx} (two"
+            f" windows of {n_ctx}).",
             "Use a longer text, or a smaller --gguf-ctx.",
         )
-    if request.chunks is not None and request.chunks > available:
+    if chunks is not None and chunks > available:
         raise CorpusError(
-            f"Corpus {request.corpus.name!r} has {available} windows of {n_ctx} tokens, --gguf-chunks asks for"
-            f" {request.chunks}.",
+            f"Corpus {name!r} has {available} windows of {n_ctx} tokens, --gguf-chunks asks for {chunks}.",
             f"Use --gguf-chunks={available} or less, a longer text, or a smaller --gguf-ctx.",
         )
-    count = available if request.chunks is None else request.chunks
-    return tokens[: count * n_ctx].reshape(count, n_ctx)
+    return available
+
+
+def window_order(available: int, text: bytes, order: WindowOrder) -> NDArray[np.int64]:
+    """[available]: the windows of a text in the order in which they are taken.
+
+    "sampled" is a fixed permutation, so that its first windows are a random sample of the whole text and a longer run's
+    are more of the same: windows sorted by the hash of the text's hash and their number. Neighbouring windows resemble
+    each other, and a text's first pages are no sample of it. It is the same for all vocabularies and versions of numpy.
+    """
+    if order == "first":
+        return np.arange(available, dtype=np.int64)
+    seed = hashlib.sha256(text).digest()
+    keys = {window: hashlib.sha256(seed + window.to_bytes(8, "little")).digest() for window in range(available)}
+    return np.array(sorted(keys, key=keys.__getitem__), dtype=np.int64)
 
 
 def open_lanes(context: WorkerContext, files: Sequence[Path], settings: SessionSettings) -> tuple[Session, int]:

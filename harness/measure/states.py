@@ -183,7 +183,7 @@ def prompt_tokens(session: Session, request: LayersRequest) -> PromptTokens:
     Raises:
         PromptError: the model can have none of them.
     """
-    inputs, problems = prompt_inputs(session, request.model, request.prompts, 0, request.settings.n_ctx)
+    inputs, problems = prompt_inputs(session, request.model, request.prompts, 0, request.settings)
     if not inputs:
         raise next(iter(problems.values()))
     tokens = [np.asarray(found[:MOST_TOKENS], dtype=np.int32) for found, _ in inputs.values()]
@@ -255,7 +255,7 @@ def read_states(context: WorkerContext, request: LayersRequest) -> Arrays:
         CorpusError: the states would take more than the limit.
     """
     session = context.session(request.files, request.settings)
-    inputs, problems = prompt_inputs(session, request.model, request.prompts, 0, request.settings.n_ctx)
+    inputs, problems = prompt_inputs(session, request.model, request.prompts, 0, request.settings)
     for error in problems.values():
         raise error
     ((tokens, _),) = inputs.values()

@@ -8,13 +8,21 @@ clustered errors are ours.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from harness.errors import NoData
-from harness.metrics.stats import as_estimate, mean_with_errors, quantile_with_error, require_samples
+from harness.metrics.stats import (
+    INTERVAL,
+    as_estimate,
+    mean_with_errors,
+    quantile_with_error,
+    require_samples,
+    signed_root,
+)
 from harness.records import Estimate
 
 __all__ = ["DivergenceKernel", "RowDivergence", "summarize_delta_p", "summarize_divergence", "summarize_same_top"]
@@ -98,6 +106,8 @@ class DivergenceKernel:
 def summarize_divergence(kld: ArrayLike, kld_reverse: ArrayLike) -> list[Estimate]:
     """Mean, percentiles and extremes of KL(reference || candidate), and the mean of the other direction.
 
+    Extremes are those of the tokens that were measured, and no estimates of a text's: they have no error.
+
     Kullback and Leibler (1951), On Information and Sufficiency.
 
     Args:
@@ -109,16 +119,17 @@ def summarize_divergence(kld: ArrayLike, kld_reverse: ArrayLike) -> list[Estimat
     estimates = [
         as_estimate("kld_mean", mean_with_errors(samples)),
         as_estimate("kld_reverse_mean", mean_with_errors(reverse)),
-        Estimate("kld_max", float(samples.max()), samples.size, clusters=samples.shape[0]),
+        Estimate("kld_max", float(samples.max()), samples.size),
     ]
     estimates += [as_estimate(name, quantile_with_error(samples, share)) for name, share in KLD_QUANTILES.items()]
-    return [*estimates, Estimate("kld_min", float(samples.min()), samples.size, clusters=samples.shape[0])]
+    return [*estimates, Estimate("kld_min", float(samples.min()), samples.size)]
 
 
 def summarize_delta_p(nll: ArrayLike, nll_reference: ArrayLike) -> list[Estimate]:
     """Change of the correct token's probability, exp(-nll) - exp(-nll_reference): mean, RMS, percentiles, extremes.
 
-    The error of the RMS is se(d^2) / (2 RMS), as llama-perplexity has it.
+    The error of the RMS is se(d^2) / (2 RMS), as llama-perplexity has it; the interval is the root of the mean
+    square's.
     """
     candidate = require_samples(nll, "probabilities")
     reference = require_samples(nll_reference, "probabilities of the reference")
@@ -130,15 +141,19 @@ def summarize_delta_p(nll: ArrayLike, nll_reference: ArrayLike) -> list[Estimate
     influence = squares / (2 * rms) if rms > 0 else squares
     estimates = [
         as_estimate("delta_p_mean", mean_with_errors(change)),
-        as_estimate("delta_p_rms", mean_with_errors(squares, influence=influence, value=rms)),
-        Estimate("delta_p_max", float(change.max()), change.size, clusters=change.shape[0]),
+        as_estimate("delta_p_rms", mean_with_errors(squares, influence=influence, value=rms, link=signed_root)),
+        Estimate("delta_p_max", float(change.max()), change.size),
     ]
     estimates += [as_estimate(name, quantile_with_error(change, share)) for name, share in DELTA_P_QUANTILES.items()]
-    return [*estimates, Estimate("delta_p_min", float(change.min()), change.size, clusters=change.shape[0])]
+    return [*estimates, Estimate("delta_p_min", float(change.min()), change.size)]
 
 
 def summarize_same_top(top: ArrayLike, top_reference: ArrayLike) -> Estimate:
     """Share of positions where both find the same token most likely; its iid error is sqrt(p (1 - p) / (n - 1)).
+
+    Where it is all or none of n positions there is no spread to tell an error from. The interval then reaches to the
+    share with which n independent positions would be all alike once in forty times (Hanley and Lippman-Hand 1983, If
+    Nothing Goes Wrong, Is Everything All Right?, JAMA 249(13)): no fewer could be told from it.
 
     Args:
         top: [windows, scored tokens] most likely token of the candidate, the first where several are.
@@ -148,4 +163,10 @@ def summarize_same_top(top: ArrayLike, top_reference: ArrayLike) -> Estimate:
     if candidate.shape != reference.shape:
         raise NoData(f"Top tokens of different positions: {candidate.shape} against {reference.shape}.")
     same = require_samples(candidate == reference, "top tokens")
-    return as_estimate("same_top", mean_with_errors(same))
+    mean = mean_with_errors(same)
+    unseen = 1 - ((1 - INTERVAL) / 2) ** (1 / same.size)
+    if mean.value == 1:
+        mean = replace(mean, low=1 - unseen)
+    elif mean.value == 0:
+        mean = replace(mean, high=unseen)
+    return as_estimate("same_top", mean)

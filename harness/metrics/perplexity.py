@@ -21,13 +21,13 @@ __all__ = ["compare_perplexity", "perplexity"]
 
 
 def perplexity(nll: ArrayLike) -> Estimate:
-    """exp(mean nll), with error exp(mean nll) * se(mean nll).
+    """exp(mean nll), with error exp(mean nll) * se(mean nll); the interval is exp of the mean nll's.
 
     Jelinek, Mercer, Bahl and Baker (1977), Perplexity: a measure of the difficulty of speech recognition tasks.
     """
     samples = require_samples(nll, "perplexity")
     value = math.exp(samples.mean())
-    return as_estimate("ppl", mean_with_errors(samples, influence=value * samples, value=value))
+    return as_estimate("ppl", mean_with_errors(samples, influence=value * samples, value=value, link=math.exp))
 
 
 def compare_perplexity(nll: ArrayLike, nll_reference: ArrayLike) -> list[Estimate]:
@@ -46,7 +46,9 @@ def compare_perplexity(nll: ArrayLike, nll_reference: ArrayLike) -> list[Estimat
     ppl, ppl_base = math.exp(samples.mean()), math.exp(base.mean())
     estimates = [
         as_estimate("ln_ppl_ratio", mean_with_errors(difference)),
-        as_estimate("ppl_ratio", mean_with_errors(difference, influence=ratio * difference, value=ratio)),
+        as_estimate(
+            "ppl_ratio", mean_with_errors(difference, influence=ratio * difference, value=ratio, link=math.exp)
+        ),
         as_estimate(
             "ppl_difference",
             mean_with_errors(difference, influence=ppl * samples - ppl_base * base, value=ppl - ppl_base),

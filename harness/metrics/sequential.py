@@ -7,8 +7,8 @@ hypothesis is true, and so exceeds 1 / alpha at any time with probability alpha 
 What is assumed:
     Windows are clusters. Only their means enter; how tokens of a window depend on each other does not matter.
     The expected mean of the next window, given the windows so far, is the mean that the limit is about. Neighbouring
-    windows of a text resemble each other, and its first pages are no sample of it: a pass that may stop early decodes
-    its windows in random order, and what it concludes is about the mean of the corpus.
+    windows of a text resemble each other, and its first pages are no sample of it: passes decode windows in random
+    order (--gguf-windows=sampled), and what one concludes early is about the mean of the corpus.
     Where values are bounded close enough on the side that the hypothesis bets on, nothing else is assumed, and the
     error is exact for any distribution: "KL is beyond its limit", since KL is never negative, and the same of shares.
     Nothing bounds KL from above, and without any assumption its mean has no upper confidence bound at all (Bahadur and

@@ -15,7 +15,6 @@ from harness.metrics.sequential import MAX_CV, RARE_TOKENS, EarlyDecision, Windo
 
 __all__ = [
     "COMPARED",
-    "WHOLE_PASS_METRICS",
     "WINDOW_METRICS",
     "EarlyDecisions",
     "WindowLimit",
@@ -33,11 +32,7 @@ WINDOW_METRICS: Final = frozenset({
     "kld_mean", "kld_reverse_mean", "ln_ppl_ratio", "ppl_ratio", "ppl", "same_top", "delta_p_mean", "delta_p_rms",
     *KLD_QUANTILES,
 })  # fmt: skip
-"""Metrics whose limit is one on a mean over windows."""
-
-WHOLE_PASS_METRICS: Final = frozenset({"kld_max", "ppl_difference", "ln_ppl_correlation"})
-"""Other metrics of a pass over the corpus that may have a limit: they need all windows."""
-
+"""Metrics whose limit is one on a mean over windows. All others of `CORPUS_METRICS` need all windows of a pass."""
 
 COMPARED: Final = ("kld_mean", "same_top", "ppl", "delta_p_rms")
 """Metrics that are compared with a baseline, by the means of windows that both have."""

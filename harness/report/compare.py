@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from harness.names import METRICS
-from harness.report.data import place, visible
+from harness.report.data import describe_windows, place, visible
 from harness.report.numbers import format_value
 
 __all__ = ["Comparison", "Difference", "compare_runs", "render_comparison"]
@@ -158,6 +158,9 @@ def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
         before, after = ((run.get(name) or {}).get(key) for run in (old, new))
         if before != after:
             changes.append(f"changed {name}: {before or 'none'} -> {after or 'none'}")
+    before, after = (describe_windows(run["corpus"]) if run.get("corpus") else "none" for run in (old, new))
+    if before != after:
+        changes.append(f"changed windows: {before} -> {after}")
     hashes_old, hashes_new = ({m["name"]: m["sha256"] for m in run.get("models", [])} for run in (old, new))
     changes += [
         f"changed file: {name} ({hashes_old[name][:12]} -> {hashes_new[name][:12]})"

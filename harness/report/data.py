@@ -10,7 +10,7 @@ from harness.metrics.tradeoff import dominated_by, smallest_passing
 from harness.report.numbers import format_bytes
 from harness.visible import visible, visible_lines
 
-__all__ = ["MOST_ESTIMATES", "Candidate", "RunView", "place", "visible", "visible_lines"]
+__all__ = ["MOST_ESTIMATES", "Candidate", "RunView", "describe_windows", "place", "visible", "visible_lines"]
 
 MOST_ESTIMATES: Final = 2000
 """Rows of a page: a browser sorts and filters as many at once. A run of many heads or prompts has tens of thousands."""
@@ -207,6 +207,18 @@ def _detail_of(row: Mapping[str, Any]) -> int:
     if row.get("head") is not None or row.get("prompt") is not None:
         return 2
     return int(row.get("layer") is not None)
+
+
+def describe_windows(corpus: Mapping[str, Any]) -> str:
+    """`16 of 237 windows of 512 tokens, drawn from the whole text`; a run of an older version took the first ones."""
+    windows, available, n_ctx = corpus["windows"], corpus.get("available"), corpus["n_ctx"]
+    if available is None:
+        return f"the first {windows} windows of {n_ctx} tokens"
+    if windows == available:
+        return f"all {windows} windows of {n_ctx} tokens"
+    if corpus.get("order") == "first":
+        return f"the first {windows} of {available} windows of {n_ctx} tokens"
+    return f"{windows} of {available} windows of {n_ctx} tokens, drawn from the whole text"
 
 
 def place(layer: int | None, head: int | None) -> str:

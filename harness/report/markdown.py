@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from harness.names import METRICS
-from harness.report.data import Candidate, RunView, visible
+from harness.report.data import Candidate, RunView, describe_windows, visible
 from harness.report.numbers import format_bytes, format_estimate, format_percent, format_value
 from harness.report.terminal import verdict_line
 
@@ -108,10 +108,7 @@ def _what_was_run(view: RunView) -> list[str]:
     if reason := run.get("reference_reason"):
         lines.append(reason)
     if corpus := run.get("corpus"):
-        lines.append(
-            f"{corpus['name']}, {corpus['windows']} windows of {corpus['n_ctx']} tokens; ± is one standard error,"
-            " clustered by window"
-        )
+        lines.append(f"{corpus['name']}, {describe_windows(corpus)}; ± is one standard error, clustered by window")
     if engine := run.get("engine"):
         backends = ", ".join(str(backend.get("name")) for backend in engine.get("backends", []))
         lines.append(

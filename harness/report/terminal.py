@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from harness.claims import judge_claims
-from harness.report.data import Candidate, RunView, visible
+from harness.report.data import Candidate, RunView, describe_windows, visible
 from harness.report.numbers import format_bytes, format_estimate, format_percent, format_value
 from harness.report.prices import price_note
 
@@ -117,7 +117,7 @@ def _notes(view: RunView) -> list[str]:
         )
     if corpus := run.get("corpus"):
         notes.append(
-            f"corpus: {visible(corpus['name'])}, {corpus['windows']} windows of {corpus['n_ctx']} tokens,"
+            f"corpus: {visible(corpus['name'])}, {describe_windows(corpus)},"
             f" {corpus['scored_tokens']} scored; ± is one standard error, clustered by window"
         )
     notes += [*view.early_notes(), *view.baseline_notes(), *_answers(view)]

@@ -107,7 +107,7 @@ class Passes:
         return self._compare(reference, reference, corpus, settings, chunks, "floor")
 
     def mixture(self, mixture: Mixture, reference: LoadedModel, corpus: Corpus, chunks: int) -> Arrays:
-        """A mixture of a candidate and its reference on the first windows; see `run_candidate_pass`."""
+        """A mixture of a candidate and its reference on the first windows of the pass; see `run_candidate_pass`."""
         settings = self._core.settings
         return self._compare(mixture.model, reference, corpus, settings, chunks, "mixture", mixture=mixture)
 
@@ -170,6 +170,7 @@ class Passes:
             "model": model.sha256,
             "corpus": corpus.sha256,
             "chunks": chunks,
+            "windows": self._core.options.windows,
             "settings": settings.to_json(),
             "engine": self._core.engine_key,
         }
@@ -190,6 +191,7 @@ class Passes:
             chunks=chunks or self._core.options.chunks,
             folder=entry.folder,
             key=entry.digest,
+            order=self._core.options.windows,
         )
 
     def _make_room(self, model: LoadedModel, request: PassRequest, entry: Entry) -> None:

@@ -82,7 +82,7 @@ def main() -> None:
 
 def _options(cache: Path, chunks: int, repetitions: int) -> Options:
     arguments = ["--models=smollm2-135m", f"--gguf-quants={QUANTS}", f"--gguf-chunks={chunks}", f"--gguf-cache={cache}"]
-    arguments += ["--gguf-pp=512", "--gguf-tg=128", f"--gguf-repetitions={repetitions}"]
+    arguments += ["--gguf-windows=first", "--gguf-pp=512", "--gguf-tg=128", f"--gguf-repetitions={repetitions}"]
     config = pytest.Config.fromdictargs({}, ["-p", "no:cacheprovider", *arguments])
     return read_options(config)
 

@@ -1,4 +1,4 @@
-"""A pass that stops early has the same values for the windows that it decoded as one that does not."""
+"""Windows in any order have the same values; one order serves all passes, those that stop early included."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from harness.corpora import load_corpus
-from harness.engine.settings import SessionSettings
+from harness.engine.settings import SessionSettings, WindowOrder
 from harness.engine.worker import Worker
 from harness.ladder import plan_ladder
 from harness.measure.arrays import save_arrays
@@ -31,11 +32,22 @@ def test_windows_are_the_same_in_any_order(llama_file: Path, tmp_path: Path, thr
     settings = SessionSettings(n_ctx=64, n_batch=128, threads=threads)
 
     def request(file: Path, name: str) -> PassRequest:
-        return PassRequest(name, (file,), settings, CorpusText("pydoc", text), WINDOWS, tmp_path / name)
+        order: WindowOrder = "first" if name == "in order" else "sampled"
+        corpus = CorpusText("pydoc", text)
+        return PassRequest(name, (file,), settings, corpus, WINDOWS, tmp_path / name, order)
 
     reference = tmp_path / "reference"
     with Worker("reference", tmp_path / "log") as worker:
         base = worker.call(run_reference_pass, None, request(llama_file, "reference"), True, 10**9)
+        in_order = worker.call(run_reference_pass, None, request(llama_file, "in order"), False, 10**9)
+    window: NDArray[np.int64] = base["window"].astype(np.int64)
+    assert sorted(set(window)) != list(range(WINDOWS))
+    assert (in_order["window"] == np.arange(WINDOWS)).all()
+    assert in_order["available"].item() == base["available"].item() > WINDOWS
+    both = window < WINDOWS
+    assert 0 < both.sum() < WINDOWS
+    for name in ("nll", "tokens"):
+        assert in_order[name][window[both]] == pytest.approx(base[name][both], rel=1e-4, abs=1e-6), name
     save_arrays(reference / "arrays.npz", base)
     never = (WindowLimit("kld_mean", -1e-300, 0.95, "never"), WindowLimit("ppl", 0.0, 0.95, "at once"))
     soon = (WindowLimit("kld_mean", 1000.0, 0.95, "soon"),)
@@ -47,13 +59,11 @@ def test_windows_are_the_same_in_any_order(llama_file: Path, tmp_path: Path, thr
             return {key: np.asarray(array) for key, array in arrays.items()}
 
         whole, early = measure("whole", ()), measure("early", soon)
-        assert "window" not in whole
+        assert (whole["window"] == window).all()
         done = len(early["nll"])
         assert 4 <= done <= 12
-        assert len(np.unique(early["window"])) == done
-        assert (early["window"] != np.arange(done)).any()
         for name, values in whole.items():
-            assert early[name] == pytest.approx(values[early["window"]], rel=1e-4, abs=1e-6), name
+            assert early[name] == pytest.approx(values[:done], rel=1e-4, abs=1e-6), name
         # Limits that are decided by the bounds of the values still leave two windows, for an error to exist.
         assert len(measure("at once", never)["nll"]) == 2
         assert not list(tmp_path.glob("*/partial.npz"))
@@ -72,7 +82,7 @@ def test_tiny_is_decided_with_a_quarter_of_the_tokens(tmp_path: Path) -> None:
         for model, outcome in zip(candidates, ("pass", "fail"), strict=True):
             arrays = runner.passes.candidate(model, reference, corpus)
             assert len(arrays["nll"]) < len(base["nll"]) / 4
-            same = {name: base[name][arrays["window"]] for name in ("nll", "top")}
+            same = {name: base[name][: len(arrays["nll"])] for name in ("nll", "top")}
             decisions = decided_so_far(runner.passes.early_limits, arrays, same)
             assert len(decisions) == 4
             assert {decision.outcome if decision else None for decision in decisions.values()} == {outcome}, model.name

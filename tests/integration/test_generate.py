@@ -297,6 +297,19 @@ def test_a_prompt_longer_than_the_context_costs_itself_alone(worker: Worker, lla
     assert len(found["edge"].tokens) == LIMIT or found["edge"].end is not None
 
 
+def test_a_larger_context_is_beyond_the_training_only_if_asked_for(worker: Worker, llama_file: Path) -> None:
+    """The model was trained on 512 tokens, as its file says."""
+    request = _request(llama_file, (Prompt("long", "x" * 600),))
+    larger = replace(request.settings, n_ctx=1024, n_batch=1024)
+    (refused,) = worker.call(generate_texts, None, replace(request, settings=larger)).values()
+    assert isinstance(refused, PromptError)
+    assert "600 tokens and 12 more do not fit into the model's context of 512" in str(refused)
+    assert "--gguf-beyond-context and a larger --gguf-ctx" in refused.hint
+    asked = replace(larger, beyond_context=True)
+    (text,) = worker.call(generate_texts, None, replace(request, settings=asked)).values()
+    assert isinstance(text, Generation)
+
+
 def test_an_empty_prompt_continues_bos_or_is_refused(worker: Worker, llama_file: Path, chat_file: Path) -> None:
     empty = Prompt("empty", "")
     found = worker.call(generate_texts, None, _request(llama_file, (empty, TEXTS[0])))

@@ -49,6 +49,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory, smollm2_file: Path) -> It
     cache = tmp_path_factory.mktemp("cache")
     quants = ",".join(ORACLE["candidates"])
     arguments = ["--models=smollm2-135m", f"--gguf-quants={quants}", "--gguf-chunks=4", f"--gguf-cache={cache}"]
+    arguments.append("--gguf-windows=first")
     options = read_options(pytest.Config.fromdictargs({}, ["-p", "no:cacheprovider", *arguments]))
     runner, ladder = Runner(options, SilentProgress()), plan_ladder(options)
     assert ladder.reference is not None

@@ -37,7 +37,9 @@ def test_a_candidate_that_became_worse_fails(
     result.stdout.fnmatch_lines(["saved: *results/baselines/main.json"])
     saved = json.loads((pytester.path / "results/baselines/main.json").read_text())
     assert set(saved["models"]) == {"random-F32", "mine"}
-    assert saved["models"]["mine"]["windows"] == list(range(8))
+    windows = saved["models"]["mine"]["windows"]
+    assert len(set(windows)) == 8
+    assert max(windows) > 1000, "windows are drawn from the whole text"
 
     result = run_suite(*models, "--gguf-baseline=main", "-k", "divergence or baseline")
     assert result.ret == 0

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.errors import GateError, NoData
 from harness.gates import Gate, early_limits, load_gates
+from harness.metrics.divergence import summarize_delta_p, summarize_divergence, summarize_same_top
+from harness.metrics.perplexity import compare_perplexity, perplexity
 from harness.metrics.sequential import EarlyDecision
-from harness.metrics.windows import WindowLimit
+from harness.metrics.windows import WINDOW_METRICS, WindowLimit
+from harness.names import CORPUS_METRICS, METRICS
 from harness.records import Estimate
 from harness.verdicts import adjust, decide
 
@@ -249,3 +253,74 @@ def test_gates_of_a_pass_are_limits_on_its_windows() -> None:
         WindowLimit("ppl_ratio", 1.05, confidence, "ppl"),
     )
     assert early_limits([*gates, Gate("kld_max", 3)]) == ()
+
+
+@pytest.mark.parametrize("metric", sorted(METRICS))
+def test_no_gate_of_a_pass_is_left_undecided_by_stopping(metric: str) -> None:
+    """Whatever has a gate: a pass stops when that is decided, or not at all, or it is nothing that a pass feeds."""
+    if METRICS[metric].better == "neutral":
+        return
+    limits = early_limits([Gate("kld_mean", 0.1), Gate(metric, 0.5)])
+    if metric not in CORPUS_METRICS:
+        assert [limit.gate for limit in limits] == ["kld_mean"]
+    elif metric in WINDOW_METRICS:
+        assert metric in {limit.gate for limit in limits}
+    else:
+        assert limits == ()
+
+
+def test_what_a_pass_measures_is_a_metric_of_the_corpus() -> None:
+    nll = np.random.default_rng(0).random((4, 40))
+    estimates = [perplexity(nll), *compare_perplexity(nll, nll[::-1]), summarize_same_top(nll > 0.5, nll > 0.6)]
+    estimates += [*summarize_divergence(nll, nll), *summarize_delta_p(nll, nll[::-1])]
+    assert {estimate.metric for estimate in estimates} == set(CORPUS_METRICS)
+
+
+@pytest.mark.parametrize(
+    ("metric", "limit"), [("kld_min", 0.1), ("kld_max", 1.0), ("ppl_difference", 1.0), ("ln_ppl_correlation", 0.9)]
+)
+def test_gates_that_need_all_windows_keep_a_pass_from_stopping(metric: str, limit: float) -> None:
+    assert early_limits([Gate("kld_mean", 0.1), Gate(metric, limit)]) == ()
+    assert early_limits([Gate("kld_mean", 0.1), Gate("load_s", limit)]) != ()
+
+
+def test_each_side_has_its_own_error() -> None:
+    """Skewed window means: the same value passes or not by how far its own side reaches."""
+    gate = Gate("kld_mean", 0.1)
+    near = Estimate("kld_mean", 0.09, 4080, 0.004, None, 16, low=0.07, high=0.099)
+    far = Estimate("kld_mean", 0.09, 4080, 0.004, None, 16, low=0.089, high=0.12)
+    assert decide(gate, near, "m").verdict == "pass"
+    assert decide(gate, far, "m").verdict == "inconclusive"
+    beyond = Estimate("kld_mean", 0.11, 4080, 0.004, None, 16, low=0.103, high=0.2)
+    assert decide(gate, beyond, "m").verdict == "fail"
+    for estimate in (near, far, beyond):
+        verdict = decide(gate, estimate, "m")
+        assert verdict.p_value is not None
+        assert (verdict.p_value < 0.05) == (verdict.verdict != "inconclusive")
+
+
+def test_a_percentile_that_the_samples_do_not_reach_is_not_passed() -> None:
+    """Four windows of 31 tokens have one token beyond the 99th percentile: it bounds nothing."""
+    kld = np.random.default_rng(0).random((4, 31))
+    estimates = {estimate.metric: estimate for estimate in summarize_divergence(kld, kld)}
+    verdict = decide(Gate("kld_p99", 5.0), estimates["kld_p99"], "m")
+    assert verdict.verdict == "inconclusive"
+    assert "124 samples are too few" in verdict.detail
+    assert decide(Gate("kld_p99", 0.01), estimates["kld_p99"], "m").verdict == "fail"
+    assert decide(Gate("kld_median", 5.0), estimates["kld_median"], "m").verdict == "pass"
+
+
+def test_one_prompt_decides_nothing() -> None:
+    assert decide(Gate("bleu", 20.0), Estimate("bleu", 90.0, 1, clusters=1), "m").verdict == "inconclusive"
+
+
+def test_no_changed_token_is_not_certainty() -> None:
+    """Of 120 tokens none changed: one time in forty that happens where 3 % change."""
+    same = np.ones((4, 30), dtype=bool)
+    estimate = summarize_same_top(same, same)
+    assert (estimate.value, estimate.se) == (1.0, 0.0)
+    assert decide(Gate("same_top", 0.9), estimate, "m").verdict == "pass"
+    assert decide(Gate("same_top", 0.999), estimate, "m").verdict == "inconclusive"
+    none = summarize_same_top(same, ~same)
+    assert decide(Gate("same_top", 0.001), none, "m").verdict == "inconclusive"
+    assert decide(Gate("same_top", 0.5), none, "m").verdict == "fail"

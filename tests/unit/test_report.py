@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.report.compare import compare_runs, render_comparison
-from harness.report.data import MOST_ESTIMATES, RunView, visible
+from harness.report.data import MOST_ESTIMATES, RunView, describe_windows, visible
 from harness.report.html import write_html
 from harness.report.markdown import render_markdown
 from harness.report.numbers import format_bytes, format_estimate, format_percent, format_value
@@ -381,3 +381,27 @@ def test_notes_say_what_does_not_stand_what_was_spared_and_what_changed(run: dic
     markdown = render_markdown(run).replace("\\", "").replace("&gt;", ">")
     for name, text in (texts | {"markdown": markdown}).items():
         assert [words for words in expected if words not in text] == [], name
+
+
+@pytest.mark.parametrize(
+    ("corpus", "sentence"),
+    [
+        (
+            {"windows": 16, "available": 237, "order": "sampled"},
+            "16 of 237 windows of 512 tokens, drawn from the whole text",
+        ),
+        ({"windows": 16, "available": 237, "order": "first"}, "the first 16 of 237 windows of 512 tokens"),
+        ({"windows": 34, "available": 34, "order": "sampled"}, "all 34 windows of 512 tokens"),
+        ({"windows": 16}, "the first 16 windows of 512 tokens"),
+    ],
+)
+def test_windows_are_described_as_they_were_chosen(run: dict[str, Any], corpus: dict[str, Any], sentence: str) -> None:
+    assert describe_windows({"n_ctx": 512} | corpus) == sentence
+    described = run["corpus"] | {"n_ctx": 512, "available": None, "order": None} | corpus
+    chosen = run | {"corpus": described}
+    assert sentence in " ".join(render_terminal(chosen, width=200, color=False).split())
+    assert sentence in render_markdown(chosen)
+    other = run | {"corpus": described | {"windows": 20, "available": 300, "order": "sampled"}}
+    assert f"changed windows: {sentence} -> 20 of 300 windows of 512 tokens" in " ".join(
+        compare_runs(chosen, other).changes
+    )

@@ -120,6 +120,8 @@ def _hover(model: Candidate, row: dict[str, Any], factor: int) -> str:
     ]
     if row["se"] is not None:
         lines.append(f"standard error, by window: {format_value(factor * row['se'])}")
+    if row.get("low") is not None and row.get("high") is not None:
+        lines.append(f"95 % interval: {format_value(factor * row['low'])} to {format_value(factor * row['high'])}")
     if row["se_iid"] is not None and row["se_iid"] != row["se"]:
         lines.append(f"as if tokens were independent: {format_value(factor * row['se_iid'])}")
     lines.append(f"n = {row['n']}" + (f" in {row['clusters']} windows" if row.get("clusters") else ""))
