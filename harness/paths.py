@@ -16,6 +16,7 @@ __all__ = ["file_name", "option_path", "path_argument"]
 # Linux and macOS allow 255, suffixes included.
 _MOST_BYTES: Final = 200
 _HASH_DIGITS: Final = 8
+_KEPT_END: Final = 32
 _NOT_KEPT: Final = re.compile(r"[^A-Za-z0-9._+() -]+")
 
 
@@ -64,4 +65,8 @@ def file_name(name: str) -> str:
     if kept == name and 0 < len(kept) <= _MOST_BYTES:
         return name
     digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:_HASH_DIGITS]
-    return f"{kept[: _MOST_BYTES - _HASH_DIGITS - 1]}-{digest}".lstrip("-")
+    room = _MOST_BYTES - _HASH_DIGITS - 1
+    if len(kept) > room:
+        # The end of a model's name says its type.
+        kept = f"{kept[: room - _KEPT_END - 1]}_{kept[-_KEPT_END:]}"
+    return f"{kept}-{digest}".lstrip("-")

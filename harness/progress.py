@@ -117,6 +117,9 @@ def _new_bar(label: str, unit: str, total: int) -> tuple[Any, Any]:
         TimeRemainingColumn,
     )
 
+    console = Console()
+    # A name may have characters that the terminal does not: rich would raise.
+    label = label.encode(console.encoding, "backslashreplace").decode(console.encoding)
     bar = Progress(
         TextColumn("  {task.description}"),
         BarColumn(bar_width=24),
@@ -126,7 +129,7 @@ def _new_bar(label: str, unit: str, total: int) -> tuple[Any, Any]:
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        console=Console(),
+        console=console,
         auto_refresh=False,
         transient=True,
         redirect_stdout=False,

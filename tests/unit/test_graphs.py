@@ -19,6 +19,7 @@ from hypothesis.extra import numpy as hnp
 from harness import __version__
 from harness.errors import GraphError, NoData, StoreError
 from harness.gguf_file import GGUFHeader, TensorInfo, read_header
+from harness.gguf_metadata import Metadata
 from harness.graphs import (
     AttentionGraph,
     Column,
@@ -81,7 +82,7 @@ def test_weights_are_shares_of_the_parent(llama_file: Path) -> None:
 
 def _header(names: list[str]) -> GGUFHeader:
     tensors = tuple(TensorInfo(name, (32, 2), "Q8_0", 0, 68) for name in names)
-    return GGUFHeader(Path("m.gguf"), 3, {}, tensors, 0, 0, 32, 0, None)
+    return GGUFHeader(Path("m.gguf"), 3, Metadata("m.gguf"), tensors, 0, 0, 32, 0, None)
 
 
 def test_blocks_are_in_the_order_of_their_numbers() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -81,3 +84,12 @@ def test_what_is_no_path_is_said_by_every_command(
         status = ended.code  # type: ignore[assignment]
     assert status == 2
     assert MISTAKES[value] in capsys.readouterr().err
+
+
+def test_a_command_writes_what_its_terminal_can_show(llama_file: Path, tmp_path: Path) -> None:
+    os.link(llama_file, tmp_path / "模\udcff.gguf")
+    command = [sys.executable, "-m", "harness.cli", "inspect", str(tmp_path)]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, capture_output=True, env=environment, check=True)
+    assert done.stdout.startswith(b"\\u6a21\\xff\n")
+    assert done.stderr == b""

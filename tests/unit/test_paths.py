@@ -89,4 +89,6 @@ def test_plain_names_stay(tmp_path: Path) -> None:
     for name in ("tiny-Q8_0", "Meta-Llama-3.1-8B (2)", "x" * 200):
         assert file_name(name) == name
     (tmp_path / f"{file_name('模' * 300)}.server.log").touch()
+    assert file_name("模" * 300 + "-Q4_K_M").startswith("_-Q4_K_M-")
+    assert "_" + "y" * 25 + "-Q4_K_M-" in file_name("y" * 300 + "-Q4_K_M")
     assert file_name("dir/model") == "dir_model-" + file_name("dir/model")[-8:]

@@ -81,7 +81,7 @@ def _one(text: str) -> str:
         ("prompt = 3", "has no prompts"),
         ("prompt = [1]", "prompt 1 is 1, expected a table"),
         ("[[prompts]]\nid = 'a'", "unknown field 'prompts'.\n  Did you mean 'prompt'"),
-        (b"[[prompt]]\nid = 'a'\ntext = '\xff'", "is not UTF-8 text: byte 0xff at offset 27, line 3"),
+        (b"[[prompt]]\nid = 'a'\ntext = '\xff'", "is not UTF-8 text: byte 0xff at offset 28, line 3"),
         (_one("id = 'a'\ntext ="), "is not TOML: .*line 3"),
         (_one("text = 'a'"), "prompt 1 has the id None, expected 1 to 80 printable characters"),
         (_one("id = ' '\ntext = 'a'"), "has the id ' '"),
