@@ -16,10 +16,12 @@ import pytest
 
 from harness.errors import HarnessError
 from harness.options import add_options
+from harness.outcomes import attempt_of, begin_attempt, describe_failure
+from harness.plan import suite_of
 from harness.report.data import visible
 from harness.reporting import Reporting
 from harness.run import new_run_id
-from harness.state import STATE, State
+from harness.state import FINDINGS, STATE, State
 
 if TYPE_CHECKING:
     from harness.ladder import PlannedModel
@@ -78,7 +80,7 @@ def pytest_configure(config: pytest.Config) -> None:
             # Tests of one model belong together: each process would load every model otherwise.
             config.option.dist = "loadgroup"
         try:
-            _ = state.options, state.ladder, state.prompts, state.baseline, state.words
+            _ = state.options, state.ladder, state.prompts, state.baseline, state.words, state.gates
         except HarnessError as error:
             raise pytest.UsageError(str(error)) from None
 
@@ -94,7 +96,7 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
     Without a baseline there is nothing to compare with. Benchmarks measure again what test_speed.py measures.
     """
-    if not _in_suites(collection_path):
+    if suite_of(collection_path) is None:
         return None
     wanted = {
         _BASELINE_TESTS: config.getoption("--gguf-baseline") is not None,
@@ -111,7 +113,7 @@ def pytest_benchmark_compare_machine_info(
 
     With `filterwarnings = error`, that would end the session.
     """
-    if not (_any_given(config) or any(_in_suites(Path(arg.split("::")[0]).absolute()) for arg in config.args)):
+    if not (_any_given(config) or any(suite_of(Path(arg.split("::")[0]).absolute()) for arg in config.args)):
         return
     stored = compared_benchmark["machine_info"].get("cpu", {})
     moment = {name: stored[name] for name in ("hz_actual", "hz_actual_friendly") if name in stored}
@@ -163,6 +165,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     state = config.stash[STATE]
     if state.problem is not None:
         raise pytest.UsageError(str(state.problem))
+    state.suites = {suite for item in items if (suite := suite_of(item.path)) is not None}
     state.comparisons = sum("baseline" in item.fixturenames for item in ours if isinstance(item, pytest.Function))
     state.divergence = any({"candidate", "corpus_pass"} <= _ours(item) for item in ours)
     order = {model.name: index for index, model in enumerate(state.ladder.models)}
@@ -177,17 +180,28 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.xdist_group(f"gguf-{_model_name(item) or 'session'}"))
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Begin with nothing found: what an earlier attempt at this test has found does not count."""
+    if _ours(item):
+        begin_attempt(item, FINDINGS)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Show our own errors as the message that they are, without a traceback; tell the report its model."""
     report = yield
-    if call.excinfo is not None and isinstance(call.excinfo.value, HarnessError):
-        report.longrepr = str(call.excinfo.value)
-    if _ours(item):
+    ours = _ours(item)
+    if ours or isinstance(call.excinfo and call.excinfo.value, HarnessError):
+        describe_failure(report, call, of_prompt="prompt" in ours)
+    if ours:
         # Attributes of a report travel to xdist's controller, unlike items.
         report.gguf_model = _model_name(item)  # type: ignore[attr-defined]
+        report.gguf_suite = item.path.parent.name  # type: ignore[attr-defined]
+        report.gguf_attempt = attempt_of(item)  # type: ignore[attr-defined]
+        report.gguf_suites = sorted(item.config.stash[STATE].suites)  # type: ignore[attr-defined]
     return report
 
 
@@ -215,12 +229,6 @@ def _ours(item: pytest.Item) -> set[str]:
         for name, found in definitions.items()
         if found and name not in direct and found[-1].func.__module__.startswith("harness.fixtures.")
     } & _FIXTURE_NAMES
-
-
-def _in_suites(path: Path) -> bool:
-    """Whether a file is of the suites that come along, in a checkout or installed."""
-    places = Path(__file__).parent.parent / "suites", Path(__file__).parent / "suites"
-    return any(path.is_relative_to(place) for place in places)
 
 
 def _model_name(item: pytest.Item) -> str | None:

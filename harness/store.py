@@ -29,7 +29,17 @@ from harness.records import SCHEMA_VERSION
 if TYPE_CHECKING:
     from harness.measure.observers import Arrays
 
-__all__ = ["Cache", "Entry", "find_run", "load_run", "prepare_folder", "write_bytes", "write_json", "write_text"]
+__all__ = [
+    "Cache",
+    "Entry",
+    "find_run",
+    "load_run",
+    "prepare_folder",
+    "run_file",
+    "write_bytes",
+    "write_json",
+    "write_text",
+]
 
 _ARRAYS: Final = "arrays.npz"
 _META: Final = "meta.json"
@@ -272,4 +282,24 @@ def _unwritable(path: Path, error: OSError) -> StoreError:
     return StoreError(
         f"{path} could not be written: {error.strerror or error}.",
         "Check permissions and free space, or choose other folders with --gguf-results and --gguf-cache.",
+    )
+
+
+def run_file(folder: Path, name: object) -> Path:
+    """A file of a run, by the name that its run.json gives: a run that comes from elsewhere may name anything.
+
+    Args:
+        folder: the run's.
+        name: relative to it.
+
+    Raises:
+        StoreError: it is none, or leads out of the folder: an absolute path, `..`, a symbolic link.
+    """
+    if isinstance(name, str) and name and "\0" not in name:
+        path = folder / name
+        if not Path(name).is_absolute() and path.resolve().is_relative_to(folder.resolve()):
+            return path
+    raise StoreError(
+        f"{folder / 'run.json'} names the file {name!r}, expected one in the folder of the run.",
+        "Nothing outside of that folder is read. Measure again, or remove the entry from `arrays`.",
     )
