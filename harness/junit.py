@@ -107,6 +107,8 @@ def _describe(xml: _LogXML, run: Mapping[str, Any]) -> None:
     facts += [("reference", view.reference)] if view.reference else []
     facts += [("engine", ", ".join(versions))] if versions else []
     facts += [(f"verdict[{model.name}]", model.label) for model in view.candidates]
+    if view.alone is not None and view.alone.standing.verdict:
+        facts.append((f"verdict[{view.alone.name}]", view.alone.standing.verdict))
     facts += [(f"gate.{gate['metric']}[{gate['model']}]", gate["verdict"]) for gate in run.get("gates", [])]
     for name, text in facts:
         xml.add_global_property(visible(f"gguf.{name}"), visible(text))

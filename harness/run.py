@@ -235,7 +235,8 @@ class RunDraft:
         for gate in gates:
             self.found[gate["test"]].gates.append(gate)
         for comparison in comparisons:
-            self.found[comparison["test"]].comparisons.append(comparison)
+            # One that could not be made belongs to no test.
+            self.found.setdefault(comparison.get("test", ""), Findings()).comparisons.append(comparison)
 
     def save(self, *, settled: bool, last: bool = False) -> dict[str, Any]:
         """Write run.json and return its content.

@@ -112,8 +112,8 @@ def annotation_lines(run: Mapping[str, Any]) -> list[str]:
     for model in view.models:
         # Where a test ended without deciding its gate, the session failed by it.
         failed = any(one.outcome == "failed" for one in model.standing.undecided)
-        told = [(f"{model.name} is incomplete", sentence) for sentence in model.standing.missing]
-        (errors if failed else incomplete).extend(told)
+        titled = [(f"{model.name} is incomplete", sentence) for sentence in model.standing.missing]
+        (errors if failed else incomplete).extend(titled)
     errors += [("gguf-harness", f"I{view.interrupted[1:]}")] if view.interrupted else []
     undecided = [gate for gate in gates if gate["verdict"] == "inconclusive"]
     warnings = incomplete + [_gate(gate) for gate in undecided if not strict]

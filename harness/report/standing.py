@@ -14,6 +14,7 @@ __all__ = ["Failure", "Standing", "Standings", "Undecided", "failures_of", "unde
 Entry = Mapping[str, Any]
 
 _FAILED: Final = frozenset({"failed", "error"})
+_NOT_KEPT: Final = frozenset({"worse", "missing"})
 _ENDED: Final = _FAILED | {"passed", "skipped"}
 _UNDECIDED: Final = ", and this test did not decide on it: "
 
@@ -110,7 +111,7 @@ class Standings:
     def of(self, model: str) -> Standing:
         """Where one of them stands."""
         gates, undecided = self._gates.get(model, []), tuple(self._undecided.get(model, []))
-        worse = [one["detail"] for one in self._comparisons.get(model, []) if one.get("outcome") == "worse"]
+        worse = [one["detail"] for one in self._comparisons.get(model, []) if one.get("outcome") in _NOT_KEPT]
         told: dict[str, list[str]] = {}
         for failure in self._failures.get(model, []):
             told.setdefault(failure.kind, []).append(failure.words)

@@ -227,7 +227,9 @@ def test_every_run_renders(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["../../x.npz", "/etc/passwd", None])
-@pytest.mark.parametrize("kind", ["kld_quantiles", "layers", "embedding_map", "attention", "weight_errors", "head_removal"])
+@pytest.mark.parametrize(
+    "kind", ["kld_quantiles", "layers", "embedding_map", "attention", "weight_errors", "head_removal"]
+)
 def test_a_report_reads_nothing_outside_of_its_run(
     run: dict[str, Any], tmp_path: Path, name: object, kind: str
 ) -> None:
