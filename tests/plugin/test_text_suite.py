@@ -92,13 +92,9 @@ def test_hostile_prompts_cost_their_own_tests_and_are_text(
     # A prompt that a model cannot have costs that prompt.
     assert result.ret == 0
     result.assert_outcomes(passed=4, skipped=2)
-    result.stdout.fnmatch_lines(
-        [
-            "*prompt 'empty': it has no tokens*",
-            "*prompt 'long': 100100 tokens and 8 more do not*",
-            "note: 2 of 5 prompts could not be given to random-F32: prompt 'empty': it has no tokens*",
-        ]
-    )
+    words = " ".join(str(result.stdout).split())
+    assert "note: 2 of 5 prompts could not be given to random-F32: prompt 'empty': it has no tokens" in words
+    assert "prompt 'long': 100100 tokens and 8 more do not" in words
     assert "Traceback" not in str(result.stdout)
     assert "\x1b[2J" not in str(result.stdout)
     run = read_run()
