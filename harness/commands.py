@@ -20,7 +20,7 @@ __all__ = ["run_command"]
 _EXIT_CODES = """\
 exit codes of run, which are pytest's:
   0  every gate and test passed
-  1  a gate or a test failed, or the results could not be stored
+  1  a gate or a test failed, a gate was not decided by the test that ran for it, or the results could not be stored
   2  interrupted, or tests could not be collected
   3  an internal error
   4  a mistake on the command line: nothing was measured

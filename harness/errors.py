@@ -28,6 +28,7 @@ __all__ = [
     "ModelNotFound",
     "NoData",
     "NoLanguageHead",
+    "NoPrompt",
     "OptionError",
     "PromptError",
     "QuantizeError",
@@ -87,6 +88,10 @@ class CorpusError(HarnessError):
 
 class PromptError(HarnessError):
     """A prompt set is malformed, or a prompt is none for a model: too long, or refused by its chat template."""
+
+
+class NoPrompt(PromptError):
+    """A model can be given none of the prompts of a set, or none that it can be compared on."""
 
 
 class EngineError(HarnessError):

@@ -193,7 +193,9 @@ class Generate(Protocol):
         """A candidate's continuation of a prompt beside the reference's.
 
         Raises:
-            PromptError: one of both cannot have this prompt, or their chat templates made different prompts of it.
+            PromptError: one of both cannot have this prompt.
+            ModelError: their chat templates made different prompts of it.
+            NoPrompt: none of the prompts can be compared.
         """
 
     def compare_all(

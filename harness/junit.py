@@ -14,8 +14,10 @@ stand, in the properties of a test case:
     gguf.gate.<metric>.detail    the sentence behind it
     gguf.baseline.<metric>       the sentence on how it compares with --gguf-baseline
 
-and in those of the test suite `gguf.run`, `gguf.headline`, `gguf.reference`, `gguf.engine`, `gguf.verdict[<model>]` and
-`gguf.gate.<metric>[<model>]`, as the whole run decides. Names do not change between releases; shares are fractions.
+and in those of the test suite `gguf.run`, `gguf.headline`, `gguf.reference`, `gguf.engine`, `gguf.verdict[<model>]`
+(pass, fail, error, incomplete, inconclusive, or "measured, not gated"), `gguf.undecided[<model>]` (what makes it
+incomplete) and `gguf.gate.<metric>[<model>]`, as the whole run decides. Names do not change between releases; shares
+are fractions.
 
 pytest writes properties of test cases in both of its families. The schema of xunit1 has no objection; that of xunit2
 knows none in a test case, so that a reader that validates needs `-o junit_family=xunit1`.
@@ -101,9 +103,12 @@ def _describe(xml: _LogXML, run: Mapping[str, Any]) -> None:
     engine = run.get("engine") or {}
     versions = [f"{name} {engine[key]}" for name, key in _ENGINE if engine.get(key)]
     facts = [("run", run["id"]), ("headline", view.headline())]
+    facts += [(f"undecided[{model.name}]", told) for model in view.models for told in model.standing.missing]
     facts += [("reference", view.reference)] if view.reference else []
     facts += [("engine", ", ".join(versions))] if versions else []
-    facts += [(f"verdict[{model.name}]", model.verdict or "not gated") for model in view.candidates]
+    facts += [(f"verdict[{model.name}]", model.label) for model in view.candidates]
+    if view.alone is not None and view.alone.standing.verdict:
+        facts.append((f"verdict[{view.alone.name}]", view.alone.standing.verdict))
     facts += [(f"gate.{gate['metric']}[{gate['model']}]", gate["verdict"]) for gate in run.get("gates", [])]
     for name, text in facts:
         xml.add_global_property(visible(f"gguf.{name}"), visible(text))

@@ -36,6 +36,10 @@ class PlannedModel:
     base: PlannedModel | None = None
     quant: str | None = None
 
+    def __repr__(self) -> str:
+        """Short: pytest shows it in messages of failed assertions."""
+        return f"<planned model {self.name}>"
+
 
 @dataclass(frozen=True, slots=True)
 class Ladder:

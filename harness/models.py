@@ -87,6 +87,10 @@ class ModelInfo:
     fallbacks: tuple[dict[str, Any], ...] = ()
     warnings: tuple[str, ...] = field(default=())
 
+    def __repr__(self) -> str:
+        """Short: pytest shows it in messages of failed assertions."""
+        return f"<facts of {self.name}>"
+
     def to_json(self) -> dict[str, Any]:
         """A dictionary of JSON types only; files by name, since their folder says nothing elsewhere."""
         values = asdict(self)

@@ -21,10 +21,12 @@ from harness.distribution import ModelGroups, can_group, send_groups
 from harness.errors import HarnessError
 from harness.interrupts import absorbed
 from harness.options import add_options, given_options
+from harness.outcomes import attempt_of, begin_attempt, describe_failure
+from harness.plan import suite_of
 from harness.report.data import visible
 from harness.reporting import Reporting
 from harness.run import new_run_id
-from harness.state import STATE, State
+from harness.state import FINDINGS, STATE, State
 from harness.visible import is_utf8
 
 _FIXTURES: Final = (
@@ -127,7 +129,7 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
     Without a baseline there is nothing to compare with. Benchmarks measure again what test_speed.py measures.
     """
-    if not _in_suites(collection_path):
+    if suite_of(collection_path) is None:
         return None
     wanted = {
         _BASELINE_TESTS: config.getoption("--gguf-baseline") is not None,
@@ -207,6 +209,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                 from harness.text_check import check_windows
 
                 check_windows(state.options, state.ladder)
+    state.suites = {suite for item in items if (suite := suite_of(item.path)) is not None}
     state.comparisons = sum("baseline" in item.fixturenames for item in ours if isinstance(item, pytest.Function))
     state.divergence = any({"candidate", "corpus_pass"} <= _ours(item) for item in ours)
     order = {model.name: index for index, model in enumerate(state.ladder.models)}
@@ -219,17 +222,28 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         send_groups(config, {item.nodeid: f"gguf-{_model_name(item) or ''}" for item in ours})
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Begin with nothing found: what an earlier attempt at this test has found does not count."""
+    if _ours(item):
+        begin_attempt(item, FINDINGS)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Show our own errors as the message that they are, without a traceback; tell the report its model."""
     report = yield
-    if call.excinfo is not None and isinstance(call.excinfo.value, HarnessError):
-        report.longrepr = str(call.excinfo.value)
-    if _ours(item):
+    ours = _ours(item)
+    if ours or isinstance(call.excinfo and call.excinfo.value, HarnessError):
+        describe_failure(report, call, of_prompt="prompt" in ours)
+    if ours:
         # Attributes of a report travel to xdist's controller, unlike items.
         report.gguf_model = _model_name(item)  # type: ignore[attr-defined]
+        report.gguf_suite = item.path.parent.name  # type: ignore[attr-defined]
+        report.gguf_attempt = attempt_of(item)  # type: ignore[attr-defined]
+        report.gguf_suites = sorted(item.config.stash[STATE].suites)  # type: ignore[attr-defined]
     return report
 
 
@@ -262,12 +276,6 @@ def _parametrized(metafunc: pytest.Metafunc) -> set[str]:
         # Anything else is a mistake that pytest names.
         names |= {str(name).strip() for name in (given.split(",") if isinstance(given, str) else tuple(given or ()))}
     return names
-
-
-def _in_suites(path: Path) -> bool:
-    """Whether a file is of the suites that come along, in a checkout or installed."""
-    places = Path(__file__).parent.parent / "suites", Path(__file__).parent / "suites"
-    return any(path.is_relative_to(place) for place in places)
 
 
 def _model_name(item: pytest.Item) -> str | None:
@@ -306,7 +314,7 @@ def _compare_by_name(config: pytest.Config) -> None:
 
 def _is_ours(config: pytest.Config) -> bool:
     """Whether the person used an option or a suite of ours: another session is none of our business."""
-    return bool(given_options(config)) or any(_in_suites(Path(arg.split("::")[0]).absolute()) for arg in config.args)
+    return bool(given_options(config)) or any(suite_of(Path(arg.split("::")[0]).absolute()) for arg in config.args)
 
 
 @contextlib.contextmanager

@@ -13,9 +13,10 @@ import pytest
 
 from harness.errors import HarnessError
 from harness.junit import add_suite_properties, readable, writes_junit
-from harness.run import RunDraft, TestRecord
+from harness.outcomes import Kind, message_of
+from harness.run import Course, Findings, RunDraft, TestRecord
 from harness.state import BASELINE_PROPERTY, ESTIMATE_PROPERTY, GATE_PROPERTY, State
-from harness.visible import visible, visible_lines
+from harness.visible import visible
 
 __all__ = ["Reporting"]
 
@@ -27,66 +28,142 @@ class Reporting:
         self._state = state
         self._problem: HarnessError | None = None
         self._summary_problem: HarnessError | None = None
+        self._unsaved: str | None = None
         self._next_save = 0.0
+        self._course = Course()
+        self._repeating: set[str] = set()
+        self._planned: set[str] = set()
 
     # First, because what writes JUnit files is to read what this leaves.
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Take rows, verdicts and outcome of a test of ours."""
+        """Take rows, verdicts and outcome of a test of ours; count how far the session is."""
+        self._follow(report)
         if not hasattr(report, "gguf_model"):
             return
-        draft = self._state.draft = self._state.draft or _new_draft(self._state)
+        draft = self._state.draft = self._state.draft or _new_draft(self._state, self._course)
+        self._plan(draft, report.gguf_suites)
+        identifier = report.nodeid
         if report.when == "call" or report.outcome != "passed":
-            draft.tests[report.nodeid] = _test_record(report)
-        if report.when == "teardown":
-            for name, value in report.user_properties:
-                if name == ESTIMATE_PROPERTY:
-                    draft.estimates.append(json.loads(str(value)))
-                elif name == GATE_PROPERTY:
-                    draft.gates.append({"test": report.nodeid, **json.loads(str(value))})
-                elif name == BASELINE_PROPERTY:
-                    draft.comparisons.append({"test": report.nodeid, **json.loads(str(value))})
+            draft.tests[identifier] = _test_record(report)
+        if report.when == "teardown" and identifier not in self._repeating:
+            draft.found[identifier] = _findings(report)
             self._save_now_and_then(draft)
         if writes_junit(self._state.config):
             model: str | None = report.gguf_model
             together = self._state.options.holm
             report.user_properties = readable(report.user_properties, model, together=together)
 
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        """Note which tests are to run; with xdist, none are collected here."""
+        self._course.selected |= {item.nodeid for item in session.items}
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_xdist_node_collection_finished(self, node: object, ids: list[str]) -> None:  # noqa: ARG002
+        """The same of an xdist worker; all of them collect the same."""
+        self._course.selected |= set(ids)
+
+    def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
+        """Ctrl-C, pytest.exit, or what ends a session in their way."""
+        told = str(excinfo.value)
+        self._course.stopped = f"{excinfo.typename}: {told}" if told else excinfo.typename
+
+    def pytest_internalerror(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
+        """Some plugin is broken, or pytest is."""
+        self._course.stopped = f"an internal error of pytest, {excinfo.typename}: {excinfo.value}"
+
+    def _follow(self, report: pytest.TestReport) -> None:
+        """Count a test when it has its final outcome: reruns report more than once."""
+        identifier = report.nodeid
+        outcome: str = report.outcome
+        if outcome == "rerun":  # by pytest-rerunfailures
+            self._repeating.add(identifier)
+        elif report.when == "setup":
+            self._repeating.discard(identifier)
+        # xdist reports the test that a worker died of once, as "???".
+        if report.when not in {"setup", "call"} and identifier not in self._repeating:
+            self._course.ended.add(identifier)
+
+    def _plan(self, draft: RunDraft, suites: list[str]) -> None:
+        """Add what suites are to decide, when the first report of one arrives."""
+        if set(suites) <= self._planned:
+            return
+        from harness.plan import plan_comparisons, plan_gates
+
+        self._planned |= set(suites)
+        ladder = self._state.ladder
+        draft.planned = plan_gates(self._planned, ladder, self._state.gates)
+        if self._state.options.baseline is not None:
+            draft.planned_comparisons = plan_comparisons(self._planned, ladder)
+
     @pytest.hookimpl(wrapper=True, trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> Generator[None, None, None]:
         """Settle what needs the whole run; when all that measures is closed, write run.json and the report."""
         draft = self._state.draft
         if draft is not None:
+            # What pytest says of -x and --maxfail; it raises nothing that a plugin could see.
+            stop = session.shouldfail or session.shouldstop
+            if stop and not self._course.selected <= self._course.ended:
+                self._course.stopped = self._course.stopped or str(stop)
             self._settle(session, draft)
-            if writes_junit(session.config) and (run := self._save(draft, finished=False)) is not None:
+            if writes_junit(session.config) and (run := self._save(draft, settled=True)) is not None:
                 add_suite_properties(session.config, run)
         yield
         if draft is not None:
             self._write(session, draft)
 
     def _settle(self, session: pytest.Session, draft: RunDraft) -> None:
-        """Holm's correction over gates, and over comparisons with a baseline; what fails by it alone fails now."""
+        """Holm's correction over gates, and over comparisons with a baseline; what fails by it alone fails now.
+
+        So does a test that ended without deciding what it was to decide.
+        """
         from harness.verdicts import adjust
 
         options = self._state.options
-        draft.gates = adjust(draft.gates, enforce=options.holm)
-        wrong = [gate for gate in draft.gates if options.holm and gate["verdict"] in options.failing_verdicts]
-        if draft.comparisons:
+        gates, comparisons = adjust(draft.gates, enforce=options.holm), draft.comparisons
+        wrong = [gate for gate in gates if options.holm and gate["verdict"] in options.failing_verdicts]
+        if comparisons:
             from harness.regressions import judge
 
-            draft.comparisons = judge(draft.comparisons)
-            wrong += [comparison for comparison in draft.comparisons if comparison["outcome"] == "worse"]
+            comparisons = judge(comparisons)
+            wrong += [comparison for comparison in comparisons if comparison["outcome"] == "worse"]
+        draft.settle(gates, comparisons)
         messages: dict[str, list[str]] = {}
         for finding in wrong:
             messages.setdefault(finding["test"], []).append(f"{finding['model']}: {finding['detail']}")
         for test, lines in messages.items():
             if draft.tests[test].outcome == "passed":
-                found = [(GATE_PROPERTY, json.dumps(gate)) for gate in draft.gates if gate["test"] == test]
-                self._fail(session, draft.tests[test], "\n".join(lines), found)
+                properties = [(GATE_PROPERTY, json.dumps(gate)) for gate in gates if gate["test"] == test]
+                kind: Kind = "gate" if properties else "baseline"
+                self._fail(session, draft.tests[test], kind, "\n".join(lines), properties)
+        self._fail_undecided(session, draft)
 
-    def _fail(self, session: pytest.Session, test: TestRecord, message: str, properties: list[tuple[str, str]]) -> None:
-        """Fail a test that has passed, with a report of its own, which a second one closes."""
-        test.outcome, test.message = "failed", message
+    def _fail_undecided(self, session: pytest.Session, draft: RunDraft) -> None:
+        from harness.plan import homeless
+        from harness.report.standing import undecided_gates
+
+        messages: dict[str, list[str]] = {}
+        for gate in undecided_gates({"planned": draft.planned, "gates": draft.gates, "tests": _tests(draft)}):
+            if gate.test is not None and gate.outcome in {"passed", "skipped"}:
+                messages.setdefault(gate.test, []).append(gate.sentence)
+        for test, lines in messages.items():
+            self._fail(session, draft.tests[test], "undecided", "\n".join(lines), [])
+        lost = homeless(self._state.gates, (gate["metric"] for gate in draft.gates))
+        problems = []
+        if lost:
+            problems.append(f"--gguf-gates has a limit for {', '.join(lost)}, and no test holds it against that")
+        if self._state.options.reference is not None and not self._state.ladder.candidates:
+            problems.append("--reference was given, and there is no candidate to compare with it")
+        if problems and self._planned and draft.course.complete:
+            draft.warnings += [f"{problem}: the session fails." for problem in problems]
+            if session.exitstatus == pytest.ExitCode.OK:
+                session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def _fail(
+        self, session: pytest.Session, test: TestRecord, kind: Kind, message: str, properties: list[tuple[str, str]]
+    ) -> None:
+        """Fail a test that has not failed, with a report of its own, which a second one closes."""
+        test.outcome, test.kind, test.message, test.summary = "failed", kind, message, message
         location = (test.id.split("::")[0], None, test.id.split("::")[-1])
         report = pytest.TestReport(test.id, location, {}, "failed", message, "call")
         session.config.hook.pytest_runtest_logreport(report=report)
@@ -97,7 +174,8 @@ class Reporting:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def _write(self, session: pytest.Session, draft: RunDraft) -> None:
-        run = self._save(draft, finished=True)
+        draft.course.exit_status = int(session.exitstatus)
+        run = self._save(draft, settled=True, last=True)
         if run is not None:
             from harness.report.badge import render_badge
             from harness.report.html import write_html
@@ -129,11 +207,16 @@ class Reporting:
         options = self._state.options
         if options.save_baseline is None:
             return
+        if not run["finished"]:
+            # It would lack models and metrics, and what is not there is compared with nothing.
+            self._unsaved = f"The baseline {options.save_baseline!r} was not saved: the run was interrupted."
+            return
         from harness.baselines import build_baseline, save_baseline
         from harness.measure.arrays import load_arrays
+        from harness.store import run_file
 
         means = {
-            entry["model"]: load_arrays(folder / entry["file"])
+            entry["model"]: load_arrays(run_file(folder, entry["file"]))
             for entry in run["arrays"]
             if entry["name"] == "window_means"
         }
@@ -145,13 +228,13 @@ class Reporting:
         """Save what a killed session is to keep, in a tenth of the time at most: a run can grow to megabytes."""
         started = time.monotonic()
         if started >= self._next_save:
-            self._save(draft, finished=False)
+            self._save(draft)
             self._next_save = time.monotonic() + 10 * (time.monotonic() - started)
 
-    def _save(self, draft: RunDraft, *, finished: bool) -> dict[str, Any] | None:
+    def _save(self, draft: RunDraft, *, settled: bool = False, last: bool = False) -> dict[str, Any] | None:
         """The stored run; a full disk must not end the session, and is said at its end."""
         try:
-            run = draft.save(finished=finished)
+            run = draft.save(settled=settled, last=last)
         except HarnessError as error:
             self._problem = error
             return None
@@ -179,6 +262,8 @@ class Reporting:
         terminalreporter.write_line(f"run:    {_shown(self._state.run_folder / 'run.json')}")
         if self._state.saved_baseline is not None:
             terminalreporter.write_line(f"saved:  {_shown(self._state.saved_baseline)}")
+        if self._unsaved is not None:
+            terminalreporter.write_line(self._unsaved, red=True)
         if self._summary_problem is not None:
             terminalreporter.write_line(f"There is no step summary. {self._summary_problem}")
         if os.environ.get("GITHUB_ACTIONS") == "true":
@@ -188,7 +273,7 @@ class Reporting:
                 terminalreporter.write_line(line)
 
 
-def _new_draft(state: State) -> RunDraft:
+def _new_draft(state: State, course: Course) -> RunDraft:
     from harness.machine import describe_machine
 
     ladder = state.ladder
@@ -200,20 +285,42 @@ def _new_draft(state: State) -> RunDraft:
         reference_reason=ladder.reason,
         reference=ladder.reference.name if ladder.reference else None,
         baseline=state.baseline.name if state.baseline else None,
+        course=course,
     )
 
 
 def _test_record(report: pytest.TestReport) -> TestRecord:
-    suite = Path(report.nodeid.split("::")[0]).parent.name
     outcome: str = report.outcome
     if outcome == "failed" and report.when != "call":
         outcome = "error"
-    message = ""
-    if report.outcome == "skipped" and isinstance(report.longrepr, tuple):
-        message = str(report.longrepr[2]).removeprefix("Skipped: ")
-    elif report.outcome != "passed":
-        message = visible_lines(report.longreprtext)
-    return TestRecord(report.nodeid, suite, getattr(report, "gguf_model", None), outcome, message, report.duration)
+    return TestRecord(
+        report.nodeid,
+        getattr(report, "gguf_suite", ""),
+        getattr(report, "gguf_model", None),
+        outcome,
+        message_of(report),
+        report.duration,
+        kind=getattr(report, "gguf_kind", None),
+        summary=getattr(report, "gguf_summary", None),
+        attempts=getattr(report, "gguf_attempt", 1),
+    )
+
+
+def _findings(report: pytest.TestReport) -> Findings:
+    """What the test kept in its properties."""
+    findings, identifier, suite = Findings(), report.nodeid, getattr(report, "gguf_suite", "")
+    for name, value in report.user_properties:
+        if name == ESTIMATE_PROPERTY:
+            findings.estimates.append(json.loads(str(value)))
+        elif name == GATE_PROPERTY:
+            findings.gates.append({"test": identifier, "suite": suite, **json.loads(str(value))})
+        elif name == BASELINE_PROPERTY:
+            findings.comparisons.append({"test": identifier, **json.loads(str(value))})
+    return findings
+
+
+def _tests(draft: RunDraft) -> list[dict[str, Any]]:
+    return [test.to_json() for test in draft.tests.values()]
 
 
 def _shown(path: Path) -> str:

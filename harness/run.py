@@ -10,16 +10,19 @@ import json
 import secrets
 import shutil
 import time
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from harness import __version__
 from harness.records import SCHEMA_VERSION
 from harness.store import write_json
 
-__all__ = ["RunDraft", "RunPart", "TestRecord", "new_run_id"]
+_SHOWN_PROBLEMS: Final = 3
+
+__all__ = ["Course", "Findings", "RunDraft", "RunPart", "TestRecord", "new_run_id"]
 
 
 def new_run_id() -> str:
@@ -81,6 +84,20 @@ class RunPart:
             self._content["warnings"].append(message)
             self._save()
 
+    def warn_of_prompts(self, model: str, problems: Sequence[str], prompts: int) -> None:
+        """Say which prompts a model could not be given: they cost themselves, and not the model.
+
+        Args:
+            model: its name.
+            problems: why, a sentence for each of them.
+            prompts: how many there are in all.
+        """
+        if problems:
+            shown = [problem.removeprefix(f"{model}, ") for problem in problems[:_SHOWN_PROBLEMS]]
+            more = f"; and {len(problems) - len(shown)} more" if len(problems) > len(shown) else ""
+            told = "; ".join(problem.rstrip(".") for problem in shown)
+            self.warn(f"{len(problems)} of {prompts} prompts could not be given to {model}: {told}{more}")
+
     def add_texts(self, model: str, rows: list[dict[str, Any]]) -> None:
         """Keep how a model continued the prompts; the first time counts."""
         if model not in self._content["texts"]:
@@ -112,7 +129,13 @@ class RunPart:
 
 @dataclass(slots=True)
 class TestRecord:
-    """One test's outcome."""
+    """One test's outcome.
+
+    Attributes:
+        kind: of a failure, one of `harness.outcomes.Kind`; a test that was skipped for its prompt has "prompt".
+        summary: the failure in a line.
+        attempts: how often it was tried (--reruns); what stands in the run is of the last attempt.
+    """
 
     id: str
     suite: str
@@ -120,13 +143,64 @@ class TestRecord:
     outcome: str
     message: str
     duration_s: float
+    kind: str | None = None
+    summary: str | None = None
+    attempts: int = 1
 
     __test__ = False  # it is a record, not a test class
+
+    def to_json(self) -> dict[str, Any]:
+        """A dictionary of JSON types only."""
+        return asdict(self) | {"duration_s": round(self.duration_s, 3)}
+
+
+@dataclass(slots=True)
+class Course:
+    """How far a session has come.
+
+    Attributes:
+        selected: ids of all tests that are to run, of other projects as well.
+        ended: those with a final outcome.
+        stopped: why the session was ended before its tests were; None where it was not.
+        exit_status: pytest's, when the run was stored for the last time.
+    """
+
+    selected: set[str] = field(default_factory=set)
+    ended: set[str] = field(default_factory=set)
+    stopped: str | None = None
+    exit_status: int | None = None
+
+    @property
+    def complete(self) -> bool:
+        """Whether every test that was selected has its outcome, and nothing stopped the session."""
+        return self.stopped is None and self.selected <= self.ended
+
+    def to_json(self) -> dict[str, Any]:
+        """A dictionary of JSON types only."""
+        ran = len(self.selected & self.ended) if self.selected else len(self.ended)
+        selected = max(len(self.selected), ran)
+        return {"selected": selected, "ran": ran, "stopped": self.stopped, "exit_status": self.exit_status}
+
+
+@dataclass(slots=True)
+class Findings:
+    """What one test found: rows, verdicts of gates, comparisons with a baseline."""
+
+    estimates: list[dict[str, Any]] = field(default_factory=list)
+    gates: list[dict[str, Any]] = field(default_factory=list)
+    comparisons: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass(slots=True)
 class RunDraft:
-    """A run.json while the session goes on. Saved after every test, so that a killed session keeps its results."""
+    """A run.json while the session goes on. Saved after every test, so that a killed session keeps its results.
+
+    Attributes:
+        found: by test id; a later attempt at a test takes the place of the earlier one.
+        planned: gates that the suites are to decide, as `harness.plan.plan_gates` gives them.
+        planned_comparisons: the same of comparisons with the baseline.
+        warnings: of the session as a whole.
+    """
 
     folder: Path
     command: list[str]
@@ -136,17 +210,44 @@ class RunDraft:
     reference: str | None
     started: datetime = field(default_factory=lambda: datetime.now(UTC))
     tests: dict[str, TestRecord] = field(default_factory=dict)
-    estimates: list[dict[str, Any]] = field(default_factory=list)
-    gates: list[dict[str, Any]] = field(default_factory=list)
+    found: dict[str, Findings] = field(default_factory=dict)
+    planned: list[dict[str, Any]] = field(default_factory=list)
+    planned_comparisons: list[dict[str, Any]] = field(default_factory=list)
     baseline: str | None = None
-    comparisons: list[dict[str, Any]] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    course: Course = field(default_factory=Course)
     _clock: float = field(default_factory=time.monotonic)
 
-    def save(self, *, finished: bool) -> dict[str, Any]:
-        """Write run.json and return its content."""
-        content = self._assemble(finished)
+    @property
+    def gates(self) -> list[dict[str, Any]]:
+        """All that were decided."""
+        return [gate for findings in self.found.values() for gate in findings.gates]
+
+    @property
+    def comparisons(self) -> list[dict[str, Any]]:
+        """All that were made."""
+        return [comparison for findings in self.found.values() for comparison in findings.comparisons]
+
+    def settle(self, gates: list[dict[str, Any]], comparisons: list[dict[str, Any]]) -> None:
+        """Put what the whole run says of gates and comparisons in the place of what each said by itself."""
+        for findings in self.found.values():
+            findings.gates, findings.comparisons = [], []
+        for gate in gates:
+            self.found[gate["test"]].gates.append(gate)
+        for comparison in comparisons:
+            # One that could not be made belongs to no test.
+            self.found.setdefault(comparison.get("test", ""), Findings()).comparisons.append(comparison)
+
+    def save(self, *, settled: bool, last: bool = False) -> dict[str, Any]:
+        """Write run.json and return its content.
+
+        Args:
+            settled: all has been said that only the whole run can tell; before that, no run is finished.
+            last: nothing is to be added: the parts of other processes may go.
+        """
+        content = self._assemble(settled and self.course.complete)
         write_json(self.folder / "run.json", content)
-        if finished:
+        if last:
             shutil.rmtree(self.folder / "parts", ignore_errors=True)
         return content
 
@@ -170,33 +271,34 @@ class RunDraft:
             "started": self.started.isoformat(timespec="seconds"),
             "duration_s": round(time.monotonic() - self._clock, 3),
             "finished": finished,
+            "session": self.course.to_json(),
             "harness": __version__,
             "machine": self.machine,
             "engine": next((part["engine"] for part in parts if part["engine"]), None),
             "models": [model | {"reference": model["name"] == self.reference} for model in models.values()],
+            "reference": self.reference,
             "reference_reason": self.reference_reason,
             "corpus": next((part["corpus"] for part in parts if part["corpus"]), None),
             "prompts": next((part["prompts"] for part in parts if part["prompts"]), None),
             "texts": [row for rows in texts.values() for row in rows],
             "settings": self.settings,
-            "tests": [
-                {
-                    "id": test.id,
-                    "suite": test.suite,
-                    "model": test.model,
-                    "outcome": test.outcome,
-                    "message": test.message,
-                    "duration_s": round(test.duration_s, 3),
-                }
-                for test in self.tests.values()
-            ],
-            "estimates": self.estimates,
+            "tests": [test.to_json() for test in self.tests.values()],
+            "estimates": [row for findings in self.found.values() for row in findings.estimates],
             "arrays": list(arrays.values()),
+            "planned": self.planned,
             "gates": self.gates,
             "early": list(early.values()),
             "heads": [row for rows in heads.values() for row in rows],
             "analytics": sorted({backend for part in parts for backend in part["analytics"]}),
-            "baseline": {"name": self.baseline, "comparisons": self.comparisons} if self.baseline else None,
-            "warnings": list(dict.fromkeys(warning for part in parts for warning in part["warnings"])),
+            "baseline": self._compared() if self.baseline else None,
+            "warnings": list(dict.fromkeys([*(w for part in parts for w in part["warnings"]), *self._warnings()])),
             "cache": {key: sum(part["cache"][key] for part in parts) for key in ("hits", "misses")},
         }
+
+    def _compared(self) -> dict[str, Any]:
+        return {"name": self.baseline, "planned": self.planned_comparisons, "comparisons": self.comparisons}
+
+    def _warnings(self) -> list[str]:
+        undecided = (gate for gate in self.gates if gate["verdict"] == "inconclusive")
+        told = (f"{gate['model']}: {gate['metric']} is inconclusive. {gate['detail']}" for gate in undecided)
+        return [*told, *self.warnings]

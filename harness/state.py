@@ -15,16 +15,18 @@ from harness.run import RunDraft
 if TYPE_CHECKING:
     from harness.advice import TextSize
     from harness.baselines import Baseline
+    from harness.gates import Gate
     from harness.ladder import Ladder
     from harness.prompts import PromptSet
     from harness.words import WordList
 
-__all__ = ["BASELINE_PROPERTY", "ESTIMATE_PROPERTY", "GATE_PROPERTY", "STATE", "State"]
+__all__ = ["BASELINE_PROPERTY", "ESTIMATE_PROPERTY", "FINDINGS", "GATE_PROPERTY", "STATE", "State"]
 
 ESTIMATE_PROPERTY: Final = "gguf_estimate"
 GATE_PROPERTY: Final = "gguf_gate"
 BASELINE_PROPERTY: Final = "gguf_baseline"
 """Names in `user_properties`: what tests found travels with their reports, through xdist as well."""
+FINDINGS: Final = frozenset({ESTIMATE_PROPERTY, GATE_PROPERTY, BASELINE_PROPERTY})
 
 
 @dataclass
@@ -37,6 +39,8 @@ class State:
         ladder: planned when first needed.
         prompts: read when first needed.
         words: read when first needed.
+        gates: read when first needed.
+        suites: of ours, those that tests were collected from, selected or not.
         comparisons: number of collected tests that compare with the baseline.
         divergence: some collected test compares a candidate with its reference: keep the reference's distributions.
         problem: why there are no models, met while collecting and raised after it.
@@ -50,6 +54,7 @@ class State:
     process: str = "main"
     divergence: bool = False
     comparisons: int = 0
+    suites: set[str] = field(default_factory=set)
     problem: HarnessError | None = None
     draft: RunDraft | None = None
     report: Path | None = None
@@ -61,6 +66,7 @@ class State:
     _prompts: PromptSet | None = None
     _baseline: Baseline | None = None
     _words: WordList | None = None
+    _gates: dict[str, Gate] | None = None
 
     @property
     def options(self) -> Options:
@@ -95,6 +101,15 @@ class State:
         if self._words is None:
             self._words = load_words(self.options.words)
         return self._words
+
+    @property
+    def gates(self) -> dict[str, Gate]:
+        """Limits by metric: the built-in ones, and those of --gguf-gates in their place."""
+        from harness.gates import load_gates
+
+        if self._gates is None:
+            self._gates = load_gates(self.options.gates)
+        return self._gates
 
     @property
     def baseline(self) -> Baseline | None:

@@ -19,7 +19,7 @@ from harness.paths import option_path
 from harness.records import SCHEMA_VERSION
 from harness.text_files import read_json
 
-__all__ = ["find_run", "load_run", "prepare_folder", "to_json", "write_bytes", "write_json", "write_text"]
+__all__ = ["find_run", "load_run", "prepare_folder", "run_file", "to_json", "write_bytes", "write_json", "write_text"]
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
@@ -134,3 +134,23 @@ def load_run(path: Path) -> dict[str, Any]:
             "Update gguf-harness.",
         )
     return dict(run)
+
+
+def run_file(folder: Path, name: object) -> Path:
+    """A file of a run, by the name that its run.json gives: a run that comes from elsewhere may name anything.
+
+    Args:
+        folder: the run's.
+        name: relative to it.
+
+    Raises:
+        StoreError: it is none, or leads out of the folder: an absolute path, `..`, a symbolic link.
+    """
+    if isinstance(name, str) and name and "\0" not in name:
+        path = folder / name
+        if not Path(name).is_absolute() and path.resolve().is_relative_to(folder.resolve()):
+            return path
+    raise StoreError(
+        f"{folder / 'run.json'} names the file {name!r}, expected one in the folder of the run.",
+        "Nothing outside of that folder is read. Measure again, or remove the entry from `arrays`.",
+    )

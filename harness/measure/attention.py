@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.engine.settings import SessionSettings
-from harness.errors import CorpusError, ModelError, PromptError
+from harness.errors import CorpusError, ModelError, NoPrompt, PromptError
 from harness.measure.activations import ActivationReader, ActivationWriter
 from harness.measure.behaviour import BehaviourWatch, LayerParts
 from harness.measure.copying import copy_scores
@@ -107,7 +107,7 @@ def observe_attention(context: WorkerContext, request: AttentionRequest) -> Arra
         tokens as bytes.
 
     Raises:
-        PromptError: no prompt can be decoded.
+        NoPrompt: no prompt can be decoded.
         StoreError: what is to be kept takes more than `limit_bytes`, or cannot be written.
     """
     base = context.session(request.files, request.settings)
@@ -296,7 +296,7 @@ def _inputs(base: Session, request: AttentionRequest) -> tuple[dict[str, Tokens]
     inputs, problems = prompt_inputs(base, request.model, request.prompts, 0, request.settings)
     if not inputs:
         first = next(iter(problems.values()))
-        raise PromptError(f"No prompt can be decoded. {first.message}", first.hint)
+        raise NoPrompt(f"No prompt can be decoded. {first.message}", first.hint)
     return {prompt: tokens for prompt, (tokens, _) in inputs.items()}, problems
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.errors import ModelError, NoData, PromptError, VocabularyMismatch
+from harness.errors import ModelError, NoData, NoPrompt, VocabularyMismatch
 from harness.measure.activations import ActivationReader
 from harness.measure.attention import AttentionRequest, observe_attention
 from harness.metrics.attention import compare_patterns
@@ -23,6 +23,8 @@ __all__ = ["ROW_MEASURES", "compare_attention"]
 ROW_MEASURES: Final = ("cosine_rows", "jsd", "total_variation", "entropy_change", "top_changed")
 """Fields of `PatternComparison` with a value per row."""
 
+_LONGER: Final = "Give prompts of two tokens or more that both models' chat templates take."
+
 Vectors = NDArray[np.floating[Any]]
 
 
@@ -31,7 +33,8 @@ def compare_attention(
 ) -> tuple[Arrays, Arrays]:
     """Decode every prompt with a candidate, and compare its attention with the reference's; patterns in half precision.
 
-    Prompts of a single token are left out: it attends to itself whatever the model.
+    Prompts of a single token are left out: it attends to itself whatever the model. So are those that one of the two
+    cannot be given.
 
     Args:
         context: of the worker.
@@ -49,7 +52,7 @@ def compare_attention(
     Raises:
         ModelError: the candidate has other layers or heads.
         VocabularyMismatch: the candidate makes other tokens of a prompt.
-        PromptError: no prompt has two tokens.
+        NoPrompt: no prompt that both can be given has two tokens.
     """
     try:
         own = observe_attention(context, request)
@@ -60,14 +63,18 @@ def compare_attention(
                 " one.".format(request.model, *_count_heads(own), *_count_heads(base)),
                 "Compare models of one shape; `gguf-harness heads` matches heads of two models that differ.",
             )
-        if not all(np.array_equal(own[name], base[name]) for name in ("prompts", "lengths", "tokens")):
+        own_tokens, base_tokens = (_tokens_of(each) for each in (own, base))
+        both = [prompt for prompt in own_tokens if prompt in base_tokens]
+        if not both:
+            raise NoPrompt(f"{request.model} and its reference can be given no prompt that both take.", _LONGER)
+        if any(own_tokens[prompt] != base_tokens[prompt] for prompt in both):
             raise VocabularyMismatch(
                 f"{request.model} makes other tokens of the prompts than its reference does.",
                 "Compare models of one vocabulary, whose files have the same chat template.",
             )
-        prompts = [str(prompt) for prompt, n in zip(own["prompts"], own["lengths"], strict=True) if int(n) > 1]
+        prompts = [prompt for prompt in both if len(own_tokens[prompt]) > 1]
         if not prompts:
-            raise PromptError("No prompt has two tokens: there is no attention to compare.", "Give a longer prompt.")
+            raise NoPrompt("No prompt has two tokens: there is no attention to compare.", _LONGER)
         layers = list(dict.fromkeys(own["heads"][:, 0].tolist()))
         found = []
         for done, prompt in enumerate(prompts):
@@ -91,6 +98,15 @@ def compare_attention(
 def _count_heads(arrays: Arrays) -> tuple[int, int]:
     """(heads, layers that have any)."""
     return len(arrays["heads"]), len(np.unique(arrays["heads"][:, 0]))
+
+
+def _tokens_of(observed: Arrays) -> dict[str, list[int]]:
+    """Tokens of each prompt that a model was given."""
+    ends = np.cumsum(observed["lengths"]).tolist()
+    starts = [0, *ends[:-1]]
+    tokens = observed["tokens"].tolist()
+    parts = zip(observed["prompts"].tolist(), starts, ends, strict=True)
+    return {str(prompt): tokens[start:end] for prompt, start, end in parts}
 
 
 def _of_prompt(prompt: str, layers: list[int], ours: ActivationReader, theirs: ActivationReader) -> Arrays:

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.engine.settings import SessionSettings
-from harness.errors import CorpusError, FilesLost, ModelError, TapNotFound, write_error
+from harness.errors import CorpusError, FilesLost, ModelError, NoPrompt, TapNotFound, write_error
 from harness.measure.arrays import file_checksum
 from harness.measure.head import ModelFile
 from harness.measure.inputs import prompt_inputs
@@ -181,11 +181,12 @@ def prompt_tokens(session: Session, request: LayersRequest) -> PromptTokens:
     """Tokens of each prompt as the model is given it, chats through its template, at most `MOST_TOKENS`.
 
     Raises:
-        PromptError: the model can have none of them.
+        NoPrompt: the model can have none of them.
     """
     inputs, problems = prompt_inputs(session, request.model, request.prompts, 0, request.settings)
     if not inputs:
-        raise next(iter(problems.values()))
+        first = next(iter(problems.values()))
+        raise NoPrompt(f"No prompt can be decoded. {first.message}", first.hint)
     tokens = [np.asarray(found[:MOST_TOKENS], dtype=np.int32) for found, _ in inputs.values()]
     starts = np.concatenate([[0], np.cumsum([len(part) for part in tokens])]).astype(np.int64)
     return PromptTokens(

@@ -12,6 +12,14 @@ __all__ = ["COLORS", "badge_message", "render_badge", "text_width"]
 
 _LABEL: Final = "gguf-harness"
 _MOST_CHARACTERS: Final = 40
+_SAID: Final = {
+    "fail": "fails",
+    "error": "not measured",
+    "incomplete": "is incomplete",
+    "inconclusive": "is undecided",
+}
+_OPEN: Final = frozenset({"incomplete", "inconclusive"})
+"""Verdicts that more data, or more tests, would settle."""
 _SIZE, _HEIGHT, _PADDING, _RADIUS = 11, 20, 6, 3
 
 COLORS: Final = {"pass": "#2e7d32", "some": "#8a5a00", "fail": "#c62828", "none": "#57606a", "label": "#444c56"}
@@ -59,34 +67,37 @@ def render_badge(run: Mapping[str, Any]) -> str:
 def badge_message(view: RunView) -> tuple[str, str]:
     """(what the badge says, key of `COLORS`).
 
-    A badge is green only where nothing failed: no gate, and no test.
+    A badge is green only where every candidate passes every gate that was planned, and nothing else failed.
     """
-    failed = any(test["outcome"] in {"failed", "error"} for test in view.run.get("tests", []))
-    gated = [model for model in view.candidates if model.verdict]
-    if not view.run.get("finished", True):
+    if view.interrupted is not None:
         return "interrupted", "none"
+    gated = [model for model in view.candidates if model.verdict]
     if not gated:
-        return _alone(view, failed)
+        return _alone(view)
     passing = [model for model in gated if model.verdict == "pass"]
-    undecided = all(model.verdict == "inconclusive" for model in gated)
     if len(passing) == len(gated):
         said = f"{_short(gated[0])} passes" if len(gated) == 1 else f"all {len(gated)} pass"
-        # The reference, or a test of the person's own.
-        return (f"{said}, other tests fail", "fail") if failed else (said, "pass")
+        # The reference, a test of the person's own, or the session itself.
+        return (f"{said}, other tests fail", "fail") if view.others_failed else (said, "pass")
+    open_ended = all(model.verdict in _OPEN for model in gated)
     if len(gated) == 1:
-        said = {"fail": "fails", "inconclusive": "is undecided", "error": "not measured"}[gated[0].verdict]
-        return f"{_short(gated[0])} {said}", "some" if undecided else "fail"
+        return f"{_short(gated[0])} {_SAID[gated[0].verdict]}", "some" if open_ended else "fail"
     if not passing:
-        return ("undecided", "some") if undecided else ("fail", "fail")
+        incomplete = any(model.verdict == "incomplete" for model in gated)
+        return ("incomplete" if incomplete else "undecided", "some") if open_ended else ("fail", "fail")
     return f"{len(passing)} of {len(gated)} pass", "some"
 
 
-def _alone(view: RunView, failed: bool) -> tuple[str, str]:
+def _alone(view: RunView) -> tuple[str, str]:
     """The same where nothing is compared with a reference: a single model may have limits of its own."""
-    verdicts = {gate["verdict"] for gate in view.run.get("gates", [])}
-    if failed or "fail" in verdicts:
+    verdict = view.alone.standing.verdict if view.alone is not None else ""
+    if verdict in {"fail", "error"} or (view.others_failed and verdict not in _OPEN):
         return "fail", "fail"
-    return ("pass", "pass") if verdicts == {"pass"} else ("no verdict", "none")
+    measured = any(row["model"] for row in view.run.get("estimates", []))
+    said = {"pass": "pass", "inconclusive": "undecided", "incomplete": "incomplete"}
+    return said.get(verdict, "not gated" if measured else "no verdict"), {"pass": "pass", "": "none"}.get(
+        verdict, "some"
+    )
 
 
 def text_width(text: str) -> float:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from harness.names import METRICS
-from harness.report.data import describe_windows, place, visible
+from harness.report.data import RunView, describe_windows, place, visible
 from harness.report.numbers import format_value
 
 __all__ = ["Comparison", "Difference", "compare_runs", "render_comparison"]
@@ -152,8 +152,17 @@ def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> Difference:
     return Difference(new["model"], new["metric"], old["value"], new["value"], z, direction, *where)
 
 
+def _short_of(run: Mapping[str, Any]) -> str:
+    """What a run did not come to."""
+    view = RunView(run)
+    if view.interrupted is not None:
+        return view.interrupted
+    names = [model.name for model in view.models if model.standing.undecided]
+    return f"incomplete: not all planned gates were decided of {', '.join(names)}" if names else ""
+
+
 def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    changes = []
+    changes = [f"the {label} run was {told}" for label, run in (("old", old), ("new", new)) if (told := _short_of(run))]
     for name, key in (("corpus", "sha256"), ("prompts", "sha256"), ("engine", "llama_cpp"), ("machine", "cpu")):
         before, after = ((run.get(name) or {}).get(key) for run in (old, new))
         if before != after:

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from harness.metrics.tradeoff import dominated_by, smallest_passing
 from harness.report.numbers import format_bytes
+from harness.report.standing import Standing, Standings, failures_of
 from harness.visible import visible, visible_lines
 
 __all__ = ["MOST_ESTIMATES", "Candidate", "RunView", "describe_windows", "place", "visible", "visible_lines"]
@@ -23,9 +24,11 @@ class Candidate:
     """A model of a run, with what the run says of it.
 
     Attributes:
-        verdict: "pass", "fail", "inconclusive", "error" (a test could not measure), "reference", or "" (not gated).
-        reasons: sentences behind the verdict.
+        verdict: that of its standing, which `harness.report.standing` explains; the reference's is "reference".
+        reasons: sentences behind the verdict; of the reference, what failed.
+        standing: what the run says of it, whatever its role.
         dominated_by: a model that is no bigger and no worse, and better in one of both.
+        measured: whether the run has any estimate of it.
     """
 
     name: str
@@ -33,7 +36,14 @@ class Candidate:
     is_reference: bool
     verdict: str
     reasons: tuple[str, ...]
+    standing: Standing
     dominated_by: str | None
+    measured: bool = True
+
+    @property
+    def label(self) -> str:
+        """The verdict as it is shown."""
+        return self.verdict or ("measured, not gated" if self.measured else "not measured, not gated")
 
 
 class RunView:
@@ -59,6 +69,7 @@ class RunView:
         # A model whose file never loaded has tests and no facts: it still gets its line.
         self._facts |= {name: {} for name in sorted(tested - set(self._facts))}
         self._dominated = dominated_by(self._points())
+        self._standings = Standings(run)
         self.models = [self._candidate(name) for name in self._facts]
 
     def row(self, model: str, metric: str) -> Mapping[str, Any] | None:
@@ -104,25 +115,77 @@ class RunView:
 
     @property
     def recommended(self) -> Candidate | None:
-        """The smallest candidate that passes every gate."""
+        """The smallest candidate that passes every gate that was planned."""
         costs = {model.name: float(model.facts["bytes"]) for model in self.candidates if model.facts}
         name = smallest_passing(costs, (model.name for model in self.candidates if model.verdict == "pass"))
         return next((model for model in self.candidates if model.name == name), None)
 
+    @property
+    def alone(self) -> Candidate | None:
+        """The only model of a run that has no candidates."""
+        return self.models[0] if len(self.models) == 1 and not self.candidates else None
+
+    @property
+    def interrupted(self) -> str | None:
+        """`interrupted: 3 of 14 tests ran`, and why; None for a run that came to its end."""
+        if self.run.get("finished", True):
+            return None
+        session = self.run.get("session") or {}
+        told = "interrupted"
+        if session.get("selected"):
+            told += f": {session['ran']} of {session['selected']} tests ran"
+        why = next(iter(str(session.get("stopped") or "").splitlines()), "")
+        return told + (f" ({visible(why)})" if why else "")
+
+    @property
+    def others_failed(self) -> bool:
+        """Whether anything failed that is not the verdict of a candidate: another test, or the session itself."""
+        names = {model.name for model in self.candidates}
+        if any(failure.model not in names for failure in failures_of(self.run)):
+            return True
+        status = (self.run.get("session") or {}).get("exit_status")
+        return bool(status) and all(model.verdict in {"pass", ""} for model in self.candidates)
+
     def headline(self) -> str:
         """The answer in one sentence."""
+        if self.interrupted is not None:
+            return f"I{self.interrupted[1:]}"
         best = self.recommended
         if best is not None:
             size = f"{format_bytes(best.facts['bytes'])}{self._share(best)}"
-            return f"Smallest candidate that passes every gate: {visible(best.name)}, {size}"
-        gated = [model for model in self.candidates if model.verdict in {"fail", "inconclusive", "error"}]
+            rest = [model for model in self.candidates if model.verdict == "incomplete"]
+            more = f"; {len(rest)} of {len(self.candidates)} candidates incomplete" if rest else ""
+            more += "; other tests failed" if self.others_failed else ""
+            return f"Smallest candidate that passes every gate: {visible(best.name)}, {size}{more}"
+        return self._without_pass()
+
+    def _without_pass(self) -> str:
+        gated = [model for model in self.candidates if model.verdict]
+        count = {name: sum(model.verdict == name for model in gated) for name in ("inconclusive", "incomplete")}
+        if gated and count["incomplete"] == len(gated):
+            return f"Incomplete: gates that were planned were not decided ({len(gated)} tested)"
         if gated:
-            undecided = sum(model.verdict == "inconclusive" for model in gated)
-            more = f"; {undecided} undecided, more --gguf-chunks would tell" if undecided else ""
+            more = (
+                f"; {count['inconclusive']} undecided, more --gguf-chunks would tell" if count["inconclusive"] else ""
+            )
+            more += f"; {count['incomplete']} incomplete" if count["incomplete"] else ""
             return f"No candidate passes every gate ({len(gated)} tested{more})"
-        if not self.candidates:
-            return "No candidates: nothing was compared with the reference"
-        return "No gate was decided in this run"
+        if self.candidates:
+            return "Measured, not gated: no limit was set for what was measured"
+        if self.alone is not None and self.alone.standing.verdict:
+            said = {"pass": "passes every gate", "inconclusive": "is undecided", "incomplete": "is incomplete"}
+            said |= {"fail": "fails", "error": "could not be measured"}
+            return f"{visible(self.alone.name)} {said[self.alone.standing.verdict]}; nothing was compared with it"
+        return "No candidates: nothing was compared with the reference"
+
+    def attempt_notes(self) -> list[str]:
+        """Tests that were tried more than once."""
+        again = [test for test in self.run.get("tests", []) if test.get("attempts", 1) > 1]
+        return [
+            f"{visible(test['id'].split('::')[-1])}: {test['outcome']} at attempt {test['attempts']}; only the last one"
+            " counts"
+            for test in again
+        ]
 
     def baseline_notes(self) -> list[str]:
         """What got better than in the baseline, and what else has changed since."""
@@ -185,21 +248,12 @@ class RunView:
 
     def _candidate(self, name: str) -> Candidate:
         facts = self._facts[name]
-        is_reference = bool(facts.get("reference"))
-        gates = [gate for gate in self.run.get("gates", []) if gate["model"] == name]
-        worse = [finding for finding in self._comparisons("worse") if finding["model"] == name]
-        decided = [*gates, *worse]
-        broken = [t["message"] for t in self.run.get("tests", []) if t.get("model") == name and _is_broken(t, decided)]
-        if broken:
-            verdict, reasons = "error", tuple(dict.fromkeys(broken))
-        elif is_reference:
-            verdict, reasons = "reference", ()
-        else:
-            outcomes = {gate["verdict"] for gate in gates} | ({"fail"} if worse else set())
-            verdict = next((outcome for outcome in ("fail", "inconclusive", "pass") if outcome in outcomes), "")
-            reasons = tuple(gate["detail"] for gate in gates if gate["verdict"] == verdict)
-            reasons += tuple(finding["detail"] for finding in worse)
-        return Candidate(name, facts, is_reference, verdict, reasons, self._dominated.get(name))
+        is_reference = bool(facts.get("reference")) or name == self.run.get("reference")
+        standing = self._standings.of(name)
+        verdict = "reference" if is_reference else standing.verdict
+        measured = any(name == model for model, _ in (*self._rows, *self._placed))
+        dominated_by = self._dominated.get(name)
+        return Candidate(name, facts, is_reference, verdict, standing.reasons, standing, dominated_by, measured)
 
 
 def _detail_of(row: Mapping[str, Any]) -> int:
@@ -224,9 +278,3 @@ def describe_windows(corpus: Mapping[str, Any]) -> str:
 def place(layer: int | None, head: int | None) -> str:
     """`layer 2, head 7`; empty for a model as a whole."""
     return ", ".join(f"{name} {value}" for name, value in (("layer", layer), ("head", head)) if value is not None)
-
-
-def _is_broken(test: Mapping[str, Any], findings: list[Mapping[str, Any]]) -> bool:
-    """A test that failed for another reason than a gate (perhaps an inconclusive one) or a baseline."""
-    decided = any(found.get("verdict") != "pass" and found["detail"] in test["message"] for found in findings)
-    return test["outcome"] == "error" or (test["outcome"] == "failed" and not decided)

@@ -15,6 +15,7 @@ from harness.errors import StoreError
 from harness.names import METRICS
 from harness.report.data import RunView, visible, visible_lines
 from harness.report.markdown import render_markdown
+from harness.report.standing import failures_of
 
 __all__ = ["SUMMARY_BYTES", "annotation_lines", "append_summary", "shortened"]
 
@@ -91,10 +92,9 @@ def annotation_lines(run: Mapping[str, Any]) -> list[str]:
     strict = run.get("settings", {}).get("inconclusive") == "fail"
     failing = {"fail", "inconclusive"} if strict else {"fail"}
     errors = [
-        (f"{model.name} could not be measured", reason)
-        for model in view.models
-        if model.verdict == "error"
-        for reason in model.reasons
+        (f"{failure.model} could not be measured", failure.words)
+        for failure in failures_of(run)
+        if failure.model and failure.kind in {"measurement", "prompt"}
     ]
     errors += [_gate(gate) for gate in gates if gate["verdict"] in failing]
     found = (run.get("baseline") or {}).get("comparisons", [])
@@ -104,12 +104,19 @@ def annotation_lines(run: Mapping[str, Any]) -> list[str]:
         if one.get("outcome") == "worse"
     ]
     errors += [
-        (f"{test['id'].split('::')[-1]} failed", test["message"])
-        for test in run.get("tests", [])
-        if not test.get("model") and test["outcome"] in {"failed", "error"}
+        (f"{failure.test.split('::')[-1]} failed", failure.message if failure.model is None else failure.words)
+        for failure in failures_of(run)
+        if failure.model is None or failure.kind in {"assertion", "fixture"}
     ]
+    incomplete: list[tuple[str, str]] = []
+    for model in view.models:
+        # Where a test ended without deciding its gate, the session failed by it.
+        failed = any(one.outcome == "failed" for one in model.standing.undecided)
+        titled = [(f"{model.name} is incomplete", sentence) for sentence in model.standing.missing]
+        (errors if failed else incomplete).extend(titled)
+    errors += [("gguf-harness", f"I{view.interrupted[1:]}")] if view.interrupted else []
     undecided = [gate for gate in gates if gate["verdict"] == "inconclusive"]
-    warnings = [_gate(gate) for gate in undecided if not strict]
+    warnings = incomplete + [_gate(gate) for gate in undecided if not strict]
     told = tuple(f"{gate['model']}: {gate['metric']} is inconclusive." for gate in undecided)
     warnings += [("gguf-harness", text) for text in run.get("warnings", []) if not text.startswith(told)]
     return [*_commands("error", errors), *_commands("warning", warnings)]

@@ -14,6 +14,7 @@ from harness.report.charts import build_charts
 from harness.report.data import RunView, place, visible, visible_lines
 from harness.report.numbers import format_bytes, format_estimate, format_percent, format_value
 from harness.report.prices import price_list, show_average, show_step
+from harness.report.standing import failures_of
 from harness.store import write_text
 
 __all__ = ["embed_json", "plotly_js", "write_html"]
@@ -65,6 +66,8 @@ def write_html(run: Mapping[str, Any], run_dir: Path, destination: Path) -> None
     page = template.render(
         run=run,
         view=view,
+        failures=failures_of(run),
+        own_words={"measurement", "prompt", "assertion", "fixture"},
         headline=view.headline(),
         columns=[(name, METRICS[name]) for name in _TABLE_METRICS if view.measured(name)],
         cell=lambda model, metric: _cell(view, model, metric),

@@ -10,6 +10,7 @@ from typing import Any, Final
 from harness.names import METRICS
 from harness.report.data import Candidate, RunView, describe_windows, visible
 from harness.report.numbers import format_bytes, format_estimate, format_percent, format_value
+from harness.report.standing import failures_of
 from harness.report.terminal import verdict_line
 
 __all__ = ["render_markdown"]
@@ -19,10 +20,13 @@ _MARKS: Final = {
     "pass": "✅ pass",
     "fail": "❌ fail",
     "inconclusive": "⚠️ inconclusive",
+    "incomplete": "⚠️ incomplete",
     "error": "💥 error",
     "worse": "❌ worse",
     "better": "✅ better",
 }
+_UNMEASURED: Final = frozenset({"measurement", "prompt"})
+_BY_ITSELF: Final = frozenset({"assertion", "fixture"})
 _MOST_CHARACTERS: Final = 2000
 
 
@@ -34,18 +38,22 @@ def render_markdown(run: Mapping[str, Any]) -> str:
     """
     view = RunView(run)
     interrupted = ["This run was interrupted: what it had measured is shown.", ""]
-    lines = [f"## {_safe(view.headline())}", "", *(interrupted if not run.get("finished", True) else [])]
+    lines = [f"## {_safe(view.headline())}", "", *(interrupted if view.interrupted else [])]
     lines += _table(view)
     good = _items(verdict_line(view, model) for model in view.candidates if model.verdict in {"pass", ""})
     lines += ["", *good] if good else []
-    broken = [(model, reason) for model in view.models if model.verdict == "error" for reason in model.reasons]
-    lines += _section("Could not be measured", (f"{model.name}: {reason.strip()}" for model, reason in broken))
+    failures = failures_of(run)
+    for kinds, title in ((_UNMEASURED, "Could not be measured"), (_BY_ITSELF, "Failed tests")):
+        chosen = (failure for failure in failures if failure.kind in kinds)
+        lines += _section(title, dict.fromkeys(f"{one.model or 'no model'}: {one.words}" for one in chosen))
+    missing = [(model, told) for model in view.models for told in model.standing.missing]
+    lines += _section("Not decided", (f"{model.name}: {told}" for model, told in missing))
     for verdict, title in (("fail", "Failed gates"), ("inconclusive", "Undecided gates")):
         found = [gate for gate in run.get("gates", []) if gate["verdict"] == verdict]
         lines += _section(title, (f"{gate['model']}: {gate['detail']}" for gate in found))
     lines += _baseline(view)
     lines += _section("Warnings", (*_warnings(run), *view.correction_notes()))
-    lines += _section("What was run", (*_what_was_run(view), *view.early_notes()))
+    lines += _section("What was run", (*_what_was_run(view), *view.attempt_notes(), *view.early_notes()))
     return "\n".join(lines) + "\n"
 
 
@@ -59,7 +67,7 @@ def _table(view: RunView) -> list[str]:
 def _cells(view: RunView, model: Candidate, metrics: list[str]) -> list[str]:
     size = format_bytes(model.facts["bytes"]) if model.facts else "no data"
     cells = [_cell(view, model.name, metric) for metric in metrics]
-    return [_safe(model.name), size, *cells, _MARKS.get(model.verdict, model.verdict or "not gated")]
+    return [_safe(model.name), size, *cells, _MARKS.get(model.verdict, model.label)]
 
 
 def _cell(view: RunView, model: str, metric: str) -> str:

@@ -16,7 +16,14 @@ from harness.report.prices import price_note
 __all__ = ["render_terminal", "verdict_line"]
 
 _MIN_WIDTH, _MAX_WIDTH = 60, 140
-_COLORS: Final = {"pass": "green", "fail": "red", "error": "red", "inconclusive": "yellow", "reference": "dim"}
+_COLORS: Final = {
+    "pass": "green",
+    "fail": "red",
+    "error": "red",
+    "incomplete": "yellow",
+    "inconclusive": "yellow",
+    "reference": "dim",
+}
 
 Row = Mapping[str, Any]
 
@@ -79,17 +86,20 @@ def verdict_line(view: RunView, model: Candidate) -> str:
     """What the run says of a model, in plain words."""
     name = visible(model.name)
     if model.verdict == "error":
-        return f"{name}: could not be measured. {visible(_first_line(model.reasons[0]))}"
+        more = "".join(f"; also: {visible(_first_line(other))}" for other in model.standing.others)
+        return f"{name}: could not be measured. {visible(_first_line(model.reasons[0]))}{more}"
     parts = [*_gate_words(view, model), *_gain_words(view, model)]
+    parts += [f"also: {visible(_first_line(other))}" for other in model.standing.others]
     if model.dominated_by:
         other = visible(model.dominated_by)
         parts.append(f"dominated by {other}, which is no bigger and no worse")
-    return f"{name}: {model.verdict or 'not gated'}" + (f"; {'; '.join(parts)}" if parts else "")
+    return f"{name}: {model.label}" + (f"; {'; '.join(parts)}" if parts else "")
 
 
 def _gate_words(view: RunView, model: Candidate) -> list[str]:
-    if model.verdict in {"fail", "inconclusive"}:
-        return [reason.rstrip(".") for reason in model.reasons]
+    if model.reasons:
+        what = "could not be measured: " if model.standing.verdict == "error" else ""
+        return [what + visible(_first_line(reason)).rstrip(".") for reason in model.reasons]
     row = view.row(model.name, "kld_mean")
     return [f"KL {format_estimate(row['value'], row['se'])} nats"] if row else []
 
@@ -129,9 +139,9 @@ def _notes(view: RunView) -> list[str]:
             if cache["hits"] == total
             else f"cache: {cache['hits']} of {total} measurements came from it"
         )
-    if not run.get("finished", True):
-        notes.append("this run was interrupted: what it had measured is shown")
-    return notes
+    if view.interrupted is not None:
+        notes.append(f"{view.interrupted}: what had been measured is shown")
+    return notes + view.attempt_notes()
 
 
 def _answers(view: RunView) -> list[str]:
@@ -172,7 +182,7 @@ def _draw(view: RunView, columns: list[_Column], width: int, color: bool) -> tup
             Text(visible(model.name)),
             size,
             *("-" if row is None else column.show(row) for row, column in zip(rows, columns, strict=True)),
-            Text(model.verdict or "not gated", style=_COLORS.get(model.verdict, "")),
+            Text(model.label, style=_COLORS.get(model.verdict, "")),
         )
     file = io.StringIO()
     console = Console(

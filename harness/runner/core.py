@@ -49,6 +49,10 @@ class LoadedModel:
         """The GGUF file, or its splits."""
         return self.info.files
 
+    def __repr__(self) -> str:
+        """Short: pytest shows it in messages of failed assertions."""
+        return f"<model {self.name}>"
+
 
 class Progress(Protocol):
     """Shows how far a piece of work is."""

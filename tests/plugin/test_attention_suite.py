@@ -117,9 +117,10 @@ def test_heads(run_suite: RunSuite, read_run: ReadRun, arguments: list[str], pyt
     assert 0 <= kept["value"] <= 1
     assert _rows(run, "head_kind_kept", "one") == []
     # The prompt without tokens is named, once for each model.
+    prompts = run["prompts"]["prompts"]
     assert [warning for warning in run["warnings"] if "'nothing'" in warning] == [
-        f"{model}, prompt 'nothing': it has no tokens, and this vocabulary begins texts with none: there is nothing to"
-        " continue."
+        f"1 of {prompts} prompts could not be given to {model}: prompt 'nothing': it has no tokens, and this vocabulary"
+        " begins texts with none: there is nothing to continue"
         for model in ("one", "two")
     ]
     (report,) = pytester.path.glob("results/runs/*/report.html")

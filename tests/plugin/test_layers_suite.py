@@ -154,5 +154,5 @@ def test_hostile_prompts_and_tokens_are_text(
     (report,) = pytester.path.glob("results/runs/*/report.html")
     page = report.read_text(encoding="utf-8")
     assert "<script>alert" not in page
-    assert html.escape("Left out of the layers suite") in page
+    assert html.escape("1 of 2 prompts could not be given to random-F32: prompt ") in page
     assert "\x00" not in page

@@ -87,12 +87,14 @@ def test_hostile_prompts_cost_their_own_tests_and_are_text(
     file.write_text(HOSTILE, encoding="utf-8")
     result = run_suite(
         f"--models={llama_file},{other_file}", f"--reference={llama_file}", f"--gguf-prompts={file}",
-        tests="test_text.py",
+        "-rs", tests="test_text.py",
     )  # fmt: skip
-    result.assert_outcomes(passed=4, failed=2)
-    result.stdout.fnmatch_lines(
-        ["*prompt 'empty': it has no tokens*", "*prompt 'long': 100100 tokens and 8 more do not*"]
-    )
+    # A prompt that a model cannot have costs that prompt.
+    assert result.ret == 0
+    result.assert_outcomes(passed=4, skipped=2)
+    words = " ".join(str(result.stdout).split())
+    assert "note: 2 of 5 prompts could not be given to random-F32: prompt 'empty': it has no tokens" in words
+    assert "prompt 'long': 100100 tokens and 8 more do not" in words
     assert "Traceback" not in str(result.stdout)
     assert "\x1b[2J" not in str(result.stdout)
     run = read_run()
@@ -157,5 +159,5 @@ def test_a_persons_own_test_takes_model_and_prompt(pytester: pytest.Pytester, ll
         f"--models={llama_file}", "--gguf-gen-tokens=2", "-v", "-p", "no:cacheprovider", "-W", "error"
     )
     # The long one is too long for this model, whose tokens are bytes.
-    result.assert_outcomes(passed=len(load_prompts().prompts) - 1, failed=1)
+    result.assert_outcomes(passed=len(load_prompts().prompts) - 1, skipped=1)
     result.stdout.fnmatch_lines(["test_mine.py::test_mine?random-F32-story? PASSED*"])

@@ -53,7 +53,7 @@ def test_undecided_is_no_pass_and_no_fail() -> None:
 def test_without_candidates_the_gates_of_the_one_model_count() -> None:
     broken = _broken_runs()
     assert _message(broken["empty"]) == ("no verdict", "none")
-    assert _message(broken["reference only"]) == ("no verdict", "none")
+    assert _message(broken["reference only"]) == ("not gated", "none")
     run = broken["reference only"]
     gate = RUN["gates"][0] | {"model": run["models"][0]["name"]}
     assert _message(run | {"gates": [gate]}) == ("pass", "pass")

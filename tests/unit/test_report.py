@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from harness.errors import StoreError
 from harness.report.compare import compare_runs, render_comparison
 from harness.report.data import MOST_ESTIMATES, RunView, describe_windows, visible
 from harness.report.html import write_html
@@ -217,12 +218,35 @@ def test_every_run_renders(name: str, tmp_path: Path) -> None:
     expected = {
         "empty": ("No candidates", "No data: no model was measured"),
         "killed": ("interrupted", "interrupted"),
-        "speed only": ("No gate was decided", "no data"),
+        "speed only": ("Measured, not gated", "no data"),
         "reference only": ("No candidates", "No candidates"),
         "unloadable": ("Q8_0: could not be measured", "it is truncated"),
     }[name]
     assert expected[0] in text
     assert expected[1] in page
+
+
+@pytest.mark.parametrize("name", ["../../x.npz", "/etc/passwd", None])
+@pytest.mark.parametrize(
+    "kind", ["kld_quantiles", "layers", "embedding_map", "attention", "weight_errors", "head_removal"]
+)
+def test_a_report_reads_nothing_outside_of_its_run(
+    run: dict[str, Any], tmp_path: Path, name: object, kind: str
+) -> None:
+    run["arrays"] = [{"model": run["models"][0]["name"], "name": kind, "file": name, "description": ""}]
+    with pytest.raises(StoreError, match="expected one in the folder of the run"):
+        write_html(run, STORED, tmp_path / "report.html")
+
+
+def test_a_comparison_says_that_a_run_was_interrupted_or_is_incomplete(run: dict[str, Any]) -> None:
+    session = {"selected": 9, "ran": 3, "stopped": "KeyboardInterrupt", "exit_status": 2}
+    short = run | {"finished": False, "session": session}
+    assert compare_runs(run, short).changes == ("the new run was interrupted: 3 of 9 tests ran (KeyboardInterrupt)",)
+    name = run["models"][1]["name"]
+    planned = [{"model": name, "suite": "quant", "test": "test_x", "metric": "bleu"}]
+    assert compare_runs(run | {"planned": planned}, run).changes[0] == (
+        f"the old run was incomplete: not all planned gates were decided of {name}"
+    )
 
 
 def test_a_run_compared_with_itself_does_not_differ(run: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ import pytest
 from harness.errors import StoreError
 from harness.measure.arrays import load_arrays, save_arrays
 from harness.measure.logprobs import LogprobReader, LogprobWriter
-from harness.store import find_run, load_run, prepare_folder, write_json
+from harness.store import find_run, load_run, prepare_folder, run_file, write_json
 
 
 def test_not_a_number_is_never_written(tmp_path: Path) -> None:
@@ -96,3 +96,20 @@ def test_files_that_are_no_run_are_refused(tmp_path: Path, content: str, message
     file.write_text(content)
     with pytest.raises(StoreError, match=message):
         load_run(file)
+
+
+@pytest.mark.parametrize(
+    "name", ["../../x.npz", "/etc/passwd", "arrays/../../x", "", "a\0b", None, 3, "link", "linked/x.npz"]
+)
+def test_files_of_a_run_are_in_its_folder(tmp_path: Path, name: object) -> None:
+    folder = tmp_path / "runs" / "a"
+    (folder / "arrays").mkdir(parents=True)
+    (tmp_path / "x.npz").write_bytes(b"")
+    (folder / "link").symlink_to(tmp_path / "x.npz")
+    (folder / "linked").symlink_to(tmp_path)
+    with pytest.raises(StoreError, match="expected one in the folder of the run"):
+        run_file(folder, name)
+    assert run_file(folder, "arrays/x.npz") == folder / "arrays" / "x.npz"
+    # A folder that is itself reached by a link is a person's choice.
+    (tmp_path / "short").symlink_to(folder)
+    assert run_file(tmp_path / "short", "arrays/x.npz").parent.name == "arrays"

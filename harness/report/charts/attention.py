@@ -43,14 +43,15 @@ def attention_charts(view: RunView, run_dir: Path) -> list[Chart]:
 
 def _grid(view: RunView, run_dir: Path) -> Chart | None:
     from harness.measure.arrays import load_arrays
+    from harness.store import run_file
 
     order = {model.name: place for place, model in enumerate(view.models)}
     entries = [entry for entry in view.run.get("arrays", []) if entry["name"] == "attention"]
     budget = _DRAWN_CELLS // max(1, len(entries))
     figures = [
-        _grid_figure(entry["model"], load_arrays(run_dir / entry["file"]), budget)
+        _grid_figure(entry["model"], load_arrays(run_file(run_dir, entry["file"])), budget)
         for entry in sorted(entries, key=lambda entry: order.get(entry["model"], 0))
-        if (run_dir / entry["file"]).is_file()
+        if run_file(run_dir, entry["file"]).is_file()
     ]
     if not figures:
         return None

@@ -37,12 +37,14 @@ def embedding_charts(view: RunView, run_dir: Path) -> list[Chart]:
 
 def _load(view: RunView, run_dir: Path, name: str) -> dict[str, Points]:
     from harness.measure.arrays import load_arrays
+    from harness.store import run_file
 
     found = {}
     known = {model.name for model in view.models}
     for entry in view.run.get("arrays", []):
-        if entry["name"] == name and entry["model"] in known and (run_dir / entry["file"]).is_file():
-            found[entry["model"]] = {key: array.tolist() for key, array in load_arrays(run_dir / entry["file"]).items()}
+        if entry["name"] == name and entry["model"] in known and run_file(run_dir, entry["file"]).is_file():
+            arrays = load_arrays(run_file(run_dir, entry["file"]))
+            found[entry["model"]] = {key: array.tolist() for key, array in arrays.items()}
     return found
 
 

@@ -129,12 +129,13 @@ def _removal(view: RunView, run_dir: Path) -> Chart | None:
     import numpy as np
 
     from harness.measure.arrays import load_arrays
+    from harness.store import run_file
 
     traces, longest = [], 0
     for entry in view.run.get("arrays", []):
-        if entry["name"] != "head_removal" or not (run_dir / entry["file"]).is_file():
+        if entry["name"] != "head_removal" or not run_file(run_dir, entry["file"]).is_file():
             continue
-        arrays = load_arrays(run_dir / entry["file"])
+        arrays = load_arrays(run_file(run_dir, entry["file"]))
         losses = arrays["nll"].astype(np.float64).mean(axis=1)
         rises = (losses - losses[0]).tolist()
         heads = [f"layer {layer}, head {head}" for layer, head in arrays["heads"].tolist()]

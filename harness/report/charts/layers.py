@@ -82,9 +82,12 @@ def _rows(view: RunView, metric: str) -> Rows:
 def _drawn(view: RunView, run_dir: Path) -> dict[str, Arrays]:
     """Arrays of the drawn prompt by model, in the order of the models."""
     from harness.measure.arrays import load_arrays
+    from harness.store import run_file
 
     files = {
-        entry["model"]: run_dir / entry["file"] for entry in view.run.get("arrays", []) if entry["name"] == "layers"
+        entry["model"]: run_file(run_dir, entry["file"])
+        for entry in view.run.get("arrays", [])
+        if entry["name"] == "layers"
     }
     names = [model.name for model in view.models if model.name in files and files[model.name].is_file()]
     return {name: load_arrays(files[name]) for name in names}

@@ -131,12 +131,13 @@ def _hover(model: Candidate, row: dict[str, Any], factor: int) -> str:
 
 def _distribution(view: RunView, run_dir: Path) -> Chart | None:
     from harness.measure.arrays import load_arrays
+    from harness.store import run_file
 
     traces = []
     for entry in view.run.get("arrays", []):
-        if entry["name"] != "kld_quantiles" or not (run_dir / entry["file"]).is_file():
+        if entry["name"] != "kld_quantiles" or not run_file(run_dir, entry["file"]).is_file():
             continue
-        arrays = load_arrays(run_dir / entry["file"])
+        arrays = load_arrays(run_file(run_dir, entry["file"]))
         # The logarithm of a KL at or below the noise of its computation is meaningless: draw it at the floor.
         values = [max(float(value), 1e-9) for value in arrays["kld"].tolist()]
         look, name = style(view, entry["model"]), label(entry["model"])

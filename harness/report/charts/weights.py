@@ -31,11 +31,12 @@ def weight_charts(view: RunView, run_dir: Path) -> list[Chart]:
 def load_columns(view: RunView, run_dir: Path, name: str) -> dict[str, Columns]:
     """Arrays of this name by candidate, in the order of the models; none where the file is gone."""
     from harness.measure.arrays import load_arrays
+    from harness.store import run_file
 
     found = {}
     for entry in view.run.get("arrays", []):
-        if entry["name"] == name and (run_dir / entry["file"]).is_file():
-            arrays = load_arrays(run_dir / entry["file"])
+        if entry["name"] == name and run_file(run_dir, entry["file"]).is_file():
+            arrays = load_arrays(run_file(run_dir, entry["file"]))
             found[entry["model"]] = {key: array.tolist() for key, array in arrays.items()}
     order = [model.name for model in view.models if model.name in found]
     return {model: found[model] for model in order}
