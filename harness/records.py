@@ -27,6 +27,8 @@ class Estimate:
             a file size).
         se_iid: the same with all samples taken as independent, as llama-perplexity prints it.
         clusters: number of clusters behind `se`; t quantiles use `clusters - 1` degrees of freedom.
+        doubt: why nothing may be decided by it, in words that go on after a colon; None where nothing speaks against
+            it.
     """
 
     metric: str
@@ -35,6 +37,7 @@ class Estimate:
     se: float | None = None
     se_iid: float | None = None
     clusters: int | None = None
+    doubt: str | None = None
 
     def __post_init__(self) -> None:
         metric_info(self.metric)
@@ -82,7 +85,8 @@ class PlacedEstimate:
 class Row:
     """One line of `estimates` in run.json: an estimate and where it belongs.
 
-    `detail` says what the metric's name cannot: "pp512, 5 repetitions", "resident memory of the worker (no GPU)".
+    `detail` says what the metric's name cannot: "pp512, 5 repetitions", "resident memory of the worker (no GPU)";
+    `doubt` why nothing may be decided by the number: the machine was busy.
     """
 
     suite: str
@@ -101,6 +105,7 @@ class Row:
     layer: int | None = None
     head: int | None = None
     detail: str | None = None
+    doubt: str | None = None
 
     @classmethod
     def of(
@@ -116,7 +121,9 @@ class Row:
         head: int | None = None,
         detail: str | None = None,
     ) -> Row:
-        """Place an estimate."""
+        """Place an estimate; its doubt is part of the detail as well, which every reader shows."""
+        if estimate.doubt:
+            detail = f"{f'{detail}; ' if detail else ''}in doubt: {estimate.doubt}"
         return cls(
             suite=suite,
             test=test,
@@ -134,6 +141,7 @@ class Row:
             layer=layer,
             head=head,
             detail=detail,
+            doubt=estimate.doubt,
         )
 
     def to_json(self) -> dict[str, Any]:

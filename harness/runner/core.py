@@ -179,8 +179,19 @@ class Core:
         """Where a child process logs."""
         return self.options.cache / "logs" / f"{name.replace('/', '_')}.log"
 
-    def stored(self, entry: Entry, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """What an entry describes, measured where there is none."""
+    def stored(
+        self,
+        entry: Entry,
+        measure: Callable[[], dict[str, Any]],
+        keep: Callable[[dict[str, Any]], bool] | None = None,
+    ) -> dict[str, Any]:
+        """What an entry describes, measured where there is none.
+
+        Args:
+            entry: where it is.
+            measure: called where it has to be measured.
+            keep: whether the next session may have what was measured; always if not given.
+        """
         with entry.lock():
             self._forget_if_stale(entry)
             value = entry.load_meta()
@@ -189,7 +200,8 @@ class Core:
                 return value
             self.misses += 1
             value = measure()
-            entry.save(value)
+            if keep is None or keep(value):
+                entry.save(value)
             return value
 
     def stored_arrays(

@@ -2,55 +2,76 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from harness.engine.server import Server
 from harness.engine.tasks import identify_build
+from harness.errors import HarnessError
 from harness.measure.served import ServedResult, measure_served
-from harness.measure.speed import SpeedRequest, SpeedResult, measure_speed
+from harness.measure.side_by_side import SpeedRequest, SpeedResult, Subject, fit_together, measure_speed
 
 if TYPE_CHECKING:
     from harness.runner.core import Core, LoadedModel
 
 __all__ = ["Timed"]
 
+_FORM: Final = 2
+"""Of what is stored: 2 has who used the machine during each repetition."""
+
 
 class Timed:
-    """Measurements that need the machine for themselves: whatever else is loaded is closed first."""
+    """Measurements that need the machine for themselves: whatever else is loaded is closed first.
+
+    What was disturbed is not kept: the next session measures it again.
+    """
 
     def __init__(self, core: Core) -> None:
         self._core = core
 
-    def speed(self, model: LoadedModel) -> SpeedResult:
-        """Speed and memory, in a process of its own."""
-        request = SpeedRequest(
-            model.files,
-            self._core.settings,
-            self._core.options.pp,
-            self._core.options.tg,
-            self._core.options.repetitions,
-        )
+    def speed(self, model: LoadedModel, reference: LoadedModel | None = None) -> SpeedResult:
+        """Speed and memory, in a process of its own, and beside a reference for their ratio.
+
+        A reference that cannot be timed by itself leaves the model alone.
+        """
+        if reference is not None:
+            try:
+                self.speed(reference)
+            except HarnessError:
+                reference = None
+        options = self._core.options
+        request = SpeedRequest(self._core.settings, options.pp, options.tg, options.repetitions)
         key = {
             "kind": "speed",
+            "form": _FORM,
             "model": model.sha256,
+            "reference": reference.sha256 if reference else None,
             "settings": self._core.settings.to_json(),
             "pp": request.n_prompt,
             "tg": request.n_gen,
             "repetitions": request.repetitions,
             "engine": self._core.engine,
         }
-
         entry = self._core.cache.entry("speed", key)
 
         def measure() -> dict[str, Any]:
             self._core.close()
-            with (
-                self._core.progress.task(f"speed of {model.name}", "runs") as show,
-                self._core.new_worker(model.name) as worker,
-            ):
-                return worker.call(measure_speed, show, request).to_json()
+            ours, theirs = self._subject(model), self._subject(reference) if reference else None
+            both = [subject for subject in (ours, theirs) if subject is not None]
+            in_turns = fit_together(both, on_gpu=request.settings.n_gpu_layers != 0)
+            label = f"speed of {model.name}" + (f" beside {reference.name}" if reference else "")
+            with self._core.progress.task(label, "repetitions") as show:
+                return measure_speed(ours, theirs, request, show, in_turns=in_turns).to_json()
 
-        return self._core.once(("speed", str(entry.folder)), lambda: SpeedResult(**self._core.stored(entry, measure)))
+        def is_undisturbed(value: dict[str, Any]) -> bool:
+            return not SpeedResult.from_json(value).is_disturbed
+
+        return self._core.once(
+            ("speed", str(entry.folder)),
+            lambda: SpeedResult.from_json(self._core.stored(entry, measure, is_undisturbed)),
+        )
+
+    def _subject(self, model: LoadedModel) -> Subject:
+        return Subject(model.files, lambda: self._core.new_worker(model.name))
 
     def served(self, model: LoadedModel) -> ServedResult:
         """Throughput and latency under several clients, of a server of its own."""
@@ -58,6 +79,7 @@ class Timed:
         request = options.served_request
         key = {
             "kind": "served",
+            "form": _FORM,
             "model": model.sha256,
             "settings": options.server_settings.to_json(),
             "request": request.to_json(),
@@ -73,7 +95,13 @@ class Timed:
             ):
                 return measure_served(server, request, show).to_json()
 
-        return self._core.once(("served", str(entry.folder)), lambda: ServedResult(**self._core.stored(entry, measure)))
+        def is_undisturbed(value: dict[str, Any]) -> bool:
+            return not ServedResult.from_json(value).is_disturbed
+
+        return self._core.once(
+            ("served", str(entry.folder)),
+            lambda: ServedResult.from_json(self._core.stored(entry, measure, is_undisturbed)),
+        )
 
     def server(self, model: LoadedModel) -> Server:
         """A running server of a model, until that of another model is asked for or a measurement needs the machine."""
