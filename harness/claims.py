@@ -13,7 +13,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-__all__ = ["CLAIMS", "Claim", "ClaimFinding", "ClaimVerdict", "judge_claims"]
+from harness.metrics.speed import streams_disagree
+
+__all__ = ["CLAIMS", "Claim", "ClaimFinding", "ClaimVerdict", "Range", "judge_claims", "speed_ratio"]
 
 _Judge = Callable[["_Run"], Iterator["_Answer"]]
 
@@ -67,21 +69,22 @@ class _Answer:
 
 
 @dataclass(frozen=True, slots=True)
-class _Range:
-    """A measured number with both of its one-sided confidence bounds."""
+class Range:
+    """A measured number with confidence bounds."""
 
     value: float
     low: float
     high: float
 
     def within(self, least: float, most: float) -> ClaimVerdict:
+        """Whether it is between two others, by its bounds."""
         if least <= self.low and self.high <= most:
             return "held"
         return "not held" if self.low > most or self.high < least else "undecided"
 
-    def mapped(self, function: Callable[[float], float]) -> _Range:
+    def mapped(self, function: Callable[[float], float]) -> Range:
         """Through an increasing function."""
-        return _Range(function(self.value), function(self.low), function(self.high))
+        return Range(function(self.value), function(self.low), function(self.high))
 
 
 def judge_claims(run: Mapping[str, Any]) -> list[ClaimFinding]:
@@ -125,7 +128,7 @@ class _Run:
     def row(self, model: Mapping[str, Any], metric: str) -> Mapping[str, Any] | None:
         return self._rows.get((model["name"], metric))
 
-    def ln_ppl_ratio(self, model: Mapping[str, Any], base: Mapping[str, Any]) -> _Range | None:
+    def ln_ppl_ratio(self, model: Mapping[str, Any], base: Mapping[str, Any]) -> Range | None:
         """Ln of a perplexity over another's.
 
         To the reference, with the paired error. Between two candidates it is the difference of both of theirs; the
@@ -146,31 +149,68 @@ class _Run:
             min(clusters) if clusters else None,
         )
 
-    def speed_ratio(self, model: Mapping[str, Any], base: Mapping[str, Any]) -> _Range | None:
-        """Generation speed over another's, of independent repetitions."""
-        from harness.metrics.stats import ratio_with_error
-        from harness.records import Estimate
+    def speed_ratio(self, model: Mapping[str, Any], base: Mapping[str, Any]) -> Range | str:
+        """Generation speed over another's, from both ratios to the reference, or why there is none.
 
-        rows = [self.row(which, "tg_tokens_per_s") for which in (model, base)]
-        estimates = [
-            Estimate(row["metric"], row["value"], row["n"], row["se"], row["se_iid"], row["clusters"])
-            for row in rows
-            if row is not None and row["value"] > 0
-        ]
-        if len(estimates) < len(rows):
-            return None
-        ratio = ratio_with_error(*estimates)
-        known = all(estimate.se is not None for estimate in estimates)
-        return _range(ratio.value, ratio.se if known else None, ratio.clusters)
+        Each ratio was timed in turns with the reference, so that they share no repetition: errors of logarithms add up
+        in squares.
+        """
+        value, errors, clusters = 0.0, [], []
+        for which, sign in ((model, 1), (base, -1)):
+            if which.get("reference"):
+                continue  # 1, without an error
+            if doubt := self.speed_doubt(which):
+                return doubt
+            row = self._rows[which["name"], "tg_speed_ratio"]
+            value += sign * math.log(row["value"])
+            errors.append(row["se"] / row["value"])
+            clusters.append(row["clusters"])
+        return _range(value, math.hypot(*errors), min(clusters)).mapped(math.exp)
+
+    def speed_doubt(self, model: Mapping[str, Any]) -> str | None:
+        """Why nothing is said of a model's speed beside the reference's; None where something is."""
+        name = model["name"]
+        ratio, speed, single = (
+            self._rows.get((name, metric))
+            for metric in ("tg_speed_ratio", "tg_tokens_per_s", "served_single_tokens_per_s")
+        )
+        if ratio is None or ratio["se"] is None:
+            reason = (speed or {}).get("doubt") or "its generation was not timed in turns with the reference's"
+            return f"{name}: {reason}"
+        if speed and single and streams_disagree(speed["value"], single["value"]):
+            return f"{name}: a server's only client gets another speed than generation by itself"
+        return None
 
 
-def _range(value: float, se: float | None, clusters: int | None) -> _Range:
+def speed_ratio(run: Mapping[str, Any], model: str) -> Range | None:
+    """A model's generation speed over the reference's with its 95 % interval; None where nothing may be said of it.
+
+    Args:
+        run: content of a run.json.
+        model: its name.
+    """
+    from harness.metrics.stats import confidence_bound
+
+    table = _Run(run)
+    if table.speed_doubt({"name": model}) is not None:
+        return None
+    row = table.row({"name": model}, "tg_speed_ratio")
+    if row is None:
+        return None
+    # Both sides together are wrong in one of twenty cases. A ratio's logarithm is symmetric, and never below zero.
+    value, se = math.log(row["value"]), row["se"] / row["value"]
+    both = 1 - (1 - _CONFIDENCE) / 2
+    low, high = (confidence_bound(value, se, row["clusters"], both, upper=upper) for upper in (False, True))
+    return Range(value, low, high).mapped(math.exp)
+
+
+def _range(value: float, se: float | None, clusters: int | None) -> Range:
     from harness.metrics.stats import confidence_bound
 
     if se is None:  # a single window or repetition says nothing of its error
-        return _Range(value, -math.inf, math.inf)
+        return Range(value, -math.inf, math.inf)
     low, high = (confidence_bound(value, se, clusters, _CONFIDENCE, upper=upper) for upper in (False, True))
-    return _Range(value, low, high)
+    return Range(value, low, high)
 
 
 def _same_family(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
@@ -222,25 +262,32 @@ def _each_step_speeds_up(least: float, most: float) -> _Judge:
                 family.append(model)
         for family in families:
             steps = [
-                (bigger, smaller, ratio.mapped(lambda ratio: ratio - 1))
+                (f"{bigger['name']} to {smaller['name']}", run.speed_ratio(smaller, bigger))
                 for bigger, smaller in itertools.pairwise(family)
-                if (ratio := run.speed_ratio(smaller, bigger)) is not None
             ]
-            if not steps:
-                continue
-            verdicts = [gain.within(least, most) for _, _, gain in steps]
-            words = "; ".join(
-                f"{bigger['name']} to {smaller['name']} {_signed(gain.value)} ({_bounds(gain)})"
-                for bigger, smaller, gain in steps
-            )
-            kept = f"{verdicts.count('held')} of {len(steps)} steps"
-            yield _Answer(
-                _together(verdicts),
-                f"in {kept}; {', '.join(_signed(gain.value) for _, _, gain in steps)}",
-                f"Generation speed from each file to the next smaller one, in that range in {kept}: {words}.",
-            )
+            if steps:
+                yield _judge_steps(steps, least, most)
 
     return judge
+
+
+def _judge_steps(steps: list[tuple[str, Range | str]], least: float, most: float) -> _Answer:
+    """All steps of a family; one that was not measured leaves the claim open, unless another one breaks it."""
+    gains = {name: ratio.mapped(lambda ratio: ratio - 1) for name, ratio in steps if isinstance(ratio, Range)}
+    doubts = "; ".join(dict.fromkeys(ratio for _, ratio in steps if isinstance(ratio, str)))
+    if not gains:
+        return _Answer("not tested", "", f"{doubts}.")
+    verdicts = [gain.within(least, most) for gain in gains.values()]
+    kept = f"{verdicts.count('held')} of {len(steps)} steps"
+    words = "; ".join(f"{name} {_signed(gain.value)} ({_bounds(gain)})" for name, gain in gains.items())
+    if doubts:
+        words += f"; not measured: {doubts}"
+        verdicts.append("undecided")
+    return _Answer(
+        _together(verdicts),
+        f"in {kept}; {', '.join(_signed(gain.value) for gain in gains.values())}",
+        f"Generation speed from each file to the next smaller one, in that range in {kept}: {words}.",
+    )
 
 
 CLAIMS: Final = (
@@ -289,12 +336,12 @@ def _signed(share: float) -> str:
     return f"{100 * share:+.1f} %"
 
 
-def _above(change: _Range, base: Mapping[str, Any]) -> str:
+def _above(change: Range, base: Mapping[str, Any]) -> str:
     side = "above" if change.value >= 0 else "below"
     return f"{abs(100 * change.value):.1f} % {side} {base['name']}'s ({_bounds(change)})"
 
 
-def _bounds(change: _Range) -> str:
+def _bounds(change: Range) -> str:
     if math.isinf(change.low) or math.isinf(change.high):
         return "measured once, so that no error is known"
     return f"{_signed(change.low)} to {_signed(change.high)}"

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from harness.measure.layers import LayersResult
     from harness.measure.observers import Arrays
     from harness.measure.served import ServedResult
-    from harness.measure.speed import SpeedResult
+    from harness.measure.side_by_side import SpeedResult
     from harness.metrics.embeddings import WordSpace
     from harness.metrics.sensitivity import Sensitivity
     from harness.metrics.text import TextPair
@@ -109,7 +109,7 @@ class Speed(Protocol):
     """The fixture `speed`."""
 
     def __call__(self, model: LoadedModel) -> SpeedResult:
-        """Timings and memory of a model, from the cache if they are there."""
+        """Timings and memory of a model, timed in turns with the reference; from the cache if they are there."""
 
 
 class Serve(Protocol):

@@ -106,12 +106,18 @@ METRICS: dict[str, MetricInfo] = CORPUS_METRICS | {
     "pp_tokens_per_s": MetricInfo("tokens/s", "higher", "prompt t/s", "Prompt processing speed, llama-bench's pp."),
     "tg_tokens_per_s": MetricInfo("tokens/s", "higher", "generation t/s", "Generation speed, llama-bench's tg."),
     "load_s": MetricInfo("s", "lower", "load", "Time to load the model and create a context, file cache warm."),
+    "pp_speed_ratio": MetricInfo("", "higher", "prompt speed ratio", "Prompt speed over the reference's, in turns."),
+    "tg_speed_ratio": MetricInfo("", "higher", "generation speed ratio", "Generation speed over the reference's."),
+    "load_ratio": MetricInfo("", "lower", "load ratio", "Load time over the reference's, in turns."),
     "peak_memory_bytes": MetricInfo("bytes", "lower", "peak memory", "Peak memory of the worker process."),
     "weights_bytes": MetricInfo("bytes", "lower", "weights", "Model buffers, as llama.cpp reports them."),
     "kv_cache_bytes": MetricInfo("bytes", "lower", "KV cache", "KV cache buffers, as llama.cpp reports them."),
     "compute_bytes": MetricInfo("bytes", "lower", "compute", "Compute buffers, as llama.cpp reports them."),
     # served to several clients at once
     "served_tokens_per_s": MetricInfo("tokens/s", "higher", "served t/s", "Tokens per second of all clients together."),
+    "served_single_tokens_per_s": MetricInfo(
+        "tokens/s", "higher", "single stream t/s", "Generation speed that a server's only client sees."
+    ),
     "served_ttft_p50_s": MetricInfo("s", "lower", "TTFT p50", "Median time to a client's first token, queue included."),
     "served_ttft_p99_s": MetricInfo("s", "lower", "TTFT p99", "99th percentile of the time to a client's first token."),
     "served_itl_p50_s": MetricInfo("s", "lower", "ITL p50", "Median time between two tokens that a client gets."),

@@ -30,6 +30,8 @@ class Estimate:
         low: lower end of the 95 % confidence interval, which need not be symmetric; None for `value` less a t quantile
             times `se`, or where none is known.
         high: its upper end.
+        doubt: why nothing may be decided by it, in words that go on after a colon; None where nothing speaks against
+            it.
     """
 
     metric: str
@@ -40,6 +42,7 @@ class Estimate:
     clusters: int | None = None
     low: float | None = None
     high: float | None = None
+    doubt: str | None = None
 
     def __post_init__(self) -> None:
         metric_info(self.metric)
@@ -87,7 +90,8 @@ class PlacedEstimate:
 class Row:
     """One line of `estimates` in run.json: an estimate and where it belongs.
 
-    `detail` says what the metric's name cannot: "pp512, 5 repetitions", "resident memory of the worker (no GPU)".
+    `detail` says what the metric's name cannot: "pp512, 5 repetitions", "resident memory of the worker (no GPU)";
+    `doubt` why nothing may be decided by the number: the machine was busy.
     """
 
     suite: str
@@ -108,6 +112,7 @@ class Row:
     detail: str | None = None
     low: float | None = None
     high: float | None = None
+    doubt: str | None = None
 
     @classmethod
     def of(
@@ -123,7 +128,9 @@ class Row:
         head: int | None = None,
         detail: str | None = None,
     ) -> Row:
-        """Place an estimate."""
+        """Place an estimate; its doubt is part of the detail as well, which every reader shows."""
+        if estimate.doubt:
+            detail = f"{f'{detail}; ' if detail else ''}in doubt: {estimate.doubt}"
         return cls(
             suite=suite,
             test=test,
@@ -143,6 +150,7 @@ class Row:
             detail=detail,
             low=estimate.low,
             high=estimate.high,
+            doubt=estimate.doubt,
         )
 
     def to_json(self) -> dict[str, Any]:

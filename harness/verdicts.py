@@ -57,6 +57,7 @@ class Verdict:
 
     Attributes:
         limit: in the metric's unit, also where the gate's limit is relative.
+        value: of the estimate; None where nothing may be said of it.
         bound: the confidence bound that decided, in the metric's unit: beyond the limit it fails, short of it it
             passes.
         p_value: of the hypothesis that an outcome contradicts: "within the limit" for fail, "beyond it" for pass, the
@@ -68,7 +69,7 @@ class Verdict:
 
     model: str
     metric: str
-    value: float
+    value: float | None
     limit: float
     better: str
     confidence: float
@@ -123,7 +124,7 @@ def decide(
     One-sided bounds at `gate.confidence`, t with the clusters' degrees of freedom and the errors of each side. Passing
     needs the bad-side bound to be within the limit; failing needs the good-side bound to be beyond it; anything else is
     inconclusive, also where samples are too few for a bound. What has no error (a file size, a maximum) is compared as
-    it is.
+    it is. What is in doubt decides nothing.
 
     Args:
         gate: the limit.
@@ -143,6 +144,9 @@ def decide(
     from harness.metrics.stats import confidence_bound
 
     tested = _tested(gate, estimate, reference, ratio)
+    held_against = [estimate] if gate.limit is not None else [ratio] if ratio is not None else [estimate, reference]
+    if doubt := next((known.doubt for known in held_against if known is not None and known.doubt), None):
+        return _undecided(gate, estimate, model, tested, doubt)
     bounded = gate.half_of_the_error() if watched else gate
     lower_is_better = gate.lower_is_better
 
@@ -176,6 +180,25 @@ def decide(
         detail=_statement(gate, estimate, tested) + reason,
         p_value=min(1.0, 2 * p_value) if watched and p_value is not None else p_value,
         more_clusters=more,
+    )
+
+
+def _undecided(gate: Gate, estimate: Estimate, model: str, tested: Tested, doubt: str) -> Verdict:
+    """The verdict on what was measured and cannot be relied on: its numbers are in no sentence."""
+    side = "at most" if gate.lower_is_better else "at least"
+    return Verdict(
+        model=model,
+        metric=gate.metric,
+        value=None,
+        limit=tested.limit * tested.scale,
+        better=estimate.better,
+        confidence=gate.confidence,
+        bound=None,
+        verdict="inconclusive",
+        detail=(
+            f"{metric_info(gate.metric).title} was not held against its limit, {side} {_show(gate, tested.limit)}:"
+            f" {doubt}."
+        ),
     )
 
 

@@ -7,7 +7,9 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-__all__ = ["driver_version", "list_gpus", "process_memory"]
+import psutil
+
+__all__ = ["describe_guests", "driver_version", "free_memory", "list_gpus", "process_memory"]
 
 
 @contextlib.contextmanager
@@ -54,3 +56,50 @@ def process_memory() -> int | None:
                 if process.pid == os.getpid() and process.usedGpuMemory is not None:
                     found = (found or 0) + int(process.usedGpuMemory)
     return found
+
+
+def free_memory() -> int | None:
+    """Free memory in bytes of the GPU that has most of it; None without one."""
+    with _nvml() as nvml:
+        handles = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount() if nvml else 0)]
+        return max((int(nvml.nvmlDeviceGetMemoryInfo(handle).free) for handle in handles), default=None)
+
+
+def describe_guests(ours: set[int]) -> str | None:
+    """What disturbs us on the GPUs that we use, in words: other processes that compute there, or a lowered clock.
+
+    Args:
+        ours: process ids that belong to us; what they started does as well.
+    """
+    with _nvml() as nvml:
+        for index in range(nvml.nvmlDeviceGetCount() if nvml else 0):
+            handle = nvml.nvmlDeviceGetHandleByIndex(index)
+            pids = {process.pid for process in nvml.nvmlDeviceGetComputeRunningProcesses(handle)}
+            guests = {pid for pid in pids if not _belongs(pid, ours)}
+            # A GPU without any process of ours is another's. In some containers NVML shows nobody's.
+            if guests and guests != pids:
+                who = "another process" if len(guests) == 1 else f"{len(guests)} other processes"
+                return f"{who} had GPU {index}"
+            if guests != pids and _is_slowed(nvml, handle):
+                return f"heat or power held GPU {index} down"
+    return None
+
+
+def _belongs(pid: int, ours: set[int]) -> bool:
+    try:
+        return pid in ours or psutil.Process(pid).ppid() in ours
+    except psutil.Error:
+        return False
+
+
+def _is_slowed(nvml: Any, handle: Any) -> bool:
+    """Whether heat or the power supply holds the clock down. A GPU at its usual power limit is as fast as it gets."""
+    with contextlib.suppress(nvml.NVMLError):
+        reasons = nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle)
+        slowed = (
+            nvml.nvmlClocksThrottleReasonHwThermalSlowdown
+            | nvml.nvmlClocksThrottleReasonSwThermalSlowdown
+            | nvml.nvmlClocksThrottleReasonHwPowerBrakeSlowdown
+        )
+        return bool(reasons & slowed)
+    return False

@@ -1,7 +1,9 @@
-"""Speed and memory in llama-bench's way. Runs in a worker of its own, so that nothing else counts in.
+"""Speed and memory in llama-bench's way: tasks of a worker of its own, so that nothing else counts in.
 
 As tools/llama-bench of llama.cpp does it: pp decodes `n_prompt` random tokens in batches, tg decodes `n_gen` random
-tokens one by one, both from an empty cache, after a warm-up, `repetitions` times; speed is tokens over wall time.
+tokens one by one, both from an empty cache, after a warm-up; speed is tokens over wall time. `side_by_side` repeats
+them, in turns with the reference. A repetition of a small model is several of them, so that it can be told who else
+used the machine meanwhile.
 """
 
 from __future__ import annotations
@@ -10,62 +12,48 @@ import random
 import resource
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
 import psutil
 
 from harness.engine.gpu import process_memory
 from harness.engine.settings import SessionSettings
+from harness.measure.machine_use import Watch
+from harness.metrics.speed import Repetition
 
 if TYPE_CHECKING:
     from harness.engine.session import Session
     from harness.engine.worker import WorkerContext
 
 __all__ = [
-    "SpeedRequest",
-    "SpeedResult",
+    "Memory",
+    "SpeedTest",
     "bench_settings",
     "decode_prompt",
     "decode_singly",
-    "measure_speed",
     "peak_resident",
+    "read_memory",
+    "start_bench",
+    "timed_decode",
+    "timed_load",
 ]
 
-_RELOAD_BELOW_S: Final = 3.0
-_RELOADS: Final = 3
+SpeedTest = Literal["pp", "tg", "load"]
+
+_LEAST_S: Final = 0.2
+"""Shortest repetition. Linux counts others' time in ticks of 10 ms: with a tick lost at each end, others that take a
+tenth of a core are seen from 0.2 s on."""
 
 
 @dataclass(frozen=True, slots=True)
-class SpeedRequest:
-    """What to time.
+class Memory:
+    """What a model takes.
 
     Attributes:
-        files: the GGUF file or its splits.
-        settings: threads, batches, attention and cache types; the context is sized by the test as llama-bench does.
-        n_prompt: tokens of the prompt-processing test.
-        n_gen: tokens of the generation test.
-        repetitions: how often each is timed.
-    """
-
-    files: tuple[Path, ...]
-    settings: SessionSettings
-    n_prompt: int
-    n_gen: int
-    repetitions: int
-
-
-@dataclass(frozen=True, slots=True)
-class SpeedResult:
-    """Timings and memory.
-
-    Attributes:
-        pp_tokens_per_s: one value per repetition.
-        tg_tokens_per_s: one value per repetition.
-        load_s: one value per load; the first load is a warm-up unless loading is slow.
         resident_bytes: peak resident memory of the worker less what it held before the model was loaded.
         vram_bytes: GPU memory of this process; None without an NVIDIA GPU.
         weights_bytes: model buffers, as llama.cpp reports them; None where it does not.
@@ -73,64 +61,80 @@ class SpeedResult:
         compute_bytes: compute buffers.
     """
 
-    pp_tokens_per_s: list[float]
-    tg_tokens_per_s: list[float]
-    load_s: list[float]
     resident_bytes: int
     vram_bytes: int | None
     weights_bytes: int | None
     kv_cache_bytes: int | None
     compute_bytes: int | None
 
-    def to_json(self) -> dict[str, Any]:
-        """A dictionary of JSON types only."""
-        return asdict(self)
 
-
-def measure_speed(context: WorkerContext, request: SpeedRequest) -> SpeedResult:
-    """Time loading, prompt processing and generation, and read the memory that it took."""
-    from harness.engine.session import Session
-
-    steps = 2 * (request.repetitions + 1)
-    context.progress(0, steps)
+def start_bench(context: WorkerContext, files: Sequence[Path], settings: SessionSettings) -> tuple[int, float]:
+    """Load a model: (resident bytes before it, seconds that the load took)."""
     before = psutil.Process().memory_info().rss
-    length = max(request.n_prompt, request.n_gen)
-    settings = bench_settings(request.settings, length)
-    loads, session = _timed_loads(lambda: Session(request.files, settings))
-    try:
-        done = 0
+    start = time.perf_counter()
+    context.session(files, settings)
+    return before, time.perf_counter() - start
 
-        def timed(run: Callable[[], None], tokens: int) -> float:
-            nonlocal done
-            session.clear()
-            start = time.perf_counter()
-            run()
-            elapsed = time.perf_counter() - start
-            done += 1
-            context.progress(done, steps)
-            return tokens / elapsed
 
-        numbers = random.Random(0)  # noqa: S311 - any tokens will do
-        timed(lambda: decode_prompt(session, request.n_prompt, numbers), request.n_prompt)
-        pp = [
-            timed(lambda: decode_prompt(session, request.n_prompt, numbers), request.n_prompt)
-            for _ in range(request.repetitions)
-        ]
-        timed(lambda: decode_singly(session, 1, numbers), 1)
-        tg = [
-            timed(lambda: decode_singly(session, request.n_gen, numbers), request.n_gen)
-            for _ in range(request.repetitions)
-        ]
-        memory = session.memory
-        vram = process_memory()
-    finally:
-        session.close()
-    return SpeedResult(
-        pp_tokens_per_s=pp,
-        tg_tokens_per_s=tg,
-        load_s=loads,
+def timed_decode(
+    context: WorkerContext,
+    files: Sequence[Path],
+    settings: SessionSettings,
+    test: SpeedTest,
+    tokens: int,
+    least_s: float = _LEAST_S,
+) -> Repetition:
+    """One repetition of pp or tg, in tokens per second, after a warm-up of one token."""
+    session, numbers = context.session(files, settings), random.Random(0)  # noqa: S311 - any tokens will do
+    decode = decode_prompt if test == "pp" else decode_singly
+    session.clear()
+    # The other model of a pair has had the caches meanwhile.
+    decode_singly(session, 1, numbers)
+    on_gpu = _offloads(settings)
+    watch = Watch(settings.threads, on_gpu=on_gpu, computes=not on_gpu)
+    repetition = _repeated(session.clear, lambda: decode(session, tokens, numbers), watch, least_s)
+    return Repetition(tokens / repetition.value, repetition.use)
+
+
+def timed_load(
+    context: WorkerContext, files: Sequence[Path], settings: SessionSettings, least_s: float = _LEAST_S
+) -> Repetition:
+    """One repetition of loading the model and creating a context, in seconds; the files were read before."""
+    watch = Watch(settings.threads, on_gpu=_offloads(settings))
+    return _repeated(context.close, lambda: context.session(files, settings), watch, least_s)
+
+
+def _offloads(settings: SessionSettings) -> bool:
+    from harness.engine.session import offloads
+
+    return offloads(settings)
+
+
+def _repeated(prepare: Callable[[], object], run: Callable[[], object], watch: Watch, least_s: float) -> Repetition:
+    """Mean seconds of runs that follow each other until they have taken `least_s`; what prepares them is not timed."""
+    timed, runs = 0.0, 0
+    while timed < least_s or not runs:
+        prepare()
+        start = time.perf_counter()
+        run()
+        timed += time.perf_counter() - start
+        runs += 1
+    return Repetition(timed / runs, watch.stop())
+
+
+def read_memory(context: WorkerContext, files: Sequence[Path], settings: SessionSettings, before: int) -> Memory:
+    """What the model has taken at most, once everything was timed.
+
+    Args:
+        context: of the worker.
+        files: of the model.
+        settings: as it was timed.
+        before: resident bytes before it was loaded.
+    """
+    memory = context.session(files, settings).memory
+    return Memory(
         resident_bytes=max(0, peak_resident() - before),
-        vram_bytes=vram,
+        vram_bytes=process_memory(),
         weights_bytes=memory.weights,
         kv_cache_bytes=memory.kv_cache,
         compute_bytes=memory.compute,
@@ -149,21 +153,6 @@ def bench_settings(settings: SessionSettings, length: int) -> SessionSettings:
         cache_type_v=settings.cache_type_v,
         n_gpu_layers=settings.n_gpu_layers,
     )
-
-
-def _timed_loads(load: Callable[[], Session]) -> tuple[list[float], Session]:
-    start = time.perf_counter()
-    session = load()
-    first = time.perf_counter() - start
-    if first > _RELOAD_BELOW_S:
-        return [first], session
-    times = []
-    for _ in range(_RELOADS):
-        session.close()
-        start = time.perf_counter()
-        session = load()
-        times.append(time.perf_counter() - start)
-    return times, session
 
 
 def decode_prompt(session: Session, length: int, numbers: random.Random) -> None:

@@ -21,11 +21,17 @@ _SHOWN: Final = (
     "kld_mean",
     "kld_p99",
     "same_top",
+    "pp_speed_ratio",
+    "tg_speed_ratio",
+    "load_ratio",
     "pp_tokens_per_s",
     "tg_tokens_per_s",
     "load_s",
     "peak_memory_bytes",
 )
+
+
+_TIMED_UNITS: Final = frozenset({"tokens/s", "s"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +40,9 @@ class Difference:
 
     Attributes:
         z: difference over the root of the sum of squared errors, the two runs taken as independent; None where an
-            error is missing. On the same corpus that is too careful: paired errors would be smaller.
-        direction: "better", "worse", or "" for no change or a neutral metric.
+            error is missing, and for timings. On the same corpus that is too careful: paired errors would be smaller.
+        direction: "better", "worse", or "" for no change, a neutral metric or a timing: the machine of one run is not
+            that of another, and repetitions of one know nothing of it. Ratios to the reference can be compared.
         prompt, layer, head: what of the model; None for all of it.
     """
 
@@ -53,6 +60,11 @@ class Difference:
     def where(self) -> str:
         """`layer 2, head 7`, and the prompt."""
         return ", ".join(part for part in (place(self.layer, self.head), visible(self.prompt or "")) if part)
+
+    @property
+    def is_timed(self) -> bool:
+        """Whether it is a time or a speed by itself."""
+        return _is_timed(self.metric)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +107,7 @@ def render_comparison(comparison: Comparison, *, width: int, color: bool) -> str
     shown = [difference for difference in comparison.differences if difference.metric in _SHOWN]
     # Most runs have these metrics of whole models only.
     placed = any(difference.where for difference in shown)
+    timed = any(difference.is_timed for difference in shown)
     for title, justify in (
         ("model", "left"),
         ("metric", "left"),
@@ -110,7 +123,8 @@ def render_comparison(comparison: Comparison, *, width: int, color: bool) -> str
     table.add_column("", no_wrap=True)
     styles = {"better": "green", "worse": "red"}
     for difference in shown:
-        relative = f"{difference.new / difference.old - 1:+.2%}" if difference.old else "-"
+        is_comparable = difference.old and not difference.is_timed
+        relative = f"{difference.new / difference.old - 1:+.2%}" if is_comparable else "-"
         table.add_row(
             Text(visible(difference.model)),
             METRICS[difference.metric].title if difference.metric in METRICS else difference.metric,
@@ -128,6 +142,7 @@ def render_comparison(comparison: Comparison, *, width: int, color: bool) -> str
     lines = [
         *comparison.changes,
         "z: difference over its error, the runs taken as independent; above 2 is more than chance",
+        *(["times and speeds are not compared: they are of different times; ratios to the reference are"] * timed),
     ]
     return file.getvalue() + "\n" + "\n".join(visible(line) for line in lines) + "\n"
 
@@ -144,6 +159,9 @@ def _rows(run: Mapping[str, Any]) -> dict[tuple[Any, ...], Mapping[str, Any]]:
 def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> Difference:
     change = new["value"] - old["value"]
     z = None
+    if _is_timed(new["metric"]):
+        where = (new.get(key) for key in ("prompt", "layer", "head"))
+        return Difference(new["model"], new["metric"], old["value"], new["value"], None, "", *where)
     if old["se"] is not None and new["se"] is not None and (error := math.hypot(old["se"], new["se"])) > 0:
         z = change / error
     better = {"higher": change > 0, "lower": change < 0}.get(new["better"])
@@ -159,6 +177,10 @@ def _short_of(run: Mapping[str, Any]) -> str:
         return view.interrupted
     names = [model.name for model in view.models if model.standing.undecided]
     return f"incomplete: not all planned gates were decided of {', '.join(names)}" if names else ""
+
+
+def _is_timed(metric: str) -> bool:
+    return metric in METRICS and METRICS[metric].unit in _TIMED_UNITS
 
 
 def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

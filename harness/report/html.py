@@ -12,7 +12,7 @@ from harness.claims import judge_claims
 from harness.names import METRICS
 from harness.report.charts import build_charts
 from harness.report.data import RunView, place, visible, visible_lines
-from harness.report.numbers import format_bytes, format_estimate, format_percent, format_value
+from harness.report.numbers import doubt_mark, format_bytes, format_estimate, format_percent, format_value
 from harness.report.prices import price_list, show_average, show_step
 from harness.report.standing import failures_of
 from harness.store import write_text
@@ -29,6 +29,7 @@ _TABLE_METRICS = (
     "edit_similarity",
     "pp_tokens_per_s",
     "tg_tokens_per_s",
+    "tg_speed_ratio",
     "load_s",
     "peak_memory_bytes",
     "attn_cosine",
@@ -101,7 +102,7 @@ def _cell(view: RunView, model: str, metric: str) -> tuple[str, float | None]:
         return format_percent(value, se), value
     if metric == "bits_per_weight":
         return f"{value:.2f}", value
-    return format_estimate(value, se), value
+    return f"{format_estimate(value, se)}{doubt_mark(row)}", value
 
 
 def _place(row: Mapping[str, Any]) -> tuple[str, int | None]:

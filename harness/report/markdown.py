@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from harness.names import METRICS
 from harness.report.data import Candidate, RunView, describe_windows, visible
-from harness.report.numbers import format_bytes, format_estimate, format_percent, format_value
+from harness.report.numbers import doubt_mark, format_bytes, format_estimate, format_percent, format_value
 from harness.report.standing import failures_of
 from harness.report.terminal import verdict_line
 
@@ -72,7 +72,7 @@ def _cells(view: RunView, model: Candidate, metrics: list[str]) -> list[str]:
 
 def _cell(view: RunView, model: str, metric: str) -> str:
     row = view.row(model, metric)
-    return "–" if row is None else _number(metric, row["value"], row["se"])
+    return "–" if row is None else f"{_number(metric, row['value'], row['se'])}{doubt_mark(row)}"
 
 
 def _number(metric: str, value: float, se: float | None) -> str:

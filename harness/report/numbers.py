@@ -3,8 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
-__all__ = ["format_bytes", "format_estimate", "format_percent", "format_value"]
+__all__ = ["doubt_mark", "format_bytes", "format_estimate", "format_percent", "format_ratio", "format_value"]
+
+
+def doubt_mark(row: Mapping[str, Any]) -> str:
+    """` ?` behind a number that nothing may be decided by; the run's warnings say why."""
+    return " ?" if row.get("doubt") else ""
+
+
+def format_ratio(ratio: float) -> str:
+    """Three significant digits: 0.973, 1.21, 12.4."""
+    return f"{ratio:.3g}"
 
 
 def format_estimate(value: float, se: float | None) -> str:

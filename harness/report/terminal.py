@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from harness.claims import judge_claims
+from harness.claims import judge_claims, speed_ratio
 from harness.report.data import Candidate, RunView, describe_windows, visible
-from harness.report.numbers import format_bytes, format_estimate, format_percent, format_value
+from harness.report.numbers import doubt_mark, format_bytes, format_estimate, format_percent, format_ratio, format_value
 from harness.report.prices import price_note
 
 __all__ = ["render_terminal", "verdict_line"]
@@ -42,14 +42,18 @@ def _with_error(row: Row) -> str:
     return format_estimate(row["value"], row["se"])
 
 
+def _speed(digits: int) -> Callable[[Row], str]:
+    return lambda row: f"{row['value']:.{digits}f}{doubt_mark(row)}"
+
+
 _COLUMNS: Final = (
     _Column("bits/w", "bits_per_weight", lambda row: f"{row['value']:.2f}", 5),
     _Column("PPL", "ppl", _with_error, 2),
     _Column("KL mean, nats", "kld_mean", _with_error, 0),
     _Column("KL 99 %", "kld_p99", lambda row: format_value(row["value"]), 7),
     _Column("same top", "same_top", lambda row: format_percent(row["value"], row["se"]), 3),
-    _Column("prompt t/s", "pp_tokens_per_s", lambda row: f"{row['value']:.0f}", 6),
-    _Column("gen. t/s", "tg_tokens_per_s", lambda row: f"{row['value']:.1f}", 4),
+    _Column("prompt t/s", "pp_tokens_per_s", _speed(0), 6),
+    _Column("gen. t/s", "tg_tokens_per_s", _speed(1), 4),
     _Column("memory", "peak_memory_bytes", lambda row: format_bytes(row["value"]), 8),
     _Column("attention cos.", "attn_cosine", _with_error, 9),
     _Column("worst head", "attn_cosine_worst_head", _with_error, 11),
@@ -109,9 +113,11 @@ def _gain_words(view: RunView, model: Candidate) -> list[str]:
     if reference is None or not reference.facts or not model.facts:
         return []
     words = [f"{model.facts['bytes'] / reference.facts['bytes']:.0%} of the reference's size"]
-    ours, theirs = (view.row(name, "tg_tokens_per_s") for name in (model.name, reference.name))
-    if ours and theirs:
-        words.append(f"{ours['value'] / theirs['value']:.2g} x its generation speed")
+    # Only of what was timed in turns and undisturbed: speeds of different times make no ratio.
+    ratio = speed_ratio(view.run, model.name)
+    if ratio is not None:
+        low, high = (format_ratio(bound) for bound in (ratio.low, ratio.high))
+        words.append(f"{format_ratio(ratio.value)} x its generation speed ({low} to {high})")
     return words
 
 

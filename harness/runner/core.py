@@ -295,13 +295,20 @@ class Core:
         cap_log(log)
         return log
 
-    def stored(self, entry: Entry, measure: Callable[[], dict[str, Any]], read: Callable[[dict[str, Any]], T]) -> T:
+    def stored(
+        self,
+        entry: Entry,
+        measure: Callable[[], dict[str, Any]],
+        read: Callable[[dict[str, Any]], T],
+        keep: Callable[[T], bool] | None = None,
+    ) -> T:
         """What an entry describes, measured where there is none.
 
         Args:
             entry: where it is.
             measure: called where it has to be measured.
             read: makes the result of what is stored; where it cannot, that is measured again.
+            keep: whether the next session may have what was measured; always if not given.
         """
         with entry.lock():
             self._forget_if_stale(entry)
@@ -314,8 +321,10 @@ class Core:
             self.misses += 1
             value = measure()
             self._check_used()
-            entry.save(value)
-            return read(value)
+            result = read(value)
+            if keep is None or keep(result):
+                entry.save(value)
+            return result
 
     def stored_arrays(
         self,

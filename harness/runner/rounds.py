@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from harness.measure.client import Client
+from harness.measure.machine_use import Watch
 from harness.measure.rounds import (
     clear_round,
     empty_round,
@@ -19,7 +20,7 @@ from harness.measure.rounds import (
     prompt_round,
     unload_round,
 )
-from harness.measure.served import ask_all, warm_up
+from harness.measure.served import ask_all, warm_up, watch_server
 from harness.measure.speed import bench_settings
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class Round:
         run: one round; returns its tokens, None where tokens are not what it is about.
         warm_ups: rounds to throw away.
         overhead: seconds of a round that are ours; None where they are part of what is measured.
+        watch: starts to watch who uses the machine beside a round, once it is prepared.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Round:
     run: Callable[[], int | None]
     warm_ups: int
     overhead: Callable[[], float] | None
+    watch: Callable[[], Watch]
 
 
 class Rounds:
@@ -69,7 +72,7 @@ class Rounds:
                 worker.call(prompt_round, None, model.files, self._settings, tokens)
                 return tokens
 
-            yield Round(f"pp{tokens}", prepare, run, 1, lambda: call_overhead(worker))
+            yield Round(f"pp{tokens}", prepare, run, 1, lambda: call_overhead(worker), lambda: self._watch(worker))
 
     @contextlib.contextmanager
     def generation(self, model: LoadedModel) -> Iterator[Round]:
@@ -81,7 +84,7 @@ class Rounds:
                 worker.call(generation_round, None, model.files, self._settings, tokens)
                 return tokens
 
-            yield Round(f"tg{tokens}", prepare, run, 1, lambda: call_overhead(worker))
+            yield Round(f"tg{tokens}", prepare, run, 1, lambda: call_overhead(worker), lambda: self._watch(worker))
 
     @contextlib.contextmanager
     def load(self, model: LoadedModel) -> Iterator[Round]:
@@ -95,14 +98,14 @@ class Rounds:
             def run() -> None:
                 worker.call(load_round, None, model.files, self._settings)
 
-            yield Round("load", unload, run, 1, lambda: call_overhead(worker))
+            yield Round("load", unload, run, 1, lambda: call_overhead(worker), lambda: self._watch(worker))
 
     @contextlib.contextmanager
     def served(self, model: LoadedModel) -> Iterator[Round]:
         """All requests of all clients to a running server; the prompts of each round are its own."""
         request = self._core.options.served_request
         clients: list[Client] = []
-        numbers = itertools.count()
+        numbers = itertools.count(1)  # 0 is the warm-up's
         self._core.close()
         name = f"served{request.requests}x{request.max_tokens}"
         with self._core.progress.task(f"benchmark {name} of {model.name}", "rounds") as show:
@@ -115,14 +118,11 @@ class Rounds:
                     warm_up(server, clients[0], request)
 
             def run() -> int:
-                # The warm-up had the prompt that comes first after `repetitions` rounds.
-                number = next(numbers)
-                number += number >= request.repetitions
-                answers = ask_all(self._timed.server(model), clients[0], request, number)
+                answers = ask_all(self._timed.server(model), clients[0], request, next(numbers))
                 return sum(completion.tokens for completion in answers.completions)
 
             try:
-                yield Round(name, prepare, run, 0, None)
+                yield Round(name, prepare, run, 0, None, lambda: watch_server(self._timed.server(model)))
             finally:
                 self._core.close()
 
@@ -130,6 +130,11 @@ class Rounds:
     def _settings(self) -> SessionSettings:
         options = self._core.options
         return bench_settings(self._core.settings, max(options.pp, options.tg))
+
+    def _watch(self, worker: Worker) -> Watch:
+        settings = self._settings
+        pids = [worker.pid] if worker.pid is not None else []
+        return Watch(settings.threads, pids, worker=worker.pid, on_gpu=settings.n_gpu_layers != 0)
 
     @contextlib.contextmanager
     def _prepared(self, model: LoadedModel, name: str) -> Iterator[tuple[Worker, Callable[[], None]]]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from harness.engine.server import Server
+from harness.errors import HarnessError
 from harness.machine import identify_machine
 from harness.measure.served import ServedResult, measure_served
-from harness.measure.speed import SpeedRequest, SpeedResult, bench_settings, measure_speed
+from harness.measure.side_by_side import SpeedRequest, SpeedResult, Subject, fit_together, measure_speed
+from harness.measure.speed import bench_settings
 
 if TYPE_CHECKING:
     from harness.runner.core import Core, LoadedModel
@@ -16,22 +18,29 @@ __all__ = ["Timed"]
 
 
 class Timed:
-    """Measurements that need the machine for themselves: whatever else is loaded is closed first."""
+    """Measurements that need the machine for themselves: whatever else is loaded is closed first.
+
+    What was disturbed is not kept: the next session measures it again.
+    """
 
     def __init__(self, core: Core) -> None:
         self._core = core
 
-    def speed(self, model: LoadedModel) -> SpeedResult:
-        """Speed and memory, in a process of its own."""
-        request = SpeedRequest(
-            model.files,
-            self._core.settings,
-            self._core.options.pp,
-            self._core.options.tg,
-            self._core.options.repetitions,
-        )
+    def speed(self, model: LoadedModel, reference: LoadedModel | None = None) -> SpeedResult:
+        """Speed and memory, in a process of its own, and beside a reference for their ratio.
+
+        A reference that cannot be timed by itself leaves the model alone.
+        """
+        if reference is not None:
+            try:
+                self.speed(reference)
+            except HarnessError:
+                reference = None
+        options = self._core.options
+        request = SpeedRequest(self._core.settings, options.pp, options.tg, options.repetitions)
         key = {
             "model": model.sha256,
+            "reference": reference.sha256 if reference else None,
             "settings": bench_settings(request.settings, max(request.n_prompt, request.n_gen)).to_json(),
             "pp": request.n_prompt,
             "tg": request.n_gen,
@@ -43,16 +52,20 @@ class Timed:
 
         def measure() -> dict[str, Any]:
             self._core.close()
-            with (
-                self._core.progress.task(f"speed of {model.name}", "runs") as show,
-                self._core.new_worker(model.name) as worker,
-            ):
-                return worker.call(measure_speed, show, request).to_json()
+            ours, theirs = self._subject(model), self._subject(reference) if reference else None
+            both = [subject for subject in (ours, theirs) if subject is not None]
+            in_turns = fit_together(both, on_gpu=request.settings.n_gpu_layers != 0)
+            label = f"speed of {model.name}" + (f" beside {reference.name}" if reference else "")
+            with self._core.progress.task(label, "repetitions") as show:
+                return measure_speed(ours, theirs, request, show, in_turns=in_turns).to_json()
 
         def load() -> SpeedResult:
-            return self._core.stored(entry, measure, lambda value: SpeedResult(**value))
+            return self._core.stored(entry, measure, SpeedResult.from_json, lambda result: not result.is_disturbed)
 
         return self._core.once(("speed", str(entry.folder)), load)
+
+    def _subject(self, model: LoadedModel) -> Subject:
+        return Subject(model.files, lambda: self._core.new_worker(model.name))
 
     def served(self, model: LoadedModel) -> ServedResult:
         """Throughput and latency under several clients, of a server of its own."""
@@ -79,7 +92,7 @@ class Timed:
             return result
 
         def load() -> ServedResult:
-            return self._core.stored(entry, measure, lambda value: ServedResult(**value))
+            return self._core.stored(entry, measure, ServedResult.from_json, lambda result: not result.is_disturbed)
 
         return self._core.once(("served", str(entry.folder)), load)
 

@@ -2,30 +2,65 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from harness.fixture_types import GateCheck, Record, Served
+from harness.fixture_types import GateCheck, Record, Served, Speed
 from harness.measure.client import Percentiles
-from harness.metrics.speed import summarize_repetitions
+from harness.metrics.speed import streams_disagree
 from harness.options import Options
 from harness.records import Estimate
+from harness.run import RunPart
 from harness.runner import LoadedModel
 
 
 @pytest.mark.metric("served_tokens_per_s")
-def test_serving(model: LoadedModel, served: Served, record: Record, gate: GateCheck, harness_options: Options) -> None:
+def test_serving(
+    model: LoadedModel,
+    served: Served,
+    record: Record,
+    gate: GateCheck,
+    harness_options: Options,
+    run_part: RunPart,
+) -> None:
     """Throughput and latency with several clients at once; a request that fails is an error."""
     result = served(model)
     request = harness_options.served_request
     detail = f"{request.concurrency} clients, {request.max_tokens} tokens each"
-    throughput = summarize_repetitions("served_tokens_per_s", result.tokens_per_s)
-    record(throughput, detail=f"{detail}, {throughput.n} repetitions after a warm-up")
+    throughput = result.throughput.estimate("served_tokens_per_s")
+    when = f", {result.measured}"
+    record(throughput, detail=f"{detail}, {throughput.n} repetitions after a warm-up{when}")
     latencies = []
     for name, values in (("ttft", result.ttft_s), ("itl", result.itl_s)):
         latency = Percentiles.of(values)
-        latencies += [
-            Estimate(f"served_{name}_{share}_s", getattr(latency, share), latency.n) for share in ("p50", "p99")
-        ]
-    record(*latencies, detail=detail)
+        for share in ("p50", "p99"):
+            estimate = Estimate(f"served_{name}_{share}_s", getattr(latency, share), latency.n, doubt=throughput.doubt)
+            record(estimate, detail=f"{detail}{when}")
+            latencies.append(estimate)
+    if throughput.doubt:
+        run_part.warn(f"{model.name}: what its clients see is in doubt (?): {throughput.doubt}")
     assert throughput.value > 0
     gate.where_set(throughput, *latencies)
+
+
+@pytest.mark.metric("served_single_tokens_per_s")
+def test_a_single_stream_agrees_with_generation(
+    model: LoadedModel, served: Served, speed: Speed, record: Record, gate: GateCheck, run_part: RunPart
+) -> None:
+    """What a client that is alone gets, held against llama-bench's generation speed: two ways to the same number."""
+    result = served(model)
+    if not result.single.ours:
+        pytest.skip("answers of one token have no time between tokens; see --gguf-tg")
+    single = result.single.estimate("served_single_tokens_per_s")
+    bench = speed(model).timings["tg"].estimate("tg_tokens_per_s")
+    if not (single.doubt or bench.doubt) and streams_disagree(bench.value, single.value):
+        doubt = (
+            f"a server's only client gets {single.value:.4g} tokens/s, and generation by itself {bench.value:.4g}:"
+            " further apart than serving explains"
+        )
+        single = replace(single, doubt=doubt)
+        run_part.warn(f"{model.name}: no claim on its speed: {doubt}")
+    record(single, detail=f"one client, {single.n} requests, {result.measured}")
+    assert single.value > 0
+    gate.where_set(single)

@@ -1,14 +1,15 @@
-"""How fast are the models, and what memory do they take?"""
+"""How fast are the models, also beside the reference, and what memory do they take?"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 
 from harness.fixture_types import GateCheck, Record, Speed
-from harness.measure.speed import SpeedResult
-from harness.metrics.speed import summarize_repetitions
+from harness.measure.side_by_side import SpeedResult
+from harness.metrics.speed import Timing
 from harness.options import Options
 from harness.records import Estimate
 from harness.runner import LoadedModel
@@ -19,10 +20,11 @@ def test_prompt_processing(
     model: LoadedModel, speed: Speed, record: Record, gate: GateCheck, harness_options: Options
 ) -> None:
     """Tokens per second of a prompt, llama-bench's pp."""
-    estimate = _summarize("pp_tokens_per_s", speed(model).pp_tokens_per_s)["pp_tokens_per_s"]
-    record(estimate, detail=f"pp{harness_options.pp}, {estimate.n} repetitions after a warm-up")
+    result = speed(model)
+    estimate = result.timings["pp"].estimate("pp_tokens_per_s")
+    record(estimate, detail=f"pp{harness_options.pp}, {estimate.n} repetitions after a warm-up{_when(result)}")
     assert estimate.value > 0
-    gate.where_set(estimate, measure=lambda other: _summarize("pp_tokens_per_s", speed(other).pp_tokens_per_s))
+    _gate(gate, speed, estimate, result.timings["pp"])
 
 
 @pytest.mark.metric("tg_tokens_per_s")
@@ -30,19 +32,38 @@ def test_generation(
     model: LoadedModel, speed: Speed, record: Record, gate: GateCheck, harness_options: Options
 ) -> None:
     """Tokens per second of generation, llama-bench's tg."""
-    estimate = _summarize("tg_tokens_per_s", speed(model).tg_tokens_per_s)["tg_tokens_per_s"]
-    record(estimate, detail=f"tg{harness_options.tg}, {estimate.n} repetitions after a warm-up")
+    result = speed(model)
+    estimate = result.timings["tg"].estimate("tg_tokens_per_s")
+    record(estimate, detail=f"tg{harness_options.tg}, {estimate.n} repetitions after a warm-up{_when(result)}")
     assert estimate.value > 0
-    gate.where_set(estimate, measure=lambda other: _summarize("tg_tokens_per_s", speed(other).tg_tokens_per_s))
+    _gate(gate, speed, estimate, result.timings["tg"])
 
 
 @pytest.mark.metric("load_s")
 def test_load_time(model: LoadedModel, speed: Speed, record: Record, gate: GateCheck) -> None:
     """Seconds to load the model and create a context."""
-    estimate = _summarize("load_s", speed(model).load_s)["load_s"]
-    record(estimate, detail="file cache warm" if estimate.n > 1 else "one load, file cache as it was")
+    result = speed(model)
+    estimate = result.timings["load"].estimate("load_s")
+    record(estimate, detail=f"file cache warm{_when(result)}")
     assert estimate.value > 0
-    gate.where_set(estimate, measure=lambda other: _summarize("load_s", speed(other).load_s))
+    _gate(gate, speed, estimate, result.timings["load"])
+
+
+@pytest.mark.metric("tg_speed_ratio")
+def test_speed_beside_the_reference(candidate: LoadedModel, speed: Speed, record: Record, gate: GateCheck) -> None:
+    """How much faster than the reference, both timed in turns."""
+    result = speed(candidate)
+    gated, doubts = [], []
+    for test, metric in (("pp", "pp_speed_ratio"), ("tg", "tg_speed_ratio"), ("load", "load_ratio")):
+        timing = result.timings[test]
+        if (ratio := timing.ratio(metric)) is not None:
+            record(ratio, detail=f"{ratio.n} of each, {_order(timing)}{_when(result)}")
+        else:
+            doubts.append(f"{metric}: {timing.ratio_doubt}")
+        gated.append(ratio or _in_doubt(timing, metric))
+    gate.where_set(*gated)
+    if doubts:
+        pytest.skip("; ".join(doubts))
 
 
 @pytest.mark.metric("peak_memory_bytes")
@@ -52,19 +73,44 @@ def test_memory(model: LoadedModel, speed: Speed, record: Record, gate: GateChec
     peak, *parts = _memory(result).values()
     on_gpu = "GPU memory of the worker process"
     resident = "resident memory of the worker, less what it held before loading"
-    record(peak, detail=on_gpu if result.vram_bytes is not None else resident)
+    record(peak, detail=on_gpu if result.memory.vram_bytes is not None else resident)
     record(*parts, detail="as llama.cpp reports it")
     assert peak.value > 0
     gate.where_set(peak, *parts, measure=lambda other: _memory(speed(other)))
 
 
-def _summarize(metric: str, values: Sequence[float]) -> dict[str, Estimate]:
-    return {metric: summarize_repetitions(metric, values)}
+def _gate(gate: GateCheck, speed: Speed, estimate: Estimate, timing: Timing) -> None:
+    """Decide on a timing; a limit relative to the reference is one on the ratio of what was timed in turns."""
+    metric = estimate.metric
+
+    def beside(reference: LoadedModel) -> Mapping[str, Estimate]:
+        if not timing.theirs:
+            speed(reference)  # raises what kept it from being timed
+        return {metric: timing.reference_estimate(metric)}
+
+    def ratio(_: LoadedModel) -> Mapping[str, Estimate]:
+        return {metric: timing.ratio(metric) or _in_doubt(timing, metric)}
+
+    gate.where_set(estimate, measure=beside, paired=ratio)
+
+
+def _in_doubt(timing: Timing, metric: str) -> Estimate:
+    """Stands for a ratio that there is not: it decides nothing, and its value is shown nowhere."""
+    return replace(timing.estimate(metric), doubt=timing.ratio_doubt)
+
+
+def _order(timing: Timing) -> str:
+    return "in turns" if timing.in_turns else "the reference before and after"
+
+
+def _when(result: SpeedResult) -> str:
+    return f", {result.measured}"
 
 
 def _memory(result: SpeedResult) -> dict[str, Estimate]:
     """Bytes by metric: the peak, and the parts that llama.cpp reported."""
-    peak = result.resident_bytes if result.vram_bytes is None else result.vram_bytes
-    parts = {metric: getattr(result, metric) for metric in ("weights_bytes", "kv_cache_bytes", "compute_bytes")}
+    memory = result.memory
+    peak = memory.resident_bytes if memory.vram_bytes is None else memory.vram_bytes
+    parts = {metric: getattr(memory, metric) for metric in ("weights_bytes", "kv_cache_bytes", "compute_bytes")}
     known = {"peak_memory_bytes": peak} | {metric: value for metric, value in parts.items() if value is not None}
     return {metric: Estimate(metric, value, 1) for metric, value in known.items()}

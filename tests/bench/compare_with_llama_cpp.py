@@ -144,8 +144,8 @@ def _compare_speed(tools: Path, options: Options, models: list[LoadedModel], tim
                 seen["their pp" if row["n_prompt"] else "their tg"] += row["samples_ts"]
             with _fresh(options, options.cache / "speed") as runner:
                 result = runner.timed.speed(model)
-            seen["pp"] += result.pp_tokens_per_s
-            seen["tg"] += result.tg_tokens_per_s
+            for kind in ("pp", "tg"):
+                seen[kind] += [repetition.value for repetition in result.timings[kind].ours]
         for kind, length in (("pp", options.pp), ("tg", options.tg)):
             ours, theirs = (statistics.median(seen[name]) for name in (kind, f"their {kind}"))
             times.add(f"{kind}{length} of {model.name}", ours, theirs, "aim 0.95 to 1.05")

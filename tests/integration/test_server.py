@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -22,7 +23,8 @@ from harness.engine.session import Session
 from harness.engine.settings import ServerSettings, SessionSettings
 from harness.errors import EngineCrashed, EngineError, EngineTimeout, NoData, OptionError
 from harness.measure.client import Client, Percentiles
-from harness.measure.served import ServedRequest, measure_served
+from harness.measure.served import ServedRequest, ServedResult, measure_served
+from tests.busy import busy_core
 from tests.random_llama import write_random_llama
 
 pytestmark = pytest.mark.model
@@ -386,12 +388,25 @@ def test_a_measurement_has_every_value(server: Server) -> None:
     seen: list[tuple[int, int]] = []
     request = ServedRequest(requests=8, concurrency=8, max_tokens=4, repetitions=2)
     result = measure_served(server, request, lambda done, total: seen.append((done, total)))
-    assert len(result.tokens_per_s) == 2
-    assert len(result.ttft_s) == 16
-    assert len(result.itl_s) == 16 * 3
-    assert min(result.tokens_per_s) > 0
+    for timing in (result.throughput, result.single):
+        # Disturbed ones are taken again, and more than two are kept where too few are undisturbed.
+        assert 2 <= len(timing.ours) <= 4
+        assert all(repetition.value > 0 for repetition in timing.ours)
+        assert all(repetition.use.own_s > 0 for repetition in timing.ours)
+    repetitions = len(result.throughput.ours)
+    assert len(result.ttft_s) == repetitions * 8
+    assert len(result.itl_s) == repetitions * 8 * 3
     assert seen[-1] == (16, 16)
     assert len({*request.prompts(0), *request.prompts(1)}) == 16
+    assert ServedResult.from_json(result.to_json()) == result
+
+
+def test_a_measurement_beside_two_busy_processes_is_in_doubt(llama_file: Path, tmp_path: Path) -> None:
+    request = ServedRequest(requests=4, concurrency=4, max_tokens=32, repetitions=2)
+    with busy_core(), Server("random", [llama_file], tmp_path / "log", SETTINGS) as server:
+        result = measure_served(server, request, None)
+    assert result.is_disturbed
+    assert re.search(r"other processes took .* of 1 core during \d of \d repetitions", str(result.throughput.doubt))
 
 
 def test_a_measurement_without_answers_says_why(server: Server) -> None:

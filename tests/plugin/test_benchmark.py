@@ -52,6 +52,7 @@ def test_saved_compared_and_failed_by_a_threshold(
         assert info["bytes"] > 0
         assert 8 < info["bits_per_weight"] <= 32
         assert {"backend", "threads", "llama_cpp", "sha256", "quantization"} <= set(info)
+        assert (info["disturbed_rounds"] == 0) == (info["disturbed_by"] is None)
         assert entry["stats"]["rounds"] == 3
         assert entry["fullname"] == f"quant/test_benchmark.py::{entry['name']}"
         tokens = {"pp8": 8, "tg4": 4, "served8x4": 32}.get(entry["group"])

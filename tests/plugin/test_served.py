@@ -75,21 +75,27 @@ def test_a_server_ends_with_an_interrupted_session(pytester: pytest.Pytester, ll
 def test_a_second_run_starts_no_server(
     run_suite: RunSuite, read_run: ReadRun, llama_file: Path, pytester: pytest.Pytester
 ) -> None:
-    run_suite(f"--models={llama_file}", tests="test_served.py").assert_outcomes(passed=1)
+    run_suite(f"--models={llama_file}", tests="test_served.py").assert_outcomes(passed=2)
     rows = {row["metric"]: row for row in read_run()["estimates"]}
     assert sorted(rows) == sorted(
-        ["served_tokens_per_s", *(f"served_{name}_{share}_s" for name in ("ttft", "itl") for share in ("p50", "p99"))]
+        ["served_tokens_per_s", "served_single_tokens_per_s"]
+        + [f"served_{name}_{share}_s" for name in ("ttft", "itl") for share in ("p50", "p99")]
     )
-    assert rows["served_tokens_per_s"]["n"] == 3
+    repetitions = rows["served_tokens_per_s"]["n"]
+    assert repetitions >= 3
     assert rows["served_tokens_per_s"]["se"] > 0
-    assert rows["served_ttft_p50_s"]["n"] == 24
+    assert rows["served_ttft_p50_s"]["n"] == 8 * repetitions
     assert 0 < rows["served_ttft_p50_s"]["value"] <= rows["served_ttft_p99_s"]["value"]
     (log,) = pytester.path.glob("results/cache/logs/*.server.log")
     log.unlink()
-    run_suite(f"--models={llama_file}", tests="test_served.py").assert_outcomes(passed=1)
-    assert not log.exists()
-    assert read_run()["cache"] == {"hits": 1, "misses": 0}
-    assert {row["metric"]: row for row in read_run()["estimates"]} == rows
+    run_suite(f"--models={llama_file}", tests="test_served.py").assert_outcomes(passed=2)
+    # What was disturbed is measured again.
+    if any(row["doubt"] for row in rows.values()):
+        assert read_run()["cache"]["misses"] > 0
+    else:
+        assert not log.exists()
+        assert read_run()["cache"] == {"hits": 2, "misses": 0}
+        assert {row["metric"]: row for row in read_run()["estimates"]} == rows
 
 
 def test_a_server_that_does_not_start_is_one_message(
@@ -99,7 +105,7 @@ def test_a_server_that_does_not_start_is_one_message(
     binary.write_text("#!/bin/sh\necho 'no such option: --model'\nexit 2\n")
     binary.chmod(0o755)
     result = run_suite(f"--models={llama_file}", f"--gguf-llama-server={binary}", tests="test_served.py")
-    result.assert_outcomes(failed=1)
+    result.assert_outcomes(failed=2)
     result.stdout.fnmatch_lines(
         ["random-F32: the server exited with status 2 before it was ready*", "*no such option*"]
     )

@@ -19,7 +19,8 @@ pytestmark = pytest.mark.model
 def test_a_ladder_from_one_model(
     run_suite: RunSuite, read_run: ReadRun, llama_file: Path, pytester: pytest.Pytester
 ) -> None:
-    result = run_suite(f"--models={llama_file}", "--gguf-quants=Q8_0,Q4_K_M", "--gguf-gates", _no_limits(pytester))
+    arguments = ["--gguf-quants=Q8_0,Q4_K_M", "--gguf-repetitions=2", "--gguf-gates", _no_limits(pytester)]
+    result = run_suite(f"--models={llama_file}", *arguments)
     assert result.ret == 0
     result.stdout.fnmatch_lines(
         ["reference: random-F32 (F32) is the reference*", "candidates: random-Q8_0, random-Q4_K_M"]
@@ -27,7 +28,8 @@ def test_a_ladder_from_one_model(
     result.stdout.fnmatch_lines(["model *size*KL mean*verdict*", "random-F32*reference*", "report: results/runs/*"])
     run = read_run()
     assert run["finished"]
-    assert {test["outcome"] for test in run["tests"]} == {"passed"}
+    # On a busy machine there are no ratios of speed.
+    assert {test["outcome"] for test in run["tests"] if "beside_the_reference" not in test["id"]} == {"passed"}
     assert [model["name"] for model in run["models"] if model["reference"]] == ["random-F32"]
     rows = {(row["model"], row["metric"]): row for row in run["estimates"]}
     assert rows["random-Q8_0", "kld_mean"]["value"] < rows["random-Q4_K_M", "kld_mean"]["value"]
@@ -45,7 +47,8 @@ def test_a_ladder_from_one_model(
 
 
 def test_a_second_run_decodes_nothing(run_suite: RunSuite, read_run: ReadRun, llama_file: Path) -> None:
-    arguments = [f"--models={llama_file}", "--gguf-quants=Q8_0"]
+    """What was not disturbed, that is: timings on a busy machine are taken again."""
+    arguments = [f"--models={llama_file}", "--gguf-quants=Q8_0", "-k", "not speed and not served"]
     run_suite(*arguments)
     first = read_run()
     assert first["cache"]["misses"] > 0
@@ -194,7 +197,7 @@ def test_a_persons_own_test_uses_our_fixtures(pytester: pytest.Pytester, llama_f
 def test_no_process_is_left_behind(run_suite: RunSuite, llama_file: Path) -> None:
     import psutil
 
-    run_suite(f"--models={llama_file}", "--gguf-quants=Q8_0")
+    run_suite(f"--models={llama_file}", "--gguf-quants=Q8_0", "--gguf-repetitions=2")
     ours = [p for p in psutil.process_iter(["cmdline"]) if "harness.engine." in " ".join(p.info["cmdline"] or [])]
     mine = [p for p in ours if p.ppid() in {1, os.getpid()}]
     assert mine == []

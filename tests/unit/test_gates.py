@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -324,3 +325,31 @@ def test_no_changed_token_is_not_certainty() -> None:
     none = summarize_same_top(same, ~same)
     assert decide(Gate("same_top", 0.001), none, "m").verdict == "inconclusive"
     assert decide(Gate("same_top", 0.5), none, "m").verdict == "fail"
+
+
+@pytest.mark.parametrize("value", [1.0, 99.0, 1000.0])
+@pytest.mark.parametrize("gate", [Gate("tg_tokens_per_s", 100), Gate("tg_tokens_per_s", limit_relative=0.05)])
+def test_what_is_in_doubt_decides_nothing(gate: Gate, value: float) -> None:
+    """Whatever its value: neither pass nor fail, and no number in the sentence but the limit."""
+    doubtful = replace(_speed(value, 0.1), doubt="other processes took 1.7 of 2 cores during 5 of 6 repetitions")
+    relative = gate.limit is None
+    verdict = decide(
+        gate, doubtful, "m", reference=_speed(70) if relative else None, ratio=doubtful if relative else None
+    )
+    assert (verdict.verdict, verdict.value, verdict.bound, verdict.p_value) == ("inconclusive", None, None, None)
+    limit = "0.95 times the reference's" if relative else "100 tokens/s"
+    assert verdict.detail == (
+        f"generation t/s was not held against its limit, at least {limit}: other processes took 1.7 of 2 cores during"
+        " 5 of 6 repetitions."
+    )
+    (adjusted,) = adjust([verdict.to_json()], enforce=True)
+    assert adjusted["verdict"] == "inconclusive"
+
+
+def test_a_paired_ratio_decides_though_each_side_is_in_doubt() -> None:
+    """What is by itself in doubt is not what a relative limit is held against."""
+    gate, busy = Gate("tg_tokens_per_s", limit_relative=0.05), replace(_speed(50), doubt="busy")
+    ratio = Estimate("tg_tokens_per_s", 1.2, 3, 0.01, 0.01, 3)
+    assert decide(gate, busy, "m", reference=busy, ratio=ratio).verdict == "pass"
+    assert decide(gate, busy, "m", reference=_speed(70)).verdict == "inconclusive"
+    assert decide(gate, _speed(50), "m", reference=busy).verdict == "inconclusive"

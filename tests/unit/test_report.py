@@ -429,3 +429,46 @@ def test_windows_are_described_as_they_were_chosen(run: dict[str, Any], corpus: 
     assert f"changed windows: {sentence} -> 20 of 300 windows of 512 tokens" in " ".join(
         compare_runs(chosen, other).changes
     )
+
+
+def test_only_ratios_timed_in_turns_compare_speeds(run: dict[str, Any], tmp_path: Path) -> None:
+    """The stored run has speeds of every model, one after the other: none of them is over another."""
+    assert " x its generation speed" not in render_terminal(run, width=140, color=False)
+    (row,) = (r for r in run["estimates"] if (r["model"], r["metric"]) == ("smollm2-135m-Q8_0", "tg_tokens_per_s"))
+    ratio = {"metric": "tg_speed_ratio", "value": 1.21, "se": 0.0121, "se_iid": 0.0121, "clusters": 5, "n": 5}
+    timed = run | {"estimates": [*run["estimates"], row | ratio | {"unit": ""}]}
+    text = " ".join(render_terminal(timed, width=140, color=False).split())
+    # t of 4 degrees of freedom at 97.5 % is 2.776.
+    assert "1.21 x its generation speed (1.18 to 1.24)" in text
+    assert text.count(" x its generation speed") == 1
+    write_html(timed, STORED, tmp_path / "report.html")
+    assert "1.210 ± 0.012" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_what_is_in_doubt_is_marked(run: dict[str, Any], tmp_path: Path) -> None:
+    doubt = "other processes took 1.7 of 2 cores during 5 of 6 repetitions"
+    rows = [
+        row | {"doubt": doubt} if row["metric"] in {"tg_tokens_per_s", "load_s"} else row for row in run["estimates"]
+    ]
+    busy = run | {"estimates": rows}
+    table = render_terminal(busy, width=140, color=False).splitlines()[2:8]
+    assert all(re.search(r"\d+\.\d \? ", line) for line in table)
+    write_html(busy, STORED, tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    # Generation and load of six models.
+    assert len(re.findall(r"\d \?</td>", page)) == 12
+    assert len(re.findall(r"\d \? \|", render_markdown(busy))) == 6
+
+
+def test_times_of_two_runs_are_not_compared(run: dict[str, Any]) -> None:
+    faster = copy.deepcopy(run) | {"id": "faster"}
+    for row in faster["estimates"]:
+        if row["unit"] in {"tokens/s", "s"}:
+            row["value"] *= 100
+    differences = compare_runs(run, faster).differences
+    timed = [difference for difference in differences if difference.is_timed]
+    assert {difference.metric for difference in timed} >= {"pp_tokens_per_s", "tg_tokens_per_s", "load_s"}
+    assert {(difference.z, difference.direction) for difference in timed} == {(None, "")}
+    text = render_comparison(compare_runs(run, faster), width=140, color=False)
+    assert "9900" not in text
+    assert "times and speeds are not compared: they are of different times; ratios to the reference are" in text

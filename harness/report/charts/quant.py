@@ -8,7 +8,7 @@ from typing import Any, Final
 from harness.names import METRICS
 from harness.report.charts.base import Chart, Figure, label, make_chart, short, style
 from harness.report.data import Candidate, RunView, visible
-from harness.report.numbers import format_bytes, format_value
+from harness.report.numbers import doubt_mark, format_bytes, format_value
 
 __all__ = ["quant_charts"]
 
@@ -178,7 +178,7 @@ def _distribution(view: RunView, run_dir: Path) -> Chart | None:
 
 def _speed(view: RunView) -> Chart | None:
     figures = []
-    for metric in ("tg_tokens_per_s", "pp_tokens_per_s", "load_s"):
+    for metric in ("tg_tokens_per_s", "tg_speed_ratio", "pp_tokens_per_s", "pp_speed_ratio", "load_s"):
         rows = [(model, row) for model in view.models if (row := view.row(model.name, metric))]
         if rows:
             figures.append(_bars(view, metric, [(model, dict(row)) for model, row in rows]))
@@ -188,7 +188,8 @@ def _speed(view: RunView) -> Chart | None:
         "speed",
         "Speed",
         "Mean over repetitions, with one standard error to each side. Measured on the machine named at the end, in a"
-        " process of its own.",
+        " process of its own. Bars of different models were measured at different times: only ratios, timed in turns"
+        " with the reference, compare them. Faint bars (?) are in doubt; the warnings say why.",
         figures,
         "Bars of tokens per second by model.",
     )
@@ -216,14 +217,17 @@ def _bars(view: RunView, metric: str, rows: list[tuple[Candidate, dict[str, Any]
     trace = {
         "type": "bar",
         "orientation": "h",
-        "y": [label(model.name) for model, _ in rows],
+        "y": [f"{label(model.name)}{doubt_mark(row)}" for model, row in rows],
         "x": [row["value"] / divisor for _, row in rows],
         "error_x": {"type": "data", "array": [(row["se"] or 0) / divisor for _, row in rows], "thickness": 1.5},
-        "marker": {"color": [style(view, model.name)["color"] for model, _ in rows]},
+        "marker": {
+            "color": [style(view, model.name)["color"] for model, _ in rows],
+            "opacity": [0.35 if row.get("doubt") else 1 for _, row in rows],
+        },
         "hovertemplate": [f"%{{y}}: %{{x:.4g}} {unit}<br>n = {row['n']}<extra></extra>" for _, row in rows],
     }
     layout = {
-        "xaxis": {"title": {"text": f"{info.title} ({unit})"}, "rangemode": "tozero"},
+        "xaxis": {"title": {"text": f"{info.title}{f' ({unit})' if unit else ''}"}, "rangemode": "tozero"},
         "yaxis": {"automargin": True, "autorange": "reversed"},
         "showlegend": False,
     }
