@@ -15,8 +15,7 @@ import pytest
 import yaml
 
 import harness
-from harness.cli import main
-from harness.commands import _parser
+from harness.cli import _parser, main
 from tests.random_llama import write_random_llama
 
 ROOT = Path(__file__).parent.parent.parent
