@@ -44,7 +44,7 @@ class ModelGroups:
 
         groups, by_mark = self._groups, config.getoption("dist") == "loadgroup"
 
-        class ModelScheduling(LoadGroupScheduling):
+        class ModelScheduling(LoadGroupScheduling):  # type: ignore[misc]  # xdist is untyped
             def _split_scope(self, nodeid: str) -> str:
                 return groups.get(nodeid) or (super()._split_scope(nodeid) if by_mark else nodeid)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -47,17 +48,17 @@ def download(
 
 
 def _ask(question: Callable[[], T], repository: str, patience_s: float | None, name: str = "") -> T:
-    from huggingface_hub.utils import logging
+    from huggingface_hub.utils.logging import get_verbosity, set_verbosity
 
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # it warns of every attempt
+    verbosity = get_verbosity()
+    set_verbosity(logging.ERROR)  # it warns of every attempt
     try:
         return question() if patience_s is None else _in_time(question, patience_s)
     # Besides its own errors it raises those of its HTTP library, which is another one in each of its major versions.
     except Exception as error:
         raise HubError(*_explain(error, repository, name)) from None
     finally:
-        logging.set_verbosity(verbosity)
+        set_verbosity(verbosity)
 
 
 def _in_time(question: Callable[[], T], patience_s: float) -> T:

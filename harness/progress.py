@@ -80,7 +80,8 @@ class _Display:
             elif now - self._drawn >= _LINE_EVERY_S:
                 self._drawn = now
                 reporter.ensure_newline()
-                reporter.write_line(f"  {self._label}: {done}/{total} {self._unit}{self._remaining(done, total, now)}")
+                state = self._count(done, total) or f"running for {now - self._started:.0f} s"
+                reporter.write_line(f"  {self._label}: {state}{self._remaining(done, total, now)}")
 
     def close(self) -> None:
         if self._bar is not None:
@@ -90,12 +91,17 @@ class _Display:
     def _draw_bar(self, reporter: Any, done: int, total: int, now: float) -> None:
         if self._bar is None:
             reporter.ensure_newline()
-            self._bar, self._task = _new_bar(self._label, self._unit, total)
+            self._bar, self._task = _new_bar(self._label)
             self._bar.start()
-        self._bar.update(self._task, completed=done, total=total or None)
+        state = self._count(done, total) + self._remaining(done, total, now)
+        self._bar.update(self._task, completed=done, total=total or None, state=state)
         if now - self._drawn >= _REDRAW_S or done >= total:
             self._drawn = now
             self._bar.refresh()
+
+    def _count(self, done: int, total: int) -> str:
+        """How much is done; nothing where nobody knows of how much."""
+        return f"{done}/{total} {self._unit}" if total > 0 else ""
 
     def _remaining(self, done: int, total: int, now: float) -> str:
         first_done, first_time = self._first or (0, self._started)
@@ -105,17 +111,10 @@ class _Display:
         return f", about {left:.0f} s left"
 
 
-def _new_bar(label: str, unit: str, total: int) -> tuple[Any, Any]:
+def _new_bar(label: str) -> tuple[Any, Any]:
     from rich.console import Console
     from rich.markup import escape
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     console = Console()
     # A name may have characters that the terminal does not: rich would raise.
@@ -123,19 +122,15 @@ def _new_bar(label: str, unit: str, total: int) -> tuple[Any, Any]:
     bar = Progress(
         TextColumn("  {task.description}"),
         BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TextColumn(unit),
-        TextColumn("elapsed"),
         TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
+        TextColumn("{task.fields[state]}", markup=False),
         console=console,
         auto_refresh=False,
         transient=True,
         redirect_stdout=False,
         redirect_stderr=False,
     )
-    return bar, bar.add_task(escape(label), total=total or None)
+    return bar, bar.add_task(escape(label), total=None, state="")
 
 
 def _ignore(_done: int, _total: int) -> None:

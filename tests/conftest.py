@@ -18,6 +18,11 @@ settings.register_profile("harness", deadline=None)
 settings.load_profile("harness")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Warnings are errors in our own tests. In a person's session of the suites they are warnings."""
+    config.addinivalue_line("filterwarnings", "error")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _on_their_own() -> Iterator[None]:
     """What sessions that tests start must not find in their environment.

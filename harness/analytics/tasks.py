@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ __all__ = ["Found", "Setup", "cka_task", "cluster_task", "neighbors_task", "proj
 Found = tuple[dict[str, Any], dict[str, NDArray[Any]]]
 """(backend, settings, warnings and numbers; arrays)."""
 
+_TELL_EVERY_S: Final = 1.0
 _ABOUT_CODE: Final = (DeprecationWarning, PendingDeprecationWarning, FutureWarning, ImportWarning)
 
 
@@ -74,7 +76,8 @@ def project_task(
             raise NoData(f"{method} of {len(values)} points is not defined: it needs {projector.least}.")
         if count_distinct(values, 2) < 2:
             raise NoData(f"{method}: all {len(values)} points are the same.", "There is nothing to project.")
-        found = projector.project(values, dimensions, seed, size)
+        with _alive(context):
+            found = projector.project(values, dimensions, seed, size)
         if not np.isfinite(found.coordinates).all():
             raise AnalyticsError(
                 f"{method} lost these {len(values)} points: its coordinates are not finite.", "Scale them."
@@ -170,6 +173,27 @@ def cka_task(context: WorkerContext, setup: Setup, points: Points, others: Point
             raise AnalyticsError(f"CKA of {len(both[0])} and {len(both[1])} points.", "Give both the same examples.")
         facts["cka"] = linear_cka(*both)
     return facts, {}
+
+
+@contextlib.contextmanager
+def _alive(context: WorkerContext) -> Iterator[None]:
+    """Say once a second that something goes on, while a library computes that cannot say how far it is.
+
+    Nothing else of this process sends in the meantime.
+    """
+    ended = threading.Event()
+
+    def tell() -> None:
+        while not ended.wait(_TELL_EVERY_S):
+            context.progress(0, 0)
+
+    teller = threading.Thread(target=tell, daemon=True)
+    teller.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        teller.join()
 
 
 @contextlib.contextmanager

@@ -202,7 +202,7 @@ def summarize_repetitions(metric: str, values: Sequence[float], doubt: str | Non
     se = float(array.std(ddof=1)) / math.sqrt(len(array)) if len(array) > 1 else None
     # Repetitions are as good as independent: each is a cluster of its own.
     clusters = len(array) if se is not None else None
-    return Estimate(metric, float(array.mean()), len(array), se, se, clusters, doubt)
+    return Estimate(metric, float(array.mean()), len(array), se, se, clusters, doubt=doubt)
 
 
 def describe_disturbance(uses: Sequence[Use]) -> str | None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.options import add_options, parse_layers
-from tests.plugin.conftest import RunSuite
+from tests.plugin.conftest import SUITES, RunSuite
 
 
 @pytest.mark.parametrize(
@@ -44,6 +44,9 @@ from tests.plugin.conftest import RunSuite
         (["--models={model}", "--gguf-heads=1,-2"], "'1,-2' is no list of heads such as 0-3,7"),
         (["--models={model}", "--gguf-gen-tokens=0"], "0 is too small, expected at least 1"),
         (["--models={model}", "--gguf-layers=3-1"], "'3-1' is no range of layers"),
+        (["--models={model}", "--gguf-corpus=missing.txt"], "Corpus 'missing.txt' is neither a known name nor a file"),
+        (["--models={model}", "--gguf-corpus=hf:name"], "Corpus 'hf:name' is malformed"),
+        (["--models={model}", "--gguf-gates={model}"], "the gates file cannot be read"),
         (["--models={model}", "--gguf-layers=last"], "'last' in 'last' is no layer and no range such as 0-3"),
     ],
 )
@@ -181,6 +184,48 @@ def test_models_and_prompts_can_be_given_by_name(pytester: pytest.Pytester, llam
     )
     result.assert_outcomes(passed=3, errors=2)
     result.stdout.fnmatch_lines(["This session has no model 'other'.", "There is no prompt 'nothing'."])
+
+
+def test_a_folder_that_pytest_cannot_write_costs_no_table(pytester: pytest.Pytester, llama_file: Path) -> None:
+    """With the settings of a checkout, as in a read-only one: pytest warns that its cache is lost, and that is all."""
+    pytester.path.joinpath(".pytest_cache").write_text("in the way")
+    settings = ["-c", str(SUITES.parent / "pyproject.toml"), "--rootdir", str(pytester.path)]
+    result = pytester.runpytest_subprocess(str(SUITES / "quant/test_file.py"), *settings, f"--models={llama_file}")
+    result.assert_outcomes(passed=1, warnings=1)
+    result.stdout.fnmatch_lines(["random-F32*", "report: results/runs/*"])
+    result.stdout.fnmatch_lines(["*PytestCacheWarning*"])
+
+
+@pytest.mark.parametrize("option", ["--help", "--version", "--markers", "--fixtures"])
+def test_what_only_informs_looks_for_no_model(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, option: str
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    result = pytester.runpytest_subprocess("--models=hf:org/name:Q4_K_M", "--gguf-corpus=missing.txt", option)
+    assert result.ret == 0
+    assert not pytester.path.joinpath("results").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--models=hf:org/name:Q4_K_M"], ["--reference=hf:org/name:x.gguf"], ["--gguf-corpus=wikitext2"]],
+)
+def test_the_hub_offline_is_one_message(
+    run_suite: RunSuite, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, arguments: list[str]
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    result = run_suite(*arguments, quick=False)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert "could not be downloaded from the Hugging Face hub" in str(result.stderr)
+    assert len(result.outlines) + len(result.errlines) < 8
+
+
+def test_a_mark_of_an_unknown_metric_is_named(pytester: pytest.Pytester, llama_file: Path) -> None:
+    pytester.makepyfile("import pytest\n@pytest.mark.metric('kld_meen')\ndef test_mine(model): pass")
+    result = pytester.runpytest_subprocess(f"--models={llama_file}", "-p", "no:cacheprovider")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["ERROR: *::test_mine*, mark metric: Unknown metric 'kld_meen'.", "*'kld_mean'?"])
 
 
 def test_loading_the_plugin_imports_nothing_heavy(pytester: pytest.Pytester) -> None:

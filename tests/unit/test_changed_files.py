@@ -65,7 +65,7 @@ def test_what_was_measured_meanwhile_is_not_kept(
 ) -> None:
     core, model = planned
     loaded = core.model(model)
-    entry = core.cache.entry("passes", {"model": loaded.sha256})
+    entry = core.cache.entry("passes/reference", {"model": loaded.sha256})
 
     def measure() -> dict[str, Any]:
         # What a measurement does first; the process itself starts with the first call.
@@ -76,7 +76,7 @@ def test_what_was_measured_meanwhile_is_not_kept(
     with pytest.raises(ModelError, match="changed while it was being measured"):
         core.stored_arrays(entry, {}, measure)
     with pytest.raises(ModelError, match="changed while it was being measured"):
-        core.stored(core.cache.entry("speed", {"model": loaded.sha256}), lambda: _used(core, loaded, file))
+        core.stored(core.cache.entry("speed/speed", {"model": loaded.sha256}), lambda: _used(core, loaded, file), dict)
     assert entry.load() is None
     assert not list((core.cache.root / "speed").glob("*/meta.json"))
 
@@ -115,4 +115,4 @@ def test_others_are_still_measured(planned: tuple[Core, PlannedModel], file: Pat
         with core.new_worker(other.name):
             return {"a": 1}
 
-    assert core.stored(core.cache.entry("speed", {"model": other.name}), measure) == {"a": 1}
+    assert core.stored(core.cache.entry("speed/speed", {"model": other.name}), measure, dict) == {"a": 1}
