@@ -161,8 +161,8 @@ def test_a_hostile_prompt_is_text(tmp_path: Path, kind: str) -> None:
         (["tiny", "--kind=flow", "--prompt", "a\udcffb"], "is not valid text"),
         (["tiny", "--prompt", "x"], "--prompt has no meaning for --kind=structure"),
         (["tiny", "--kind=attention", "--words", "x.toml"], "--words has no meaning for --kind=attention"),
-        (["tiny", "--kind=cosine", "--words", "missing.toml"], "Word list 'missing.toml' cannot be read"),
         (["{without_z}", "--kind=attention"], "puzzle has attention in layers 0 alone"),
+        (["tiny", "--kind=cosine", "--words", "missing.toml"], "missing.toml' cannot be read"),
         (["{bert}", "--kind=flow"], "the residual stream of the architecture bert cannot be read"),
     ],
 )

@@ -120,7 +120,7 @@ def test_a_model_that_the_baseline_does_not_know_is_skipped(
     ("arguments", "message"),
     [
         (["--gguf-baseline=missing"], "--gguf-baseline=missing: neither a file nor a baseline in"),
-        (["--gguf-baseline=bad.json"], "bad.json cannot be read"),
+        (["--gguf-baseline=bad.json"], "bad.json' cannot be read"),
         (["--gguf-save-baseline=../x"], "is no name for a baseline"),
     ],
 )
