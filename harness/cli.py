@@ -23,7 +23,8 @@ exit codes of run, which are pytest's:
   3  an internal error
   4  a mistake on the command line: nothing was measured
   5  no tests: nothing was measured
-exit codes of the other commands: 0, or 2 for a mistake in what was asked for"""
+exit codes of the other commands: 0, or 2 for a mistake in what was asked for; 2 also where `compare` finds nothing
+that both runs have"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -184,6 +185,9 @@ def _compare(known: argparse.Namespace, _: list[str]) -> int:
         print(json.dumps(comparison.to_json(), indent=1, allow_nan=False))
     else:
         print(render_comparison(comparison, width=_terminal_width(), color=sys.stdout.isatty()), end="")
+    if comparison.problem:
+        print(f"gguf-harness: {comparison.problem}", file=sys.stderr)
+        return _USAGE_ERROR
     return 0
 
 

@@ -78,7 +78,7 @@ def pytest_configure(config: pytest.Config) -> None:
             # Tests of one model belong together: each process would load every model otherwise.
             config.option.dist = "loadgroup"
         try:
-            _ = state.options, state.ladder, state.prompts, state.baseline, state.words
+            _ = state.options, state.ladder, state.prompts, state.partners, state.words
         except HarnessError as error:
             raise pytest.UsageError(str(error)) from None
 

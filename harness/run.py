@@ -140,6 +140,7 @@ class RunDraft:
     gates: list[dict[str, Any]] = field(default_factory=list)
     baseline: str | None = None
     comparisons: list[dict[str, Any]] = field(default_factory=list)
+    baseline_notes: list[str] = field(default_factory=list)
     _clock: float = field(default_factory=time.monotonic)
 
     def save(self, *, finished: bool) -> dict[str, Any]:
@@ -196,7 +197,13 @@ class RunDraft:
             "early": list(early.values()),
             "heads": [row for rows in heads.values() for row in rows],
             "analytics": sorted({backend for part in parts for backend in part["analytics"]}),
-            "baseline": {"name": self.baseline, "comparisons": self.comparisons} if self.baseline else None,
+            "baseline": {
+                "name": self.baseline,
+                "comparisons": self.comparisons,
+                "notes": self.baseline_notes,
+            }
+            if self.baseline
+            else None,
             "warnings": list(dict.fromkeys(warning for part in parts for warning in part["warnings"])),
             "cache": {key: sum(part["cache"][key] for part in parts) for key in ("hits", "misses")},
         }
