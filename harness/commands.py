@@ -17,6 +17,8 @@ from harness.visible import visible
 
 __all__ = ["run_command"]
 
+_NOTHING_TO_COMPARE = 2
+
 _EXIT_CODES = """\
 exit codes of run, which are pytest's:
   0  every gate and test passed
@@ -25,7 +27,8 @@ exit codes of run, which are pytest's:
   3  an internal error
   4  a mistake on the command line: nothing was measured
   5  no tests: nothing was measured
-exit codes of the other commands: 0; 2 for a mistake in what was asked for; 130 after Ctrl-C, 143 after SIGTERM"""
+exit codes of the other commands: 0; 2 for a mistake in what was asked for, and where `compare` finds nothing that both
+runs have; 130 after Ctrl-C, 143 after SIGTERM"""
 
 
 def run_command(arguments: Sequence[str] | None = None) -> int:
@@ -219,6 +222,9 @@ def _compare(known: argparse.Namespace, _: list[str]) -> int:
         print(json.dumps(comparison.to_json(), indent=1, allow_nan=False))
     else:
         print(render_comparison(comparison, width=_terminal_width(), color=sys.stdout.isatty()), end="")
+    if comparison.problem:
+        print(f"gguf-harness: {comparison.problem}", file=sys.stderr)
+        return _NOTHING_TO_COMPARE
     return 0
 
 

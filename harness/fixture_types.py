@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from harness.metrics.text import TextPair
     from harness.metrics.weights import TensorError
     from harness.prompts import Prompt
-    from harness.records import Estimate
+    from harness.records import Estimate, PlacedEstimate
     from harness.regressions import Comparison
     from harness.runner import LoadedModel
     from harness.verdicts import Verdict
@@ -56,7 +56,12 @@ class Record(Protocol):
     """The fixture `record`."""
 
     def __call__(
-        self, *estimates: Estimate, detail: str | None = None, layer: int | None = None, head: int | None = None
+        self,
+        *estimates: Estimate,
+        detail: str | None = None,
+        layer: int | None = None,
+        head: int | None = None,
+        part: str | None = None,
     ) -> None:
         """Keep estimates as rows of the run, whatever the test's outcome.
 
@@ -65,6 +70,7 @@ class Record(Protocol):
             detail: what the metric's name cannot say ("pp512, 5 repetitions").
             layer: where it belongs to one layer of the model.
             head: where it belongs to one head of that layer.
+            part: where it belongs to a group of tensors, such as a role.
         """
 
 
@@ -79,13 +85,15 @@ class GateCheck(Protocol):
             others: decided as well where their metrics have gates.
         """
 
-    def where_set(self, *estimates: Estimate, measure: Measure | None = None, paired: Measure | None = None) -> None:
+    def where_set(
+        self, *estimates: Estimate | PlacedEstimate, measure: Measure | None = None, paired: Measure | None = None
+    ) -> None:
         """Decide on those estimates whose metrics have gates, none by default: a person may have set some.
 
         The reference is not held against limits, unless it is the only model.
 
         Args:
-            estimates: of the model under test.
+            estimates: of the model under test; with a place where they are of a layer, a head or a group of tensors.
             measure: the same estimates of a given model; called with the reference for limits relative to it.
             paired: their ratios to a given reference, with paired errors, under the metrics of `estimates`.
         """
@@ -94,8 +102,8 @@ class GateCheck(Protocol):
 class BaselineCheck(Protocol):
     """The fixture `baseline`."""
 
-    def __call__(self, metric: str, candidate: LoadedModel, arrays: Arrays, reference: Arrays) -> Comparison | None:
-        """Fail the test when a candidate is worse than it was in the baseline of --gguf-baseline.
+    def __call__(self, metric: str, candidate: LoadedModel, arrays: Arrays, reference: Arrays) -> Comparison:
+        """Fail the test when a candidate is worse than in the baseline of --gguf-baseline, or cannot be compared.
 
         Args:
             metric: one of `harness.metrics.windows.COMPARED`.

@@ -11,7 +11,8 @@ stand, in the properties of a test case:
     gguf.estimates.left_out      how many estimates of parts there are beyond the first hundred
     gguf.gate.<metric>           pass, fail or inconclusive; with --gguf-holm `gguf.gate.<metric>.alone`, because the
                                  verdict needs the whole run
-    gguf.gate.<metric>.detail    the sentence behind it
+    gguf.gate.<metric>.detail    the sentence behind it; a gate of a part of the model has the part behind the metric:
+                                 `gguf.gate.resid_cka[layer=3]`
     gguf.baseline.<metric>       the sentence on how it compares with --gguf-baseline
 
 and in those of the test suite `gguf.run`, `gguf.headline`, `gguf.reference`, `gguf.engine`, `gguf.verdict[<model>]`
@@ -37,7 +38,7 @@ from harness.state import BASELINE_PROPERTY, ESTIMATE_PROPERTY, GATE_PROPERTY
 __all__ = ["add_suite_properties", "readable", "writes_junit"]
 
 _MOST_PARTS: Final = 100
-_PARTS: Final = ("prompt", "layer", "head")
+_PARTS: Final = ("prompt", "layer", "head", "part")
 
 
 class _LogXML(Protocol):
@@ -74,7 +75,7 @@ def readable(
             words += _gate(gate, ".alone" if together else "")
         elif name == BASELINE_PROPERTY:
             comparison = json.loads(str(value))
-            words.append((f"gguf.baseline.{comparison['metric']}", visible(comparison["detail"])))
+            words.append((f"gguf.baseline.{comparison['metric']}{_where(comparison)}", visible(comparison["detail"])))
         else:
             words.append((name, value))
     if parts > _MOST_PARTS:
@@ -109,7 +110,9 @@ def _describe(xml: _LogXML, run: Mapping[str, Any]) -> None:
     facts += [(f"verdict[{model.name}]", model.label) for model in view.candidates]
     if view.alone is not None and view.alone.standing.verdict:
         facts.append((f"verdict[{view.alone.name}]", view.alone.standing.verdict))
-    facts += [(f"gate.{gate['metric']}[{gate['model']}]", gate["verdict"]) for gate in run.get("gates", [])]
+    facts += [
+        (f"gate.{gate['metric']}[{gate['model']}]{_where(gate)}", gate["verdict"]) for gate in run.get("gates", [])
+    ]
     for name, text in facts:
         xml.add_global_property(visible(f"gguf.{name}"), visible(text))
 
@@ -124,7 +127,7 @@ def _is_part(row: Mapping[str, Any]) -> bool:
 def _estimate(row: Mapping[str, Any]) -> str:
     error = "" if row["se"] is None else f" ± {row['se']:.6g}"
     unit = f" {row['unit']}" if row["unit"] else ""
-    part = " ".join(f"{name}={row[name]}" for name in _PARTS if row.get(name) is not None)
+    part = _part(row)
     value = row["value"]
     # A file's size is exact.
     number = f"{value:.0f}" if float(value).is_integer() and abs(value) < 2**53 else f"{value:.6g}"
@@ -132,6 +135,15 @@ def _estimate(row: Mapping[str, Any]) -> str:
     return visible(f"{text}: {row['detail']}" if row.get("detail") else text)
 
 
+def _part(row: Mapping[str, Any]) -> str:
+    return " ".join(f"{name}={visible(str(row[name]))}" for name in _PARTS if row.get(name) is not None)
+
+
+def _where(finding: Mapping[str, Any]) -> str:
+    """`[layer=3 head=1]` of what is of a part of its model; otherwise nothing."""
+    return f"[{part}]" if (part := _part(finding)) else ""
+
+
 def _gate(gate: Mapping[str, Any], suffix: str) -> list[tuple[str, object]]:
-    name = f"gguf.gate.{gate['metric']}"
+    name = f"gguf.gate.{gate['metric']}{_where(gate)}"
     return [(f"{name}{suffix}", gate["verdict"]), (f"{name}.detail", visible(gate["detail"]))]

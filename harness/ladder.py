@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Final
 
 from harness.errors import HarnessError, ModelNotFound
 from harness.models import ModelInfo, choose_reference, load_info, shape_difference
+from harness.pairing import FAMILY, Subject
 from harness.sources import ModelSource, distinct_name, folded_name, select
 
 if TYPE_CHECKING:
     from harness.options import Options
 
-__all__ = ["Ladder", "PlannedModel", "plan_ladder", "quantized_name"]
+__all__ = ["Ladder", "PlannedModel", "plan_ladder", "quantized_name", "subjects_of"]
 
 _PRECISION: Final = re.compile(r"[-_.](F32|F16|BF16)$", re.IGNORECASE)
 _EXPANDED_BITS: Final = 16.0
@@ -169,3 +170,20 @@ def _notes_on_candidates(reference: PlannedModel, infos: Sequence[ModelInfo], *,
 def quantized_name(name: str, quant: str) -> str:
     """`model-F16` quantized to Q4_K_M is `model-Q4_K_M`."""
     return f"{_PRECISION.sub('', name)}-{quant}"
+
+
+def subjects_of(ladder: Ladder) -> list[Subject]:
+    """The models of a session, to be paired with earlier ones. Reads headers only."""
+    return [_subject(planned, reference=planned is ladder.reference) for planned in ladder.models]
+
+
+def _subject(planned: PlannedModel, *, reference: bool) -> Subject:
+    origin = planned
+    while origin.base is not None:
+        origin = origin.base
+    try:
+        info = load_info(origin.source) if origin.source is not None else None
+    except HarnessError:
+        info = None  # its tests fail with this error
+    family = None if info is None else tuple(str(getattr(info, key)) for key in FAMILY)
+    return Subject(planned.name, planned.quant or (info.quantization if info else None), family, reference)

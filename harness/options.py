@@ -83,6 +83,7 @@ class Options:
     holm: bool
     until_decided: bool
     baseline: Path | None
+    baseline_map: tuple[str, ...]
     save_baseline: str | None
     fresh: bool
     sensitivity: int | None
@@ -323,6 +324,9 @@ def _add_all(add: Callable[..., None]) -> None:
         "for it; --gguf-chunks is the most (default: off, all windows)")  # fmt: skip
     add("--gguf-baseline", metavar="NAME|FILE", default=None,
         help="fail candidates that are worse than this baseline says they were (default: none)")  # fmt: skip
+    add("--gguf-baseline-map", action="append", metavar="OLD=NEW[,OLD=NEW...]", default=None,
+        help="model of the baseline and the one of this run to compare with it, where names, types and families do not "
+        "tell; repeatable (default: the same name, or else the only one of the same type and family)")  # fmt: skip
     add("--gguf-save-baseline", metavar="NAME", default=None,
         help="save what this run measures as results/baselines/NAME.json (default: off)")  # fmt: skip
     add("--gguf-fresh", action="store_true", default=False,
@@ -370,6 +374,8 @@ def read_options(config: pytest.Config) -> Options:
     for name in ("--gguf-imatrix", "--gguf-gates"):
         if (path := get(name)) is not None and not path.is_file():
             raise OptionError(f"{name}={path}: no such file.", "Give the path of an existing file.")
+    if get("--gguf-baseline-map") and get("--gguf-baseline") is None:
+        raise OptionError("--gguf-baseline-map without --gguf-baseline compares nothing.", "Give --gguf-baseline too.")
     baseline, saved = _baselines(get("--gguf-baseline"), get("--gguf-save-baseline"), results)
     options = Options(
         models=models,
@@ -403,6 +409,7 @@ def read_options(config: pytest.Config) -> Options:
         holm=get("--gguf-holm"),
         until_decided=get("--gguf-until-decided"),
         baseline=baseline,
+        baseline_map=tuple(get("--gguf-baseline-map") or ()),
         save_baseline=saved,
         fresh=get("--gguf-fresh"),
         sensitivity=get("--gguf-sensitivity"),

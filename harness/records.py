@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Final, NamedTuple
 
 from harness.errors import NoData
 from harness.names import Better, metric_info
 
-__all__ = ["SCHEMA_VERSION", "Estimate", "PlacedEstimate", "Row"]
+__all__ = ["SCHEMA_VERSION", "WHOLE", "Estimate", "Place", "PlacedEstimate", "Row"]
 
 SCHEMA_VERSION = 1
 """Version of run.json. A reader refuses a newer one and migrates older ones."""
@@ -69,6 +70,38 @@ class Estimate:
         return metric_info(self.metric).better
 
 
+class Place(NamedTuple):
+    """What of a model and of its input a value is about; all None for everything together.
+
+    Attributes:
+        layer: number of a layer.
+        head: number of a head in that layer.
+        part: a group of tensors, such as the role `attn_q`.
+        prompt: id of a prompt.
+    """
+
+    layer: int | None = None
+    head: int | None = None
+    part: str | None = None
+    prompt: str | None = None
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> Place:
+        """Of a row of a run.json, a verdict or a comparison, as JSON types."""
+        return cls(*(row.get(name) for name in cls._fields))
+
+    def __str__(self) -> str:
+        """`layer 2, head 7`, `attn_q`, the id of a prompt; empty for everything together."""
+        numbers = [
+            f"{name} {value}" for name, value in (("layer", self.layer), ("head", self.head)) if value is not None
+        ]
+        return ", ".join([*numbers, *(name for name in (self.part, self.prompt) if name is not None)])
+
+
+WHOLE: Final = Place()
+"""Everything together."""
+
+
 @dataclass(frozen=True, slots=True)
 class PlacedEstimate:
     """An estimate and the part of a model that it is about.
@@ -77,13 +110,23 @@ class PlacedEstimate:
         estimate: the value.
         layer: its layer; None for the model.
         head: its head in the layer; None for all.
+        part: the group of tensors that it is about; None for all.
         detail: what the metric's name cannot say.
+        extreme_at: (layer, head) of a value that is of the whole model because no other is worse.
     """
 
     estimate: Estimate
     layer: int | None = None
     head: int | None = None
+    part: str | None = None
     detail: str | None = None
+    extreme_at: tuple[int, int] | None = None
+
+    @property
+    def place(self) -> Place:
+        """Where the value was found."""
+        layer, head = self.extreme_at or (self.layer, self.head)
+        return Place(layer, head, self.part)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +152,7 @@ class Row:
     prompt: str | None = None
     layer: int | None = None
     head: int | None = None
+    part: str | None = None
     detail: str | None = None
     low: float | None = None
     high: float | None = None
@@ -126,6 +170,7 @@ class Row:
         prompt: str | None = None,
         layer: int | None = None,
         head: int | None = None,
+        part: str | None = None,
         detail: str | None = None,
     ) -> Row:
         """Place an estimate; its doubt is part of the detail as well, which every reader shows."""
@@ -147,6 +192,7 @@ class Row:
             prompt=prompt,
             layer=layer,
             head=head,
+            part=part,
             detail=detail,
             low=estimate.low,
             high=estimate.high,

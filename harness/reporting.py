@@ -28,11 +28,11 @@ class Reporting:
         self._state = state
         self._problem: HarnessError | None = None
         self._summary_problem: HarnessError | None = None
-        self._unsaved: str | None = None
         self._next_save = 0.0
         self._course = Course()
         self._repeating: set[str] = set()
         self._planned: set[str] = set()
+        self._problems: list[str] = []
 
     # First, because what writes JUnit files is to read what this leaves.
     @pytest.hookimpl(tryfirst=True)
@@ -100,6 +100,7 @@ class Reporting:
     def pytest_sessionfinish(self, session: pytest.Session) -> Generator[None, None, None]:
         """Settle what needs the whole run; when all that measures is closed, write run.json and the report."""
         draft = self._state.draft
+        self._hold_against_baseline(session, draft)
         if draft is not None:
             # What pytest says of -x and --maxfail; it raises nothing that a plugin could see.
             stop = session.shouldfail or session.shouldstop
@@ -111,6 +112,8 @@ class Reporting:
         yield
         if draft is not None:
             self._write(session, draft)
+        elif (name := session.config.getoption("--gguf-save-baseline")) and not session.config.option.collectonly:
+            self._end_badly(session, [f"The baseline {name!r} was not saved: this run measured nothing."])
 
     def _settle(self, session: pytest.Session, draft: RunDraft) -> None:
         """Holm's correction over gates, and over comparisons with a baseline; what fails by it alone fails now.
@@ -122,11 +125,7 @@ class Reporting:
         options = self._state.options
         gates, comparisons = adjust(draft.gates, enforce=options.holm), draft.comparisons
         wrong = [gate for gate in gates if options.holm and gate["verdict"] in options.failing_verdicts]
-        if comparisons:
-            from harness.regressions import judge
-
-            comparisons = judge(comparisons)
-            wrong += [comparison for comparison in comparisons if comparison["outcome"] == "worse"]
+        wrong += [comparison for comparison in comparisons if comparison.get("outcome") == "worse"]
         draft.settle(gates, comparisons)
         messages: dict[str, list[str]] = {}
         for finding in wrong:
@@ -159,6 +158,41 @@ class Reporting:
             if session.exitstatus == pytest.ExitCode.OK:
                 session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
+    def _hold_against_baseline(self, session: pytest.Session, draft: RunDraft | None) -> None:
+        """Judge the comparisons with --gguf-baseline; that nothing was compared must not look like a pass."""
+        # Only when it is asked for: reading options costs, and another project's session has none.
+        if self._state.config.getoption("--gguf-baseline") is None or session.config.option.collectonly:
+            return
+        from harness.baseline_notes import notes_of, nothing_compared, uncompared
+        from harness.regressions import judge
+
+        baseline, partners = self._state.baseline, self._state.partners
+        if baseline is None:
+            return
+        comparisons = judge(draft.comparisons) if draft is not None else []
+        problems = []
+        if draft is not None:
+            absent = uncompared(
+                partners,
+                baseline,
+                comparisons,
+                [row["model"] for findings in draft.found.values() for row in findings.estimates],
+            )
+            problems = [f"{one['model']}: {one['detail']}." for one in absent]
+            draft.settle(draft.gates, [*comparisons, *absent])
+            draft.baseline_notes = notes_of(partners, baseline, comparisons)
+        if not comparisons and not problems:
+            problems = [nothing_compared(baseline, partners)]
+            if draft is not None:
+                draft.baseline_notes += problems
+        self._end_badly(session, problems)
+
+    def _end_badly(self, session: pytest.Session, problems: list[str]) -> None:
+        """Say at the end what no test of its own could fail for, and end with another code than 0."""
+        self._problems += problems
+        if problems and session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
     def _fail(
         self, session: pytest.Session, test: TestRecord, kind: Kind, message: str, properties: list[tuple[str, str]]
     ) -> None:
@@ -185,7 +219,7 @@ class Reporting:
                 write_html(run, draft.folder, draft.folder / "report.html")
                 self._state.report = draft.folder / "report.html"
                 write_text(draft.folder / "badge.svg", render_badge(run))
-                self._save_baseline(run, draft.folder)
+                self._save_baseline(session, run, draft.folder)
             except HarnessError as error:
                 self._problem = error
             self._summarize(run)
@@ -203,25 +237,24 @@ class Reporting:
             except HarnessError as error:
                 self._summary_problem = error
 
-    def _save_baseline(self, run: dict[str, Any], folder: Path) -> None:
+    def _save_baseline(self, session: pytest.Session, run: dict[str, Any], folder: Path) -> None:
         options = self._state.options
         if options.save_baseline is None:
             return
-        if not run["finished"]:
-            # It would lack models and metrics, and what is not there is compared with nothing.
-            self._unsaved = f"The baseline {options.save_baseline!r} was not saved: the run was interrupted."
-            return
-        from harness.baselines import build_baseline, save_baseline
+        from harness.baselines import build_baseline, save_baseline, why_unfit
         from harness.measure.arrays import load_arrays
         from harness.store import run_file
 
+        if reason := why_unfit(run, unfinished=not run["finished"], failed=session.testsfailed):
+            self._end_badly(session, [f"The baseline {options.save_baseline!r} was not saved: {reason}."])
+            return
         means = {
             entry["model"]: load_arrays(run_file(folder, entry["file"]))
             for entry in run["arrays"]
             if entry["name"] == "window_means"
         }
         path = options.results / "baselines" / f"{options.save_baseline}.json"
-        save_baseline(path, build_baseline(run, means))
+        save_baseline(path, build_baseline(run, means, self._state.baseline_settings))
         self._state.saved_baseline = path
 
     def _save_now_and_then(self, draft: RunDraft) -> None:
@@ -247,6 +280,7 @@ class Reporting:
             terminalreporter.section("gguf-harness")
             terminalreporter.write_line(f"The results of this run could not be stored. {self._problem}", red=True)
         if self._state.report is None:
+            self._tell_problems(terminalreporter)
             return
         from harness.report.terminal import render_terminal
         from harness.store import load_run
@@ -262,8 +296,7 @@ class Reporting:
         terminalreporter.write_line(f"run:    {_shown(self._state.run_folder / 'run.json')}")
         if self._state.saved_baseline is not None:
             terminalreporter.write_line(f"saved:  {_shown(self._state.saved_baseline)}")
-        if self._unsaved is not None:
-            terminalreporter.write_line(self._unsaved, red=True)
+        self._tell_problems(terminalreporter)
         if self._summary_problem is not None:
             terminalreporter.write_line(f"There is no step summary. {self._summary_problem}")
         if os.environ.get("GITHUB_ACTIONS") == "true":
@@ -271,6 +304,10 @@ class Reporting:
 
             for line in annotation_lines(run):
                 terminalreporter.write_line(line)
+
+    def _tell_problems(self, terminalreporter: Any) -> None:
+        for problem in self._problems:
+            terminalreporter.write_line(f"gguf-harness: {visible(problem)}", red=True)
 
 
 def _new_draft(state: State, course: Course) -> RunDraft:

@@ -216,6 +216,7 @@ class RunDraft:
     baseline: str | None = None
     warnings: list[str] = field(default_factory=list)
     course: Course = field(default_factory=Course)
+    baseline_notes: list[str] = field(default_factory=list)
     _clock: float = field(default_factory=time.monotonic)
 
     @property

@@ -13,11 +13,16 @@ from harness.options import Options, read_options
 from harness.run import RunDraft
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from harness.advice import TextSize
     from harness.baselines import Baseline
     from harness.gates import Gate
     from harness.ladder import Ladder
+    from harness.pairing import Partner
     from harness.prompts import PromptSet
+    from harness.records import Row
+    from harness.regressions import Comparison
     from harness.words import WordList
 
 __all__ = ["BASELINE_PROPERTY", "ESTIMATE_PROPERTY", "FINDINGS", "GATE_PROPERTY", "STATE", "State"]
@@ -65,6 +70,7 @@ class State:
     _ladder: Ladder | None = None
     _prompts: PromptSet | None = None
     _baseline: Baseline | None = None
+    _partners: dict[str, Partner] | None = None
     _words: WordList | None = None
     _gates: dict[str, Gate] | None = None
 
@@ -119,6 +125,40 @@ class State:
         if self._baseline is None and self.options.baseline is not None:
             self._baseline = load_baseline(self.options.baseline)
         return self._baseline
+
+    @property
+    def partners(self) -> dict[str, Partner]:
+        """What each candidate is compared with in the baseline; empty without one."""
+        from harness.ladder import subjects_of
+        from harness.pairing import pair_up, read_pairs
+
+        if self._partners is None:
+            earlier = self.baseline.subjects if self.baseline is not None else []
+            now = subjects_of(self.ladder) if earlier else []
+            self._partners = pair_up(earlier, now, read_pairs(self.options.baseline_map, earlier, now))
+        return self._partners
+
+    def compare(self, row: Row, gates: Mapping[str, Gate]) -> Comparison | None:
+        """How a row of the run compares with the baseline as it stands; None where one of both has no such value.
+
+        Suites other than quant need no test of their own for it: what is worse fails the test that recorded it, at the
+        end of the run, when all comparisons are known.
+        """
+        from harness.regressions import CONFIDENCE, compare_row, is_compared
+
+        partner = self.partners.get(row.model) if self.baseline is not None else None
+        if self.baseline is None or partner is None or partner.earlier is None or not is_compared(row):
+            return None
+        confidence = gates[row.metric].confidence if row.metric in gates else CONFIDENCE
+        return compare_row(row, self.baseline, partner.earlier, confidence, self.baseline_settings)
+
+    @property
+    def baseline_settings(self) -> dict[str, str]:
+        """What estimates of prompts, words, layers and heads depend on beside the models."""
+        options = self.options
+        settings = {name: getattr(options, name) for name in ("gen_tokens", "layers", "head_windows", "head_limit")}
+        hashes = {"prompts": self.prompts.sha256, "words": self.words.sha256}
+        return hashes | {name: str(value) for name, value in settings.items()}
 
     @property
     def run_folder(self) -> Path:

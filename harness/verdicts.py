@@ -12,7 +12,7 @@ from harness.errors import GateError, NoData
 from harness.gates import Gate
 from harness.metrics.multiple import holm
 from harness.names import metric_info
-from harness.records import Estimate
+from harness.records import WHOLE, Estimate, Place
 
 if TYPE_CHECKING:
     from harness.metrics.sequential import EarlyDecision
@@ -64,7 +64,8 @@ class Verdict:
             likelier of both outcomes where it is inconclusive. None without a standard error.
         more_clusters: how many more windows (repetitions) would probably decide; None where it is decided, or where
             no number would.
-        detail: sentences for people.
+        detail: sentences for people, which say the place as well.
+        layer, head, part: what of the model it is about; None for all of it.
     """
 
     model: str
@@ -78,6 +79,9 @@ class Verdict:
     detail: str
     p_value: float | None = None
     more_clusters: int | None = None
+    layer: int | None = None
+    head: int | None = None
+    part: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """A dictionary of JSON types only."""
@@ -113,6 +117,8 @@ def decide(
     estimate: Estimate,
     model: str,
     *,
+    place: Place = WHOLE,
+    scope: str | None = None,
     reference: Estimate | None = None,
     ratio: Estimate | None = None,
     watched: bool = False,
@@ -130,6 +136,8 @@ def decide(
         gate: the limit.
         estimate: the model's.
         model: its name.
+        place: what of the model the estimate is about.
+        scope: the same in words where it is of more than one place: "mean of 30 layers".
         reference: the reference's estimate of the same metric; needed for a relative limit.
         ratio: the ratio of both with its paired error, where their samples are shared; by default it is computed from
             the two estimates, taken as independent, by the delta method.
@@ -177,9 +185,12 @@ def decide(
         confidence=gate.confidence,
         bound=bound * tested.scale if math.isfinite(bound) else None,
         verdict=outcome,
-        detail=_statement(gate, estimate, tested) + reason,
+        detail=_statement(gate, estimate, tested, scope if place == WHOLE else str(place)) + reason,
         p_value=min(1.0, 2 * p_value) if watched and p_value is not None else p_value,
         more_clusters=more,
+        layer=place.layer,
+        head=place.head,
+        part=place.part,
     )
 
 
@@ -223,12 +234,12 @@ def _more_clusters(gate: Gate, tested: Tested) -> int | None:
     return None if needed is None else max(1, needed - tested.clusters)
 
 
-def _statement(gate: Gate, estimate: Estimate, tested: Tested) -> str:
+def _statement(gate: Gate, estimate: Estimate, tested: Tested, where: str | None) -> str:
     """What was found, and what the limit is."""
     info = metric_info(gate.metric)
     factor = 100 if info.unit == "fraction" else 1
     error = f" ± {factor * estimate.se:.2g}" if estimate.se is not None else ""
-    text = f"{info.title} is {factor * estimate.value:.4g}{error}{_unit(gate)}"
+    text = f"{info.title}{f' ({where})' if where else ''} is {factor * estimate.value:.4g}{error}{_unit(gate)}"
     if gate.limit is None:
         error = f" ± {tested.se:.2g}" if tested.se is not None else ""
         kind = ", paired" if tested.paired else ""

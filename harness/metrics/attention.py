@@ -168,6 +168,7 @@ def attention_estimates(prompts: Sequence[PatternComparison], heads: Sequence[He
         PlacedEstimate(
             as_estimate("attn_cosine_worst_head", mean_with_errors(cosines[:, worst : worst + 1])),
             detail=f"layer {place[0]}, head {place[1]}",
+            extreme_at=place,
         ),
         _over_rows("attn_jsd", [each.jsd for each in prompts]),
         _over_rows("attn_total_variation", [each.total_variation for each in prompts]),

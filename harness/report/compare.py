@@ -9,7 +9,9 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from harness.names import METRICS
-from harness.report.data import RunView, describe_windows, place, visible
+from harness.pairing import Partner, Subject, pair_up, some_names, subjects_of_run
+from harness.records import Place
+from harness.report.data import RunView, describe_windows, visible
 from harness.report.numbers import format_value
 
 __all__ = ["Comparison", "Difference", "compare_runs", "render_comparison"]
@@ -43,7 +45,8 @@ class Difference:
             error is missing, and for timings. On the same corpus that is too careful: paired errors would be smaller.
         direction: "better", "worse", or "" for no change, a neutral metric or a timing: the machine of one run is not
             that of another, and repetitions of one know nothing of it. Ratios to the reference can be compared.
-        prompt, layer, head: what of the model; None for all of it.
+        prompt, layer, head, part: what of the model; None for all of it.
+        partner: the model of the old run.
     """
 
     model: str
@@ -55,11 +58,13 @@ class Difference:
     prompt: str | None = None
     layer: int | None = None
     head: int | None = None
+    part: str | None = None
+    partner: str = ""
 
     @property
     def where(self) -> str:
         """`layer 2, head 7`, and the prompt."""
-        return ", ".join(part for part in (place(self.layer, self.head), visible(self.prompt or "")) if part)
+        return visible(str(Place(self.layer, self.head, self.part, self.prompt)))
 
     @property
     def is_timed(self) -> bool:
@@ -69,12 +74,17 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Everything that differs between two runs."""
+    """Everything that differs between two runs.
+
+    Attributes:
+        problem: why nothing was compared; "" where something was.
+    """
 
     old: str
     new: str
     changes: tuple[str, ...]
     differences: tuple[Difference, ...]
+    problem: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """A dictionary of JSON types only."""
@@ -85,15 +95,59 @@ class Comparison:
 
 
 def compare_runs(old: Mapping[str, Any], new: Mapping[str, Any]) -> Comparison:
-    """Compare two runs, model by model and metric by metric.
+    """Compare two runs, model by model, and by metric and place.
+
+    References belong together, candidates as `harness.pairing.pair_up` finds.
 
     Args:
         old: content of a run.json.
         new: content of another.
     """
+    partners = _partners(old, new)
     rows_old, rows_new = _rows(old), _rows(new)
-    differences = [_difference(rows_old[key], rows_new[key]) for key in rows_old if key in rows_new]
-    return Comparison(old["id"], new["id"], tuple(_changes(old, new)), tuple(differences))
+    differences = [
+        _difference(rows_old[earlier, *key], row)
+        for (model, *key), row in rows_new.items()
+        if model in partners and (earlier := partners[model].earlier, *key) in rows_old
+    ]
+    changes = (*_paired(partners), *_changes(old, new, partners))
+    return Comparison(old["id"], new["id"], changes, tuple(differences), "" if differences else _problem(old, new))
+
+
+def _partners(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Partner]:
+    """What each model of the new run is compared with."""
+    earlier, now = subjects_of_run(old), subjects_of_run(new)
+    # Runs that describe no models have names all the same.
+    for run, subjects in ((old, earlier), (new, now)):
+        known = {subject.name for subject in subjects}
+        others = dict.fromkeys(row["model"] for row in run.get("estimates", []) if row["model"] not in known)
+        subjects += [Subject(name, None, None) for name in others]
+    partners = pair_up(earlier, now)
+    names = {subject.name for subject in earlier}
+    before = next((subject.name for subject in earlier if subject.reference), None)
+    for subject in now:
+        if subject.reference and (subject.name in names or before is not None):
+            same = subject.name in names
+            reason = "same name" if same else "both are the reference"
+            partners[subject.name] = Partner(subject.name if same else before, "name" if same else "told", reason)
+    return partners
+
+
+def _paired(partners: Mapping[str, Partner]) -> list[str]:
+    """A line for each pair that is not of one name."""
+    return [
+        f"{model} is compared with {partner.earlier}: {partner.reason}"
+        for model, partner in partners.items()
+        if partner.earlier not in {None, model}
+    ]
+
+
+def _problem(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    models = [some_names(dict.fromkeys(row["model"] for row in run.get("estimates", []))) for run in (old, new)]
+    return (
+        "Nothing was compared: the runs have no model, or no metric of a model, in common."
+        f" Models of the old run: {models[0]}. Models of the new run: {models[1]}."
+    )
 
 
 def render_comparison(comparison: Comparison, *, width: int, color: bool) -> str:
@@ -140,6 +194,7 @@ def render_comparison(comparison: Comparison, *, width: int, color: bool) -> str
     console.print(Text(f"{comparison.old} -> {comparison.new}"))
     console.print(table)
     lines = [
+        *([comparison.problem] if comparison.problem else []),
         *comparison.changes,
         "z: difference over its error, the runs taken as independent; above 2 is more than chance",
         *(["times and speeds are not compared: they are of different times; ratios to the reference are"] * timed),
@@ -148,7 +203,7 @@ def render_comparison(comparison: Comparison, *, width: int, color: bool) -> str
 
 
 def _rows(run: Mapping[str, Any]) -> dict[tuple[Any, ...], Mapping[str, Any]]:
-    keys = ("model", "metric", "prompt", "layer", "head")
+    keys = ("model", "metric", *Place._fields)
     rows: dict[tuple[Any, ...], Mapping[str, Any]] = {}
     for row in run.get("estimates", []):
         # The first is of the whole, as `RunView` has it; others of the same place differ in their detail (a role).
@@ -158,16 +213,15 @@ def _rows(run: Mapping[str, Any]) -> dict[tuple[Any, ...], Mapping[str, Any]]:
 
 def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> Difference:
     change = new["value"] - old["value"]
-    z = None
-    if _is_timed(new["metric"]):
-        where = (new.get(key) for key in ("prompt", "layer", "head"))
-        return Difference(new["model"], new["metric"], old["value"], new["value"], None, "", *where)
-    if old["se"] is not None and new["se"] is not None and (error := math.hypot(old["se"], new["se"])) > 0:
+    z, timed = None, _is_timed(new["metric"])
+    if not timed and None not in {old["se"], new["se"]} and (error := math.hypot(old["se"], new["se"])) > 0:
         z = change / error
     better = {"higher": change > 0, "lower": change < 0}.get(new["better"])
-    direction = "" if change == 0 or better is None else "better" if better else "worse"
-    where = (new.get(key) for key in ("prompt", "layer", "head"))
-    return Difference(new["model"], new["metric"], old["value"], new["value"], z, direction, *where)
+    direction = "" if timed or change == 0 or better is None else "better" if better else "worse"
+    where = Place.of(new)._asdict()
+    return Difference(
+        new["model"], new["metric"], old["value"], new["value"], z, direction, **where, partner=old["model"]
+    )
 
 
 def _short_of(run: Mapping[str, Any]) -> str:
@@ -183,7 +237,7 @@ def _is_timed(metric: str) -> bool:
     return metric in METRICS and METRICS[metric].unit in _TIMED_UNITS
 
 
-def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+def _changes(old: Mapping[str, Any], new: Mapping[str, Any], partners: Mapping[str, Partner]) -> list[str]:
     changes = [f"the {label} run was {told}" for label, run in (("old", old), ("new", new)) if (told := _short_of(run))]
     for name, key in (("corpus", "sha256"), ("prompts", "sha256"), ("engine", "llama_cpp"), ("machine", "cpu")):
         before, after = ((run.get(name) or {}).get(key) for run in (old, new))
@@ -193,13 +247,19 @@ def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     if before != after:
         changes.append(f"changed windows: {before} -> {after}")
     hashes_old, hashes_new = ({m["name"]: m["sha256"] for m in run.get("models", [])} for run in (old, new))
+    both = {
+        name: partner.earlier
+        for name, partner in partners.items()
+        if name in hashes_new and partner.earlier in hashes_old and partner.earlier is not None
+    }
     changes += [
-        f"changed file: {name} ({hashes_old[name][:12]} -> {hashes_new[name][:12]})"
-        for name in hashes_old
-        if name in hashes_new and hashes_old[name] != hashes_new[name]
+        f"changed file: {name} ({hashes_old[earlier][:12]} -> {hashes_new[name][:12]})"
+        for name, earlier in both.items()
+        if hashes_old[earlier] != hashes_new[name]
     ]
-    for label, ours, theirs in (("old", hashes_old, hashes_new), ("new", hashes_new, hashes_old)):
-        only = [name for name in ours if name not in theirs]
+    used = {"old": set(both.values()), "new": set(both)}
+    for label, hashes in (("old", hashes_old), ("new", hashes_new)):
+        only = [name for name in hashes if name not in used[label]]
         if only:
             changes.append(f"only in the {label} run: {', '.join(only)}")
     return changes

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from harness.metrics.tradeoff import dominated_by, smallest_passing
+from harness.records import WHOLE, Place
 from harness.report.numbers import format_bytes
 from harness.report.standing import Standing, Standings, failures_of
 from harness.visible import visible, visible_lines
@@ -58,10 +59,10 @@ class RunView:
         self._rows: dict[tuple[str, str], Mapping[str, Any]] = {}
         self._placed: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
         for row in run.get("estimates", []):
-            # A row of one prompt, layer or head says nothing of the whole.
-            if all(row.get(part) is None for part in ("prompt", "layer", "head")):
+            # A row of one prompt, layer, head or group of tensors says nothing of the whole.
+            if Place.of(row) == WHOLE:
                 self._rows.setdefault((row["model"], row["metric"]), row)
-            else:
+            elif row.get("part") is None:
                 self._placed.setdefault((row["model"], row["metric"]), []).append(row)
         models = sorted(run.get("models", []), key=lambda model: (-model["bytes"], model.get("order", 0)))
         tested = {test["model"] for test in run.get("tests", []) if test.get("model")}
@@ -189,16 +190,19 @@ class RunView:
 
     def baseline_notes(self) -> list[str]:
         """What got better than in the baseline, and what else has changed since."""
-        found = (self.run.get("baseline") or {}).get("comparisons", [])
-        if not found:
+        baseline = self.run.get("baseline")
+        if not baseline:
             return []
-        changes = dict.fromkeys(f"{c['model']}: {change}" for c in found for change in c["changes"])
-        worse, better = self._comparisons("worse"), self._comparisons("better")
-        name = self.run["baseline"]["name"]
-        summary = f"baseline {name}: {len(found)} comparisons, {len(worse)} worse, {len(better)} better"
+        worse, better, missing = (self._comparisons(outcome) for outcome in ("worse", "better", "missing"))
+        changes = dict.fromkeys(f"{c['model']}: {change}" for c in baseline["comparisons"] for change in c["changes"])
+        made = len(baseline["comparisons"]) - len(missing)
+        summary = f"baseline {baseline['name']}: {made} comparisons, {len(worse)} worse, {len(better)} better"
+        if missing:
+            summary += f", {len(missing)} could not be made"
         if changes:
             summary += f"; changed since: {', '.join(changes)}"
-        return [visible(summary), *(visible(f"{finding['model']}: {finding['detail']}") for finding in better)]
+        sentences = dict.fromkeys(f"{finding['model']}: {finding['detail']}" for finding in [*missing, *better])
+        return [visible(line) for line in (summary, *baseline.get("notes", []), *sentences)]
 
     def _comparisons(self, outcome: str) -> list[Mapping[str, Any]]:
         found = (self.run.get("baseline") or {}).get("comparisons", [])
@@ -220,7 +224,8 @@ class RunView:
         weak: dict[tuple[str, str], list[str]] = {}
         for gate in gates:
             if gate.get("verdict_adjusted", gate["verdict"]) != gate["verdict"]:
-                change = f"{gate['metric']} (p = {gate['p_value']:.2g} -> {gate['p_adjusted']:.2g})"
+                where = f" of {place}" if (place := Place.of(gate)) != WHOLE else ""
+                change = f"{gate['metric']}{where} (p = {gate['p_value']:.2g} -> {gate['p_adjusted']:.2g})"
                 weak.setdefault((gate["model"], gate["verdict"]), []).append(change)
         return [
             f"{model}: '{verdict}' stands alone, but not among the run's {family} gates after Holm's correction"
@@ -257,10 +262,10 @@ class RunView:
 
 
 def _detail_of(row: Mapping[str, Any]) -> int:
-    """0 for a row of the whole, 1 of a layer, 2 of a head or a prompt."""
+    """0 for a row of the whole, 1 of a layer or a group of tensors, 2 of a head or a prompt."""
     if row.get("head") is not None or row.get("prompt") is not None:
         return 2
-    return int(row.get("layer") is not None)
+    return int(Place.of(row) != WHOLE)
 
 
 def describe_windows(corpus: Mapping[str, Any]) -> str:

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from harness.errors import StoreError
 from harness.names import METRICS
+from harness.records import WHOLE, Place
 from harness.report.data import RunView, visible, visible_lines
 from harness.report.markdown import render_markdown
 from harness.report.standing import failures_of
@@ -104,6 +105,11 @@ def annotation_lines(run: Mapping[str, Any]) -> list[str]:
         if one.get("outcome") == "worse"
     ]
     errors += [
+        (f"{one['model']} was not compared with the baseline", one["detail"])
+        for one in found
+        if one.get("outcome") == "missing"
+    ]
+    errors += [
         (f"{failure.test.split('::')[-1]} failed", failure.message if failure.model is None else failure.words)
         for failure in failures_of(run)
         if failure.model is None or failure.kind in {"assertion", "fixture"}
@@ -128,8 +134,9 @@ def _gate(gate: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def _title(finding: Mapping[str, Any]) -> str:
-    metric = finding["metric"]
-    return METRICS[metric].title if metric in METRICS else str(metric)
+    metric, place = finding["metric"], Place.of(finding)
+    title = METRICS[metric].title if metric in METRICS else str(metric)
+    return title if place == WHOLE else f"{title} ({place})"
 
 
 def _commands(kind: str, found: Sequence[tuple[str, str]]) -> list[str]:

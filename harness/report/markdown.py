@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from harness.names import METRICS
+from harness.records import WHOLE, Place
 from harness.report.data import Candidate, RunView, describe_windows, visible
 from harness.report.numbers import doubt_mark, format_bytes, format_estimate, format_percent, format_value
 from harness.report.standing import failures_of
@@ -24,6 +25,7 @@ _MARKS: Final = {
     "error": "💥 error",
     "worse": "❌ worse",
     "better": "✅ better",
+    "missing": "❌ not compared",
 }
 _UNMEASURED: Final = frozenset({"measurement", "prompt"})
 _BY_ITSELF: Final = frozenset({"assertion", "fixture"})
@@ -86,16 +88,20 @@ def _number(metric: str, value: float, se: float | None) -> str:
 
 def _baseline(view: RunView) -> list[str]:
     """What the notes say, and every comparison."""
-    found = (view.run.get("baseline") or {}).get("comparisons", [])
-    if not found:
+    notes = view.baseline_notes()
+    if not notes:
         return []
-    lines = ["", f"### Baseline {_safe(view.run['baseline']['name'])}", "", *_items(view.baseline_notes()), ""]
+    lines = ["", f"### Baseline {_safe(view.run['baseline']['name'])}", "", *_items(notes), ""]
+    found = [one for one in view.run["baseline"]["comparisons"] if one["metric"]]
+    if not found:
+        return lines
     lines += [_row(["model", "metric", "baseline", "now", "windows", "outcome"])]
     lines += [_row(["---", "---", "---:", "---:", "---:", "---"])]
     for comparison in found:
         metric = comparison["metric"]
         numbers = [_number(metric, comparison[key], None) if key in comparison else "–" for key in ("old", "new")]
         title = METRICS[metric].title if metric in METRICS else metric
+        title += f" ({place})" if (place := Place.of(comparison)) != WHOLE else ""
         windows = format_value(comparison["windows"]) if comparison.get("windows") else "not paired"
         outcome = str(comparison.get("outcome", "–"))
         cells = [_safe(comparison["model"]), _safe(title), *numbers, windows, _MARKS.get(outcome, _safe(outcome))]

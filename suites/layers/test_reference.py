@@ -10,7 +10,7 @@ from harness.fixture_types import GateCheck, LayersOf, Record
 from harness.metrics.clusters import by_layer, cluster_mean, cluster_ratio, over_layers
 from harness.metrics.stats import as_estimate
 from harness.prompts import Prompt
-from harness.records import Estimate
+from harness.records import Estimate, PlacedEstimate
 from harness.runner import LoadedModel
 
 _KINDS = {"resid": "resid_post", "resid_mid": "resid_mid", "attn_out": "attn_out", "mlp_out": "mlp_out"}
@@ -43,7 +43,7 @@ def test_states_stay_close_to_reference(
         for metric, what in (("relative_error", "error"), ("cosine", "cosine"))
     ]
     record(*ends)
-    gate.where_set(*overall, *ends)
+    gate.where_set(*(PlacedEstimate(each, detail=f"mean of {len(layers)} layers") for each in overall), *ends)
 
 
 @pytest.mark.metric("resid_cka")
@@ -53,14 +53,13 @@ def test_representations_stay_alike(
     """Linear CKA of the residual streams over the tokens of all prompts."""
     arrays, layers = layers_of.compare(candidate, reference).arrays, layers_of.selected(candidate)
     n, clusters = len(arrays["tokens"]), len(arrays["starts"]) - 1
-    found = []
+    found: dict[int, Estimate] = {}
     for layer in layers:
         se = float(arrays["cka_se"][layer])
-        found.append(
-            Estimate("resid_cka", float(arrays["cka"][layer]), n, None if np.isnan(se) else se, clusters=clusters)
-        )
-        record(found[-1], layer=layer, detail="error by jackknife over prompts")
-    gate.where_set(*found)
+        value = float(arrays["cka"][layer])
+        found[layer] = Estimate("resid_cka", value, n, None if np.isnan(se) else se, clusters=clusters)
+        record(found[layer], layer=layer, detail="error by jackknife over prompts")
+    gate.where_set(*(PlacedEstimate(each, layer) for layer, each in found.items()))
 
 
 @pytest.mark.metric("error_amplification")
@@ -70,17 +69,17 @@ def test_which_layers_amplify_errors(
     """The relative error behind a block over the one in front of it: above 1 the block adds more than it forgives."""
     arrays, layers = layers_of.compare(candidate, reference).arrays, layers_of.selected(candidate)
     before = np.concatenate([arrays["error_embed"][None], arrays["error_resid_post"][:-1]])
-    found = []
+    found: dict[int, Estimate] = {}
     for layer in layers:
         try:
             ratio = cluster_ratio(arrays["error_resid_post"][layer], before[layer], arrays["starts"])
         except NoData:
             continue  # no error comes in
-        found.append(as_estimate("error_amplification", ratio))
-        record(found[-1], layer=layer)
+        found[layer] = as_estimate("error_amplification", ratio)
+        record(found[layer], layer=layer)
     if not found:
         pytest.skip("no error comes into any of these layers: there is nothing to amplify")
-    gate.where_set(*found)
+    gate.where_set(*(PlacedEstimate(each, layer) for layer, each in found.items()))
 
 
 @pytest.mark.metric("final_relative_error")

@@ -21,7 +21,6 @@ def test_weights_stay_close_to_reference(
     whole = merge_errors(list(errors.values()), "all tensors")
     estimates = summarize_error(whole)
     exact = sum(error.squared_error == 0 for error in errors.values())
-    # First, for rows without a layer that come later are of a role.
     record(*estimates, detail=f"{len(errors)} tensors, {exact} of them exact: {whole.type}")
     for (layer, _), names in by_layers(errors, len(errors)).items():
         _record_part(record, [errors[name] for name in names], f"layer {layer}", layer)
@@ -37,4 +36,5 @@ def _record_part(record: Record, errors: list[TensorError], name: str, layer: in
     if part.squared_error == 0:
         return  # norms and biases, which are copied
     kept = [estimate for estimate in summarize_error(part) if estimate.metric in _OF_PARTS]
-    record(*kept, layer=layer, detail=f"{name}: {part.type}" if layer is None else part.type)
+    role = name if layer is None else None
+    record(*kept, layer=layer, part=role, detail=f"{name}: {part.type}" if layer is None else part.type)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -111,18 +112,21 @@ def environment(tmp_path: Path, workflow: dict[Any, Any]) -> dict[str, str]:
     }  # fmt: skip
 
 
-def _quantize(folder: Path, destination: Path, types: str, noise: float = 0.0) -> None:
-    folder.mkdir()
-    model = write_random_llama(folder / "model-F32.gguf", text=True, noise=noise)
-    assert main(["quantize", str(model), types, "--out", str(destination)]) == 0
+def _release(folder: Path, version: str, noise: float = 0.0) -> Path:
+    """The files of a release, whose names hold its version; Q8_0 is made of a model with some noise."""
+    release = folder / version
+    release.mkdir()
+    for types, amount in (("F16", 0.0), ("Q8_0", noise)):
+        model = write_random_llama(folder / f"model-{version}-F32.gguf", text=True, noise=amount)
+        assert main(["quantize", str(model), types, "--out", str(release)]) == 0
+    return release
 
 
 @pytest.mark.model
 def test_its_steps_gate_a_release(tmp_path: Path, workflow: dict[Any, Any], environment: dict[str, str]) -> None:
     work = tmp_path / "work"
     work.mkdir()
-    (tmp_path / "release").mkdir()
-    _quantize(tmp_path / "good", tmp_path / "release", "F16,Q8_0")
+    environment["RELEASE"] = str(_release(tmp_path, "v1"))
 
     def run(name: str) -> subprocess.CompletedProcess[str]:
         # As GitHub starts a step with `shell: bash`.
@@ -137,13 +141,13 @@ def test_its_steps_gate_a_release(tmp_path: Path, workflow: dict[Any, Any], envi
     done = run("Download")
     assert done.returncode == 0, told(done)
     assert re.fullmatch(r"digest=[0-9a-f]{16}\n", (tmp_path / "output").read_text())
-    assert {file.name for file in (work / "models").iterdir()} == {"model-F16.gguf", "model-Q8_0.gguf"}
+    assert {file.name for file in (work / "models").iterdir()} == {"model-v1-F16.gguf", "model-v1-Q8_0.gguf"}
 
     done = run("Gate")
     assert done.returncode == 0, told(done)
-    assert "model-F16 is the reference, as asked for" in done.stdout
+    assert "model-v1-F16 is the reference, as asked for" in done.stdout
     assert "::error" not in done.stdout
-    assert (tmp_path / "summary.md").read_text().startswith("## Smallest candidate that passes every gate: model-Q8")
+    assert (tmp_path / "summary.md").read_text().startswith("## Smallest candidate that passes every gate: model-v1-Q8")
 
     done = run("Collect")
     assert done.returncode == 0, told(done)
@@ -169,9 +173,17 @@ def test_its_steps_gate_a_release(tmp_path: Path, workflow: dict[Any, Any], envi
     )
     assert shown.stdout == (work / "gate" / "badge.svg").read_text()
 
-    # The next release is worse than the baseline that the first one left.
-    _quantize(tmp_path / "worse", work / "models", "Q8_0", noise=0.5)
-    done = run("Gate")
-    assert done.returncode == 1, told(done)
-    assert re.search(r"(?m)^::error title=model-Q8_0 fails the gate of KL mean::", done.stdout), told(done)
-    assert re.search(r"(?m)^::error title=model-Q8_0%3A KL mean is worse than the baseline::", done.stdout)
+    # Later releases have other file names, and are compared with the baseline that the first one left.
+    for version, noise, code in (("v2", 0.001, 0), ("v3", 0.5, 1)):
+        shutil.rmtree(work / "models")
+        environment["RELEASE"] = str(_release(tmp_path, version, noise))
+        assert run("Download").returncode == 0
+        done = run("Gate")
+        assert done.returncode == code, told(done)
+        before = "v1" if version == "v2" else "v2"
+        pair = (
+            f"model-{version}-Q8_0 was compared with model-{before}-Q8_0 of the baseline: same type Q8_0, same family"
+        )
+        assert pair in " ".join(done.stdout.split()), told(done)
+    assert re.search(r"(?m)^::error title=model-v3-Q8_0 fails the gate of KL mean::", done.stdout), told(done)
+    assert re.search(r"(?m)^::error title=model-v3-Q8_0%3A KL mean is worse than the baseline::", done.stdout)

@@ -77,6 +77,21 @@ def test_compare_prints_a_table_or_json(run_file: Path, capsys: pytest.CaptureFi
     assert json.loads(capsys.readouterr().out)["changes"] == []
 
 
+def test_runs_that_share_nothing_are_no_success(
+    run_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = json.loads(run_file.read_text(encoding="utf-8"))
+    (tmp_path / "other.json").write_text(json.dumps(run | {"id": "other", "models": [], "estimates": []}))
+    for options in ([], ["--json"]):
+        assert main(["compare", *options, str(run_file), str(tmp_path / "other.json")]) == 2
+        told = capsys.readouterr()
+        assert told.err.startswith(
+            "gguf-harness: Nothing was compared: the runs have no model, or no metric of a model"
+        )
+        assert "Models of the new run: none." in told.err
+    assert json.loads(told.out)["differences"] == []
+
+
 @pytest.mark.model
 def test_quantize_writes_files(llama_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["quantize", str(llama_file), "Q8_0,Q4_K_M", "--out", str(tmp_path)]) == 0

@@ -22,6 +22,7 @@ from harness.metrics.attention import (
 )
 from harness.metrics.similarity import cosine
 from harness.metrics.stats import mean_of_clusters, mean_with_errors
+from harness.records import WHOLE, Place
 
 seeds = st.integers(0, 2**32 - 1)
 HEADS = [(0, 0), (0, 1), (1, 0)]
@@ -174,6 +175,8 @@ def test_estimates_are_means_with_errors_over_prompts() -> None:
         np.std(cosines[:, worst], ddof=1) / math.sqrt(3)
     )
     assert estimates["attn_cosine_worst_head"].detail == f"layer {HEADS[worst][0]}, head {HEADS[worst][1]}"
+    assert estimates["attn_cosine_worst_head"].place == Place(*HEADS[worst])
+    assert (estimates["attn_cosine_worst_head"].layer, estimates["attn_cosine"].place) == (None, WHOLE)
     changed = np.concatenate([each.top_changed.ravel() for each in prompts])
     assert estimates["attn_top_changed"].estimate.value == pytest.approx(changed.mean())
 

@@ -17,7 +17,7 @@ from harness.metrics.perplexity import compare_perplexity, perplexity
 from harness.metrics.sequential import EarlyDecision
 from harness.metrics.windows import WINDOW_METRICS, WindowLimit
 from harness.names import CORPUS_METRICS, METRICS
-from harness.records import Estimate
+from harness.records import Estimate, Place
 from harness.verdicts import adjust, decide
 
 
@@ -37,6 +37,23 @@ def test_higher_is_better(value: float, expected: str) -> None:
     verdict = decide(Gate("same_top", 0.8), Estimate("same_top", value, 1000, 0.01, 0.01, 16), "m")
     assert verdict.verdict == expected
     assert "at least 80 %" in verdict.detail
+
+
+def test_a_verdict_says_where() -> None:
+    estimate = Estimate("resid_cka", 0.5, 100, 0.001, None, 16)
+    gate = Gate("resid_cka", 0.9)
+    verdict = decide(gate, estimate, "m", place=Place(layer=3))
+    assert "CKA (layer 3) is 0.5 ± 0.001; the limit is at least 0.9." in verdict.detail
+    assert (verdict.layer, verdict.head, verdict.part) == (3, None, None)
+    assert {key: verdict.to_json()[key] for key in ("layer", "head", "part")} == {
+        "layer": 3,
+        "head": None,
+        "part": None,
+    }
+    assert "CKA (layer 3, head 1) is" in decide(gate, estimate, "m", place=Place(3, 1)).detail
+    assert "CKA (attn_q) is" in decide(gate, estimate, "m", place=Place(part="attn_q"), scope="more").detail
+    assert "CKA (mean of 4 layers) is" in decide(gate, estimate, "m", scope="mean of 4 layers").detail
+    assert "CKA is" in decide(gate, estimate, "m").detail
 
 
 def test_without_an_error_the_value_decides() -> None:

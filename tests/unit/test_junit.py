@@ -50,6 +50,17 @@ def test_gates_and_baselines_are_sentences() -> None:
     assert readable(properties, None, together=True)[0] == ("gguf.gate.kld_mean.alone", "fail")
 
 
+def test_a_gate_of_a_part_says_which() -> None:
+    gate = {"metric": "resid_cka", "verdict": "pass", "detail": "Fine.", "layer": 3, "head": None, "part": None}
+    role = {"metric": "tensor_group_kld", "verdict": "fail", "detail": "Much.", "part": "attn_q"}
+    assert readable([(GATE_PROPERTY, json.dumps(each)) for each in (gate, role)], None) == [
+        ("gguf.gate.resid_cka[layer=3]", "pass"),
+        ("gguf.gate.resid_cka[layer=3].detail", "Fine."),
+        ("gguf.gate.tensor_group_kld[part=attn_q]", "fail"),
+        ("gguf.gate.tensor_group_kld[part=attn_q].detail", "Much."),
+    ]
+
+
 def test_thousands_of_heads_do_not_fill_the_file() -> None:
     heads = [_row(Estimate("kld_mean", 1.0, 1), layer=layer, head=0) for layer in range(250)]
     found = readable([*heads, _row(Estimate("ppl", 2.0, 1))], "m")

@@ -347,6 +347,65 @@ def test_changes_between_runs_are_named(run: dict[str, Any]) -> None:
     assert json.dumps(comparison.to_json(), allow_nan=False)
 
 
+def test_runs_with_versions_in_their_names_are_compared(run: dict[str, Any]) -> None:
+    """By type and family, which is said; the references with each other."""
+    new = json.loads(json.dumps(run).replace("smollm2-135m-", "smollm3-"))
+    comparison = compare_runs(run, new)
+    assert {(d.partner, d.model) for d in comparison.differences} >= {("smollm2-135m-Q4_K_M", "smollm3-Q4_K_M")}
+    assert {d.direction for d in comparison.differences} == {""}
+    text = render_comparison(comparison, width=120, color=False)
+    assert "smollm3-Q4_K_M is compared with smollm2-135m-Q4_K_M: same type Q4_K_M, same family" in text
+    assert "only in" not in text
+    assert comparison.problem == ""
+
+
+def test_runs_without_anything_in_common_are_a_problem(run: dict[str, Any]) -> None:
+    new = json.loads(json.dumps(run).replace("smollm2-135m-", "smollm3-"))
+    for model in new["models"]:
+        model |= {"parameters": 1, "reference": False}
+    comparison = compare_runs(run, new)
+    assert comparison.differences == ()
+    text = render_comparison(comparison, width=120, color=False)
+    for words in ("Nothing was compared", "Models of the old run: smollm2-", "Models of the new run: smollm3-"):
+        assert words in text
+    speeds = run | {"estimates": [row | {"metric": "load_s"} for row in run["estimates"] if row["metric"] == "ppl"]}
+    files = run | {"estimates": [row for row in run["estimates"] if row["metric"] == "file_bytes"]}
+    assert compare_runs(speeds, files).problem.startswith("Nothing was compared")
+
+
+def test_roles_are_places(run: dict[str, Any]) -> None:
+    """A row of a role is compared with that role's, and never stands for the whole."""
+    model = run["models"][0]["name"]
+    rows = [_row(model, "weight_cosine", value, part=part) for value, part in ((0.5, "attn_q"), (0.9, None))]
+    changed = [row | {"value": row["value"] + 0.1} for row in rows]
+    comparison = compare_runs(run | {"estimates": rows}, run | {"estimates": changed})
+    assert [(d.where, d.old) for d in comparison.differences] == [("attn_q", 0.5), ("", 0.9)]
+    found = RunView(run | {"estimates": rows}).row(model, "weight_cosine")
+    assert found is not None
+    assert found["value"] == 0.9
+
+
+def test_a_model_that_was_compared_with_nothing_has_not_passed(run: dict[str, Any], tmp_path: Path) -> None:
+    model = next(gate["model"] for gate in run["gates"] if gate["verdict"] == "pass")
+    absent = {
+        "model": model, "metric": "", "baseline": "main", "outcome": "missing", "detail": "nothing was compared: why",
+        "changes": [],
+    }  # fmt: skip
+    run["baseline"] = {"name": "main", "comparisons": [absent], "notes": ["a was compared with b: same type"]}
+    candidate = next(candidate for candidate in RunView(run).candidates if candidate.name == model)
+    assert (candidate.verdict, candidate.reasons[-1]) == ("fail", "nothing was compared: why")
+    write_html(run, STORED, tmp_path / "report.html")
+    texts = (
+        render_terminal(run, width=140, color=False),
+        (tmp_path / "report.html").read_text(encoding="utf-8"),
+        render_markdown(run).replace("\\", ""),
+    )
+    for text in (" ".join(text.split()) for text in texts):
+        assert "baseline main: 0 comparisons, 0 worse, 0 better, 1 could not be made" in text
+        assert "a was compared with b: same type" in text
+        assert f"{model}: nothing was compared: why" in text
+
+
 def test_verdict_lines_say_why(run: dict[str, Any]) -> None:
     view = RunView(run)
     lines = {model.name: verdict_line(view, model) for model in view.candidates}
