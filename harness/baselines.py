@@ -275,7 +275,7 @@ def load_baseline(path: Path) -> Baseline:
         StoreError: unreadable, no baseline, damaged, or written by a newer version.
     """
     hint = "Give a file that --gguf-save-baseline wrote, or save the baseline again."
-    read = _Reader(path, hint, _MOST_BYTES)
+    read = _Reader(path, "Baseline", hint, _MOST_BYTES)
     content = read.content
     if not isinstance(content, dict) or type(content.get("baseline_version")) is not int:
         raise read.invalid("has no baseline_version")

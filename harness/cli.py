@@ -58,8 +58,8 @@ def _run(arguments: Sequence[str] | None) -> int:
         sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - until the process ends
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            # A name that the terminal cannot show is no reason to show nothing.
-            stream.reconfigure(errors="replace")
+            # A terminal may know fewer characters than we write.
+            stream.reconfigure(errors="backslashreplace")
     try:
         return run_command(arguments)
     finally:

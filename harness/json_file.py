@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from harness.errors import StoreError
+from harness.text_files import read_json
 
 __all__ = ["JsonFile", "is_usual", "shown"]
 
@@ -18,6 +19,7 @@ class JsonFile:
 
     Args:
         path: the file.
+        what: what it should be, for messages: "Baseline".
         hint: the next step that every message ends with.
         most_bytes: a larger file is refused unread.
 
@@ -25,18 +27,20 @@ class JsonFile:
         StoreError: unreadable, too large, no JSON, no numbers of finite size, or a name twice in one table.
     """
 
-    def __init__(self, path: Path, hint: str, most_bytes: int) -> None:
+    def __init__(self, path: Path, what: str, hint: str, most_bytes: int) -> None:
         self.path = path
         self._hint = hint
         try:
-            if path.stat().st_size > most_bytes:
-                raise self.invalid(f"has {path.stat().st_size} bytes, expected at most {most_bytes}")
-            # With or without the mark that some editors put in front.
-            text = path.read_text(encoding="utf-8-sig")
-            self.content: Any = json.loads(text, parse_constant=_no_constant, object_pairs_hook=_once)
+            size = path.stat().st_size
+        except OSError as error:
+            raise self.invalid(f"cannot be read: {error.strerror or error}") from None
+        if size > most_bytes:
+            raise self.invalid(f"has {size} bytes, expected at most {most_bytes}")
+        self.content: Any = read_json(path, what, StoreError, hint)
+        try:
             # Half a character, which an escape can hold, can be written nowhere.
             json.dumps(self.content, ensure_ascii=False).encode()
-        except (OSError, ValueError, RecursionError) as error:
+        except (UnicodeEncodeError, RecursionError) as error:
             raise self.invalid(f"cannot be read: {error}") from None
 
     def invalid(self, problem: str) -> StoreError:
@@ -66,15 +70,3 @@ def is_usual(value: Any) -> bool:
 def shown(value: Any) -> str:
     """The beginning of a value, for a message."""
     return repr(str(value)[:60])
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    table = dict(pairs)
-    if len(table) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} stands there twice")
-    return table
-
-
-def _no_constant(text: str) -> float:
-    raise ValueError(f"{text} is no number")

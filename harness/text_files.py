@@ -88,12 +88,23 @@ def parse_toml(raw: bytes, where: str, error: type[HarnessError], example: str) 
 
 
 def read_json(path: Path, what: str, error: type[HarnessError], hint: str) -> Any:
-    """A JSON file's content, NaN and infinity refused; as `read_text`, with the next step for what is no JSON."""
+    """A JSON file's content; as `read_text`, with the next step for what is no JSON.
+
+    Refused are NaN and infinity, and a name that stands twice in one table.
+    """
     text = read_text(path, what, error)
     try:
-        return json.loads(text, parse_constant=_no_constant)
+        return json.loads(text, parse_constant=_no_constant, object_pairs_hook=_once)
     except (ValueError, RecursionError) as problem:
         raise error(f"{_named(what, path)} cannot be read as JSON: {problem}.", hint) from None
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} stands there twice")
+    return table
 
 
 def _no_constant(text: str) -> float:

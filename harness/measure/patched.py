@@ -77,15 +77,15 @@ def read_layout(file: Path) -> HeadLayout:
     # Before anything is made of them: a header may claim what it likes.
     layers = metadata.integer(f"{architecture}.block_count", most=_MOST_HEADS)
     heads = metadata.by_layer(f"{architecture}.attention.head_count", layers or 0)
+    kv_heads = metadata.by_layer(f"{architecture}.attention.head_count_kv", layers or 0)
+    if heads is not None and kv_heads is not None:
+        # A layer without keys and values has another mixer, or none: no head of it mixes anything.
+        heads = tuple(count if kv else 0 for count, kv in zip(heads, kv_heads, strict=True))
     if heads is None or not 0 < sum(heads) <= _MOST_HEADS:
         raise ModelError(
             f"{file.name} says of its layers and heads: {layers} and {heads}, expected plausible numbers.",
             "Heads can be measured in models with attention only.",
         )
-    kv_heads = metadata.by_layer(f"{architecture}.attention.head_count_kv", layers or 0)
-    if kv_heads is not None:
-        # A layer without keys and values has another mixer, or none: no head of it mixes anything.
-        heads = tuple(count if kv else 0 for count, kv in zip(heads, kv_heads, strict=True))
     return HeadLayout(architecture, heads)
 
 

@@ -289,7 +289,7 @@ def test_only_what_was_measured_to_its_end_is_a_baseline() -> None:
 
 
 def test_a_name_too_long_for_a_file_is_no_crash(tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match="neither a file nor a baseline"):
+    with pytest.raises(OptionError, match="File name too long"):
         find_baseline("x" * 5000, tmp_path)
 
 

@@ -81,7 +81,7 @@ def _describe(file: Path) -> None:
     """Everything that reads metadata of a model without llama.cpp."""
     info = load_info(ModelSource("m", (file,), "m"))
     json.dumps(info.to_json(), allow_nan=False)
-    assert {type(value) for value in info.to_json().values()} <= {str, int, float, list, dict, type(None)}
+    assert {type(value) for value in info.to_json().values()} <= {str, int, float, bool, list, dict, type(None)}
     assert render_info(info, color=False).replace("\n", "").isprintable()
     ModelStructure("m", [read_header(file)]).build()
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import re
+import shutil
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
@@ -36,11 +36,11 @@ STORED = Path(__file__).parent.parent / "data" / "run-smollm2" / "run.json"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One model under all names."""
+    """One model under all names, a file for each: another link to a file would be the same model."""
     folder = tmp_path_factory.mktemp("names")
     file = write_random_llama(folder / "model.bin", width=32, n_layer=1)
     for name in NAMES:
-        os.link(file, folder / f"{name}.gguf")
+        shutil.copyfile(file, folder / f"{name}.gguf")
     return folder
 
 
