@@ -57,7 +57,7 @@ def test_two_busy_processes_leave_no_word_on_speed(
     about = r"its prompt speed and generation speed and load time \(marked \?\)"
     told = rf"random-Q8_0: no ratio, claim or gate on {about}: {REASON}\. The next run measures it again"
     assert re.search(told, text)
-    assert re.search(r"random-Q8_0 .* \d+ \? +\d+\.\d \? .* inconclusive", str(result.stdout))
+    assert re.search(r"random-Q8_0 .* \d+ \? +\d+\.\d \? .* incomplete", str(result.stdout))
     (page,) = pytester.path.glob("results/runs/*/report.html")
     html = page.read_text(encoding="utf-8")
     assert re.search(told, html)

@@ -22,7 +22,7 @@ def worse_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _gates(pytester: pytest.Pytester, *, same_top: float, more: str = "") -> str:
     """Limits that almost everything keeps, except for the share of equal top tokens."""
     file = pytester.path / "gates.toml"
-    limits = {"kld_mean": 100.0, "ppl_ratio": 1e9, "delta_p_rms": 2.0, "same_top": same_top}
+    limits = {"kld_mean": 100.0, "ppl_ratio": 1e9, "delta_p_rms": 1.0, "same_top": same_top}
     file.write_text("".join(f"[{metric}]\nlimit = {limit}\n" for metric, limit in limits.items()) + more)
     return f"--gguf-gates={file}"
 
