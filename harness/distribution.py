@@ -17,6 +17,7 @@ __all__ = ["ModelGroups", "can_group", "send_groups"]
 
 _SEPARATOR: Final = "\x1f"
 """Between id and group. pytest escapes it in ids."""
+_PREFIX: Final = "gguf-"
 
 
 def can_group(config: pytest.Config) -> bool:
@@ -30,6 +31,10 @@ class ModelGroups:
     def __init__(self) -> None:
         self._groups: dict[str, str] = {}
 
+    def model_of(self, test: str) -> str | None:
+        """Name of the model that a test is of, by the test's id; None where it is of none."""
+        return self._groups.get(test, "").removeprefix(_PREFIX) or None
+
     @pytest.hookimpl(optionalhook=True, tryfirst=True)
     def pytest_xdist_node_collection_finished(self, ids: list[str]) -> None:
         """Take the groups off the ids that a worker collected."""
@@ -39,7 +44,11 @@ class ModelGroups:
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_make_scheduler(self, config: pytest.Config, log: Any) -> Any:
-        """A schedule whose units are groups; a test without one is a unit, or in the group of its mark."""
+        """A schedule whose units are groups; a test without one is a unit, or in the group of its mark.
+
+        xdist 3.8's own schedule by groups gives a test that its worker died of to the next worker, which dies of it as
+        well, and waits for ever for a worker whose last unit is a single test.
+        """
         from xdist.scheduler import LoadGroupScheduling
 
         groups, by_mark = self._groups, config.getoption("dist") == "loadgroup"
@@ -48,16 +57,42 @@ class ModelGroups:
             def _split_scope(self, nodeid: str) -> str:
                 return groups.get(nodeid) or (super()._split_scope(nodeid) if by_mark else nodeid)
 
+            def remove_node(self, node: Any) -> str | None:
+                work = self.assigned_work.pop(node)
+                crashed = next((test for unit in work.values() for test, ended in unit.items() if not ended), None)
+                if crashed is None:
+                    return None
+                left = {
+                    name: {test: ended or test == crashed for test, ended in unit.items()}
+                    for name, unit in work.items()
+                }
+                self.workqueue.update({name: unit for name, unit in left.items() if not all(unit.values())})
+                for other in self.nodes:
+                    self._reschedule(other)
+                return crashed
+
+            def schedule(self) -> None:
+                super().schedule()
+                # A worker begins its last test when it knows that none follows: that is said, or more is given.
+                for node in self.nodes:
+                    self._reschedule(node)
+
+            def _reschedule(self, node: Any) -> None:
+                # One that takes another's place may not have said yet what it collected.
+                if node in self.registered_collections:
+                    super()._reschedule(node)
+
         return ModelScheduling(config, log)
 
 
-def send_groups(config: pytest.Config, groups: Mapping[str, str]) -> None:
+def send_groups(config: pytest.Config, models: Mapping[str, str]) -> None:
     """The part of xdist's workers: append groups to ids in the message of what was collected.
 
     Args:
         config: of a worker.
-        groups: by a test's id.
+        models: names by a test's id; "" for a test of none.
     """
+    groups = {test: f"{_PREFIX}{model}" for test, model in models.items()}
     # xdist runs the class in a module without a name, so that it cannot be imported.
     interactors = [plugin for plugin in config.pluginmanager.get_plugins() if hasattr(plugin, "sendevent")]
     for interactor in interactors:
