@@ -16,7 +16,7 @@ import pytest
 __all__ = ["ModelGroups", "can_group", "send_groups"]
 
 _SEPARATOR: Final = "\x1f"
-"""Between id and group. pytest escapes it in ids."""
+"""Between id, group and suite. pytest escapes it in ids."""
 _PREFIX: Final = "gguf-"
 
 
@@ -30,17 +30,19 @@ class ModelGroups:
 
     def __init__(self) -> None:
         self._groups: dict[str, str] = {}
+        self._suites: dict[str, str] = {}
 
-    def model_of(self, test: str) -> str | None:
-        """Name of the model that a test is of, by the test's id; None where it is of none."""
-        return self._groups.get(test, "").removeprefix(_PREFIX) or None
+    def about(self, test: str) -> tuple[str | None, str]:
+        """Model (None where it is of none) and suite of a test, by its id."""
+        return self._groups.get(test, "").removeprefix(_PREFIX) or None, self._suites.get(test, "")
 
     @pytest.hookimpl(optionalhook=True, tryfirst=True)
     def pytest_xdist_node_collection_finished(self, ids: list[str]) -> None:
         """Take the groups off the ids that a worker collected."""
-        parts = [test.partition(_SEPARATOR) for test in ids]
-        self._groups |= {test: group for test, _, group in parts if group}
-        ids[:] = [test for test, _, _ in parts]
+        parts = [test.split(_SEPARATOR) for test in ids]
+        self._groups |= {part[0]: part[1] for part in parts if len(part) > 1}
+        self._suites |= {part[0]: part[2] for part in parts if len(part) > 1}
+        ids[:] = [part[0] for part in parts]
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_make_scheduler(self, config: pytest.Config, log: Any) -> Any:
@@ -72,9 +74,10 @@ class ModelGroups:
                 return crashed
 
             def schedule(self) -> None:
+                begun = self.collection is not None
                 super().schedule()
-                # A worker begins its last test when it knows that none follows: that is said, or more is given.
-                for node in self.nodes:
+                # A worker begins its last test when it knows that none follows: one that took another's place is told.
+                for node in self.nodes if begun else ():
                     self._reschedule(node)
 
             def _reschedule(self, node: Any) -> None:
@@ -85,14 +88,14 @@ class ModelGroups:
         return ModelScheduling(config, log)
 
 
-def send_groups(config: pytest.Config, models: Mapping[str, str]) -> None:
+def send_groups(config: pytest.Config, tests: Mapping[str, tuple[str, str]]) -> None:
     """The part of xdist's workers: append groups to ids in the message of what was collected.
 
     Args:
         config: of a worker.
-        models: names by a test's id; "" for a test of none.
+        tests: name of the model ("" for none) and suite by a test's id.
     """
-    groups = {test: f"{_PREFIX}{model}" for test, model in models.items()}
+    groups = {test: f"{_PREFIX}{model}{_SEPARATOR}{suite}" for test, (model, suite) in tests.items()}
     # xdist runs the class in a module without a name, so that it cannot be imported.
     interactors = [plugin for plugin in config.pluginmanager.get_plugins() if hasattr(plugin, "sendevent")]
     for interactor in interactors:

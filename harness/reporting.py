@@ -80,9 +80,9 @@ class Reporting:
     def _keep_crashed(self, report: pytest.TestReport) -> None:
         """Keep a test that one of xdist's workers died of: xdist reports it, and knows nothing of its model."""
         groups = self._state.config.pluginmanager.get_plugin("harness.distribution")
-        model = groups.model_of(report.nodeid) if groups is not None else None
+        model, suite = groups.about(report.nodeid) if groups is not None else (None, "")
         if self._state.draft is not None and model is not None:
-            suite, message = Path(report.nodeid.split("::")[0]).parent.name, str(report.longrepr)
+            message = str(report.longrepr)
             record = TestRecord(report.nodeid, suite, model, "failed", message, 0.0, "measurement", message)
             self._state.draft.tests[report.nodeid] = record
 

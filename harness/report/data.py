@@ -17,7 +17,6 @@ __all__ = ["MOST_ESTIMATES", "Candidate", "RunView", "describe_windows", "place"
 MOST_ESTIMATES: Final = 2000
 """Rows of a page: a browser sorts and filters as many at once. A run of many heads or prompts has tens of thousands."""
 
-_BY_ITSELF: Final = frozenset({"assertion", "fixture"})
 _PREFERRED_LOSS: Final = ("kld_mean", "ln_ppl_ratio", "ppl")
 
 
@@ -171,10 +170,10 @@ class RunView:
                 f"; {count['inconclusive']} undecided, more --gguf-chunks would tell" if count["inconclusive"] else ""
             )
             more += f"; {count['incomplete']} incomplete" if count["incomplete"] else ""
-            names = {model.name for model in gated}
-            by_itself = any(one.kind in _BY_ITSELF and one.model in names for one in failures_of(self.run))
-            what = "every gate and test" if by_itself else "every gate"
-            return f"No candidate passes {what} ({len(gated)} tested{more})"
+            # A baseline, or a test of the person's own, fails a model that keeps all limits.
+            beyond = {gate["model"] for gate in self.run.get("gates", []) if gate["verdict"] == "fail"}
+            kept = any(model.verdict == "fail" and model.name not in beyond for model in gated)
+            return f"No candidate passes{'' if kept else ' every gate'} ({len(gated)} tested{more})"
         if self.candidates:
             return "Measured, not gated: no limit was set for what was measured"
         if self.alone is not None and self.alone.standing.verdict:
