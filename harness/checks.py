@@ -38,7 +38,7 @@ def check_options(state: State, *, measures: bool) -> None:
         HarnessError: the first mistake.
     """
     options = state.options
-    _ = state.prompts, state.baseline, state.words
+    _ = state.prompts, state.partners, state.words
     load_gates(options.gates)
     _check_imatrix(options)
     on_hub = options.corpus == "wikitext2" or options.corpus.startswith("hf:")

@@ -39,7 +39,7 @@ def companion_kind(headers: Sequence[GGUFHeader]) -> str | None:
     if architecture in _ARCHITECTURES:
         return f"{_ARCHITECTURES[architecture]} (general.architecture is {architecture})"
     if "adapter.type" in metadata:
-        return f"an adapter (adapter.type is {metadata['adapter.type']})"
+        return f"an adapter (adapter.type is {_text(metadata, 'adapter.type') or 'no text'})"
     for endings, what in _ENDINGS:
         if names and all(name.endswith(endings) for name in names):
             return f"{what} (its tensors end in {' and '.join(endings)})"

@@ -159,10 +159,11 @@ def load_info(source: ModelSource) -> ModelInfo:
 def _check_splits(headers: Sequence[GGUFHeader]) -> None:
     """llama.cpp reads as many splits as the first one says, whatever files are called."""
     for index, header in enumerate(headers):
-        count, number = (header.metadata.get(f"split.{key}", default) for key, default in (("count", 1), ("no", 0)))
-        if (max(count, 1) if isinstance(count, int) else count, number) != (len(headers), index):
+        # A file that was never split has none of the keys, or a count of 0.
+        count, number = max(header.metadata.integer("split.count") or 1, 1), header.metadata.integer("split.no") or 0
+        if (count, number) != (len(headers), index):
             raise InvalidGGUF(
-                f"{header.path.name} says that it is split {number!r} of {count!r} (split.no, split.count; from 0), its"
+                f"{header.path.name} says that it is split {number} of {count} (split.no, split.count; from 0), its"
                 f" name that it is {index} of {len(headers)}.",
                 "Name splits NAME-00001-of-00002.gguf and so on, as llama-gguf-split does, and whole models otherwise.",
             )
@@ -184,7 +185,7 @@ def _shape(architecture: str, pooled: bool, matrices: Sequence[TensorInfo]) -> s
 
 
 def _is_pooled(header: GGUFHeader, architecture: str) -> bool:
-    kind = header.metadata.get(f"{architecture}.pooling_type")
+    kind = header.metadata.integer(f"{architecture}.pooling_type")
     return isinstance(kind, int) and kind > 0
 
 

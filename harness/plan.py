@@ -72,6 +72,8 @@ GATED: Final[Mapping[str, Mapping[str, GatedTest]]] = {
         "test_generation": _of_models("tg_tokens_per_s"),
         "test_load_time": _of_models("load_s"),
         "test_memory": _of_models("peak_memory_bytes", "weights_bytes", "kv_cache_bytes", "compute_bytes"),
+        "test_speed_beside_the_reference": _of_candidates("pp_speed_ratio", "tg_speed_ratio", "load_ratio"),
+        "test_a_single_stream_agrees_with_generation": _of_models("served_single_tokens_per_s"),
         "test_serving": _of_models(
             "served_tokens_per_s", "served_ttft_p50_s", "served_ttft_p99_s", "served_itl_p50_s", "served_itl_p99_s"
         ),
@@ -99,6 +101,9 @@ GATED: Final[Mapping[str, Mapping[str, GatedTest]]] = {
         "test_which_layers_amplify_errors": _of_candidates("error_amplification"),
         "test_weights_stay_close_to_reference": _of_candidates(
             "weight_relative_rmse", "weight_max_error", "weight_cosine", "weight_snr_db"
+        ),
+        "test_groups_of_tensors": _of_candidates(
+            "tensor_group_kld", "tensor_restored_gain", "tensor_restored_gain_per_mb"
         ),
     },
     "embeddings": {

@@ -297,7 +297,12 @@ class RunDraft:
         }
 
     def _compared(self) -> dict[str, Any]:
-        return {"name": self.baseline, "planned": self.planned_comparisons, "comparisons": self.comparisons}
+        return {
+            "name": self.baseline,
+            "planned": self.planned_comparisons,
+            "comparisons": self.comparisons,
+            "notes": self.baseline_notes,
+        }
 
     def _warnings(self) -> list[str]:
         undecided = (gate for gate in self.gates if gate["verdict"] == "inconclusive")

@@ -58,6 +58,8 @@ _CUT: Final = 3.0
 _LARGEST_SLOPE: Final = 1.0
 _LARGEST_BET: Final = 0.75
 _LARGEST_GAP: Final = 0.9
+"""Caps on bets and on what they are chosen by. They cost power and never validity: any bet that is known before its
+window is allowed. They see to it that no single window can lose all of the capital."""
 
 Values = NDArray[np.float64]
 

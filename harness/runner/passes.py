@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["Mixture", "Passes"]
 
 _FLOOR_WINDOWS: Final = 4
+"""Windows of the noise floor: a check of llama.cpp and the machine, which shows in any text, and not a measurement."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ def test_noise_floor(reference: LoadedModel, corpus_pass: CorpusPass, record: Re
     found["same_top"] = summarize_same_top(floor["top"], base["top"])
     names = ("kld_mean", "kld_max", "ln_ppl_ratio", "same_top")
     record(*(replace(found[name], metric=f"floor_{name}") for name in names))
+    # A tenth of the built-in limit on a candidate's: beyond it, no verdict would be about quantization.
     assert found["kld_mean"].value < 0.01, "the reference does not agree with itself"
 
 

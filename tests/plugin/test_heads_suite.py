@@ -97,12 +97,16 @@ def test_agreement_can_be_gated(
     run_suite: RunSuite, read_run: ReadRun, llama_file: Path, pytester: pytest.Pytester
 ) -> None:
     gates = pytester.path / "gates.toml"
-    gates.write_text("[head_importance_rank_correlation]\nlimit = 0.5\n[head_top_overlap]\nlimit = 1.5\n")
     arguments = [f"--models={llama_file}", "--gguf-quants=Q8_0", "--gguf-head-windows=3", "--gguf-gates", str(gates)]
+    gates.write_text("[head_importance_rank_correlation]\nlimit = 0.5\n[head_top_overlap]\nlimit = 0.9\n")
     result = run_suite(*arguments, "-k", "same_heads", tests=IMPORTANCE)
-    result.assert_outcomes(failed=1)
+    result.assert_outcomes(passed=1)
     verdicts = {gate["metric"]: gate["verdict"] for gate in read_run()["gates"]}
-    assert verdicts == {"head_importance_rank_correlation": "pass", "head_top_overlap": "fail"}
+    assert verdicts == {"head_importance_rank_correlation": "pass", "head_top_overlap": "pass"}
+    gates.write_text("[head_importance_rank_correlation]\nlimit = 1\n")
+    run_suite(*arguments, "-k", "same_heads", tests=IMPORTANCE)
+    (gate,) = read_run()["gates"]
+    assert gate["verdict"] in {"fail", "inconclusive"}
 
 
 def test_layers_that_mix_no_values_have_no_heads(
