@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from harness.errors import OptionError, StoreError
 from harness.json_file import JsonFile, is_usual, shown
-from harness.metrics.windows import COMPARED
+from harness.metrics.windows import COMPARED, MEAN_RANGES
 from harness.names import METRICS
 from harness.pairing import FAMILY, Subject
 from harness.paths import option_path
@@ -163,14 +163,17 @@ def why_unfit(run: Mapping[str, Any], *, unfinished: bool, failed: int = 0) -> s
     ]
     known = sum(test["outcome"] in {"failed", "error"} for test in run["tests"])
     if not broken and failed > known:
-        return f"{failed - known} tests failed that measured nothing"
+        return f"{_tests(failed - known)} failed that measured nothing"
     if not broken:
         return "" if run["estimates"] else "this run measured nothing"
     models = ", ".join(dict.fromkeys(str(test["model"] or "no model") for test in broken))
     reason = (broken[0]["message"].strip().splitlines() or ["no reason was given"])[0]
-    return (
-        f"{len(broken)} tests of {models} failed for another reason than a limit, the first with: {reason.rstrip('.')}"
-    )
+    what = f"{_tests(len(broken))} of {models} failed for another reason than a limit"
+    return f"{what}, the first with: {reason.rstrip('.')}"
+
+
+def _tests(number: int) -> str:
+    return "1 test" if number == 1 else f"{number} tests"
 
 
 def build_baseline(
@@ -285,6 +288,8 @@ def load_baseline(path: Path) -> Baseline:
             f"{path} has baseline version {str(version)[:20]}, this harness reads up to {BASELINE_VERSION}.",
             "Update gguf-harness.",
         )
+    if version < 1:
+        raise read.invalid(f"has baseline_version = {version}, expected 1 to {BASELINE_VERSION}")
     tables = read.get(content, "models", dict)
     models = {name: _facts(read, name, table, version) for name, table in tables.items()}
     corpus = read.get(content, "corpus", dict, type(None))
@@ -362,9 +367,11 @@ def _means(read: _Reader, name: str, table: Any) -> tuple[tuple[int, ...], dict[
     sound = sound and len(set(windows)) == len(windows)
     for metric, values in means.items():
         sound = sound and len(values) == len(windows) > 0
-        sound = sound and all(is_usual(value) for value in values)
+        least, most = MEAN_RANGES[metric]
+        sound = sound and all(is_usual(value) and least <= value <= most for value in values)
         if not sound:
-            raise read.invalid(f"has windows of {shown(name)} whose {metric} is damaged: expected a number for each")
+            expected = f"expected a number for each, {least:g} to {most:g}"
+            raise read.invalid(f"has windows of {shown(name)} whose {metric} is damaged: {expected}")
     return tuple(windows), {metric: tuple(values) for metric, values in means.items()}
 
 

@@ -16,7 +16,8 @@ import pytest
 __all__ = ["ModelGroups", "can_group", "send_groups"]
 
 _SEPARATOR: Final = "\x1f"
-"""Between id and group. pytest escapes it in ids."""
+"""Between id, group and suite. pytest escapes it in ids."""
+_PREFIX: Final = "gguf-"
 
 
 def can_group(config: pytest.Config) -> bool:
@@ -29,17 +30,27 @@ class ModelGroups:
 
     def __init__(self) -> None:
         self._groups: dict[str, str] = {}
+        self._suites: dict[str, str] = {}
+
+    def about(self, test: str) -> tuple[str | None, str]:
+        """Model (None where it is of none) and suite of a test, by its id."""
+        return self._groups.get(test, "").removeprefix(_PREFIX) or None, self._suites.get(test, "")
 
     @pytest.hookimpl(optionalhook=True, tryfirst=True)
     def pytest_xdist_node_collection_finished(self, ids: list[str]) -> None:
         """Take the groups off the ids that a worker collected."""
-        parts = [test.partition(_SEPARATOR) for test in ids]
-        self._groups |= {test: group for test, _, group in parts if group}
-        ids[:] = [test for test, _, _ in parts]
+        parts = [test.split(_SEPARATOR) for test in ids]
+        self._groups |= {part[0]: part[1] for part in parts if len(part) > 1}
+        self._suites |= {part[0]: part[2] for part in parts if len(part) > 1}
+        ids[:] = [part[0] for part in parts]
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_make_scheduler(self, config: pytest.Config, log: Any) -> Any:
-        """A schedule whose units are groups; a test without one is a unit, or in the group of its mark."""
+        """A schedule whose units are groups; a test without one is a unit, or in the group of its mark.
+
+        xdist 3.8's own schedule by groups gives a test that its worker died of to the next worker, which dies of it as
+        well, and waits for ever for a worker whose last unit is a single test.
+        """
         from xdist.scheduler import LoadGroupScheduling
 
         groups, by_mark = self._groups, config.getoption("dist") == "loadgroup"
@@ -48,16 +59,43 @@ class ModelGroups:
             def _split_scope(self, nodeid: str) -> str:
                 return groups.get(nodeid) or (super()._split_scope(nodeid) if by_mark else nodeid)
 
+            def remove_node(self, node: Any) -> str | None:
+                work = self.assigned_work.pop(node)
+                crashed = next((test for unit in work.values() for test, ended in unit.items() if not ended), None)
+                if crashed is None:
+                    return None
+                left = {
+                    name: {test: ended or test == crashed for test, ended in unit.items()}
+                    for name, unit in work.items()
+                }
+                self.workqueue.update({name: unit for name, unit in left.items() if not all(unit.values())})
+                for other in self.nodes:
+                    self._reschedule(other)
+                return crashed
+
+            def schedule(self) -> None:
+                begun = self.collection is not None
+                super().schedule()
+                # A worker begins its last test when it knows that none follows: one that took another's place is told.
+                for node in self.nodes if begun else ():
+                    self._reschedule(node)
+
+            def _reschedule(self, node: Any) -> None:
+                # One that takes another's place may not have said yet what it collected.
+                if node in self.registered_collections:
+                    super()._reschedule(node)
+
         return ModelScheduling(config, log)
 
 
-def send_groups(config: pytest.Config, groups: Mapping[str, str]) -> None:
+def send_groups(config: pytest.Config, tests: Mapping[str, tuple[str, str]]) -> None:
     """The part of xdist's workers: append groups to ids in the message of what was collected.
 
     Args:
         config: of a worker.
-        groups: by a test's id.
+        tests: name of the model ("" for none) and suite by a test's id.
     """
+    groups = {test: f"{_PREFIX}{model}{_SEPARATOR}{suite}" for test, (model, suite) in tests.items()}
     # xdist runs the class in a module without a name, so that it cannot be imported.
     interactors = [plugin for plugin in config.pluginmanager.get_plugins() if hasattr(plugin, "sendevent")]
     for interactor in interactors:

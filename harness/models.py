@@ -365,7 +365,8 @@ def twins(infos: Sequence[tuple[ModelInfo, str]]) -> list[str]:
     warnings = []
     for index, (first, first_hash) in enumerate(infos):
         for second, second_hash in infos[index + 1 :]:
-            pair = f"{first.name} and {second.name}"
+            # In one order, so that processes that met them in another say the same.
+            pair = " and ".join(sorted((first.name, second.name)))
             if first_hash == second_hash:
                 warnings.append(f"{pair} are the same file.")
             elif first.bytes == second.bytes and first.tensor_types == second.tensor_types:

@@ -15,7 +15,16 @@ if TYPE_CHECKING:
     from harness.gates import Gate
     from harness.ladder import Ladder
 
-__all__ = ["COMPARING_TEST", "GATED", "GatedTest", "homeless", "plan_comparisons", "plan_gates", "suite_of"]
+__all__ = [
+    "COMPARING_TEST",
+    "GATED",
+    "GatedTest",
+    "homeless",
+    "of_other_suites",
+    "plan_comparisons",
+    "plan_gates",
+    "suite_of",
+]
 
 COMPARING_TEST: Final = "test_no_worse_than_the_baseline"
 _COMPARING_SUITE: Final = "quant"
@@ -157,3 +166,22 @@ def homeless(gates: Iterable[str], decided: Iterable[str]) -> list[str]:
     """Metrics with a limit that no test of any suite holds against anything, and that no other test has decided."""
     at_home = {metric for tests in GATED.values() for gated in tests.values() for metric in gated.metrics}
     return sorted(set(gates) - at_home - set(decided))
+
+
+def of_other_suites(gates: Iterable[str], suites: Iterable[str], decided: Iterable[str]) -> str:
+    """A sentence on the limits that only suites hold which take no part in the session; "" where there are none.
+
+    One file of limits may be for several sessions, so that this is no failure.
+
+    Args:
+        gates: metrics with a limit in a person's file.
+        suites: those that take part.
+        decided: metrics that were held against theirs.
+    """
+    homes = {metric: suite for suite, tests in GATED.items() for gated in tests.values() for metric in gated.metrics}
+    here = {metric for suite in suites for gated in GATED.get(suite, {}).values() for metric in gated.metrics}
+    left: dict[str, list[str]] = {}
+    for metric in sorted(set(gates) & set(homes) - here - set(decided)):
+        left.setdefault(homes[metric], []).append(metric)
+    told = "; ".join(f"{', '.join(metrics)} (suites/{suite})" for suite, metrics in left.items())
+    return f"--gguf-gates has limits that no suite of this session holds: {told}" if told else ""

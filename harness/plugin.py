@@ -219,7 +219,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for place, item in zip(places, ours, strict=True):
         items[place] = item
     if getattr(config, "workerinput", {}).get("gguf_groups"):
-        send_groups(config, {item.nodeid: f"gguf-{_model_name(item) or ''}" for item in ours})
+        send_groups(config, {item.nodeid: (_model_name(item) or "", item.path.parent.name) for item in ours})
 
 
 @pytest.hookimpl(tryfirst=True)

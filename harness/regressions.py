@@ -140,9 +140,8 @@ def compare(
 def _of_windows(metric: str, now: Now, before: Facts, baseline: Baseline) -> _Change | None:
     if now.facts.means is None:
         return None
-    common = sorted(set(before.windows) & set(now.facts.windows)) if _same_text(now, before, baseline) else []
-    shorter = min(len(before.windows), len(now.facts.windows))
-    if before.means is not None and len(common) > 1 and 2 * len(common) >= shorter:
+    common = _common(now, before, baseline)
+    if before.means is not None and common:
         old_means, new_means = (_pick(facts, metric, common) for facts in (before, now.facts))
         old, _ = from_mean(metric, float(old_means.mean()))
         new, slope = from_mean(metric, float(new_means.mean()))
@@ -264,6 +263,13 @@ def _same_text(now: Now, before: Facts, baseline: Baseline) -> bool:
     return baseline.corpus == now.corpus and vocabularies[0] == vocabularies[1]
 
 
+def _common(now: Now, before: Facts, baseline: Baseline) -> list[int]:
+    """Windows to be paired: those that both decoded of one text, if they are at least half of the shorter pass."""
+    common = sorted(set(before.windows) & set(now.facts.windows)) if _same_text(now, before, baseline) else []
+    shorter = min(len(before.windows), len(now.facts.windows))
+    return common if len(common) > 1 and 2 * len(common) >= shorter else []
+
+
 def _pick(facts: Facts, metric: str, windows: Sequence[int]) -> NDArray[np.float64]:
     means = facts.means[metric] if facts.means is not None else ()
     by_window = dict(zip(facts.windows, means, strict=True))
@@ -294,7 +300,11 @@ def _changes(now: Now, before: Facts, baseline: Baseline) -> list[str]:
         ("type", before.quantization, now.facts.quantization),
         ("file", before.sha256, now.facts.sha256),
     ]
-    return [f"{what} ({_short(old)} -> {_short(new)})" for what, old, new in pairs if old != new]
+    changes = [f"{what} ({_short(old)} -> {_short(new)})" for what, old, new in pairs if old != new]
+    if before.windows and _same_text(now, before, baseline) and not _common(now, before, baseline):
+        both = len(set(before.windows) & set(now.facts.windows))
+        changes.append(f"windows of the text (of the baseline's {len(before.windows)}, {both} are in this run)")
+    return changes
 
 
 def _short(text: str | None) -> str:

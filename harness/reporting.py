@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Generator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pytest
 
@@ -19,6 +19,9 @@ from harness.state import BASELINE_PROPERTY, ESTIMATE_PROPERTY, GATE_PROPERTY, S
 from harness.visible import visible
 
 __all__ = ["Reporting"]
+
+_CRASHED: Final = "???"
+"""What xdist gives as the phase of a test that a worker died of."""
 
 
 class Reporting:
@@ -39,6 +42,8 @@ class Reporting:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Take rows, verdicts and outcome of a test of ours; count how far the session is."""
         self._follow(report)
+        if report.when == _CRASHED:
+            self._keep_crashed(report)
         if not hasattr(report, "gguf_model"):
             return
         draft = self._state.draft = self._state.draft or _new_draft(self._state, self._course)
@@ -72,6 +77,15 @@ class Reporting:
         """Some plugin is broken, or pytest is."""
         self._course.stopped = f"an internal error of pytest, {excinfo.typename}: {excinfo.value}"
 
+    def _keep_crashed(self, report: pytest.TestReport) -> None:
+        """Keep a test that one of xdist's workers died of: xdist reports it, and knows nothing of its model."""
+        groups = self._state.config.pluginmanager.get_plugin("harness.distribution")
+        model, suite = groups.about(report.nodeid) if groups is not None else (None, "")
+        if self._state.draft is not None and model is not None:
+            message = str(report.longrepr)
+            record = TestRecord(report.nodeid, suite, model, "failed", message, 0.0, "measurement", message)
+            self._state.draft.tests[report.nodeid] = record
+
     def _follow(self, report: pytest.TestReport) -> None:
         """Count a test when it has its final outcome: reruns report more than once."""
         identifier = report.nodeid
@@ -80,7 +94,7 @@ class Reporting:
             self._repeating.add(identifier)
         elif report.when == "setup":
             self._repeating.discard(identifier)
-        # xdist reports the test that a worker died of once, as "???".
+        # xdist reports the test that a worker died of once.
         if report.when not in {"setup", "call"} and identifier not in self._repeating:
             self._course.ended.add(identifier)
 
@@ -138,7 +152,8 @@ class Reporting:
         self._fail_undecided(session, draft)
 
     def _fail_undecided(self, session: pytest.Session, draft: RunDraft) -> None:
-        from harness.plan import homeless
+        from harness.gates import load_gates
+        from harness.plan import homeless, of_other_suites
         from harness.report.standing import undecided_gates
 
         messages: dict[str, list[str]] = {}
@@ -149,6 +164,10 @@ class Reporting:
             self._fail(session, draft.tests[test], "undecided", "\n".join(lines), [])
         lost = homeless(self._state.gates, (gate["metric"] for gate in draft.gates))
         problems = []
+        built_in = load_gates(None)
+        own = [metric for metric, limit in self._state.gates.items() if limit != built_in.get(metric)]
+        if elsewhere := of_other_suites(own, self._planned, (gate["metric"] for gate in draft.gates)):
+            draft.warnings.append(elsewhere)
         if lost:
             problems.append(f"--gguf-gates has a limit for {', '.join(lost)}, and no test holds it against that")
         if self._state.options.reference is not None and not self._state.ladder.candidates:

@@ -37,6 +37,15 @@ WINDOW_METRICS: Final = frozenset({
 COMPARED: Final = ("kld_mean", "same_top", "ppl", "delta_p_rms")
 """Metrics that are compared with a baseline, by the means of windows that both have."""
 
+MEAN_RANGES: Final[Mapping[str, tuple[float, float]]] = {
+    "kld_mean": (-1.0, 700.0),
+    "same_top": (0.0, 1.0),
+    "ppl": (0.0, 700.0),
+    "delta_p_rms": (0.0, 1.0),
+}
+"""What a mean of a window can be, by metric of `COMPARED`: the logarithm of a float64 ends at 709; the reference's
+rounded probabilities can make a divergence of nothing slightly negative."""
+
 
 @dataclass(frozen=True, slots=True)
 class WindowLimit:

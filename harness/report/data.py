@@ -170,7 +170,10 @@ class RunView:
                 f"; {count['inconclusive']} undecided, more --gguf-chunks would tell" if count["inconclusive"] else ""
             )
             more += f"; {count['incomplete']} incomplete" if count["incomplete"] else ""
-            return f"No candidate passes every gate ({len(gated)} tested{more})"
+            # A baseline, or a test of the person's own, fails a model that keeps all limits.
+            beyond = {gate["model"] for gate in self.run.get("gates", []) if gate["verdict"] == "fail"}
+            kept = any(model.verdict == "fail" and model.name not in beyond for model in gated)
+            return f"No candidate passes{'' if kept else ' every gate'} ({len(gated)} tested{more})"
         if self.candidates:
             return "Measured, not gated: no limit was set for what was measured"
         if self.alone is not None and self.alone.standing.verdict:

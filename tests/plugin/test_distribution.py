@@ -95,6 +95,31 @@ def test_no_name_of_a_model_is_split(
     assert pytester.path.joinpath("junit.xml").read_text().count("d]@e]") > 0
 
 
+def test_a_process_that_dies_costs_the_test_that_it_died_of(
+    run_suite: RunSuite, read_run: ReadRun, pytester: pytest.Pytester, tmp_path: Path
+) -> None:
+    """Each worker dies of a test; the tests behind it run, once, in the worker that takes its place."""
+    for name in ("ref-F32", "a", "b"):
+        write_random_llama(tmp_path / f"{name}.gguf")
+    own = pytester.makepyfile(
+        test_own="""
+        import os, signal
+        def test_before(candidate): pass
+        def test_killed(candidate): os.kill(os.getpid(), signal.SIGKILL)
+        def test_after(candidate): pass
+        """
+    )
+    models = [f"--models={tmp_path}", f"--reference={tmp_path}/ref-F32.gguf"]
+    result = run_suite(*models, "-n", "2", str(own), tests="test_file.py")
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.assert_outcomes(passed=7, failed=2)
+    result.stdout.fnmatch_lines(["a: could not be measured. worker 'gw?' crashed while running*"])
+    run = read_run()
+    assert run["finished"]
+    failed = [(test["model"], test["kind"], test["suite"]) for test in run["tests"] if test["outcome"] == "failed"]
+    assert sorted(failed) == [(name, "measurement", pytester.path.name) for name in "ab"]
+
+
 @pytest.mark.parametrize("given", ["environment", "file", "ini"])
 def test_options_are_seen_wherever_they_are(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, given: str, llama_file: Path

@@ -109,6 +109,16 @@ def test_a_limit_that_no_test_knows_fails(run_suite: RunSuite, pytester: pytest.
     assert "--gguf-gates has a limit for floor_kld_mean, and no test holds it against that" in _words(result)
 
 
+def test_a_limit_of_a_suite_that_takes_no_part_is_named(
+    run_suite: RunSuite, pytester: pytest.Pytester, pair: list[str]
+) -> None:
+    result = run_suite(*pair, _gates(pytester, "[resid_cosine]\nlimit = 0.9\n"), tests="test_file.py")
+    assert result.ret == 0
+    said = "note: --gguf-gates has limits that no suite of this session holds: resid_cosine (suites/layers)"
+    assert said in _words(result)
+    assert "attn_cosine" not in _words(result)
+
+
 def test_a_reference_without_candidates_fails(run_suite: RunSuite, llama_file: Path) -> None:
     result = run_suite(f"--reference={llama_file}", tests="test_file.py")
     assert result.ret == pytest.ExitCode.TESTS_FAILED

@@ -140,6 +140,11 @@ MODEL = "models/smollm2-135m-Q8_0"
         (_change(f"{MODEL}/windows", [-1, *range(15)]), "is damaged"),
         (_change(f"{MODEL}/means/ppl", [1.0]), "whose ppl is damaged: expected a number for each"),
         (_change(f"{MODEL}/means/ppl", ["1"] * 16), "whose ppl is damaged"),
+        (_change(f"{MODEL}/means/ppl", [1e200] * 16), "whose ppl is damaged: expected a number for each, 0 to 700"),
+        (_change(f"{MODEL}/means/same_top", [7] * 16), "whose same_top is damaged"),
+        (_change(f"{MODEL}/means/delta_p_rms", [-0.1] * 16), "whose delta_p_rms is damaged"),
+        (_change(f"{MODEL}/means/kld_mean", [-5] * 16), "whose kld_mean is damaged"),
+        (_change("baseline_version", 0), "baseline_version = 0, expected 1 to 2"),
         (_change(f"{MODEL}/means", {}), "has kld_mean = 'None', expected list"),
     ],
 )
@@ -283,7 +288,7 @@ def test_only_what_was_measured_to_its_end_is_a_baseline() -> None:
     test = {"id": "t", "model": "m", "outcome": "failed", "message": "It crashed.\nTwice."}
     reason = why_unfit(run | {"tests": [test, test | {"outcome": "error"}]}, unfinished=False)
     assert reason == "2 tests of m failed for another reason than a limit, the first with: It crashed"
-    assert why_unfit(run | {"tests": []}, unfinished=False, failed=1) == "1 tests failed that measured nothing"
+    assert why_unfit(run | {"tests": []}, unfinished=False, failed=1) == "1 test failed that measured nothing"
     limit = {"model": "m", "verdict": "fail", "detail": "KL is high."}
     assert why_unfit(run | {"tests": [test | {"message": "m: KL is high."}], "gates": [limit]}, unfinished=False) == ""
 
@@ -365,6 +370,7 @@ def test_few_common_windows_are_not_enough_to_pair() -> None:
     few = _compare(_facts(old), _facts(new, range(14, 30)))
     assert few.windows == 0
     assert few.p_worse < 1e-4
+    assert few.changes == ("windows of the text (of the baseline's 16, 2 are in this run)",)
     assert _compare(_facts(old), _facts(new, range(8, 24))).windows == 8
 
 
