@@ -13,6 +13,7 @@ from typing import Any, Final
 from harness.errors import InvalidGGUF, ShapeMismatch, VocabularyMismatch
 from harness.gguf_file import TENSOR_TYPES, GGUFHeader, TensorInfo, read_header
 from harness.gguf_metadata import check_metadata
+from harness.pairing import some_names
 from harness.quants import FTYPES, ftype_label
 from harness.sources import ModelSource
 from harness.visible import visible
@@ -361,12 +362,20 @@ def twins(infos: Sequence[tuple[ModelInfo, str]]) -> list[str]:
     Args:
         infos: models with their SHA-256.
     """
-    warnings = []
-    for index, (first, first_hash) in enumerate(infos):
-        for second, second_hash in infos[index + 1 :]:
-            pair = f"{first.name} and {second.name}"
-            if first_hash == second_hash:
-                warnings.append(f"{pair} are the same file.")
-            elif first.bytes == second.bytes and first.tensor_types == second.tensor_types:
-                warnings.append(f"{pair} have the same size and tensor types: their names promise a difference.")
+    same: dict[str, list[str]] = {}
+    alike: dict[object, list[ModelInfo]] = {}
+    for info, digest in infos:
+        names = same.setdefault(digest, [])
+        names.append(info.name)
+        if len(names) == 1:
+            alike.setdefault((info.bytes, repr(info.tensor_types)), []).append(info)
+    warnings = [f"{some_names(names)} hold the same bytes." for names in same.values() if len(names) > 1]
+    for group in alike.values():
+        # Names that say nothing of types, as those of checkpoints, promise nothing either.
+        promised = {named for info in group if (named := _named_quantization(info.name)) is not None}
+        if len(promised) > 1:
+            names = [info.name for info in group]
+            warnings.append(
+                f"{some_names(names)} have the same size and tensor types: their names promise a difference."
+            )
     return warnings

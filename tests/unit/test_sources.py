@@ -26,6 +26,21 @@ def test_lists_are_split_and_repetitions_dropped() -> None:
     assert parse_specs(["a,b", " c ", "a,"]) == ["a", "b", "c"]
 
 
+def test_a_comma_may_belong_to_a_name(tmp_path: Path) -> None:
+    folder = tmp_path / "a, b"
+    folder.mkdir()
+    for name in ("x,y", "x", "z"):
+        (folder / f"{name}.gguf").touch()
+    assert parse_specs([f"{folder}/x,y.gguf,{folder}/*.gguf, {folder} ,tiny"]) == [
+        f"{folder}/x,y.gguf",
+        f"{folder}/*.gguf",
+        str(folder),
+        "tiny",
+    ]
+    assert parse_specs(["x,y.gguf,z.gguf"], folder) == ["x,y.gguf", "z.gguf"]
+    assert parse_specs([f"{folder}/x.gguf,z.gguf,none"], folder) == [f"{folder}/x.gguf", "z.gguf", "none"]
+
+
 def test_a_folder_holds_its_models(folder: Path) -> None:
     sources = expand(str(folder))
     assert [(s.name, len(s.files)) for s in sources] == [("a-F16", 1), ("b-Q8_0", 1), ("big", 2)]
