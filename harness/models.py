@@ -13,7 +13,6 @@ from typing import Any, Final
 from harness.errors import InvalidGGUF, ShapeMismatch, VocabularyMismatch
 from harness.gguf_file import TENSOR_TYPES, GGUFHeader, TensorInfo, read_header
 from harness.gguf_metadata import check_metadata
-from harness.pairing import some_names
 from harness.quants import FTYPES, ftype_label
 from harness.sources import ModelSource
 from harness.visible import visible
@@ -357,25 +356,28 @@ def check_same_vocabulary(candidate: ModelInfo, reference: ModelInfo) -> None:
 
 
 def twins(infos: Sequence[tuple[ModelInfo, str]]) -> list[str]:
-    """Warnings about candidates that came out the same.
+    """Warnings about candidates that came out the same, each by the first one like it.
 
     Args:
         infos: models with their SHA-256.
     """
-    same: dict[str, list[str]] = {}
-    alike: dict[object, list[ModelInfo]] = {}
+    by_content: dict[str, ModelInfo] = {}
+    by_size: dict[object, list[tuple[ModelInfo, str]]] = {}
+    warnings: list[str] = []
     for info, digest in infos:
-        names = same.setdefault(digest, [])
-        names.append(info.name)
-        if len(names) == 1:
-            alike.setdefault((info.bytes, repr(info.tensor_types)), []).append(info)
-    warnings = [f"{some_names(names)} hold the same bytes." for names in same.values() if len(names) > 1]
-    for group in alike.values():
+        first = by_content.setdefault(digest, info)
+        if first is not info:
+            warnings.append(f"{info.name} and {first.name} hold the same bytes.")
+            continue
         # Names that say nothing of types, as those of checkpoints, promise nothing either.
-        promised = {named for info in group if (named := _named_quantization(info.name)) is not None}
-        if len(promised) > 1:
-            names = [info.name for info in group]
+        promised = _named_quantization(info.name)
+        if promised is None:
+            continue
+        others = by_size.setdefault((info.bytes, repr(sorted(info.tensor_types.items()))), [])
+        other = next((name.name for name, named in others if named != promised), None)
+        if other is not None:
             warnings.append(
-                f"{some_names(names)} have the same size and tensor types: their names promise a difference."
+                f"{info.name} and {other} have the same size and tensor types: their names promise a difference."
             )
+        others.append((info, promised))
     return warnings

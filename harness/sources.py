@@ -6,6 +6,7 @@ import contextlib
 import difflib
 import glob
 import importlib
+import os
 import re
 import unicodedata
 from collections import Counter
@@ -106,7 +107,7 @@ def _names_something(part: str, start: Path | None) -> bool:
         return False
     if path is None or spec in _ALIASES or spec.startswith("hf:"):
         return path is not None
-    return path.exists() or (glob.has_magic(spec) and bool(_matches(path)))
+    return os.path.lexists(path) or (glob.has_magic(spec) and bool(_matches(path)))
 
 
 def select(specs: Sequence[str]) -> Selection:
@@ -212,7 +213,7 @@ def _expand_path(path: Path, spec: str) -> tuple[list[ModelSource], list[str]]:
         sources, notes = _models_among(path.iterdir(), spec, hidden=False)
         if not sources:
             raise ModelNotFound(f"The folder {spec} holds no .gguf model.{_listed(notes)}", _in_subfolders(path))
-    elif path.exists():
+    elif os.path.lexists(path):  # a link to nothing: its own tests say so
         sources, notes = [_require_model(source) for source in _group_splits([path], spec)], []
     elif glob.has_magic(spec):
         sources, notes = _models_among(_matches(path), spec, hidden=True)

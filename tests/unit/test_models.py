@@ -196,16 +196,16 @@ def test_another_vocabulary_names_both(llama_file: Path, tmp_path: Path) -> None
 
 def test_twins_are_named(llama_file: Path) -> None:
     a, b = _info(llama_file, name="IQ3_XS"), _info(llama_file, name="Q2_K")
-    assert twins([(a, "1"), (b, "1")]) == ["IQ3_XS, Q2_K hold the same bytes."]
+    assert twins([(a, "1"), (b, "1")]) == ["Q2_K and IQ3_XS hold the same bytes."]
     assert "same size and tensor types" in twins([(a, "1"), (b, "2")])[0]
     assert twins([(a, "1"), (replace(b, bytes=7), "2")]) == []
 
 
 def test_checkpoints_of_one_size_are_no_twins(llama_file: Path) -> None:
-    """Their names promise nothing of types; and of many copies there is one sentence."""
+    """Their names promise nothing of types. Of many copies, each is said once."""
     steps = [_info(llama_file, name=f"step-{number}") for number in range(5)]
     assert twins([(info, info.name) for info in steps]) == []
-    assert twins([(info, "1") for info in steps]) == ["step-0, step-1, step-2, step-3, step-4 hold the same bytes."]
+    assert len(twins([(info, "1") for info in steps])) == 4
 
 
 def test_fallbacks_of_a_real_model(smollm2_file: Path) -> None:

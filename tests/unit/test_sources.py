@@ -247,3 +247,8 @@ def test_a_hub_spec_without_network_is_one_message(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ModelNotFound, match="could not be downloaded from the Hugging Face hub"):
         expand("hf:nobody/nothing-GGUF:model.gguf")
+
+
+def test_a_link_to_nothing_is_a_model_whose_tests_say_so(tmp_path: Path) -> None:
+    (tmp_path / "m.gguf").symlink_to("none")
+    assert [source.name for source in expand_all([f"{tmp_path}/m.gguf", str(tmp_path)])] == ["m"]
