@@ -124,7 +124,9 @@ def _clear(root: Path, wanted: Sequence[str], older_than: float | None) -> str:
     count = sum(map(len, freed.values()))
     lines = [f"{kind}: {len(sizes)} removed, {format_bytes(sum(sizes))}" for kind, sizes in sorted(freed.items())]
     lines.append(
-        f"{count} removed from {root}, {format_bytes(total)} freed" if count else f"nothing to remove in {root}"
+        f"{count} removed from {root}, {format_bytes(total)} freed"
+        if count
+        else f"nothing {'was removed from' if kept else 'to remove in'} {root}"
     )
     if kept:
         lines.append(f"{kept} kept: in use, or not to be removed")
