@@ -103,14 +103,19 @@ class Baseline:
         ]
 
 
-def find_baseline(spec: str, results: Path) -> Path:
+def find_baseline(spec: str, results: Path, start: Path | None = None) -> Path:
     """The file that a person means: a path, or a name in `results`/baselines.
+
+    Args:
+        spec: as written.
+        results: folder of results.
+        start: the folder that a relative path begins in; None for the current one.
 
     Raises:
         OptionError: there is none.
     """
     folder = results / "baselines"
-    for path in (option_path(spec), folder / f"{spec}.json"):
+    for path in (option_path(spec, start), folder / f"{spec}.json"):
         try:
             there = path.is_file()
         except OSError:  # too long for a file's name

@@ -27,13 +27,14 @@ from harness.report.numbers import format_bytes
 
 __all__ = ["add_cache_command"]
 
+_ACTIONS: Final = ("show", "clear")
 _SECONDS: Final = {"h": 3600.0, "d": 86_400.0, "w": 604_800.0}
 
 
 def add_cache_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> argparse.ArgumentParser:
     """Register the command."""
     cache = commands.add_parser("cache", help="show what the cache of measurements takes, or clear it")
-    cache.add_argument("action", nargs="?", choices=("show", "clear"), default="show", help="(default: show)")
+    cache.add_argument("action", nargs="?", choices=_ACTIONS, default=None, help="(default: show)")
     cache.add_argument("kinds", nargs="*", metavar="KIND", help=f"what to clear (default: all): {', '.join(kinds())}")
     cache.add_argument("--older-than", type=_age, default=None, metavar="AGE",
         help="clear only what was not used for so long, such as 12h, 30d or 8w")  # fmt: skip
@@ -50,11 +51,15 @@ def _age(text: str) -> float:
     return float(match[1]) * _SECONDS[match[2]]
 
 
-def _cache(known: argparse.Namespace, _: list[str]) -> int:
-    unknown = sorted(set(known.kinds) - set(kinds()))
+def _cache(known: argparse.Namespace, rest: list[str]) -> int:
+    # argparse does not know what to do with words behind an option: `cache --cache DIR clear passes`.
+    action, *wanted = [*filter(None, (known.action, *known.kinds, *rest))] or ["show"]
+    if action not in _ACTIONS:
+        raise OptionError(f"There is no action {action!r}.", f"Expected {' or '.join(_ACTIONS)}.")
+    unknown = sorted(set(wanted) - set(kinds()))
     if unknown:
         raise OptionError(f"There is no kind {unknown[0]!r} in a cache.", f"Kinds: {', '.join(kinds())}.")
-    if known.action == "show" and (known.kinds or known.older_than is not None):
+    if action == "show" and (wanted or known.older_than is not None):
         raise OptionError(
             "Kinds and --older-than say what to clear.", "Give `clear` as well: gguf-harness cache clear."
         )
@@ -65,7 +70,7 @@ def _cache(known: argparse.Namespace, _: list[str]) -> int:
             raise StoreError(
                 f"{root} is no cache of gguf-harness: {problem}.", "Give its folder with --cache, or --results."
             )
-        print(_clear(root, known.kinds, known.older_than) if known.action == "clear" else _show(root), end="")
+        print(_clear(root, wanted, known.older_than) if action == "clear" else _show(root), end="")
     except OSError as error:
         raise StoreError(f"{error.filename or root} cannot be read: {error.strerror}.") from error
     return 0
@@ -119,7 +124,9 @@ def _clear(root: Path, wanted: Sequence[str], older_than: float | None) -> str:
     count = sum(map(len, freed.values()))
     lines = [f"{kind}: {len(sizes)} removed, {format_bytes(sum(sizes))}" for kind, sizes in sorted(freed.items())]
     lines.append(
-        f"{count} removed from {root}, {format_bytes(total)} freed" if count else f"nothing to remove in {root}"
+        f"{count} removed from {root}, {format_bytes(total)} freed"
+        if count
+        else f"nothing {'was removed from' if kept else 'to remove in'} {root}"
     )
     if kept:
         lines.append(f"{kept} kept: in use, or not to be removed")

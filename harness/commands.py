@@ -43,8 +43,9 @@ def run_command(arguments: Sequence[str] | None = None) -> int:
     """
     parser = _parser()
     known, rest = parser.parse_known_args(arguments)
-    if known.command != "run" and rest:
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    unknown = [word for word in rest if known.command != "cache" or word.startswith("-")]
+    if known.command != "run" and unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     return int(known.function(known, rest))
 
 

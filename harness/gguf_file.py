@@ -16,6 +16,7 @@ from typing import Any, Final, NoReturn
 
 from harness.errors import InvalidGGUF
 from harness.gguf_metadata import ArraySummary, Metadata
+from harness.visible import visible
 
 __all__ = ["TENSOR_TYPES", "GGUFHeader", "TensorInfo", "TensorType", "read_header"]
 
@@ -134,6 +135,11 @@ def read_header(path: Path) -> GGUFHeader:
         InvalidGGUF: for whatever is wrong with the file.
     """
     try:
+        if path.is_symlink() and not path.exists():
+            raise InvalidGGUF(
+                f"{path} is a link to {visible(str(path.readlink()))}, which is not there.",
+                "Download it again, or link to the file.",
+            )
         if not path.is_file():
             raise InvalidGGUF(f"{path} is not a file.", "Give the path of a .gguf file.")
         size = path.stat().st_size
@@ -190,7 +196,7 @@ class _Parser:
         self._at = 4
         version = self._unpack(_SCALARS[4], "the version")
         if version not in _VERSIONS:
-            if version & 0xFFFF == 0:
+            if version and version & 0xFFFF == 0:
                 self._fail("its byte order is big-endian, expected little-endian: convert it on this machine")
             self._fail(f"its GGUF version is {version}, expected 2 or 3: convert the model again")
         n_tensors = self._unpack(_U64, "the number of tensors")

@@ -357,18 +357,29 @@ def check_same_vocabulary(candidate: ModelInfo, reference: ModelInfo) -> None:
 
 
 def twins(infos: Sequence[tuple[ModelInfo, str]]) -> list[str]:
-    """Warnings about candidates that came out the same.
+    """Warnings about candidates that came out the same, each by the first one like it.
 
     Args:
         infos: models with their SHA-256.
     """
-    warnings = []
-    for index, (first, first_hash) in enumerate(infos):
-        for second, second_hash in infos[index + 1 :]:
-            # In one order, so that processes that met them in another say the same.
-            pair = " and ".join(sorted((first.name, second.name)))
-            if first_hash == second_hash:
-                warnings.append(f"{pair} are the same file.")
-            elif first.bytes == second.bytes and first.tensor_types == second.tensor_types:
-                warnings.append(f"{pair} have the same size and tensor types: their names promise a difference.")
+    by_content: dict[str, ModelInfo] = {}
+    by_size: dict[object, list[tuple[ModelInfo, str]]] = {}
+    warnings: list[str] = []
+    # In one order, so that processes that met them in another say the same.
+    for info, digest in sorted(infos, key=lambda pair: pair[0].name):
+        first = by_content.setdefault(digest, info)
+        if first is not info:
+            warnings.append(f"{info.name} and {first.name} hold the same bytes.")
+            continue
+        # Names that say nothing of types, as those of checkpoints, promise nothing either.
+        promised = _named_quantization(info.name)
+        if promised is None:
+            continue
+        others = by_size.setdefault((info.bytes, repr(sorted(info.tensor_types.items()))), [])
+        other = next((name.name for name, named in others if named != promised), None)
+        if other is not None:
+            warnings.append(
+                f"{info.name} and {other} have the same size and tensor types: their names promise a difference."
+            )
+        others.append((info, promised))
     return warnings

@@ -12,7 +12,7 @@ import psutil
 
 from harness.engine.settings import FlashAttention, ServerSettings, SessionSettings, WindowOrder
 from harness.errors import OptionError
-from harness.paths import path_argument
+from harness.paths import option_path, path_text
 from harness.quants import DEFAULT_QUANTS, parse_quants
 from harness.visible import visible
 
@@ -259,7 +259,7 @@ def _add_all(add: Callable[..., None]) -> None:
     add("--gguf-quants", metavar="TYPE[,TYPE...]|default", default=None,
         help=f"quantize the reference to these types first and test them; `default` is {','.join(DEFAULT_QUANTS)} "
         "(default: none)")  # fmt: skip
-    add("--gguf-imatrix", metavar="FILE", type=path_argument, default=None,
+    add("--gguf-imatrix", metavar="FILE", type=path_text, default=None,
         help="importance matrix to quantize with (default: none)")  # fmt: skip
     add("--gguf-corpus", metavar="NAME|PATH", default="pydoc",
         help="text to measure on: pydoc, wikitext2, a path, hf:org/dataset:file (default: pydoc)")  # fmt: skip
@@ -291,19 +291,19 @@ def _add_all(add: Callable[..., None]) -> None:
         help="generated tokens of the speed test; llama-bench uses 128 (default: 32)")  # fmt: skip
     add("--gguf-repetitions", metavar="N", type=_at_least(1), default=3,
         help="repetitions of speed and served tests; llama-bench uses 5 (default: 3)")  # fmt: skip
-    add("--gguf-llama-server", metavar="PATH", type=path_argument, default=None,
+    add("--gguf-llama-server", metavar="PATH", type=path_text, default=None,
         help="llama-server to serve models with (default: llama_cpp.server of llama-cpp-python)")  # fmt: skip
-    add("--gguf-prompts", metavar="FILE", type=path_argument, default=None,
+    add("--gguf-prompts", metavar="FILE", type=path_text, default=None,
         help="TOML file of prompts whose continuations are compared (default: 24 built-in prompts)")  # fmt: skip
     add("--gguf-gen-tokens", metavar="TOKENS", type=_at_least(1, _MOST_TOKENS), default=32,
         help="most tokens to generate for each prompt (default: 32)")  # fmt: skip
-    add("--gguf-words", metavar="FILE", type=path_argument, default=None,
+    add("--gguf-words", metavar="FILE", type=path_text, default=None,
         help="TOML file of words whose embeddings are compared (default: a built-in list)")  # fmt: skip
     add("--gguf-map", choices=("pca", "umap", "tsne"), default="pca",
         help="how words are laid out in the report's map of embeddings (default: pca)")  # fmt: skip
-    add("--gguf-results", metavar="DIR", type=path_argument, default=None,
+    add("--gguf-results", metavar="DIR", type=path_text, default=None,
         help="folder for runs and reports (default: results in the root folder)")  # fmt: skip
-    add("--gguf-cache", metavar="DIR", type=path_argument, default=None,
+    add("--gguf-cache", metavar="DIR", type=path_text, default=None,
         help="folder for measurements and quantized models (default: cache in the results folder)")  # fmt: skip
     add("--gguf-logprobs-limit", metavar="SIZE", type=_size, default=_size("8G"),
         help="most disk space for the log-probabilities of one reference, its activations or its hidden states, such "
@@ -312,7 +312,7 @@ def _add_all(add: Callable[..., None]) -> None:
         help="most disk space for the whole cache; what was least recently used goes first (default: 50G)")  # fmt: skip
     add("--gguf-timeout", metavar="SECONDS", type=_seconds, default=1800.0,
         help="longest silence of a worker process before it is stopped (default: 1800)")  # fmt: skip
-    add("--gguf-gates", metavar="FILE", type=path_argument, default=None,
+    add("--gguf-gates", metavar="FILE", type=path_text, default=None,
         help="TOML file whose limits replace the built-in ones (default: none)")  # fmt: skip
     add("--gguf-inconclusive", choices=("warn", "fail"), default="warn",
         help="what an inconclusive gate does to its test (default: warn)")  # fmt: skip
@@ -350,39 +350,42 @@ def _add_all(add: Callable[..., None]) -> None:
 
 
 def read_options(config: pytest.Config) -> Options:
-    """Check what was given.
+    """Check what was given. Relative paths begin where pytest was started: a conftest may have gone elsewhere since.
 
     Raises:
         OptionError: for a value that cannot be used.
     """
     from harness.engine.server import require_binary
-    from harness.sources import parse_specs
+    from harness.sources import as_seen_from, parse_specs
 
     get = config.getoption
-    models = tuple(parse_specs(get("--models") or []))
+    start = Path(getattr(config, "workerinput", {}).get("gguf_start") or config.invocation_params.dir)
+    _refuse_empty(config)
+    models = tuple(as_seen_from(start, spec) for spec in parse_specs(get("--models") or [], start))
     if get("--models") and not models:
         raise OptionError("--models is empty.", "Give a path, glob, folder, alias or hf:org/repo:file.")
-    if get("--reference") is not None and not get("--reference").strip():
-        raise OptionError("--reference is empty.", "Name one model, or leave the option out.")
     quants = get("--gguf-quants")
     if not models and not get("--reference"):
         models = (DEFAULT_MODEL,)
         quants = quants or "default"
-    if get("--reference") == "":
-        raise OptionError("--reference is empty.", "Give a path, alias or hf:org/repo:file, or leave it out.")
-    results = get("--gguf-results") or config.rootpath / "results"
+
+    def path_of(name: str) -> Path | None:
+        written = get(name)
+        return None if written is None else option_path(written, start)
+
+    results = path_of("--gguf-results") or config.rootpath / "results"
     for name in ("--gguf-imatrix", "--gguf-gates"):
-        if (path := get(name)) is not None and not path.is_file():
+        if (path := path_of(name)) is not None and not path.is_file():
             raise OptionError(f"{name}={path}: no such file.", "Give the path of an existing file.")
     if get("--gguf-baseline-map") and get("--gguf-baseline") is None:
         raise OptionError("--gguf-baseline-map without --gguf-baseline compares nothing.", "Give --gguf-baseline too.")
-    baseline, saved = _baselines(get("--gguf-baseline"), get("--gguf-save-baseline"), results)
+    baseline, saved = _baselines(get("--gguf-baseline"), get("--gguf-save-baseline"), results, start)
     options = Options(
         models=models,
-        reference=get("--reference"),
+        reference=as_seen_from(start, get("--reference")) if get("--reference") else None,
         quants=parse_quants(quants) if quants is not None else (),
-        imatrix=get("--gguf-imatrix"),
-        corpus=get("--gguf-corpus"),
+        imatrix=path_of("--gguf-imatrix"),
+        corpus=_corpus(get("--gguf-corpus"), start),
         ctx=get("--gguf-ctx"),
         chunks=get("--gguf-chunks"),
         windows=get("--gguf-windows"),
@@ -396,15 +399,15 @@ def read_options(config: pytest.Config) -> Options:
         pp=get("--gguf-pp"),
         tg=get("--gguf-tg"),
         repetitions=get("--gguf-repetitions"),
-        llama_server=require_binary(binary) if (binary := get("--gguf-llama-server")) is not None else None,
-        prompts=get("--gguf-prompts"),
+        llama_server=require_binary(binary) if (binary := path_of("--gguf-llama-server")) is not None else None,
+        prompts=path_of("--gguf-prompts"),
         gen_tokens=get("--gguf-gen-tokens"),
         results=results.absolute(),
-        cache=(get("--gguf-cache") or results / "cache").absolute(),
+        cache=(path_of("--gguf-cache") or results / "cache").absolute(),
         logprobs_limit=get("--gguf-logprobs-limit"),
         cache_limit=get("--gguf-cache-limit"),
         timeout_s=get("--gguf-timeout"),
-        gates=get("--gguf-gates"),
+        gates=path_of("--gguf-gates"),
         inconclusive=get("--gguf-inconclusive"),
         holm=get("--gguf-holm"),
         until_decided=get("--gguf-until-decided"),
@@ -416,7 +419,7 @@ def read_options(config: pytest.Config) -> Options:
         head_windows=get("--gguf-head-windows"),
         head_limit=get("--gguf-head-limit"),
         analytics_gpu=get("--gguf-analytics-gpu"),
-        words=get("--gguf-words"),
+        words=path_of("--gguf-words"),
         map=get("--gguf-map"),
         layers=get("--gguf-layers"),
         heads=get("--gguf-heads"),
@@ -431,13 +434,29 @@ def read_options(config: pytest.Config) -> Options:
     return options
 
 
-def _baselines(compared: str | None, saved: str | None, results: Path) -> tuple[Path | None, str | None]:
+def _refuse_empty(config: pytest.Config) -> None:
+    """What is no path alone has no type that could say so."""
+    for name in ("--reference", "--gguf-corpus", "--gguf-baseline"):
+        value = config.getoption(name)
+        if value is not None and not value.strip():
+            raise OptionError(
+                f"{name} is empty.", "Give a value, or leave it out; a variable that is not set leaves nothing."
+            )
+
+
+def _corpus(spec: str, start: Path) -> str:
+    if spec in {"pydoc", "wikitext2"} or spec.startswith("hf:") or start == Path.cwd():
+        return spec
+    return str(option_path(spec, start))
+
+
+def _baselines(compared: str | None, saved: str | None, results: Path, start: Path) -> tuple[Path | None, str | None]:
     if compared is None and saved is None:
         return None, None
     # It imports numpy, which most sessions do without at this point.
     from harness.baselines import check_name, find_baseline
 
     return (
-        None if compared is None else find_baseline(compared, results),
+        None if compared is None else find_baseline(compared, results, start),
         None if saved is None else check_name(saved),
     )

@@ -11,7 +11,7 @@ from typing import Final
 
 from harness.errors import OptionError
 
-__all__ = ["file_name", "option_path", "path_argument"]
+__all__ = ["file_name", "option_path", "path_argument", "path_text"]
 
 # Linux and macOS allow 255, suffixes included.
 _MOST_BYTES: Final = 200
@@ -20,8 +20,12 @@ _KEPT_END: Final = 32
 _NOT_KEPT: Final = re.compile(r"[^A-Za-z0-9._+() -]+")
 
 
-def option_path(text: str | os.PathLike[str]) -> Path:
+def option_path(text: str | os.PathLike[str], start: Path | None = None) -> Path:
     """The path that a person wrote: `~` and `~user` expanded, absolute; it need not exist.
+
+    Args:
+        text: as written.
+        start: the folder that a relative path begins in; None for the current one.
 
     Raises:
         OptionError: empty, no path for this system, too long, below a folder that may not be entered, or the home
@@ -31,7 +35,7 @@ def option_path(text: str | os.PathLike[str]) -> Path:
     if not written:
         raise OptionError("A path is empty.", "Give one; a variable that is not set in the shell leaves nothing.")
     try:
-        path = Path(written).expanduser().absolute()
+        path = Path(start or Path(), Path(written).expanduser()).absolute()
         path.stat()
     except (FileNotFoundError, NotADirectoryError):
         pass  # it may be about to be made; whoever reads it says that it is missing
@@ -51,6 +55,12 @@ def path_argument(text: str) -> Path:
         return option_path(text)
     except OptionError as error:
         raise argparse.ArgumentTypeError(error.message) from None
+
+
+def path_text(text: str) -> str:
+    """The type of an option that is made a path later: a mistake is said now, and the text stays as it was written."""
+    path_argument(text)
+    return text
 
 
 def file_name(name: str) -> str:

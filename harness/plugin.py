@@ -121,6 +121,7 @@ def pytest_sessionfinish(session: pytest.Session) -> Generator[None, None, None]
 def pytest_configure_node(node: Any) -> None:
     """Tell an xdist worker which run it belongs to, and whether to say which model its tests are of."""
     node.workerinput["gguf_run_id"] = node.config.stash[STATE].run_id
+    node.workerinput["gguf_start"] = str(node.config.invocation_params.dir)
     node.workerinput["gguf_groups"] = node.config.pluginmanager.hasplugin("harness.distribution")
 
 

@@ -6,6 +6,7 @@ import contextlib
 import difflib
 import glob
 import importlib
+import os
 import re
 import unicodedata
 from collections import Counter
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from harness.companions import companion_kind
-from harness.errors import HubError, InvalidGGUF, ModelNotFound
+from harness.errors import HubError, InvalidGGUF, ModelNotFound, OptionError
 from harness.gguf_file import read_header
 from harness.hub_names import SPLIT_NAME, pick_files
 from harness.paths import option_path
@@ -26,6 +27,7 @@ __all__ = [
     "TINY_FILE",
     "ModelSource",
     "Selection",
+    "as_seen_from",
     "distinct_name",
     "expand",
     "expand_all",
@@ -73,10 +75,39 @@ class Selection:
     notes: tuple[str, ...]
 
 
-def parse_specs(values: Iterable[str]) -> list[str]:
-    """Split comma-separated, repeated options; keep order, drop repetitions."""
-    parts = (part.strip() for value in values for part in value.split(","))
-    return list(dict.fromkeys(part for part in parts if part))
+def parse_specs(values: Iterable[str], start: Path | None = None) -> list[str]:
+    """Split comma-separated, repeated options; keep order, drop repetitions.
+
+    A comma may belong to a name: what names nothing by itself goes with what follows, if that is there together.
+    Relative paths begin in `start`, or else in the current folder.
+    """
+    specs: dict[str, None] = {}
+    for value in values:
+        parts = value.split(",")
+        while parts:
+            ends = [1] if _names_something(parts[0], start) else range(1, len(parts) + 1)
+            end = next((end for end in ends if _names_something(",".join(parts[:end]), start)), 1)
+            specs[",".join(parts[:end]).strip()] = None
+            del parts[:end]
+    return [spec for spec in specs if spec]
+
+
+def as_seen_from(start: Path, spec: str) -> str:
+    """A spec with the same meaning in the current folder; `start` is the one that it was written for."""
+    no_path = spec in _ALIASES or spec.startswith("hf:") or start == Path.cwd()
+    return spec if no_path else str(option_path(spec, start))
+
+
+def _names_something(part: str, start: Path | None) -> bool:
+    """Whether something is there that a part between commas may mean."""
+    spec = part.strip()
+    try:
+        path = option_path(spec, start) if spec else None
+    except OptionError:
+        return False
+    if path is None or spec in _ALIASES or spec.startswith("hf:"):
+        return path is not None
+    return os.path.lexists(path) or (glob.has_magic(spec) and bool(_matches(path)))
 
 
 def select(specs: Sequence[str]) -> Selection:
@@ -182,7 +213,7 @@ def _expand_path(path: Path, spec: str) -> tuple[list[ModelSource], list[str]]:
         sources, notes = _models_among(path.iterdir(), spec, hidden=False)
         if not sources:
             raise ModelNotFound(f"The folder {spec} holds no .gguf model.{_listed(notes)}", _in_subfolders(path))
-    elif path.exists():
+    elif os.path.lexists(path):  # a link to nothing: its own tests say so
         sources, notes = [_require_model(source) for source in _group_splits([path], spec)], []
     elif glob.has_magic(spec):
         sources, notes = _models_among(_matches(path), spec, hidden=True)

@@ -17,6 +17,7 @@ from typing import Any
 from harness.errors import StoreError, write_error
 from harness.paths import option_path
 from harness.records import SCHEMA_VERSION
+from harness.run_content import content_problem
 from harness.text_files import read_json
 
 __all__ = ["find_run", "load_run", "prepare_folder", "run_file", "to_json", "write_bytes", "write_json", "write_text"]
@@ -126,13 +127,16 @@ def load_run(path: Path) -> dict[str, Any]:
     """
     run = read_json(path, "Run", StoreError, "Give a run.json that a finished run wrote.")
     version = run.get("schema_version") if isinstance(run, dict) else None
-    if not isinstance(version, int):
+    if type(version) is not int:
         raise StoreError(f"{path} is not a run: it has no schema_version.", "Give a run.json.")
     if version > SCHEMA_VERSION:
         raise StoreError(
             f"{path} has schema version {version}, this harness reads up to {SCHEMA_VERSION}.",
             "Update gguf-harness.",
         )
+    problem = content_problem(run)
+    if problem is not None:
+        raise StoreError(f"{path} is not a run: {problem}.", "Give a run.json as a run wrote it.")
     return dict(run)
 
 

@@ -58,13 +58,13 @@ def decode_text(raw: bytes, where: str, error: type[HarnessError]) -> str:
         error: what is raised.
 
     Raises:
-        HarnessError: of that kind: bytes that are not UTF-8.
+        HarnessError: of that kind: bytes that are not UTF-8, or NUL among them.
     """
     for mark, encoding in _OTHER_MARKS.items():
         if raw.startswith(mark):
             raise error(f"{where} is {encoding}, expected UTF-8.", "Save it as UTF-8.")
     try:
-        return raw.removeprefix(codecs.BOM_UTF8).decode()
+        text = raw.removeprefix(codecs.BOM_UTF8).decode()
     except UnicodeDecodeError as problem:
         start = problem.start + (len(codecs.BOM_UTF8) if raw.startswith(codecs.BOM_UTF8) else 0)
         line = raw.count(b"\n", 0, start) + 1
@@ -72,6 +72,13 @@ def decode_text(raw: bytes, where: str, error: type[HarnessError]) -> str:
             f"{where} is not UTF-8 text: byte 0x{raw[start]:02x} at offset {start}, line {line}.",
             "Convert it to UTF-8.",
         ) from None
+    if b"\0" in raw:
+        # English in UTF-16 is UTF-8 as well, with a NUL behind each letter.
+        raise error(
+            f"{where} is no text in UTF-8: byte 0x00 at offset {raw.index(0)}, as in UTF-16 without a byte order mark.",
+            "Save it as UTF-8.",
+        )
+    return text
 
 
 def read_toml(path: Path, what: str, error: type[HarnessError], example: str) -> dict[str, Any]:

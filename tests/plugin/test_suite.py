@@ -88,7 +88,7 @@ def test_identical_files_do_not_differ(
     assert abs(rows["kld_max"]) < 1e-6
     assert rows["same_top"] == 1
     assert rows["delta_p_rms"] < 1e-6
-    assert "random-F32 and twin are the same file." in run["warnings"]
+    assert "twin and random-F32 hold the same bytes." in run["warnings"]
 
 
 def test_a_failing_gate_keeps_its_rows(run_suite: RunSuite, read_run: ReadRun, tmp_path: Path) -> None:

@@ -219,3 +219,15 @@ def test_a_name_that_is_too_long_is_a_message(tmp_path: Path, capsys: pytest.Cap
     with pytest.raises(SystemExit, match="2"):
         main(["cache", "--cache", str(tmp_path / ("x" * 300))])
     assert "File name too long" in capsys.readouterr().err
+
+
+def test_words_behind_an_option_count(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By itself, argparse would take them for unknown ones."""
+    root = _filled(tmp_path / "cache")
+    assert main(["cache", "--cache", str(root), "clear", "logs"]) == 0
+    assert "logs: 1 removed" in capsys.readouterr().out
+    assert main(["cache", "clear", "--cache", str(root), "hashes"]) == 0
+    assert "hashes: 1 removed" in capsys.readouterr().out
+    assert main(["cache", "clear", "--cache", str(root), "clean"]) == 2
+    assert "no kind 'clean'" in capsys.readouterr().err
+    assert len(_codes(root)) == 3

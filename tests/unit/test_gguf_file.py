@@ -163,3 +163,17 @@ def _read_bytes(content: bytes) -> None:
         file.flush()
         with contextlib.suppress(InvalidGGUF):
             assert read_header(Path(file.name)).file_bytes == len(content)
+
+
+def test_a_link_to_nothing_says_where_it_leads(tmp_path: Path) -> None:
+    """As downloads are left whose blobs were cleared."""
+    (tmp_path / "m.gguf").symlink_to("blobs/abc")
+    with pytest.raises(InvalidGGUF, match=r"m\.gguf is a link to blobs/abc, which is not there"):
+        read_header(tmp_path / "m.gguf")
+
+
+def test_zeros_have_no_byte_order(tmp_path: Path) -> None:
+    """As preallocated downloads are left."""
+    (tmp_path / "m.gguf").write_bytes(b"GGUF" + bytes(100))
+    with pytest.raises(InvalidGGUF, match="its GGUF version is 0"):
+        read_header(tmp_path / "m.gguf")

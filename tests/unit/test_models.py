@@ -196,9 +196,16 @@ def test_another_vocabulary_names_both(llama_file: Path, tmp_path: Path) -> None
 
 def test_twins_are_named(llama_file: Path) -> None:
     a, b = _info(llama_file, name="IQ3_XS"), _info(llama_file, name="Q2_K")
-    assert twins([(a, "1"), (b, "1")]) == ["IQ3_XS and Q2_K are the same file."]
+    assert twins([(a, "1"), (b, "1")]) == ["Q2_K and IQ3_XS hold the same bytes."]
     assert "same size and tensor types" in twins([(a, "1"), (b, "2")])[0]
     assert twins([(a, "1"), (replace(b, bytes=7), "2")]) == []
+
+
+def test_checkpoints_of_one_size_are_no_twins(llama_file: Path) -> None:
+    """Their names promise nothing of types. Of many copies, each is said once."""
+    steps = [_info(llama_file, name=f"step-{number}") for number in range(5)]
+    assert twins([(info, info.name) for info in steps]) == []
+    assert len(twins([(info, "1") for info in steps])) == 4
 
 
 def test_fallbacks_of_a_real_model(smollm2_file: Path) -> None:

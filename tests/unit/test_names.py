@@ -54,8 +54,9 @@ def test_every_file_is_a_model_of_its_own(folder: Path, tmp_path: Path) -> None:
         assert render_info(info, color=False).replace("\n", "").isprintable()
         models[info.name] = info.to_json() | {"origin": visible(source.spec)}
         (tmp_path / f"{file_name(source.name)}.server.log").write_text("log")
-    write_json(tmp_path / "run.json", {"schema_version": 1, "models": models})
-    assert load_run(tmp_path / "run.json")["models"] == models
+    run = {"schema_version": 1, "id": "a", "models": [*models.values()], "estimates": []}
+    write_json(tmp_path / "run.json", run)
+    assert load_run(tmp_path / "run.json") == run
     assert set(models) == {visible(name) for name in NAMES}
     assert len(list(tmp_path.glob("*.log"))) == len(NAMES)
 

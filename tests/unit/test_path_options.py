@@ -48,6 +48,28 @@ def test_paths_are_absolute_when_they_are_given(monkeypatch: pytest.MonkeyPatch,
     assert options.to_json()["prompts"] == "a.toml"
 
 
+def test_paths_begin_where_pytest_was_started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A conftest may go elsewhere before options are read."""
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "base.json").touch()
+    monkeypatch.chdir(tmp_path)
+    given = ["--models=a.gguf,tiny", "--reference=b.gguf", "--gguf-corpus=c.txt", "--gguf-prompts=d.toml"]
+    more = ["--gguf-baseline=base.json", "--gguf-results=res"]
+    config = pytest.Config.fromdictargs({}, ["-p", "no:cacheprovider", *given, *more])
+    monkeypatch.chdir("sub")
+    options = read_options(config)
+    assert (options.models, options.reference) == ((str(tmp_path / "a.gguf"), "tiny"), str(tmp_path / "b.gguf"))
+    assert (options.corpus, options.prompts) == (str(tmp_path / "c.txt"), tmp_path / "d.toml")
+    assert (options.baseline, options.results) == (tmp_path / "base.json", tmp_path / "res")
+
+
+@pytest.mark.parametrize("option", ["--gguf-corpus", "--gguf-baseline", "--reference"])
+@pytest.mark.parametrize("value", ["", " "])
+def test_an_empty_value_is_said_with_its_option(option: str, value: str) -> None:
+    with pytest.raises(HarnessError, match=f"{option} is empty"):
+        _options(f"{option}={value}")
+
+
 def test_what_an_option_names_can_be_stored() -> None:
     options = _options("--models=a\udcff,b", "--gguf-corpus=c\udcff", "--gguf-prompts=d\udcff.toml")
     stored = options.to_json()

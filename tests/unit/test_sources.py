@@ -26,6 +26,21 @@ def test_lists_are_split_and_repetitions_dropped() -> None:
     assert parse_specs(["a,b", " c ", "a,"]) == ["a", "b", "c"]
 
 
+def test_a_comma_may_belong_to_a_name(tmp_path: Path) -> None:
+    folder = tmp_path / "a, b"
+    folder.mkdir()
+    for name in ("x,y", "x", "z"):
+        (folder / f"{name}.gguf").touch()
+    assert parse_specs([f"{folder}/x,y.gguf,{folder}/*.gguf, {folder} ,tiny"]) == [
+        f"{folder}/x,y.gguf",
+        f"{folder}/*.gguf",
+        str(folder),
+        "tiny",
+    ]
+    assert parse_specs(["x,y.gguf,z.gguf"], folder) == ["x,y.gguf", "z.gguf"]
+    assert parse_specs([f"{folder}/x.gguf,z.gguf,none"], folder) == [f"{folder}/x.gguf", "z.gguf", "none"]
+
+
 def test_a_folder_holds_its_models(folder: Path) -> None:
     sources = expand(str(folder))
     assert [(s.name, len(s.files)) for s in sources] == [("a-F16", 1), ("b-Q8_0", 1), ("big", 2)]
@@ -232,3 +247,8 @@ def test_a_hub_spec_without_network_is_one_message(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ModelNotFound, match="could not be downloaded from the Hugging Face hub"):
         expand("hf:nobody/nothing-GGUF:model.gguf")
+
+
+def test_a_link_to_nothing_is_a_model_whose_tests_say_so(tmp_path: Path) -> None:
+    (tmp_path / "m.gguf").symlink_to("none")
+    assert [source.name for source in expand_all([f"{tmp_path}/m.gguf", str(tmp_path)])] == ["m"]

@@ -18,7 +18,7 @@ from harness.words import load_words
 PROMPTS = '[[prompt]]\r\nid = "a"\r\ntext = "é"\r\n'
 WORDS = '[groups]\na = ["é", "c"]\nb = ["d", "e"]\n'
 GATES = "[kld_mean]\nlimit = 0.5\n"
-RUN = '{"schema_version": 1}'
+RUN = '{"schema_version": 1, "id": "a", "estimates": []}'
 BASELINE = '{"baseline_version": 1, "engine": null, "corpus": null, "reference": null, "models": {}}'
 
 READERS: dict[str, tuple[Callable[[Path], object], str]] = {
@@ -49,6 +49,7 @@ def test_a_byte_order_mark_changes_nothing(reader: str, tmp_path: Path) -> None:
     [
         ("[a]\n".encode("utf-16"), "is UTF-16, expected UTF-8"),
         ("[a]\n".encode("utf-32"), "is UTF-32, expected UTF-8"),
+        ("[a]\n".encode("utf-16-le"), "is no text in UTF-8: byte 0x00 at offset 1, as in UTF-16 without a byte order"),
         (b"[a]\nb = '\xe9'\n", "is not UTF-8 text: byte 0xe9 at offset 9, line 2"),
         (b"\xef\xbb\xbf[a]\nb = '\xe9'\n", "byte 0xe9 at offset 12, line 2"),
     ],
@@ -76,7 +77,7 @@ def test_what_cannot_be_read_is_one_message(reader: str, tmp_path: Path) -> None
         ("[a\n", r"is not TOML: .*\(at line 1, column 3\)"),
         ("a = " + "[" * 5000, "is not TOML: maximum recursion"),
         ("a = " + "1" * 5000, "is not TOML: Exceeds the limit"),
-        ("a = '\0'\n", "line 1, column"),
+        ("a = '\0'\n", "byte 0x00 at offset 5"),
     ],
 )
 def test_what_is_no_toml_is_one_message(reader: str, text: str, message: str, tmp_path: Path) -> None:
