@@ -154,7 +154,8 @@ def _at_least(minimum: int, most: int = _MOST) -> Callable[[str], int]:
         try:
             value = int(text)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a whole number") from None
+            shown = repr(text[:40])
+            raise argparse.ArgumentTypeError(f"{shown} is not a whole number, expected at least {minimum}") from None
         if value < minimum:
             raise argparse.ArgumentTypeError(f"{value} is too small, expected at least {minimum}")
         if value > most:
@@ -164,16 +165,16 @@ def _at_least(minimum: int, most: int = _MOST) -> Callable[[str], int]:
     return parse
 
 
-def _chunks(text: str) -> int | None:
-    return None if text == "all" else _at_least(2)(text)
+def _all_or_at_least(minimum: int) -> Callable[[str], int | None]:
+    def parse(text: str) -> int | None:
+        if text == "all":
+            return None
+        try:
+            return _at_least(minimum)(text)
+        except argparse.ArgumentTypeError as error:
+            raise argparse.ArgumentTypeError(f"{error}, or `all`") from None
 
-
-def _smallest(text: str) -> int | None:
-    return None if text == "all" else _at_least(0)(text)
-
-
-def _heads(text: str) -> int | None:
-    return None if text == "all" else _at_least(2)(text)
+    return parse
 
 
 def _seconds(text: str) -> float:
@@ -196,8 +197,8 @@ def _size(text: str) -> int:
         value = float(number) * _SIZE_UNITS[unit]
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 500M or 8G") from None
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive size")
+    if not 1 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no size in bytes, expected something such as 500M or 8G")
     return int(value)
 
 
@@ -265,7 +266,7 @@ def _add_all(add: Callable[..., None]) -> None:
         help="text to measure on: pydoc, wikitext2, a path, hf:org/dataset:file (default: pydoc)")  # fmt: skip
     add("--gguf-ctx", metavar="TOKENS", type=_at_least(8, _MOST_TOKENS), default=512,
         help="window of the corpus, in tokens (default: 512)")  # fmt: skip
-    add("--gguf-chunks", metavar="N|all", type=_chunks, default=16,
+    add("--gguf-chunks", metavar="N|all", type=_all_or_at_least(2), default=16,
         help="number of windows to measure (default: 16)")  # fmt: skip
     add("--gguf-windows", choices=("sampled", "first"), default="sampled",
         help="which windows of the text are measured: a fixed random sample of all of them, of which longer runs have "
@@ -331,12 +332,12 @@ def _add_all(add: Callable[..., None]) -> None:
         help="save what this run measures as results/baselines/NAME.json (default: off)")  # fmt: skip
     add("--gguf-fresh", action="store_true", default=False,
         help="measure again even where the cache has the result (default: off)")  # fmt: skip
-    add("--gguf-sensitivity", metavar="N|all", type=_smallest, default=2,
+    add("--gguf-sensitivity", metavar="N|all", type=_all_or_at_least(0), default=2,
         help="number of candidates, the smallest, to decode with only one group of tensors quantized at a time, and "
         "with one restored (default: 2)")  # fmt: skip
     add("--gguf-head-windows", metavar="N", type=_at_least(2), default=4,
         help="windows of 96 tokens, spread over the corpus, on which heads are ablated (default: 4)")  # fmt: skip
-    add("--gguf-head-limit", metavar="N|all", type=_heads, default=64,
+    add("--gguf-head-limit", metavar="N|all", type=_all_or_at_least(2), default=64,
         help="most heads of a model that are ablated one by one; of more, those that ablations of random subsets put "
         "first (default: 64)")  # fmt: skip
     add("--gguf-analytics-gpu", metavar="INDEX", type=_at_least(-1), default=None,
@@ -437,6 +438,8 @@ def _baselines(compared: str | None, saved: str | None, results: Path) -> tuple[
     # It imports numpy, which most sessions do without at this point.
     from harness.baselines import check_name, find_baseline
 
+    if compared == "":
+        raise OptionError("--gguf-baseline is empty.", "Give a name or a file; an unset variable leaves nothing.")
     return (
         None if compared is None else find_baseline(compared, results),
         None if saved is None else check_name(saved),

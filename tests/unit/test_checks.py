@@ -40,6 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("--gguf-heads=4", "--gguf-heads names head 4, and no model has more than 4 heads"),
         ("--reference=", "--reference is empty"),
         ("--gguf-baseline=missing", "missing"),
+        ("--gguf-baseline=", "--gguf-baseline is empty"),
     ],
 )
 def test_mistakes_are_named(folder: Path, argument: str, message: str) -> None:
@@ -58,9 +59,11 @@ def test_mistakes_are_named(folder: Path, argument: str, message: str) -> None:
         ("--gguf-timeout=inf", "seconds are too many"),
         ("--gguf-timeout=1e9", "seconds are too many"),
         ("--gguf-timeout=nan", "expected more than 0 seconds"),
-        ("--gguf-logprobs-limit=nan", "is not a positive size"),
-        ("--gguf-logprobs-limit=infG", "is not a positive size"),
-        ("--gguf-ctx=" + "9" * 5000, "is not a whole number"),
+        ("--gguf-logprobs-limit=nan", "is no size in bytes"),
+        ("--gguf-logprobs-limit=infG", "is no size in bytes"),
+        ("--gguf-cache-limit=0.5", "is no size in bytes"),
+        ("--gguf-ctx=" + "9" * 5000, "is not a whole number, expected at least 8"),
+        ("--gguf-chunks=ALL", "'ALL' is not a whole number, expected at least 2, or `all`"),
     ],
 )
 def test_values_that_nothing_can_have(argument: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
