@@ -12,6 +12,7 @@ import psutil
 
 from harness.engine.settings import FlashAttention, ServerSettings, SessionSettings, WindowOrder
 from harness.errors import OptionError
+from harness.option_values import checked_value
 from harness.paths import path_argument
 from harness.quants import DEFAULT_QUANTS, parse_quants
 from harness.visible import visible
@@ -245,9 +246,14 @@ def given_options(config: pytest.Config) -> list[str]:
 
     The command line, PYTEST_ADDOPTS, `@file`, `addopts` of an ini file: argparse has read them all by now.
     """
-    defaults: dict[str, Any] = {}
-    _add_all(lambda name, **attributes: defaults.update({name: attributes["default"]}))
-    return [name for name, default in defaults.items() if config.getoption(name) != default]
+    return [name for name, known in _attributes().items() if config.getoption(name) != known["default"]]
+
+
+def _attributes() -> dict[str, dict[str, Any]]:
+    """What argparse knows of every option."""
+    known: dict[str, dict[str, Any]] = {}
+    _add_all(lambda name, **attributes: known.update({name: attributes}))
+    return known
 
 
 def _add_all(add: Callable[..., None]) -> None:
@@ -359,7 +365,11 @@ def read_options(config: pytest.Config) -> Options:
     from harness.engine.server import require_binary
     from harness.sources import parse_specs
 
-    get = config.getoption
+    known = _attributes()
+
+    def get(name: str) -> Any:
+        return checked_value(name, config.getoption(name), known[name])
+
     models = tuple(parse_specs(get("--models") or []))
     if get("--models") and not models:
         raise OptionError("--models is empty.", "Give a path, glob, folder, alias or hf:org/repo:file.")
