@@ -42,7 +42,7 @@ def endings() -> Iterator[None]:
         ending.append(KeyboardInterrupt if number == signal.SIGINT else Terminated)
         raise ending[0]
 
-    with _handled(signal.SIGINT, handle), _handled(signal.SIGTERM, handle):
+    with _handled(signal.SIGINT, handle), _handled(signal.SIGTERM, handle), _silent_losses():
         yield
         if ending:
             raise ending[0]
@@ -89,6 +89,22 @@ def _handled(number: signal.Signals, handler: Handler) -> Iterator[None]:
         raise
     else:
         signal.signal(number, before)
+
+
+@contextlib.contextmanager
+def _silent_losses() -> Iterator[None]:
+    """Show no traceback of a Ctrl-C or SIGTERM that Python loses in a finalizer."""
+    before = sys.unraisablehook
+
+    def show(lost: sys.UnraisableHookArgs) -> None:
+        if not isinstance(lost.exc_value, KeyboardInterrupt | Terminated):
+            before(lost)
+
+    sys.unraisablehook = show
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 def silence_output() -> None:
