@@ -384,7 +384,8 @@ def read_options(config: pytest.Config) -> Options:
     results = get("--gguf-results") or config.rootpath / "results"
     for name in ("--gguf-imatrix", "--gguf-gates"):
         if (path := get(name)) is not None and not path.is_file():
-            raise OptionError(f"{name}={path}: no such file.", "Give the path of an existing file.")
+            problem = "a folder, a pipe or a device" if path.exists() else "no such file"
+            raise OptionError(f"{name}={path}: {problem}.", "Give the path of an existing file.")
     if get("--gguf-baseline-map") and get("--gguf-baseline") is None:
         raise OptionError("--gguf-baseline-map without --gguf-baseline compares nothing.", "Give --gguf-baseline too.")
     baseline, saved = _baselines(get("--gguf-baseline"), get("--gguf-save-baseline"), results)

@@ -42,6 +42,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("--reference=", "--reference is empty"),
         ("--gguf-baseline=missing", "missing"),
         ("--gguf-baseline=", "--gguf-baseline is empty"),
+        ("--gguf-gates=/dev/null", "--gguf-gates=/dev/null: a folder, a pipe or a device."),
     ],
 )
 def test_mistakes_are_named(folder: Path, argument: str, message: str) -> None:
