@@ -12,7 +12,7 @@ from zipfile import BadZipFile, ZipFile
 
 from harness.errors import CorpusError, HubError
 from harness.paths import option_path
-from harness.text_files import decode_text
+from harness.text_files import decode_text, read_bytes
 from harness.visible import visible
 
 __all__ = ["Corpus", "load_corpus", "pydoc_topics"]
@@ -51,7 +51,7 @@ def load_corpus(spec: str, *, held_out_topics: Sequence[str] = ()) -> Corpus:
         held_out_topics: what to keep of `pydoc` where a model was trained on the other topics; empty for all.
 
     Raises:
-        CorpusError: missing, empty, or not UTF-8 text; or no network for a download.
+        CorpusError: missing, empty, a pipe, or not UTF-8 text; or no network for a download.
     """
     name = spec
     if spec == "pydoc":
@@ -64,10 +64,17 @@ def load_corpus(spec: str, *, held_out_topics: Sequence[str] = ()) -> Corpus:
         raw = _wikitext()
     elif spec.startswith("hf:"):
         raw = _hub(spec)
+    elif not spec:
+        raise CorpusError("--gguf-corpus is empty.", "Give a path or a name such as pydoc; an unset variable is empty.")
     else:
         raw = _read(option_path(spec), spec)
     # As UTF-8: a byte order mark is no part of the text.
     text = decode_text(raw, f"Corpus {spec!r}", CorpusError).encode().removesuffix(b"\n")
+    if b"\0" in text:
+        raise CorpusError(
+            f"Corpus {spec!r} is no text: there is a NUL byte at offset {raw.index(0)}.",
+            "Give a text file in UTF-8; UTF-16 has such bytes, and so have binary files.",
+        )
     if not text.strip():
         raise CorpusError(f"Corpus {spec!r} is empty.", "Give a text file with at least two windows of text.")
     return Corpus(visible(name), text)
@@ -80,15 +87,12 @@ def pydoc_topics() -> dict[str, str]:
 
 
 def _read(path: Path, spec: str) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
+    if not path.exists():
         raise CorpusError(
             f"Corpus {spec!r} is neither a known name nor a file.",
             "Known names: pydoc, wikitext2, hf:ORG/DATASET:FILE; otherwise give the path of a text file.",
-        ) from None
-    except OSError as error:
-        raise CorpusError(f"Corpus {spec!r} cannot be read: {error.strerror}.", "Give a readable text file.") from None
+        )
+    return read_bytes(path, "Corpus", CorpusError)
 
 
 def _wikitext() -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -16,7 +17,11 @@ __all__ = ["download", "list_files"]
 T = TypeVar("T")
 
 _PATIENCE_S: Final = 30.0
-"""For an answer to a question; huggingface_hub repeats it for more than a minute where packets get lost."""
+"""For a list of names; huggingface_hub repeats the question for more than a minute where packets get lost."""
+_FIRST_PATIENCE_S: Final = 12.0
+"""For the first answer of all: whoever has no network learns it soon."""
+_PAUSES_S: Final = (1.0, 3.0)
+"""Before that is asked again; huggingface_hub itself asks six times, in 23 seconds."""
 _LONGEST: Final = 300
 
 
@@ -28,7 +33,12 @@ def list_files(repository: str, revision: str | None = None) -> list[str]:
     """
     from huggingface_hub import HfApi
 
-    return _ask(lambda: HfApi().list_repo_files(repository, revision=revision), repository, _PATIENCE_S)
+    def names() -> list[str]:
+        if (problem := _unreachable(repository, "README.md", "model", revision)) is not None:
+            raise problem
+        return _in_time(lambda: HfApi().list_repo_files(repository, revision=revision), _PATIENCE_S)
+
+    return _ask(names, repository)
 
 
 def download(
@@ -42,18 +52,52 @@ def download(
     from huggingface_hub import hf_hub_download
 
     def get() -> Path:
-        return Path(hf_hub_download(repo_id=repository, filename=name, repo_type=kind, revision=revision))
+        cached_only = _unreachable(repository, name, kind, revision) is not None
+        path = hf_hub_download(
+            repo_id=repository, filename=name, repo_type=kind, revision=revision, local_files_only=cached_only
+        )
+        return Path(path)
 
-    return _ask(get, repository, None, name)
+    return _ask(get, repository, name)
 
 
-def _ask(question: Callable[[], T], repository: str, patience_s: float | None, name: str = "") -> T:
+def _unreachable(
+    repository: str, name: str, kind: Literal["model", "dataset"], revision: str | None
+) -> Exception | None:
+    """Why the hub cannot be reached; None where it answers, whatever it says: huggingface_hub makes an error of it."""
+    from huggingface_hub import errors, get_hf_file_metadata, hf_hub_url
+
+    url = hf_hub_url(repository, name, repo_type=kind, revision=revision)
+
+    def ask() -> Exception | None:
+        problem: Exception | None = None
+        for pause in (0.0, *_PAUSES_S):
+            time.sleep(pause)
+            try:
+                get_hf_file_metadata(url)
+            except (errors.HfHubHTTPError, errors.FileMetadataError):
+                return None
+            except errors.OfflineModeIsEnabled as error:
+                return error
+            except Exception as error:  # of the HTTP library
+                problem = error
+            else:
+                return None
+        return problem
+
+    try:
+        return _in_time(ask, _FIRST_PATIENCE_S)
+    except TimeoutError as error:
+        return error
+
+
+def _ask(question: Callable[[], T], repository: str, name: str = "") -> T:
     from huggingface_hub.utils.logging import get_verbosity, set_verbosity
 
     verbosity = get_verbosity()
     set_verbosity(logging.ERROR)  # it warns of every attempt
     try:
-        return question() if patience_s is None else _in_time(question, patience_s)
+        return question()
     # Besides its own errors it raises those of its HTTP library, which is another one in each of its major versions.
     except Exception as error:
         raise HubError(*_explain(error, repository, name)) from None

@@ -25,25 +25,27 @@ class Terminated(BaseException):
 def endings() -> Iterator[None]:
     """Let Ctrl-C and SIGTERM be exceptions, once: what comes after that ends the process at once.
 
-    Child processes end with this one, however it ends. After the exception, handlers stay: the process is ending.
+    Child processes end with this one, however it ends. After the exception, handlers stay: the process is ending. Where
+    Python loses the exception, because it came within a finalizer, the block goes on and the exception comes after it.
 
     Raises:
         KeyboardInterrupt: Ctrl-C.
         Terminated: SIGTERM.
     """
-    ending = False
+    ending: list[type[BaseException]] = []
 
     def handle(number: int, _: FrameType | None) -> None:
-        nonlocal ending
         if ending:
             with contextlib.suppress(OSError):
                 os.write(2, b"Ended at once.\n")
             os._exit(_EXIT_CODES[signal.Signals(number)])
-        ending = True
-        raise KeyboardInterrupt if number == signal.SIGINT else Terminated
+        ending.append(KeyboardInterrupt if number == signal.SIGINT else Terminated)
+        raise ending[0]
 
-    with _handled(signal.SIGINT, handle), _handled(signal.SIGTERM, handle):
+    with _handled(signal.SIGINT, handle), _handled(signal.SIGTERM, handle), _silent_losses():
         yield
+        if ending:
+            raise ending[0]
 
 
 @contextlib.contextmanager
@@ -87,6 +89,22 @@ def _handled(number: signal.Signals, handler: Handler) -> Iterator[None]:
         raise
     else:
         signal.signal(number, before)
+
+
+@contextlib.contextmanager
+def _silent_losses() -> Iterator[None]:
+    """Show no traceback of a Ctrl-C or SIGTERM that Python loses in a finalizer."""
+    before = sys.unraisablehook
+
+    def show(lost: sys.UnraisableHookArgs) -> None:
+        if not isinstance(lost.exc_value, KeyboardInterrupt | Terminated):
+            before(lost)
+
+    sys.unraisablehook = show
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 def silence_output() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -12,6 +11,15 @@ import psutil
 
 from harness.engine.settings import FlashAttention, ServerSettings, SessionSettings, WindowOrder
 from harness.errors import OptionError
+from harness.option_values import (
+    all_or_at_least,
+    at_least,
+    checked_value,
+    head_list,
+    parse_layers,
+    seconds,
+    size_in_bytes,
+)
 from harness.paths import option_path, path_text
 from harness.quants import DEFAULT_QUANTS, parse_quants
 from harness.visible import visible
@@ -29,7 +37,6 @@ __all__ = [
     "add_options",
     "default_threads",
     "given_options",
-    "parse_layers",
     "read_options",
 ]
 
@@ -40,14 +47,9 @@ MapMethod = Literal["pca", "umap", "tsne"]
 _SERVED_CLIENTS: Final = 8
 _SERVED_TOKENS: Final = 16
 _SERVED_CTX: Final = 2048
-_MOST_LAYERS: Final = 10_000
-# llama.cpp counts in 32 bits: more would come out as another number. Of threads it takes no more (GGML_MAX_N_THREADS).
-_MOST: Final = 2**31 - 1
 _MOST_TOKENS: Final = 2**24
 MOST_THREADS: Final = 512
-# poll() takes milliseconds in 32 bits.
-_MOST_SECONDS: Final = 1_728_000
-_SIZE_UNITS: Final = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+"""llama.cpp takes no more (GGML_MAX_N_THREADS)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,85 +151,6 @@ def _storable(value: Any) -> Any:
     return visible(value) if isinstance(value, str) else value
 
 
-def _at_least(minimum: int, most: int = _MOST) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a whole number") from None
-        if value < minimum:
-            raise argparse.ArgumentTypeError(f"{value} is too small, expected at least {minimum}")
-        if value > most:
-            raise argparse.ArgumentTypeError(f"{text[:40]} is too large, expected at most {most}")
-        return value
-
-    return parse
-
-
-def _chunks(text: str) -> int | None:
-    return None if text == "all" else _at_least(2)(text)
-
-
-def _smallest(text: str) -> int | None:
-    return None if text == "all" else _at_least(0)(text)
-
-
-def _heads(text: str) -> int | None:
-    return None if text == "all" else _at_least(2)(text)
-
-
-def _seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds") from None
-    if not value > 0:
-        raise argparse.ArgumentTypeError(f"{text} is no time to wait, expected more than 0 seconds")
-    if value > _MOST_SECONDS:
-        raise argparse.ArgumentTypeError(f"{text} seconds are too many, expected at most {_MOST_SECONDS} (20 days)")
-    return value
-
-
-def _size(text: str) -> int:
-    number, unit = text.rstrip("bB"), ""
-    if number and number[-1].upper() in _SIZE_UNITS:
-        number, unit = number[:-1], number[-1].upper()
-    try:
-        value = float(number) * _SIZE_UNITS[unit]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 500M or 8G") from None
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive size")
-    return int(value)
-
-
-def parse_layers(text: str) -> tuple[int, ...]:
-    """Layers of ranges and numbers, `0-3,7`: sorted, each once.
-
-    Raises:
-        argparse.ArgumentTypeError: something else.
-    """
-    found: set[int] = set()
-    for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        if not (first.isdecimal() and (last.isdecimal() or not dash)):
-            raise argparse.ArgumentTypeError(f"{part!r} in {text!r} is no layer and no range such as 0-3")
-        start, stop = int(first), int(last or first)
-        if stop < start or stop >= _MOST_LAYERS:
-            raise argparse.ArgumentTypeError(
-                f"{part!r} is no range of layers, expected the smaller number first and less than {_MOST_LAYERS}"
-            )
-        found.update(range(start, stop + 1))
-    return tuple(sorted(found))
-
-
-def _head_list(text: str) -> tuple[int, ...]:
-    try:
-        return parse_layers(text)
-    except argparse.ArgumentTypeError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no list of heads such as 0-3,7") from None
-
-
 def default_threads() -> int:
     """Physical cores that this process may use, as llama.cpp counts them."""
     usable = len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else psutil.cpu_count()
@@ -244,9 +167,14 @@ def given_options(config: pytest.Config) -> list[str]:
 
     The command line, PYTEST_ADDOPTS, `@file`, `addopts` of an ini file: argparse has read them all by now.
     """
-    defaults: dict[str, Any] = {}
-    _add_all(lambda name, **attributes: defaults.update({name: attributes["default"]}))
-    return [name for name, default in defaults.items() if config.getoption(name) != default]
+    return [name for name, known in _attributes().items() if config.getoption(name) != known["default"]]
+
+
+def _attributes() -> dict[str, dict[str, Any]]:
+    """What argparse knows of every option."""
+    known: dict[str, dict[str, Any]] = {}
+    _add_all(lambda name, **attributes: known.update({name: attributes}))
+    return known
 
 
 def _add_all(add: Callable[..., None]) -> None:
@@ -263,9 +191,9 @@ def _add_all(add: Callable[..., None]) -> None:
         help="importance matrix to quantize with (default: none)")  # fmt: skip
     add("--gguf-corpus", metavar="NAME|PATH", default="pydoc",
         help="text to measure on: pydoc, wikitext2, a path, hf:org/dataset:file (default: pydoc)")  # fmt: skip
-    add("--gguf-ctx", metavar="TOKENS", type=_at_least(8, _MOST_TOKENS), default=512,
+    add("--gguf-ctx", metavar="TOKENS", type=at_least(8, _MOST_TOKENS), default=512,
         help="window of the corpus, in tokens (default: 512)")  # fmt: skip
-    add("--gguf-chunks", metavar="N|all", type=_chunks, default=16,
+    add("--gguf-chunks", metavar="N|all", type=all_or_at_least(2), default=16,
         help="number of windows to measure (default: 16)")  # fmt: skip
     add("--gguf-windows", choices=("sampled", "first"), default="sampled",
         help="which windows of the text are measured: a fixed random sample of all of them, of which longer runs have "
@@ -273,29 +201,29 @@ def _add_all(add: Callable[..., None]) -> None:
     add("--gguf-beyond-context", action="store_true", default=False,
         help="measure in windows, or with prompts, longer than the context that the model was trained on, where "
         "llama.cpp goes on and the predictions are worth little (default: off, an error)")  # fmt: skip
-    add("--gguf-batch", metavar="TOKENS", type=_at_least(8, _MOST_TOKENS), default=2048,
+    add("--gguf-batch", metavar="TOKENS", type=at_least(8, _MOST_TOKENS), default=2048,
         help="logical batch of llama.cpp (default: 2048)")  # fmt: skip
-    add("--gguf-ubatch", metavar="TOKENS", type=_at_least(1, _MOST_TOKENS), default=512,
+    add("--gguf-ubatch", metavar="TOKENS", type=at_least(1, _MOST_TOKENS), default=512,
         help="physical batch of llama.cpp (default: 512)")  # fmt: skip
-    add("--gguf-threads", metavar="N", type=_at_least(1, MOST_THREADS), default=None,
+    add("--gguf-threads", metavar="N", type=at_least(1, MOST_THREADS), default=None,
         help="CPU threads (default: the physical cores)")  # fmt: skip
     add("--gguf-flash-attn", choices=("auto", "on", "off"), default="auto",
         help="flash attention of llama.cpp (default: auto)")  # fmt: skip
-    add("--gguf-gpu", metavar="INDEX", type=_at_least(-1), default=0,
+    add("--gguf-gpu", metavar="INDEX", type=at_least(-1), default=0,
         help="NVIDIA GPU for llama.cpp, -1 for none; ignored where there is no GPU (default: 0)")  # fmt: skip
-    add("--gguf-gpu-layers", metavar="N", type=_at_least(-1), default=-1,
+    add("--gguf-gpu-layers", metavar="N", type=at_least(-1), default=-1,
         help="layers on the GPU, -1 for all (default: -1)")  # fmt: skip
-    add("--gguf-pp", metavar="TOKENS", type=_at_least(1, _MOST_TOKENS), default=128,
+    add("--gguf-pp", metavar="TOKENS", type=at_least(1, _MOST_TOKENS), default=128,
         help="prompt length of the speed test; llama-bench uses 512 (default: 128)")  # fmt: skip
-    add("--gguf-tg", metavar="TOKENS", type=_at_least(1, _MOST_TOKENS), default=32,
+    add("--gguf-tg", metavar="TOKENS", type=at_least(1, _MOST_TOKENS), default=32,
         help="generated tokens of the speed test; llama-bench uses 128 (default: 32)")  # fmt: skip
-    add("--gguf-repetitions", metavar="N", type=_at_least(1), default=3,
+    add("--gguf-repetitions", metavar="N", type=at_least(1), default=3,
         help="repetitions of speed and served tests; llama-bench uses 5 (default: 3)")  # fmt: skip
     add("--gguf-llama-server", metavar="PATH", type=path_text, default=None,
         help="llama-server to serve models with (default: llama_cpp.server of llama-cpp-python)")  # fmt: skip
     add("--gguf-prompts", metavar="FILE", type=path_text, default=None,
         help="TOML file of prompts whose continuations are compared (default: 24 built-in prompts)")  # fmt: skip
-    add("--gguf-gen-tokens", metavar="TOKENS", type=_at_least(1, _MOST_TOKENS), default=32,
+    add("--gguf-gen-tokens", metavar="TOKENS", type=at_least(1, _MOST_TOKENS), default=32,
         help="most tokens to generate for each prompt (default: 32)")  # fmt: skip
     add("--gguf-words", metavar="FILE", type=path_text, default=None,
         help="TOML file of words whose embeddings are compared (default: a built-in list)")  # fmt: skip
@@ -305,12 +233,12 @@ def _add_all(add: Callable[..., None]) -> None:
         help="folder for runs and reports (default: results in the root folder)")  # fmt: skip
     add("--gguf-cache", metavar="DIR", type=path_text, default=None,
         help="folder for measurements and quantized models (default: cache in the results folder)")  # fmt: skip
-    add("--gguf-logprobs-limit", metavar="SIZE", type=_size, default=_size("8G"),
+    add("--gguf-logprobs-limit", metavar="SIZE", type=size_in_bytes, default=size_in_bytes("8G"),
         help="most disk space for the log-probabilities of one reference, its activations or its hidden states, such "
         "as 500M or 8G (default: 8G)")  # fmt: skip
-    add("--gguf-cache-limit", metavar="SIZE", type=_size, default=DEFAULT_CACHE_LIMIT,
+    add("--gguf-cache-limit", metavar="SIZE", type=size_in_bytes, default=DEFAULT_CACHE_LIMIT,
         help="most disk space for the whole cache; what was least recently used goes first (default: 50G)")  # fmt: skip
-    add("--gguf-timeout", metavar="SECONDS", type=_seconds, default=1800.0,
+    add("--gguf-timeout", metavar="SECONDS", type=seconds, default=1800.0,
         help="longest silence of a worker process before it is stopped (default: 1800)")  # fmt: skip
     add("--gguf-gates", metavar="FILE", type=path_text, default=None,
         help="TOML file whose limits replace the built-in ones (default: none)")  # fmt: skip
@@ -331,18 +259,18 @@ def _add_all(add: Callable[..., None]) -> None:
         help="save what this run measures as results/baselines/NAME.json (default: off)")  # fmt: skip
     add("--gguf-fresh", action="store_true", default=False,
         help="measure again even where the cache has the result (default: off)")  # fmt: skip
-    add("--gguf-sensitivity", metavar="N|all", type=_smallest, default=2,
+    add("--gguf-sensitivity", metavar="N|all", type=all_or_at_least(0), default=2,
         help="number of candidates, the smallest, to decode with only one group of tensors quantized at a time, and "
         "with one restored (default: 2)")  # fmt: skip
-    add("--gguf-head-windows", metavar="N", type=_at_least(2), default=4,
+    add("--gguf-head-windows", metavar="N", type=at_least(2), default=4,
         help="windows of 96 tokens, spread over the corpus, on which heads are ablated (default: 4)")  # fmt: skip
-    add("--gguf-head-limit", metavar="N|all", type=_heads, default=64,
+    add("--gguf-head-limit", metavar="N|all", type=all_or_at_least(2), default=64,
         help="most heads of a model that are ablated one by one; of more, those that ablations of random subsets put "
         "first (default: 64)")  # fmt: skip
-    add("--gguf-analytics-gpu", metavar="INDEX", type=_at_least(-1), default=None,
+    add("--gguf-analytics-gpu", metavar="INDEX", type=at_least(-1), default=None,
         help="NVIDIA GPU for analyses of activations and embeddings, -1 for none; used where cuML is installed "
         "(default: the second, or else the first)")  # fmt: skip
-    add("--gguf-heads", metavar="HEADS", type=_head_list, default=None,
+    add("--gguf-heads", metavar="HEADS", type=head_list, default=None,
         help="heads of these layers whose patterns the report shows, counted from 0, such as 0-3,7 "
         "(default: all)")  # fmt: skip
     add("--gguf-layers", metavar="LAYERS", type=parse_layers, default=None,
@@ -358,9 +286,13 @@ def read_options(config: pytest.Config) -> Options:
     from harness.engine.server import require_binary
     from harness.sources import as_seen_from, parse_specs
 
-    get = config.getoption
+    known = _attributes()
+
+    def get(name: str) -> Any:
+        return checked_value(name, config.getoption(name), known[name])
+
     start = Path(getattr(config, "workerinput", {}).get("gguf_start") or config.invocation_params.dir)
-    _refuse_empty(config)
+    _refuse_empty(get)
     models = tuple(as_seen_from(start, spec) for spec in parse_specs(get("--models") or [], start))
     if get("--models") and not models:
         raise OptionError("--models is empty.", "Give a path, glob, folder, alias or hf:org/repo:file.")
@@ -376,7 +308,8 @@ def read_options(config: pytest.Config) -> Options:
     results = path_of("--gguf-results") or config.rootpath / "results"
     for name in ("--gguf-imatrix", "--gguf-gates"):
         if (path := path_of(name)) is not None and not path.is_file():
-            raise OptionError(f"{name}={path}: no such file.", "Give the path of an existing file.")
+            problem = "a folder, a pipe or a device" if path.exists() else "no such file"
+            raise OptionError(f"{name}={path}: {problem}.", "Give the path of an existing file.")
     if get("--gguf-baseline-map") and get("--gguf-baseline") is None:
         raise OptionError("--gguf-baseline-map without --gguf-baseline compares nothing.", "Give --gguf-baseline too.")
     baseline, saved = _baselines(get("--gguf-baseline"), get("--gguf-save-baseline"), results, start)
@@ -434,10 +367,10 @@ def read_options(config: pytest.Config) -> Options:
     return options
 
 
-def _refuse_empty(config: pytest.Config) -> None:
+def _refuse_empty(get: Callable[[str], Any]) -> None:
     """What is no path alone has no type that could say so."""
     for name in ("--reference", "--gguf-corpus", "--gguf-baseline"):
-        value = config.getoption(name)
+        value = get(name)
         if value is not None and not value.strip():
             raise OptionError(
                 f"{name} is empty.", "Give a value, or leave it out; a variable that is not set leaves nothing."
@@ -456,6 +389,8 @@ def _baselines(compared: str | None, saved: str | None, results: Path, start: Pa
     # It imports numpy, which most sessions do without at this point.
     from harness.baselines import check_name, find_baseline
 
+    if compared == "":
+        raise OptionError("--gguf-baseline is empty.", "Give a name or a file; an unset variable leaves nothing.")
     return (
         None if compared is None else find_baseline(compared, results, start),
         None if saved is None else check_name(saved),

@@ -28,9 +28,14 @@ _ATTEMPT: Final = pytest.StashKey[int]()
 class GateFailed(Failed):
     """The fixture `gate` fails a test."""
 
+    # As pytest's own: its summary then says `GateFailed: ...` without where the class is.
+    __module__ = "builtins"
+
 
 class BaselineFailed(Failed):
     """The fixture `baseline` fails a test."""
+
+    __module__ = "builtins"
 
 
 def begin_attempt(item: pytest.Item, ours: frozenset[str]) -> None:

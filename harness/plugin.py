@@ -11,7 +11,7 @@ import importlib
 import re
 import signal
 import sys
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,7 +26,7 @@ from harness.plan import suite_of
 from harness.report.data import visible
 from harness.reporting import Reporting
 from harness.run import new_run_id
-from harness.state import FINDINGS, STATE, State
+from harness.state import FINDINGS, STATE, State, only_plans
 from harness.visible import is_utf8
 
 _FIXTURES: Final = (
@@ -266,7 +266,21 @@ def _ours(item: pytest.Item) -> set[str]:
     # The only way to tell whose a fixture is. Of what they were, names are left out that a parameter made needless.
     definitions = item._fixtureinfo.name2fixturedefs  # noqa: SLF001
     used = {name: definitions[name] for name in _FIXTURE_NAMES & {*item.fixturenames} if definitions.get(name)}
-    return {name for name, known in used.items() if str(known[-1].func.__module__).startswith("harness.fixtures.")}
+    return {name for name, known in used.items() if _is_built_on_ours(known)}
+
+
+def _is_built_on_ours(definitions: Sequence[pytest.FixtureDef[Any]]) -> bool:
+    """Whether a fixture is ours, or a project's own one that asks for ours of the same name, as in `def model(model)`.
+
+    Args:
+        definitions: of one name; each takes the place of those before it.
+    """
+    for definition in reversed(definitions):
+        if str(definition.func.__module__).startswith("harness.fixtures."):
+            return True
+        if definition.argname not in definition.argnames:
+            return False
+    return False
 
 
 def _parametrized(metafunc: pytest.Metafunc) -> set[str]:
@@ -329,9 +343,10 @@ def _usage_errors() -> Iterator[None]:
 
 def _measures(config: pytest.Config) -> bool:
     """Whether tests are to run; that xdist's workers can do so was looked at by their controller."""
-    return not (config.getoption("collectonly") or hasattr(config, "workerinput"))
+    return not (only_plans(config) or hasattr(config, "workerinput"))
 
 
 def _only_informs(config: pytest.Config) -> bool:
     """Whether pytest prints something about itself and ends: nothing is looked for, least of all on a hub."""
-    return any(config.getoption(name, False) for name in ("help", "version", "markers", "showfixtures", "cacheshow"))
+    names = ("help", "version", "markers", "showfixtures", "show_fixtures_per_test", "cacheshow")
+    return any(config.getoption(name, False) for name in names)

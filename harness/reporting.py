@@ -15,7 +15,7 @@ from harness.errors import HarnessError
 from harness.junit import add_suite_properties, readable, writes_junit
 from harness.outcomes import Kind, message_of
 from harness.run import Course, Findings, RunDraft, TestRecord
-from harness.state import BASELINE_PROPERTY, ESTIMATE_PROPERTY, GATE_PROPERTY, State
+from harness.state import BASELINE_PROPERTY, ESTIMATE_PROPERTY, GATE_PROPERTY, State, only_plans
 from harness.visible import visible
 
 __all__ = ["Reporting"]
@@ -44,7 +44,7 @@ class Reporting:
         self._follow(report)
         if report.when == _CRASHED:
             self._keep_crashed(report)
-        if not hasattr(report, "gguf_model"):
+        if not hasattr(report, "gguf_model") or only_plans(self._state.config):
             return
         draft = self._state.draft = self._state.draft or _new_draft(self._state, self._course)
         self._plan(draft, report.gguf_suites)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from harness.regressions import Comparison
     from harness.words import WordList
 
-__all__ = ["BASELINE_PROPERTY", "ESTIMATE_PROPERTY", "FINDINGS", "GATE_PROPERTY", "STATE", "State"]
+__all__ = ["BASELINE_PROPERTY", "ESTIMATE_PROPERTY", "FINDINGS", "GATE_PROPERTY", "STATE", "State", "only_plans"]
 
 ESTIMATE_PROPERTY: Final = "gguf_estimate"
 GATE_PROPERTY: Final = "gguf_gate"
@@ -167,3 +167,8 @@ class State:
 
 
 STATE: Final = pytest.StashKey[State]()
+
+
+def only_plans(config: pytest.Config) -> bool:
+    """Whether pytest shows what it would run, and no test runs: there is nothing to measure, and nothing to report."""
+    return any(config.getoption(name, False) for name in ("collectonly", "setuponly", "setupplan"))

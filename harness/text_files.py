@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import stat
 import tomllib
 from pathlib import Path
 from typing import Any, Final
@@ -33,9 +34,12 @@ def read_bytes(path: Path, what: str, error: type[HarnessError]) -> bytes:
         error: what is raised.
 
     Raises:
-        HarnessError: of that kind: it is missing, a folder, or not readable.
+        HarnessError: of that kind: it is missing, a folder, or not readable; or a pipe or a device, which can be read
+            once, or without end, and files are read by several processes.
     """
     try:
+        if not stat.S_ISREG(mode := path.stat().st_mode) and not stat.S_ISDIR(mode):
+            raise error(f"{_named(what, path)} is a pipe or a device, not a file.", "Save what it gives to a file.")
         return path.read_bytes()
     except OSError as problem:
         reason = problem.strerror or str(problem)

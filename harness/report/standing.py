@@ -132,17 +132,20 @@ class Standings:
         return Standing(verdict, why, _unique(others), undecided, tuple(reasons["incomplete"]))
 
     def _missing(self, model: str) -> str:
-        """`2 of 4 gates decided; not decided: same_top, ppl_ratio (test_x did not run)`."""
+        """`2 of 4 gates decided; not decided: same_top, ppl_ratio (test_x did not run)`; and what is inconclusive."""
         reasons: dict[str, list[str]] = {}
         for one in self._undecided[model]:
             reasons.setdefault(one.why.rstrip("."), []).append(one.metric)
         missing = "; ".join(f"{', '.join(metrics)} ({why})" for why, metrics in reasons.items())
         # Of a person's own tests, gates count when they are decided.
-        decided = {(gate.get("suite"), gate["metric"]) for gate in self._gates.get(model, [])}
+        tested = {(gate.get("suite"), gate["metric"]): gate["verdict"] for gate in self._gates.get(model, [])}
+        open_ones = [metric for (_, metric), verdict in tested.items() if verdict == "inconclusive"]
         made = {one["metric"] for one in self._comparisons.get(model, [])}
         what = "gates and comparisons" if made or self._undecided[model][-1].compared else "gates"
-        count = len(decided) + len(made)
-        return f"{count} of {count + len(self._undecided[model])} {what} decided; not decided: {missing}"
+        count = len(tested) + len(made)
+        told = f"{count - len(open_ones)} of {count + len(self._undecided[model])} {what} decided; "
+        told += f"inconclusive: {', '.join(open_ones)}; " if open_ones else ""
+        return f"{told}not decided: {missing}"
 
 
 def undecided_gates(run: Entry) -> list[Undecided]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from harness.interrupts import absorbed, endings
+from harness.interrupts import Terminated, absorbed, endings
 from tests.plugin.conftest import INI, SUITES, ReadRun, RunSuite
 
 # Loaded with -p: presses Ctrl-C while results are written, as often as the environment says.
@@ -111,6 +111,31 @@ def test_what_others_decided_of_signals_stays() -> None:
         assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+class _Finalized:
+    """Gets SIGTERM where Python loses the exception."""
+
+    def __del__(self) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.01)
+
+
+def test_a_signal_that_python_loses_still_ends_a_command(capsys: pytest.CaptureFixture[str]) -> None:
+    before, done = signal.getsignal(signal.SIGTERM), []
+
+    def command() -> None:
+        with endings():
+            _Finalized()
+            done.append("the rest")
+
+    try:
+        with pytest.raises(Terminated):
+            command()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert done
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.options import add_options, parse_layers
+from harness.option_values import parse_layers
+from harness.options import add_options
 from tests.plugin.conftest import SUITES, RunSuite
 
 
@@ -186,6 +187,38 @@ def test_models_and_prompts_can_be_given_by_name(pytester: pytest.Pytester, llam
     result.stdout.fnmatch_lines(["This session has no model 'other'.", "There is no prompt 'nothing'."])
 
 
+def test_a_project_may_extend_a_fixture_of_ours(pytester: pytest.Pytester, llama_file: Path) -> None:
+    pytester.makeconftest(
+        """
+        import pytest
+
+        @pytest.fixture
+        def model(model):
+            return model
+
+        @pytest.fixture
+        def prompt(prompt):
+            return "asked: " + prompt.id
+        """
+    )
+    pytester.path.joinpath("prompts.toml").write_text("[[prompt]]\nid = 'story'\ntext = 'Once'\n")
+    pytester.makepyfile("def test_mine(model, prompt): assert (model.name, prompt) == ('random-F32', 'asked: story')")
+    result = pytester.runpytest_subprocess(
+        f"--models={llama_file}", "--gguf-prompts=prompts.toml", "-p", "no:cacheprovider", "-W", "error"
+    )
+    result.assert_outcomes(passed=1)
+
+
+@pytest.mark.parametrize("option", ["--setup-plan", "--setup-only"])
+def test_a_session_that_runs_no_test_leaves_no_run(
+    run_suite: RunSuite, pytester: pytest.Pytester, llama_file: Path, option: str
+) -> None:
+    result = run_suite(f"--models={llama_file}", option, tests="test_file.py")
+    assert result.ret == 0
+    assert "No candidates" not in str(result.stdout)
+    assert not list(pytester.path.glob("results/runs/*/run.json"))
+
+
 def test_a_folder_that_pytest_cannot_write_costs_no_table(pytester: pytest.Pytester, llama_file: Path) -> None:
     """With the settings of a checkout, as in a read-only one: pytest warns that its cache is lost, and that is all."""
     pytester.path.joinpath(".pytest_cache").write_text("in the way")
@@ -196,7 +229,7 @@ def test_a_folder_that_pytest_cannot_write_costs_no_table(pytester: pytest.Pytes
     result.stdout.fnmatch_lines(["*PytestCacheWarning*"])
 
 
-@pytest.mark.parametrize("option", ["--help", "--version", "--markers", "--fixtures"])
+@pytest.mark.parametrize("option", ["--help", "--version", "--markers", "--fixtures", "--fixtures-per-test"])
 def test_what_only_informs_looks_for_no_model(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, option: str
 ) -> None:

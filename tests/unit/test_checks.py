@@ -12,8 +12,9 @@ from harness.state import State
 from tests.random_llama import write_random_llama
 
 
-def _check(*arguments: str) -> None:
+def _check(*arguments: str, **values: object) -> None:
     config = pytest.Config.fromdictargs({}, ["-p", "no:cacheprovider", *arguments])
+    vars(config.option).update(values)
     check_options(State(config, "run"), measures=False)
 
 
@@ -40,6 +41,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("--gguf-heads=4", "--gguf-heads names head 4, and no model has more than 4 heads"),
         ("--reference=", "--reference is empty"),
         ("--gguf-baseline=missing", "missing"),
+        ("--gguf-baseline=", "--gguf-baseline is empty"),
+        ("--gguf-gates=/dev/null", "--gguf-gates=/dev/null: a folder, a pipe or a device."),
     ],
 )
 def test_mistakes_are_named(folder: Path, argument: str, message: str) -> None:
@@ -58,15 +61,39 @@ def test_mistakes_are_named(folder: Path, argument: str, message: str) -> None:
         ("--gguf-timeout=inf", "seconds are too many"),
         ("--gguf-timeout=1e9", "seconds are too many"),
         ("--gguf-timeout=nan", "expected more than 0 seconds"),
-        ("--gguf-logprobs-limit=nan", "is not a positive size"),
-        ("--gguf-logprobs-limit=infG", "is not a positive size"),
-        ("--gguf-ctx=" + "9" * 5000, "is not a whole number"),
+        ("--gguf-logprobs-limit=nan", "is no size in bytes"),
+        ("--gguf-logprobs-limit=infG", "is no size in bytes"),
+        ("--gguf-cache-limit=0.5", "is no size in bytes"),
+        ("--gguf-ctx=" + "9" * 5000, "is not a whole number, expected at least 8"),
+        ("--gguf-chunks=ALL", "'ALL' is not a whole number, expected at least 2, or `all`"),
     ],
 )
 def test_values_that_nothing_can_have(argument: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises((pytest.UsageError, SystemExit)) as caught:
         _check(argument)
     assert message in f"{caught.value}{capsys.readouterr().err}"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("gguf_ctx", "0", "--gguf-ctx: 0 is too small, expected at least 8."),
+        ("gguf_ctx", 4.5, "--gguf-ctx: '4.5' is not a whole number"),
+        ("gguf_windows", "last", "--gguf-windows is 'last', expected one of sampled, first."),
+        ("gguf_holm", "yes", "--gguf-holm is 'yes', expected True or False."),
+        ("gguf_corpus", 7, "--gguf-corpus is 7, expected a text."),
+        ("models", 7, "--models is 7, expected a text or a list of texts."),
+    ],
+)
+def test_values_of_a_conftest_are_checked(folder: Path, name: str, value: object, message: str) -> None:
+    with pytest.raises(HarnessError) as caught:
+        _check(f"--models={folder}/small-F32.gguf", **{name: value})
+    assert message in str(caught.value)
+
+
+def test_a_conftest_may_write_what_people_write(folder: Path) -> None:
+    values = {"models": f"{folder}/small-F32.gguf", "gguf_results": str(folder / "res"), "gguf_ctx": "64"}
+    _check(**values, gguf_chunks=4, gguf_layers="0-1")
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,12 @@ def test_one_trailing_newline_is_stripped(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"", "is empty"), (b" \n\n", "is empty"), (b"ab\xff\xfe", "not UTF-8 text: byte 0xff at offset 2")],
+    [
+        (b"", "is empty"),
+        (b" \n\n", "is empty"),
+        (b"ab\xff\xfe", "not UTF-8 text: byte 0xff at offset 2"),
+        (b"a\0b\0", "no text: there is a NUL byte at offset 1"),
+    ],
 )
 def test_bad_texts_are_named(tmp_path: Path, content: bytes, message: str) -> None:
     file = tmp_path / "bad.txt"
@@ -39,7 +44,13 @@ def test_bad_texts_are_named(tmp_path: Path, content: bytes, message: str) -> No
 
 @pytest.mark.parametrize(
     ("spec", "message"),
-    [("no-such-corpus", "neither a known name nor a file"), ("hf:x", "malformed"), ("/", "cannot be read")],
+    [
+        ("no-such-corpus", "neither a known name nor a file"),
+        ("hf:x", "malformed"),
+        ("/", "cannot be read"),
+        ("", "--gguf-corpus is empty"),
+        ("/dev/zero", "a pipe or a device"),
+    ],
 )
 def test_bad_specs_are_named(spec: str, message: str) -> None:
     with pytest.raises(CorpusError, match=message):

@@ -80,7 +80,7 @@ def test_a_no_is_one_message(
 
 
 def test_a_hub_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
-    """huggingface_hub tries six times; only its waiting is left out here."""
+    """It is asked three times; only the waiting is left out here."""
     from huggingface_hub.utils import _http
 
     for name in ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY"):
@@ -90,7 +90,21 @@ def test_a_hub_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
     _http.close_session()
     with pytest.raises(HubError, match="refused"):
         hub.list_files("org/name")
+    with pytest.raises(HubError, match=r"the hub cannot be reached, and x\.gguf is not in the cache"):
+        hub.download("org/name", "x.gguf")
     _http.close_session()
+
+
+def test_no_network_is_said_soon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A port that nobody listens to: huggingface_hub alone asks for 23 seconds."""
+    for name, value in {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)}.items():
+        monkeypatch.setenv(name, value)
+    for spec in ("hf:org/name:Q4_K_M", "hf:org/name:x.gguf"):
+        started = time.monotonic()
+        done = subprocess.run([sys.executable, "-c", ASK, spec], capture_output=True, text=True, check=False)
+        assert done.returncode == 2, done.stderr
+        assert "could not be downloaded" in done.stderr
+        assert time.monotonic() - started < 15
 
 
 def test_patience_ends() -> None:

@@ -103,6 +103,14 @@ def test_what_was_not_decided_is_incomplete_wherever_a_run_is_shown(decided: tup
     assert any(line.startswith(f"::warning title={NAME} is incomplete::") for line in annotation_lines(run))
 
 
+def test_what_is_inconclusive_is_not_counted_as_decided() -> None:
+    run = _run("kld_mean", "ppl_ratio")
+    gates = [gate | ({"verdict": "inconclusive"} if gate["metric"] == "kld_mean" else {}) for gate in run["gates"]]
+    verdict, (reason, *_) = _verdict(run | {"gates": gates})
+    assert verdict == "incomplete"
+    assert reason.startswith("1 of 4 gates decided; inconclusive: kld_mean; not decided: ")
+
+
 def test_why_a_gate_was_not_decided_is_said() -> None:
     skipped = _test(TESTS["same_top"], "skipped", message="there is no data")
     run = _run("kld_mean", "ppl_ratio", "delta_p_rms")
@@ -175,7 +183,9 @@ def test_the_worst_comes_first_and_the_rest_behind_it() -> None:
     standing = Standings(run).of(NAME)
     assert (standing.verdict, standing.reasons) == ("fail", ("KL is too large.",))
     assert standing.others[0] == "could not be measured: It died."
-    assert standing.others[1].startswith("2 of 4 gates decided; not decided: ppl_ratio (test_perplexity_stays_close")
+    assert standing.others[1].startswith(
+        "1 of 4 gates decided; inconclusive: same_top; not decided: ppl_ratio (test_perp"
+    )
     run["gates"][0]["verdict"] = "pass"
     assert Standings(run).of(NAME).verdict == "error"
     run["tests"].pop()
