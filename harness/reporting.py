@@ -20,7 +20,7 @@ from harness.visible import visible
 
 __all__ = ["Reporting"]
 
-_CRASHED: Final = "???"
+_CRASHED: Final[str] = "???"
 """What xdist gives as the phase of a test that a worker died of."""
 
 
@@ -42,7 +42,7 @@ class Reporting:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Take rows, verdicts and outcome of a test of ours; count how far the session is."""
         self._follow(report)
-        if report.when == _CRASHED:
+        if str(report.when) == _CRASHED:  # which pytest does not know
             self._keep_crashed(report)
         if not hasattr(report, "gguf_model") or only_plans(self._state.config):
             return
