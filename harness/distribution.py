@@ -61,7 +61,9 @@ class ModelGroups:
 
             def remove_node(self, node: Any) -> str | None:
                 work = self.assigned_work.pop(node)
-                crashed = next((test for unit in work.values() for test, ended in unit.items() if not ended), None)
+                crashed: str | None = next(
+                    (test for unit in work.values() for test, ended in unit.items() if not ended), None
+                )
                 if crashed is None:
                     return None
                 left = {

@@ -42,7 +42,7 @@ class Reporting:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Take rows, verdicts and outcome of a test of ours; count how far the session is."""
         self._follow(report)
-        if report.when == _CRASHED:
+        if str(report.when) == _CRASHED:
             self._keep_crashed(report)
         if not hasattr(report, "gguf_model"):
             return
