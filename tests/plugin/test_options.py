@@ -46,7 +46,7 @@ from tests.plugin.conftest import SUITES, RunSuite
         (["--models={model}", "--gguf-layers=3-1"], "'3-1' is no range of layers"),
         (["--models={model}", "--gguf-corpus=missing.txt"], "Corpus 'missing.txt' is neither a known name nor a file"),
         (["--models={model}", "--gguf-corpus=hf:name"], "Corpus 'hf:name' is malformed"),
-        (["--models={model}", "--gguf-gates={model}"], "the gates file cannot be read"),
+        (["--models={model}", "--gguf-gates={model}"], "is not UTF-8 text"),
         (["--models={model}", "--gguf-layers=last"], "'last' in 'last' is no layer and no range such as 0-3"),
     ],
 )
