@@ -151,6 +151,7 @@ def test_corpus_mistakes_are_one_message(
 ) -> None:
     pytester.path.joinpath("short.txt").write_text("a few words")
     pytester.path.joinpath("some.txt").write_text("some words " * 100)
+    pytester.path.joinpath("empty.txt").write_text("")
     given = [argument.format(folder=pytester.path) for argument in arguments]
     result = run_suite(f"--models={llama_file}", *given, tests="test_perplexity.py")
     assert result.ret == status
