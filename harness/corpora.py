@@ -70,11 +70,6 @@ def load_corpus(spec: str, *, held_out_topics: Sequence[str] = ()) -> Corpus:
         raw = _read(option_path(spec), spec)
     # As UTF-8: a byte order mark is no part of the text.
     text = decode_text(raw, f"Corpus {spec!r}", CorpusError).encode().removesuffix(b"\n")
-    if b"\0" in text:
-        raise CorpusError(
-            f"Corpus {spec!r} is no text: there is a NUL byte at offset {raw.index(0)}.",
-            "Give a text file in UTF-8; UTF-16 has such bytes, and so have binary files.",
-        )
     if not text.strip():
         raise CorpusError(f"Corpus {spec!r} is empty.", "Give a text file with at least two windows of text.")
     return Corpus(visible(name), text)
