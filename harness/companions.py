@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Final
 
 from harness.gguf_file import GGUFHeader
 
-__all__ = ["companion_kind"]
+__all__ = ["cache_above", "companion_kind", "holds_gguf"]
 
 _TYPES: Final = {
     "adapter": "an adapter",
@@ -15,6 +16,9 @@ _TYPES: Final = {
     "imatrix": "an importance matrix",
 }
 """`general.type` (gguf.GGUFType) of what is no model."""
+
+_CACHE_TAG: Final = "CACHEDIR.TAG"
+_CACHE_SIGNATURE: Final = b"Signature: 8a477f597d28d172789f06886806bc55"
 
 _ARCHITECTURES: Final = {"clip": "a projector of images or sound", "controlvector": "a control vector"}
 _ENDINGS: Final = (
@@ -51,3 +55,30 @@ def companion_kind(headers: Sequence[GGUFHeader]) -> str | None:
 def _text(metadata: dict[str, Any], key: str) -> str:
     value = metadata.get(key)
     return value if isinstance(value, str) else ""
+
+
+def holds_gguf(file: Path) -> bool:
+    """Whether a file begins as GGUF does, whatever it is called."""
+    try:
+        if not file.is_file():
+            return False
+        with file.open("rb") as stream:
+            return stream.read(4) == b"GGUF"
+    except OSError:
+        return False
+
+
+def cache_above(file: Path, named: Path) -> Path | None:
+    """The cache folder that a file is in (https://bford.info/cachedir/), unless a person named a place inside of it.
+
+    Args:
+        file: that a pattern matched.
+        named: the pattern: its folders up to the first wildcard are what the person named.
+    """
+    for folder in file.parents:
+        tag = folder / _CACHE_TAG
+        if tag.is_file() and folder.absolute() not in named.absolute().parents:
+            with tag.open("rb") as stream:
+                if stream.read(len(_CACHE_SIGNATURE)) == _CACHE_SIGNATURE:
+                    return folder
+    return None

@@ -38,7 +38,10 @@ _RUN: Final[_Kinds] = {
 _TABLES: Final[dict[str, _Kinds]] = {
     "models": {
         "name": (str,),
-        "bytes": (*_NUMBER, _NOTHING),
+        "bytes": _NUMBER,
+        "bits_per_weight": _NUMBER,
+        "order": _NUMBER,
+        "sha256": (str,),
         "quantization": (str, _NOTHING),
         "reference": (bool,),
         "fallbacks": (list,),
@@ -69,10 +72,16 @@ _TABLES: Final[dict[str, _Kinds]] = {
 }
 """The same of the tables in its lists."""
 
+_PARTS: Final[dict[str, _Kinds]] = {
+    "corpus": {"name": (str,), "sha256": (str,), **dict.fromkeys(("windows", "n_ctx", "scored_tokens"), _NUMBER)},
+    "cache": {"hits": _NUMBER, "misses": _NUMBER},
+}
+"""The same of tables that it holds once."""
+
 _NEEDED: Final = {
-    "models": ("name",),
-    "tests": ("id", "outcome"),
-    "estimates": ("model", "metric", "value"),
+    "models": ("name", "bytes"),
+    "tests": ("id", "outcome", "suite", "message"),
+    "estimates": ("model", "metric", "value", "se", "n", "unit", "better"),
     "gates": ("model", "metric", "verdict", "detail"),
     "arrays": ("model", "name", "file"),
 }
@@ -83,6 +92,11 @@ def content_problem(run: Mapping[str, Any]) -> str | None:
     if "id" not in run or "estimates" not in run:
         return "it has no id or no estimates"
     problem = _wrong_type(run, _RUN, "")
+    if problem is None and any(type(warning) is not str for warning in run.get("warnings", [])):
+        problem = "warnings holds something other than texts"
+    for name, kinds in _PARTS.items():
+        if problem is None and run.get(name) is not None:
+            problem = _wrong_table(run[name], kinds, tuple(kinds), name)
     for name, kinds in _TABLES.items():
         if problem is not None:
             break

@@ -16,7 +16,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Final
 
-from harness.companions import companion_kind
+from harness.companions import cache_above, companion_kind, holds_gguf
 from harness.errors import HubError, InvalidGGUF, ModelNotFound, OptionError
 from harness.gguf_file import read_header
 from harness.hub_names import SPLIT_NAME, pick_files
@@ -251,12 +251,14 @@ def _models_among(entries: Iterable[Path], spec: str, *, hidden: bool) -> tuple[
     # Links last: where a file is there under both names, its own is the one to use.
     for entry in sorted(entries, key=lambda entry: (entry.is_symlink(), entry)):
         if entry.suffix.lower() != ".gguf":
-            if _holds_gguf(entry):
+            if holds_gguf(entry):
                 notes.append(f"{entry.name} is left out: it holds GGUF, but its name does not end in .gguf.")
         elif entry.is_dir():
             notes.append(f"{entry.name} is left out: it is a folder.")
         elif entry.name.startswith(".") and not hidden:
             notes.append(f"{entry.name} is left out: its name begins with a dot.")
+        elif (cache := cache_above(entry, option_path(spec))) is not None:
+            notes.append(f"{entry.name} is left out: it is in the cache {cache}.")
         else:
             files.append(entry)
     models: list[ModelSource] = []
@@ -266,16 +268,6 @@ def _models_among(entries: Iterable[Path], spec: str, *, hidden: bool) -> tuple[
         else:
             notes.append(f"{source.files[0].name} is left out: it is {kind}.")
     return models, notes
-
-
-def _holds_gguf(file: Path) -> bool:
-    try:
-        if not file.is_file():
-            return False
-        with file.open("rb") as stream:
-            return stream.read(4) == b"GGUF"
-    except OSError:
-        return False
 
 
 def _companion_kind(source: ModelSource) -> str | None:

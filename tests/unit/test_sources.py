@@ -252,3 +252,16 @@ def test_a_hub_spec_without_network_is_one_message(monkeypatch: pytest.MonkeyPat
 def test_a_link_to_nothing_is_a_model_whose_tests_say_so(tmp_path: Path) -> None:
     (tmp_path / "m.gguf").symlink_to("none")
     assert [source.name for source in expand_all([f"{tmp_path}/m.gguf", str(tmp_path)])] == ["m"]
+
+
+def test_a_pattern_leaves_caches_out_and_says_so(tmp_path: Path, llama_file: Path) -> None:
+    kept = tmp_path / "results" / "cache" / "models"
+    kept.mkdir(parents=True)
+    shutil.copyfile(llama_file, tmp_path / "mine.gguf")
+    shutil.copyfile(llama_file, kept / "Q8_0.gguf")
+    (kept.parent / "CACHEDIR.TAG").write_text("Signature: 8a477f597d28d172789f06886806bc55\n# of some program\n")
+    selection = select([f"{tmp_path}/**/*.gguf"])
+    assert [source.files[0].name for source in selection.models] == ["mine.gguf"]
+    assert selection.notes == (f"Q8_0.gguf is left out: it is in the cache {kept.parent}.",)
+    # Who names a place in a cache means it.
+    assert [source.name for source in select([f"{kept}/*.gguf"]).models] == ["Q8_0"]
