@@ -26,6 +26,7 @@ lint: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(BIN)/python -m tests.bench.compare_with_llama_cpp
 	$(BIN)/python -m tests.bench.attention_overhead
+	$(BIN)/python -m tests.bench.speed_ratio
 
 clean:
 	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .import_linter_cache dist build
