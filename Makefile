@@ -14,7 +14,7 @@ demo: $(VENV)/.demo
 	else exit $$status; fi
 
 test: $(VENV)/.dev lint
-	$(BIN)/python -m pytest tests/integration --timeout=600
+	$(BIN)/python -m pytest tests/integration -n 2 --timeout=600
 	$(BIN)/python -m pytest tests/unit tests/plugin -n 2 --timeout=600
 
 lint: $(VENV)/.dev

@@ -34,7 +34,7 @@ def test_windows_are_the_same_in_any_order(llama_file: Path, tmp_path: Path, thr
     def request(file: Path, name: str) -> PassRequest:
         order: WindowOrder = "first" if name == "in order" else "sampled"
         corpus = CorpusText("pydoc", text)
-        return PassRequest(name, (file,), settings, corpus, WINDOWS, tmp_path / name, order)
+        return PassRequest(name, (file,), settings, corpus, WINDOWS, tmp_path / name, order=order)
 
     reference = tmp_path / "reference"
     with Worker("reference", tmp_path / "log") as worker:
