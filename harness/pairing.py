@@ -89,7 +89,7 @@ def _by_type(
         return _nobody("no model has its name, and its file does not say of which type it is")
     kind = f"{subject.quantization} of its family (same architecture, parameters and vocabulary)"
     here, there = (
-        [one.name for one in side if (one.quantization, one.family) == (subject.quantization, subject.family)]
+        sorted(one.name for one in side if (one.quantization, one.family) == (subject.quantization, subject.family))
         for side in (now, earlier)
     )
     if not there:

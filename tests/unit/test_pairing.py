@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from harness.errors import OptionError
@@ -87,6 +87,7 @@ _SIDES = st.lists(
 
 
 @given(_SIDES, _SIDES)
+@example([Subject("a", "Q8_0", FAMILY)], [Subject("a", "Q8_0", FAMILY), Subject("b", "Q8_0", FAMILY)])
 def test_every_candidate_gets_an_answer_and_no_partner_is_shared(earlier: list[Subject], now: list[Subject]) -> None:
     partners = pair_up(earlier, now)
     assert sorted(partners) == sorted(subject.name for subject in now)
