@@ -113,9 +113,7 @@ def _add_model_commands(commands: argparse._SubParsersAction[argparse.ArgumentPa
     heads.add_argument(
         "--prompts", type=path_argument, default=None, metavar="FILE", help="TOML file (default: built-in)"
     )
-    heads.add_argument(
-        "--threads", type=_threads, default=None, metavar="N", help="CPU threads (default: physical cores)"
-    )
+    _add_threads(heads)
     heads.set_defaults(function=_heads)
 
     quantize = commands.add_parser("quantize", help="quantize a model to one or several types")
@@ -127,9 +125,7 @@ def _add_model_commands(commands: argparse._SubParsersAction[argparse.ArgumentPa
     quantize.add_argument(
         "--imatrix", type=path_argument, default=None, metavar="FILE", help="importance matrix (GGUF)"
     )
-    quantize.add_argument(
-        "--threads", type=_threads, default=None, metavar="N", help="CPU threads (default: physical cores)"
-    )
+    _add_threads(quantize)
     quantize.set_defaults(function=_quantize)
 
     graph = commands.add_parser("graph", help="write a graph of a model as tables (Parquet) and as an interactive page")
@@ -145,9 +141,7 @@ def _add_model_commands(commands: argparse._SubParsersAction[argparse.ArgumentPa
     graph.add_argument(
         "--words", type=path_argument, default=None, metavar="FILE", help="for cosine (default: built-in list)"
     )
-    graph.add_argument(
-        "--threads", type=_threads, default=None, metavar="N", help="CPU threads (default: physical cores)"
-    )
+    _add_threads(graph)
     graph.add_argument(
         "-o", "--out", type=path_argument, default=".", metavar="DIR", help="folder for the files (default: here)"
     )
@@ -155,6 +149,12 @@ def _add_model_commands(commands: argparse._SubParsersAction[argparse.ArgumentPa
         "--upload", action="store_true", help="also send it to Graphistry, as the account in the environment"
     )
     graph.set_defaults(function=_graph)
+
+
+def _add_threads(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--threads", type=_threads, default=None, metavar="N", help="CPU threads (default: physical cores)"
+    )
 
 
 def _threads(text: str) -> int:

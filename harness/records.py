@@ -199,6 +199,11 @@ class Row:
             doubt=estimate.doubt,
         )
 
+    @property
+    def place(self) -> Place:
+        """Where the value belongs."""
+        return Place(self.layer, self.head, self.part, self.prompt)
+
     def to_json(self) -> dict[str, Any]:
         """A dictionary of JSON types only."""
         return asdict(self)

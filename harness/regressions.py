@@ -166,7 +166,7 @@ def is_compared(row: Row) -> bool:
     Values of whole models that say how good a candidate is and have an error. Metrics of the corpus are compared by
     window, with `compare`. Speed and memory belong to a machine, and the part of a model to a report.
     """
-    whole = Place(row.layer, row.head, row.part, row.prompt) == WHOLE
+    whole = row.place == WHOLE
     quality = row.better != "neutral" and row.unit not in {"tokens/s", "s", "bytes"}
     of_corpus = row.metric in CORPUS_METRICS or row.metric.startswith("floor_")
     return whole and quality and not of_corpus and row.se is not None and row.reference is not None
@@ -185,7 +185,7 @@ def compare_row(
         settings: as in `Baseline.settings`.
     """
     before = baseline.models[partner]
-    place = Place(row.layer, row.head, row.part, row.prompt)
+    place = row.place
     old = before.estimates.get(row.metric) if place == WHOLE else before.placed.get((row.metric, place))
     change = _independent(old, Estimate(row.metric, row.value, row.n, row.se, row.se_iid, row.clusters))
     if change is None:
