@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from harness.atomic_file import replacing
+from harness.companions import CACHE_SIGNATURE, CACHE_TAG
 from harness.locks import HeldLock, hold
 from harness.measurements import folders
 
@@ -50,12 +52,7 @@ _RESULTS: Final = frozenset({ARRAYS_FILE, META_FILE, USED_FILE})
 _FILES: Final = ("hashes", "logs")
 """Folders of the cache that hold files and no entries."""
 
-_TAG: Final = "CACHEDIR.TAG"
-_TAG_CONTENT: Final = (
-    # What backup programs look for: https://bford.info/cachedir/
-    "Signature: 8a477f597d28d172789f06886806bc55\n"
-    "# This is a cache of gguf-harness. Everything in it can be measured again.\n"
-)
+_TAG_CONTENT: Final = f"{CACHE_SIGNATURE}\n# This is a cache of gguf-harness. Everything in it can be measured again.\n"
 _ENTRY: Final = re.compile(r"[0-9a-f]{24}")
 _QUIET_S: Final = 3600.0
 """A log that was written to within an hour may be that of a running process."""
@@ -96,7 +93,7 @@ def mark_cache(root: Path) -> None:
     Raises:
         OSError: the folder cannot be written.
     """
-    tag = root / _TAG
+    tag = root / CACHE_TAG
     if not tag.exists():
         root.mkdir(parents=True, exist_ok=True)
         tag.write_text(_TAG_CONTENT, encoding="ascii")
@@ -107,7 +104,7 @@ def check_cache(root: Path) -> str | None:
     if not root.is_dir():
         return "there is no such folder"
     with contextlib.suppress(OSError, ValueError):
-        if (root / _TAG).read_text(encoding="utf-8").startswith(_TAG_CONTENT):
+        if (root / CACHE_TAG).read_text(encoding="utf-8").startswith(_TAG_CONTENT):
             return None
     # Before there were tags.
     names = {path.name.removesuffix(".lock") for path in root.iterdir()}
@@ -280,11 +277,8 @@ def cap_log(log: Path) -> None:
         with log.open("rb") as file:
             file.seek(-_KEPT_OF_LOG, os.SEEK_END)
             end = file.read()
-        descriptor, name = tempfile.mkstemp(dir=log.parent, prefix=f".{log.stem[:32]}.")
-        with os.fdopen(descriptor, "wb") as file:
+        with replacing(log) as file:
             file.write(b"(what came before was removed)\n" + end.partition(b"\n")[2])
-        Path(name).chmod(0o644)
-        Path(name).replace(log)
     except OSError:
         return  # a log that cannot be shortened is no reason not to measure
 

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from harness.gguf_file import GGUFHeader
 
-__all__ = ["cache_above", "companion_kind", "holds_gguf"]
+__all__ = ["CACHE_SIGNATURE", "CACHE_TAG", "cache_above", "companion_kind", "holds_gguf"]
 
 _TYPES: Final = {
     "adapter": "an adapter",
@@ -17,8 +17,9 @@ _TYPES: Final = {
 }
 """`general.type` (gguf.GGUFType) of what is no model."""
 
-_CACHE_TAG: Final = "CACHEDIR.TAG"
-_CACHE_SIGNATURE: Final = b"Signature: 8a477f597d28d172789f06886806bc55"
+CACHE_TAG: Final = "CACHEDIR.TAG"
+CACHE_SIGNATURE: Final = "Signature: 8a477f597d28d172789f06886806bc55"
+"""The file in a cache folder that backup programs look for, and how it begins: https://bford.info/cachedir/"""
 
 _ARCHITECTURES: Final = {"clip": "a projector of images or sound", "controlvector": "a control vector"}
 _ENDINGS: Final = (
@@ -76,9 +77,9 @@ def cache_above(file: Path, named: Path) -> Path | None:
         named: the pattern: its folders up to the first wildcard are what the person named.
     """
     for folder in file.parents:
-        tag = folder / _CACHE_TAG
+        tag = folder / CACHE_TAG
         if tag.is_file() and folder.absolute() not in named.absolute().parents:
             with tag.open("rb") as stream:
-                if stream.read(len(_CACHE_SIGNATURE)) == _CACHE_SIGNATURE:
+                if stream.read(len(CACHE_SIGNATURE)) == CACHE_SIGNATURE.encode():
                     return folder
     return None

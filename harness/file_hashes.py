@@ -8,13 +8,13 @@ import json
 import os
 import random
 import re
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import BinaryIO, Final
 
+from harness.atomic_file import replacing
 from harness.errors import ModelError
 
 __all__ = ["FileState", "file_states", "has_change_time", "hash_files"]
@@ -164,7 +164,5 @@ def _remember(note: Path, content: dict[str, object]) -> None:
     # Without a note, the file is only hashed again: what keeps the cache from being written is said elsewhere.
     with contextlib.suppress(OSError):
         note.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(dir=note.parent)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-            json.dump(content, stream)
-        Path(name).replace(note)
+        with replacing(note) as stream:
+            stream.write(json.dumps(content).encode())

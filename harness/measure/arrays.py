@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import struct
-import tempfile
 import zipfile
 import zlib
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from harness.atomic_file import replacing
 from harness.errors import FilesLost, write_error
 
 __all__ = ["checksums", "file_checksum", "load_arrays", "save_arrays"]
@@ -32,18 +31,8 @@ def save_arrays(path: Path, arrays: dict[str, NDArray[np.generic]]) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            temporary = Path(file.name)
-            # Temporary files are private; results are for everyone who may read the folder.
-            temporary.chmod(0o644)
-            try:
-                np.savez(file, **arrays)  # type: ignore[arg-type]
-                file.flush()
-                os.fsync(file.fileno())
-            except BaseException:
-                temporary.unlink(missing_ok=True)
-                raise
-        temporary.replace(path)
+        with replacing(path) as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]
     except OSError as error:
         raise write_error(path, error) from error
 
