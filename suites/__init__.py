@@ -1,1 +1,1 @@
-"""Test suites that users run: one folder per question. Importable as `harness.suites`."""
+"""Test suites that users run: one folder per question. Importable as `gguf_harness.suites`."""

@@ -22,11 +22,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from harness.corpora import load_corpus
-from harness.ladder import plan_ladder
-from harness.options import read_options
-from harness.progress import SilentProgress
-from harness.runner import Runner
+from gguf_harness.corpora import load_corpus
+from gguf_harness.ladder import plan_ladder
+from gguf_harness.options import read_options
+from gguf_harness.progress import SilentProgress
+from gguf_harness.runner import Runner
 
 __all__ = ["LADDERS", "measure"]
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from harness.fixture_types import Attend, GateCheck, Record
-from harness.metrics.attention import attention_estimates, head_estimates
-from harness.prompts import Prompt
-from harness.records import PlacedEstimate
-from harness.runner import LoadedModel
+from gguf_harness.fixture_types import Attend, GateCheck, Record
+from gguf_harness.metrics.attention import attention_estimates, head_estimates
+from gguf_harness.prompts import Prompt
+from gguf_harness.records import PlacedEstimate
+from gguf_harness.runner import LoadedModel
 
 
 @pytest.mark.metric("attn_cosine")

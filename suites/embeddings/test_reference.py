@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from harness.errors import NoData, VocabularyMismatch
-from harness.fixture_types import Embeddings, GateCheck, Record
-from harness.measure.observers import Arrays
-from harness.metrics.embeddings import compare_neighbours, compare_prompts, compare_word_spaces, unpack
-from harness.models import check_same_vocabulary
-from harness.runner import LoadedModel
+from gguf_harness.errors import NoData, VocabularyMismatch
+from gguf_harness.fixture_types import Embeddings, GateCheck, Record
+from gguf_harness.measure.observers import Arrays
+from gguf_harness.metrics.embeddings import compare_neighbours, compare_prompts, compare_word_spaces, unpack
+from gguf_harness.models import check_same_vocabulary
+from gguf_harness.runner import LoadedModel
 
 
 @pytest.mark.metric("neighbour_recall")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from harness.errors import NoData
-from harness.fixture_types import Embeddings, GateCheck, Record
-from harness.metrics.embeddings import describe_analogies, describe_groups, describe_space
-from harness.records import Estimate
-from harness.runner import LoadedModel
-from harness.words import WordList
+from gguf_harness.errors import NoData
+from gguf_harness.fixture_types import Embeddings, GateCheck, Record
+from gguf_harness.metrics.embeddings import describe_analogies, describe_groups, describe_space
+from gguf_harness.records import Estimate
+from gguf_harness.runner import LoadedModel
+from gguf_harness.words import WordList
 
 
 @pytest.mark.metric("embedding_anisotropy")

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from harness.errors import NoData
-from harness.fixture_types import Analytics, Attend, GateCheck, Record
-from harness.metrics.taxonomy import head_groups, match_heads, profile_vector, shared_features
-from harness.records import Estimate
-from harness.runner import LoadedModel
+from gguf_harness.errors import NoData
+from gguf_harness.fixture_types import Analytics, Attend, GateCheck, Record
+from gguf_harness.metrics.taxonomy import head_groups, match_heads, profile_vector, shared_features
+from gguf_harness.records import Estimate
+from gguf_harness.runner import LoadedModel
 
 
 @pytest.mark.metric("head_entropy")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from harness.fixture_types import GateCheck, HeadAblation, Record
-from harness.metrics.importance import importance, main_effects, rank_correlation, top_overlap, window_rises
-from harness.records import Estimate
-from harness.runner import LoadedModel
+from gguf_harness.fixture_types import GateCheck, HeadAblation, Record
+from gguf_harness.metrics.importance import importance, main_effects, rank_correlation, top_overlap, window_rises
+from gguf_harness.records import Estimate
+from gguf_harness.runner import LoadedModel
 
 _TOP = 8
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from harness.errors import NoData
-from harness.fixture_types import HeadAblation, Record
-from harness.metrics.importance import interchange_share
-from harness.runner import LoadedModel
+from gguf_harness.errors import NoData
+from gguf_harness.fixture_types import HeadAblation, Record
+from gguf_harness.metrics.importance import interchange_share
+from gguf_harness.runner import LoadedModel
 
 
 @pytest.mark.metric("layer_interchange_share")

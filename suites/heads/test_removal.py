@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from harness.fixture_types import HeadAblation, Record
-from harness.metrics.importance import removable
-from harness.runner import LoadedModel
+from gguf_harness.fixture_types import HeadAblation, Record
+from gguf_harness.metrics.importance import removable
+from gguf_harness.runner import LoadedModel
 
 
 @pytest.mark.metric("heads_removable")

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from harness.fixture_types import GateCheck, LayersOf, Record
-from harness.measure.layers import LayersResult
-from harness.metrics.clusters import by_layer, cluster_mean, over_layers
-from harness.metrics.stats import as_estimate
-from harness.runner import LoadedModel
+from gguf_harness.fixture_types import GateCheck, LayersOf, Record
+from gguf_harness.measure.layers import LayersResult
+from gguf_harness.metrics.clusters import by_layer, cluster_mean, over_layers
+from gguf_harness.metrics.stats import as_estimate
+from gguf_harness.runner import LoadedModel
 
 _SAME_TOP = 0.9
 """llama.cpp rounds activations to the precision of its weights, which turns some of the closest calls around."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from harness.errors import NoData
-from harness.fixture_types import GateCheck, LayersOf, Record
-from harness.metrics.clusters import cluster_mean, cluster_ratio
-from harness.metrics.stats import as_estimate
-from harness.runner import LoadedModel
+from gguf_harness.errors import NoData
+from gguf_harness.fixture_types import GateCheck, LayersOf, Record
+from gguf_harness.metrics.clusters import cluster_mean, cluster_ratio
+from gguf_harness.metrics.stats import as_estimate
+from gguf_harness.runner import LoadedModel
 
 
 @pytest.mark.metric("layer_importance")

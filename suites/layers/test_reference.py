@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from harness.errors import NoData
-from harness.fixture_types import GateCheck, LayersOf, Record
-from harness.metrics.clusters import by_layer, cluster_mean, cluster_ratio, over_layers
-from harness.metrics.stats import as_estimate
-from harness.prompts import Prompt
-from harness.records import Estimate, PlacedEstimate
-from harness.runner import LoadedModel
+from gguf_harness.errors import NoData
+from gguf_harness.fixture_types import GateCheck, LayersOf, Record
+from gguf_harness.metrics.clusters import by_layer, cluster_mean, cluster_ratio, over_layers
+from gguf_harness.metrics.stats import as_estimate
+from gguf_harness.prompts import Prompt
+from gguf_harness.records import Estimate, PlacedEstimate
+from gguf_harness.runner import LoadedModel
 
 _KINDS = {"resid": "resid_post", "resid_mid": "resid_mid", "attn_out": "attn_out", "mlp_out": "mlp_out"}
 _ENDS = ("embed", "final")

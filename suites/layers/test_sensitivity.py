@@ -6,10 +6,10 @@ from typing import TypedDict
 
 import pytest
 
-from harness.fixture_types import GateCheck, Record, TensorSensitivity
-from harness.metrics.sensitivity import TensorGroup, additivity, group_kld, group_shares, restored_gain
-from harness.records import PlacedEstimate
-from harness.runner import LoadedModel
+from gguf_harness.fixture_types import GateCheck, Record, TensorSensitivity
+from gguf_harness.metrics.sensitivity import TensorGroup, additivity, group_kld, group_shares, restored_gain
+from gguf_harness.records import PlacedEstimate
+from gguf_harness.runner import LoadedModel
 
 
 @pytest.mark.metric("tensor_group_kld")

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from harness.errors import NoData
-from harness.fixture_types import GateCheck, LayersOf, Record
-from harness.measure.layers import LayersResult
-from harness.metrics.clusters import by_layer, cluster_mean, cluster_ratio, over_layers
-from harness.metrics.stats import as_estimate
-from harness.records import Estimate
-from harness.runner import LoadedModel
+from gguf_harness.errors import NoData
+from gguf_harness.fixture_types import GateCheck, LayersOf, Record
+from gguf_harness.measure.layers import LayersResult
+from gguf_harness.metrics.clusters import by_layer, cluster_mean, cluster_ratio, over_layers
+from gguf_harness.metrics.stats import as_estimate
+from gguf_harness.records import Estimate
+from gguf_harness.runner import LoadedModel
 
 Array = NDArray[np.generic]
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from harness.fixture_types import BaselineCheck, CorpusPass
-from harness.metrics.windows import COMPARED
-from harness.runner import LoadedModel
+from gguf_harness.fixture_types import BaselineCheck, CorpusPass
+from gguf_harness.metrics.windows import COMPARED
+from gguf_harness.runner import LoadedModel
 
 
 @pytest.mark.parametrize("metric", COMPARED)

@@ -6,8 +6,8 @@ test_speed.py measures the same for the report, and keeps it in the cache.
 
 from __future__ import annotations
 
-from harness.fixture_types import Throughput
-from harness.runner import LoadedModel
+from gguf_harness.fixture_types import Throughput
+from gguf_harness.runner import LoadedModel
 
 
 def test_prompt_processing(model: LoadedModel, throughput: Throughput) -> None:

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from harness.fixture_types import CorpusPass, GateCheck, Record
-from harness.metrics.divergence import summarize_delta_p, summarize_divergence, summarize_same_top
-from harness.metrics.perplexity import compare_perplexity
-from harness.runner import LoadedModel
+from gguf_harness.fixture_types import CorpusPass, GateCheck, Record
+from gguf_harness.metrics.divergence import summarize_delta_p, summarize_divergence, summarize_same_top
+from gguf_harness.metrics.perplexity import compare_perplexity
+from gguf_harness.runner import LoadedModel
 
 
 @pytest.mark.metric("floor_kld_mean")

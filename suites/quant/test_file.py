@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from harness.fixture_types import GateCheck, Record
-from harness.records import Estimate
-from harness.runner import LoadedModel
+from gguf_harness.fixture_types import GateCheck, Record
+from gguf_harness.records import Estimate
+from gguf_harness.runner import LoadedModel
 
 
 @pytest.mark.metric("file_bytes")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from harness.fixture_types import CorpusPass, GateCheck, Record
-from harness.metrics.perplexity import compare_perplexity, perplexity
-from harness.records import Estimate
-from harness.runner import LoadedModel
+from gguf_harness.fixture_types import CorpusPass, GateCheck, Record
+from gguf_harness.metrics.perplexity import compare_perplexity, perplexity
+from gguf_harness.records import Estimate
+from gguf_harness.runner import LoadedModel
 
 
 @pytest.mark.metric("ppl")

@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import pytest
 
-from harness.fixture_types import GateCheck, Record, Served, Speed
-from harness.measure.client import Percentiles
-from harness.metrics.speed import streams_disagree
-from harness.options import Options
-from harness.records import Estimate
-from harness.run import RunPart
-from harness.runner import LoadedModel
+from gguf_harness.fixture_types import GateCheck, Record, Served, Speed
+from gguf_harness.measure.client import Percentiles
+from gguf_harness.metrics.speed import streams_disagree
+from gguf_harness.options import Options
+from gguf_harness.records import Estimate
+from gguf_harness.run import RunPart
+from gguf_harness.runner import LoadedModel
 
 
 @pytest.mark.metric("served_tokens_per_s")

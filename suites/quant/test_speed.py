@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import pytest
 
-from harness.fixture_types import GateCheck, Record, Speed
-from harness.measure.side_by_side import SpeedResult
-from harness.metrics.speed import Timing
-from harness.options import Options
-from harness.records import Estimate
-from harness.runner import LoadedModel
+from gguf_harness.fixture_types import GateCheck, Record, Speed
+from gguf_harness.measure.side_by_side import SpeedResult
+from gguf_harness.metrics.speed import Timing
+from gguf_harness.options import Options
+from gguf_harness.records import Estimate
+from gguf_harness.runner import LoadedModel
 
 
 @pytest.mark.metric("pp_tokens_per_s")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from harness.errors import NoData
-from harness.fixture_types import GateCheck, Generate, Record
-from harness.metrics.perplexity import perplexity
-from harness.metrics.text import compare_text, compare_texts
-from harness.options import Options
-from harness.prompts import Prompt, PromptSet
-from harness.runner import LoadedModel
+from gguf_harness.errors import NoData
+from gguf_harness.fixture_types import GateCheck, Generate, Record
+from gguf_harness.metrics.perplexity import perplexity
+from gguf_harness.metrics.text import compare_text, compare_texts
+from gguf_harness.options import Options
+from gguf_harness.prompts import Prompt, PromptSet
+from gguf_harness.runner import LoadedModel
 
 
 @pytest.mark.metric("edit_similarity")

@@ -22,15 +22,15 @@ from typing import Final
 import numpy as np
 import pytest
 
-from harness.corpora import load_corpus
-from harness.engine.settings import SessionSettings
-from harness.engine.worker import Worker
-from harness.gguf_file import read_header
-from harness.ladder import plan_ladder
-from harness.measure.attention import AttentionRequest
-from harness.options import default_threads, read_options
-from harness.progress import SilentProgress
-from harness.runner import LoadedModel, Runner
+from gguf_harness.corpora import load_corpus
+from gguf_harness.engine.settings import SessionSettings
+from gguf_harness.engine.worker import Worker
+from gguf_harness.gguf_file import read_header
+from gguf_harness.ladder import plan_ladder
+from gguf_harness.measure.attention import AttentionRequest
+from gguf_harness.options import default_threads, read_options
+from gguf_harness.progress import SilentProgress
+from gguf_harness.runner import LoadedModel, Runner
 from tests.bench.attention_timing import MAX_TOKENS, PHYSICAL_BATCH, Case, Timing, measure, peak
 
 TOKENS: Final = (64, 128, 256, 512, 1024)

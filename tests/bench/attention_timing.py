@@ -13,12 +13,12 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.engine.session import Session
-from harness.engine.worker import WorkerContext
-from harness.measure.attention import AttentionRequest, tapped
-from harness.measure.behaviour import BehaviourWatch
-from harness.measure.speed import peak_resident
-from harness.metrics.token_features import TokenFeatures
+from gguf_harness.engine.session import Session
+from gguf_harness.engine.worker import WorkerContext
+from gguf_harness.measure.attention import AttentionRequest, tapped
+from gguf_harness.measure.behaviour import BehaviourWatch
+from gguf_harness.measure.speed import peak_resident
+from gguf_harness.metrics.token_features import TokenFeatures
 
 __all__ = ["MAX_TOKENS", "PHYSICAL_BATCH", "Case", "Timing", "measure", "peak"]
 

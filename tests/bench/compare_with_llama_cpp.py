@@ -28,14 +28,14 @@ from typing import TypeVar
 
 import pytest
 
-from harness.corpora import load_corpus
-from harness.ladder import Ladder, plan_ladder
-from harness.measure.passes import CODES_FILE
-from harness.metrics.divergence import summarize_divergence
-from harness.metrics.perplexity import perplexity
-from harness.options import Options, read_options
-from harness.progress import SilentProgress
-from harness.runner import LoadedModel, Runner
+from gguf_harness.corpora import load_corpus
+from gguf_harness.ladder import Ladder, plan_ladder
+from gguf_harness.measure.passes import CODES_FILE
+from gguf_harness.metrics.divergence import summarize_divergence
+from gguf_harness.metrics.perplexity import perplexity
+from gguf_harness.options import Options, read_options
+from gguf_harness.progress import SilentProgress
+from gguf_harness.runner import LoadedModel, Runner
 from tests.bench.tools import build_tools
 
 T = TypeVar("T")

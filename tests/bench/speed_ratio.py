@@ -18,12 +18,12 @@ import time
 from pathlib import Path
 from typing import Final
 
-from harness.engine.settings import SessionSettings
-from harness.engine.worker import Worker
-from harness.measure.side_by_side import SpeedRequest, Subject, measure_speed
-from harness.metrics.stats import confidence_bound
-from harness.options import default_threads
-from harness.sources import TINY_FILE
+from gguf_harness.engine.settings import SessionSettings
+from gguf_harness.engine.worker import Worker
+from gguf_harness.measure.side_by_side import SpeedRequest, Subject, measure_speed
+from gguf_harness.metrics.stats import confidence_bound
+from gguf_harness.options import default_threads
+from gguf_harness.sources import TINY_FILE
 
 TESTS: Final = {"pp": "pp_speed_ratio", "tg": "tg_speed_ratio"}
 WITHIN: Final = 0.03

@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 
-from harness.engine.settings import SessionSettings
-from harness.ladder import plan_ladder
-from harness.measure.attention import AttentionRequest, KeptPatterns
-from harness.models import load_info
-from harness.options import read_options
-from harness.progress import SilentProgress
-from harness.prompts import Prompt
-from harness.runner import LoadedModel, Progress, Runner
-from harness.sources import expand
+from gguf_harness.engine.settings import SessionSettings
+from gguf_harness.ladder import plan_ladder
+from gguf_harness.measure.attention import AttentionRequest, KeptPatterns
+from gguf_harness.models import load_info
+from gguf_harness.options import read_options
+from gguf_harness.progress import SilentProgress
+from gguf_harness.prompts import Prompt
+from gguf_harness.runner import LoadedModel, Progress, Runner
+from gguf_harness.sources import expand
 
 __all__ = ["PROMPTS", "make_request", "make_runner"]
 

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from harness.corpora import Corpus, load_corpus
-from harness.engine.session import Session, Tokens
-from harness.engine.settings import SessionSettings
-from harness.engine.taps import Taps
-from harness.engine.worker import Worker
-from harness.errors import CorpusError, EngineError, ModelError, VocabularyMismatch
-from harness.measure.ablation import (
+from gguf_harness.corpora import Corpus, load_corpus
+from gguf_harness.engine.session import Session, Tokens
+from gguf_harness.engine.settings import SessionSettings
+from gguf_harness.engine.taps import Taps
+from gguf_harness.engine.worker import Worker
+from gguf_harness.errors import CorpusError, EngineError, ModelError, VocabularyMismatch
+from gguf_harness.measure.ablation import (
     HeadRequest,
     run_head_interchange,
     run_head_path,
@@ -25,12 +25,12 @@ from harness.measure.ablation import (
     run_head_sweep,
     run_head_values,
 )
-from harness.measure.arrays import save_arrays
-from harness.measure.observers import Arrays
-from harness.measure.passes import CorpusText
-from harness.measure.patched import Change, Distributions, HeadLayout, Patched, Variant, read_layout, read_values
-from harness.metrics.importance import Head, window_rises
-from harness.sources import expand
+from gguf_harness.measure.arrays import save_arrays
+from gguf_harness.measure.observers import Arrays
+from gguf_harness.measure.passes import CorpusText
+from gguf_harness.measure.patched import Change, Distributions, HeadLayout, Patched, Variant, read_layout, read_values
+from gguf_harness.metrics.importance import Head, window_rises
+from gguf_harness.sources import expand
 from tests.integration.small_models import write_small_model
 from tests.random_llama import write_random_llama
 from tests.rewritten import rewrite_gguf

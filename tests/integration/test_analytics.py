@@ -15,15 +15,15 @@ import numpy as np
 import psutil
 import pytest
 
-from harness.analytics.neighbors import plan_blocks
-from harness.analytics.tasks import Setup, _computing, neighbors_task, project_task
-from harness.engine.worker import Worker, WorkerContext
-from harness.errors import AnalyticsError, EngineCrashed, NoData, OptionError
-from harness.metrics.similarity import linear_cka
-from harness.options import Options, read_options
-from harness.progress import SilentProgress
-from harness.runner import Runner
-from harness.runner.analytics import Analytics
+from gguf_harness.analytics.neighbors import plan_blocks
+from gguf_harness.analytics.tasks import Setup, _computing, neighbors_task, project_task
+from gguf_harness.engine.worker import Worker, WorkerContext
+from gguf_harness.errors import AnalyticsError, EngineCrashed, NoData, OptionError
+from gguf_harness.metrics.similarity import linear_cka
+from gguf_harness.options import Options, read_options
+from gguf_harness.progress import SilentProgress
+from gguf_harness.runner import Runner
+from gguf_harness.runner.analytics import Analytics
 
 RNG = np.random.default_rng(0)
 POINTS = RNG.normal(size=(60, 8)) + 5 * np.eye(3, 8)[np.arange(60) % 3]
@@ -239,7 +239,7 @@ def test_the_child_sees_its_gpu(
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if allowed is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", allowed)
-    monkeypatch.setattr("harness.runner.analytics.list_gpus", lambda: [{"name": "pretend"}] * gpus)
+    monkeypatch.setattr("gguf_harness.runner.analytics.list_gpus", lambda: [{"name": "pretend"}] * gpus)
     options = dataclasses.replace(_options(tmp_path), analytics_gpu=wanted)
     with Runner(options, SilentProgress()).analytics as analytics:
         assert analytics._child().call(visible_gpus, None) == expected
@@ -247,7 +247,7 @@ def test_the_child_sees_its_gpu(
 
 def test_a_gpu_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setattr("harness.runner.analytics.list_gpus", lambda: [{"name": "pretend"}])
+    monkeypatch.setattr("gguf_harness.runner.analytics.list_gpus", lambda: [{"name": "pretend"}])
     options = dataclasses.replace(_options(tmp_path), analytics_gpu=3)
     with pytest.raises(OptionError, match="--gguf-analytics-gpu=3: there is no such GPU, only 0"):
         Runner(options, SilentProgress()).analytics.project(POINTS)

@@ -11,28 +11,28 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-import harness
-from harness.corpora import load_corpus
-from harness.engine.quantize import quantize_file
-from harness.engine.session import Session
-from harness.engine.settings import SessionSettings
-from harness.engine.worker import Worker
-from harness.errors import ModelError, StoreError
-from harness.measure.activations import ActivationReader
-from harness.measure.attention import (
+import gguf_harness
+from gguf_harness.corpora import load_corpus
+from gguf_harness.engine.quantize import quantize_file
+from gguf_harness.engine.session import Session
+from gguf_harness.engine.settings import SessionSettings
+from gguf_harness.engine.worker import Worker
+from gguf_harness.errors import ModelError, StoreError
+from gguf_harness.measure.activations import ActivationReader
+from gguf_harness.measure.attention import (
     ATTENTION_KINDS,
     observe_attention,
     read_attention,
     tapped,
 )
-from harness.measure.attention_drift import compare_attention
-from harness.measure.attention_results import AttentionDrift
-from harness.measure.behaviour import LayerParts
-from harness.measure.observers import Arrays
-from harness.metrics.attention import attention_estimates
-from harness.metrics.heads import BEHAVIOURS
-from harness.prompts import Prompt, PromptSet, load_prompts
-from harness.sources import expand
+from gguf_harness.measure.attention_drift import compare_attention
+from gguf_harness.measure.attention_results import AttentionDrift
+from gguf_harness.measure.behaviour import LayerParts
+from gguf_harness.measure.observers import Arrays
+from gguf_harness.metrics.attention import attention_estimates
+from gguf_harness.metrics.heads import BEHAVIOURS
+from gguf_harness.prompts import Prompt, PromptSet, load_prompts
+from gguf_harness.sources import expand
 from tests.integration.attention_oracle import Model
 from tests.integration.attention_setup import make_request, make_runner
 from tests.integration.small_models import WINDOW, write_small_model
@@ -85,7 +85,7 @@ def _assert_close(found: Arrays, expected: dict[str, NDArray[np.float32]], patte
 @pytest.mark.parametrize("name", ["text", "repetition"])
 def test_a_notebook_gets_what_pytorch_computed(name: str) -> None:
     expected = _stored(name)
-    found = harness.attention("tiny", _text_of(expected["tokens"]))
+    found = gguf_harness.attention("tiny", _text_of(expected["tokens"]))
     n = len(expected["tokens"])
     assert found.tokens.tolist() == expected["tokens"].tolist()
     assert found.pattern.shape == found.scores.shape == (LAYERS, HEADS, n, n)
@@ -287,7 +287,7 @@ def test_attention_moves_more_as_bits_fall(tmp_path: Path) -> None:
 
 
 def test_known_heads_are_found() -> None:
-    behaviour = harness.heads("tiny")
+    behaviour = gguf_harness.heads("tiny")
     assert behaviour.problems == []
     assert len(behaviour.prompts) == len(load_prompts(None).prompts)
     kinds = {place: kind.kind for place, kind in zip(behaviour.heads, behaviour.kinds, strict=True)}

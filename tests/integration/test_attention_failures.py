@@ -13,14 +13,14 @@ import numpy as np
 import psutil
 import pytest
 
-import harness
-from harness.corpora import load_corpus
-from harness.engine.worker import ProgressCallback, Worker
-from harness.errors import EngineCrashed, HarnessError, OptionError, PromptError, StoreError
-from harness.measure.activations import ActivationReader
-from harness.measure.attention import observe_attention, read_attention
-from harness.measure.attention_results import HeadBehaviour
-from harness.prompts import Prompt, PromptSet
+import gguf_harness
+from gguf_harness.corpora import load_corpus
+from gguf_harness.engine.worker import ProgressCallback, Worker
+from gguf_harness.errors import EngineCrashed, HarnessError, OptionError, PromptError, StoreError
+from gguf_harness.measure.activations import ActivationReader
+from gguf_harness.measure.attention import observe_attention, read_attention
+from gguf_harness.measure.attention_results import HeadBehaviour
+from gguf_harness.prompts import Prompt, PromptSet
 from tests.integration.attention_setup import make_request, make_runner
 from tests.integration.small_models import write_small_model
 
@@ -93,7 +93,7 @@ class _Killer:
         if done == 1 and self.kills:
             self.kills -= 1
             for child in psutil.Process().children():
-                if child.pid not in self._others and "harness.engine.worker" in " ".join(child.cmdline()):
+                if child.pid not in self._others and "gguf_harness.engine.worker" in " ".join(child.cmdline()):
                     os.kill(child.pid, signal.SIGKILL)
 
 
@@ -176,4 +176,4 @@ def test_a_long_prompt_keeps_its_first_tokens(worker: Worker, llama_file: Path, 
 def test_a_model_without_a_decoder_is_one_message(tmp_path: Path) -> None:
     file = write_small_model(tmp_path / "encoder.gguf", "t5encoder", 2)
     with pytest.raises(HarnessError):
-        harness.attention(file, "words")
+        gguf_harness.attention(file, "words")

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from harness.engine.session import Session
-from harness.engine.settings import SessionSettings
-from harness.engine.taps import Taps
+from gguf_harness.engine.session import Session
+from gguf_harness.engine.settings import SessionSettings
+from gguf_harness.engine.taps import Taps
 from tests.integration.attention_oracle import Definition, Model, Rope, Style
 from tests.integration.small_models import ARCHITECTURES, UNNAMED, WINDOW, architecture_of, write_small_model
 
@@ -42,7 +42,7 @@ class Decoded:
 
     Attributes:
         model: the same file.
-        seen: by tap, in the shapes of `harness.names.TAPS`, without keys that are no token.
+        seen: by tap, in the shapes of `gguf_harness.names.TAPS`, without keys that are no token.
         n_layer: number of layers.
     """
 

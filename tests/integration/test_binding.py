@@ -16,9 +16,9 @@ from gguf import GGMLQuantizationType
 from gguf.quants import dequantize, quantize
 from numpy.typing import NDArray
 
-from harness.engine import binding
-from harness.errors import EngineError, UnsupportedEngine
-from harness.gguf_file import TENSOR_TYPES
+from gguf_harness.engine import binding
+from gguf_harness.errors import EngineError, UnsupportedEngine
+from gguf_harness.gguf_file import TENSOR_TYPES
 
 pytestmark = pytest.mark.model
 

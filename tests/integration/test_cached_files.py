@@ -12,17 +12,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from harness.cache import Cache
-from harness.corpora import Corpus
-from harness.errors import CorpusError
-from harness.ladder import plan_ladder
-from harness.machine import describe_machine
-from harness.measure.observers import Arrays
-from harness.measure.side_by_side import SpeedResult
-from harness.options import read_options
-from harness.progress import SilentProgress
-from harness.prompts import Prompt, PromptSet
-from harness.runner import LoadedModel, Runner
+from gguf_harness.cache import Cache
+from gguf_harness.corpora import Corpus
+from gguf_harness.errors import CorpusError
+from gguf_harness.ladder import plan_ladder
+from gguf_harness.machine import describe_machine
+from gguf_harness.measure.observers import Arrays
+from gguf_harness.measure.side_by_side import SpeedResult
+from gguf_harness.options import read_options
+from gguf_harness.progress import SilentProgress
+from gguf_harness.prompts import Prompt, PromptSet
+from gguf_harness.runner import LoadedModel, Runner
 from tests.random_llama import write_random_llama
 
 pytestmark = pytest.mark.model

@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from harness.corpora import load_corpus
-from harness.engine.settings import SessionSettings, WindowOrder
-from harness.engine.worker import Worker
-from harness.ladder import plan_ladder
-from harness.measure.arrays import save_arrays
-from harness.measure.passes import CorpusText, PassRequest, run_candidate_pass, run_reference_pass
-from harness.metrics.windows import WindowLimit, decided_so_far
-from harness.options import read_options
-from harness.progress import SilentProgress
-from harness.runner import Runner
+from gguf_harness.corpora import load_corpus
+from gguf_harness.engine.settings import SessionSettings, WindowOrder
+from gguf_harness.engine.worker import Worker
+from gguf_harness.ladder import plan_ladder
+from gguf_harness.measure.arrays import save_arrays
+from gguf_harness.measure.passes import CorpusText, PassRequest, run_candidate_pass, run_reference_pass
+from gguf_harness.metrics.windows import WindowLimit, decided_so_far
+from gguf_harness.options import read_options
+from gguf_harness.progress import SilentProgress
+from gguf_harness.runner import Runner
 from tests.random_llama import write_random_llama
 
 pytestmark = pytest.mark.model

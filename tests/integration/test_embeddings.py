@@ -13,14 +13,14 @@ import pytest
 from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter, dequantize
 from numpy.typing import NDArray
 
-from harness.engine.session import Session
-from harness.engine.settings import SessionSettings
-from harness.engine.taps import Taps
-from harness.engine.worker import WorkerContext
-from harness.errors import VocabularyMismatch
-from harness.ladder import plan_ladder
-from harness.measure.embeddings import ContextRequest, _final_states, describe_matrix
-from harness.metrics.embeddings import (
+from gguf_harness.engine.session import Session
+from gguf_harness.engine.settings import SessionSettings
+from gguf_harness.engine.taps import Taps
+from gguf_harness.engine.worker import WorkerContext
+from gguf_harness.errors import VocabularyMismatch
+from gguf_harness.ladder import plan_ladder
+from gguf_harness.measure.embeddings import ContextRequest, _final_states, describe_matrix
+from gguf_harness.metrics.embeddings import (
     WordSpace,
     compare_neighbours,
     compare_prompts,
@@ -30,15 +30,15 @@ from harness.metrics.embeddings import (
     describe_space,
     unpack,
 )
-from harness.metrics.geometry import align
-from harness.metrics.neighbours import nearest_by_cosine, row_blocks
-from harness.models import check_same_vocabulary
-from harness.options import read_options
-from harness.progress import SilentProgress
-from harness.prompts import Prompt, PromptSet
-from harness.runner import LoadedModel, Runner
-from harness.weights import Weights
-from harness.words import load_words
+from gguf_harness.metrics.geometry import align
+from gguf_harness.metrics.neighbours import nearest_by_cosine, row_blocks
+from gguf_harness.models import check_same_vocabulary
+from gguf_harness.options import read_options
+from gguf_harness.progress import SilentProgress
+from gguf_harness.prompts import Prompt, PromptSet
+from gguf_harness.runner import LoadedModel, Runner
+from gguf_harness.weights import Weights
+from gguf_harness.words import load_words
 from tests.integration.small_bert import write_small_bert
 from tests.integration.small_models import write_small_model
 from tests.random_llama import write_random_llama

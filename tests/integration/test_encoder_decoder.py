@@ -11,11 +11,11 @@ import pytest
 from gguf import GGUFReader
 from numpy.typing import NDArray
 
-from harness.engine.session import Session
-from harness.engine.settings import SessionSettings
-from harness.engine.taps import Patcher, Taps
-from harness.errors import EngineError, TapNotFound
-from harness.tap_names import expand_taps
+from gguf_harness.engine.session import Session
+from gguf_harness.engine.settings import SessionSettings
+from gguf_harness.engine.taps import Patcher, Taps
+from gguf_harness.errors import EngineError, TapNotFound
+from gguf_harness.tap_names import expand_taps
 from tests.integration.small_models import BUCKETS, HEADS, WIDTH, write_small_model
 
 pytestmark = pytest.mark.model

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 from scipy.special import log_softmax
 
-from harness.engine.session import Session
-from harness.engine.settings import SessionSettings
-from harness.engine.worker import Worker
-from harness.errors import PromptError
-from harness.measure.generate import (
+from gguf_harness.engine.session import Session
+from gguf_harness.engine.settings import SessionSettings
+from gguf_harness.engine.worker import Worker
+from gguf_harness.errors import PromptError
+from gguf_harness.measure.generate import (
     GenerateRequest,
     Generation,
     ScoreRequest,
@@ -30,7 +30,7 @@ from harness.measure.generate import (
     generations_to_json,
     score_texts,
 )
-from harness.prompts import Message, Prompt, load_prompts
+from gguf_harness.prompts import Message, Prompt, load_prompts
 from tests.random_llama import BOS, write_random_llama
 
 pytestmark = pytest.mark.model

@@ -15,9 +15,9 @@ from xml.etree import ElementTree as ET
 import pytest
 import yaml
 
-import harness
-from harness.cli import main
-from harness.commands import _parser
+import gguf_harness
+from gguf_harness.cli import main
+from gguf_harness.commands import _parser
 from tests.random_llama import write_random_llama
 
 ROOT = Path(__file__).parent.parent.parent
@@ -64,7 +64,7 @@ def test_no_expression_stands_in_a_script(workflow: dict[Any, Any]) -> None:
 
 
 def test_it_installs_this_version(workflow: dict[Any, Any]) -> None:
-    assert workflow["env"]["HARNESS"] == f"gguf-harness=={harness.__version__}"
+    assert workflow["env"]["HARNESS"] == f"gguf-harness=={gguf_harness.__version__}"
 
 
 def test_every_option_exists(workflow: dict[Any, Any]) -> None:
@@ -72,9 +72,12 @@ def test_every_option_exists(workflow: dict[Any, Any]) -> None:
     used = set(re.findall(r"(?<=[\s(\"])(--[a-z][a-z-]+)", script))
     assert {"--models", "--reference", "--junit-xml", "--gguf-baseline", "--gguf-save-baseline"} <= used
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "harness.plugin", "--help"], cwd=ROOT, capture_output=True, text=True,
+        [sys.executable, "-m", "pytest", "-p", "gguf_harness.plugin", "--help"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
         check=True,
-    )  # fmt: skip
+    )
     # An option's names begin its line, before what they mean.
     heads = re.findall(r"(?m)^  (-\S.*?)(?:\s{2}|$)", done.stdout)
     known = {name for head in heads for name in re.findall(r"--[a-z][a-z-]+", head)}
@@ -91,7 +94,7 @@ def environment(tmp_path: Path, workflow: dict[Any, Any]) -> dict[str, str]:
     programs.mkdir()
     gh = 'case "$1" in release) mkdir models; cp "$RELEASE"/*.gguf models;; auth) ;; *) exit 9;; esac'
     for name, script in (
-        ("gguf-harness", f'exec {shlex.quote(sys.executable)} -m harness.cli "$@"'),
+        ("gguf-harness", f'exec {shlex.quote(sys.executable)} -m gguf_harness.cli "$@"'),
         ("gh", gh),
     ):
         (programs / name).write_text(f"#!/bin/sh\n{script}\n")

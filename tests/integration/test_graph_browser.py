@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from harness.gguf_file import read_header
-from harness.graphs import AttentionGraph, CosineNetwork, Graph, LayerTokenFlow, ModelStructure, write_graph
+from gguf_harness.gguf_file import read_header
+from gguf_harness.graphs import AttentionGraph, CosineNetwork, Graph, LayerTokenFlow, ModelStructure, write_graph
 from tests.integration.test_report_browser import browser, page  # noqa: F401 - fixtures
 from tests.unit.test_graphs import HOSTILE
 

@@ -11,17 +11,17 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-import harness
-from harness import api
-from harness.cli import main
-from harness.engine.session import Session
-from harness.engine.settings import SessionSettings
-from harness.errors import CorpusError
-from harness.measure.embeddings import read_rows
-from harness.metrics.similarity import cosine
-from harness.sources import expand
-from harness.weights import Weights
-from harness.words import load_words
+import gguf_harness
+from gguf_harness import api
+from gguf_harness.cli import main
+from gguf_harness.engine.session import Session
+from gguf_harness.engine.settings import SessionSettings
+from gguf_harness.errors import CorpusError
+from gguf_harness.measure.embeddings import read_rows
+from gguf_harness.metrics.similarity import cosine
+from gguf_harness.sources import expand
+from gguf_harness.weights import Weights
+from gguf_harness.words import load_words
 from tests.integration.small_bert import write_small_bert
 
 pytestmark = pytest.mark.model
@@ -45,7 +45,7 @@ def stored(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
 
 def test_hidden_states_are_what_pytorch_computed(stored: tuple[str, dict[str, Any]]) -> None:
     prompt, arrays = stored
-    found = harness.hidden_states("tiny", prompt, threads=2)
+    found = gguf_harness.hidden_states("tiny", prompt, threads=2)
     assert found.tokens.tolist() == arrays["tokens"].tolist()
     assert len(found.pieces) == len(found.tokens)
     for name in ("resid_mid", "attn_out", "mlp_out", "resid_post"):
@@ -58,7 +58,7 @@ def test_hidden_states_are_what_pytorch_computed(stored: tuple[str, dict[str, An
 
 def test_long_prompts_are_not_cut() -> None:
     """The layers suite looks at the first 128 tokens; this one is asked for all."""
-    found = harness.hidden_states("tiny", "the value of a name " * 60, threads=2)
+    found = gguf_harness.hidden_states("tiny", "the value of a name " * 60, threads=2)
     assert len(found.tokens) > 200
     assert found.resid_post.shape == (5, len(found.tokens), 256)
     assert np.isfinite(found.resid_post).all()
@@ -80,7 +80,7 @@ def _places(edges: list[dict[str, Any]]) -> list[tuple[int, int]]:
 def test_edges_of_attention_are_the_pattern_above_the_threshold(tmp_path: Path) -> None:
     prompt = "the value of the value of the name"
     _, edges, provenance, _ = _graph(tmp_path, "--kind=attention", "--prompt", prompt)
-    pattern = harness.attention("tiny", prompt, threads=2).pattern
+    pattern = gguf_harness.attention("tiny", prompt, threads=2).pattern
     found = np.zeros_like(pattern)
     for edge, (key, query) in zip(edges, _places(edges), strict=True):
         found[edge["layer"], edge["head"], query, key] = edge["weight"]
@@ -93,8 +93,8 @@ def test_edges_of_attention_are_the_pattern_above_the_threshold(tmp_path: Path) 
 def test_the_flow_has_cosines_of_states_and_means_of_heads(tmp_path: Path) -> None:
     nodes, edges, provenance, _ = _graph(tmp_path, "--kind=flow")
     prompt = provenance["prompt"]
-    states = harness.hidden_states("tiny", prompt, threads=2)
-    attention = harness.attention("tiny", prompt, threads=2)
+    states = gguf_harness.hidden_states("tiny", prompt, threads=2)
+    attention = gguf_harness.attention("tiny", prompt, threads=2)
     assert [node["label"] for node in nodes[: len(states.pieces)]] == list(states.pieces)
     stream = np.concatenate([states.embed[None], states.resid_post])
     residual = [edge for edge in edges if edge["kind"] == "residual"]
@@ -184,4 +184,4 @@ def test_attention_that_memory_cannot_hold_is_refused(monkeypatch: pytest.Monkey
     request = api._request
     monkeypatch.setattr(api, "_request", lambda *given: replace(request(*given), limit_bytes=8 * 40 * 9))
     with pytest.raises(CorpusError, match="would take"):
-        harness.attention("tiny", "the value of a name", threads=2)
+        gguf_harness.attention("tiny", "the value of a name", threads=2)

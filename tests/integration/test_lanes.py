@@ -7,15 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from harness.corpora import load_corpus
-from harness.engine.session import LogitsBlock, Session
-from harness.engine.settings import SessionSettings
-from harness.engine.worker import Worker, WorkerContext
-from harness.errors import StoreError
-from harness.measure import passes
-from harness.measure.arrays import save_arrays
-from harness.measure.observers import Arrays, ReferenceObserver
-from harness.measure.passes import CODES_FILE, CorpusText, PassRequest, run_candidate_pass, run_reference_pass
+from gguf_harness.corpora import load_corpus
+from gguf_harness.engine.session import LogitsBlock, Session
+from gguf_harness.engine.settings import SessionSettings
+from gguf_harness.engine.worker import Worker, WorkerContext
+from gguf_harness.errors import StoreError
+from gguf_harness.measure import passes
+from gguf_harness.measure.arrays import save_arrays
+from gguf_harness.measure.observers import Arrays, ReferenceObserver
+from gguf_harness.measure.passes import CODES_FILE, CorpusText, PassRequest, run_candidate_pass, run_reference_pass
 
 pytestmark = pytest.mark.model
 

@@ -15,25 +15,25 @@ from gguf import GGUFReader
 from gguf.quants import dequantize
 from numpy.typing import NDArray
 
-from harness.cache import Cache, Entry
-from harness.engine.quantize import quantize_file
-from harness.engine.settings import SessionSettings
-from harness.engine.taps import Patcher
-from harness.engine.worker import WorkerContext
-from harness.errors import CorpusError, NoData, PromptError
-from harness.gguf_file import read_header
-from harness.ladder import plan_ladder
-from harness.measure.head import ModelFile, find_head
-from harness.measure.layers import STATES_FOLDER, LayersResult, _lens, _stream, measure_layers
-from harness.measure.patching import measure_importance, measure_interchange
-from harness.measure.states import MOST_TOKENS, LayersRequest, PromptTokens, StateFiles, decode_states, tapped
-from harness.metrics.clusters import by_layer
-from harness.metrics.lens import head_logits
-from harness.options import read_options
-from harness.progress import SilentProgress
-from harness.prompts import Prompt, PromptSet, load_prompts
-from harness.runner import Runner
-from harness.sources import expand
+from gguf_harness.cache import Cache, Entry
+from gguf_harness.engine.quantize import quantize_file
+from gguf_harness.engine.settings import SessionSettings
+from gguf_harness.engine.taps import Patcher
+from gguf_harness.engine.worker import WorkerContext
+from gguf_harness.errors import CorpusError, NoData, PromptError
+from gguf_harness.gguf_file import read_header
+from gguf_harness.ladder import plan_ladder
+from gguf_harness.measure.head import ModelFile, find_head
+from gguf_harness.measure.layers import STATES_FOLDER, LayersResult, _lens, _stream, measure_layers
+from gguf_harness.measure.patching import measure_importance, measure_interchange
+from gguf_harness.measure.states import MOST_TOKENS, LayersRequest, PromptTokens, StateFiles, decode_states, tapped
+from gguf_harness.metrics.clusters import by_layer
+from gguf_harness.metrics.lens import head_logits
+from gguf_harness.options import read_options
+from gguf_harness.progress import SilentProgress
+from gguf_harness.prompts import Prompt, PromptSet, load_prompts
+from gguf_harness.runner import Runner
+from gguf_harness.sources import expand
 from tests.integration.small_models import ARCHITECTURES, write_small_model
 from tests.random_llama import write_random_llama
 

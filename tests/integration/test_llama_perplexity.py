@@ -15,15 +15,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from harness.corpora import load_corpus
-from harness.ladder import Ladder, plan_ladder
-from harness.measure.observers import Arrays
-from harness.metrics.divergence import summarize_delta_p, summarize_divergence, summarize_same_top
-from harness.metrics.perplexity import compare_perplexity, perplexity
-from harness.options import Options, read_options
-from harness.progress import SilentProgress
-from harness.records import Estimate
-from harness.runner import Runner
+from gguf_harness.corpora import load_corpus
+from gguf_harness.ladder import Ladder, plan_ladder
+from gguf_harness.measure.observers import Arrays
+from gguf_harness.metrics.divergence import summarize_delta_p, summarize_divergence, summarize_same_top
+from gguf_harness.metrics.perplexity import compare_perplexity, perplexity
+from gguf_harness.options import Options, read_options
+from gguf_harness.progress import SilentProgress
+from gguf_harness.records import Estimate
+from gguf_harness.runner import Runner
 
 pytestmark = pytest.mark.model
 
@@ -100,7 +100,7 @@ def _tolerance(metric: str) -> dict[str, Any]:
 
 def test_where_the_tool_is_off_float64_is_on_our_side(measured: Measured) -> None:
     """KL of a few windows in float64 from both models' logits: no codes, no single precision."""
-    from harness.engine.session import Session
+    from gguf_harness.engine.session import Session
 
     settings = measured.options.session_settings
     windows = measured.reference["tokens"][:2].astype(np.int32)

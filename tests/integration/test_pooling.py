@@ -10,10 +10,10 @@ import pytest
 from gguf import GGUFReader, PoolingType
 from numpy.typing import NDArray
 
-from harness.engine.pooling import embed, pools
-from harness.engine.session import Session
-from harness.engine.settings import SessionSettings
-from harness.errors import EngineError, NoLanguageHead
+from gguf_harness.engine.pooling import embed, pools
+from gguf_harness.engine.session import Session
+from gguf_harness.engine.settings import SessionSettings
+from gguf_harness.errors import EngineError, NoLanguageHead
 from tests.integration.small_bert import HEADS, LAYERS, WIDTH, write_small_bert
 from tests.random_llama import write_random_llama
 

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from gguf import GGUFReader, GGUFWriter
 
-from harness.engine import quantize
-from harness.engine.quantize import load_imatrix, quantize_file
-from harness.errors import QuantizeError
-from harness.gguf_file import read_header
-from harness.quants import FTYPES, NEEDS_IMATRIX
+from gguf_harness.engine import quantize
+from gguf_harness.engine.quantize import load_imatrix, quantize_file
+from gguf_harness.errors import QuantizeError
+from gguf_harness.gguf_file import read_header
+from gguf_harness.quants import FTYPES, NEEDS_IMATRIX
 
 pytestmark = pytest.mark.model
 
@@ -116,7 +116,7 @@ def test_a_small_type_needs_no_room_for_the_source(
 @pytest.mark.skipif(sys.platform == "win32", reason="no limit of the file size there")
 def test_a_disk_that_fills_up_is_said_and_leaves_nothing(llama_file: Path, tmp_path: Path) -> None:
     script = (
-        "import resource, sys; from pathlib import Path; from harness.engine.quantize import quantize_file\n"
+        "import resource, sys; from pathlib import Path; from gguf_harness.engine.quantize import quantize_file\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))\n"
         "quantize_file([Path(sys.argv[1])], Path(sys.argv[2]), 'Q8_0', threads=1)"
     )

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from harness.file_hashes import hash_files
-from harness.ladder import plan_ladder
-from harness.options import read_options
-from harness.progress import SilentProgress
-from harness.runner.core import Core, LoadedModel
+from gguf_harness.file_hashes import hash_files
+from gguf_harness.ladder import plan_ladder
+from gguf_harness.options import read_options
+from gguf_harness.progress import SilentProgress
+from gguf_harness.runner.core import Core, LoadedModel
 
 pytestmark = pytest.mark.model
 

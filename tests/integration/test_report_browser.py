@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from harness.report.badge import render_badge
-from harness.report.html import write_html
+from gguf_harness.report.badge import render_badge
+from gguf_harness.report.html import write_html
 from tests.unit.test_attention_charts import MODELS, TOKENS, make_pattern, run_with_attention
 from tests.unit.test_embedding_charts import run_with_maps
 from tests.unit.test_report import HOSTILE, STORED

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from harness.engine.settings import SessionSettings
-from harness.engine.worker import Worker
-from harness.measure.rounds import clear_round, generation_round, load_round, prompt_round, unload_round
-from harness.measure.side_by_side import SpeedRequest, Subject, measure_speed
-from harness.options import default_threads
-from harness.runner.rounds import call_overhead
-from harness.sources import TINY_FILE
+from gguf_harness.engine.settings import SessionSettings
+from gguf_harness.engine.worker import Worker
+from gguf_harness.measure.rounds import clear_round, generation_round, load_round, prompt_round, unload_round
+from gguf_harness.measure.side_by_side import SpeedRequest, Subject, measure_speed
+from gguf_harness.options import default_threads
+from gguf_harness.runner.rounds import call_overhead
+from gguf_harness.sources import TINY_FILE
 
 pytestmark = pytest.mark.model
 

@@ -18,12 +18,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from harness.engine.server import Server, ServerPool
-from harness.engine.session import Session
-from harness.engine.settings import ServerSettings, SessionSettings
-from harness.errors import EngineCrashed, EngineError, EngineTimeout, NoData, OptionError
-from harness.measure.client import Client, Percentiles
-from harness.measure.served import ServedRequest, ServedResult, measure_served
+from gguf_harness.engine.server import Server, ServerPool
+from gguf_harness.engine.session import Session
+from gguf_harness.engine.settings import ServerSettings, SessionSettings
+from gguf_harness.errors import EngineCrashed, EngineError, EngineTimeout, NoData, OptionError
+from gguf_harness.measure.client import Client, Percentiles
+from gguf_harness.measure.served import ServedRequest, ServedResult, measure_served
 from tests.busy import busy_core
 from tests.random_llama import write_random_llama
 
@@ -249,7 +249,7 @@ def test_a_pool_keeps_one_server(llama_file: Path, tmp_path: Path) -> None:
 def test_nothing_is_left_when_the_parent_ends(llama_file: Path, tmp_path: Path, number: int) -> None:
     code = (
         "import signal, time; signal.signal(signal.SIGINT, signal.default_int_handler);"
-        "from pathlib import Path; from harness.engine.server import Server;"
+        "from pathlib import Path; from gguf_harness.engine.server import Server;"
         f"s = Server('m', [Path({str(llama_file)!r})], Path({str(tmp_path / 'log')!r}));"
         "print(s.pid, s.port, flush=True); time.sleep(60)"
     )

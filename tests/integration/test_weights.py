@@ -12,16 +12,16 @@ import pytest
 from gguf import GGMLQuantizationType, GGUFWriter, quants
 from numpy.typing import NDArray
 
-from harness.engine.quantize import quantize_file
-from harness.engine.session import Session
-from harness.engine.settings import SessionSettings
-from harness.errors import ModelError
-from harness.measure.weights import measure_weight_errors
-from harness.metrics.weights import TensorError
-from harness.mixture import differing_tensors, write_mixture
-from harness.quants import DEFAULT_QUANTS
-from harness.tensor_groups import by_role
-from harness.weights import Weights
+from gguf_harness.engine.quantize import quantize_file
+from gguf_harness.engine.session import Session
+from gguf_harness.engine.settings import SessionSettings
+from gguf_harness.errors import ModelError
+from gguf_harness.measure.weights import measure_weight_errors
+from gguf_harness.metrics.weights import TensorError
+from gguf_harness.mixture import differing_tensors, write_mixture
+from gguf_harness.quants import DEFAULT_QUANTS
+from gguf_harness.tensor_groups import by_role
+from gguf_harness.weights import Weights
 
 pytestmark = pytest.mark.model
 
@@ -152,8 +152,8 @@ def _write_large(path: Path, kind: GGMLQuantizationType, piece: NDArray[np.float
 MEASURE = """
 import sys
 from pathlib import Path
-from harness.measure.weights import compare_weights
-from harness.weights import Weights
+from gguf_harness.measure.weights import compare_weights
+from gguf_harness.weights import Weights
 
 def peak():
     return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])

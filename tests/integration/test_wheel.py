@@ -27,14 +27,14 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_wheel_owns_one_package_and_holds_everything(built: Path) -> None:
     (wheel,) = built.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
-    assert {name.split("/")[0].split("-")[0] for name in names} == {"harness", "gguf_harness"}
+    assert {name.split("/")[0].split("-")[0] for name in names} == {"gguf_harness"}
     for needed in (
-        "harness/py.typed",
-        "harness/suites/quant/test_perplexity.py",
-        "harness/fixtures/models.py",
-        "harness/fixtures/data/gates.toml",
-        "harness/fixtures/data/prompts.toml",
-        "harness/report/assets/report.html.j2",
+        "gguf_harness/py.typed",
+        "gguf_harness/suites/quant/test_perplexity.py",
+        "gguf_harness/fixtures/models.py",
+        "gguf_harness/fixtures/data/gates.toml",
+        "gguf_harness/fixtures/data/prompts.toml",
+        "gguf_harness/report/assets/report.html.j2",
     ):
         assert needed in names
     assert not any("__pycache__" in name or name.startswith("tests") for name in names)
@@ -83,14 +83,16 @@ def test_suites_and_fixtures_work_without_the_checkout(built: Path, llama_file: 
         "--gguf-pp=8",
         "--gguf-tg=4",
     ]
-    output = run(sys.executable, "-c", "from harness.cli import main; raise SystemExit(main())", "run", "quant", *quick)
+    output = run(
+        sys.executable, "-c", "from gguf_harness.cli import main; raise SystemExit(main())", "run", "quant", *quick
+    )
     assert "report: results/runs/" in output, output
     assert str(ROOT) not in output
     assert list(home.glob("results/runs/*/report.html"))
 
     (home / "test_mine.py").write_text(
-        "import harness\n\n\ndef test_mine(model, corpus_pass):\n"
-        f"    assert harness.__file__.startswith({str(site)!r})\n"
+        "import gguf_harness\n\n\ndef test_mine(model, corpus_pass):\n"
+        f"    assert gguf_harness.__file__.startswith({str(site)!r})\n"
         "    assert corpus_pass(model)['nll'].shape == (2, 15)\n"
     )
     output = run(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *quick)

@@ -12,8 +12,8 @@ import pytest
 
 from tests.random_llama import write_random_llama
 
-SUITES = Path(str(resources.files("harness.suites")))
-INI = Path(str(resources.files("harness.fixtures"))) / "data" / "pytest.ini"
+SUITES = Path(str(resources.files("gguf_harness.suites")))
+INI = Path(str(resources.files("gguf_harness.fixtures"))) / "data" / "pytest.ini"
 
 PROMPTS = """
 [[prompt]]

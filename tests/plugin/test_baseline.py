@@ -147,7 +147,7 @@ def test_names_with_versions_are_compared_by_type_and_family(
     told = "model-v2-Q8 was compared with model-v1-Q8 of the baseline: same type F32, same family"
     folder = next(file.parent for file in pytester.path.glob("results/runs/*/run.json") if told in file.read_text())
     markdown = subprocess.run(
-        [sys.executable, "-m", "harness.cli", "report", str(folder), "--markdown"],
+        [sys.executable, "-m", "gguf_harness.cli", "report", str(folder), "--markdown"],
         capture_output=True, text=True, check=True,
     ).stdout  # fmt: skip
     for text in (str(result.stdout), markdown.replace("\\", ""), (folder / "report.html").read_text()):

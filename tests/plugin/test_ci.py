@@ -9,7 +9,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from harness.cli import main
+from gguf_harness.cli import main
 from tests.plugin.conftest import ReadRun, RunSuite
 from tests.plugin.test_gates import _gates
 from tests.random_llama import write_random_llama

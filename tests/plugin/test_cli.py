@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-import harness
-from harness.cli import main
-from harness.gguf_file import read_header
+import gguf_harness
+from gguf_harness.cli import main
+from gguf_harness.gguf_file import read_header
 from tests.companions import COMPANIONS
 
 STORED = Path(__file__).parent.parent / "data" / "run-smollm2"
@@ -27,7 +27,7 @@ def run_file(tmp_path: Path) -> Path:
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         main(["--version"])
-    assert capsys.readouterr().out == f"gguf-harness {harness.__version__}\n"
+    assert capsys.readouterr().out == f"gguf-harness {gguf_harness.__version__}\n"
 
 
 def test_inspect_says_what_a_file_holds(llama_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -145,13 +145,13 @@ def test_mistakes_are_one_message(
 
 
 def test_a_reader_that_has_enough_is_no_error(run_file: Path) -> None:
-    command = f"{sys.executable} -m harness.cli report {run_file} --markdown | head -1"
+    command = f"{sys.executable} -m gguf_harness.cli report {run_file} --markdown | head -1"
     done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, check=False)
     assert "Traceback" not in done.stderr
 
 
 def test_the_script_lists_suites() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "harness.cli", "run", "list"], capture_output=True, text=True, check=True
+        [sys.executable, "-m", "gguf_harness.cli", "run", "list"], capture_output=True, text=True, check=True
     )
     assert "quant" in done.stdout.split()

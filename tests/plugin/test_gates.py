@@ -142,7 +142,7 @@ def test_a_single_model_is_held_against_absolute_limits(
 def test_a_test_that_asks_for_a_gate_that_is_not_there_is_told(pytester: pytest.Pytester, llama_file: Path) -> None:
     pytester.makepyfile(
         test_mine="""
-        from harness.metrics.perplexity import perplexity
+        from gguf_harness.metrics.perplexity import perplexity
 
         def test_mine(model, corpus_pass, gate):
             gate(perplexity(corpus_pass(model)["nll"]))

@@ -16,7 +16,7 @@ import signal
 
 import pytest
 
-from harness.metrics.perplexity import perplexity
+from gguf_harness.metrics.perplexity import perplexity
 
 
 def test_that_runs_out_of_time(model, corpus_pass, record):

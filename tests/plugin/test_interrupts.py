@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from harness.interrupts import Terminated, absorbed, endings
+from gguf_harness.interrupts import Terminated, absorbed, endings
 from tests.plugin.conftest import INI, SUITES, ReadRun, RunSuite
 
 # Loaded with -p: presses Ctrl-C while results are written, as often as the environment says.
@@ -49,7 +49,7 @@ def _interrupted(command: list[str], folder: Path, number: signal.Signals, times
 def _is_worker(child: psutil.Process) -> bool:
     """Other plugins ask the system this and that, in children of a moment."""
     try:
-        return "harness.engine" in " ".join(child.cmdline())
+        return "gguf_harness.engine" in " ".join(child.cmdline())
     except psutil.Error:
         return False
 
@@ -59,7 +59,7 @@ def _is_worker(child: psutil.Process) -> bool:
     ("number", "times", "code"), [(signal.SIGINT, 1, 130), (signal.SIGINT, 2, 130), (signal.SIGTERM, 1, 143)]
 )
 def test_a_command_ends(llama_file: Path, tmp_path: Path, number: signal.Signals, times: int, code: int) -> None:
-    command = ["harness.cli", "quantize", str(llama_file), "Q8_0,Q4_K_M,Q5_K_M", "--out", str(tmp_path)]
+    command = ["gguf_harness.cli", "quantize", str(llama_file), "Q8_0,Q4_K_M,Q5_K_M", "--out", str(tmp_path)]
     returned, output = _interrupted(command, tmp_path, number, times)
     assert returned == code
     assert output.splitlines()[-1] in {"Interrupted.", "Terminated.", "Ended at once."}
@@ -148,7 +148,7 @@ def test_a_signal_that_python_loses_still_ends_a_command(capsys: pytest.CaptureF
     ],
 )
 def test_an_output_that_takes_nothing_is_no_traceback(command: str, code: int) -> None:
-    script = f"{sys.executable} -m harness.cli {command}"
+    script = f"{sys.executable} -m gguf_harness.cli {command}"
     done = subprocess.run(["bash", "-o", "pipefail", "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == code
     assert "Traceback" not in done.stderr

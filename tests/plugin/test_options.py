@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.option_values import parse_layers
-from harness.options import add_options
+from gguf_harness.option_values import parse_layers
+from gguf_harness.options import add_options
 from tests.plugin.conftest import SUITES, RunSuite
 
 
@@ -69,7 +69,8 @@ def test_any_layers_can_be_asked_for(numbers: list[int]) -> None:
 
 def test_a_missing_default_model_is_named(run_suite: RunSuite, pytester: pytest.Pytester) -> None:
     pytester.makepyfile(
-        hide="import harness.sources\nfrom pathlib import Path\n\nharness.sources.TINY_FILE = Path('nowhere.gguf')\n"
+        hide="from pathlib import Path\n\nfrom gguf_harness import sources\n\n"
+        "sources.TINY_FILE = Path('nowhere.gguf')\n"
     )
     pytester.syspathinsert()
     result = run_suite("-p", "hide", quick=False)
@@ -263,6 +264,6 @@ def test_a_mark_of_an_unknown_metric_is_named(pytester: pytest.Pytester, llama_f
 
 def test_loading_the_plugin_imports_nothing_heavy(pytester: pytest.Pytester) -> None:
     heavy = {"numpy", "llama_cpp", "plotly", "scipy", "rich"}
-    code = f"import sys, harness.plugin; print(sorted({heavy} & set(sys.modules)))"
+    code = f"import sys, gguf_harness.plugin; print(sorted({heavy} & set(sys.modules)))"
     result = pytester.runpython_c(code)
     result.stdout.fnmatch_lines(["[[]]"])

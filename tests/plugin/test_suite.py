@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.report.compare import compare_runs
+from gguf_harness.report.compare import compare_runs
 from tests.plugin.conftest import ReadRun, RunSuite
 from tests.random_llama import write_random_llama
 
@@ -71,7 +71,7 @@ def test_a_cache_that_cannot_stay_within_its_limit_says_so(
     (warning,) = read_run()["warnings"]
     assert "more than --gguf-cache-limit allows: what is left in it is in use" in warning
     (model,) = pytester.path.glob("results/cache/models/*/Q8_0.gguf")
-    result = pytester.run(sys.executable, "-m", "harness.cli", "cache", "clear", "models", "logs", "hashes")
+    result = pytester.run(sys.executable, "-m", "gguf_harness.cli", "cache", "clear", "models", "logs", "hashes")
     assert result.ret == 0
     result.stdout.fnmatch_lines(["models: 1 removed, *"])
     assert not model.exists()
@@ -184,7 +184,7 @@ def test_without_candidates_their_tests_are_skipped_with_a_reason(run_suite: Run
 def test_a_persons_own_test_uses_our_fixtures(pytester: pytest.Pytester, llama_file: Path) -> None:
     pytester.makepyfile(
         test_mine="""
-        from harness.metrics.perplexity import perplexity
+        from gguf_harness.metrics.perplexity import perplexity
 
         def test_mine(model, corpus_pass, record):
             estimate = perplexity(corpus_pass(model)["nll"])
@@ -203,7 +203,7 @@ def test_no_process_is_left_behind(run_suite: RunSuite, llama_file: Path) -> Non
     import psutil
 
     run_suite(f"--models={llama_file}", "--gguf-quants=Q8_0", "--gguf-repetitions=2")
-    ours = [p for p in psutil.process_iter(["cmdline"]) if "harness.engine." in " ".join(p.info["cmdline"] or [])]
+    ours = [p for p in psutil.process_iter(["cmdline"]) if "gguf_harness.engine." in " ".join(p.info["cmdline"] or [])]
     mine = [p for p in ours if p.ppid() in {1, os.getpid()}]
     assert mine == []
 

@@ -8,9 +8,9 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from harness.cli import main
-from harness.names import METRICS, possible_values
-from harness.report.data import RunView
+from gguf_harness.cli import main
+from gguf_harness.names import METRICS, possible_values
+from gguf_harness.report.data import RunView
 from tests.plugin.conftest import ReadRun, RunSuite
 from tests.plugin.test_gates import _gates
 from tests.random_llama import write_random_llama
@@ -138,7 +138,7 @@ def test_suites_without_limits_measure_and_do_not_pass(
 STOPPER = """
 import os, signal, threading
 import pytest
-from harness.engine.worker import Worker
+from gguf_harness.engine.worker import Worker
 
 @pytest.hookimpl(trylast=True)
 def pytest_runtest_logfinish(nodeid, location):
@@ -213,7 +213,7 @@ def test_an_interrupted_session_passes_nothing(
 
 OWN = """
 import pytest
-from harness.metrics.perplexity import perplexity
+from gguf_harness.metrics.perplexity import perplexity
 
 def test_mine(model, corpus_pass, record):
     estimate = perplexity(corpus_pass(model)["nll"])
@@ -307,7 +307,7 @@ def test_a_prompt_that_a_template_refuses_costs_that_prompt(
 
 
 FLAKY = """
-from harness.records import Estimate
+from gguf_harness.records import Estimate
 
 attempts = 0
 

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
 
-from harness.errors import FilesLost, StoreError
-from harness.measure.activations import ActivationReader, ActivationWriter
+from gguf_harness.errors import FilesLost, StoreError
+from gguf_harness.measure.activations import ActivationReader, ActivationWriter
 
 Values = NDArray[np.floating[Any]]
 

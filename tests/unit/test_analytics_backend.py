@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from harness.analytics.backend import can_accelerate, choose_gpu, count_visible, versions
-from harness.analytics.tasks import Setup, cka_task, project_task
-from harness.engine.worker import Worker
-from harness.errors import AnalyticsError, OptionError
+from gguf_harness.analytics.backend import can_accelerate, choose_gpu, count_visible, versions
+from gguf_harness.analytics.tasks import Setup, cka_task, project_task
+from gguf_harness.engine.worker import Worker
+from gguf_harness.errors import AnalyticsError, OptionError
 
 POINTS = np.random.default_rng(0).normal(size=(20, 4))
 

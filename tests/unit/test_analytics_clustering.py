@@ -10,8 +10,8 @@ from scipy.spatial.distance import cdist
 from sklearn.cluster import HDBSCAN, KMeans
 from sklearn.metrics import adjusted_rand_score, silhouette_score
 
-from harness.analytics.clustering import CLUSTERERS, NOISE, Clustered, sampled_silhouette
-from harness.errors import AnalyticsError, NoData
+from gguf_harness.analytics.clustering import CLUSTERERS, NOISE, Clustered, sampled_silhouette
+from gguf_harness.errors import AnalyticsError, NoData
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.spatial.distance import cdist
 
-from harness.analytics.neighbors import BlockPlan, find_neighbors, plan_blocks
-from harness.analytics.points import Metric
-from harness.errors import AnalyticsError, NoData
+from gguf_harness.analytics.neighbors import BlockPlan, find_neighbors, plan_blocks
+from gguf_harness.analytics.points import Metric
+from gguf_harness.errors import AnalyticsError, NoData
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

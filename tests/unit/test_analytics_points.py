@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from harness.analytics.points import Metric, count_distinct, load_points, open_points, read_rows
-from harness.errors import AnalyticsError, NoData
+from gguf_harness.analytics.points import Metric, count_distinct, load_points, open_points, read_rows
+from gguf_harness.errors import AnalyticsError, NoData
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.int8, np.uint32])

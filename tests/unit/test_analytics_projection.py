@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.manifold import TSNE
 
-from harness.analytics.points import load_points
-from harness.analytics.projection import PROJECTORS
-from harness.errors import AnalyticsError
+from gguf_harness.analytics.points import load_points
+from gguf_harness.analytics.projection import PROJECTORS
+from gguf_harness.errors import AnalyticsError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -13,16 +13,16 @@ from numpy.typing import DTypeLike, NDArray
 from scipy.spatial.distance import jensenshannon
 from scipy.stats import entropy
 
-from harness.errors import NoData
-from harness.metrics.attention import (
+from gguf_harness.errors import NoData
+from gguf_harness.metrics.attention import (
     PatternComparison,
     attention_estimates,
     compare_patterns,
     head_estimates,
 )
-from harness.metrics.similarity import cosine
-from harness.metrics.stats import mean_of_clusters, mean_with_errors
-from harness.records import WHOLE, Place
+from gguf_harness.metrics.similarity import cosine
+from gguf_harness.metrics.stats import mean_of_clusters, mean_with_errors
+from gguf_harness.records import WHOLE, Place
 
 seeds = st.integers(0, 2**32 - 1)
 HEADS = [(0, 0), (0, 1), (1, 0)]

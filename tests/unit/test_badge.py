@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.report.badge import COLORS, badge_message, render_badge
-from harness.report.data import RunView
+from gguf_harness.report.badge import COLORS, badge_message, render_badge
+from gguf_harness.report.data import RunView
 from tests.unit.test_report import HOSTILE, STORED, _broken_runs
 
 SVG = "{http://www.w3.org/2000/svg}"

@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
-from harness.baseline_notes import missing, notes_of, uncompared
-from harness.baselines import (
+from gguf_harness.baseline_notes import missing, notes_of, uncompared
+from gguf_harness.baselines import (
     BASELINE_VERSION,
     PLACED_LIMIT,
     Baseline,
@@ -28,11 +28,11 @@ from harness.baselines import (
     save_baseline,
     why_unfit,
 )
-from harness.errors import OptionError, StoreError
-from harness.metrics.windows import COMPARED
-from harness.pairing import Partner
-from harness.records import Estimate, Place, Row
-from harness.regressions import (
+from gguf_harness.errors import OptionError, StoreError
+from gguf_harness.metrics.windows import COMPARED
+from gguf_harness.pairing import Partner
+from gguf_harness.records import Estimate, Place, Row
+from gguf_harness.regressions import (
     MATERIAL,
     Comparison,
     Now,

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from harness.measure import behaviour
-from harness.measure.behaviour import BehaviourWatch
-from harness.metrics.heads import BEHAVIOURS, BehaviourKernel, ScoreSums
-from harness.metrics.token_features import TokenFeatures
+from gguf_harness.measure import behaviour
+from gguf_harness.measure.behaviour import BehaviourWatch
+from gguf_harness.metrics.heads import BEHAVIOURS, BehaviourKernel, ScoreSums
+from gguf_harness.metrics.token_features import TokenFeatures
 
 N = 40
 

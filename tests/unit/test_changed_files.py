@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from harness.errors import ModelError
-from harness.ladder import PlannedModel, plan_ladder
-from harness.options import read_options
-from harness.progress import SilentProgress
-from harness.runner.core import Core, LoadedModel
+from gguf_harness.errors import ModelError
+from gguf_harness.ladder import PlannedModel, plan_ladder
+from gguf_harness.options import read_options
+from gguf_harness.progress import SilentProgress
+from gguf_harness.runner.core import Core, LoadedModel
 
 
 @pytest.fixture

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from harness.checks import check_options
-from harness.errors import HarnessError
-from harness.state import State
+from gguf_harness.checks import check_options
+from gguf_harness.errors import HarnessError
+from gguf_harness.state import State
 from tests.random_llama import write_random_llama
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from harness.engine.child import child_environment, describe_exit, log_end, log_tail, start_child, stop_child
+from gguf_harness.engine.child import child_environment, describe_exit, log_end, log_tail, start_child, stop_child
 
 SLEEP = "import time; print('up', flush=True); time.sleep(60)"
 
@@ -50,7 +50,7 @@ def test_what_a_child_started_ends_with_it(tmp_path: Path) -> None:
 
 
 def test_a_program_is_bound_to_its_parent(tmp_path: Path) -> None:
-    bind = "import sys; from harness.engine.child import run_bound; run_bound(int(sys.argv[1]), sys.argv[2:])"
+    bind = "import sys; from gguf_harness.engine.child import run_bound; run_bound(int(sys.argv[1]), sys.argv[2:])"
     log = tmp_path / "log"
     process = _start(bind, log, str(os.getpid()), "/bin/sh", "-c", "echo up; sleep 60")
     assert "sh" in psutil.Process(process.pid).name()

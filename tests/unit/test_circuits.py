@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.errors import NoData
-from harness.metrics.circuits import copy_score, induction_scores, repeated_tokens, token_product
+from gguf_harness.errors import NoData
+from gguf_harness.metrics.circuits import copy_score, induction_scores, repeated_tokens, token_product
 
 seeds = st.integers(0, 2**32 - 1)
 

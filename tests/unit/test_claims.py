@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from harness.claims import CLAIMS, ClaimFinding, judge_claims, speed_ratio
-from harness.report.data import RunView
-from harness.report.html import write_html
-from harness.report.prices import price_list
-from harness.report.terminal import render_terminal
+from gguf_harness.claims import CLAIMS, ClaimFinding, judge_claims, speed_ratio
+from gguf_harness.report.data import RunView
+from gguf_harness.report.html import write_html
+from gguf_harness.report.prices import price_list
+from gguf_harness.report.terminal import render_terminal
 from tests.unit.test_report import HOSTILE, STORED
 
 Q5, Q4, IQ3, FASTER = range(len(CLAIMS))

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from harness.errors import NoData
-from harness.measure.client import Client, Percentiles
+from gguf_harness.errors import NoData
+from gguf_harness.measure.client import Client, Percentiles
 
 Answer = Callable[[dict[str, Any]], tuple[int, str, str]]
 """From the body of a request to (status, content type, content)."""

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.errors import NoData
-from harness.metrics.clusters import by_layer, cluster_mean, cluster_ratio, jackknife_se, over_layers
-from harness.metrics.stats import mean_with_errors
+from gguf_harness.errors import NoData
+from gguf_harness.metrics.clusters import by_layer, cluster_mean, cluster_ratio, jackknife_se, over_layers
+from gguf_harness.metrics.stats import mean_with_errors
 
 
 def test_equal_clusters_are_windows() -> None:

@@ -22,10 +22,10 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats as scipy_stats
 
-from harness.metrics.divergence import KLD_QUANTILES, summarize_delta_p, summarize_divergence, summarize_same_top
-from harness.metrics.perplexity import compare_perplexity, perplexity
-from harness.metrics.stats import mean_interval, quantile_with_error, signed_root
-from harness.records import Estimate
+from gguf_harness.metrics.divergence import KLD_QUANTILES, summarize_delta_p, summarize_divergence, summarize_same_top
+from gguf_harness.metrics.perplexity import compare_perplexity, perplexity
+from gguf_harness.metrics.stats import mean_interval, quantile_with_error, signed_root
+from gguf_harness.records import Estimate
 
 Values = NDArray[np.float64]
 

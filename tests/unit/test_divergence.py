@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import special
 
-from harness.errors import NoData
-from harness.metrics.codec import LEVELS, RowCodec
-from harness.metrics.divergence import (
+from gguf_harness.errors import NoData
+from gguf_harness.metrics.codec import LEVELS, RowCodec
+from gguf_harness.metrics.divergence import (
     DivergenceKernel,
     summarize_delta_p,
     summarize_divergence,

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.errors import NoData
-from harness.metrics.blas import blas_threads
-from harness.metrics.embeddings import (
+from gguf_harness.errors import NoData
+from gguf_harness.metrics.blas import blas_threads
+from gguf_harness.metrics.embeddings import (
     WordSpace,
     compare_neighbours,
     compare_prompts,
@@ -21,7 +21,7 @@ from harness.metrics.embeddings import (
     pack,
     unpack,
 )
-from harness.records import Estimate
+from gguf_harness.records import Estimate
 
 
 @given(st.floats(-1e9, 1e9), st.one_of(st.none(), st.floats(0, 1e9)), st.integers(1, 10**9))

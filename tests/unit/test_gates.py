@@ -10,15 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.errors import GateError, NoData
-from harness.gates import Gate, early_limits, load_gates
-from harness.metrics.divergence import summarize_delta_p, summarize_divergence, summarize_same_top
-from harness.metrics.perplexity import compare_perplexity, perplexity
-from harness.metrics.sequential import EarlyDecision
-from harness.metrics.windows import WINDOW_METRICS, WindowLimit
-from harness.names import CORPUS_METRICS, METRICS
-from harness.records import Estimate, Place
-from harness.verdicts import adjust, decide
+from gguf_harness.errors import GateError, NoData
+from gguf_harness.gates import Gate, early_limits, load_gates
+from gguf_harness.metrics.divergence import summarize_delta_p, summarize_divergence, summarize_same_top
+from gguf_harness.metrics.perplexity import compare_perplexity, perplexity
+from gguf_harness.metrics.sequential import EarlyDecision
+from gguf_harness.metrics.windows import WINDOW_METRICS, WindowLimit
+from gguf_harness.names import CORPUS_METRICS, METRICS
+from gguf_harness.records import Estimate, Place
+from gguf_harness.verdicts import adjust, decide
 
 
 @pytest.mark.parametrize(

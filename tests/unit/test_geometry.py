@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from harness.errors import NoData
-from harness.metrics.geometry import align, rank_correlation, summarize_anisotropy, variance_share
-from harness.metrics.similarity import linear_cka
-from harness.records import Estimate
+from gguf_harness.errors import NoData
+from gguf_harness.metrics.geometry import align, rank_correlation, summarize_anisotropy, variance_share
+from gguf_harness.metrics.similarity import linear_cka
+from gguf_harness.records import Estimate
 
 Float32 = NDArray[np.float32]
 
@@ -104,7 +104,7 @@ def test_procrustes_is_scipys(monkeypatch: pytest.MonkeyPatch, block: int) -> No
     from scipy.linalg import orthogonal_procrustes
     from scipy.spatial import procrustes
 
-    monkeypatch.setattr("harness.metrics.geometry._BLOCK", block)
+    monkeypatch.setattr("gguf_harness.metrics.geometry._BLOCK", block)
     candidate, reference = _pair()
     aligned = align(candidate, reference)
     a, b = (side.astype(np.float64) - side.mean(0, dtype=np.float64) for side in (candidate, reference))

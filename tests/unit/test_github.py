@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.errors import StoreError
-from harness.report.github import SUMMARY_BYTES, annotation_lines, append_summary, shortened
-from harness.report.markdown import render_markdown
+from gguf_harness.errors import StoreError
+from gguf_harness.report.github import SUMMARY_BYTES, annotation_lines, append_summary, shortened
+from gguf_harness.report.markdown import render_markdown
 from tests.unit.test_report import STORED, _broken_runs, _rename
 
 HOSTILE = "a|b`c`<img src=x>$x$\n::error::injected\r\n# head [l](u) 100%, 1:2\x1b[2J\udc80"

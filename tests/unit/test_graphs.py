@@ -16,11 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from harness import __version__
-from harness.errors import GraphError, NoData, StoreError
-from harness.gguf_file import GGUFHeader, TensorInfo, read_header
-from harness.gguf_metadata import Metadata
-from harness.graphs import (
+from gguf_harness import __version__
+from gguf_harness.errors import GraphError, NoData, StoreError
+from gguf_harness.gguf_file import GGUFHeader, TensorInfo, read_header
+from gguf_harness.gguf_metadata import Metadata
+from gguf_harness.graphs import (
     AttentionGraph,
     Column,
     CosineNetwork,
@@ -31,8 +31,8 @@ from harness.graphs import (
     upload,
     write_graph,
 )
-from harness.graphs.layout import principal_plane, spring_layout
-from harness.graphs.view import MOST_EDGES, render_view
+from gguf_harness.graphs.layout import principal_plane, spring_layout
+from gguf_harness.graphs.view import MOST_EDGES, render_view
 
 HOSTILE = ["</script><img src=x onerror=alert(1)>", '<a href="javascript:alert(1)">', "\x1b[2J", "\ud83d", "&lt;b&gt;"]
 PATTERNS = hnp.arrays(np.float32, (2, 3, 5, 5), elements=st.floats(0, 1, width=32))
@@ -383,7 +383,7 @@ def _pretend(monkeypatch: pytest.MonkeyPatch, problem: str = "") -> _Pretended:
     monkeypatch.setitem(sys.modules, "graphistry", module)
     # pandas comes with PyGraphistry only.
     monkeypatch.setattr(
-        "harness.graphs.graphistry_upload.to_arrow", lambda _graph, _table: types.SimpleNamespace(to_pandas=list)
+        "gguf_harness.graphs.graphistry_upload.to_arrow", lambda _graph, _table: types.SimpleNamespace(to_pandas=list)
     )
     return module
 

@@ -15,8 +15,8 @@ from scipy.spatial.distance import cosine as cosine_distance
 from scipy.stats import entropy, kurtosis, ortho_group
 from sklearn.decomposition import PCA
 
-from harness.errors import NoData
-from harness.metrics.hidden import (
+from gguf_harness.errors import NoData
+from gguf_harness.metrics.hidden import (
     cka_with_error,
     dimensions,
     massive_activations,
@@ -27,7 +27,7 @@ from harness.metrics.hidden import (
     token_similarity,
     update_share,
 )
-from harness.metrics.similarity import linear_cka
+from gguf_harness.metrics.similarity import linear_cka
 
 Array = NDArray[np.float64]
 

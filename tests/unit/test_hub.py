@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from harness import hub
-from harness.errors import HubError
+from gguf_harness import hub
+from gguf_harness.errors import HubError
 
 ASK = """
 import sys
-from harness.cli import main
+from gguf_harness.cli import main
 sys.exit(main(["inspect", sys.argv[1]]))
 """
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from harness.errors import ModelNotFound
-from harness.hub_names import pick_files
+from gguf_harness.errors import ModelNotFound
+from gguf_harness.hub_names import pick_files
 
 NAMES = [
     "Flora-7B-F16.gguf",

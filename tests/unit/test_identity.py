@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from harness.engine.tasks import build_files, ggml_environment, identify_engine
-from harness.file_hashes import hash_files
-from harness.machine import describe_machine, identify_machine
+from gguf_harness.engine.tasks import build_files, ggml_environment, identify_engine
+from gguf_harness.file_hashes import hash_files
+from gguf_harness.machine import describe_machine, identify_machine
 
 CPU = {"name": "CPU", "description": "AMD EPYC 7763", "memory_bytes": 16 * 2**30}
 DESCRIPTION: dict[str, Any] = {

@@ -12,8 +12,8 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 from scipy import stats as scipy_stats
 
-from harness.errors import NoData
-from harness.metrics.importance import (
+from gguf_harness.errors import NoData
+from gguf_harness.metrics.importance import (
     Head,
     greedy_removal,
     importance,

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from harness.errors import ModelNotFound
-from harness.ladder import Ladder, plan_ladder, quantized_name
-from harness.options import read_options
-from harness.quants import DEFAULT_QUANTS
-from harness.sources import TINY_FILE
+from gguf_harness.errors import ModelNotFound
+from gguf_harness.ladder import Ladder, plan_ladder, quantized_name
+from gguf_harness.options import read_options
+from gguf_harness.quants import DEFAULT_QUANTS
+from gguf_harness.sources import TINY_FILE
 from tests.companions import write_gguf
 from tests.random_llama import write_random_llama
 

@@ -14,8 +14,8 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 from scipy.special import log_softmax, rel_entr
 
-from harness.errors import NoData
-from harness.metrics.lens import Head, Norm, attribute, decided_at, final_norm, head_logits, logit_lens
+from gguf_harness.errors import NoData
+from gguf_harness.metrics.lens import Head, Norm, attribute, decided_at, final_norm, head_logits, logit_lens
 
 F32 = NDArray[np.float32]
 

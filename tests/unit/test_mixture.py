@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from harness.cache import Cache
-from harness.errors import InvalidGGUF, ModelError, StoreError
-from harness.gguf_file import read_header
-from harness.mixture import differing_tensors, write_mixture
-from harness.weights import Weights
+from gguf_harness.cache import Cache
+from gguf_harness.errors import InvalidGGUF, ModelError, StoreError
+from gguf_harness.gguf_file import read_header
+from gguf_harness.mixture import differing_tensors, write_mixture
+from gguf_harness.weights import Weights
 from tests.random_llama import write_random_llama
 from tests.unit.test_weights import write_raw
 
@@ -129,7 +129,7 @@ def test_a_source_that_shrinks_is_an_error(
     models: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     header = read_header(models[0])
-    monkeypatch.setattr("harness.mixture.read_header", lambda _: header)
+    monkeypatch.setattr("gguf_harness.mixture.read_header", lambda _: header)
     os.truncate(models[0], models[0].stat().st_size - 64)
     (tmp_path / "out").mkdir()
     with pytest.raises(InvalidGGUF, match="has shrunk"):
@@ -139,7 +139,7 @@ def test_a_source_that_shrinks_is_an_error(
 def test_scratch_goes_with_its_block_or_with_the_next(tmp_path: Path) -> None:
     cache = Cache(tmp_path)
     script = (
-        "import os, sys; from pathlib import Path; from harness.cache import Cache\n"
+        "import os, sys; from pathlib import Path; from gguf_harness.cache import Cache\n"
         "with Cache(Path(sys.argv[1])).scratch() as folder:\n"
         "    (folder / 'large').write_bytes(b'x')\n"
         "    os.kill(os.getpid(), 9)\n"

@@ -12,8 +12,8 @@ import pytest
 from gguf import GGUFWriter
 from numpy.typing import NDArray
 
-from harness.errors import InvalidGGUF, ShapeMismatch, VocabularyMismatch
-from harness.models import (
+from gguf_harness.errors import InvalidGGUF, ShapeMismatch, VocabularyMismatch
+from gguf_harness.models import (
     ModelInfo,
     check_comparable,
     check_same_vocabulary,
@@ -22,7 +22,7 @@ from harness.models import (
     shape_difference,
     twins,
 )
-from harness.sources import ModelSource, expand
+from gguf_harness.sources import ModelSource, expand
 from tests.companions import write_gguf
 from tests.random_llama import write_random_llama
 from tests.rewritten import rewrite_gguf

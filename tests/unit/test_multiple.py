@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.errors import NoData
-from harness.metrics.multiple import holm
+from gguf_harness.errors import NoData
+from gguf_harness.metrics.multiple import holm
 
 p_values = st.lists(st.floats(0, 1), min_size=1, max_size=6)
 

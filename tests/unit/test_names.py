@@ -12,21 +12,21 @@ from typing import Any
 
 import pytest
 
-from harness.file_hashes import hash_files
-from harness.junit import readable
-from harness.models import load_info
-from harness.paths import file_name
-from harness.report.badge import render_badge
-from harness.report.compare import compare_runs, render_comparison
-from harness.report.github import annotation_lines
-from harness.report.html import write_html
-from harness.report.inspect import render_info
-from harness.report.markdown import render_markdown
-from harness.report.terminal import render_terminal
-from harness.sources import expand, expand_all
-from harness.state import GATE_PROPERTY
-from harness.store import load_run, write_json
-from harness.visible import is_utf8, visible
+from gguf_harness.file_hashes import hash_files
+from gguf_harness.junit import readable
+from gguf_harness.models import load_info
+from gguf_harness.paths import file_name
+from gguf_harness.report.badge import render_badge
+from gguf_harness.report.compare import compare_runs, render_comparison
+from gguf_harness.report.github import annotation_lines
+from gguf_harness.report.html import write_html
+from gguf_harness.report.inspect import render_info
+from gguf_harness.report.markdown import render_markdown
+from gguf_harness.report.terminal import render_terminal
+from gguf_harness.sources import expand, expand_all
+from gguf_harness.state import GATE_PROPERTY
+from gguf_harness.store import load_run, write_json
+from gguf_harness.visible import is_utf8, visible
 from tests.nasty_names import nasty_names
 from tests.random_llama import write_random_llama
 

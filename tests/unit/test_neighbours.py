@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from harness.errors import NoData
-from harness.metrics.neighbours import (
+from gguf_harness.errors import NoData
+from gguf_harness.metrics.neighbours import (
     directions,
     estimate_intrinsic_dimension,
     nearest_by_cosine,

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from harness.cli import main
-from harness.corpora import load_corpus
-from harness.errors import HarnessError
-from harness.ladder import plan_ladder
-from harness.options import Options, read_options
+from gguf_harness.cli import main
+from gguf_harness.corpora import load_corpus
+from gguf_harness.errors import HarnessError
+from gguf_harness.ladder import plan_ladder
+from gguf_harness.options import Options, read_options
 
 PATHS = ("imatrix", "llama-server", "prompts", "words", "results", "cache", "gates", "baseline", "corpus")
 OPTIONS = (*(f"--gguf-{name}" for name in PATHS), "--models", "--reference")
@@ -110,7 +110,7 @@ def test_what_is_no_path_is_said_by_every_command(
 
 def test_a_command_writes_what_its_terminal_can_show(llama_file: Path, tmp_path: Path) -> None:
     os.link(llama_file, tmp_path / "模\udcff.gguf")
-    command = [sys.executable, "-m", "harness.cli", "inspect", str(tmp_path)]
+    command = [sys.executable, "-m", "gguf_harness.cli", "inspect", str(tmp_path)]
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
     done = subprocess.run(command, capture_output=True, env=environment, check=True)
     assert done.stdout.startswith(b"\\u6a21\\xff\n")

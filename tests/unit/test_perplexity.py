@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from harness.errors import NoData
-from harness.metrics.perplexity import compare_perplexity, perplexity
-from harness.records import Estimate
+from gguf_harness.errors import NoData
+from gguf_harness.metrics.perplexity import compare_perplexity, perplexity
+from gguf_harness.records import Estimate
 
 nll = hnp.arrays(np.float64, (4, 9), elements=st.floats(0, 12, width=32))
 

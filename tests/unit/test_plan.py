@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from harness.gates import Gate, load_gates
-from harness.ladder import Ladder, PlannedModel
-from harness.names import METRICS
-from harness.plan import GATED, homeless, plan_comparisons, plan_gates, suite_of
+from gguf_harness.gates import Gate, load_gates
+from gguf_harness.ladder import Ladder, PlannedModel
+from gguf_harness.names import METRICS
+from gguf_harness.plan import GATED, homeless, plan_comparisons, plan_gates, suite_of
 
 SUITES = Path(__file__).parent.parent.parent / "suites"
 A, B, REFERENCE = (PlannedModel(name) for name in ("a", "b", "reference"))

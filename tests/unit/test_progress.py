@@ -12,12 +12,12 @@ from multiprocessing import Pipe
 
 import pytest
 
-from harness.analytics import tasks
-from harness.engine.worker import WorkerContext
-from harness.progress import _new_bar
+from gguf_harness.analytics import tasks
+from gguf_harness.engine.worker import WorkerContext
+from gguf_harness.progress import _new_bar
 
 WORK = """
-    import harness.progress as progress
+    import gguf_harness.progress as progress
 
     def test_work(pytestconfig, monkeypatch):
         monkeypatch.setattr(progress, "_LINE_EVERY_S", 0.0)

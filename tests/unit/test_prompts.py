@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.errors import PromptError
-from harness.prompts import BUILT_IN, Message, Prompt, load_prompts
+from gguf_harness.errors import PromptError
+from gguf_harness.prompts import BUILT_IN, Message, Prompt, load_prompts
 
 GOOD = """
 [[prompt]]

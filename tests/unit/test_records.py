@@ -8,11 +8,11 @@ import math
 import numpy as np
 import pytest
 
-from harness.errors import GateError, HarnessError, NoData
-from harness.names import METRICS, metric_info
-from harness.quants import DEFAULT_QUANTS, FTYPES, NEEDS_IMATRIX, ftype_label, parse_quants
-from harness.records import Estimate, Row
-from harness.tap_names import TAPS, graph_nodes
+from gguf_harness.errors import GateError, HarnessError, NoData
+from gguf_harness.names import METRICS, metric_info
+from gguf_harness.quants import DEFAULT_QUANTS, FTYPES, NEEDS_IMATRIX, ftype_label, parse_quants
+from gguf_harness.records import Estimate, Row
+from gguf_harness.tap_names import TAPS, graph_nodes
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])

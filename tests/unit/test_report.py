@@ -13,13 +13,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.errors import StoreError
-from harness.report.compare import compare_runs, render_comparison
-from harness.report.data import MOST_ESTIMATES, RunView, describe_windows, visible
-from harness.report.html import write_html
-from harness.report.markdown import render_markdown
-from harness.report.numbers import format_bytes, format_estimate, format_percent, format_value
-from harness.report.terminal import render_terminal, verdict_line
+from gguf_harness.errors import StoreError
+from gguf_harness.report.compare import compare_runs, render_comparison
+from gguf_harness.report.data import MOST_ESTIMATES, RunView, describe_windows, visible
+from gguf_harness.report.html import write_html
+from gguf_harness.report.markdown import render_markdown
+from gguf_harness.report.numbers import format_bytes, format_estimate, format_percent, format_value
+from gguf_harness.report.terminal import render_terminal, verdict_line
 
 STORED = Path(__file__).parent.parent / "data" / "run-smollm2"
 HOSTILE = "</script><img src=x onerror=alert(1)>[bold]|`*\x1b[2J"

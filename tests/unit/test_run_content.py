@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from harness.cli import main
-from harness.run_content import content_problem
+from gguf_harness.cli import main
+from gguf_harness.run_content import content_problem
 
 RUN = json.loads((Path(__file__).parents[1] / "data" / "run-smollm2" / "run.json").read_text(encoding="utf-8"))
 LISTS = ("models", "tests", "estimates", "gates", "arrays")

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.errors import NoData
-from harness.metrics.sensitivity import additivity, group_kld, group_shares, restored_gain
-from harness.metrics.stats import Samples
+from gguf_harness.errors import NoData
+from gguf_harness.metrics.sensitivity import additivity, group_kld, group_shares, restored_gain
+from gguf_harness.metrics.stats import Samples
 
 
 def _klds(seed: int, groups: int = 3, windows: int = 40, tokens: int = 20) -> list[Samples]:

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import stats as scipy_stats
 
-from harness.metrics.divergence import summarize_delta_p, summarize_divergence, summarize_same_top
-from harness.metrics.perplexity import compare_perplexity, perplexity
-from harness.metrics.sequential import (
+from gguf_harness.metrics.divergence import summarize_delta_p, summarize_divergence, summarize_same_top
+from gguf_harness.metrics.perplexity import compare_perplexity, perplexity
+from gguf_harness.metrics.sequential import (
     MAX_CV,
     WindowSeries,
     betting_wealth,
@@ -23,8 +23,8 @@ from harness.metrics.sequential import (
     nonnegative_wealth,
     wealth,
 )
-from harness.metrics.windows import WINDOW_METRICS, WindowLimit, decided_so_far, window_series
-from harness.names import METRICS
+from gguf_harness.metrics.windows import WINDOW_METRICS, WindowLimit, decided_so_far, window_series
+from gguf_harness.names import METRICS
 
 Values = NDArray[np.float64]
 

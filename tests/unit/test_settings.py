@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.engine.settings import SessionSettings
+from gguf_harness.engine.settings import SessionSettings
 
 
 @given(st.integers(3, 12), st.integers(3, 13), st.integers(1, 64))

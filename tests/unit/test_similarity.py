@@ -10,8 +10,8 @@ from hypothesis.extra import numpy as hnp
 from scipy.spatial.distance import cosine as cosine_distance
 from scipy.stats import ortho_group
 
-from harness.errors import NoData
-from harness.metrics.similarity import cosine, linear_cka
+from gguf_harness.errors import NoData
+from gguf_harness.metrics.similarity import cosine, linear_cka
 
 _VECTORS = hnp.arrays(np.float64, (4, 6), elements=st.floats(-1e6, 1e6).filter(lambda x: x == 0 or abs(x) > 1e-6))
 

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from harness.errors import NoData
-from harness.measure.machine_use import Watch
-from harness.measure.side_by_side import SpeedResult, Subject, _container_memory, fit_together, repeat_undisturbed
-from harness.measure.speed import Memory
-from harness.metrics.speed import (
+from gguf_harness.errors import NoData
+from gguf_harness.measure.machine_use import Watch
+from gguf_harness.measure.side_by_side import SpeedResult, Subject, _container_memory, fit_together, repeat_undisturbed
+from gguf_harness.measure.speed import Memory
+from gguf_harness.metrics.speed import (
     Repetition,
     Timing,
     Use,
@@ -186,7 +186,7 @@ def test_two_ways_to_the_same_speed(bench: float, served: float, disagree: bool)
 
 def test_repetitions_are_taken_again_within_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     pauses: list[float] = []
-    monkeypatch.setattr("harness.measure.side_by_side.time.sleep", pauses.append)
+    monkeypatch.setattr("gguf_harness.measure.side_by_side.time.sleep", pauses.append)
 
     def takes(*outcomes: bool) -> tuple[bool, int]:
         taken: list[int] = []

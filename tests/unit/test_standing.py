@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from harness.report.badge import badge_message
-from harness.report.data import RunView
-from harness.report.github import annotation_lines
-from harness.report.html import write_html
-from harness.report.markdown import render_markdown
-from harness.report.standing import Standings
-from harness.report.terminal import render_terminal
+from gguf_harness.report.badge import badge_message
+from gguf_harness.report.data import RunView
+from gguf_harness.report.github import annotation_lines
+from gguf_harness.report.html import write_html
+from gguf_harness.report.markdown import render_markdown
+from gguf_harness.report.standing import Standings
+from gguf_harness.report.terminal import render_terminal
 from tests.unit.test_report import STORED
 
 RUN: dict[str, Any] = json.loads((STORED / "run.json").read_text(encoding="utf-8"))

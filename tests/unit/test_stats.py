@@ -12,8 +12,8 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 from scipy import stats as scipy_stats
 
-from harness.errors import NoData
-from harness.metrics.stats import (
+from gguf_harness.errors import NoData
+from gguf_harness.metrics.stats import (
     clustered_se,
     clusters_needed,
     confidence_bound,
@@ -26,7 +26,7 @@ from harness.metrics.stats import (
     require_samples,
     side_error,
 )
-from harness.records import Estimate
+from gguf_harness.records import Estimate
 
 samples = hnp.arrays(
     np.float64,

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from harness.errors import StoreError
-from harness.measure.arrays import load_arrays, save_arrays
-from harness.measure.logprobs import LogprobReader, LogprobWriter
-from harness.store import find_run, load_run, prepare_folder, run_file, write_json
+from gguf_harness.errors import StoreError
+from gguf_harness.measure.arrays import load_arrays, save_arrays
+from gguf_harness.measure.logprobs import LogprobReader, LogprobWriter
+from gguf_harness.store import find_run, load_run, prepare_folder, run_file, write_json
 
 
 def test_not_a_number_is_never_written(tmp_path: Path) -> None:

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.errors import NoData
-from harness.metrics.heads import BehaviourKernel, ScoreSums, head_profiles
-from harness.metrics.similarity import cosine
-from harness.metrics.taxonomy import (
+from gguf_harness.errors import NoData
+from gguf_harness.metrics.heads import BehaviourKernel, ScoreSums, head_profiles
+from gguf_harness.metrics.similarity import cosine
+from gguf_harness.metrics.taxonomy import (
     KINDS,
     classify_head,
     head_groups,
@@ -22,7 +22,7 @@ from harness.metrics.taxonomy import (
     redundancy,
     shared_features,
 )
-from harness.metrics.token_features import TokenFeatures
+from gguf_harness.metrics.token_features import TokenFeatures
 
 seeds = st.integers(0, 2**32 - 1)
 shares = st.floats(0, 1)

@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 
-from harness.errors import NoData
-from harness.metrics.bootstrap import bootstrap_se
-from harness.metrics.text import (
+from gguf_harness.errors import NoData
+from gguf_harness.metrics.bootstrap import bootstrap_se
+from gguf_harness.metrics.text import (
     TextPair,
     bleu,
     chrf,
@@ -26,7 +26,7 @@ from harness.metrics.text import (
     exact_prefix_tokens,
     rouge_l,
 )
-from harness.records import Estimate
+from gguf_harness.records import Estimate
 
 REFERENCE = 'The quick brown fox, born in 1999., jumps over the lazy dog; "why not?" it says.'
 CANDIDATES = [

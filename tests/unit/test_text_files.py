@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from harness.baselines import load_baseline
-from harness.corpora import load_corpus
-from harness.errors import HarnessError
-from harness.gates import load_gates
-from harness.prompts import load_prompts
-from harness.store import load_run
-from harness.words import load_words
+from gguf_harness.baselines import load_baseline
+from gguf_harness.corpora import load_corpus
+from gguf_harness.errors import HarnessError
+from gguf_harness.gates import load_gates
+from gguf_harness.prompts import load_prompts
+from gguf_harness.store import load_run
+from gguf_harness.words import load_words
 
 PROMPTS = '[[prompt]]\r\nid = "a"\r\ntext = "é"\r\n'
 WORDS = '[groups]\na = ["é", "c"]\nb = ["d", "e"]\n'

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import logsumexp
 
-from harness.errors import NoData
-from harness.metrics.token_features import TokenFeatures, surprisal
+from gguf_harness.errors import NoData
+from gguf_harness.metrics.token_features import TokenFeatures, surprisal
 
 
 def _of(*pieces: bytes) -> TokenFeatures:

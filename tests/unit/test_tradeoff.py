@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.errors import NoData
-from harness.metrics.tradeoff import dominated_by, frontier_steps, halvings, pareto_frontier, smallest_passing
+from gguf_harness.errors import NoData
+from gguf_harness.metrics.tradeoff import dominated_by, frontier_steps, halvings, pareto_frontier, smallest_passing
 
 points = st.dictionaries(
     st.text("abcdefgh", min_size=1, max_size=3), st.tuples(st.integers(0, 5), st.integers(0, 5)), max_size=10

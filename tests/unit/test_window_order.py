@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.engine.settings import SessionSettings
-from harness.errors import CorpusError
-from harness.measure.passes import CorpusText, PassRequest, cut_windows, require_windows, window_order
+from gguf_harness.engine.settings import SessionSettings
+from gguf_harness.errors import CorpusError
+from gguf_harness.measure.passes import CorpusText, PassRequest, cut_windows, require_windows, window_order
 
 
 def _request(text: bytes, chunks: int | None, n_ctx: int = 8) -> PassRequest:

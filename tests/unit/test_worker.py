@@ -12,9 +12,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from harness.engine.child import log_tail
-from harness.engine.worker import Worker, WorkerContext
-from harness.errors import CorpusError, EngineCrashed, EngineError, EngineTimeout
+from gguf_harness.engine.child import log_tail
+from gguf_harness.engine.worker import Worker, WorkerContext
+from gguf_harness.errors import CorpusError, EngineCrashed, EngineError, EngineTimeout
 
 
 def double(context: WorkerContext, value: int) -> int:
@@ -198,7 +198,8 @@ def test_nothing_is_left_when_the_parent_ends(tmp_path: Path, number: int) -> No
     code = (
         # A background job inherits an ignored SIGINT: here it shall end the process, as Ctrl-C does.
         "import signal, sys, time; signal.signal(signal.SIGINT, signal.default_int_handler); sys.path.insert(0, '.');"
-        "from pathlib import Path; from harness.engine.worker import Worker; from tests.unit.test_worker import double;"
+        "from pathlib import Path; from gguf_harness.engine.worker import Worker;"
+        "from tests.unit.test_worker import double;"
         f"w = Worker('m', Path({str(tmp_path / 'log')!r})); w.call(double, None, 1); print(w.pid, flush=True);"
         "time.sleep(60)"
     )

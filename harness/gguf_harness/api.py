@@ -1,0 +1,265 @@
+"""For notebooks and scripts: one call, arrays out. Everything runs in a worker process of its own."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import numpy as np
+
+from gguf_harness.corpora import load_corpus
+from gguf_harness.engine.settings import SessionSettings
+from gguf_harness.engine.worker import Worker
+from gguf_harness.errors import OptionError, PromptError
+from gguf_harness.measure.attention import AttentionRequest, observe_attention, read_attention
+from gguf_harness.measure.attention_results import HeadBehaviour
+from gguf_harness.measure.embeddings import EmbeddingRequest, measure_words
+from gguf_harness.measure.states import LayersRequest, read_states
+from gguf_harness.models import ModelInfo, load_info
+from gguf_harness.options import default_threads
+from gguf_harness.prompts import Prompt, load_prompts
+from gguf_harness.sources import expand_all
+from gguf_harness.visible import is_utf8
+from gguf_harness.words import load_words
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from gguf_harness.engine.worker import WorkerContext
+    from gguf_harness.measure.observers import Arrays
+
+__all__ = ["Attention", "HiddenStates", "WordEmbeddings", "attention", "heads", "hidden_states", "word_embeddings"]
+
+
+R = TypeVar("R")
+
+_LIMIT_BYTES: Final = 8_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Attention:
+    """The attention of one prompt, as llama.cpp computed it; all float32.
+
+    Attributes:
+        tokens: [pos] token ids, BOS included where the vocabulary asks for it.
+        pieces: [pos] their text; parts of characters are shown as U+FFFD.
+        layers: numbers of the layers that have attention, the first axis of what follows: all of most models, few of
+            a hybrid.
+        pattern: [layer, head, pos, key] attention weights: rows sum to one, keys after the position are 0.
+        scores: [layer, head, pos, key] q k^T: not masked, and not scaled unless the model scales q before.
+        q: [layer, pos, head, d_head] queries, after rope.
+        k: [layer, pos, kv_head, d_head] keys, after rope.
+        v: [layer, pos, kv_head, d_head] values.
+    """
+
+    tokens: NDArray[np.int32]
+    pieces: tuple[str, ...]
+    layers: tuple[int, ...]
+    pattern: NDArray[np.float32]
+    scores: NDArray[np.float32]
+    q: NDArray[np.float32]
+    k: NDArray[np.float32]
+    v: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class HiddenStates:
+    """The hidden states of one prompt, as llama.cpp computed them; all float32.
+
+    Where llama.cpp names only the stream behind a block in an architecture, what is inside of it is None. Layers whose
+    input is not known (the first one of models with embeddings of positions) have NaN for what follows from it.
+
+    Attributes:
+        tokens: [pos] token ids, BOS included where the vocabulary asks for it.
+        pieces: [pos] their text; parts of characters are shown as U+FFFD.
+        embed: [pos, d_model] what goes into the first block: token embeddings, scaled where the model scales them.
+        resid_mid: [layer, pos, d_model] the residual stream between attention and MLP.
+        attn_out: [layer, pos, d_model] what attention adds to the stream.
+        mlp_out: [layer, pos, d_model] what the MLP adds to it.
+        resid_post: [layer, pos, d_model] the stream behind each block, before the final norm.
+    """
+
+    tokens: NDArray[np.int32]
+    pieces: tuple[str, ...]
+    embed: NDArray[np.float32]
+    resid_mid: NDArray[np.float32] | None
+    attn_out: NDArray[np.float32] | None
+    mlp_out: NDArray[np.float32] | None
+    resid_post: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class WordEmbeddings:
+    """Token embeddings of words; of a word of several tokens their mean.
+
+    Attributes:
+        words: [n] those of the list that the model's vocabulary can write.
+        groups: [n] the group of each, None for words of analogies alone.
+        vectors: [n, d_model] float32, dequantized.
+        missing: the other words of the list.
+    """
+
+    words: tuple[str, ...]
+    groups: tuple[str | None, ...]
+    vectors: NDArray[np.float32]
+    missing: tuple[str, ...]
+
+
+def attention(model: str | Path, prompt: str, *, threads: int | None = None, gpu: int = 0) -> Attention:
+    """Decode a prompt, and return the attention of every head of every layer.
+
+        import gguf_harness
+        found = gguf_harness.attention("model-Q4_K_M.gguf", "The cat sat on the mat")
+        found.pattern[2, 7]    # layer 2, head 7: [pos, key]
+
+    Memory for n tokens is 8 n^2 bytes per head, and as much again while they travel; for more, let suites/attention
+    sum up what heads do.
+
+    Args:
+        model: a path, an alias (`tiny`) or hf:org/repo:file, as for --models.
+        prompt: continued as it is; no chat template.
+        threads: CPU threads; the physical cores if not given.
+        gpu: NVIDIA GPU, -1 for none; ignored where there is none.
+
+    Raises:
+        HarnessError: the model cannot be loaded, does not offer a tensor, or cannot have the prompt.
+    """
+    info = _model(model)
+    with tempfile.TemporaryDirectory() as folder:
+        request = _request(info, (_prompt(prompt),), Path(folder), threads, gpu)
+        with Worker(info.name, Path(folder) / "worker.log", gpu=gpu) as worker:
+            found = _read(worker, read_attention, request)
+    pattern, scores, q, k, v = (found[name].astype(np.float32, copy=False) for name in ("pattern", "scores", *"qkv"))
+    layers = tuple(found["layers"].tolist())
+    return Attention(found["tokens"].astype(np.int32), _texts(found), layers, pattern, scores, q, k, v)
+
+
+def hidden_states(model: str | Path, prompt: str, *, threads: int | None = None, gpu: int = 0) -> HiddenStates:
+    """Decode a prompt, and return the residual stream around every block; arguments as for `attention`.
+
+        found = gguf_harness.hidden_states("model-Q4_K_M.gguf", "The cat sat on the mat")
+        found.resid_post[2, -1]    # [d_model] behind layer 2, of the last token
+
+    Decoded as by `attention`, without flash attention: patterns and states belong together. Memory and disk for n
+    tokens are 16 n d_model bytes per layer.
+
+    Args:
+        model: a path, an alias or hf:org/repo:file.
+        prompt: continued as it is; no chat template.
+        threads: CPU threads; the physical cores if not given.
+        gpu: NVIDIA GPU, -1 for none; ignored where there is none.
+
+    Raises:
+        HarnessError: the model cannot be loaded, its residual stream not be read, or it cannot have the prompt.
+    """
+    info = _model(model)
+    settings = replace(_settings(threads, gpu), flash_attention="off")
+    with tempfile.TemporaryDirectory() as folder:
+        states = Path(folder) / "states"
+        request = LayersRequest(info.name, info.files, settings, (_prompt(prompt),), states, _LIMIT_BYTES)
+        with Worker(info.name, Path(folder) / "worker.log", gpu=gpu) as worker:
+            found = _read(worker, read_states, request)
+    return HiddenStates(
+        tokens=found["tokens"],
+        pieces=_texts(found),
+        embed=found["embed"],
+        resid_mid=found.get("resid_mid"),
+        attn_out=found.get("attn_out"),
+        mlp_out=found.get("mlp_out"),
+        resid_post=found["resid_post"],
+    )
+
+
+def word_embeddings(
+    model: str | Path, words: Path | None = None, *, threads: int | None = None, gpu: int = 0
+) -> WordEmbeddings:
+    """The token embeddings of a word list, as suites/embeddings looks them up; arguments as for `attention`.
+
+    Args:
+        model: a path, an alias or hf:org/repo:file.
+        words: a TOML file, see `gguf_harness.words`; the built-in list if not given.
+        threads: CPU threads.
+        gpu: NVIDIA GPU, -1 for none.
+
+    Raises:
+        HarnessError: the model cannot be loaded or has no token embeddings, or the list cannot be read.
+    """
+    listed = load_words(words)
+    info = _model(model)
+    request = EmbeddingRequest(info.files, _settings(threads, gpu), listed.words)
+    with tempfile.TemporaryDirectory() as folder, Worker(info.name, Path(folder) / "worker.log", gpu=gpu) as worker:
+        found = worker.call(measure_words, None, request)
+    there = found["word_tokens"] > 0
+    known = tuple(word for word, written in zip(listed.words, there.tolist(), strict=True) if written)
+    return WordEmbeddings(
+        words=known,
+        groups=tuple(listed.group_of.get(word) for word in known),
+        vectors=found["word_vectors"][there],
+        missing=tuple(word for word in listed.words if word not in known),
+    )
+
+
+def heads(model: str | Path, prompts: Path | None = None, *, threads: int | None = None, gpu: int = 0) -> HeadBehaviour:
+    """What each head of a model does with a set of prompts; arguments as for `attention`.
+
+    Args:
+        model: a path, an alias or hf:org/repo:file.
+        prompts: a TOML file of prompts; the built-in set if not given.
+        threads: CPU threads.
+        gpu: NVIDIA GPU, -1 for none.
+    """
+    info = _model(model)
+    with tempfile.TemporaryDirectory() as folder:
+        request = _request(info, load_prompts(prompts).prompts, Path(folder), threads, gpu)
+        text = load_corpus("pydoc", held_out_topics=info.held_out_topics).text
+        with Worker(info.name, Path(folder) / "worker.log", gpu=gpu) as worker:
+            return HeadBehaviour.of(worker.call(observe_attention, None, replace(request, text=text)))
+
+
+def _model(spec: str | Path) -> ModelInfo:
+    sources = expand_all([str(spec)])
+    if len(sources) != 1:
+        raise OptionError(f"{str(spec)!r} names {len(sources)} models.", "Give exactly one.")
+    return load_info(sources[0])
+
+
+def _prompt(text: str) -> Prompt:
+    # A command line that is not UTF-8 comes with half characters in it.
+    if not is_utf8(text):
+        raise PromptError(f"The prompt {text!r} is not valid text.", "Give it in UTF-8.")
+    return Prompt("prompt", text)
+
+
+def _read(worker: Worker, task: Callable[[WorkerContext, R], Arrays], request: R) -> dict[str, Any]:
+    """What a task reads of the one prompt: what a suite would do with others is no way out here."""
+    try:
+        return worker.call(task, None, request)
+    except PromptError as error:
+        raise PromptError(error.message, "Give a prompt of at least one token that fits into the context.") from None
+
+
+def _texts(found: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(piece.decode("utf-8", "replace") for piece in found["pieces"].tolist())
+
+
+def _settings(threads: int | None, gpu: int) -> SessionSettings:
+    return SessionSettings(threads=threads or default_threads(), n_gpu_layers=0 if gpu < 0 else -1)
+
+
+def _request(
+    info: ModelInfo, prompts: tuple[Prompt, ...], folder: Path, threads: int | None, gpu: int
+) -> AttentionRequest:
+    return AttentionRequest(
+        model=info.name,
+        files=info.files,
+        architecture=info.architecture,
+        n_layer=info.n_layer or 0,
+        settings=_settings(threads, gpu),
+        prompts=prompts,
+        text=b"",
+        folder=folder,
+        limit_bytes=_LIMIT_BYTES,
+    )

@@ -1,0 +1,391 @@
+"""Baselines: what a run measured, in a small file that is committed and that later runs are compared with.
+
+Format, version 2: `models` by name; of each, `estimates` of the whole by metric, `placed` estimates of layers, heads,
+groups of tensors and prompts (a list, each with its place), and `windows` with `means` of the corpus's windows. Version
+1 kept one estimate per metric, whatever its place.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from gguf_harness.errors import OptionError, StoreError
+from gguf_harness.json_file import JsonFile, is_usual, shown
+from gguf_harness.metrics.windows import COMPARED, MEAN_RANGES
+from gguf_harness.names import METRICS
+from gguf_harness.pairing import FAMILY, Subject
+from gguf_harness.paths import option_path
+from gguf_harness.records import WHOLE, Place
+from gguf_harness.store import write_text
+from gguf_harness.visible import visible
+
+__all__ = [
+    "BASELINE_VERSION",
+    "PLACED_LIMIT",
+    "Baseline",
+    "Facts",
+    "build_baseline",
+    "check_name",
+    "find_baseline",
+    "load_baseline",
+    "save_baseline",
+    "why_unfit",
+]
+
+BASELINE_VERSION: Final = 2
+PLACED_LIMIT: Final = 2000
+"""Placed estimates of a model in a file: those of layers and groups of tensors, then of heads, then of prompts."""
+
+_MOST_BYTES: Final = 50 * 10**6
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_VALUES: Final = ("value", "se", "n", "clusters")
+_AMBIGUOUS: Final = re.compile(r"(attn|resid|mlp|final|head|layer|lens|direct|error|weight|tensor|token|massive)_")
+"""Metrics that suites record of layers, heads and groups of tensors too: version 1 kept the last of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a model's measurement depends on, and what it was.
+
+    Attributes:
+        family: architecture, parameters and hash of the vocabulary, as text.
+        estimates: of the whole by metric, each with value, se (None without), n and clusters (None without).
+        windows: the corpus's windows that `means` are of.
+        means: by metric of `COMPARED`, one number per window.
+        placed: the same as `estimates` of parts, by metric and place.
+        quantization: llama.cpp's name of the file's type; None where it does not say.
+        failed: why the model failed when it was measured, a sentence each.
+    """
+
+    sha256: str
+    family: dict[str, str]
+    estimates: dict[str, dict[str, Any]]
+    windows: tuple[int, ...] = ()
+    means: Mapping[str, tuple[float, ...]] | None = None
+    placed: Mapping[tuple[str, Place], dict[str, Any]] = field(default_factory=dict)
+    quantization: str | None = None
+    failed: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Baseline:
+    """A file's content.
+
+    Attributes:
+        engine: llama.cpp's build.
+        corpus: hash of the text and length of its windows in tokens; None where no text was decoded.
+        reference: hash of the reference's file; None without one.
+        reference_name: its name.
+        settings: what estimates of prompts, layers and heads depend on, as text by name; empty in version 1.
+        notes: sentences about what the file cannot give.
+    """
+
+    name: str
+    engine: str | None
+    corpus: tuple[str, int] | None
+    reference: str | None
+    models: dict[str, Facts]
+    reference_name: str | None = None
+    settings: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def subjects(self) -> list[Subject]:
+        """Its models, to be paired with those of a run."""
+        return [
+            Subject(name, facts.quantization, tuple(facts.family[key] for key in FAMILY), name == self.reference_name)
+            for name, facts in self.models.items()
+        ]
+
+
+def find_baseline(spec: str, results: Path, start: Path | None = None) -> Path:
+    """The file that a person means: a path, or a name in `results`/baselines.
+
+    Args:
+        spec: as written.
+        results: folder of results.
+        start: the folder that a relative path begins in; None for the current one.
+
+    Raises:
+        OptionError: there is none.
+    """
+    folder = results / "baselines"
+    for path in (option_path(spec, start), folder / f"{spec}.json"):
+        try:
+            there = path.is_file()
+        except OSError:  # too long for a file's name
+            there = False
+        if there:
+            return path
+    known = ", ".join(sorted(file.stem for file in folder.glob("*.json"))) or "none"
+    raise OptionError(
+        f"--gguf-baseline={spec}: neither a file nor a baseline in {folder}.",
+        f"Known baselines: {known}. Save one with --gguf-save-baseline=NAME.",
+    )
+
+
+def check_name(name: str) -> str:
+    """A name that a baseline can be saved under.
+
+    Raises:
+        OptionError: it would not be a file's name everywhere.
+    """
+    if not _NAME.fullmatch(name):
+        raise OptionError(
+            f"--gguf-save-baseline={name!r} is no name for a baseline.",
+            "Expected letters, digits, dots, dashes and underscores, beginning with a letter or digit.",
+        )
+    return name
+
+
+def why_unfit(run: Mapping[str, Any], *, unfinished: bool, failed: int = 0) -> str:
+    """Why a run must not become a baseline; "" where it may.
+
+    A gate that failed, or a model that became worse, is a measurement. A test that failed for another reason is none:
+    what it should have measured would be missing, and later runs would not be held against it.
+
+    Args:
+        run: content of a run.json.
+        unfinished: whether the session ended before its tests did.
+        failed: number of failed tests of the session, as pytest counts: a process that crashed leaves no test of ours.
+    """
+    if unfinished:
+        return "the session ended before all its tests did"
+    findings = [
+        *(gate["detail"] for gate in run["gates"] if gate["verdict"] != "pass"),
+        *(finding["detail"] for finding in _comparisons(run)),
+    ]
+    broken = [
+        test
+        for test in run["tests"]
+        if test["outcome"] == "error"
+        or (test["outcome"] == "failed" and not any(detail in test["message"] for detail in findings))
+    ]
+    known = sum(test["outcome"] in {"failed", "error"} for test in run["tests"])
+    if not broken and failed > known:
+        return f"{_tests(failed - known)} failed that measured nothing"
+    if not broken:
+        return "" if run["estimates"] else "this run measured nothing"
+    models = ", ".join(dict.fromkeys(str(test["model"] or "no model") for test in broken))
+    reason = (broken[0]["message"].strip().splitlines() or ["no reason was given"])[0]
+    what = f"{_tests(len(broken))} of {models} failed for another reason than a limit"
+    return f"{what}, the first with: {reason.rstrip('.')}"
+
+
+def _tests(number: int) -> str:
+    return "1 test" if number == 1 else f"{number} tests"
+
+
+def build_baseline(
+    run: Mapping[str, Any], means: Mapping[str, Mapping[str, Any]], settings: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """A baseline as JSON types.
+
+    Args:
+        run: content of a run.json.
+        means: by model: `window`, and means by metric of `COMPARED`, each [windows].
+        settings: as in `Baseline`.
+
+    Raises:
+        StoreError: the run measured nothing.
+    """
+    if not run["estimates"]:
+        raise StoreError("There is nothing to save in a baseline: this run measured nothing.", "Run tests that do.")
+    rows: dict[str, list[Mapping[str, Any]]] = {}
+    for row in run["estimates"]:
+        rows.setdefault(row["model"], []).append(row)
+    models: dict[str, Any] = {}
+    for model in run["models"]:
+        entry = {key: model[key] for key in ("sha256", *FAMILY, "quantization")}
+        if failed := _failures(run, model["name"]):
+            entry["failed"] = failed
+        entry |= _estimates(rows.get(model["name"], []))
+        if found := means.get(model["name"]):
+            entry["windows"] = [int(window) for window in found["window"]]
+            # Nine digits are more than a float32's logits give.
+            entry["means"] = {name: [float(f"{mean:.9g}") for mean in found[name]] for name in COMPARED}
+        models[model["name"]] = entry
+    corpus = run["corpus"]
+    return {
+        "baseline_version": BASELINE_VERSION,
+        "run": run["id"],
+        "harness": run["harness"],
+        "engine": (run["engine"] or {}).get("llama_cpp"),
+        "corpus": {key: corpus[key] for key in ("name", "sha256", "n_ctx")} if corpus else None,
+        "settings": dict(settings or {}),
+        "reference": next((model["name"] for model in run["models"] if model["reference"]), None),
+        "models": models,
+    }
+
+
+def _comparisons(run: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return list((run.get("baseline") or {}).get("comparisons", []))
+
+
+def _failures(run: Mapping[str, Any], model: str) -> list[str]:
+    found = [gate["detail"] for gate in run["gates"] if gate["model"] == model and gate["verdict"] == "fail"]
+    worse = [one["detail"] for one in _comparisons(run) if one["model"] == model and one.get("outcome") == "worse"]
+    return list(dict.fromkeys([*found, *worse]))
+
+
+def _estimates(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """`estimates` and `placed` of a model: of each metric and place, the first."""
+    whole: dict[str, dict[str, Any]] = {}
+    placed: dict[tuple[str, Place], dict[str, Any]] = {}
+    for row in rows:
+        values = {key: row[key] for key in _VALUES}
+        place = Place.of(row)
+        if place == WHOLE:
+            whole.setdefault(row["metric"], values)
+        elif row["better"] != "neutral":
+            where = {name: value for name, value in place._asdict().items() if value is not None}
+            placed.setdefault((row["metric"], place), {"metric": row["metric"], **where, **values})
+    # A stable sort: the coarse first, in their order.
+    kept = sorted(placed.items(), key=lambda item: (item[0][1].prompt is not None, item[0][1].head is not None))
+    found: dict[str, Any] = {"estimates": whole, "placed": [entry for _, entry in kept[:PLACED_LIMIT]]}
+    if len(kept) > PLACED_LIMIT:
+        found["placed_left_out"] = len(kept) - PLACED_LIMIT
+    return found
+
+
+def save_baseline(path: Path, content: dict[str, Any]) -> None:
+    """Write a baseline; an estimate or a list of numbers in one line each, so that a change of one is one line.
+
+    Raises:
+        StoreError: no space, or no permission.
+    """
+    write_text(path, _lines(content) + "\n")
+
+
+def _lines(value: Any, depth: int = 0) -> str:
+    """JSON in which what holds numbers and texts only is one line."""
+    parts = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
+    if not any(isinstance(part, dict | list) for part in parts):
+        return json.dumps(value, allow_nan=False, ensure_ascii=False)
+    indent = " " * (depth + 1)
+    if isinstance(value, dict):
+        lines = [f"{json.dumps(key, ensure_ascii=False)}: {_lines(part, depth + 1)}" for key, part in value.items()]
+    else:
+        lines = [_lines(part, depth + 1) for part in value]
+    opened, closed = "{}" if isinstance(value, dict) else "[]"
+    return f"{opened}\n{indent}" + f",\n{indent}".join(lines) + f"\n{' ' * depth}{closed}"
+
+
+def load_baseline(path: Path) -> Baseline:
+    """Read a baseline and check everything that is used of it.
+
+    Raises:
+        StoreError: unreadable, no baseline, damaged, or written by a newer version.
+    """
+    hint = "Give a file that --gguf-save-baseline wrote, or save the baseline again."
+    read = _Reader(path, "Baseline", hint, _MOST_BYTES)
+    content = read.content
+    if not isinstance(content, dict) or type(content.get("baseline_version")) is not int:
+        raise read.invalid("has no baseline_version")
+    version = content["baseline_version"]
+    if version > BASELINE_VERSION:
+        raise StoreError(
+            f"{path} has baseline version {str(version)[:20]}, this harness reads up to {BASELINE_VERSION}.",
+            "Update gguf-harness.",
+        )
+    if version < 1:
+        raise read.invalid(f"has baseline_version = {version}, expected 1 to {BASELINE_VERSION}")
+    tables = read.get(content, "models", dict)
+    models = {name: _facts(read, name, table, version) for name, table in tables.items()}
+    corpus = read.get(content, "corpus", dict, type(None))
+    reference = read.get(content, "reference", str, type(None))
+    if reference is not None and reference not in models:
+        raise read.invalid(f"names {shown(reference)} as the reference and has no model of that name")
+    settings = read.get(content, "settings", dict) if version > 1 else {}
+    return Baseline(
+        name=visible(path.stem),
+        engine=read.get(content, "engine", str, type(None)),
+        corpus=None if corpus is None else (read.get(corpus, "sha256", str), read.get(corpus, "n_ctx", int)),
+        reference=None if reference is None else models[reference].sha256,
+        models=models,
+        reference_name=reference,
+        settings={name: read.get(settings, name, str) for name in settings},
+        notes=_lost(tables) if version == 1 else (),
+    )
+
+
+class _Reader(JsonFile):
+    """Looks up what baselines hold."""
+
+    def metric(self, name: Any) -> str:
+        if not isinstance(name, str) or name not in METRICS:
+            raise self.invalid(f"has an estimate of {shown(name)}, which is no metric of this harness")
+        return name
+
+    def estimate(self, row: Any) -> dict[str, Any]:
+        values = {
+            "value": self.get(row, "value", float, int),
+            "se": self.get(row, "se", float, int, type(None)),
+            "n": self.get(row, "n", int),
+            "clusters": self.get(row, "clusters", int, type(None)),
+        }
+        for key, least in (("se", 0), ("n", 1), ("clusters", 1)):
+            if values[key] is not None and values[key] < least:
+                raise self.invalid(f"has {key} = {values[key]}, expected at least {least}")
+        return values
+
+    def place(self, row: Any) -> Place:
+        kinds = {"layer": int, "head": int, "part": str, "prompt": str}
+        return Place(**{name: self.get(row, name, kind, type(None)) for name, kind in kinds.items()})
+
+
+def _facts(read: _Reader, name: str, table: Any, version: int) -> Facts:
+    estimates = {read.metric(metric): read.estimate(row) for metric, row in read.get(table, "estimates", dict).items()}
+    placed: dict[tuple[str, Place], dict[str, Any]] = {}
+    if version == 1:
+        estimates = {metric: row for metric, row in estimates.items() if not _AMBIGUOUS.match(metric)}
+    else:
+        for row in read.get(table, "placed", list):
+            key = read.metric(row.get("metric") if isinstance(row, dict) else row), read.place(row)
+            placed[key] = read.estimate(row)
+    failed = read.get(table, "failed", list, type(None)) or []
+    if not all(isinstance(sentence, str) for sentence in failed):
+        raise read.invalid(f"has failed = {shown(failed)} of {shown(name)}, expected sentences")
+    windows, means = _means(read, name, table) if "means" in table else ((), None)
+    return Facts(
+        sha256=read.get(table, "sha256", str),
+        family={key: str(read.get(table, key, str, int, type(None))) for key in FAMILY},
+        estimates=estimates,
+        windows=windows,
+        means=means,
+        placed=placed,
+        quantization=read.get(table, "quantization", str, type(None)),
+        failed=tuple(failed),
+    )
+
+
+def _means(read: _Reader, name: str, table: Any) -> tuple[tuple[int, ...], dict[str, tuple[float, ...]]]:
+    """The windows of a model, and the means by metric of `COMPARED`."""
+    windows = read.get(table, "windows", list)
+    means = {metric: read.get(table["means"], metric, list) for metric in COMPARED}
+    sound = all(type(window) is int and window >= 0 and is_usual(window) for window in windows)
+    sound = sound and len(set(windows)) == len(windows)
+    for metric, values in means.items():
+        sound = sound and len(values) == len(windows) > 0
+        least, most = MEAN_RANGES[metric]
+        sound = sound and all(is_usual(value) and least <= value <= most for value in values)
+        if not sound:
+            expected = f"expected a number for each, {least:g} to {most:g}"
+            raise read.invalid(f"has windows of {shown(name)} whose {metric} is damaged: {expected}")
+    return tuple(windows), {metric: tuple(values) for metric, values in means.items()}
+
+
+def _lost(tables: Mapping[str, Any]) -> tuple[str, ...]:
+    """What a file of version 1 cannot give."""
+    lost = sorted({metric for table in tables.values() for metric in table["estimates"] if _AMBIGUOUS.match(metric)})
+    if not lost:
+        return ()
+    return (
+        f"the file is of version 1, which did not keep of which layer or head an estimate is: {len(lost)} metrics are"
+        f" not compared ({', '.join(lost)}); save the baseline again",
+    )

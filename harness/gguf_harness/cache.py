@@ -1,0 +1,284 @@
+"""Measurements on disk, by content.
+
+    <cache>/passes/<key>/             meta.json and arrays.npz of one pass, and the reference's log-probabilities
+    <cache>/speed/<key>/              the same for timings, and so on: `gguf_harness.measurements` has all
+    <cache>/models/<key>/             quantized models
+    <cache>/scratch/                  large files of a moment
+    <cache>/logs/                     llama.cpp's own words, one file per model
+
+A key is the hash of everything a measurement depends on, its version included. A description holds its own checksum and
+those of the arrays: what does not fit is measured again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import secrets
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from gguf_harness.cache_space import (
+    ARRAYS_FILE,
+    META_FILE,
+    SCRATCH,
+    USED_FILE,
+    entry_lock,
+    folder_bytes,
+    mark_cache,
+    new_scratch,
+    shrink,
+    sweep_scratch,
+)
+from gguf_harness.errors import StoreError, write_error
+from gguf_harness.locks import HeldLock, hold
+from gguf_harness.measurements import VERSIONS
+from gguf_harness.store import to_json, write_json
+
+if TYPE_CHECKING:
+    from gguf_harness.measure.observers import Arrays
+
+__all__ = ["Cache", "Entry"]
+
+_COUNT_EVERY_S: Final = 60.0
+"""Other processes add to a cache as well: its size is counted anew after so long."""
+
+
+class Entry:
+    """One cached measurement: a folder whose name is the hash of what it depends on."""
+
+    def __init__(self, cache: Cache, folder: Path, key: dict[str, Any]) -> None:
+        self.folder = folder
+        self._cache = cache
+        self._key = key
+
+    @property
+    def digest(self) -> str:
+        """Hash of the whole key."""
+        return _digest(self._key)
+
+    @property
+    def arrays_file(self) -> Path:
+        """Where the arrays are."""
+        return self.folder / ARRAYS_FILE
+
+    def load_meta(self) -> dict[str, Any] | None:
+        """The stored description; None when there is none (yet), or it is damaged."""
+        meta = self._read()
+        if meta is None:
+            return None
+        self._cache.used(self)
+        return dict(meta["value"])
+
+    def load(self) -> Arrays | None:
+        """The stored arrays, or None when there are none or they are damaged: they are then measured again."""
+        from gguf_harness.measure.arrays import checksums, load_arrays
+
+        meta = self._read()
+        if meta is None:
+            return None
+        try:
+            # Arrays and description are two files: a process may have ended between them.
+            if meta.get("arrays") != checksums(self.arrays_file):
+                return None
+            arrays = load_arrays(self.arrays_file)
+        except StoreError:
+            return None
+        self._cache.used(self)
+        return arrays
+
+    def _read(self) -> dict[str, Any] | None:
+        """What the description's file says, if it is whole and belongs to this key."""
+        try:
+            meta = json.loads((self.folder / META_FILE).read_text(encoding="utf-8"))
+            belongs = isinstance(meta, dict) and meta.get("key") == self._key and isinstance(meta.get("value"), dict)
+            return meta if belongs and meta.get("check") == _digest(meta["value"]) else None
+        except (OSError, ValueError, RecursionError):
+            return None
+
+    @property
+    def is_of_this_session(self) -> bool:
+        """Whether a process of this session has stored it."""
+        meta = self._read()
+        return meta is not None and meta.get("session") == self._cache.session
+
+    @property
+    def stamp(self) -> tuple[int, int] | None:
+        """Tells whether another process has stored the entry again: it then changes. None where nothing is stored."""
+        try:
+            status = (self.folder / META_FILE).stat()
+        except OSError:
+            return None
+        return status.st_ino, status.st_mtime_ns
+
+    def save(self, value: dict[str, Any], arrays: Arrays | None = None) -> None:
+        """Keep a result. The description is written last: an entry without one does not count.
+
+        Raises:
+            StoreError: no space, no permission, or a number that JSON does not know.
+        """
+        from gguf_harness.measure.arrays import checksums, save_arrays
+
+        meta: dict[str, Any] = {"key": self._key, "session": self._cache.session, "arrays": None}
+        if arrays is not None:
+            save_arrays(self.arrays_file, arrays)
+            meta["arrays"] = checksums(self.arrays_file)
+        file = self.folder / META_FILE
+        # As it will be read: JSON turns numbers that are keys into strings.
+        stored = json.loads(to_json(value, file.name))
+        write_json(file, {**meta, "value": stored, "check": _digest(stored)})
+        self._cache.used(self)
+        self._cache.grown(self)
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the entry while it is being measured: with `pytest -n` others wait, and then find it done.
+
+        Raises:
+            StoreError: the lock cannot be taken. Errors of the block are its own.
+        """
+        try:
+            self.folder.parent.mkdir(parents=True, exist_ok=True)
+            lock = hold(entry_lock(self.folder))
+        except OSError as error:
+            raise write_error(self.folder, error) from error
+        try:
+            yield
+        finally:
+            # A measurement that failed leaves nothing behind.
+            lock.release(remove=not self.folder.is_dir())
+
+    def remove(self) -> None:
+        """Forget the entry, its description first: what is left of it does not count."""
+        with contextlib.suppress(OSError):
+            (self.folder / META_FILE).unlink()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class Cache:
+    """Measurements by content.
+
+    Args:
+        root: its folder.
+        limit: bytes that it may take, least recently used first to go; None for any number.
+        session: name that all processes of a session share; None for one of its own.
+    """
+
+    def __init__(self, root: Path, limit: int | None = None, session: str | None = None) -> None:
+        self.root = root
+        self.limit = limit
+        self.session = session or secrets.token_hex(8)
+        self._used: set[Path] = set()
+        self._held: dict[Path, HeldLock] = {}
+        self._size: int | None = None
+        self._counted = 0.0
+
+    def entry(self, measurement: str, key: dict[str, Any]) -> Entry:
+        """The entry of a measurement.
+
+        Args:
+            measurement: one of `gguf_harness.measurements.VERSIONS`: "passes/reference".
+            key: everything that it depends on but its version, as JSON types.
+
+        Raises:
+            ValueError: an unknown measurement, or a key that is not of JSON types.
+        """
+        if measurement not in VERSIONS:
+            raise ValueError(f"Measurement {measurement!r} has no version in gguf_harness.measurements.VERSIONS.")
+        kind, _, name = measurement.partition("/")
+        full = _canonical({"measurement": name, "version": VERSIONS[measurement], "key": key})
+        return Entry(self, self.root / kind / _digest(full)[:24], full)
+
+    def used(self, entry: Entry) -> None:
+        """Note that an entry was used now."""
+        self._used.add(entry.folder)
+        # A cache that can only be read serves what it has.
+        with contextlib.suppress(OSError):
+            (entry.folder / USED_FILE).touch(mode=0o666)
+
+    def keep(self, entry: Entry) -> None:
+        """Keep the files of an entry, as long as this process lives, from what other processes remove."""
+        held = self._held.get(entry.folder)
+        if held is None or not held.is_current:
+            # Where the file system has no locks, what was just used goes last all the same.
+            with contextlib.suppress(OSError):
+                self._held[entry.folder] = hold(entry.folder / USED_FILE, shared=True)
+
+    def grown(self, entry: Entry) -> None:
+        """Note that an entry was stored; where the cache has become too large, something else goes."""
+        self._mark()
+        if self.limit is None:
+            return
+        if self._size is not None:
+            self._size += folder_bytes(entry.folder)
+        if self._size is None or self._size > self.limit or time.monotonic() - self._counted > _COUNT_EVERY_S:
+            self._shrink(self.limit)
+
+    def make_room(self, needed: int, entry: Entry) -> None:
+        """Remove what was least recently used until the files of an entry, of `needed` bytes, have room.
+
+        Where all else is in use, the cache grows beyond its limit.
+        """
+        if self.limit is not None:
+            self._used.add(entry.folder)
+            # Those of an interrupted measurement are there already.
+            self._shrink(self.limit - max(0, needed - folder_bytes(entry.folder)))
+
+    def _shrink(self, target: int) -> None:
+        self._size = shrink(self.root, target, self._used)
+        self._counted = time.monotonic()
+
+    @property
+    def excess(self) -> int:
+        """Bytes by which the cache is larger than its limit; what is left is in use."""
+        return 0 if self._size is None or self.limit is None else max(0, self._size - self.limit)
+
+    def _mark(self) -> None:
+        try:
+            mark_cache(self.root)
+        except OSError as error:
+            raise write_error(self.root, error) from error
+
+    @contextlib.contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """An empty folder for large files, gone when the block ends; what a killed process left goes now.
+
+        Raises:
+            StoreError: no permission. Errors of the block are its own.
+        """
+        sweep_scratch(self.root)
+        try:
+            folder, lock = new_scratch(self.root)
+        except OSError as error:
+            raise write_error(self.root / SCRATCH, error) from error
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+            lock.release()
+
+
+def _canonical(value: object) -> Any:
+    """A key in JSON types, the same for values that are the same: 1 and 1.0, tuples and lists.
+
+    Raises:
+        ValueError: another type, or a number that is not finite.
+    """
+    if value is None or isinstance(value, bool | str):
+        return value
+    if isinstance(value, int | float) and math.isfinite(value):
+        return int(value) if value == int(value) else float(value)
+    if isinstance(value, dict) and all(isinstance(name, str) for name in value):
+        return {name: _canonical(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_canonical(part) for part in value]
+    raise ValueError(f"{value!r} cannot be part of a cache key.")
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, allow_nan=False).encode()).hexdigest()

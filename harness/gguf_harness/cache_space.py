@@ -1,0 +1,311 @@
+"""What the cache takes on disk, and how it is kept within a limit.
+
+What was least recently used goes first, and of that first what only later measurements would read: log-probabilities,
+activations, hidden states, quantized models. Results go when that is not enough. An entry's `.used` is touched with
+every use, since times of access are not kept everywhere; who needs its files later holds a shared lock on it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from gguf_harness.atomic_file import replacing
+from gguf_harness.companions import CACHE_SIGNATURE, CACHE_TAG
+from gguf_harness.locks import HeldLock, hold
+from gguf_harness.measurements import folders
+
+__all__ = [
+    "ARRAYS_FILE",
+    "META_FILE",
+    "SCRATCH",
+    "USED_FILE",
+    "Item",
+    "cap_log",
+    "check_cache",
+    "entry_lock",
+    "folder_bytes",
+    "kinds",
+    "list_items",
+    "mark_cache",
+    "new_scratch",
+    "remove_item",
+    "scratch_bytes",
+    "shrink",
+    "sweep_locks",
+    "sweep_scratch",
+]
+
+ARRAYS_FILE: Final = "arrays.npz"
+META_FILE: Final = "meta.json"
+USED_FILE: Final = ".used"
+SCRATCH: Final = "scratch"
+_RESULTS: Final = frozenset({ARRAYS_FILE, META_FILE, USED_FILE})
+_FILES: Final = ("hashes", "logs")
+"""Folders of the cache that hold files and no entries."""
+
+_TAG_CONTENT: Final = f"{CACHE_SIGNATURE}\n# This is a cache of gguf-harness. Everything in it can be measured again.\n"
+_ENTRY: Final = re.compile(r"[0-9a-f]{24}")
+_QUIET_S: Final = 3600.0
+"""A log that was written to within an hour may be that of a running process."""
+_LARGE_LOG: Final = 16_000_000
+_KEPT_OF_LOG: Final = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """Something in the cache that can be removed by itself: an entry's folder, or a file.
+
+    Attributes:
+        kind: the folder of the cache that it is in: "passes".
+        path: where it is.
+        size: bytes.
+        last_used: seconds since the epoch.
+    """
+
+    kind: str
+    path: Path
+    size: int
+    last_used: float
+
+
+def kinds() -> list[str]:
+    """Folders of the cache whose content can be listed and removed."""
+    return sorted((*folders(), *_FILES))
+
+
+def entry_lock(folder: Path) -> Path:
+    """The file that is locked while an entry is measured or removed."""
+    return folder.with_name(f"{folder.name}.lock")
+
+
+def mark_cache(root: Path) -> None:
+    """Say in the folder that it is a cache: backups leave it out, and `gguf-harness cache clear` believes it.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    tag = root / CACHE_TAG
+    if not tag.exists():
+        root.mkdir(parents=True, exist_ok=True)
+        tag.write_text(_TAG_CONTENT, encoding="ascii")
+
+
+def check_cache(root: Path) -> str | None:
+    """Why a folder is no cache of ours; None if it is one."""
+    if not root.is_dir():
+        return "there is no such folder"
+    with contextlib.suppress(OSError, ValueError):
+        if (root / CACHE_TAG).read_text(encoding="utf-8").startswith(_TAG_CONTENT):
+            return None
+    # Before there were tags.
+    names = {path.name.removesuffix(".lock") for path in root.iterdir()}
+    strange = sorted(names - {*kinds(), SCRATCH})
+    if strange:
+        return f"it holds {strange[0]!r}"
+    return None if names else "it is empty"
+
+
+def list_items(root: Path) -> list[Item]:
+    """Everything that can be removed, the least recently used first. Links are not followed."""
+    items: list[Item] = []
+    for kind in folders():
+        for path in _children(root / kind):
+            if _ENTRY.fullmatch(path.name) and path.is_dir():
+                size, newest = _content(path)
+                with contextlib.suppress(OSError):
+                    newest = (path / USED_FILE).stat().st_mtime
+                items.append(Item(kind, path, size, newest))
+    for kind in _FILES:
+        for path in _children(root / kind):
+            with contextlib.suppress(OSError):
+                if path.is_file():
+                    items.append(Item(kind, path, path.stat().st_size, path.stat().st_mtime))
+    return sorted(items, key=lambda item: (item.last_used, item.path))
+
+
+def scratch_bytes(root: Path) -> int:
+    """Bytes of large files of a moment."""
+    return sum(folder_bytes(folder) for folder in _children(root / SCRATCH) if folder.is_dir())
+
+
+def shrink(root: Path, target: int, spare: Collection[Path] = ()) -> int:
+    """Remove what was least recently used until the cache takes `target` bytes, or nothing more can go.
+
+    Args:
+        root: the cache.
+        target: bytes that may stay.
+        spare: entries that stay. What other processes measure or hold stays as well.
+
+    Returns:
+        Bytes that the cache takes.
+    """
+    sweep_locks(root)
+    sweep_scratch(root)
+    items = list_items(root)
+    total = sum(item.size for item in items) + scratch_bytes(root)
+    recent = time.time() - _QUIET_S
+    for whole in (False, True):
+        for item in items:
+            if total <= target:
+                return total
+            busy = item.kind == "logs" and item.last_used > recent
+            if item.path not in spare and not busy:
+                total -= remove_item(root, item, whole=whole) or 0
+    return total
+
+
+def remove_item(root: Path, item: Item, *, whole: bool = True) -> int | None:
+    """Remove an entry or a file.
+
+    Args:
+        root: the cache.
+        item: from `list_items`.
+        whole: results as well; otherwise only files that later measurements would read.
+
+    Returns:
+        Bytes that it took; None where it is in use, or cannot be removed.
+    """
+    if item.kind in _FILES:
+        return _remove_file(item) if whole else 0
+    try:
+        lock = hold(entry_lock(item.path), wait=False)
+        if lock is None:
+            return None
+        try:
+            return _remove_entry(root, item, whole=whole)
+        finally:
+            lock.release(remove=not item.path.is_dir())
+    except OSError:  # gone, read-only, or a file system without locks: it is left alone
+        return None
+
+
+def _remove_file(item: Item) -> int | None:
+    with contextlib.suppress(OSError):
+        item.path.unlink()
+        return item.size
+    return None
+
+
+def _remove_entry(root: Path, item: Item, *, whole: bool) -> int | None:
+    used = hold(item.path / USED_FILE, wait=False)
+    if used is None:
+        return None
+    try:
+        # To take the lock is no use of the entry, also where that has just made the file.
+        os.utime(item.path / USED_FILE, (item.last_used, item.last_used))
+        parts = [path for path in item.path.iterdir() if path.name not in _RESULTS]
+        freed = item.size if whole else sum(_size(path) for path in parts)
+        _discard(root, [item.path] if whole else parts)
+    finally:
+        used.release()
+    return freed
+
+
+def _discard(root: Path, paths: Iterable[Path]) -> None:
+    """Remove files and folders, each as a whole: first out of the way, and then from the disk."""
+    trash, lock = new_scratch(root)
+    try:
+        for path in paths:
+            path.rename(trash / path.name)
+    finally:
+        shutil.rmtree(trash, ignore_errors=True)
+        lock.release()
+
+
+def new_scratch(root: Path) -> tuple[Path, HeldLock]:
+    """An empty folder for files of a moment, and the lock that says that it is in use.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    (root / SCRATCH).mkdir(parents=True, exist_ok=True)
+    with _scratch_guard(root):
+        folder = Path(tempfile.mkdtemp(dir=root / SCRATCH))
+        return folder, hold(folder / ".lock")
+
+
+@contextlib.contextmanager
+def _scratch_guard(root: Path) -> Iterator[None]:
+    """Between making a folder and locking it, nobody may take it for one that was left."""
+    guard = hold(root / SCRATCH / ".lock")
+    try:
+        yield
+    finally:
+        guard.release(remove=True)
+
+
+def sweep_locks(root: Path) -> None:
+    """Remove locks of entries that are gone."""
+    for kind in folders():
+        for lock in _children(root / kind):
+            folder = lock.with_name(lock.name.removesuffix(".lock"))
+            if lock.name.endswith(".lock") and _ENTRY.fullmatch(folder.name) and not folder.exists():
+                with contextlib.suppress(OSError):
+                    held = hold(lock, wait=False)
+                    if held is not None:
+                        held.release(remove=True)
+
+
+def sweep_scratch(root: Path) -> int:
+    """Remove what killed processes have left in the scratch folder; how many bytes."""
+    freed = 0
+    with contextlib.suppress(OSError), _scratch_guard(root):
+        for folder in _children(root / SCRATCH):
+            # A lock ends with the process that held it.
+            lock = hold(folder / ".lock", wait=False) if folder.is_dir() else None
+            if lock is not None:
+                freed += folder_bytes(folder)
+                shutil.rmtree(folder, ignore_errors=True)
+                lock.release()
+    return freed
+
+
+def cap_log(log: Path) -> None:
+    """Keep only the end of a log that has grown large."""
+    try:
+        if log.stat().st_size <= _LARGE_LOG:
+            return
+        with log.open("rb") as file:
+            file.seek(-_KEPT_OF_LOG, os.SEEK_END)
+            end = file.read()
+        with replacing(log) as file:
+            file.write(b"(what came before was removed)\n" + end.partition(b"\n")[2])
+    except OSError:
+        return  # a log that cannot be shortened is no reason not to measure
+
+
+def _children(folder: Path) -> Iterator[Path]:
+    """What is in a folder, without links; nothing where it is a link, is not there, or cannot be read."""
+    if folder.is_symlink():
+        return
+    with contextlib.suppress(OSError):
+        yield from sorted(path for path in folder.iterdir() if not path.is_symlink())
+
+
+def folder_bytes(folder: Path) -> int:
+    """Bytes of the files below a folder; 0 where it is not there."""
+    return _content(folder)[0]
+
+
+def _size(path: Path) -> int:
+    return folder_bytes(path) if path.is_dir() and not path.is_symlink() else path.lstat().st_size
+
+
+def _content(folder: Path) -> tuple[int, float]:
+    """Bytes of the files below a folder, and when the newest was changed; files may go meanwhile."""
+    size, newest = 0, 0.0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):
+                status = os.lstat(os.path.join(parent, name))  # noqa: PTH118 - thousands of files
+                size, newest = size + status.st_size, max(newest, status.st_mtime)
+    return size, newest

@@ -1,0 +1,121 @@
+"""What is certain to fail is said before anything is measured: one message, nothing decoded, no child started."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+from gguf_harness.corpora import load_corpus
+from gguf_harness.errors import HarnessError, OptionError
+from gguf_harness.gates import load_gates
+from gguf_harness.gguf_file import read_header
+from gguf_harness.models import ModelInfo, load_info
+from gguf_harness.names import metric_info
+from gguf_harness.quants import NEEDS_IMATRIX
+from gguf_harness.store import prepare_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    import pytest
+
+    from gguf_harness.ladder import Ladder
+    from gguf_harness.options import Options
+    from gguf_harness.state import State
+
+__all__ = ["check_folders", "check_metrics", "check_options"]
+
+
+def check_options(state: State, *, measures: bool) -> None:
+    """Look at everything that the command line names. What may be a long download comes last.
+
+    Args:
+        state: of the session.
+        measures: whether tests will run in this process, or its children.
+
+    Raises:
+        HarnessError: the first mistake.
+    """
+    options = state.options
+    _ = state.prompts, state.partners, state.words
+    load_gates(options.gates)
+    _check_imatrix(options)
+    on_hub = options.corpus == "wikitext2" or options.corpus.startswith("hf:")
+    if not on_hub:
+        load_corpus(options.corpus)
+    if measures:
+        check_folders(options)
+    _check_places(options, state.ladder)
+    if on_hub and measures:
+        load_corpus(options.corpus)
+
+
+def check_folders(options: Options) -> None:
+    """Create the folders of results and measurements.
+
+    Raises:
+        StoreError: one of them cannot be written.
+    """
+    prepare_folder(options.results, "--gguf-results")
+    prepare_folder(options.cache, "--gguf-cache")
+
+
+def check_metrics(items: Iterable[pytest.Item]) -> None:
+    """Make sure that marks name metrics.
+
+    Raises:
+        GateError: a mark of a test names none; the message says which test.
+    """
+    for item in items:
+        for mark in item.iter_markers("metric"):
+            names: tuple[Any, ...] = (*mark.args, *mark.kwargs.values())
+            if len(names) != 1 or not isinstance(names[0], str):
+                raise OptionError(
+                    f"{item.nodeid} has the mark metric({', '.join(map(repr, names))}).",
+                    'Expected the name of one metric, such as metric("kld_mean").',
+                )
+            try:
+                metric_info(names[0])
+            except HarnessError as error:
+                raise OptionError(f"{item.nodeid}, mark metric: {error.message}", error.hint) from None
+
+
+def _check_imatrix(options: Options) -> None:
+    if options.imatrix is not None:
+        _check_is_imatrix(options.imatrix)
+        return
+    for quant in options.quants:
+        if quant in NEEDS_IMATRIX:
+            raise OptionError(
+                f"--gguf-quants: {quant} needs an importance matrix, and none was given.",
+                "Make one with llama-imatrix and pass it with --gguf-imatrix=FILE, or leave that type out.",
+            )
+
+
+def _check_is_imatrix(path: Path) -> None:
+    hint = "Make one with llama-imatrix, in GGUF format; it also converts older ones (.dat)."
+    try:
+        names = [tensor.name for tensor in read_header(path).tensors]
+    except HarnessError as error:
+        raise OptionError(f"--gguf-imatrix={path}: {error.message}", hint) from None
+    if not any(name.endswith(".in_sum2") for name in names):
+        raise OptionError(f"--gguf-imatrix={path} holds no importance matrix.", hint)
+
+
+def _check_places(options: Options, ladder: Ladder) -> None:
+    """Layers and heads that no model has; where only some have them, the others' tests fail."""
+    infos: list[ModelInfo] = []
+    for model in ladder.models:
+        if model.source is not None:
+            with contextlib.suppress(HarnessError):  # its own tests say what is wrong with the file
+                infos.append(load_info(model.source))
+    asked = {"layer": options.layers, "head": options.heads}
+    counts = {"layer": [info.n_layer for info in infos], "head": [info.n_head for info in infos]}
+    for what, numbers in asked.items():
+        known = [count for count in counts[what] if count]
+        if numbers and known and len(known) == len(infos) and max(numbers) >= max(known):
+            raise OptionError(
+                f"--gguf-{what}s names {what} {max(numbers)}, and no model has more than {max(known)} {what}s.",
+                f"They are counted from 0 to {max(known) - 1}.",
+            )

@@ -1,0 +1,83 @@
+"""The console script `gguf-harness`: runs a command, and ends with a message and an exit code, never a traceback.
+
+Imports little, for Ctrl-C may come while the rest is imported.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from gguf_harness.errors import HarnessError
+from gguf_harness.interrupts import Terminated, endings, silence_output
+
+__all__ = ["main"]
+
+_USAGE_ERROR = 2
+_INTERRUPTED = 130
+_TERMINATED = 143
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        arguments: None for those of the process.
+
+    Returns:
+        0; 2 for a mistake in what was asked for; 130 after Ctrl-C, 143 after SIGTERM. `run` becomes pytest, with its
+        exit code.
+    """
+    try:
+        with endings():
+            return _run(arguments)
+    except HarnessError as error:
+        return _complain(f"gguf-harness: {error}", _USAGE_ERROR)
+    except BrokenPipeError:
+        silence_output()
+        return 0  # whoever read our output has read enough
+    except OSError as error:
+        silence_output()
+        place = f"{error.filename}: " if error.filename else ""
+        return _complain(f"gguf-harness: {place}{error.strerror or error}.", _USAGE_ERROR)
+    except KeyboardInterrupt:
+        return _ended("Interrupted.", _INTERRUPTED)
+    except Terminated:
+        return _ended("Terminated.", _TERMINATED)
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    from gguf_harness.commands import run_command
+
+    if sys.stdout is None:  # closed by the shell
+        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - until the process ends
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A terminal may know fewer characters than we write.
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        return run_command(arguments)
+    finally:
+        sys.stdout.flush()  # here, where a reader who is gone is no surprise; of --help as well
+
+
+def _complain(message: str, code: int) -> int:
+    with contextlib.suppress(OSError):
+        print(message, file=sys.stderr)
+    return code
+
+
+def _ended(message: str, code: int) -> int:
+    # From here on nothing takes long, and Python would end with a traceback, or of the signal.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    silence_output()
+    return _complain(message, code)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,321 @@
+"""Commands of the console script `gguf-harness`: run suites, look at runs and models, quantize."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib import resources
+from pathlib import Path
+
+import gguf_harness
+from gguf_harness.cache_command import add_cache_command
+from gguf_harness.errors import OptionError
+from gguf_harness.paths import file_name, path_argument
+from gguf_harness.visible import visible
+
+__all__ = ["run_command"]
+
+_NOTHING_TO_COMPARE = 2
+
+_EXIT_CODES = """\
+exit codes of run, which are pytest's:
+  0  every gate and test passed
+  1  a gate or a test failed, a gate was not decided by the test that ran for it, or the results could not be stored
+  2  interrupted, or tests could not be collected
+  3  an internal error
+  4  a mistake on the command line: nothing was measured
+  5  no tests: nothing was measured
+exit codes of the other commands: 0; 2 for a mistake in what was asked for, and where `compare` finds nothing that both
+runs have; 130 after Ctrl-C, 143 after SIGTERM"""
+
+
+def run_command(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; its exit code.
+
+    Args:
+        arguments: None for those of the process.
+
+    Raises:
+        SystemExit: for --help and --version, and for arguments that nobody knows.
+        HarnessError: a mistake in what was asked for.
+    """
+    parser = _parser()
+    known, rest = parser.parse_known_args(arguments)
+    unknown = [word for word in rest if known.command != "cache" or word.startswith("-")]
+    if known.command != "run" and unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    return int(known.function(known, rest))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="gguf-harness",
+        description="Evaluate quantized language models (GGUF).",
+        epilog=_EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"gguf-harness {gguf_harness.__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    _add_run_commands(commands)
+    _add_model_commands(commands)
+    return parser
+
+
+def _add_run_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Commands that make a run, or read one."""
+    run = commands.add_parser("run", help="run a suite: gguf-harness run quant --models=... (options are pytest's)")
+    run.add_argument("suite", help="name of a suite, such as quant; or `list`")
+    run.set_defaults(function=_run)
+
+    report = commands.add_parser("report", help="rebuild a run's report from its run.json")
+    report.add_argument("run", nargs="?", default="last", help="run.json, folder, id, or `last` (default)")
+    report.add_argument(
+        "--html",
+        type=path_argument,
+        default=None,
+        metavar="FILE",
+        help="where the HTML goes (default: beside run.json)",
+    )
+    report.add_argument("--markdown", action="store_true", help="print markdown instead")
+    report.set_defaults(function=_report)
+
+    badge = commands.add_parser("badge", help="print the verdict of a run as an SVG badge")
+    badge.add_argument("run", nargs="?", default="last", help="run.json, folder, id, or `last` (default)")
+    badge.add_argument(
+        "-o", "--output", type=path_argument, default=None, metavar="FILE", help="write it there instead"
+    )
+    badge.set_defaults(function=_badge)
+
+    compare = commands.add_parser("compare", help="compare two runs, metric by metric")
+    compare.add_argument("old", help="run.json, folder, id, or `last`")
+    compare.add_argument("new", help="run.json, folder, id, or `last`")
+    compare.add_argument("--json", action="store_true", help="print a list of differences as JSON")
+    compare.set_defaults(function=_compare)
+
+    for command in (report, badge, compare, add_cache_command(commands)):
+        command.add_argument(
+            "--results", type=path_argument, default="results", metavar="DIR", help="(default: results)"
+        )
+
+
+def _add_model_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Commands that look at models, or make one."""
+    inspect = commands.add_parser("inspect", help="print what model files hold")
+    inspect.add_argument("models", nargs="+", help="paths, globs, folders, aliases, hf:org/repo:file-or-quant")
+    inspect.add_argument("--json", action="store_true", help="print JSON")
+    inspect.set_defaults(function=_inspect)
+
+    heads = commands.add_parser("heads", help="print what each attention head does; of two models, which correspond")
+    heads.add_argument("models", nargs="+", metavar="model", help="path, alias, hf:org/repo:file; one or two")
+    heads.add_argument(
+        "--prompts", type=path_argument, default=None, metavar="FILE", help="TOML file (default: built-in)"
+    )
+    _add_threads(heads)
+    heads.set_defaults(function=_heads)
+
+    quantize = commands.add_parser("quantize", help="quantize a model to one or several types")
+    quantize.add_argument("model", help="path, alias, hf:org/repo:file-or-quant")
+    quantize.add_argument("types", help="types, such as Q4_K_M or Q8_0,Q4_K_M or default")
+    quantize.add_argument(
+        "--out", type=path_argument, default=".", metavar="DIR", help="folder for the files (default: here)"
+    )
+    quantize.add_argument(
+        "--imatrix", type=path_argument, default=None, metavar="FILE", help="importance matrix (GGUF)"
+    )
+    _add_threads(quantize)
+    quantize.set_defaults(function=_quantize)
+
+    graph = commands.add_parser("graph", help="write a graph of a model as tables (Parquet) and as an interactive page")
+    graph.add_argument("model", help="path, alias, hf:org/repo:file-or-quant")
+    graph.add_argument(
+        "--kind",
+        choices=("structure", "attention", "flow", "cosine"),
+        default="structure",
+        help="structure: its tensors (default); attention: which token looks at which, by layer and head; flow: the"
+        " residual stream and what attention brings into it; cosine: words with similar token embeddings",
+    )
+    graph.add_argument("--prompt", default=None, metavar="TEXT", help="for attention and flow (default: a sentence)")
+    graph.add_argument(
+        "--words", type=path_argument, default=None, metavar="FILE", help="for cosine (default: built-in list)"
+    )
+    _add_threads(graph)
+    graph.add_argument(
+        "-o", "--out", type=path_argument, default=".", metavar="DIR", help="folder for the files (default: here)"
+    )
+    graph.add_argument(
+        "--upload", action="store_true", help="also send it to Graphistry, as the account in the environment"
+    )
+    graph.set_defaults(function=_graph)
+
+
+def _add_threads(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--threads", type=_threads, default=None, metavar="N", help="CPU threads (default: physical cores)"
+    )
+
+
+def _threads(text: str) -> int:
+    from gguf_harness.options import MOST_THREADS
+
+    if not text.isdecimal() or not 1 <= int(text) <= MOST_THREADS:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of threads, expected 1 to {MOST_THREADS}")
+    return int(text)
+
+
+def _run(known: argparse.Namespace, rest: list[str]) -> int:  # noqa: RET503 - os.execv does not return
+    suites = Path(str(resources.files("gguf_harness.suites")))
+    names = sorted(folder.name for folder in suites.iterdir() if (folder / "__init__.py").is_file())
+    if known.suite == "list":
+        print("\n".join(names))
+        return 0
+    if known.suite not in names:
+        raise OptionError(f"There is no suite {known.suite!r}.", f"Suites: {', '.join(names)}.")
+    # The person's folder is the root: results belong there, and not beside the installed suites.
+    root = ["--rootdir", str(Path.cwd()), "-c", str(suites.parent / "fixtures" / "data" / "pytest.ini")]
+    arguments = ["pytest", str(suites / known.suite), *root, "-p", "gguf_harness.plugin", *rest]
+    # A new program in this process's place: pytest has to see our modules before they are imported, and gets the
+    # signals that are meant for it.
+    os.execv(sys.executable, [sys.executable, "-P", "-m", *arguments])  # noqa: S606
+
+
+def _report(known: argparse.Namespace, _: list[str]) -> int:
+    from gguf_harness.report.html import write_html
+    from gguf_harness.report.markdown import render_markdown
+    from gguf_harness.report.terminal import render_terminal
+    from gguf_harness.store import find_run, load_run
+
+    path = find_run(known.run, known.results)
+    run = load_run(path)
+    if known.markdown:
+        print(render_markdown(run), end="")
+        return 0
+    destination = known.html or path.parent / "report.html"
+    write_html(run, path.parent, destination)
+    print(render_terminal(run, width=_terminal_width(), color=sys.stdout.isatty()), end="")
+    print(f"\nreport: {visible(str(destination))}")
+    return 0
+
+
+def _badge(known: argparse.Namespace, _: list[str]) -> int:
+    from gguf_harness.report.badge import render_badge
+    from gguf_harness.store import find_run, load_run, write_text
+
+    badge = render_badge(load_run(find_run(known.run, known.results)))
+    if known.output is None:
+        print(badge, end="")
+    else:
+        write_text(known.output, badge)
+    return 0
+
+
+def _compare(known: argparse.Namespace, _: list[str]) -> int:
+    import json
+
+    from gguf_harness.report.compare import compare_runs, render_comparison
+    from gguf_harness.store import find_run, load_run
+
+    old, new = (load_run(find_run(spec, known.results)) for spec in (known.old, known.new))
+    comparison = compare_runs(old, new)
+    if known.json:
+        print(json.dumps(comparison.to_json(), indent=1, allow_nan=False))
+    else:
+        print(render_comparison(comparison, width=_terminal_width(), color=sys.stdout.isatty()), end="")
+    if comparison.problem:
+        print(f"gguf-harness: {comparison.problem}", file=sys.stderr)
+        return _NOTHING_TO_COMPARE
+    return 0
+
+
+def _heads(known: argparse.Namespace, _: list[str]) -> int:
+    from gguf_harness import api
+    from gguf_harness.report.heads import render_heads, render_matched_heads
+
+    if len(known.models) > 2:
+        raise OptionError(f"{len(known.models)} models were given.", "Give one, or two to see side by side.")
+    found = [api.heads(model, known.prompts, threads=known.threads) for model in known.models]
+    width, color = _terminal_width(), sys.stdout.isatty()
+    if len(found) == 2:
+        print(render_matched_heads(known.models, found[0], found[1], width=width, color=color), end="")
+    else:
+        print(render_heads(known.models[0], found[0], width=width, color=color), end="")
+    return 0
+
+
+def _inspect(known: argparse.Namespace, _: list[str]) -> int:
+    import json
+
+    from gguf_harness.models import load_info
+    from gguf_harness.report.inspect import render_info
+    from gguf_harness.sources import parse_specs, select
+
+    selection = select(parse_specs(known.models))
+    for note in selection.notes:
+        print(note, file=sys.stderr)
+    infos = [load_info(source) for source in selection.models]
+    if known.json:
+        print(json.dumps([info.to_json() for info in infos], indent=1, allow_nan=False))
+    else:
+        print("\n".join(render_info(info, color=sys.stdout.isatty()) for info in infos), end="")
+    return 0
+
+
+def _quantize(known: argparse.Namespace, _: list[str]) -> int:
+    import tempfile
+
+    from gguf_harness.engine.tasks import quantize_task
+    from gguf_harness.engine.worker import Worker
+    from gguf_harness.ladder import quantized_name
+    from gguf_harness.options import default_threads
+    from gguf_harness.quants import parse_quants
+    from gguf_harness.sources import expand_all
+
+    sources = expand_all([known.model])
+    if len(sources) != 1:
+        raise OptionError(f"{known.model!r} names {len(sources)} models.", "Give exactly one.")
+    source = sources[0]
+    if known.imatrix is not None and not known.imatrix.is_file():
+        raise OptionError(f"--imatrix={known.imatrix}: no such file.", "Give the path of an existing file.")
+    threads = known.threads or default_threads()
+    with tempfile.TemporaryDirectory() as folder, Worker(source.name, Path(folder) / "quantize.log") as worker:
+        files = source.files
+        if source.expand_to is not None:
+            # As the suites do it: types are made from the expanded model, not from the file in the wheel.
+            files = (Path(folder) / "expanded.gguf",)
+            worker.call(quantize_task, None, source.files, files[0], source.expand_to, threads, None)
+        for quant in parse_quants(known.types):
+            destination = known.out / f"{file_name(quantized_name(source.name, quant))}.gguf"
+            if destination.exists() and any(destination.samefile(file) for file in source.files):
+                raise OptionError(f"{destination} is the model to quantize.", "Give another folder with --out.")
+            worker.call(quantize_task, _counter(destination.name), files, destination, quant, threads, known.imatrix)
+            print(f"\r{visible(str(destination))}  {destination.stat().st_size / 1e6:,.1f} MB")
+    return 0
+
+
+def _graph(known: argparse.Namespace, _: list[str]) -> int:
+    from gguf_harness.graph_sources import graph_of
+    from gguf_harness.graphs import upload, write_graph
+
+    graph = graph_of(known.model, known.kind, prompt=known.prompt, words=known.words, threads=known.threads)
+    files = write_graph(graph, known.out)
+    nodes, edges, view = (visible(str(file)) for file in (files.nodes, files.edges, files.view))
+    print(f"{graph.n_nodes} nodes  {nodes}\n{graph.n_edges} edges  {edges}\nview       {view}")
+    if known.upload:
+        print(f"uploaded   {upload(graph)}")
+    return 0
+
+
+def _counter(label: str) -> Callable[[int, int], None]:
+    def show(done: int, total: int) -> None:
+        if sys.stderr.isatty():
+            print(f"\r{label}: tensor {done} of {total}\x1b[K", end="", file=sys.stderr, flush=True)
+
+    return show
+
+
+def _terminal_width() -> int:
+    import shutil
+
+    return shutil.get_terminal_size((100, 24)).columns

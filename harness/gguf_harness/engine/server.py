@@ -1,0 +1,338 @@
+"""An OpenAI-compatible server of one model, in a child process: llama_cpp.server, or a llama-server binary.
+
+It listens on 127.0.0.1 only and asks for a random key, which never stands on a command line. llama_cpp.server decodes
+one request at a time: requests that come together wait for each other, and none fails for it. llama-server decodes
+`ServerSettings.parallel` at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import runpy
+import secrets
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final, Self
+
+from gguf_harness.engine.child import (
+    child_environment,
+    describe_exit,
+    die_with_parent,
+    log_end,
+    log_tail,
+    start_child,
+    stop_child,
+)
+from gguf_harness.engine.settings import ServerSettings
+from gguf_harness.errors import EngineCrashed, EngineError, EngineTimeout
+from gguf_harness.visible import is_utf8
+
+__all__ = ["Server", "ServerPool", "require_binary", "serve"]
+
+_HOST: Final = "127.0.0.1"
+_GRACE_S: Final = 5.0
+_POLL_S: Final = 0.05
+_PORT_ATTEMPTS: Final = 3
+_ALL_LAYERS: Final = 999
+
+
+class Server:
+    """A running server; it is ready when the constructor returns, and gone after `close`.
+
+    On Linux it also ends when the thread that started it does, so that nothing outlives a killed session.
+
+    Args:
+        label: what is served, for error messages (usually the model's name).
+        files: the GGUF file, or its splits.
+        log: file that collects the server's output.
+        settings: context, threads, layers on the GPU, parallel requests.
+        binary: llama-server to run; None for llama_cpp.server of this Python.
+        port: to listen on; None for a free one.
+        gpu: index for CUDA_VISIBLE_DEVICES; -1 hides all GPUs; None leaves the environment as it is.
+        timeout_s: longest time until it is ready.
+
+    Raises:
+        EngineCrashed: the process died of a signal before it was ready.
+        EngineTimeout: it was not ready in time; it was stopped.
+        EngineError: the binary cannot be run, the port is taken, or llama.cpp refused the model.
+    """
+
+    def __init__(
+        self,
+        label: str,
+        files: Sequence[Path],
+        log: Path,
+        settings: ServerSettings | None = None,
+        *,
+        binary: Path | None = None,
+        port: int | None = None,
+        gpu: int | None = None,
+        timeout_s: float = 600.0,
+    ) -> None:
+        self.label = label
+        self.files = tuple(files)
+        self.log = log
+        self.settings = settings or ServerSettings()
+        self.api_key = secrets.token_urlsafe(32)
+        self._binary = require_binary(binary) if binary is not None else None
+        self._gpu = gpu
+        self._timeout_s = timeout_s
+        self._links: tempfile.TemporaryDirectory[str] | None = None
+        # Tells our server from another one that got the port first.
+        self._alias = f"gguf-harness-{secrets.token_hex(4)}"
+        for attempt in range(1, _PORT_ATTEMPTS + 1):
+            self.port = _choose_port(port)
+            try:
+                self._start()
+                break
+            except EngineError:
+                # Between choosing a free port and listening on it, another process may have taken it.
+                if port is not None or attempt == _PORT_ATTEMPTS or _is_free(self.port):
+                    raise
+
+    @property
+    def url(self) -> str:
+        """Base of the API: `{url}/v1/completions`."""
+        return f"http://{_HOST}:{self.port}"
+
+    @property
+    def pid(self) -> int:
+        """Process id of the server."""
+        return self._process.pid
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the process is alive."""
+        return self._process.poll() is None
+
+    def check(self, grace_s: float = 0.0) -> None:
+        """Make sure that the server is alive.
+
+        Args:
+            grace_s: how long to wait for its end: a process that is being killed stops answering first.
+
+        Raises:
+            EngineCrashed: it is not; the message has the signal and the last lines of its log.
+        """
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(grace_s)
+        if not self.is_running:
+            raise EngineCrashed(
+                f"{self.label}: the server process {describe_exit(self._process.returncode)}.",
+                self._last_lines(),
+                self._process.returncode,
+            )
+
+    def close(self) -> None:
+        """Stop the server; never fails, whatever state it is in."""
+        stop_child(self._process, _GRACE_S)
+        self._finalizer.detach()
+        if self._links is not None:
+            self._links.cleanup()
+            self._links = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _start(self) -> None:
+        environment = child_environment(self._gpu)
+        self._log_start = log_end(self.log)
+        if self._binary is None:
+            code = f"import {__name__} as s; s.serve({os.getpid()})"
+            command = [sys.executable, "-P", "-X", "faulthandler", "-c", code]
+            self._process = start_child(command, self.log, environment, stdin=subprocess.PIPE)
+        else:
+            # What a person has set for other servers is not what is measured here.
+            environment = {name: value for name, value in environment.items() if not name.startswith("LLAMA_ARG_")}
+            environment["LLAMA_API_KEY"] = self.api_key
+            code = f"import sys, gguf_harness.engine.child as c; c.run_bound({os.getpid()}, sys.argv[1:])"
+            command = [sys.executable, "-P", "-c", code, str(self._binary), *self._binary_arguments()]
+            self._process = start_child(command, self.log, environment)
+        self._finalizer = weakref.finalize(self, stop_child, self._process)
+        try:
+            if self._process.stdin is not None:
+                self._send_configuration()
+            self._wait_until_ready()
+        except BaseException:  # Ctrl-C included
+            self.close()
+            raise
+
+    def _send_configuration(self) -> None:
+        try:
+            # Leaving the block closes the pipe: the configuration is complete.
+            with self._process.stdin as pipe:  # type: ignore[union-attr]
+                pipe.write(json.dumps(self._configuration()).encode())
+        except BrokenPipeError:
+            pass  # it died already: waiting for it says why
+
+    def _configuration(self) -> dict[str, Any]:
+        """A configuration file of llama_cpp.server."""
+        settings = self.settings
+        model = {
+            "model": self._model_path(),
+            "model_alias": self._alias,
+            "n_ctx": settings.n_ctx,
+            "n_threads": settings.threads,
+            "n_threads_batch": settings.threads,
+            "n_gpu_layers": max(settings.n_gpu_layers, -1),
+            # Its default keeps the logits of a whole context, and locks the model's pages in memory.
+            "logits_all": False,
+            "use_mlock": False,
+        }
+        # Its default ends a stream as soon as another request comes.
+        server = {"host": _HOST, "port": self.port, "api_key": self.api_key, "interrupt_requests": False}
+        return {**server, "models": [model]}
+
+    def _model_path(self) -> str:
+        """The (first) file by a path in UTF-8, which is all that llama_cpp.server takes: links with one if need be."""
+        path = str(self.files[0])
+        if is_utf8(path):
+            return path
+        if self._links is None:
+            self._links = tempfile.TemporaryDirectory(prefix="gguf-harness-")
+            for number, file in enumerate(self.files, 1):
+                # llama.cpp finds the other splits by the name of the first.
+                name = f"model-{number:05d}-of-{len(self.files):05d}.gguf" if len(self.files) > 1 else "model.gguf"
+                (Path(self._links.name) / name).symlink_to(file.absolute())
+        return str(min(Path(self._links.name).iterdir()))
+
+    def _binary_arguments(self) -> list[str]:
+        """Arguments of llama-server, which divides its context among parallel requests."""
+        settings = self.settings
+        values = {
+            "model": self.files[0],
+            "alias": self._alias,
+            "host": _HOST,
+            "port": self.port,
+            "ctx-size": settings.n_ctx * settings.parallel,
+            "parallel": settings.parallel,
+            "threads": settings.threads,
+            "n-gpu-layers": settings.n_gpu_layers if settings.n_gpu_layers >= 0 else _ALL_LAYERS,
+        }
+        return [part for name, value in values.items() for part in (f"--{name}", str(value))]
+
+    def _wait_until_ready(self) -> None:
+        deadline = time.monotonic() + self._timeout_s
+        while not self._answers():
+            status = self._process.poll()
+            if status is not None and status > 0:
+                raise EngineError(
+                    f"{self.label}: the server {describe_exit(status)} before it was ready; llama.cpp refused the"
+                    " model or a setting.",
+                    self._last_lines(),
+                )
+            self.check()
+            if time.monotonic() > deadline:
+                raise EngineTimeout(
+                    f"{self.label}: the server was not ready within {self._timeout_s:g} s; it was stopped.",
+                    f"Raise --gguf-timeout if loading takes that long. {self._last_lines()}",
+                )
+            time.sleep(_POLL_S)
+
+    def _answers(self) -> bool:
+        connection = http.client.HTTPConnection(_HOST, self.port, timeout=min(5.0, self._timeout_s))
+        try:
+            connection.request("GET", "/v1/models", headers={"Authorization": f"Bearer {self.api_key}"})
+            response = connection.getresponse()
+            content = response.read()
+            return response.status == http.HTTPStatus.OK and json.loads(content)["data"][0]["id"] == self._alias
+        except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError):
+            return False  # not yet, or not ours
+        finally:
+            connection.close()
+
+    def _last_lines(self) -> str:
+        return f"Last lines of {self.log}:\n{log_tail(self.log, self._log_start)}"
+
+
+class ServerPool:
+    """Running servers by name, the least recently used stopped when there are too many.
+
+    Args:
+        limit: how many may run at once.
+    """
+
+    def __init__(self, limit: int = 1) -> None:
+        self._limit = limit
+        self._servers: dict[str, Server] = {}
+
+    def get(self, name: str, start: Callable[[], Server]) -> Server:
+        """The running server of that name; started when there is none, or when it has died."""
+        server = self._servers.pop(name, None)
+        if server is None or not server.is_running:
+            while len(self._servers) >= self._limit:
+                self._servers.pop(next(iter(self._servers))).close()
+            server = start()
+        self._servers[name] = server
+        return server
+
+    def close(self) -> None:
+        """Stop all servers."""
+        while self._servers:
+            self._servers.popitem()[1].close()
+
+
+def require_binary(binary: Path) -> Path:
+    """The absolute path of a program.
+
+    Raises:
+        EngineError: there is no such file, or it cannot be executed.
+    """
+    hint = "Give the path of llama.cpp's llama-server with --gguf-llama-server, or leave it out for llama_cpp.server."
+    if not binary.is_file():
+        raise EngineError(f"llama-server {binary}: no such file.", hint)
+    if not os.access(binary, os.X_OK):
+        raise EngineError(f"llama-server {binary} is not executable.", f"chmod +x {binary}, if it is one. {hint}")
+    return binary.absolute()
+
+
+def serve(parent: int) -> None:
+    """Body of the child process: `python -m llama_cpp.server` with the configuration that comes on its stdin.
+
+    Args:
+        parent: process id of the parent, with which this process ends.
+    """
+    die_with_parent(parent)
+    from llama_cpp.server.settings import ConfigFileSettings, ModelSettings
+
+    # Each setting may also come from a variable of the same name (HOST, PORT, CACHE, ...): not here.
+    ours = {"config_file", *ConfigFileSettings.model_fields, *ModelSettings.model_fields}
+    for name in [name for name in os.environ if name.lower() in ours]:
+        del os.environ[name]
+    sys.argv = ["llama_cpp.server", "--config_file", "/dev/stdin"]
+    runpy.run_module("llama_cpp.server", run_name="__main__", alter_sys=True)
+
+
+def _choose_port(wanted: int | None) -> int:
+    if wanted is None:
+        with socket.socket() as probe:
+            probe.bind((_HOST, 0))
+            return int(probe.getsockname()[1])
+    if not 0 < wanted < 2**16:
+        raise EngineError(f"Port {wanted} does not exist.", "Give a port from 1 to 65535, or none for a free one.")
+    if not _is_free(wanted):
+        raise EngineError(f"Port {wanted} of {_HOST} cannot be listened on.", "Give another port, or none.")
+    return wanted
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        # As servers do: connections that have ended must not count.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((_HOST, port))
+        except OSError:
+            return False
+    return True

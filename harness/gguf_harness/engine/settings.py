@@ -1,0 +1,103 @@
+"""How a model is run. Light: importable without llama.cpp and numpy."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+from gguf_harness.errors import OptionError
+
+__all__ = ["CacheType", "FlashAttention", "ServerSettings", "SessionSettings", "WindowOrder"]
+
+FlashAttention = Literal["auto", "on", "off"]
+WindowOrder = Literal["sampled", "first"]
+"""Windows of a text: drawn from all of it, or its first pages."""
+
+CacheType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
+
+
+@dataclass(frozen=True, slots=True)
+class SessionSettings:
+    """How a model is run. Part of every cache key.
+
+    Attributes:
+        n_ctx: tokens per sequence (the window of a corpus).
+        n_batch: logical batch: several windows share one when `n_ctx` is smaller.
+        n_ubatch: physical batch.
+        threads: CPU threads for prompts and generation.
+        flash_attention: "auto" lets llama.cpp decide; taps on the attention pattern need "off".
+        cache_type_k: data type of the K cache.
+        cache_type_v: data type of the V cache.
+        n_gpu_layers: layers offloaded to the GPU; negative for all.
+        beyond_context: whether to go on where a text is longer than what the model was trained on.
+    """
+
+    n_ctx: int = 512
+    n_batch: int = 2048
+    n_ubatch: int = 512
+    threads: int = 1
+    flash_attention: FlashAttention = "auto"
+    cache_type_k: CacheType = "f16"
+    cache_type_v: CacheType = "f16"
+    n_gpu_layers: int = -1
+    beyond_context: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("n_ctx", "n_batch", "n_ubatch", "threads"):
+            if getattr(self, name) < 1:
+                raise OptionError(f"{name} is {getattr(self, name)}, expected at least 1.")
+        if self.n_batch % self.n_ctx and self.n_batch >= self.n_ctx:
+            raise OptionError(
+                f"A batch of {self.n_batch} tokens does not hold whole windows of {self.n_ctx}.",
+                "Make the batch a multiple of the context, or the context a power of two.",
+            )
+
+    @property
+    def n_seq(self) -> int:
+        """Windows that share a batch, as llama-perplexity does it."""
+        return max(1, self.n_batch // self.n_ctx)
+
+    @property
+    def lanes(self) -> int:
+        """How many contexts can share threads and windows of a batch evenly, so that most threads are busy.
+
+        Windows are independent: contexts side by side never wait for each other, while threads that share a context
+        meet after every operation.
+        """
+        shared = [n for n in range(1, self.n_seq + 1) if self.n_seq % n == 0 and n <= self.threads]
+        return max(shared, key=lambda n: (self.threads // n * n, n))
+
+    def lane(self, lanes: int) -> SessionSettings:
+        """Settings of one of several contexts side by side: together they hold as many windows and threads as one."""
+        return replace(self, n_batch=max(self.n_batch // lanes, 1), threads=self.threads // lanes)
+
+    def to_json(self) -> dict[str, Any]:
+        """A dictionary of JSON types only."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSettings:
+    """How a server runs a model. Part of the cache key of what is measured there.
+
+    Attributes:
+        n_ctx: tokens of a request, prompt and completion together.
+        threads: CPU threads for prompts and generation.
+        n_gpu_layers: layers offloaded to the GPU; negative for all.
+        parallel: requests that llama-server decodes at once. llama_cpp.server decodes one at a time whatever is asked
+            for; the others wait in its queue.
+    """
+
+    n_ctx: int = 2048
+    threads: int = 1
+    n_gpu_layers: int = -1
+    parallel: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("n_ctx", "threads", "parallel"):
+            if getattr(self, name) < 1:
+                raise OptionError(f"{name} is {getattr(self, name)}, expected at least 1.")
+
+    def to_json(self) -> dict[str, Any]:
+        """A dictionary of JSON types only."""
+        return asdict(self)

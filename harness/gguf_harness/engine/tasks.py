@@ -1,0 +1,107 @@
+"""Tasks for a worker that are no measurements. Light: llama.cpp is loaded only where a task runs."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gguf_harness.engine.gpu import driver_version
+from gguf_harness.errors import EngineError
+
+if TYPE_CHECKING:
+    from gguf_harness.engine.worker import WorkerContext
+
+__all__ = ["build_files", "count_tokens", "describe_engine", "ggml_environment", "identify_engine", "quantize_task"]
+
+
+def build_files(binary: Path | None = None) -> list[Path]:
+    """The libraries and programs that a build of llama.cpp consists of: their content tells builds apart.
+
+    Args:
+        binary: a program of llama.cpp; None for llama-cpp-python.
+
+    Raises:
+        EngineError: llama-cpp-python is not installed.
+    """
+    if binary is not None:
+        program = binary.resolve()
+        # A shared build has its libraries beside it, an installed one in `lib`.
+        return [
+            program,
+            *(file for folder in (program.parent, program.parent.parent / "lib") for file in _libraries(folder)),
+        ]
+    spec = importlib.util.find_spec("llama_cpp")
+    if spec is None or not spec.origin:
+        raise EngineError("llama-cpp-python is not installed.", "pip install gguf-harness")
+    # As llama-cpp-python chooses its libraries.
+    override = os.environ.get("LLAMA_CPP_LIB_PATH")
+    return _libraries(Path(override) if override else Path(spec.origin).parent / "lib")
+
+
+def _libraries(folder: Path) -> list[Path]:
+    files = [file for stem in ("ggml", "llama") for file in folder.glob(f"lib{stem}*") if file.is_file()]
+    # Of the names that a library has, one is enough.
+    return sorted({file.resolve() for file in files})
+
+
+def identify_engine(description: dict[str, Any], build: str) -> dict[str, Any]:
+    """What the numbers of llama.cpp depend on, for cache keys.
+
+    Versions, content of the libraries, instruction sets, GPUs with their driver, and settings in the environment. Not
+    the memory of a machine nor the name of its processor: machines that compute alike share what was measured.
+
+    Args:
+        description: from `describe_engine`.
+        build: hash of `build_files`.
+    """
+    devices = [[one["name"], one["description"]] for one in description["backends"] if one["name"] != "CPU"]
+    return {
+        "versions": [description["llama_cpp_python"], description["llama_cpp"]],
+        "build": build,
+        "instructions": " ".join(description["system_info"].split()),
+        "devices": devices,
+        "driver": driver_version() if devices else None,
+        "environment": ggml_environment(),
+    }
+
+
+def ggml_environment() -> dict[str, str]:
+    """Settings of ggml in the environment, such as GGML_CUDA_FORCE_MMQ: some change what is computed."""
+    return {
+        name: value
+        for name, value in sorted(os.environ.items())
+        if name.startswith("GGML_") and name != "GGML_NO_BACKTRACE"
+    }
+
+
+def describe_engine(context: WorkerContext) -> dict[str, Any]:
+    """What llama.cpp says of itself; loading its libraries takes a second, and fails here if they do not fit.
+
+    Raises:
+        UnsupportedEngine: llama-cpp-python is outside the supported range.
+    """
+    from gguf_harness.engine.binding import engine_info, require_supported_engine
+
+    require_supported_engine()
+    info = engine_info().to_json()
+    context.progress(1, 1)
+    return info
+
+
+def count_tokens(_: WorkerContext, files: Sequence[Path], text: bytes) -> int:
+    """Tokens of a text, special ones included; of the model, only the vocabulary is loaded."""
+    from gguf_harness.engine.vocabulary import count_tokens as count
+
+    return count(files[0], text)
+
+
+def quantize_task(
+    context: WorkerContext, files: Sequence[Path], destination: Path, quant: str, threads: int, imatrix: Path | None
+) -> None:
+    """Quantize a model; see `gguf_harness.engine.quantize.quantize_file`."""
+    from gguf_harness.engine.quantize import quantize_file
+
+    quantize_file(files, destination, quant, threads=threads, imatrix=imatrix, progress=context.progress)

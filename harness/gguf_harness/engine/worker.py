@@ -1,0 +1,246 @@
+"""One child process per model: llama.cpp may abort, hang or be killed there, and that is an ordinary error here.
+
+A task is a module-level function `task(context, *args, **kwargs)`. It is sent by reference and runs in the child,
+where `context` gives it a loaded `Session` and a way to report progress. Only its result comes back: tensors never
+cross the process border.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import signal
+import socket
+import subprocess
+import sys
+import traceback
+import weakref
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, Self, TypeVar
+
+from gguf_harness.engine.child import (
+    child_environment,
+    describe_exit,
+    die_with_parent,
+    log_end,
+    log_tail,
+    start_child,
+    stop_child,
+)
+from gguf_harness.errors import EngineCrashed, EngineError, EngineTimeout, HarnessError
+
+if TYPE_CHECKING:
+    from gguf_harness.engine.session import Session
+    from gguf_harness.engine.settings import SessionSettings
+
+__all__ = ["ProgressCallback", "Worker", "WorkerContext", "serve"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+ProgressCallback = Callable[[int, int], None]
+"""Called with (done, total) in the task's own unit."""
+
+
+class WorkerContext:
+    """What a task is given inside the child process."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._request = 0
+        self._session: Session | None = None
+        self._key: tuple[tuple[str, ...], SessionSettings] | None = None
+
+    def begin(self, request: int) -> None:
+        """Say which request the task belongs to that runs now."""
+        self._request = request
+
+    def progress(self, done: int, total: int) -> None:
+        """Report progress to the parent. Also how a parent that is gone is noticed: the send fails."""
+        self._connection.send((self._request, "progress", (done, total)))
+
+    def session(self, files: Sequence[Path], settings: SessionSettings) -> Session:
+        """The model, loaded with these settings; kept until other settings are asked for."""
+        from gguf_harness.engine.session import Session
+
+        key = (tuple(str(file) for file in files), settings)
+        if self._session is None or key != self._key:
+            self.close()
+            self._session, self._key = Session(files, settings), key
+        return self._session
+
+    def close(self) -> None:
+        """Free the loaded session, if any."""
+        if self._session is not None:
+            self._session.close()
+            self._session = self._key = None
+
+
+class Worker:
+    """The parent's end of one child process.
+
+    The process starts with the first `call`. After a crash or a timeout the next call starts a fresh one.
+
+    Args:
+        label: what the process works on, for error messages (usually the model's name).
+        log: file that collects the child's output, llama.cpp's log included.
+        gpu: index for CUDA_VISIBLE_DEVICES; -1 hides all GPUs; None leaves the environment as it is.
+        timeout_s: longest time between two signs of life.
+    """
+
+    def __init__(self, label: str, log: Path, *, gpu: int | None = None, timeout_s: float = 1800.0) -> None:
+        self.label = label
+        self.log = log
+        self._gpu = gpu
+        self._timeout_s = timeout_s
+        self._process: subprocess.Popen[bytes] | None = None
+        self._connection: Connection | None = None
+        self._finalizer: weakref.finalize[[subprocess.Popen[bytes]], Worker] | None = None
+        self._log_start = 0
+        self._requests = itertools.count(1)
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the child, None while there is none."""
+        return self._process.pid if self._process else None
+
+    def call(
+        self,
+        task: Callable[Concatenate[WorkerContext, P], T],
+        progress: ProgressCallback | None,
+        /,
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        """Run `task(context, *args, **kwargs)` in the child and return its result.
+
+        Raises:
+            EngineCrashed: the child died; the message has the signal and the last lines of its log.
+            EngineTimeout: the child gave no sign of life for the timeout; it was stopped.
+            HarnessError: whatever the task raised.
+        """
+        try:
+            connection = self._connection or self._start()
+            request = next(self._requests)
+            connection.send((request, task, args, kwargs))
+            kind, payload = self._answer(connection, request, progress)
+        except (EOFError, ConnectionError) as error:
+            raise self._crashed() from error
+        except BaseException:
+            # Whatever ended the wait (Ctrl-C, a time limit of pytest, a failing progress bar): the child may still
+            # answer, and its answer must not be taken for that to the next request.
+            self._kill()
+            raise
+        if kind == "error":
+            raise payload
+        return payload  # type: ignore[no-any-return]
+
+    def _answer(
+        self, connection: Connection, request: int, progress: ProgressCallback | None
+    ) -> tuple[Literal["result", "error"], Any]:
+        """Wait for the answer to a request, and show progress meanwhile."""
+        while True:
+            if not connection.poll(self._timeout_s):
+                raise EngineTimeout(
+                    f"{self.label}: no sign of life from the worker for {self._timeout_s:g} s; it was stopped.",
+                    f"Raise --gguf-timeout if the model is that slow. Log: {self.log}",
+                )
+            number, kind, payload = connection.recv()
+            if number != request:
+                raise EngineError(
+                    f"{self.label}: the worker answered request {number}, expected {request}; it was stopped.",
+                    "This is a defect of gguf-harness: please report it.",
+                )
+            if kind != "progress":
+                return kind, payload
+            if progress is not None:
+                progress(*payload)
+
+    def close(self) -> None:
+        """Stop the child; never fails, whatever state it is in."""
+        process, connection = self._process, self._connection
+        if process is None or connection is None:
+            return
+        with contextlib.suppress(OSError):
+            connection.send(None)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=5)
+        self._kill()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _start(self) -> Connection:
+        ours, theirs = socket.socketpair()
+        self._log_start = log_end(self.log)
+        with theirs, contextlib.ExitStack() as undo:
+            undo.callback(ours.close)
+            code = f"import {__name__} as w; w.serve({theirs.fileno()})"
+            command = [sys.executable, "-P", "-X", "faulthandler", "-c", code]
+            self._process = start_child(command, self.log, child_environment(self._gpu), pass_fds=[theirs.fileno()])
+            undo.pop_all()
+        self._finalizer = weakref.finalize(self, stop_child, self._process)
+        self._connection = Connection(ours.detach())
+        return self._connection
+
+    def _kill(self) -> None:
+        finalizer, connection = self._finalizer, self._connection
+        # First, so that a second Ctrl-C in here leaves no connection that would be used again.
+        self._process = self._connection = self._finalizer = None
+        try:
+            if finalizer is not None:
+                finalizer()
+        finally:
+            if connection is not None:
+                connection.close()
+
+    def _crashed(self) -> EngineCrashed:
+        status: int | None = None
+        if self._process is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                status = self._process.wait(timeout=10)
+        self._kill()
+        return EngineCrashed(
+            f"{self.label}: the worker process {describe_exit(status)}.",
+            f"Last lines of {self.log}:\n{log_tail(self.log, self._log_start)}",
+            status,
+        )
+
+
+def serve(file_descriptor: int) -> None:
+    """Body of the child process: run tasks until the parent says stop or is gone."""
+    die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    connection = Connection(file_descriptor)
+    context = WorkerContext(connection)
+    try:
+        while (message := connection.recv()) is not None:
+            request, task, args, kwargs = message
+            context.begin(request)
+            connection.send((request, *_run(context, task, args, kwargs)))
+    except (EOFError, ConnectionError, BrokenPipeError):
+        pass  # the parent is gone: there is nobody to tell
+    finally:
+        context.close()
+
+
+def _run(
+    context: WorkerContext, task: Callable[..., object], args: Any, kwargs: Any
+) -> tuple[Literal["result", "error"], object]:
+    try:
+        return "result", task(context, *args, **kwargs)
+    except (BrokenPipeError, ConnectionError):
+        raise
+    except HarnessError as error:
+        return "error", error
+    except MemoryError:
+        traceback.print_exc()
+        return "error", EngineError("Out of memory in the worker.", "Use a smaller --gguf-ctx or --gguf-batch.")
+    except Exception as error:  # any defect in a task costs this call, not the session
+        traceback.print_exc()
+        return "error", EngineError(f"{type(error).__name__} in the worker: {error}", "The traceback is in its log.")

@@ -1,0 +1,90 @@
+"""Graphs of a model and of what it does with a prompt: measured, and built. What `gguf-harness graph` writes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from gguf_harness import api
+from gguf_harness.errors import GraphError, NoData, OptionError
+from gguf_harness.gguf_file import read_header
+from gguf_harness.graphs import AttentionGraph, CosineNetwork, Graph, LayerTokenFlow, ModelStructure
+from gguf_harness.models import load_info
+from gguf_harness.sources import ModelSource, expand_all
+
+__all__ = ["DEFAULT_PROMPT", "graph_of"]
+
+DEFAULT_PROMPT: Final = "When Mary and John went to the store, John gave a drink to Mary."
+"""A sentence with names that come again: what previous-token and induction heads look at can be seen in it."""
+
+_WITH_PROMPT: Final = ("attention", "flow")
+
+
+def graph_of(
+    model: str, kind: str, *, prompt: str | None = None, words: Path | None = None, threads: int | None = None
+) -> Graph:
+    """Measure what a graph shows, and build it.
+
+    Args:
+        model: a path, an alias or hf:org/repo:file, as for --models.
+        kind: "structure" (headers alone are read), "attention", "flow" or "cosine".
+        prompt: for attention and flow; `DEFAULT_PROMPT` if not given.
+        words: for cosine, a word list; the built-in one if not given.
+        threads: CPU threads.
+
+    Raises:
+        HarnessError: not one model, one that cannot be loaded or be given the prompt, a tensor that llama.cpp does not
+            offer in its architecture, or an option that this kind has no use for.
+    """
+    if prompt is not None and kind not in _WITH_PROMPT:
+        raise OptionError(f"--prompt has no meaning for --kind={kind}.", f"It is for {' and '.join(_WITH_PROMPT)}.")
+    if words is not None and kind != "cosine":
+        raise OptionError(f"--words has no meaning for --kind={kind}.", "It is for cosine.")
+    sources = expand_all([model])
+    if len(sources) != 1:
+        raise OptionError(f"{model!r} names {len(sources)} models.", "Give exactly one.")
+    (source,) = sources
+    if kind == "structure":
+        return ModelStructure(source.name, [read_header(file) for file in source.files]).build()
+    if kind == "cosine":
+        return _cosine(source, model, words, threads)
+    return _of_prompt(source, model, kind, DEFAULT_PROMPT if prompt is None else prompt, threads)
+
+
+def _of_prompt(source: ModelSource, model: str, kind: str, prompt: str, threads: int | None) -> Graph:
+    found = api.attention(model, prompt, threads=threads)
+    if found.layers != tuple(range(len(found.layers))) or len(found.layers) != load_info(source).n_layer:
+        raise GraphError(
+            f"{source.name} has attention in layers {', '.join(map(str, found.layers))} alone: the graph would have no"
+            " edges for the others.",
+            "Give a model with attention in every layer; suites/attention measures others.",
+        )
+    provenance = {"model": source.name, "prompt": prompt, "tokens": found.tokens.tolist()}
+    if kind == "attention":
+        return AttentionGraph(source.name, found.pattern, found.pieces, provenance=provenance).build()
+    states = api.hidden_states(model, prompt, threads=threads)
+    stream = np.concatenate([states.embed[None], states.resid_post])
+    return LayerTokenFlow(source.name, stream, found.pattern, found.pieces, provenance=provenance).build()
+
+
+def _cosine(source: ModelSource, model: str, words: Path | None, threads: int | None) -> Graph:
+    found = api.word_embeddings(model, words, threads=threads)
+    # Rows that training never touched may be zero: they are similar to nothing.
+    there = np.logical_and(np.isfinite(found.vectors).all(axis=1), found.vectors.any(axis=1))
+    if not there.any():
+        raise NoData(f"{source.name}: it has embeddings of none of the words.", "Give other words: --words=FILE.")
+    kept = np.flatnonzero(there).tolist()
+    zero = [found.words[index] for index in np.flatnonzero(~there).tolist()]
+    return CosineNetwork(
+        source.name,
+        found.vectors[kept],
+        [found.words[index] for index in kept],
+        provenance={
+            "model": source.name,
+            "words": "built-in" if words is None else words.name,
+            "missing": [*found.missing, *zero],
+        },
+        groups=[found.groups[index] for index in kept],
+    ).build()

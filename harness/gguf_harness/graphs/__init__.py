@@ -1,0 +1,33 @@
+"""Graphs of a model and of what it does, as tables: written as Parquet and as an interactive page.
+
+A builder is made of plain data and builds one graph; nothing is measured here:
+
+    ModelStructure      model -> block -> tensor, from the headers of GGUF files
+    AttentionGraph      which token attends to which, in each layer and head, from attention patterns
+    LayerTokenFlow      the residual stream from layer to layer, and what attention brings into it
+    CosineNetwork       points and those that they are most similar to, from vectors
+
+    files = write_graph(AttentionGraph(pattern, tokens).build(), folder)
+"""
+
+from gguf_harness.graphs.attention_graph import AttentionGraph
+from gguf_harness.graphs.cosine_network import CosineNetwork
+from gguf_harness.graphs.graph import Column, Graph, GraphBuilder, Table
+from gguf_harness.graphs.graphistry_upload import upload
+from gguf_harness.graphs.layer_token_flow import LayerTokenFlow
+from gguf_harness.graphs.model_structure import ModelStructure
+from gguf_harness.graphs.write import GraphFiles, write_graph
+
+__all__ = [
+    "AttentionGraph",
+    "Column",
+    "CosineNetwork",
+    "Graph",
+    "GraphBuilder",
+    "GraphFiles",
+    "LayerTokenFlow",
+    "ModelStructure",
+    "Table",
+    "upload",
+    "write_graph",
+]

@@ -1,0 +1,72 @@
+"""JSON that others may have changed: read whole, every value checked, and a message that says what is wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Final
+
+from gguf_harness.errors import StoreError
+from gguf_harness.text_files import read_json
+
+__all__ = ["JsonFile", "is_usual", "shown"]
+
+_LARGEST: Final = 1e300
+
+
+class JsonFile:
+    """A file's content, and lookups that say what is wrong with a value.
+
+    Args:
+        path: the file.
+        what: what it should be, for messages: "Baseline".
+        hint: the next step that every message ends with.
+        most_bytes: a larger file is refused unread.
+
+    Raises:
+        StoreError: unreadable, too large, no JSON, no numbers of finite size, or a name twice in one table.
+    """
+
+    def __init__(self, path: Path, what: str, hint: str, most_bytes: int) -> None:
+        self.path = path
+        self._hint = hint
+        try:
+            size = path.stat().st_size
+        except OSError as error:
+            raise self.invalid(f"cannot be read: {error.strerror or error}") from None
+        if size > most_bytes:
+            raise self.invalid(f"has {size} bytes, expected at most {most_bytes}")
+        self.content: Any = read_json(path, what, StoreError, hint)
+        try:
+            # Half a character, which an escape can hold, can be written nowhere.
+            json.dumps(self.content, ensure_ascii=False).encode()
+        except (UnicodeEncodeError, RecursionError) as error:
+            raise self.invalid(f"cannot be read: {error}") from None
+
+    def invalid(self, problem: str) -> StoreError:
+        """The error to raise."""
+        return StoreError(f"{self.path} {problem}.", self._hint)
+
+    def get(self, table: Any, key: str, *kinds: type) -> Any:
+        """A value of a table, of one of these types; numbers are finite, and a truth value is no number.
+
+        Raises:
+            StoreError: it is not there, or something else.
+        """
+        value = table.get(key) if isinstance(table, dict) else None
+        if not isinstance(value, kinds) or isinstance(value, bool):
+            expected = " or ".join("null" if kind is type(None) else kind.__name__ for kind in kinds)
+            raise self.invalid(f"has {key} = {shown(value)}, expected {expected}")
+        if isinstance(value, float | int) and not is_usual(value):
+            raise self.invalid(f"has {key} = {shown(value)}, expected a finite number of usual size")
+        return value
+
+
+def is_usual(value: Any) -> bool:
+    """Whether a value is a number that arithmetic can be done with."""
+    return type(value) in {int, float} and abs(value) < _LARGEST
+
+
+def shown(value: Any) -> str:
+    """The beginning of a value, for a message."""
+    return repr(str(value)[:60])

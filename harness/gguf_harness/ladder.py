@@ -1,0 +1,189 @@
+"""The plan of a session: which model is the reference, which are candidates, and what must be quantized first."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final
+
+from gguf_harness.errors import HarnessError, ModelNotFound
+from gguf_harness.models import ModelInfo, choose_reference, load_info, shape_difference
+from gguf_harness.pairing import FAMILY, Subject
+from gguf_harness.sources import ModelSource, distinct_name, folded_name, select
+
+if TYPE_CHECKING:
+    from gguf_harness.options import Options
+
+__all__ = ["Ladder", "PlannedModel", "plan_ladder", "quantized_name", "subjects_of"]
+
+_PRECISION: Final = re.compile(r"[-_.](F32|F16|BF16)$", re.IGNORECASE)
+_EXPANDED_BITS: Final = 16.0
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedModel:
+    """A model of a session, perhaps not on disk yet.
+
+    Attributes:
+        name: as it stands in tests, tables and results.
+        source: files that exist; None when it is quantized from `base`.
+        base: the model that it is quantized from.
+        quant: the type that it is quantized to; None to use the source as it is.
+    """
+
+    name: str
+    source: ModelSource | None = None
+    base: PlannedModel | None = None
+    quant: str | None = None
+
+    def __repr__(self) -> str:
+        """Short: pytest shows it in messages of failed assertions."""
+        return f"<planned model {self.name}>"
+
+
+@dataclass(frozen=True, slots=True)
+class Ladder:
+    """A reference and the candidates that are compared with it.
+
+    Attributes:
+        reason: a sentence that says why this is the reference.
+        asked_for: --reference names it.
+        notes: sentences on what was left out, renamed, or does not go with the reference.
+    """
+
+    reference: PlannedModel | None
+    candidates: tuple[PlannedModel, ...]
+    reason: str
+    asked_for: bool = False
+    notes: tuple[str, ...] = ()
+
+    @property
+    def models(self) -> tuple[PlannedModel, ...]:
+        """The reference first, then the candidates."""
+        return (*((self.reference,) if self.reference else ()), *self.candidates)
+
+
+def plan_ladder(options: Options) -> Ladder:
+    """Find the models and the reference. Reads headers only.
+
+    A file that is not valid stays a candidate: its own tests will say what is wrong with it.
+
+    Raises:
+        ModelNotFound: a spec names nothing, or --reference names several models.
+    """
+    named = select([*options.models, *([options.reference] if options.reference else [])])
+    planned = _planned(named.models)
+    infos = _infos(named.models, planned)
+    if options.reference:
+        asked = select([options.reference]).models
+        if len(asked) != 1:
+            raise ModelNotFound(
+                f"--reference={options.reference} names {len(asked)} models.", "Give exactly one reference."
+            )
+        reference: PlannedModel | None = planned[asked[0].identity]
+        reason = f"{planned[asked[0].identity].name} is the reference, as asked for."
+    elif infos:
+        best, reason = choose_reference(infos)
+        reference = next(model for model in planned.values() if model.name == best.name)
+    else:
+        reference, reason = None, "No valid model was given, so there is no reference."
+    asked_for = options.reference is not None
+    quantized, renamed = _quantized(reference, options.quants, list(planned.values())) if reference else ((), [])
+    others = tuple(model for model in planned.values() if model is not reference)
+    compared = _notes_on_candidates(reference, infos, asked_for=asked_for) if reference else []
+    return Ladder(reference, (*others, *quantized), reason, asked_for, (*named.notes, *renamed, *compared))
+
+
+def _planned(sources: Sequence[ModelSource]) -> dict[tuple[object, ...], PlannedModel]:
+    """A model for each source, by its identity. Files keep their names before what is made of a file gets its own."""
+    taken = {folded_name(source.name) for source in sources if source.expand_to is None}
+    planned = {}
+    for source in sources:
+        name = source.name
+        if source.expand_to is not None:
+            name = _name_of_made(f"{source.name}-{source.expand_to}", taken)
+            taken.add(folded_name(name))
+        planned[source.identity] = PlannedModel(name, source, quant=source.expand_to)
+    return planned
+
+
+def _infos(sources: Sequence[ModelSource], planned: dict[tuple[object, ...], PlannedModel]) -> list[ModelInfo]:
+    infos: list[ModelInfo] = []
+    for source in sources:
+        try:
+            info = replace(load_info(source), name=planned[source.identity].name)
+        except HarnessError:
+            continue  # its tests fail with this error; the others can still be compared
+        if source.expand_to:
+            info = replace(
+                info, quantization=source.expand_to, bits_per_weight=_EXPANDED_BITS, precision=_EXPANDED_BITS
+            )
+        infos.append(info)
+    return infos
+
+
+def _quantized(
+    reference: PlannedModel, quants: tuple[str, ...], others: Sequence[PlannedModel]
+) -> tuple[tuple[PlannedModel, ...], list[str]]:
+    """What is quantized from the reference, and notes on names that files have already."""
+    taken = {folded_name(model.name) for model in others}
+    models: list[PlannedModel] = []
+    notes: list[str] = []
+    for quant in quants:
+        wanted = quantized_name(reference.name, quant)
+        name = _name_of_made(wanted, taken)
+        taken.add(folded_name(name))
+        models.append(PlannedModel(name, base=reference, quant=quant))
+        if name != wanted:
+            notes.append(f"{wanted} is a file that was given; what is quantized from {reference.name} is {name!r}.")
+    return tuple(models), notes
+
+
+def _name_of_made(wanted: str, taken: set[str]) -> str:
+    """A name for what is made in this session: a person's file of the same name keeps it."""
+    return distinct_name(wanted if folded_name(wanted) not in taken else f"{wanted} (quantized here)", taken)
+
+
+def _notes_on_candidates(reference: PlannedModel, infos: Sequence[ModelInfo], *, asked_for: bool) -> list[str]:
+    """What a person would not expect of the comparison with this reference."""
+    base = next((info for info in infos if info.name == reference.name), None)
+    if base is None:
+        return []
+    notes: list[str] = []
+    for info in infos:
+        difference = shape_difference(info, base)
+        if info.vocab_sha256 != base.vocab_sha256:
+            notes.append(f"{info.name} is not compared with {base.name}: they have different vocabularies.")
+        elif difference is not None and asked_for:
+            notes.append(f"{info.name} is compared with {base.name} because --reference asks for it: {difference}.")
+        elif difference is not None:
+            notes.append(f"{info.name} is not compared with {base.name}: {difference}.")
+        elif info.precision > base.precision:
+            notes.append(
+                f"{info.name} is more precise than its reference: {info.bits_per_weight:.2f} bits per weight,"
+                f" {base.name} has {base.bits_per_weight:.2f}. Differences are not errors of {info.name} alone."
+            )
+    return notes
+
+
+def quantized_name(name: str, quant: str) -> str:
+    """`model-F16` quantized to Q4_K_M is `model-Q4_K_M`."""
+    return f"{_PRECISION.sub('', name)}-{quant}"
+
+
+def subjects_of(ladder: Ladder) -> list[Subject]:
+    """The models of a session, to be paired with earlier ones. Reads headers only."""
+    return [_subject(planned, reference=planned is ladder.reference) for planned in ladder.models]
+
+
+def _subject(planned: PlannedModel, *, reference: bool) -> Subject:
+    origin = planned
+    while origin.base is not None:
+        origin = origin.base
+    try:
+        info = load_info(origin.source) if origin.source is not None else None
+    except HarnessError:
+        info = None  # its tests fail with this error
+    family = None if info is None else tuple(str(getattr(info, key)) for key in FAMILY)
+    return Subject(planned.name, planned.quant or (info.quantization if info else None), family, reference)

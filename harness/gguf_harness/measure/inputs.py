@@ -1,0 +1,95 @@
+"""What a model is given: prompts as tokens, through its chat template where it has one; and how much. Runs in a worker.
+
+llama.cpp decodes texts of any length. Beyond the context that a model was trained on, predictions come out all the same
+and are worth little: the model tiny, trained on 512 tokens, has a perplexity of 54 there and of 446 in windows of 2048.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from gguf_harness.errors import OptionError, PromptError
+from gguf_harness.prompts import Prompt
+
+if TYPE_CHECKING:
+    from gguf_harness.engine.chat import ChatTemplate
+    from gguf_harness.engine.session import Session, Tokens
+    from gguf_harness.engine.settings import SessionSettings
+
+__all__ = ["check_context", "longest_text", "prompt_inputs"]
+
+
+def check_context(session: Session, model: str, settings: SessionSettings) -> None:
+    """Refuse windows that are longer than what the model was trained on, unless they were asked for.
+
+    Raises:
+        OptionError: names both lengths.
+    """
+    trained = session.n_ctx_train
+    if settings.n_ctx > trained > 0 and not settings.beyond_context:
+        raise OptionError(
+            f"{model} was trained on texts of {trained} tokens, and is to predict in windows of {settings.n_ctx}"
+            f" (--gguf-ctx): what it says beyond {trained} means little.",
+            f"Use --gguf-ctx={trained} or less, or measure it all the same with --gguf-beyond-context.",
+        )
+
+
+def longest_text(session: Session, settings: SessionSettings) -> int:
+    """Tokens that a text may have: what the model was trained on, or where more was asked for, the context."""
+    trained = session.n_ctx_train or settings.n_ctx
+    return max(settings.n_ctx, trained) if settings.beyond_context else trained
+
+
+def prompt_inputs(
+    session: Session, model: str, prompts: Sequence[Prompt], limit: int, settings: SessionSettings
+) -> tuple[dict[str, tuple[Tokens, bool | None]], dict[str, PromptError]]:
+    """Tokens of the prompts and whether a template made them; and the prompts that the model cannot have.
+
+    Args:
+        session: the model.
+        model: its name, for error messages.
+        prompts: with distinct ids.
+        limit: tokens that are to be generated behind each.
+        settings: how the model is run; its context counts where one beyond the model's own was asked for.
+
+    Returns:
+        By prompt id: ([tokens], whether a template made them, None for a prompt that is no chat); and the errors.
+    """
+    from gguf_harness.engine.chat import chat_template
+
+    template = chat_template(session) if any(prompt.messages for prompt in prompts) else None
+    room = longest_text(session, settings)
+    inputs: dict[str, tuple[Tokens, bool | None]] = {}
+    problems: dict[str, PromptError] = {}
+    for prompt in prompts:
+        try:
+            tokens, templated = _tokens(session, template, prompt)
+            _check_length(len(tokens), limit, room)
+            inputs[prompt.id] = tokens, templated
+        except PromptError as error:
+            where = f"{model}, prompt {prompt.id!r}"
+            problems[prompt.id] = PromptError(f"{where}: {error.message}", error.hint)
+    return inputs, problems
+
+
+def _tokens(session: Session, template: ChatTemplate | None, prompt: Prompt) -> tuple[Tokens, bool | None]:
+    if prompt.messages and template is not None:
+        return template.tokens([{"role": m.role, "content": m.content} for m in prompt.messages]), True
+    return session.tokenize(prompt.plain()), False if prompt.messages else None
+
+
+def _check_length(length: int, limit: int, room: int) -> None:
+    if length == 0:
+        raise PromptError(
+            "it has no tokens, and this vocabulary begins texts with none: there is nothing to continue.",
+            "Give a text that is not empty.",
+        )
+    if length + limit > room:
+        more, way_out = (
+            (f" and {limit} more do", "Shorten it or use fewer --gguf-gen-tokens") if limit else (" do", "Shorten it")
+        )
+        raise PromptError(
+            f"{length} tokens{more} not fit into the model's context of {room}.",
+            f"{way_out}; --gguf-beyond-context and a larger --gguf-ctx go beyond what the model was trained on.",
+        )

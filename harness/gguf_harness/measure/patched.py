@@ -1,0 +1,270 @@
+"""Decodes with heads changed: a batch holds several variants of a model's windows, each with changes of its own.
+
+A change replaces columns of `blocks.{i}.attn.z`, the mixed values of one head before the output projection, in the
+rows of one sequence. llama.cpp is asked to stop at the layers that are changed, and at no others.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Final, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gguf_harness.errors import EngineError, ModelError
+from gguf_harness.gguf_file import read_header
+from gguf_harness.metrics.divergence import DivergenceKernel
+
+if TYPE_CHECKING:
+    from gguf_harness.engine.session import Session, Tokens
+
+__all__ = ["Change", "Distributions", "HeadLayout", "Job", "Patched", "Values", "Variant", "read_layout", "read_values"]
+
+Values = NDArray[np.float32]
+
+_FIRST: Final = 16
+"""Positions before this one are not scored: with so little context, heads have little to look at. All later ones are,
+not only a second half as in a pass: what is compared is one model with itself, on the same tokens."""
+
+
+_MOST_HEADS: Final = 1 << 17
+"""Of a model: the largest have 16 thousand."""
+
+
+@dataclass(frozen=True, slots=True)
+class HeadLayout:
+    """Where the query heads of a model are; `heads` is their number by layer, 0 for a layer without attention."""
+
+    architecture: str
+    heads: tuple[int, ...]
+
+    @property
+    def all(self) -> list[tuple[int, int]]:
+        """(layer, head) of every head."""
+        return [(layer, head) for layer, count in enumerate(self.heads) for head in range(count)]
+
+    @property
+    def layers(self) -> list[int]:
+        """Layers that have heads."""
+        return [layer for layer, count in enumerate(self.heads) if count]
+
+    def columns(self, layer: int, head: int, width: int) -> slice:
+        """The columns of z that a head fills; heads that share keys and values have columns of their own."""
+        size, rest = divmod(width, self.heads[layer])
+        if rest:
+            raise EngineError(
+                f"Layer {layer} mixes {width} values, which {self.heads[layer]} heads cannot share.",
+                f"Heads of the architecture {self.architecture} cannot be told apart here.",
+            )
+        return slice(head * size, (head + 1) * size)
+
+
+def read_layout(file: Path) -> HeadLayout:
+    """The heads of a model, as the header of its (first) file has them.
+
+    Raises:
+        ModelError: the file does not say how many heads its layers have.
+    """
+    metadata = read_header(file).metadata
+    architecture = metadata.name("general.architecture") or "none"
+    # Before anything is made of them: a header may claim what it likes.
+    layers = metadata.integer(f"{architecture}.block_count", most=_MOST_HEADS)
+    heads = metadata.by_layer(f"{architecture}.attention.head_count", layers or 0)
+    kv_heads = metadata.by_layer(f"{architecture}.attention.head_count_kv", layers or 0)
+    if heads is not None and kv_heads is not None:
+        # A layer without keys and values has another mixer, or none: no head of it mixes anything.
+        heads = tuple(count if kv else 0 for count, kv in zip(heads, kv_heads, strict=True))
+    if heads is None or not 0 < sum(heads) <= _MOST_HEADS:
+        raise ModelError(
+            f"{file.name} says of its layers and heads: {layers} and {heads}, expected plausible numbers.",
+            "Heads can be measured in models with attention only.",
+        )
+    return HeadLayout(architecture, heads)
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """New values for some columns of a layer's z.
+
+    Attributes:
+        layer: whose z.
+        columns: of one head, or of all.
+        values: what goes there, [pos, columns] or what numpy broadcasts to that.
+    """
+
+    layer: int
+    columns: slice
+    values: Values
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """A window as it is decoded with some changes."""
+
+    window: int
+    changes: tuple[Change, ...] = ()
+
+
+class Distributions:
+    """Next-token distributions of all scored positions, in memory: what others are compared with.
+
+    Args:
+        windows: [windows, n_ctx] tokens.
+        vocabulary: length of a row.
+        logs: [windows, scored, vocabulary] log-probabilities up to a constant, the largest 0; empty if not given.
+    """
+
+    def __init__(self, windows: Tokens, vocabulary: int, logs: Values | None = None) -> None:
+        self.windows = windows
+        self.first = min(_FIRST, windows.shape[1] // 2)
+        self.shape = (len(windows), windows.shape[1] - 1 - self.first)
+        self.logs = np.empty((*self.shape, vocabulary), dtype=np.float32) if logs is None else logs
+
+    def keep(self, window: int, logits: Values) -> None:
+        """Keep the distributions of a window, [scored, vocabulary] logits."""
+        np.subtract(logits, logits.max(axis=1, keepdims=True), out=self.logs[window])
+
+    def compare(self, window: int, logits: Values) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """(negative log-likelihood of the tokens that follow, KL(kept || these)), each [scored], in nats."""
+        kernel = DivergenceKernel(logits.shape[1])
+        targets = self.windows[window, self.first + 1 :]
+        nll, kld = np.empty(self.shape[1]), np.empty(self.shape[1])
+        for row, (kept, found, target) in enumerate(zip(self.logs[window], logits, targets, strict=True)):
+            kld[row], _, normalizer, _, _ = kernel(kept, found)
+            nll[row] = normalizer - float(found[target])
+        if not (np.isfinite(nll).all() and np.isfinite(kld).all()):
+            raise EngineError(
+                f"The logits of window {window} are not finite: the model computes NaN or infinity there.",
+                "Such a file is broken for use as well; quantize it again, or try another KV-cache type.",
+            )
+        return nll, kld
+
+
+Job = tuple[Variant, Callable[[Values], None]]
+"""What to decode, and what takes its [scored, vocabulary] logits: a view that is valid only then, in any thread."""
+
+
+class _Lane:
+    """A context whose patches are set from outside, before each decode."""
+
+    def __init__(self, session: Session, layout: HeadLayout, layers: Sequence[int]) -> None:
+        from gguf_harness.engine.taps import Taps
+
+        self._changes: dict[str, list[tuple[slice, slice, Values]]] = {}
+        self._rows = 0
+        taps = [_z(layer) for layer in layers]
+        self.session = session.another(
+            Taps(layout.architecture, len(layout.heads), patch=dict.fromkeys(taps, self._patch))
+        )
+
+    def decode(self, windows: Tokens, variants: Sequence[Variant], first: int) -> list[Values]:
+        """[scored, vocabulary] logits of each variant: views, valid until the next decode."""
+        n = windows.shape[1]
+        self._changes, self._rows = {}, n * len(variants)
+        for place, variant in enumerate(variants):
+            rows = slice(place * n, (place + 1) * n)
+            for change in variant.changes:
+                self._changes.setdefault(_z(change.layer), []).append((rows, change.columns, change.values))
+        return _decode(self.session, windows[[variant.window for variant in variants]], first)
+
+    def _patch(self, tap: str, values: Values) -> Values:
+        if len(values) != self._rows:
+            raise EngineError(
+                f"{tap} has {len(values)} rows, expected the {self._rows} of the whole batch.",
+                "The physical batch has to hold the logical one.",
+            )
+        for rows, columns, new in self._changes.get(tap, ()):
+            values[rows, columns] = new
+        return values
+
+
+class Patched:
+    """Contexts side by side over one loaded model, all with the same layers open to changes: a context manager.
+
+    Args:
+        session: the loaded model; its physical batch holds its logical one.
+        lanes: how many contexts.
+        layout: the model's heads.
+        layers: those that variants change.
+    """
+
+    def __init__(self, session: Session, lanes: int, layout: HeadLayout, layers: Iterable[int]) -> None:
+        self._stack = contextlib.ExitStack()
+        self._size = session.settings.n_seq
+        self._idle: SimpleQueue[_Lane] = SimpleQueue()
+        with contextlib.ExitStack() as stack:
+            for _ in range(lanes):
+                lane = _Lane(session, layout, list(layers))
+                stack.enter_context(lane.session)
+                self._idle.put(lane)
+            self._pool = stack.enter_context(ThreadPoolExecutor(lanes))
+            self._stack = stack.pop_all()
+
+    def decode(self, kept: Distributions, jobs: Sequence[Job]) -> Iterator[int]:
+        """Do all jobs on windows of `kept`, and yield how many of the first are done, now and then."""
+        failures: list[BaseException] = []
+
+        def work(group: Sequence[Job]) -> int:
+            if failures:
+                raise failures[0]
+            lane = self._idle.get()
+            try:
+                logits = lane.decode(kept.windows, [variant for variant, _ in group], kept.first)
+                for (_, take), rows in zip(group, logits, strict=True):
+                    take(rows)
+            except BaseException as error:
+                failures.append(error)
+                raise
+            finally:
+                self._idle.put(lane)
+            return len(group)
+
+        starts = range(0, len(jobs), self._size)
+        yield from itertools.accumulate(self._pool.map(work, [jobs[at : at + self._size] for at in starts]))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Free the contexts."""
+        self._stack.close()
+
+
+def read_values(session: Session, layout: HeadLayout, kept: Distributions) -> dict[int, Values]:
+    """Decode the windows as they are: fill the distributions, and hand out z by layer, each [windows, n_ctx, width]."""
+    from gguf_harness.engine.taps import Taps
+
+    z: dict[int, list[Values]] = {layer: [] for layer in layout.layers}
+    taps = {_z(layer): layer for layer in layout.layers}
+    reading = Taps(
+        layout.architecture,
+        len(layout.heads),
+        read=dict.fromkeys(taps, lambda tap, values: z[taps[tap]].append(values)),
+    )
+    count, n = kept.windows.shape
+    with session.another(reading) as reader:
+        for start in range(0, count, session.settings.n_seq):
+            group = range(start, min(start + session.settings.n_seq, count))
+            for window, logits in zip(group, _decode(reader, kept.windows[group], kept.first), strict=True):
+                kept.keep(window, logits)
+    return {layer: np.concatenate(parts).reshape(count, n, -1) for layer, parts in z.items()}
+
+
+def _decode(session: Session, tokens: Tokens, first: int) -> list[Values]:
+    count, n = tokens.shape
+    positions = np.tile(np.arange(n, dtype=np.int32), count)
+    outputs = (positions >= first) & (positions < n - 1)
+    session.clear()
+    session.decode(tokens.ravel(), positions, np.repeat(np.arange(count, dtype=np.int32), n), outputs)
+    return list(session.output_logits(int(outputs.sum())).reshape(count, n - 1 - first, -1))
+
+
+def _z(layer: int) -> str:
+    return f"blocks.{layer}.attn.z"

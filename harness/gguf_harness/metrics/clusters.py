@@ -1,0 +1,116 @@
+"""Means and ratios of samples in clusters of different sizes: tokens of prompts. `stats` has those of equal windows.
+
+Samples are a flat array, cluster after cluster; `starts` says where each begins and the last one ends. All errors are
+CR1 (Cameron and Miller 2015, section II), those of ratios by the delta method.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from gguf_harness.errors import NoData
+from gguf_harness.metrics.stats import MeanEstimate, as_estimate, iid_se
+from gguf_harness.records import Estimate
+
+__all__ = ["by_layer", "cluster_mean", "cluster_ratio", "jackknife_se", "over_layers"]
+
+
+def cluster_mean(samples: ArrayLike, starts: ArrayLike) -> MeanEstimate:
+    """Mean of all samples, with a standard error clustered by cluster.
+
+    Args:
+        samples: [n].
+        starts: [clusters + 1].
+
+    Raises:
+        NoData: no samples, or one that is not finite.
+    """
+    values, places = _require(samples, starts)
+    return _with_errors(float(values.mean()), values, places)
+
+
+def cluster_ratio(numerator: ArrayLike, denominator: ArrayLike, starts: ArrayLike) -> MeanEstimate:
+    """Ratio of two paired means: se from the influence (a - R b) / mean(b).
+
+    Args:
+        numerator: [n].
+        denominator: [n], of the same samples.
+        starts: [clusters + 1].
+
+    Raises:
+        NoData: no samples, one that is not finite, or a denominator whose mean is not positive.
+    """
+    a, places = _require(numerator, starts)
+    b, _ = _require(denominator, starts)
+    mean = float(b.mean())
+    if not mean > 0:
+        raise NoData(f"A ratio to {mean:g} means nothing: expected more than zero.")
+    ratio = float(a.mean()) / mean
+    return _with_errors(ratio, (a - ratio * b) / mean, places)
+
+
+def jackknife_se(without: ArrayLike) -> float | None:
+    """Standard error of a statistic from its values without each cluster in turn; None for a single cluster.
+
+    sqrt((G - 1) / G * sum (theta_g - mean theta)^2): Efron and Tibshirani (1993), equation 11.5, a cluster at a time.
+
+    Args:
+        without: [clusters].
+    """
+    values = np.asarray(without, dtype=np.float64)
+    if len(values) < 2:
+        return None
+    return math.sqrt((len(values) - 1) / len(values) * float(np.sum((values - values.mean()) ** 2)))
+
+
+def _require(samples: ArrayLike, starts: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    values, places = np.asarray(samples, dtype=np.float64), np.asarray(starts, dtype=np.int64)
+    if values.ndim != 1 or places[0] != 0 or places[-1] != len(values):
+        raise ValueError(f"Clusters from {places[0]} to {places[-1]} do not cover samples of shape {values.shape}")
+    if len(values) == 0:
+        raise NoData("A mean of no samples is no number.")
+    if not np.isfinite(values).all():
+        raise NoData(f"{int(np.count_nonzero(~np.isfinite(values)))} of {len(values)} samples are not finite.")
+    # An empty cluster says nothing.
+    return values, np.unique(places)
+
+
+def _with_errors(value: float, influence: NDArray[np.float64], starts: NDArray[np.int64]) -> MeanEstimate:
+    clusters, n = len(starts) - 1, len(influence)
+    se = None
+    if clusters > 1:
+        totals = np.add.reduceat(influence - influence.mean(), starts[:-1])
+        se = math.sqrt(clusters / (clusters - 1) * float(totals @ totals)) / n
+    return MeanEstimate(value, se, iid_se(influence), n, clusters)
+
+
+def by_layer(metric: str, values: ArrayLike, starts: ArrayLike, layers: Iterable[int]) -> dict[int, Estimate]:
+    """The mean of each layer; a sample that is NaN is not known, and a layer of nothing else is left out.
+
+    Args:
+        metric: its name.
+        values: [layer, n].
+        starts: [clusters + 1].
+        layers: those that are wanted.
+    """
+    rows, places = np.asarray(values, dtype=np.float64), np.asarray(starts, dtype=np.int64)
+    found = {}
+    for layer in layers:
+        known = ~np.isnan(rows[layer])
+        if known.any():
+            kept = np.concatenate([[0], np.cumsum(known)])[places]
+            found[layer] = as_estimate(metric, cluster_mean(rows[layer][known], kept))
+    return found
+
+
+def over_layers(metric: str, values: ArrayLike, starts: ArrayLike, layers: Iterable[int]) -> Estimate | None:
+    """The mean over layers of each sample, and over samples; None where no layer is known; arguments as `by_layer`."""
+    rows = np.asarray(values, dtype=np.float64)
+    rows = rows[[layer for layer in layers if not np.isnan(rows[layer]).all()]]
+    if len(rows) == 0:
+        return None
+    return next(iter(by_layer(metric, rows.mean(axis=0)[None], starts, [0]).values()), None)

@@ -1,0 +1,171 @@
+"""Estimates of a model's embeddings, and of a candidate's beside its reference's, from what was measured of each.
+
+The arrays are those of `gguf_harness.measure.embeddings`. Tokens and pairs are a random sample of the vocabulary, the
+same for every model of its size; what has no direction in one of both models is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gguf_harness.errors import NoData
+from gguf_harness.metrics.blas import blas_threads
+from gguf_harness.metrics.geometry import rank_correlation, summarize_anisotropy
+from gguf_harness.metrics.neighbours import estimate_intrinsic_dimension, neighbour_recall
+from gguf_harness.metrics.similarity import cosine
+from gguf_harness.metrics.stats import iid_se
+from gguf_harness.metrics.words import analogy_ranks, compare_words, summarize_analogies, summarize_groups
+from gguf_harness.records import Estimate
+
+__all__ = [
+    "POOLINGS",
+    "WordSpace",
+    "compare_neighbours",
+    "compare_prompts",
+    "compare_word_spaces",
+    "describe_analogies",
+    "describe_groups",
+    "describe_space",
+    "pack",
+    "unpack",
+]
+
+Arrays = Mapping[str, NDArray[Any]]
+
+POOLINGS: Final = {"mean": "contextual_cosine", "last": "last_token_cosine", "pooled": "pooled_cosine"}
+"""How the tokens of a prompt become one vector, and the metric of its cosine."""
+
+
+def pack(estimate: Estimate) -> NDArray[np.float64]:
+    """[value, standard error, n] of an estimate that a worker made, for a file of arrays; NaN for no error."""
+    return np.array([estimate.value, np.nan if estimate.se is None else estimate.se, estimate.n])
+
+
+def unpack(metric: str, packed: NDArray[Any]) -> Estimate:
+    """The estimate that was packed."""
+    value, se, n = packed.tolist()
+    return Estimate(metric, value, int(n), None if np.isnan(se) else se)
+
+
+def describe_space(arrays: Arrays) -> list[Estimate]:
+    """Anisotropy, variance in the first components and intrinsic dimension of the token embeddings.
+
+    Raises:
+        NoData: too few tokens with a direction of their own.
+    """
+    cosines = arrays["pair_cosines"]
+    return [
+        summarize_anisotropy(cosines[np.isfinite(cosines)]),
+        unpack("embedding_variance_pc1", arrays["variance_pc1"]),
+        unpack("embedding_variance_pc10", arrays["variance_pc10"]),
+        estimate_intrinsic_dimension(arrays["neighbour_cosines"]),
+    ]
+
+
+class WordSpace:
+    """The words that a model has, with a vector each.
+
+    Args:
+        words: all words asked for.
+        arrays: what was measured: `word_vectors` [words, d], and `word_tokens` [words], 0 where the model lacks one.
+
+    Attributes:
+        vectors: [words there, d].
+        index: row of each word that is there.
+        several: how many of them are several tokens.
+    """
+
+    def __init__(self, words: Sequence[str], arrays: Arrays) -> None:
+        tokens = arrays["word_tokens"]
+        there = np.flatnonzero((tokens > 0) & np.abs(arrays["word_vectors"]).any(axis=1))
+        self.vectors: NDArray[np.float32] = arrays["word_vectors"][there]
+        self.index = {words[place]: row for row, place in enumerate(there.tolist())}
+        self.several = int((tokens[there] > 1).sum())
+        self._asked = len(words)
+
+    def detail(self) -> str:
+        """How many words there are, and how many of them are means of several tokens."""
+        missing = self._asked - len(self.index)
+        lacking = f", {missing} more cannot be written" if missing else ""
+        return f"{len(self.index)} words, {self.several} of them as the mean of several tokens{lacking}"
+
+    def take(self, words: Sequence[str]) -> NDArray[np.float32]:
+        """[words, d] vectors of words that are there."""
+        return self.vectors[np.array([self.index[word] for word in words], dtype=np.int64)]
+
+
+def describe_groups(space: WordSpace, group_of: Mapping[str, str]) -> list[Estimate]:
+    """Silhouette and purity of the groups of words.
+
+    Raises:
+        NoData: too few words.
+    """
+    words = [word for word in group_of if word in space.index]
+    return summarize_groups(space.take(words), [group_of[word] for word in words])
+
+
+def describe_analogies(space: WordSpace, families: Mapping[str, Sequence[tuple[str, str]]]) -> list[Estimate]:
+    """Accuracy and mean reciprocal rank of the analogies whose words are there, among all words.
+
+    Raises:
+        NoData: no question.
+    """
+    asked = [
+        [pair for pair in pairs if all(word in space.index for word in pair) and pair[0] != pair[1]]
+        for pairs in families.values()
+    ]
+    with blas_threads(1, 0):
+        ranks = [analogy_ranks(space.vectors, space.index, pairs) for pairs in asked if len(pairs) > 1]
+    return summarize_analogies(ranks)
+
+
+def compare_neighbours(candidate: Arrays, reference: Arrays) -> list[Estimate]:
+    """Recall of the nearest tokens, and Spearman's correlation of the cosines of the same pairs.
+
+    Raises:
+        NoData: nothing that both have.
+    """
+    _, mine, theirs = np.intersect1d(candidate["queries"], reference["queries"], return_indices=True)
+    a, b = candidate["pair_cosines"], reference["pair_cosines"]
+    both = np.isfinite(a) & np.isfinite(b)
+    return [
+        neighbour_recall(candidate["neighbours"][mine], reference["neighbours"][theirs]),
+        rank_correlation(a[both], b[both]),
+    ]
+
+
+def compare_prompts(candidate: Arrays, reference: Arrays) -> list[Estimate]:
+    """Mean cosine of the prompts' vectors, for each way of pooling that both have; errors over prompts.
+
+    Raises:
+        NoData: no prompt, or a vector without a direction.
+    """
+    both = candidate["prompt_tokens"].astype(bool) & reference["prompt_tokens"].astype(bool)
+    if not both.any():
+        raise NoData("contextual_cosine: no prompt fits both models.", "Raise --gguf-ctx, or give shorter prompts.")
+    found = []
+    for pooling, metric in POOLINGS.items():
+        name = f"prompt_{pooling}"
+        if name in candidate and name in reference:
+            cosines = cosine(candidate[name][both], reference[name][both])
+            if not np.isfinite(cosines).all():
+                raise NoData(f"{metric}: the vector of some prompt has no direction.")
+            found.append(
+                Estimate(metric, float(cosines.mean()), len(cosines), iid_se(cosines[None, :]), clusters=len(cosines))
+            )
+    return found
+
+
+def compare_word_spaces(candidate: WordSpace, reference: WordSpace) -> list[tuple[Estimate, float]]:
+    """`compare_words` of the words that both models have, whatever their vocabularies.
+
+    Raises:
+        NoData: too few words that both have.
+    """
+    shared = [word for word in reference.index if word in candidate.index]
+    with blas_threads(1, 0):
+        return compare_words(candidate.take(shared), reference.take(shared))

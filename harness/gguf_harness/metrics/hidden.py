@@ -1,0 +1,266 @@
+"""What hidden states look like: their size, their shape, what blocks add, outliers. Pure numpy, in float64.
+
+States are [n, d]: n tokens of one text, d dimensions of the residual stream.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from gguf_harness.errors import NoData
+from gguf_harness.metrics.clusters import jackknife_se
+
+__all__ = [
+    "MASSIVE",
+    "Dimensions",
+    "MassiveActivation",
+    "cka_with_error",
+    "dimensions",
+    "massive_activations",
+    "massive_per_token",
+    "norms",
+    "outlier_kurtosis",
+    "relative_errors",
+    "token_similarity",
+    "update_share",
+]
+
+Array = NDArray[np.float64]
+
+MASSIVE: Final = 100.0
+"""An activation is massive from this multiple of the median magnitude on. Sun et al. ask for 1000, and for more than
+100 in absolute terms, which depends on a model's scale; `massive_activations` takes other multiples."""
+
+
+_ROUNDING: Final = 1e-12
+
+
+@dataclass(frozen=True, slots=True)
+class MassiveActivation:
+    """One entry of the hidden states that dwarfs the others: token and dimension, value, multiple of the median."""
+
+    token: int
+    dimension: int
+    value: float
+    ratio: float
+
+
+def norms(states: ArrayLike) -> Array:
+    """[...] Euclidean norms along the last axis."""
+    x = np.asarray(states, dtype=np.float64)
+    largest = np.abs(x).max(axis=-1, keepdims=True)
+    scale = np.where(largest > 0, largest, 1.0)
+    return np.asarray(np.sqrt(np.square(x / scale).sum(axis=-1)) * scale[..., 0])
+
+
+def relative_errors(candidate: ArrayLike, reference: ArrayLike) -> Array:
+    """[n] norm of each token's difference over the norm of the reference's state.
+
+    Raises:
+        NoData: a reference of zero norm: an error relative to it is no number.
+    """
+    a, b = _states(candidate), _states(reference)
+    size = norms(b)
+    if not size.all():
+        raise NoData(f"{int((size == 0).sum())} of {len(size)} states of the reference are zero.")
+    return np.asarray(norms(a - b) / size)
+
+
+def update_share(update: ArrayLike, stream: ArrayLike) -> Array:
+    """[n] norm of what a block adds over the norm of the stream that it is added to.
+
+    Raises:
+        NoData: a stream of zero norm.
+    """
+    size = norms(_states(stream))
+    if not size.all():
+        raise NoData(f"The stream of {int((size == 0).sum())} of {len(size)} tokens is zero.")
+    return np.asarray(norms(_states(update)) / size)
+
+
+def token_similarity(states: ArrayLike, *, centered: bool) -> float:
+    """Mean cosine of all pairs of different tokens, between -1 / (n - 1) and 1.
+
+    Ethayarajh (2019), "How Contextual are Contextualized Word Representations?", section 3.3 (anisotropy): near 1 where
+    all states point the same way. In closed form: (|sum of unit vectors|^2 - n) / (n (n - 1)).
+
+    Args:
+        states: [n, d].
+        centered: take the mean state away first, which is most of the similarity in many models.
+
+    Raises:
+        NoData: fewer than two tokens, or a state without a direction.
+    """
+    x = _states(states)
+    if len(x) < 2:
+        raise NoData(f"{len(x)} tokens make no pair.", "Give at least two.")
+    if centered:
+        x = x - x.mean(axis=0)
+    size = norms(x)
+    if not size.all():
+        raise NoData("A state is zero: it has no direction.")
+    total = (x / size[:, None]).sum(axis=0)
+    n = len(x)
+    return float((total @ total - n) / (n * (n - 1)))
+
+
+@dataclass(frozen=True, slots=True)
+class Dimensions:
+    """How many directions states fill, between 1 and min(n - 1, d). Compare it at equal n only.
+
+    Attributes:
+        effective_rank: exp of the entropy of the singular values of the centered states, normalized to sum one. Roy and
+            Vetterli (2007), "The effective rank: a measure of effective dimensionality", definition 1.
+        participation_ratio: (sum l)^2 / sum l^2 of the eigenvalues l of their covariance. Gao et al. (2017), "A theory
+            of multineuronal dimensionality, dynamics and measurement". Smaller: large directions count for more.
+    """
+
+    effective_rank: float
+    participation_ratio: float
+
+
+def dimensions(states: ArrayLike) -> Dimensions:
+    """Effective rank and participation ratio of states [n, d].
+
+    Raises:
+        NoData: fewer than two tokens, or states that are all the same.
+    """
+    x = _states(states)
+    if len(x) < 2:
+        raise NoData(f"{len(x)} tokens span nothing once centered.", "Give at least two.")
+    x = x - x.mean(axis=0)
+    largest = float(np.abs(x).max())
+    if largest == 0:
+        raise NoData("States that are all the same span nothing.")
+    x = x / largest
+    # Eigenvalues of the smaller product: rounding of 1e-16 there is 1e-8 in a singular value, which entropy forgives.
+    variance = np.linalg.eigvalsh(x @ x.T if len(x) <= x.shape[1] else x.T @ x)
+    variance = variance[variance > 0]
+    share = np.sqrt(variance) / np.sqrt(variance).sum()
+    entropy = -float(np.sum(share * np.log(share)))
+    return Dimensions(float(np.exp(entropy)), float(variance.sum() ** 2 / np.square(variance).sum()))
+
+
+def outlier_kurtosis(states: ArrayLike) -> float:
+    """Kurtosis of the dimensions' root mean squares s, mean(s^4) / mean(s^2)^2: 1 to d, 1 where all are alike.
+
+    He et al. (2024), "Understanding and Minimising Outlier Features", equation 1.
+
+    Raises:
+        NoData: states that are all zero.
+    """
+    x = _states(states)
+    largest = float(np.abs(x).max())
+    if largest == 0:
+        raise NoData("States that are all zero have no outliers.")
+    power = np.square(x / largest).mean(axis=0)
+    return float(np.square(power).mean() / power.mean() ** 2)
+
+
+def massive_per_token(states: ArrayLike, factor: float = MASSIVE) -> NDArray[np.int64]:
+    """[n] how many dimensions of each token are massive; see `massive_activations`."""
+    size, median = _magnitudes(states)
+    return np.asarray((size > factor * median).sum(axis=1), dtype=np.int64)
+
+
+def massive_activations(states: ArrayLike, factor: float = MASSIVE, limit: int = 8) -> list[MassiveActivation]:
+    """The largest entries beyond `factor` times the median magnitude of all entries, the largest first.
+
+    Sun et al. (2024), "Massive Activations in Large Language Models", section 2.
+
+    Args:
+        states: [n, d].
+        factor: see `MASSIVE`.
+        limit: most to name.
+
+    Raises:
+        NoData: the median magnitude is zero.
+    """
+    x = _states(states)
+    size, median = _magnitudes(x)
+    beyond = np.flatnonzero(size > factor * median)
+    order = beyond[np.argsort(-size.ravel()[beyond], kind="stable")[:limit]]
+    places = zip(*np.unravel_index(order, x.shape), strict=True)
+    return [
+        MassiveActivation(int(token), int(dim), float(x[token, dim]), float(size[token, dim] / median))
+        for token, dim in places
+    ]
+
+
+def cka_with_error(candidate: ArrayLike, reference: ArrayLike, starts: ArrayLike) -> tuple[float, float | None]:
+    """Linear CKA as `similarity.linear_cka`, with its jackknife error over clusters of examples.
+
+    CKA without a cluster needs no new products: with Gram matrices K and M, the centered product is
+    sum K M - 2/n sum_i k_i m_i + (sum K)(sum M) / n^2 of row sums k, m, and each of these loses its cluster's part.
+
+    Args:
+        candidate: [n, d1].
+        reference: [n, d2].
+        starts: [clusters + 1] where each cluster begins.
+
+    Returns:
+        (CKA of all, standard error; None with fewer than two clusters, or where leaving one out leaves nothing).
+
+    Raises:
+        NoData: features that do not vary.
+    """
+    grams = [_gram(states) for states in (candidate, reference)]
+    places = np.unique(np.asarray(starts, dtype=np.int64))
+    groups = [slice(int(a), int(b)) for a, b in itertools.pairwise(places)]
+    parts = {(i, j): _centered_products(grams[i], grams[j], groups) for i, j in ((0, 1), (0, 0), (1, 1))}
+    norm = parts[0, 0] * parts[1, 1]
+    if not norm[0] > 0:
+        raise NoData("CKA of features that do not vary is not defined.")
+    error = None
+    # What is left by rounding does not vary either.
+    if len(groups) > 1 and all((parts[i, i][1:] > _ROUNDING * parts[i, i][0]).all() for i in (0, 1)):
+        error = jackknife_se(parts[0, 1][1:] / np.sqrt(norm[1:]))
+    return min(1.0, float(parts[0, 1][0] / np.sqrt(norm[0]))), error
+
+
+def _gram(states: ArrayLike) -> Array:
+    x = _states(states)
+    x = x - x.mean(axis=0)
+    largest = float(np.abs(x).max())
+    return np.asarray(x @ x.T) / (largest * largest if largest > 0 else 1.0)
+
+
+def _centered_products(k: Array, m: Array, groups: list[slice]) -> Array:
+    """[1 + clusters] sum of the product of both centered matrices: of all, and without each cluster."""
+    n, rows_k, rows_m = len(k), k.sum(axis=1), m.sum(axis=1)
+    product = float(np.einsum("ij,ij->", k, m))
+    found = [product - 2 / n * float(rows_k @ rows_m) + float(rows_k.sum()) * float(rows_m.sum()) / n**2]
+    for group in groups:
+        strip_k, strip_m = k[:, group], m[:, group]
+        strip = float(np.einsum("ij,ij->", strip_k, strip_m))
+        corner = float(np.einsum("ij,ij->", strip_k[group], strip_m[group]))
+        left = n - strip_k.shape[1]
+        if left == 0:
+            found.append(0.0)
+            continue
+        # Row sums without the cluster's columns, of the rows that stay.
+        a, b = np.delete(rows_k - strip_k.sum(axis=1), group), np.delete(rows_m - strip_m.sum(axis=1), group)
+        found.append(product - 2 * strip + corner - 2 / left * float(a @ b) + float(a.sum() * b.sum()) / left**2)
+    return np.array(found)
+
+
+def _magnitudes(states: ArrayLike) -> tuple[Array, float]:
+    size = np.abs(_states(states))
+    median = float(np.median(size))
+    if median == 0:
+        raise NoData("Half of the activations are zero: nothing can be told from their median.")
+    return size, median
+
+
+def _states(states: ArrayLike) -> Array:
+    x = np.asarray(states, dtype=np.float64)
+    if x.ndim != 2 or x.size == 0:
+        raise NoData(f"Hidden states of shape {x.shape}, expected [tokens, dimensions].")
+    if not np.isfinite(x).all():
+        raise NoData(f"{int(np.count_nonzero(~np.isfinite(x)))} of {x.size} activations are not finite.")
+    return x

@@ -1,0 +1,247 @@
+"""What heads do: importance by ablation, shares by interchange, what can go, whether two models agree, and a screen.
+
+Per-token values come as [..., windows, scored tokens]; a window is a cluster.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from gguf_harness.errors import NoData
+from gguf_harness.metrics.bootstrap import bootstrap_se
+from gguf_harness.metrics.stats import as_estimate, mean_with_errors, require_samples
+from gguf_harness.records import Estimate
+
+__all__ = [
+    "NEGLIGIBLE_RISE",
+    "Head",
+    "greedy_removal",
+    "importance",
+    "interchange_share",
+    "main_effects",
+    "random_subsets",
+    "rank_correlation",
+    "removable",
+    "spearman",
+    "top_overlap",
+    "window_rises",
+]
+
+Head = tuple[int, int]
+"""(layer, head)"""
+
+NEGLIGIBLE_RISE: Final = 0.05
+"""Nats per token: perplexity grows by 5 %."""
+
+_RIDGE: Final = 3.0
+"""As if each head had been in three more subsets, which cost nothing."""
+
+
+def importance(metric: str, values: ArrayLike, base: ArrayLike | None = None) -> Estimate:
+    """Mean over tokens of what a change of heads does, paired with the unchanged model where there is a base.
+
+    Ablation of heads: Michel, Levy and Neubig (2019), Are Sixteen Heads Really Better than One?, arXiv:1905.10650. To
+    replace by a mean rather than zero: Wang et al. (2022), Interpretability in the Wild, arXiv:2211.00593.
+
+    Args:
+        metric: its name.
+        values: [windows, scored tokens] of the changed model.
+        base: the same of the unchanged one; nothing is subtracted if not given.
+    """
+    samples = require_samples(values, metric)
+    if base is not None:
+        samples = samples - require_samples(base, metric)
+    mean = mean_with_errors(samples)
+    return as_estimate(metric, mean)
+
+
+def window_rises(values: ArrayLike, base: ArrayLike) -> NDArray[np.float64]:
+    """[heads, windows] mean rise over a base: of [heads, windows, scored] over [windows, scored]."""
+    rises: NDArray[np.float64] = np.asarray(values, dtype=np.float64) - np.asarray(base, dtype=np.float64)
+    means: NDArray[np.float64] = rises.mean(axis=2)
+    return means
+
+
+def interchange_share(metric: str, before: ArrayLike, after: ArrayLike) -> Estimate:
+    """The share of a divergence that is gone when a part of the model is put right: (B - A) / B of the means.
+
+    An interchange intervention (Geiger et al. 2021, Causal Abstractions of Neural Networks, arXiv:2106.02997), from the
+    reference into the candidate. Negative where it makes things worse, as where errors of two parts had cancelled; the
+    shares of all heads need not sum to one. Error of the ratio by the delta method, with the influence of each token
+    (-(a - R b) / B for R = A / B), clustered by window.
+
+    Args:
+        metric: its name.
+        before: [windows, scored tokens] KL(reference || candidate).
+        after: the same with the part from the reference.
+
+    Raises:
+        NoData: the candidate does not differ from the reference.
+    """
+    b, a = require_samples(before, "KL"), require_samples(after, "KL after the interchange")
+    if a.shape != b.shape:
+        raise NoData(f"KL of different tokens: {a.shape} against {b.shape}.")
+    mean = float(b.mean())
+    if not mean > 0:
+        raise NoData(
+            f"A share of a mean KL of {mean:.3g} nats means nothing: the candidate does what its reference does."
+        )
+    left = float(a.mean()) / mean
+    found = mean_with_errors(b, influence=(left * b - a) / mean, value=1 - left)
+    return as_estimate(metric, found)
+
+
+def spearman(first: ArrayLike, second: ArrayLike) -> float:
+    """Rank correlation, ties at their mean rank. Spearman (1904), The proof and measurement of association.
+
+    Raises:
+        NoData: fewer than two pairs, other than finite values, or all values of one side the same.
+    """
+    from scipy.stats import rankdata
+
+    a, b = (require_samples(side, "rank correlation")[0] for side in (first, second))
+    if a.shape != b.shape or a.size < 2:
+        raise NoData(f"Rank correlation needs two pairs or more, has {a.size} and {b.size} values.")
+    x, y = (rankdata(side) - (len(side) + 1) / 2 for side in (a, b))
+    norm = float(np.sqrt((x @ x) * (y @ y)))
+    if norm == 0:
+        raise NoData("A rank correlation with values that are all the same means nothing.")
+    return min(1.0, max(-1.0, float(x @ y) / norm))
+
+
+def rank_correlation(metric: str, first: ArrayLike, second: ArrayLike) -> Estimate:
+    """Spearman correlation over heads of the means over windows; error by bootstrap over windows, drawn for both.
+
+    Noise of either side lowers it: with few windows, two models that agree do not reach one.
+
+    Args:
+        metric: its name.
+        first: [heads, windows] means of windows.
+        second: the same heads and windows of another model, or [heads] of an estimate that has no windows.
+    """
+    a, b = require_samples(first, metric), np.asarray(second, dtype=np.float64)
+    b = np.repeat(b[:, None], a.shape[1], axis=1) if b.ndim == 1 else b
+    if a.shape != b.shape:
+        raise NoData(f"Importance of different heads or windows: {a.shape} against {b.shape}.")
+
+    def of(windows: NDArray[np.int64]) -> float:
+        return spearman(a[:, windows].mean(axis=1), b[:, windows].mean(axis=1))
+
+    count = a.shape[1]
+    return Estimate(metric, of(np.arange(count)), len(a), bootstrap_se(of, count), None, count)
+
+
+def top_overlap(first: ArrayLike, second: ArrayLike, top: int) -> Estimate:
+    """Share of the `top` most important heads of one model that are among those of another; arguments as above."""
+    a, b = (require_samples(side, "importance") for side in (first, second))
+    if a.shape != b.shape or not 1 <= top <= len(a):
+        raise NoData(f"The top {top} heads of {a.shape} against {b.shape} cannot be compared.")
+
+    def of(windows: NDArray[np.int64]) -> float:
+        best = (set(np.argsort(-side[:, windows].mean(axis=1), kind="stable")[:top].tolist()) for side in (a, b))
+        return len(set.intersection(*best)) / top
+
+    count = a.shape[1]
+    return Estimate("head_top_overlap", of(np.arange(count)), top, bootstrap_se(of, count), None, count)
+
+
+def greedy_removal(
+    costs: Mapping[Head, float],
+    losses: Callable[[list[tuple[Head, ...]]], Sequence[float]],
+    start: float,
+    *,
+    tries: int,
+    limit: float,
+) -> list[Head]:
+    """Remove heads one by one, always the one that costs least, until the loss has risen by `limit` or none is left.
+
+    Of the heads that are left, only the `tries` cheapest by what is last known are measured again: costs change slowly
+    (after Minoux 1978, Accelerated greedy algorithms, without its guarantee: the loss is not submodular).
+
+    Args:
+        costs: what the removal of each head alone costs, in nats.
+        losses: the loss with each of several sets of heads removed.
+        start: the loss with all heads.
+        tries: how many heads are measured again at each step.
+        limit: rise of the loss, in nats, at which to stop.
+
+    Returns:
+        The heads in the order of their removal.
+    """
+    known = dict(costs)
+    removed: list[Head] = []
+    loss = start
+    while known and loss - start < limit:
+        tried = sorted(known, key=lambda head: (known[head], head))[:tries]
+        found = list(losses([(*removed, head) for head in tried]))
+        known.update({head: value - loss for head, value in zip(tried, found, strict=True)})
+        loss, best = min(zip(found, tried, strict=True))
+        removed.append(best)
+        del known[best]
+    return removed
+
+
+def removable(curve: ArrayLike, rise: float = NEGLIGIBLE_RISE) -> Estimate:
+    """How many heads can go before the mean loss has, for the first time, risen by more than `rise`.
+
+    Error by bootstrap over windows, along the same path. The path was chosen on the same tokens: a little too many.
+
+    Args:
+        curve: [removed, windows, scored tokens] negative log-likelihood, from none removed on.
+        rise: in nats.
+    """
+    losses = np.asarray(curve, dtype=np.float64)
+    require_samples(losses.reshape(len(losses), -1), "removal curve")
+    means = losses.mean(axis=2)
+
+    def of(windows: NDArray[np.int64]) -> float:
+        path = means[:, windows].mean(axis=1)
+        over = np.flatnonzero(path - path[0] > rise)
+        return float(over[0] - 1 if over.size else len(path) - 1)
+
+    count = means.shape[1]
+    return Estimate("heads_removable", of(np.arange(count)), losses[0].size, bootstrap_se(of, count), None, count)
+
+
+def random_subsets(heads: int, size: int, rows: int, seed: int = 0) -> NDArray[np.bool_]:
+    """[rows, heads] random subsets of about `size` heads, in which all heads come equally often (but for the last few).
+
+    Each run of heads / size rows is a random partition of the heads.
+    """
+    random = np.random.default_rng(seed)
+    parts = max(1, -(-heads // size))
+    chosen = np.zeros((-(-rows // parts) * parts, heads), dtype=np.bool_)
+    for first in range(0, len(chosen), parts):
+        for row, part in enumerate(np.array_split(random.permutation(heads), parts)):
+            chosen[first + row, part] = True
+    return chosen[:rows]
+
+
+def main_effects(metric: str, subsets: NDArray[np.bool_], rises: ArrayLike) -> list[Estimate]:
+    """What each head costs, to first order, from what subsets of heads cost together: a ridge regression.
+
+    Effects b of rises y on indicators X: b = (X'X + r I)^-1 X'y, with the residuals' variance for their errors. Hoerl
+    and Kennard (1970), Ridge Regression. Weighing things in groups is more exact than one by one as long as effects add
+    up: Hotelling (1944), Some Improvements in Weighing. Those of heads do so in part only: an estimate to choose by.
+
+    Args:
+        metric: its name.
+        subsets: [rows, heads] which heads each row lacks.
+        rises: [rows] rise of the loss of each row, in nats.
+    """
+    x, y = subsets.astype(np.float64), require_samples(rises, metric)[0]
+    if x.shape[0] != len(y) or x.shape[1] < 1:
+        raise NoData(f"{len(y)} rises of the loss do not belong to {x.shape[0]} subsets of {x.shape[1]} heads.")
+    inverse = np.linalg.inv(x.T @ x + _RIDGE * np.eye(x.shape[1]))
+    effects = inverse @ (x.T @ y)
+    freedom = len(y) - float(np.trace(x @ inverse @ x.T))
+    residuals = y - x @ effects
+    spread = np.sqrt(np.diag(inverse @ (x.T @ x) @ inverse) * float(residuals @ residuals) / freedom)
+    return [
+        Estimate(metric, value, int(count), error if count > 1 else None)
+        for value, error, count in zip(effects.tolist(), spread.tolist(), x.sum(axis=0).tolist(), strict=True)
+    ]

@@ -1,0 +1,141 @@
+"""What quantizing a group of tensors alone does to the predictions. Pure: KL divergences per token in, estimates out.
+
+All passes are over the same windows, so that differences and ratios are paired, and their errors clustered by window.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from gguf_harness.errors import NoData
+from gguf_harness.metrics.stats import Samples, as_estimate, mean_with_errors, require_samples
+from gguf_harness.records import Estimate
+
+__all__ = ["Effect", "Sensitivity", "TensorGroup", "additivity", "group_kld", "group_shares", "restored_gain"]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorGroup:
+    """Tensors that are exchanged together.
+
+    Attributes:
+        name: the role, or the layers.
+        layer: the layer, if it is a single one.
+        tensors: names.
+        types: how the candidate stores them.
+        bytes: of the candidate's data.
+        reference_bytes: of the reference's data.
+    """
+
+    name: str
+    layer: int | None
+    tensors: tuple[str, ...]
+    types: tuple[str, ...]
+    bytes: int
+    reference_bytes: int
+
+    @property
+    def described(self) -> str:
+        """Name, number of tensors and types, for people."""
+        count = f"{len(self.tensors)} tensor{'s' if len(self.tensors) > 1 else ''}"
+        return f"{self.name}: {count}, {' and '.join(self.types)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Effect:
+    """A group and what exchanging it does.
+
+    Attributes:
+        kld: [windows, tokens] of KL(reference || mixture), in nats.
+    """
+
+    group: TensorGroup
+    kld: Samples
+
+
+@dataclass(frozen=True, slots=True)
+class Sensitivity:
+    """All that was measured of a candidate.
+
+    Attributes:
+        candidate: [windows, tokens] of KL(reference || candidate).
+        roles: the reference with the candidate's tensors of one role.
+        layers: the same with one layer, or several consecutive ones.
+        restored: the candidate with the reference's tensors of one role.
+    """
+
+    candidate: Samples
+    roles: tuple[Effect, ...]
+    layers: tuple[Effect, ...]
+    restored: tuple[Effect, ...]
+
+
+def group_kld(kld: ArrayLike) -> Estimate:
+    """Mean KL divergence from the reference of a model with only some tensors quantized.
+
+    Args:
+        kld: [windows, tokens] in nats.
+    """
+    return as_estimate("tensor_group_kld", mean_with_errors(require_samples(kld, "KL divergence of a group")))
+
+
+def group_shares(groups: list[Samples]) -> list[Estimate]:
+    """Each group's mean over the sum of all groups' means, which therefore add up to 1. Errors by the delta method.
+
+    With s = a / T the influence of a sample is (a_i - s T_i) / T.
+
+    Args:
+        groups: [windows, tokens] each.
+
+    Raises:
+        NoData: there are none, or their sum is not positive.
+    """
+    total = np.sum([require_samples(kld, "KL divergence of a group") for kld in groups], axis=0)
+    mean = float(np.mean(total))
+    if not groups or not mean > 0:
+        raise NoData(f"Shares of a KL divergence of {mean} mean nothing: expected more than zero.")
+    shares = [float(kld.mean()) / mean for kld in groups]
+    return [
+        as_estimate("tensor_group_share", mean_with_errors(kld, (kld - share * total) / mean, share))
+        for kld, share in zip(groups, shares, strict=True)
+    ]
+
+
+def additivity(groups: list[Samples], candidate: ArrayLike) -> Estimate:
+    """Sum of the groups' KL over the KL of the candidate, in which all are quantized: 1 where effects just add up.
+
+    For small independent disturbances of the logits KL is quadratic, and their cross terms vanish on average; above 1
+    errors cancel (or saturate), below 1 they reinforce each other. Errors by the delta method.
+
+    Args:
+        groups: [windows, tokens] each; together they are all that differs.
+        candidate: the same of the candidate.
+
+    Raises:
+        NoData: there are no groups, or the candidate's KL is not positive.
+    """
+    whole = require_samples(candidate, "KL divergence")
+    if not groups or not whole.mean() > 0:
+        raise NoData(f"A ratio to a KL divergence of {whole.mean()} means nothing: expected more than zero.")
+    total = require_samples(np.sum(groups, axis=0), "KL divergence of groups")
+    ratio = float(total.mean() / whole.mean())
+    return as_estimate("tensor_additivity", mean_with_errors(total, (total - ratio * whole) / whole.mean(), ratio))
+
+
+def restored_gain(candidate: ArrayLike, restored: ArrayLike, extra_bytes: int) -> list[Estimate]:
+    """How much nearer a candidate is to the reference with a group restored: in all, and by megabyte that it costs.
+
+    Args:
+        candidate: [windows, tokens] of its KL.
+        restored: the same with the group restored; paired.
+        extra_bytes: that the reference's tensors are larger. Not positive: there is no price, and no second estimate.
+    """
+    samples = require_samples(candidate, "KL divergence") - require_samples(restored, "KL divergence, restored")
+    gain = as_estimate("tensor_restored_gain", mean_with_errors(samples))
+    if extra_bytes <= 0:
+        return [gain]
+    priced = mean_with_errors(samples / (extra_bytes / 1e6))
+    return [gain, as_estimate("tensor_restored_gain_per_mb", priced)]

@@ -1,0 +1,385 @@
+"""Means, quantiles and their standard errors, with and without clusters.
+
+Samples come as [clusters, samples per cluster]: tokens of one window share a context and are not independent, so a
+window is a cluster. `se_iid` treats every token as independent; it is what llama-perplexity prints and is kept for
+comparison with it.
+
+Errors and intervals are those of an endless text of the kind. The value of the very text that n of W windows were drawn
+from is nearer, by sqrt(1 - n / W): this finite population correction is left out, since gates are to hold for the next
+text as well.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Final
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from gguf_harness.errors import NoData
+from gguf_harness.records import Estimate
+
+__all__ = [
+    "INTERVAL",
+    "POWER",
+    "MeanEstimate",
+    "as_estimate",
+    "clustered_se",
+    "clusters_needed",
+    "confidence_bound",
+    "exceedance_p_value",
+    "iid_se",
+    "mean_interval",
+    "mean_of_clusters",
+    "mean_with_errors",
+    "quantile_with_error",
+    "ratio_with_error",
+    "require_samples",
+    "side_error",
+    "signed_root",
+]
+
+Samples = NDArray[np.float64]
+
+INTERVAL: Final = 0.95
+"""Confidence of an estimate's interval: each of its ends is wrong with half of the rest."""
+
+POWER: Final = 0.8
+"""Probability that as many clusters as are said to decide do; the convention of Cohen (1988)."""
+
+_NEGLIGIBLE: Final = 1e-12
+_NO_SKEWNESS: Final = 1e-6
+_TINY: Final = 1e-200
+_MOST_CLUSTERS: Final = 10**7
+
+
+@dataclass(frozen=True, slots=True)
+class MeanEstimate:
+    """A mean (or a smooth function of means) with both standard errors.
+
+    Attributes:
+        value: the estimate.
+        se: clustered standard error; None with a single cluster, where it is not defined.
+        se_iid: standard error with all samples taken as independent; None for a single sample.
+        n: number of samples.
+        clusters: number of clusters; None for a ratio of plain facts.
+        low: lower end of the interval of `INTERVAL`; None where the samples do not give one.
+        high: its upper end.
+    """
+
+    value: float
+    se: float | None
+    se_iid: float | None
+    n: int
+    clusters: int | None
+    low: float | None = None
+    high: float | None = None
+
+
+def as_estimate(metric: str, mean: MeanEstimate) -> Estimate:
+    """A mean under the name of its metric."""
+    return Estimate(metric, mean.value, mean.n, mean.se, mean.se_iid, mean.clusters, mean.low, mean.high)
+
+
+def require_samples(samples: ArrayLike, what: str) -> Samples:
+    """As [clusters, samples] float64.
+
+    Raises:
+        NoData: when there are none, or one is not finite.
+    """
+    array = np.atleast_2d(np.asarray(samples, dtype=np.float64))
+    if array.size == 0:
+        raise NoData(f"{what}: no samples.")
+    bad = int(np.count_nonzero(~np.isfinite(array)))
+    if bad:
+        raise NoData(f"{what}: {bad} of {array.size} samples are not finite.")
+    return array
+
+
+def clustered_se(influence: Samples) -> float | None:
+    """Cluster-robust standard error of a mean, CR1.
+
+    For residuals e[g, i] (influence values of any smooth function of means work as well, by the delta method):
+    sqrt(G / (G - 1) * sum_g (sum_i e[g, i])^2) / n. Cameron and Miller (2015), A Practitioner's Guide to
+    Cluster-Robust Inference, section II, with one regressor.
+
+    Args:
+        influence: [clusters, samples], centred here.
+    """
+    clusters = influence.shape[0]
+    if clusters < 2:
+        return None
+    totals = (influence - influence.mean()).sum(axis=1)
+    return math.sqrt(clusters / (clusters - 1) * float(totals @ totals)) / influence.size
+
+
+def iid_se(influence: Samples) -> float | None:
+    """Standard error of a mean of independent samples: sqrt((E[x^2] - E[x]^2) / (n - 1)), as llama-perplexity."""
+    if influence.size < 2:
+        return None
+    return math.sqrt(float(np.var(influence)) / (influence.size - 1))
+
+
+def mean_interval(means: Samples, confidence: float = INTERVAL) -> tuple[Samples, Samples] | None:
+    """Ends of the confidence interval of a mean, corrected for the skewness of what it is the mean of.
+
+    Hall (1992), On the Removal of Skewness by Transformation, JRSS B 54(1): with S = (mean - truth) / s, s the standard
+    deviation and g the skewness of n samples, S + g S^2 / 3 + g^2 S^3 / 27 + g / (6 n) is symmetric but for terms of
+    order 1 / n. It is a monotone function of S, and solved for it here. sqrt(n) times it is taken as t distributed, so
+    that without skewness the interval is Student's. With few samples of a skewed distribution, Student's bounds are
+    wrong on one side two or three times as often as they say.
+
+    Args:
+        means: [..., clusters], independent.
+        confidence: of the interval.
+
+    Returns:
+        Lower and upper ends, [...]; None for a single cluster.
+    """
+    n = means.shape[-1]
+    if n < 2:
+        return None
+    mean, spread = means.mean(axis=-1), means.std(axis=-1, ddof=1)
+    centred = means - mean[..., None]
+    variance = np.maximum((centred**2).mean(axis=-1), _TINY)
+    skewness = (centred**3).mean(axis=-1) / variance**1.5
+    symmetric = np.abs(skewness) < _NO_SKEWNESS
+    skewness = np.where(symmetric, 1.0, skewness)
+    reach = _t_quantile(n, (1 + confidence) / 2) / math.sqrt(n)
+
+    def solved(standardized: float) -> Samples:
+        root = np.cbrt(1 + skewness * (standardized - skewness / (6 * n)))
+        # The limit for no skewness is Student's; this close to it, digits are lost.
+        solution: Samples = np.where(symmetric, standardized, 3 / skewness * (root - 1))
+        return solution
+
+    return mean - spread * solved(reach), mean - spread * solved(-reach)
+
+
+def mean_with_errors(
+    samples: Samples,
+    influence: Samples | None = None,
+    value: float | None = None,
+    link: Callable[[float], float] | None = None,
+) -> MeanEstimate:
+    """The mean of samples, or any `value` with its influence function, with both standard errors and an interval.
+
+    Args:
+        samples: [clusters, samples].
+        influence: [clusters, samples] influence of each sample on `value`, up to a constant; `samples` if not given.
+        value: the estimate; the mean of `samples` if not given.
+        link: `value` as an increasing function of the mean of `samples`, where it is one. The interval is then that of
+            the mean, mapped: more exact than by the influence, which takes the function for a straight line.
+    """
+    influence = samples if influence is None else influence
+    value = float(samples.mean()) if value is None else value
+    return MeanEstimate(
+        value,
+        clustered_se(influence),
+        iid_se(influence),
+        samples.size,
+        samples.shape[0],
+        *_interval_of(value, influence if link is None else samples, link),
+    )
+
+
+def signed_root(square: float) -> float:
+    """The square root, of a negative number that of its size with its sign: an interval's end may be negative."""
+    return math.copysign(math.sqrt(abs(square)), square)
+
+
+def _interval_of(
+    value: float, influence: Samples, link: Callable[[float], float] | None = None
+) -> tuple[float | None, float | None]:
+    """Ends of the interval of a value, from its [clusters, samples] influence or, with a link, from what it is of."""
+    ends = mean_interval(influence.mean(axis=1))
+    if ends is None:
+        return None, None
+    low, high = float(ends[0]), float(ends[1])
+    if link is not None:
+        return link(low), link(high)
+    shift = value - float(influence.mean())
+    return low + shift, high + shift
+
+
+def mean_of_clusters(sums: ArrayLike, counts: ArrayLike, what: str) -> MeanEstimate:
+    """The mean of samples in clusters of unequal size, from each cluster's sum and count; se is CR1.
+
+    The mean is sum(sums) / sum(counts): every sample weighs the same. It is a ratio of means over clusters, whose
+    influence by the delta method is (sum - mean * count) / mean count; with equal counts this is `mean_with_errors`.
+    There is no se_iid: sums do not tell the spread within clusters.
+
+    Args:
+        sums: [clusters].
+        counts: [clusters] samples in each; clusters without any are left out.
+        what: named in errors.
+
+    Raises:
+        NoData: there are no samples, or a sum is not finite.
+    """
+    size = np.asarray(counts, dtype=np.float64)
+    filled = size > 0
+    total, size = require_samples(np.asarray(sums, dtype=np.float64)[filled], what)[0], size[filled]
+    value = float(total.sum() / size.sum())
+    influence = (total - value * size) / size.mean()
+    error = clustered_se(influence[:, None])
+    return MeanEstimate(value, error, None, int(size.sum()), len(size), *_interval_of(value, influence[:, None]))
+
+
+def quantile_with_error(samples: Samples, share: float) -> MeanEstimate:
+    """A quantile by linear interpolation at share * (n - 1), with its interval and errors.
+
+    The interval holds the values that the samples do not contradict as this quantile: those for which `share` is within
+    the interval of the share of samples up to them, a mean over clusters. Francisco and Fuller (1991), Quantile
+    Estimation with a Complex Survey Design, Annals of Statistics 19(1). Woodruff (1952), Confidence Intervals for
+    Medians and Other Position Measures, JASA 47(260), takes one error for all of them, that of the share at the
+    quantile itself. As SUDAAN does it, the standard error is the interval's width over twice the t quantile.
+
+    An end beyond the outermost sample is not known: where not even that many independent samples would have one out
+    there. Without one there is no error.
+    """
+    ordered = np.sort(samples, axis=None)
+    value = float(np.quantile(ordered, share))
+    low = high = error = None
+    rare = -math.log((1 - INTERVAL) / 2)
+    if samples.shape[0] > 1:
+        low = _first_within(samples, ordered, share, upper=False) if share * samples.size >= rare else None
+        high = _first_within(samples, ordered, share, upper=True) if (1 - share) * samples.size >= rare else None
+    if low is not None and high is not None:
+        error = (high - low) / (2 * _t_quantile(samples.shape[0], (1 + INTERVAL) / 2))
+    error_iid = iid_se((samples <= value).astype(np.float64))
+    return MeanEstimate(value, error, _carried(ordered, share, error_iid), samples.size, samples.shape[0], low, high)
+
+
+def _first_within(samples: Samples, ordered: Samples, share: float, *, upper: bool) -> float:
+    """An end of a quantile's interval: the first sample up to which the share's other end is at least `share`."""
+    first, last = 0, len(ordered) - 1
+    while first < last:
+        middle = (first + last) // 2
+        ends = mean_interval((samples <= ordered[middle]).mean(axis=1))
+        if ends is not None and ends[0 if upper else 1] >= share:
+            last = middle
+        else:
+            first = middle + 1
+    return float(ordered[first])
+
+
+def _carried(ordered: Samples, share: float, error: float | None) -> float | None:
+    """The error of a share as one of its quantile, by Woodruff's method; None where share ± error leaves [0, 1]."""
+    if error is None or share - error < 0 or share + error > 1:
+        return None
+    low, high = np.quantile(ordered, [share - error, share + error])
+    return float(high - low) / 2
+
+
+def side_error(estimate: Estimate | MeanEstimate, *, upper: bool) -> float | None:
+    """The standard error for bounds on one side: of a t interval that would end there as the estimate's does.
+
+    Infinite where the samples are too few for a bound on that side; None for what has no error: a file size, a maximum.
+    """
+    if estimate.clusters is None:
+        return estimate.se
+    end = estimate.high if upper else estimate.low
+    if end is not None:
+        return abs(end - estimate.value) / _t_quantile(estimate.clusters, (1 + INTERVAL) / 2)
+    return estimate.se if estimate.se is not None else math.inf
+
+
+def confidence_bound(value: float, se: float, clusters: int | None, confidence: float, *, upper: bool) -> float:
+    """One-sided confidence bound: value ± t * se, with clusters - 1 degrees of freedom (normal without clusters).
+
+    Args:
+        value: the estimate.
+        se: its standard error, >= 0.
+        clusters: number of clusters behind `se`; None for a normal quantile.
+        confidence: probability that the bound holds, in (0.5, 1).
+        upper: the upper bound, otherwise the lower one.
+    """
+    if se < _NEGLIGIBLE:
+        return value
+    if clusters is not None and clusters < 2:
+        return math.inf if upper else -math.inf
+    margin = _t_quantile(clusters, confidence) * se
+    return value + margin if upper else value - margin
+
+
+def exceedance_p_value(value: float, se: float, clusters: int | None, limit: float) -> float:
+    """One-sided p-value of the hypothesis "at most `limit`": the probability of a value this far above it, or farther.
+
+    Consistent with `confidence_bound`: below 1 - confidence exactly where the lower bound is above the limit. One
+    minus it belongs to "at least `limit`".
+    """
+    if se < _NEGLIGIBLE:
+        return 0.0 if value > limit else 1.0
+    if clusters is not None and clusters < 2:
+        return 0.5
+    from scipy import stats as scipy_stats
+
+    distance = (value - limit) / se
+    return float(scipy_stats.norm.sf(distance) if clusters is None else scipy_stats.t.sf(distance, clusters - 1))
+
+
+def clusters_needed(value: float, se: float, clusters: int, limit: float, confidence: float) -> int | None:
+    """Clusters with which the one-sided bound would be on the value's side of `limit` with a probability of `POWER`.
+
+    The smallest G with (t(confidence, G - 1) + t(POWER, G - 1)) * se * sqrt(clusters / G) < |value - limit|: the
+    standard error of a mean falls with 1 / sqrt(clusters), and the value of the next run is off by its own error. An
+    estimate: it takes the value and the spread to be what they are so far. None where it is beyond ten million, the
+    value is at the limit, or nothing is known of the spread.
+    """
+    distance = abs(value - limit)
+
+    def decides(count: int) -> bool:
+        reach = _t_quantile(count, confidence) + _t_quantile(count, POWER)
+        return reach * se * math.sqrt(clusters / count) < distance
+
+    if clusters < 2 or not math.isfinite(se) or not decides(_MOST_CLUSTERS):
+        return None
+    low, high = 1, 2
+    while not decides(high):
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if decides(middle) else (middle, high)
+    return high
+
+
+def ratio_with_error(numerator: Estimate, denominator: Estimate) -> MeanEstimate:
+    """The ratio of two independent estimates, by the delta method.
+
+    With R = a / b: se(R)^2 = (se(a)^2 + R^2 se(b)^2) / b^2. The clusters are the smaller of the two: t with their
+    degrees of freedom is never narrower than with Welch and Satterthwaite's. A value without an error (a file size)
+    adds none; of one whose error is not known, neither is the ratio's.
+
+    Raises:
+        NoData: the denominator is not positive.
+    """
+    if not denominator.value > 0:
+        raise NoData(f"A ratio to {denominator.value} means nothing: expected more than zero.")
+    ratio = numerator.value / denominator.value
+
+    def error(first: float | None, second: float | None) -> float | None:
+        if first is None and second is None:
+            return None
+        return math.hypot(first or 0.0, ratio * (second or 0.0)) / denominator.value
+
+    sampled = [side for side in (numerator, denominator) if side.clusters is not None]
+    return MeanEstimate(
+        ratio,
+        error(numerator.se, denominator.se) if all(side.se is not None for side in sampled) else None,
+        error(numerator.se_iid, denominator.se_iid),
+        min(numerator.n, denominator.n),
+        min((side.clusters or 1 for side in sampled), default=None),
+    )
+
+
+@lru_cache(maxsize=1024)
+def _t_quantile(clusters: int | None, confidence: float) -> float:
+    # Half a second to import.
+    from scipy import stats as scipy_stats
+
+    return float(scipy_stats.norm.ppf(confidence) if clusters is None else scipy_stats.t.ppf(confidence, clusters - 1))

@@ -1,0 +1,220 @@
+"""What a space of words is like: do groups hold together, do analogies work, and is another space like it?
+
+Words are few: everything here holds a matrix of all pairs. Words of one group, or of one pair of an analogy, are not
+independent: standard errors are clustered by them (CR1, with clusters of any size; see `gguf_harness.metrics.stats`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gguf_harness.errors import NoData
+from gguf_harness.metrics.bootstrap import bootstrap_se
+from gguf_harness.metrics.geometry import align, principal_axes, rank_correlation
+from gguf_harness.metrics.neighbours import directions, nearest_by_cosine, neighbour_recall, row_blocks
+from gguf_harness.records import Estimate
+
+__all__ = ["PURITY_NEIGHBOURS", "analogy_ranks", "compare_words", "summarize_analogies", "summarize_groups"]
+
+Float32 = NDArray[np.float32]
+Float64 = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+PURITY_NEIGHBOURS: Final = 5
+"""Neighbours of a word that count; fewer where a group has no more others."""
+_WORDS_PER_COMPONENT: Final = 8
+"""Words for each principal component in which two spaces of words are aligned. With as many components as words, a
+rotation fits anything to anything; what chance gives is told beside each number."""
+_SHUFFLES: Final = 20
+"""Permutations behind a chance level: their mean is known to 1 / sqrt(20), about a fifth, of their spread."""
+_RESAMPLES: Final = 200
+"""Of the bootstrap: the standard error is itself known to 1 / sqrt(2 * 200), 5 %."""
+
+
+def _unit_rows(vectors: Float32, what: str) -> Float64:
+    units, valid = directions(vectors)
+    if not valid.all():
+        raise NoData(f"{what}: {int((~valid).sum())} of {len(vectors)} words have no direction.")
+    return units.astype(np.float64)
+
+
+def summarize_groups(vectors: Float32, groups: Sequence[str]) -> list[Estimate]:
+    """How well groups of words hold together: mean silhouette, and purity of the nearest words.
+
+    Silhouette (Rousseeuw, 1987): (b - a) / max(a, b) with a the mean distance to the others of the own group and b the
+    least mean distance to another one; 0 for a word that is alone in its group. Distance is 1 - cosine. Purity: of a
+    word's nearest other words, the share that is of its group: of as many as the group has others, at most 5.
+
+    Args:
+        vectors: [words, d].
+        groups: [words] the group of each.
+
+    Raises:
+        NoData: fewer than two groups, a word without a direction, or no group with two words.
+    """
+    names, labels = np.unique(np.asarray(groups, dtype=object).astype(str), return_inverse=True)
+    sizes = np.bincount(labels)
+    if len(names) < 2 or sizes.max() < 2:
+        raise NoData(f"word_silhouette: {len(names)} groups, the largest of {sizes.max(initial=0)} words.")
+    units = _unit_rows(vectors, "word_silhouette")
+    distances = np.maximum(0, 1 - units @ units.T)
+    np.fill_diagonal(distances, 0)
+    silhouettes = _silhouettes(distances, labels, sizes)
+    several = np.flatnonzero(sizes[labels] > 1)
+    np.fill_diagonal(distances, np.inf)
+    nearest = np.argsort(distances, axis=1, kind="stable")
+    purity = []
+    for word in several:
+        counted = min(PURITY_NEIGHBOURS, int(sizes[labels[word]]) - 1)
+        purity.append(float((labels[nearest[word, :counted]] == labels[word]).mean()))
+    return [
+        _clustered("word_silhouette", silhouettes, labels),
+        _clustered("word_purity", np.array(purity), labels[several]),
+    ]
+
+
+def _silhouettes(distances: Float64, labels: Ints, sizes: Ints) -> Float64:
+    members = np.equal.outer(labels, np.arange(len(sizes))).astype(np.float64)
+    sums = distances @ members
+    words = np.arange(len(labels))
+    own = sums[words, labels] / np.maximum(1, sizes[labels] - 1)
+    means = sums / sizes
+    means[words, labels] = np.inf
+    other = means.min(axis=1)
+    largest = np.maximum(own, other)
+    values = np.where(largest > 0, (other - own) / np.where(largest > 0, largest, 1), 0.0)
+    return np.asarray(np.where(sizes[labels] > 1, values, 0.0), dtype=np.float64)
+
+
+def _clustered(metric: str, values: Float64, clusters: Ints) -> Estimate:
+    """A mean with its CR1 error; as in `gguf_harness.metrics.stats.clustered_se`, with clusters of any size."""
+    _, places = np.unique(clusters, return_inverse=True)
+    totals = np.bincount(places, weights=values - values.mean())
+    count = len(totals)
+    error = math.sqrt(count / (count - 1) * float(totals @ totals)) / len(values) if count > 1 else None
+    return Estimate(metric, float(values.mean()), len(values), error, clusters=count)
+
+
+def analogy_ranks(vectors: Float32, index: Mapping[str, int], pairs: Sequence[tuple[str, str]]) -> Ints:
+    """Ranks of the right words: a is to b as c is to d, for every pair (a, b) with every other pair (c, d).
+
+    3CosAdd: Mikolov et al. (2013), Linguistic Regularities in Continuous Space Word Representations: all words by the
+    cosine of their direction with b - a + c, of directions; a, b and c are left out. Rank 1 is the nearest. Words that
+    are as near as the right one count against it.
+
+    Args:
+        vectors: [words, d]: all words that an answer is chosen from.
+        index: row of each word.
+        pairs: words with the same relation; both words of a pair differ.
+
+    Returns:
+        [pairs, pairs - 1] of the pair (c, d) asked for, by the pair (a, b) that shows how; 0 where a question has no
+        answer left, its right word being one of a, b and c.
+    """
+    units = _unit_rows(vectors, "analogies")
+    ranks = np.zeros((len(pairs), max(0, len(pairs) - 1)), dtype=np.int64)
+    for row, (c, d) in enumerate(pairs):
+        for column, (a, b) in enumerate(pair for place, pair in enumerate(pairs) if place != row):
+            if d not in {a, b, c}:
+                cosines = units @ (units[index[b]] - units[index[a]] + units[index[c]])
+                right = cosines[index[d]]
+                cosines[[index[word] for word in (a, b, c)]] = -np.inf
+                ranks[row, column] = np.count_nonzero(cosines >= right)
+    return ranks
+
+
+def summarize_analogies(families: Sequence[Ints]) -> list[Estimate]:
+    """Accuracy and mean reciprocal rank over all questions; errors clustered by the pair asked for.
+
+    Args:
+        families: `analogy_ranks` of each family.
+
+    Raises:
+        NoData: there are no questions.
+    """
+    asked = [(row, rank) for family in families for row, ranks in enumerate(family) for rank in ranks if rank > 0]
+    if not asked:
+        raise NoData("analogy_accuracy: there are no questions.")
+    clusters, count = [], 0
+    for family in families:
+        clusters += [count + row for row, ranks in enumerate(family) for rank in ranks if rank > 0]
+        count += len(family)
+    ranks = np.array([rank for _, rank in asked], dtype=np.float64)
+    places = np.array(clusters, dtype=np.int64)
+    return [_clustered("analogy_accuracy", (ranks == 1) * 1.0, places), _clustered("analogy_mrr", 1 / ranks, places)]
+
+
+def compare_words(candidate: Float32, reference: Float32) -> list[tuple[Estimate, float]]:
+    """How alike two models place the same words, whatever their vocabularies: each number with its chance level.
+
+    Recall of the nearest words, Spearman's correlation of the cosines of all pairs, Procrustes' error and CKA. Where
+    words are fewer than dimensions a rotation can lay anything over anything: Procrustes and CKA are of the words in
+    their first n / 8 principal components. Chance: of recall k / (n - 1), of the correlation 0, otherwise the mean
+    over 20 shuffles of the candidate's words. The error of recall is over words, that of the correlation by bootstrap
+    over words, since pairs share them; those of Procrustes and CKA are as `align` says.
+
+    Args:
+        candidate: [words, d1].
+        reference: [words, d2], the same words.
+
+    Returns:
+        word_neighbour_recall, word_rank_correlation, word_procrustes_error, word_cka, each with its chance level.
+
+    Raises:
+        NoData: fewer than 16 words, or one without a direction.
+    """
+    count = len(reference)
+    if len(candidate) != count:
+        raise ValueError(f"{len(candidate)} words beside {count}")
+    if count < 16:
+        raise NoData(f"word_neighbour_recall: {count} words that both models have, expected at least 16.")
+    own, k = np.arange(count), PURITY_NEIGHBOURS
+    near = [nearest_by_cosine(side, row_blocks(side), k, own).rows for side in (candidate, reference)]
+    recall = neighbour_recall(near[0], near[1], "word_neighbour_recall")
+    sides = [_unit_rows(side, "word_rank_correlation") for side in (candidate, reference)]
+    similar = [side @ side.T for side in sides]
+    upper = np.triu_indices(count, 1)
+    correlation = rank_correlation(similar[0][upper], similar[1][upper], "word_rank_correlation")
+    components = [_components(side, max(2, count // _WORDS_PER_COMPONENT)) for side in (candidate, reference)]
+    aligned = align(components[0], components[1], "word_procrustes_error", "word_cka")
+    drawn = np.random.default_rng(0)
+    shuffled = [align(components[0][drawn.permutation(count)], components[1]) for _ in range(_SHUFFLES)]
+    error = bootstrap_se(_rank_correlation_of(similar[0], similar[1]), count, resamples=_RESAMPLES)
+    return [
+        (recall, k / (count - 1)),
+        (Estimate(correlation.metric, correlation.value, count, error), 0.0),
+        (aligned.procrustes_error, float(np.mean([other.procrustes_error.value for other in shuffled]))),
+        (aligned.cka, float(np.mean([other.cka.value for other in shuffled]))),
+    ]
+
+
+def _components(vectors: Float32, count: int) -> Float32:
+    """[words, count] in the first principal components."""
+    mean, axes, _ = principal_axes(vectors, count)
+    return np.asarray((vectors - mean) @ axes, dtype=np.float32)
+
+
+def _rank_correlation_of(candidate: Float64, reference: Float64) -> Callable[[Ints], float]:
+    """Correlation of the ranks among words drawn with replacement; ranks are those among all words."""
+    from scipy.stats import rankdata
+
+    rows, columns = np.triu_indices(len(candidate), 1)
+    ranks = []
+    for similar in (candidate, reference):
+        ranked = np.zeros_like(similar)
+        ranked[rows, columns] = ranked[columns, rows] = rankdata(similar[rows, columns])
+        ranks.append(ranked)
+
+    def of(drawn: Ints) -> float:
+        first, second = drawn[rows], drawn[columns]
+        # A word drawn twice is no pair with itself.
+        apart = first != second
+        pairs = first[apart], second[apart]
+        return float(np.corrcoef(ranks[0][pairs], ranks[1][pairs])[0, 1])
+
+    return of

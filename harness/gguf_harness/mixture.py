@@ -1,0 +1,143 @@
+"""A model some of whose tensors are another's: what does quantizing these alone do?
+
+Everything is copied byte for byte, split by split: metadata from the one, each tensor as it is stored. Only the list
+of tensors is written anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import struct
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import BinaryIO, Final
+
+from gguf_harness.errors import InvalidGGUF, ModelError, StoreError, write_error
+from gguf_harness.gguf_file import TENSOR_TYPES, GGUFHeader, TensorInfo, read_header
+
+__all__ = ["differing_tensors", "write_mixture"]
+
+_COPY_BLOCK: Final = 1 << 23
+_NUMBERS: Final = {kind.name: number for number, kind in TENSOR_TYPES.items()}
+
+Place = tuple[GGUFHeader, TensorInfo]
+
+
+def write_mixture(files: Sequence[Path], other: Sequence[Path], names: Iterable[str], folder: Path) -> tuple[Path, ...]:
+    """Write a model with some tensors of another one.
+
+    Args:
+        files: the model, or all its splits.
+        other: the other model, or all its splits.
+        names: tensors to take from the other.
+        folder: where files of the same names are written; not that of `files`. What is there after an error is the
+            caller's to remove.
+
+    Returns:
+        The new files.
+
+    Raises:
+        ModelError: a tensor is not in both models, or of another shape.
+        StoreError: no space, or no permission.
+    """
+    headers = [read_header(file) for file in files]
+    taken = _find(headers, [read_header(file) for file in other], set(names))
+    plans = [[taken.get(info.name, (header, info)) for info in header.tensors] for header in headers]
+    try:
+        _check_room(headers, plans, folder)
+        return tuple(_write(header, plan, folder) for header, plan in zip(headers, plans, strict=True))
+    except OSError as error:
+        raise write_error(folder, error) from error
+
+
+def differing_tensors(files: Sequence[Path], other: Sequence[Path]) -> dict[str, tuple[TensorInfo, TensorInfo]]:
+    """Tensors of the same name and shape that are not stored alike in both models, by name: (of one, of the other)."""
+    own, others = (
+        {info.name: (header, info) for file in side for header in [read_header(file)] for info in header.tensors}
+        for side in (files, other)
+    )
+    return {
+        name: (place[1], others[name][1])
+        for name, place in own.items()
+        if name in others and place[1].shape == others[name][1].shape and not _same(place, others[name])
+    }
+
+
+def _same(one: Place, other: Place) -> bool:
+    if one[1].type != other[1].type:
+        return False
+    places = [(header, header.data_offset + info.offset, info.bytes) for header, info in (one, other)]
+    with contextlib.ExitStack() as stack:
+        streams = [stack.enter_context(header.path.open("rb")) for header, _, _ in places]
+        blocks = [_blocks(stream, place[1], place[2]) for stream, place in zip(streams, places, strict=True)]
+        return all(a == b for a, b in zip(*blocks, strict=True))
+
+
+def _find(headers: Sequence[GGUFHeader], others: Sequence[GGUFHeader], names: set[str]) -> dict[str, Place]:
+    own = {info.name: info for header in headers for info in header.tensors}
+    found = {info.name: (header, info) for header in others for info in header.tensors if info.name in names}
+    for name in sorted(names):
+        shapes = [
+            place.shape if place else None for place in (own.get(name), found[name][1] if name in found else None)
+        ]
+        if shapes[0] is None or shapes[0] != shapes[1]:
+            described = " and ".join("missing" if shape is None else str(list(shape)) for shape in shapes)
+            raise ModelError(
+                f"Tensor {name!r} of {headers[0].path.name} and {others[0].path.name} is {described}.",
+                "Tensors can be exchanged between files made from the same model only.",
+            )
+    return found
+
+
+def _check_room(headers: Sequence[GGUFHeader], plans: Sequence[Sequence[Place]], folder: Path) -> None:
+    needed = sum(header.data_offset for header in headers)
+    needed += sum(_padded(info.bytes, header.alignment) for plan in plans for header, info in plan)
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise StoreError(
+            f"A mixture of two models needs {needed / 1e9:.1f} GB in {folder}, {free / 1e9:.1f} GB are free.",
+            "Free some space, or choose another --gguf-cache folder.",
+        )
+
+
+def _write(header: GGUFHeader, plan: Sequence[Place], folder: Path) -> Path:
+    path = folder / header.path.name
+    with header.path.open("rb") as source, path.open("xb") as out:
+        _copy(source, 0, header.tensors_offset, out)
+        offset = 0
+        for _, info in plan:
+            name = info.name.encode()
+            out.write(struct.pack(f"<Q{len(name)}sI{len(info.shape)}Q", len(name), name, len(info.shape), *info.shape))
+            out.write(struct.pack("<IQ", _NUMBERS[info.type], offset))
+            offset += _padded(info.bytes, header.alignment)
+        _pad(out, header.alignment)
+        for owner, info in plan:
+            with owner.path.open("rb") as data:
+                _copy(data, owner.data_offset + info.offset, info.bytes, out)
+            _pad(out, header.alignment)
+    return path
+
+
+def _copy(source: BinaryIO, offset: int, size: int, out: BinaryIO) -> None:
+    out.writelines(_blocks(source, offset, size))
+
+
+def _blocks(source: BinaryIO, offset: int, size: int) -> Iterator[bytes]:
+    source.seek(offset)
+    for start in range(0, size, _COPY_BLOCK):
+        wanted = min(size - start, _COPY_BLOCK)
+        block = source.read(wanted)
+        if len(block) != wanted:
+            raise InvalidGGUF(
+                f"{Path(source.name).name} has shrunk since its header was read.", "Download or create it again."
+            )
+        yield block
+
+
+def _padded(size: int, alignment: int) -> int:
+    return -(-size // alignment) * alignment
+
+
+def _pad(out: BinaryIO, alignment: int) -> None:
+    out.write(bytes(_padded(out.tell(), alignment) - out.tell()))

@@ -1,0 +1,150 @@
+"""Values of options: from text, and as a conftest sets them, who may set `config.option.gguf_ctx` to anything."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from gguf_harness.errors import OptionError
+
+__all__ = ["all_or_at_least", "at_least", "checked_value", "head_list", "parse_layers", "seconds", "size_in_bytes"]
+
+_HINT: Final = "If it is not from the command line, a conftest or a plugin has set it."
+_MOST_LAYERS: Final = 10_000
+# llama.cpp counts in 32 bits: more would come out as another number.
+_MOST: Final = 2**31 - 1
+# poll() takes milliseconds in 32 bits.
+_MOST_SECONDS: Final = 1_728_000
+_SIZE_UNITS: Final = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+
+
+def at_least(minimum: int, most: int = _MOST) -> Callable[[str], int]:
+    """The type of an option that is a whole number."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            shown = repr(text[:40])
+            raise argparse.ArgumentTypeError(f"{shown} is not a whole number, expected at least {minimum}") from None
+        if value < minimum:
+            raise argparse.ArgumentTypeError(f"{value} is too small, expected at least {minimum}")
+        if value > most:
+            raise argparse.ArgumentTypeError(f"{text[:40]} is too large, expected at most {most}")
+        return value
+
+    return parse
+
+
+def all_or_at_least(minimum: int) -> Callable[[str], int | None]:
+    """The type of an option that is a whole number, or `all`: None."""
+
+    def parse(text: str) -> int | None:
+        if text == "all":
+            return None
+        try:
+            return at_least(minimum)(text)
+        except argparse.ArgumentTypeError as error:
+            raise argparse.ArgumentTypeError(f"{error}, or `all`") from None
+
+    return parse
+
+
+def seconds(text: str) -> float:
+    """The type of an option that is a time to wait."""
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds") from None
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"{text} is no time to wait, expected more than 0 seconds")
+    if value > _MOST_SECONDS:
+        raise argparse.ArgumentTypeError(f"{text} seconds are too many, expected at most {_MOST_SECONDS} (20 days)")
+    return value
+
+
+def size_in_bytes(text: str) -> int:
+    """The type of an option that is a size, such as 500M or 8G, in units of 1000."""
+    number, unit = text.rstrip("bB"), ""
+    if number and number[-1].upper() in _SIZE_UNITS:
+        number, unit = number[:-1], number[-1].upper()
+    try:
+        value = float(number) * _SIZE_UNITS[unit]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 500M or 8G") from None
+    if not 1 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no size in bytes, expected something such as 500M or 8G")
+    return int(value)
+
+
+def parse_layers(text: str) -> tuple[int, ...]:
+    """Layers of ranges and numbers, `0-3,7`: sorted, each once.
+
+    Raises:
+        argparse.ArgumentTypeError: something else.
+    """
+    found: set[int] = set()
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not (first.isdecimal() and (last.isdecimal() or not dash)):
+            raise argparse.ArgumentTypeError(f"{part!r} in {text!r} is no layer and no range such as 0-3")
+        start, stop = int(first), int(last or first)
+        if stop < start or stop >= _MOST_LAYERS:
+            raise argparse.ArgumentTypeError(
+                f"{part!r} is no range of layers, expected the smaller number first and less than {_MOST_LAYERS}"
+            )
+        found.update(range(start, stop + 1))
+    return tuple(sorted(found))
+
+
+def head_list(text: str) -> tuple[int, ...]:
+    """The same of heads."""
+    try:
+        return parse_layers(text)
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of heads such as 0-3,7") from None
+
+
+def checked_value(name: str, value: object, attributes: Mapping[str, Any]) -> Any:
+    """A value as argparse would have it; one that it has checked stays as it is.
+
+    Args:
+        name: of the option.
+        value: of it.
+        attributes: that argparse knows the option by.
+
+    Raises:
+        OptionError: nobody could have given that value on a command line.
+    """
+    if value is None or value == attributes["default"]:
+        return value
+    action, choices = attributes.get("action"), attributes.get("choices")
+    if action == "store_true":
+        return _known(name, value, isinstance(value, bool), "True or False")
+    if action == "append":
+        values = [value] if isinstance(value, str) else value
+        is_list = isinstance(values, list | tuple) and all(isinstance(part, str) for part in values)
+        return _known(name, values, is_list, "a text or a list of texts")
+    if choices is not None:
+        return _known(name, value, value in choices, f"one of {', '.join(choices)}")
+    parse = attributes.get("type")
+    if parse is None:
+        return _known(name, value, isinstance(value, str), "a text")
+    return _parsed(name, value, parse)
+
+
+def _known(name: str, value: object, is_known: bool, expected: str) -> object:
+    if not is_known:
+        raise OptionError(f"{name} is {value!r}, expected {expected}.", _HINT)
+    return value
+
+
+def _parsed(name: str, value: object, parse: Callable[[str], object]) -> object:
+    if isinstance(value, tuple):  # what the types of layers and heads make
+        return value
+    try:
+        return parse(os.fspath(value) if isinstance(value, os.PathLike) else str(value))
+    except argparse.ArgumentTypeError as error:
+        raise OptionError(f"{name}: {error}.", _HINT) from None

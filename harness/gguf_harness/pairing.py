@@ -1,0 +1,185 @@
+"""Which models of two measurements belong together: by name, by type and family, or as a person says. Never a guess."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from gguf_harness.errors import OptionError
+
+__all__ = ["FAMILY", "Partner", "Subject", "pair_up", "read_pairs", "some_names", "subjects_of_run"]
+
+FAMILY: Final = ("architecture", "parameters", "vocab_sha256")
+"""What all quantizations of a model have in common."""
+
+_MOST_NAMES: Final = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A model as far as it matters for finding the one that it belongs to.
+
+    Attributes:
+        quantization: llama.cpp's name of its type; None where the file does not say.
+        family: values of `FAMILY`, as text; None where the file could not be read.
+        reference: whether others are compared with it: it is then compared with nothing itself.
+    """
+
+    name: str
+    quantization: str | None
+    family: tuple[str, ...] | None
+    reference: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Partner:
+    """What a model is compared with.
+
+    Attributes:
+        earlier: name of the other model; None where there is none.
+        how: what decided: the name, type and family, or a person; "none" where there is no partner.
+        reason: why, as a clause: "same type Q8_0, same family".
+    """
+
+    earlier: str | None
+    how: Literal["name", "type", "told", "none"]
+    reason: str
+
+
+def pair_up(
+    earlier: Sequence[Subject], now: Sequence[Subject], told: Mapping[str, str] | None = None
+) -> dict[str, Partner]:
+    """The partner of each model of now that is not the reference.
+
+    What a person says comes first, then the name. Otherwise two models belong together where each is the only one of
+    its type and family on its side: models that have a partner by name count as well, for the second Q8_0 of two may
+    be anything. References are nobody's partner by type.
+
+    Args:
+        earlier: models of the earlier measurement.
+        now: models of this one.
+        told: names of earlier models by names of now.
+    """
+    told = told or {}
+    names = {subject.name for subject in earlier}
+    candidates = [subject for subject in now if not subject.reference]
+    partners: dict[str, Partner] = {}
+    for subject in candidates:
+        if subject.name in told:
+            partners[subject.name] = Partner(told[subject.name], "told", "as asked for")
+        elif subject.name in names:
+            partners[subject.name] = Partner(subject.name, "name", "same name")
+    taken = {partner.earlier: name for name, partner in partners.items()}
+    old = [subject for subject in earlier if not subject.reference]
+    by_type = {
+        subject.name: _by_type(subject, old, candidates, taken)
+        for subject in candidates
+        if subject.name not in partners
+    }
+    return partners | by_type
+
+
+def _by_type(
+    subject: Subject, earlier: Sequence[Subject], now: Sequence[Subject], taken: Mapping[str | None, str]
+) -> Partner:
+    if subject.family is None:
+        return _nobody("its file cannot be read")
+    if subject.quantization is None:
+        return _nobody("no model has its name, and its file does not say of which type it is")
+    kind = f"{subject.quantization} of its family (same architecture, parameters and vocabulary)"
+    here, there = (
+        sorted(one.name for one in side if (one.quantization, one.family) == (subject.quantization, subject.family))
+        for side in (now, earlier)
+    )
+    if not there:
+        return _nobody(f"no model has its name, and none is {kind}")
+    if len(there) > 1 or len(here) > 1:
+        side, several = ("there", there) if len(there) > 1 else ("here", here)
+        return _nobody(f"no model has its name, and {len(several)} are {kind} {side}: {some_names(several)}")
+    if there[0] in taken:
+        return _nobody(f"no model has its name, and {there[0]} belongs to {taken[there[0]]}")
+    return Partner(there[0], "type", f"same type {subject.quantization}, same family")
+
+
+def _nobody(reason: str) -> Partner:
+    return Partner(None, "none", reason)
+
+
+def read_pairs(specs: Sequence[str], earlier: Sequence[Subject], now: Sequence[Subject]) -> dict[str, str]:
+    """What --gguf-baseline-map says: names of earlier models by names of now.
+
+    Args:
+        specs: OLD=NEW or several with commas between them; a name may hold either character where only one reading
+            gives names that exist.
+        earlier: models of the baseline.
+        now: models of this run.
+
+    Raises:
+        OptionError: not of that form, a name that is not there, a reference, or two partners of one model.
+    """
+    told: dict[str, str] = {}
+    for spec in specs:
+        whole = _readings(spec, earlier, now)
+        for part in [spec] if whole else spec.split(","):
+            readings = whole or _readings(part, earlier, now)
+            if len(readings) != 1:
+                raise _unreadable(part, readings, earlier, now)
+            old, new = readings[0]
+            if told.setdefault(new, old) != old:
+                raise OptionError(
+                    f"--gguf-baseline-map gives {new} two partners: {told[new]} and {old}.", "Give one of them."
+                )
+    return told
+
+
+def _readings(text: str, earlier: Sequence[Subject], now: Sequence[Subject]) -> list[tuple[str, str]]:
+    """All ways to take a text for OLD=NEW with names of candidates."""
+    sides = [{subject.name for subject in side if not subject.reference} for side in (earlier, now)]
+    ends = [index for index, character in enumerate(text) if character == "="]
+    found = [(text[:end].strip(), text[end + 1 :].strip()) for end in ends]
+    return [(old, new) for old, new in found if old in sides[0] and new in sides[1]]
+
+
+def _unreadable(
+    text: str, readings: Sequence[tuple[str, str]], earlier: Sequence[Subject], now: Sequence[Subject]
+) -> OptionError:
+    old, equals, new = (part.strip() for part in text.partition("="))
+    problem = f"{text!r} can be read in {len(readings)} ways"
+    if not equals:
+        problem = f"{text!r} is not of the form OLD=NEW"
+    elif not readings:
+        wrong = [
+            f"{name!r} is the reference of {where}, which is compared with nothing"
+            if any(subject.name == name for subject in side)
+            else f"{name!r} is no model of {where}"
+            for name, side, where in ((old, earlier, "the baseline"), (new, now, "this run"))
+            if not any(subject.name == name and not subject.reference for subject in side)
+        ]
+        problem = " and ".join(wrong) or problem
+    names = (some_names(one.name for one in side if not one.reference) for side in (earlier, now))
+    return OptionError(
+        f"--gguf-baseline-map: {problem}.",
+        "Expected OLD=NEW. Candidates of the baseline (OLD): {}. Candidates of this run (NEW): {}.".format(*names),
+    )
+
+
+def some_names(names: Iterable[str]) -> str:
+    """Names with commas between them; of very many, the first. What could move a cursor is shown as its code."""
+    listed = [name if name.isprintable() else repr(name) for name in names]
+    more = len(listed) - _MOST_NAMES
+    shown = ", ".join(listed[:_MOST_NAMES]) or "none"
+    return f"{shown} and {more} more" if more > 0 else shown
+
+
+def subjects_of_run(run: Mapping[str, Any]) -> list[Subject]:
+    """The models of a run.json."""
+    return [
+        Subject(
+            model["name"],
+            model.get("quantization"),
+            tuple(str(model.get(key)) for key in FAMILY),
+            reference=bool(model.get("reference")),
+        )
+        for model in run.get("models", [])
+    ]

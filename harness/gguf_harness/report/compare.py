@@ -1,0 +1,265 @@
+"""Two runs side by side: what changed, and whether it is more than their errors explain."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+from gguf_harness.names import METRICS
+from gguf_harness.pairing import Partner, Subject, pair_up, some_names, subjects_of_run
+from gguf_harness.records import Place
+from gguf_harness.report.data import RunView, describe_windows, visible
+from gguf_harness.report.numbers import format_value
+
+__all__ = ["Comparison", "Difference", "compare_runs", "render_comparison"]
+
+_SHOWN: Final = (
+    "file_bytes",
+    "ppl",
+    "ppl_ratio",
+    "kld_mean",
+    "kld_p99",
+    "same_top",
+    "pp_speed_ratio",
+    "tg_speed_ratio",
+    "load_ratio",
+    "pp_tokens_per_s",
+    "tg_tokens_per_s",
+    "load_s",
+    "peak_memory_bytes",
+)
+
+
+_TIMED_UNITS: Final = frozenset({"tokens/s", "s"})
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A metric of a model in both runs.
+
+    Attributes:
+        z: difference over the root of the sum of squared errors, the two runs taken as independent; None where an
+            error is missing, and for timings. On the same corpus that is too careful: paired errors would be smaller.
+        direction: "better", "worse", or "" for no change, a neutral metric or a timing: the machine of one run is not
+            that of another, and repetitions of one know nothing of it. Ratios to the reference can be compared.
+        prompt, layer, head, part: what of the model; None for all of it.
+        partner: the model of the old run.
+    """
+
+    model: str
+    metric: str
+    old: float
+    new: float
+    z: float | None
+    direction: str
+    prompt: str | None = None
+    layer: int | None = None
+    head: int | None = None
+    part: str | None = None
+    partner: str = ""
+
+    @property
+    def where(self) -> str:
+        """`layer 2, head 7`, and the prompt."""
+        return visible(str(Place(self.layer, self.head, self.part, self.prompt)))
+
+    @property
+    def is_timed(self) -> bool:
+        """Whether it is a time or a speed by itself."""
+        return _is_timed(self.metric)
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Everything that differs between two runs.
+
+    Attributes:
+        problem: why nothing was compared; "" where something was.
+    """
+
+    old: str
+    new: str
+    changes: tuple[str, ...]
+    differences: tuple[Difference, ...]
+    problem: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """A dictionary of JSON types only."""
+        return asdict(self) | {
+            "changes": list(self.changes),
+            "differences": [asdict(difference) for difference in self.differences],
+        }
+
+
+def compare_runs(old: Mapping[str, Any], new: Mapping[str, Any]) -> Comparison:
+    """Compare two runs, model by model, and by metric and place.
+
+    References belong together, candidates as `gguf_harness.pairing.pair_up` finds.
+
+    Args:
+        old: content of a run.json.
+        new: content of another.
+    """
+    partners = _partners(old, new)
+    rows_old, rows_new = _rows(old), _rows(new)
+    differences = [
+        _difference(rows_old[earlier, *key], row)
+        for (model, *key), row in rows_new.items()
+        if model in partners and (earlier := partners[model].earlier, *key) in rows_old
+    ]
+    changes = (*_paired(partners), *_changes(old, new, partners))
+    return Comparison(old["id"], new["id"], changes, tuple(differences), "" if differences else _problem(old, new))
+
+
+def _partners(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Partner]:
+    """What each model of the new run is compared with."""
+    earlier, now = subjects_of_run(old), subjects_of_run(new)
+    # Runs that describe no models have names all the same.
+    for run, subjects in ((old, earlier), (new, now)):
+        known = {subject.name for subject in subjects}
+        others = dict.fromkeys(row["model"] for row in run.get("estimates", []) if row["model"] not in known)
+        subjects += [Subject(name, None, None) for name in others]
+    partners = pair_up(earlier, now)
+    names = {subject.name for subject in earlier}
+    before = next((subject.name for subject in earlier if subject.reference), None)
+    for subject in now:
+        if subject.reference and (subject.name in names or before is not None):
+            same = subject.name in names
+            reason = "same name" if same else "both are the reference"
+            partners[subject.name] = Partner(subject.name if same else before, "name" if same else "told", reason)
+    return partners
+
+
+def _paired(partners: Mapping[str, Partner]) -> list[str]:
+    """A line for each pair that is not of one name."""
+    return [
+        f"{model} is compared with {partner.earlier}: {partner.reason}"
+        for model, partner in partners.items()
+        if partner.earlier not in {None, model}
+    ]
+
+
+def _problem(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    models = [some_names(dict.fromkeys(row["model"] for row in run.get("estimates", []))) for run in (old, new)]
+    return (
+        "Nothing was compared: the runs have no model, or no metric of a model, in common."
+        f" Models of the old run: {models[0]}. Models of the new run: {models[1]}."
+    )
+
+
+def render_comparison(comparison: Comparison, *, width: int, color: bool) -> str:
+    """A table of the main metrics, and what else changed."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    shown = [difference for difference in comparison.differences if difference.metric in _SHOWN]
+    # Most runs have these metrics of whole models only.
+    placed = any(difference.where for difference in shown)
+    timed = any(difference.is_timed for difference in shown)
+    for title, justify in (
+        ("model", "left"),
+        ("metric", "left"),
+        *([("where", "left")] if placed else []),
+        ("old", "right"),
+        ("new", "right"),
+        ("change", "right"),
+    ):
+        table.add_column(
+            title, justify="right" if justify == "right" else "left", no_wrap=title not in {"model", "where"}
+        )
+    table.add_column("z", justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    styles = {"better": "green", "worse": "red"}
+    for difference in shown:
+        is_comparable = difference.old and not difference.is_timed
+        relative = f"{difference.new / difference.old - 1:+.2%}" if is_comparable else "-"
+        table.add_row(
+            Text(visible(difference.model)),
+            METRICS[difference.metric].title if difference.metric in METRICS else difference.metric,
+            *([Text(difference.where)] if placed else []),
+            format_value(difference.old),
+            format_value(difference.new),
+            relative,
+            "-" if difference.z is None else f"{difference.z:+.1f}",
+            Text(difference.direction, style=styles.get(difference.direction, "")),
+        )
+    file = io.StringIO()
+    console = Console(file=file, width=max(80, width), force_terminal=color, color_system="standard" if color else None)
+    console.print(Text(f"{comparison.old} -> {comparison.new}"))
+    console.print(table)
+    lines = [
+        *([comparison.problem] if comparison.problem else []),
+        *comparison.changes,
+        "z: difference over its error, the runs taken as independent; above 2 is more than chance",
+        *(["times and speeds are not compared: they are of different times; ratios to the reference are"] * timed),
+    ]
+    return file.getvalue() + "\n" + "\n".join(visible(line) for line in lines) + "\n"
+
+
+def _rows(run: Mapping[str, Any]) -> dict[tuple[Any, ...], Mapping[str, Any]]:
+    keys = ("model", "metric", *Place._fields)
+    rows: dict[tuple[Any, ...], Mapping[str, Any]] = {}
+    for row in run.get("estimates", []):
+        # The first is of the whole, as `RunView` has it; others of the same place differ in their detail (a role).
+        rows.setdefault(tuple(row.get(key) for key in keys), row)
+    return rows
+
+
+def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> Difference:
+    change = new["value"] - old["value"]
+    z, timed = None, _is_timed(new["metric"])
+    if not timed and None not in {old["se"], new["se"]} and (error := math.hypot(old["se"], new["se"])) > 0:
+        z = change / error
+    better = {"higher": change > 0, "lower": change < 0}.get(new["better"])
+    direction = "" if timed or change == 0 or better is None else "better" if better else "worse"
+    where = Place.of(new)._asdict()
+    return Difference(
+        new["model"], new["metric"], old["value"], new["value"], z, direction, **where, partner=old["model"]
+    )
+
+
+def _short_of(run: Mapping[str, Any]) -> str:
+    """What a run did not come to."""
+    view = RunView(run)
+    if view.interrupted is not None:
+        return view.interrupted
+    names = [model.name for model in view.models if model.standing.undecided]
+    return f"incomplete: not all planned gates were decided of {', '.join(names)}" if names else ""
+
+
+def _is_timed(metric: str) -> bool:
+    return metric in METRICS and METRICS[metric].unit in _TIMED_UNITS
+
+
+def _changes(old: Mapping[str, Any], new: Mapping[str, Any], partners: Mapping[str, Partner]) -> list[str]:
+    changes = [f"the {label} run was {told}" for label, run in (("old", old), ("new", new)) if (told := _short_of(run))]
+    for name, key in (("corpus", "sha256"), ("prompts", "sha256"), ("engine", "llama_cpp"), ("machine", "cpu")):
+        before, after = ((run.get(name) or {}).get(key) for run in (old, new))
+        if before != after:
+            changes.append(f"changed {name}: {before or 'none'} -> {after or 'none'}")
+    before, after = (describe_windows(run["corpus"]) if run.get("corpus") else "none" for run in (old, new))
+    if before != after:
+        changes.append(f"changed windows: {before} -> {after}")
+    hashes_old, hashes_new = ({m["name"]: m["sha256"] for m in run.get("models", [])} for run in (old, new))
+    both = {
+        name: partner.earlier
+        for name, partner in partners.items()
+        if name in hashes_new and partner.earlier in hashes_old and partner.earlier is not None
+    }
+    changes += [
+        f"changed file: {name} ({hashes_old[earlier][:12]} -> {hashes_new[name][:12]})"
+        for name, earlier in both.items()
+        if hashes_old[earlier] != hashes_new[name]
+    ]
+    used = {"old": set(both.values()), "new": set(both)}
+    for label, hashes in (("old", hashes_old), ("new", hashes_new)):
+        only = [name for name in hashes if name not in used[label]]
+        if only:
+            changes.append(f"only in the {label} run: {', '.join(only)}")
+    return changes

@@ -1,0 +1,288 @@
+"""A run.json as the reports read it: typed, tolerant of what a run did not measure, and with the conclusions drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from gguf_harness.metrics.tradeoff import dominated_by, smallest_passing
+from gguf_harness.records import WHOLE, Place
+from gguf_harness.report.numbers import format_bytes
+from gguf_harness.report.standing import Standing, Standings, failures_of
+from gguf_harness.visible import visible, visible_lines
+
+__all__ = ["MOST_ESTIMATES", "Candidate", "RunView", "describe_windows", "place", "visible", "visible_lines"]
+
+MOST_ESTIMATES: Final = 2000
+"""Rows of a page: a browser sorts and filters as many at once. A run of many heads or prompts has tens of thousands."""
+
+_PREFERRED_LOSS: Final = ("kld_mean", "ln_ppl_ratio", "ppl")
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A model of a run, with what the run says of it.
+
+    Attributes:
+        verdict: that of its standing, which `gguf_harness.report.standing` explains; the reference's is "reference".
+        reasons: sentences behind the verdict; of the reference, what failed.
+        standing: what the run says of it, whatever its role.
+        dominated_by: a model that is no bigger and no worse, and better in one of both.
+        measured: whether the run has any estimate of it.
+    """
+
+    name: str
+    facts: Mapping[str, Any]
+    is_reference: bool
+    verdict: str
+    reasons: tuple[str, ...]
+    standing: Standing
+    dominated_by: str | None
+    measured: bool = True
+
+    @property
+    def label(self) -> str:
+        """The verdict as it is shown."""
+        return self.verdict or ("measured, not gated" if self.measured else "not measured, not gated")
+
+
+class RunView:
+    """Looks things up in a run.
+
+    Args:
+        run: content of a run.json.
+    """
+
+    def __init__(self, run: Mapping[str, Any]) -> None:
+        self.run = run
+        self._rows: dict[tuple[str, str], Mapping[str, Any]] = {}
+        self._placed: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+        for row in run.get("estimates", []):
+            # A row of one prompt, layer, head or group of tensors says nothing of the whole.
+            if Place.of(row) == WHOLE:
+                self._rows.setdefault((row["model"], row["metric"]), row)
+            elif row.get("part") is None:
+                self._placed.setdefault((row["model"], row["metric"]), []).append(row)
+        models = sorted(run.get("models", []), key=lambda model: (-model["bytes"], model.get("order", 0)))
+        tested = {test["model"] for test in run.get("tests", []) if test.get("model")}
+        self._facts: dict[str, Mapping[str, Any]] = {model["name"]: model for model in models}
+        # A model whose file never loaded has tests and no facts: it still gets its line.
+        self._facts |= {name: {} for name in sorted(tested - set(self._facts))}
+        self._dominated = dominated_by(self._points())
+        self._standings = Standings(run)
+        self.models = [self._candidate(name) for name in self._facts]
+
+    def row(self, model: str, metric: str) -> Mapping[str, Any] | None:
+        """The row of a model's metric over everything, None if it was not measured."""
+        return self._rows.get((model, metric))
+
+    def rows_of(self, model: str, metric: str) -> list[Mapping[str, Any]]:
+        """Rows of a model's metric over layers and heads, of all prompts together."""
+        return [row for row in self._placed.get((model, metric), []) if row.get("prompt") is None]
+
+    def shown_estimates(self, most: int = MOST_ESTIMATES) -> list[Mapping[str, Any]]:
+        """Those of the page's table, in their order: all of the whole; up to `most`, of layers before all others."""
+        rows = self.run.get("estimates", [])
+        ranked = sorted(range(len(rows)), key=lambda index: _detail_of(rows[index]))
+        whole = sum(_detail_of(row) == 0 for row in rows)
+        return [rows[index] for index in sorted(ranked[: max(most, whole)])]
+
+    def measured(self, metric: str) -> bool:
+        """Whether any model has this metric."""
+        return any(key[1] == metric for key in self._rows)
+
+    @property
+    def reference(self) -> str | None:
+        """Name of the reference."""
+        return next((model.name for model in self.models if model.is_reference), None)
+
+    @property
+    def candidates(self) -> list[Candidate]:
+        """All models but the reference, biggest first."""
+        return [model for model in self.models if not model.is_reference]
+
+    @property
+    def texts(self) -> dict[str, list[Mapping[str, Any]]]:
+        """By prompt: how each model continued it, the reference first."""
+        order = {model.name: place for place, model in enumerate(self.models)}
+        rows = sorted(
+            self.run.get("texts") or [], key=lambda row: (row["model"] != self.reference, order.get(row["model"], 0))
+        )
+        texts: dict[str, list[Mapping[str, Any]]] = {}
+        for row in rows:
+            texts.setdefault(row["prompt"], []).append(row)
+        return texts
+
+    @property
+    def recommended(self) -> Candidate | None:
+        """The smallest candidate that passes every gate that was planned."""
+        costs = {model.name: float(model.facts["bytes"]) for model in self.candidates if model.facts}
+        name = smallest_passing(costs, (model.name for model in self.candidates if model.verdict == "pass"))
+        return next((model for model in self.candidates if model.name == name), None)
+
+    @property
+    def alone(self) -> Candidate | None:
+        """The only model of a run that has no candidates."""
+        return self.models[0] if len(self.models) == 1 and not self.candidates else None
+
+    @property
+    def interrupted(self) -> str | None:
+        """`interrupted: 3 of 14 tests ran`, and why; None for a run that came to its end."""
+        if self.run.get("finished", True):
+            return None
+        session = self.run.get("session") or {}
+        told = "interrupted"
+        if session.get("selected"):
+            told += f": {session['ran']} of {session['selected']} tests ran"
+        why = next(iter(str(session.get("stopped") or "").splitlines()), "")
+        return told + (f" ({visible(why)})" if why else "")
+
+    @property
+    def others_failed(self) -> bool:
+        """Whether anything failed that is not the verdict of a candidate: another test, or the session itself."""
+        names = {model.name for model in self.candidates}
+        if any(failure.model not in names for failure in failures_of(self.run)):
+            return True
+        status = (self.run.get("session") or {}).get("exit_status")
+        return bool(status) and all(model.verdict in {"pass", ""} for model in self.candidates)
+
+    def headline(self) -> str:
+        """The answer in one sentence."""
+        if self.interrupted is not None:
+            return f"I{self.interrupted[1:]}"
+        best = self.recommended
+        if best is not None:
+            size = f"{format_bytes(best.facts['bytes'])}{self._share(best)}"
+            rest = [model for model in self.candidates if model.verdict == "incomplete"]
+            more = f"; {len(rest)} of {len(self.candidates)} candidates incomplete" if rest else ""
+            more += "; other tests failed" if self.others_failed else ""
+            return f"Smallest candidate that passes every gate: {visible(best.name)}, {size}{more}"
+        return self._without_pass()
+
+    def _without_pass(self) -> str:
+        gated = [model for model in self.candidates if model.verdict]
+        count = {name: sum(model.verdict == name for model in gated) for name in ("inconclusive", "incomplete")}
+        if gated and count["incomplete"] == len(gated):
+            return f"Incomplete: gates that were planned were not decided ({len(gated)} tested)"
+        if gated:
+            more = (
+                f"; {count['inconclusive']} undecided, more --gguf-chunks would tell" if count["inconclusive"] else ""
+            )
+            more += f"; {count['incomplete']} incomplete" if count["incomplete"] else ""
+            # A baseline, or a test of the person's own, fails a model that keeps all limits.
+            beyond = {gate["model"] for gate in self.run.get("gates", []) if gate["verdict"] == "fail"}
+            kept = any(model.verdict == "fail" and model.name not in beyond for model in gated)
+            return f"No candidate passes{'' if kept else ' every gate'} ({len(gated)} tested{more})"
+        if self.candidates:
+            return "Measured, not gated: no limit was set for what was measured"
+        if self.alone is not None and self.alone.standing.verdict:
+            said = {"pass": "passes every gate", "inconclusive": "is undecided", "incomplete": "is incomplete"}
+            said |= {"fail": "fails", "error": "could not be measured"}
+            return f"{visible(self.alone.name)} {said[self.alone.standing.verdict]}; nothing was compared with it"
+        return "No candidates: nothing was compared with the reference"
+
+    def attempt_notes(self) -> list[str]:
+        """Tests that were tried more than once."""
+        again = [test for test in self.run.get("tests", []) if test.get("attempts", 1) > 1]
+        return [
+            f"{visible(test['id'].split('::')[-1])}: {test['outcome']} at attempt {test['attempts']}; only the last one"
+            " counts"
+            for test in again
+        ]
+
+    def baseline_notes(self) -> list[str]:
+        """What got better than in the baseline, and what else has changed since."""
+        baseline = self.run.get("baseline")
+        if not baseline:
+            return []
+        worse, better, missing = (self._comparisons(outcome) for outcome in ("worse", "better", "missing"))
+        changes = dict.fromkeys(f"{c['model']}: {change}" for c in baseline["comparisons"] for change in c["changes"])
+        made = len(baseline["comparisons"]) - len(missing)
+        summary = f"baseline {baseline['name']}: {made} comparisons, {len(worse)} worse, {len(better)} better"
+        if missing:
+            summary += f", {len(missing)} could not be made"
+        if changes:
+            summary += f"; changed since: {', '.join(changes)}"
+        sentences = dict.fromkeys(f"{finding['model']}: {finding['detail']}" for finding in [*missing, *better])
+        return [visible(line) for line in (summary, *baseline.get("notes", []), *sentences)]
+
+    def _comparisons(self, outcome: str) -> list[Mapping[str, Any]]:
+        found = (self.run.get("baseline") or {}).get("comparisons", [])
+        return [comparison for comparison in found if comparison.get("outcome") == outcome]
+
+    def early_notes(self) -> list[str]:
+        """What --gguf-until-decided spared."""
+        return [
+            f"{visible(part['model'])}: all gates of its pass were decided after {part['windows']} of {part['planned']}"
+            f" windows; {part['saved_tokens']} tokens were saved, and its estimates lean towards the decision"
+            for part in self.run.get("early", [])
+            if part["saved_tokens"]
+        ]
+
+    def correction_notes(self) -> list[str]:
+        """Verdicts that do not stand once Holm's correction counts all gates of the run, a line per model."""
+        gates = self.run.get("gates", [])
+        family = sum(gate.get("p_adjusted") is not None for gate in gates)
+        weak: dict[tuple[str, str], list[str]] = {}
+        for gate in gates:
+            if gate.get("verdict_adjusted", gate["verdict"]) != gate["verdict"]:
+                where = f" of {place}" if (place := Place.of(gate)) != WHOLE else ""
+                change = f"{gate['metric']}{where} (p = {gate['p_value']:.2g} -> {gate['p_adjusted']:.2g})"
+                weak.setdefault((gate["model"], gate["verdict"]), []).append(change)
+        return [
+            f"{model}: '{verdict}' stands alone, but not among the run's {family} gates after Holm's correction"
+            f" (--gguf-holm decides that way): {', '.join(changes)}"
+            for (model, verdict), changes in weak.items()
+        ]
+
+    def _share(self, model: Candidate) -> str:
+        reference = next((other for other in self.models if other.is_reference and other.facts), None)
+        if reference is None:
+            return ""
+        share = model.facts["bytes"] / reference.facts["bytes"]
+        return f" ({share:.0%} of {visible(reference.name)})"
+
+    def _points(self) -> dict[str, tuple[float, float]]:
+        for metric in _PREFERRED_LOSS:
+            points = {
+                name: (float(facts["bytes"]), float(row["value"]))
+                for name, facts in self._facts.items()
+                if facts and (row := self._rows.get((name, metric)))
+            }
+            if points:
+                return points
+        return {}
+
+    def _candidate(self, name: str) -> Candidate:
+        facts = self._facts[name]
+        is_reference = bool(facts.get("reference")) or name == self.run.get("reference")
+        standing = self._standings.of(name)
+        verdict = "reference" if is_reference else standing.verdict
+        measured = any(name == model for model, _ in (*self._rows, *self._placed))
+        dominated_by = self._dominated.get(name)
+        return Candidate(name, facts, is_reference, verdict, standing.reasons, standing, dominated_by, measured)
+
+
+def _detail_of(row: Mapping[str, Any]) -> int:
+    """0 for a row of the whole, 1 of a layer or a group of tensors, 2 of a head or a prompt."""
+    if row.get("head") is not None or row.get("prompt") is not None:
+        return 2
+    return int(Place.of(row) != WHOLE)
+
+
+def describe_windows(corpus: Mapping[str, Any]) -> str:
+    """`16 of 237 windows of 512 tokens, drawn from the whole text`; a run of an older version took the first ones."""
+    windows, available, n_ctx = corpus["windows"], corpus.get("available"), corpus["n_ctx"]
+    if available is None:
+        return f"the first {windows} windows of {n_ctx} tokens"
+    if windows == available:
+        return f"all {windows} windows of {n_ctx} tokens"
+    if corpus.get("order") == "first":
+        return f"the first {windows} of {available} windows of {n_ctx} tokens"
+    return f"{windows} of {available} windows of {n_ctx} tokens, drawn from the whole text"
+
+
+def place(layer: int | None, head: int | None) -> str:
+    """`layer 2, head 7`; empty for a model as a whole."""
+    return ", ".join(f"{name} {value}" for name, value in (("layer", layer), ("head", head)) if value is not None)

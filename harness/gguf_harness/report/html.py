@@ -1,0 +1,128 @@
+"""One self-contained HTML file from a stored run: it opens from disk, without network."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from gguf_harness.claims import judge_claims
+from gguf_harness.names import METRICS
+from gguf_harness.report.charts import build_charts
+from gguf_harness.report.data import RunView, place, visible, visible_lines
+from gguf_harness.report.numbers import doubt_mark, format_bytes, format_estimate, format_percent, format_value
+from gguf_harness.report.prices import price_list, show_average, show_step
+from gguf_harness.report.standing import failures_of
+from gguf_harness.store import write_text
+
+__all__ = ["embed_json", "plotly_js", "write_html"]
+
+_TABLE_METRICS = (
+    "bits_per_weight",
+    "ppl",
+    "ppl_ratio",
+    "kld_mean",
+    "kld_p99",
+    "same_top",
+    "edit_similarity",
+    "pp_tokens_per_s",
+    "tg_tokens_per_s",
+    "tg_speed_ratio",
+    "load_s",
+    "peak_memory_bytes",
+    "attn_cosine",
+    "attn_cosine_worst_head",
+    "head_importance_rank_correlation",
+    "resid_relative_error",
+    "neighbour_recall",
+    "contextual_cosine",
+)
+
+
+def write_html(run: Mapping[str, Any], run_dir: Path, destination: Path) -> None:
+    """Render a run.
+
+    Args:
+        run: content of a run.json.
+        run_dir: folder of that run.json, for the arrays beside it.
+        destination: written whole, or not at all.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
+    import jinja2
+    from markupsafe import Markup
+
+    assets = resources.files("gguf_harness.report") / "assets"
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"visible": visible, "lines": visible_lines, "size": format_bytes, "number": format_value}
+    template = environment.from_string((assets / "report.html.j2").read_text(encoding="utf-8"))
+    view = RunView(run)
+    charts = build_charts(view, run_dir)
+    # Our own files, and JSON that embed_json made safe: everything else is escaped.
+    page = template.render(
+        run=run,
+        view=view,
+        failures=failures_of(run),
+        own_words={"measurement", "prompt", "assertion", "fixture"},
+        headline=view.headline(),
+        columns=[(name, METRICS[name]) for name in _TABLE_METRICS if view.measured(name)],
+        cell=lambda model, metric: _cell(view, model, metric),
+        metrics=METRICS,
+        prices=price_list(view),
+        show_average=show_average,
+        show_step=show_step,
+        claims=judge_claims(run),
+        estimates=[(row, *_place(row)) for row in view.shown_estimates()],
+        charts=charts,
+        charts_json=Markup(embed_json(charts)),  # noqa: S704
+        css=Markup((assets / "report.css").read_text(encoding="utf-8")),  # noqa: S704
+        script=Markup((assets / "report.js").read_text(encoding="utf-8")),  # noqa: S704
+        plotly=Markup(plotly_js() if charts else ""),  # noqa: S704
+    )
+    write_text(destination, page)
+
+
+def _cell(view: RunView, model: str, metric: str) -> tuple[str, float | None]:
+    """(text, value to sort by) of a table cell; an empty one says so and sorts last."""
+    row = view.row(model, metric)
+    if row is None:
+        # The reference is not compared with itself: that is no missing measurement.
+        is_reference = any(other.is_reference and other.name == model for other in view.models)
+        return ("–" if is_reference else "no data"), None
+    value, se = row["value"], row["se"]
+    unit = METRICS[metric].unit
+    if unit == "bytes":
+        return format_bytes(value), value
+    if unit == "fraction":
+        return format_percent(value, se), value
+    if metric == "bits_per_weight":
+        return f"{value:.2f}", value
+    return f"{format_estimate(value, se)}{doubt_mark(row)}", value
+
+
+def _place(row: Mapping[str, Any]) -> tuple[str, int | None]:
+    """(text, value to sort by) of the layer and head of an estimate."""
+    layer, head = row.get("layer"), row.get("head")
+    if layer is None and head is None:
+        return "", None
+    return place(layer, head), ((layer or 0) << 20) + (0 if head is None else head + 1)
+
+
+def embed_json(data: object) -> str:
+    """JSON that is safe inside a script element, whatever the strings in it say."""
+    text = json.dumps(data, allow_nan=False, ensure_ascii=False)
+    escapes = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
+    for character, escape in escapes.items():
+        text = text.replace(character, escape)
+    return text
+
+
+def plotly_js() -> str:
+    """Plotly's JavaScript, as it comes with the package."""
+    # Read as a file: importing plotly takes longer than everything else here.
+    return (resources.files("plotly") / "package_data" / "plotly.min.js").read_text(encoding="utf-8")

@@ -1,0 +1,156 @@
+"""A run as GitHub markdown: for a step summary or a pull request."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+from gguf_harness.names import METRICS
+from gguf_harness.records import WHOLE, Place
+from gguf_harness.report.data import Candidate, RunView, describe_windows, visible
+from gguf_harness.report.numbers import doubt_mark, format_bytes, format_estimate, format_percent, format_value
+from gguf_harness.report.standing import failures_of
+from gguf_harness.report.terminal import verdict_line
+
+__all__ = ["render_markdown"]
+
+_METRICS: Final = ("bits_per_weight", "ppl", "kld_mean", "same_top", "tg_tokens_per_s", "peak_memory_bytes")
+_MARKS: Final = {
+    "pass": "✅ pass",
+    "fail": "❌ fail",
+    "inconclusive": "⚠️ inconclusive",
+    "incomplete": "⚠️ incomplete",
+    "error": "💥 error",
+    "worse": "❌ worse",
+    "better": "✅ better",
+    "missing": "❌ not compared",
+}
+_UNMEASURED: Final = frozenset({"measurement", "prompt"})
+_BY_ITSELF: Final = frozenset({"assertion", "fixture"})
+_MOST_CHARACTERS: Final = 2000
+
+
+def render_markdown(run: Mapping[str, Any]) -> str:
+    """Headline, table, what failed and why, the baseline, warnings, and what was run.
+
+    Args:
+        run: content of a run.json.
+    """
+    view = RunView(run)
+    interrupted = ["This run was interrupted: what it had measured is shown.", ""]
+    lines = [f"## {_safe(view.headline())}", "", *(interrupted if view.interrupted else [])]
+    lines += _table(view)
+    good = _items(verdict_line(view, model) for model in view.candidates if model.verdict in {"pass", ""})
+    lines += ["", *good] if good else []
+    failures = failures_of(run)
+    for kinds, title in ((_UNMEASURED, "Could not be measured"), (_BY_ITSELF, "Failed tests")):
+        chosen = (failure for failure in failures if failure.kind in kinds)
+        lines += _section(title, dict.fromkeys(f"{one.model or 'no model'}: {one.words}" for one in chosen))
+    missing = [(model, told) for model in view.models for told in model.standing.missing]
+    lines += _section("Not decided", (f"{model.name}: {told}" for model, told in missing))
+    for verdict, title in (("fail", "Failed gates"), ("inconclusive", "Undecided gates")):
+        found = [gate for gate in run.get("gates", []) if gate["verdict"] == verdict]
+        lines += _section(title, (f"{gate['model']}: {gate['detail']}" for gate in found))
+    lines += _baseline(view)
+    lines += _section("Warnings", (*_warnings(run), *view.correction_notes()))
+    lines += _section("What was run", (*_what_was_run(view), *view.attempt_notes(), *view.early_notes()))
+    return "\n".join(lines) + "\n"
+
+
+def _table(view: RunView) -> list[str]:
+    metrics = [metric for metric in _METRICS if view.measured(metric)]
+    heads = ["model", "size", *(METRICS[metric].title for metric in metrics), "verdict"]
+    lines = [_row(heads), _row(["---", *["---:"] * (len(heads) - 2), "---"])]
+    return [*lines, *(_row(_cells(view, model, metrics)) for model in view.models)]
+
+
+def _cells(view: RunView, model: Candidate, metrics: list[str]) -> list[str]:
+    size = format_bytes(model.facts["bytes"]) if model.facts else "no data"
+    cells = [_cell(view, model.name, metric) for metric in metrics]
+    return [_safe(model.name), size, *cells, _MARKS.get(model.verdict, model.label)]
+
+
+def _cell(view: RunView, model: str, metric: str) -> str:
+    row = view.row(model, metric)
+    return "–" if row is None else f"{_number(metric, row['value'], row['se'])}{doubt_mark(row)}"
+
+
+def _number(metric: str, value: float, se: float | None) -> str:
+    unit = METRICS[metric].unit if metric in METRICS else ""
+    if unit == "bytes":
+        return format_bytes(value)
+    if unit == "fraction":
+        return format_percent(value, se)
+    return f"{value:.2f}" if metric == "bits_per_weight" else format_estimate(value, se)
+
+
+def _baseline(view: RunView) -> list[str]:
+    """What the notes say, and every comparison."""
+    notes = view.baseline_notes()
+    if not notes:
+        return []
+    lines = ["", f"### Baseline {_safe(view.run['baseline']['name'])}", "", *_items(notes), ""]
+    found = [one for one in view.run["baseline"]["comparisons"] if one["metric"]]
+    if not found:
+        return lines
+    lines += [_row(["model", "metric", "baseline", "now", "windows", "outcome"])]
+    lines += [_row(["---", "---", "---:", "---:", "---:", "---"])]
+    for comparison in found:
+        metric = comparison["metric"]
+        numbers = [_number(metric, comparison[key], None) if key in comparison else "–" for key in ("old", "new")]
+        title = METRICS[metric].title if metric in METRICS else metric
+        title += f" ({place})" if (place := Place.of(comparison)) != WHOLE else ""
+        windows = format_value(comparison["windows"]) if comparison.get("windows") else "not paired"
+        outcome = str(comparison.get("outcome", "–"))
+        cells = [_safe(comparison["model"]), _safe(title), *numbers, windows, _MARKS.get(outcome, _safe(outcome))]
+        lines.append(_row(cells))
+    return lines
+
+
+def _warnings(run: Mapping[str, Any]) -> list[str]:
+    """The run's, but for those that only say which gates are undecided: these have a section of their own."""
+    undecided = {(gate["model"], gate["metric"]) for gate in run.get("gates", []) if gate["verdict"] == "inconclusive"}
+    told = tuple(f"{model}: {metric} is inconclusive." for model, metric in undecided)
+    return [warning for warning in run.get("warnings", []) if not warning.startswith(told)]
+
+
+def _what_was_run(view: RunView) -> list[str]:
+    run = view.run
+    lines = [f"run {run['id']}, {run['started']}, gguf-harness {run.get('harness', '?')}: {' '.join(run['command'])}"]
+    if reason := run.get("reference_reason"):
+        lines.append(reason)
+    if corpus := run.get("corpus"):
+        lines.append(f"{corpus['name']}, {describe_windows(corpus)}; ± is one standard error, clustered by window")
+    if engine := run.get("engine"):
+        backends = ", ".join(str(backend.get("name")) for backend in engine.get("backends", []))
+        lines.append(
+            f"llama.cpp {engine.get('llama_cpp')} (llama-cpp-python {engine.get('llama_cpp_python')}), {backends}"
+        )
+    if machine := run.get("machine"):
+        gpus = [f"{gpu['name']} ({format_bytes(gpu['memory_bytes'])})" for gpu in machine.get("gpus", [])]
+        parts = [machine["cpu"], f"{machine['cores']} cores", format_bytes(machine["memory_bytes"]), *gpus]
+        lines.append(", ".join([*parts, machine["system"], f"Python {machine['python']}"]))
+    return lines
+
+
+def _section(title: str, lines: Iterable[str]) -> list[str]:
+    items = _items(lines)
+    return ["", f"### {title}", "", *items] if items else []
+
+
+def _items(lines: Iterable[str]) -> list[str]:
+    return [f"- {_safe(line)}" for line in lines]
+
+
+def _row(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _safe(text: str) -> str:
+    """Names are text: no HTML, no markdown, no formulas, no table separators, no end of line, no novel."""
+    if len(text) > _MOST_CHARACTERS:
+        text = f"{text[:_MOST_CHARACTERS]}…"
+    line = visible(" ".join(text.splitlines()) if "\n" in text else text)
+    return re.sub(r"([\\`*_{}\[\]|#~$])", r"\\\1", html.escape(line, quote=False))

@@ -1,0 +1,117 @@
+"""What a smaller file costs in quality: the loss per halving of its size, on the whole way and of the last step."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Final
+
+from gguf_harness.metrics.tradeoff import Step, frontier_steps, halvings
+from gguf_harness.names import METRICS
+from gguf_harness.report.data import RunView, visible
+from gguf_harness.report.numbers import format_estimate, format_value
+
+__all__ = ["Price", "PriceList", "price_list", "price_note", "show_average", "show_step"]
+
+# Both are nats, none at the reference itself.
+_LOSSES: Final = ("kld_mean", "ln_ppl_ratio")
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """What a candidate costs, in nats per halving of the size.
+
+    Attributes:
+        model: its name.
+        saved: share of the reference's bytes that it does without.
+        average: on the whole way from the reference, with its standard error.
+        average_se: None where the loss has none.
+        step: from the next bigger file of the frontier to this one; None for a file that another one beats.
+    """
+
+    model: str
+    saved: float
+    average: float
+    average_se: float | None
+    step: Step | None
+
+
+@dataclass(frozen=True, slots=True)
+class PriceList:
+    """Prices of all candidates that are smaller than the reference, biggest first, and the loss that they are of."""
+
+    metric: str
+    prices: list[Price]
+
+    @property
+    def title(self) -> str:
+        """What is lost."""
+        return METRICS[self.metric].title
+
+    @property
+    def steps(self) -> list[Step]:
+        """Down the frontier."""
+        return [price.step for price in self.prices if price.step is not None]
+
+    def explanation(self) -> str:
+        """How to read it, and what to do with it, in plain words."""
+        text = (
+            f"What a file half as big costs, in nats of {self.title}: on the whole way from the reference, and at the"
+            " rate of the last step, from the next bigger file that nothing beats. Go down as long as the last step's"
+            " price is one that you would pay for half of the memory"
+        )
+        if len(self.steps) < 2:
+            return f"{text}."
+        low, high = (pick(self.steps, key=lambda step: step.price) for pick in (min, max))
+        ends = (f"{_rounded(step.price):g} (to {step.end})" for step in (low, high))
+        return f"{text}; here it goes from {' to '.join(ends)}."
+
+
+def price_list(view: RunView) -> PriceList | None:
+    """Prices by mean KL, where it was measured, else by ln PPL ratio; None where neither was, or nothing is smaller."""
+    reference = next((model for model in view.models if model.is_reference and model.facts), None)
+    metric = next((metric for metric in _LOSSES if view.measured(metric)), None)
+    if reference is None or metric is None:
+        return None
+    size = float(reference.facts["bytes"])
+    rows = {
+        model.name: (float(model.facts["bytes"]), row)
+        for model in view.candidates
+        if model.facts and (row := view.row(model.name, metric)) and model.facts["bytes"] < size
+    }
+    points = {name: (cost, float(row["value"])) for name, (cost, row) in rows.items()}
+    steps = {step.end: step for step in frontier_steps(points | {reference.name: (size, 0.0)})}
+    prices = []
+    for name, (cost, row) in rows.items():
+        times = halvings(size, cost)
+        se = None if row["se"] is None else row["se"] / times
+        prices.append(Price(name, 1 - cost / size, row["value"] / times, se, steps.get(name)))
+    return PriceList(metric, prices) if prices else None
+
+
+def price_note(view: RunView) -> str | None:
+    """The steps in one line for the terminal."""
+    found = price_list(view)
+    if found is None or not found.steps:
+        return None
+    words = ", ".join(f"{visible(step.end)} {format_value(_rounded(step.price))}" for step in found.steps)
+    return (
+        f"price of a step down from the next bigger file that nothing beats, in nats of {found.title} per halving of"
+        f" the size: {words}"
+    )
+
+
+def show_average(price: Price) -> str:
+    """`0.0424 ± 0.0016`."""
+    return format_estimate(price.average, price.average_se)
+
+
+def show_step(price: Price) -> str:
+    """`0.0424, from model-Q8_0`."""
+    step = price.step
+    return "" if step is None else f"{format_value(_rounded(step.price))}, from {visible(step.start)}"
+
+
+def _rounded(value: float) -> float:
+    """To two significant digits: the steps share their tokens, so that no error of their difference is at hand."""
+    return round(value, 1 - math.floor(math.log10(abs(value)))) if value else 0.0

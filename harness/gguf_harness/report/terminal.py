@@ -1,0 +1,225 @@
+"""The end of a session on the terminal: one table, one line per candidate, and what the person should know."""
+
+from __future__ import annotations
+
+import io
+import textwrap
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from gguf_harness.claims import judge_claims, speed_ratio
+from gguf_harness.report.data import Candidate, RunView, describe_windows, visible
+from gguf_harness.report.numbers import (
+    doubt_mark,
+    format_bytes,
+    format_estimate,
+    format_percent,
+    format_ratio,
+    format_value,
+)
+from gguf_harness.report.prices import price_note
+
+__all__ = ["render_terminal", "verdict_line"]
+
+_MIN_WIDTH, _MAX_WIDTH = 60, 140
+_COLORS: Final = {
+    "pass": "green",
+    "fail": "red",
+    "error": "red",
+    "incomplete": "yellow",
+    "inconclusive": "yellow",
+    "reference": "dim",
+}
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _Column:
+    """A column of the table; of those that do not fit, the one of highest rank goes first."""
+
+    title: str
+    metric: str
+    show: Callable[[Row], str]
+    rank: int
+
+
+def _with_error(row: Row) -> str:
+    return format_estimate(row["value"], row["se"])
+
+
+def _speed(digits: int) -> Callable[[Row], str]:
+    return lambda row: f"{row['value']:.{digits}f}{doubt_mark(row)}"
+
+
+_COLUMNS: Final = (
+    _Column("bits/w", "bits_per_weight", lambda row: f"{row['value']:.2f}", 5),
+    _Column("PPL", "ppl", _with_error, 2),
+    _Column("KL mean, nats", "kld_mean", _with_error, 0),
+    _Column("KL 99 %", "kld_p99", lambda row: format_value(row["value"]), 7),
+    _Column("same top", "same_top", lambda row: format_percent(row["value"], row["se"]), 3),
+    _Column("prompt t/s", "pp_tokens_per_s", _speed(0), 6),
+    _Column("gen. t/s", "tg_tokens_per_s", _speed(1), 4),
+    _Column("memory", "peak_memory_bytes", lambda row: format_bytes(row["value"]), 8),
+    _Column("attention cos.", "attn_cosine", _with_error, 9),
+    _Column("worst head", "attn_cosine_worst_head", _with_error, 11),
+    _Column("heads, rank corr.", "head_importance_rank_correlation", _with_error, 12),
+    _Column("resid error", "resid_relative_error", _with_error, 10),
+    _Column("neighbours kept", "neighbour_recall", lambda row: format_percent(row["value"], row["se"]), 13),
+    _Column("context cos.", "contextual_cosine", _with_error, 14),
+)
+
+
+def render_terminal(run: Mapping[str, Any], *, width: int, color: bool) -> str:
+    """The whole summary.
+
+    Args:
+        run: content of a run.json.
+        width: of the terminal; columns that do not fit are left out, least important first.
+        color: whether escape sequences are wanted.
+    """
+    view = RunView(run)
+    width = max(_MIN_WIDTH, min(width, _MAX_WIDTH))
+    told = [*run.get("warnings", []), *view.correction_notes()]
+    notes = [*_notes(view), *(f"note: {visible(line)}" for line in told)]
+    described = [model for model in view.models if not model.is_reference or model.reasons]
+    blocks = [
+        [_table(view, width, color).rstrip("\n")] if view.models else [],
+        [_colored(_wrap(verdict_line(view, model), width), model.verdict, color) for model in described],
+        [_wrap(note, width) for note in notes],
+        [_wrap(view.headline(), width)],
+    ]
+    return "\n\n".join("\n".join(block) for block in blocks if block) + "\n"
+
+
+def verdict_line(view: RunView, model: Candidate) -> str:
+    """What the run says of a model, in plain words."""
+    name = visible(model.name)
+    if model.verdict == "error":
+        more = "".join(f"; also: {visible(_first_line(other))}" for other in model.standing.others)
+        return f"{name}: could not be measured. {visible(_first_line(model.reasons[0]))}{more}"
+    parts = [*_gate_words(view, model), *_gain_words(view, model)]
+    parts += [f"also: {visible(_first_line(other))}" for other in model.standing.others]
+    if model.dominated_by:
+        other = visible(model.dominated_by)
+        parts.append(f"dominated by {other}, which is no bigger and no worse")
+    return f"{name}: {model.label}" + (f"; {'; '.join(parts)}" if parts else "")
+
+
+def _gate_words(view: RunView, model: Candidate) -> list[str]:
+    if model.reasons:
+        what = "could not be measured: " if model.standing.verdict == "error" else ""
+        return [what + visible(_first_line(reason)).rstrip(".") for reason in model.reasons]
+    row = view.row(model.name, "kld_mean")
+    return [f"KL {format_estimate(row['value'], row['se'])} nats"] if row else []
+
+
+def _gain_words(view: RunView, model: Candidate) -> list[str]:
+    reference = next((other for other in view.models if other.is_reference), None)
+    if reference is None or not reference.facts or not model.facts:
+        return []
+    words = [f"{model.facts['bytes'] / reference.facts['bytes']:.0%} of the reference's size"]
+    # Only of what was timed in turns and undisturbed: speeds of different times make no ratio.
+    ratio = speed_ratio(view.run, model.name)
+    if ratio is not None:
+        low, high = (format_ratio(bound) for bound in (ratio.low, ratio.high))
+        words.append(f"{format_ratio(ratio.value)} x its generation speed ({low} to {high})")
+    return words
+
+
+def _notes(view: RunView) -> list[str]:
+    run = view.run
+    notes = []
+    reference = view.reference
+    floor = view.row(reference, "floor_kld_mean") if reference else None
+    if floor:
+        notes.append(
+            f"noise floor: KL of the reference against itself in other batches is {_floor(floor['value'])} nats"
+            f" (n = {floor['n']}); differences of that size mean nothing"
+        )
+    if corpus := run.get("corpus"):
+        notes.append(
+            f"corpus: {visible(corpus['name'])}, {describe_windows(corpus)},"
+            f" {corpus['scored_tokens']} scored; ± is one standard error, clustered by window"
+        )
+    notes += [*view.early_notes(), *view.baseline_notes(), *_answers(view)]
+    cache = run.get("cache") or {"hits": 0, "misses": 0}
+    total = cache["hits"] + cache["misses"]
+    if total:
+        notes.append(
+            f"cache: all {total} measurements came from it, nothing was decoded; --gguf-fresh measures again"
+            if cache["hits"] == total
+            else f"cache: {cache['hits']} of {total} measurements came from it"
+        )
+    if view.interrupted is not None:
+        notes.append(f"{view.interrupted}: what had been measured is shown")
+    return notes + view.attempt_notes()
+
+
+def _answers(view: RunView) -> list[str]:
+    """Prices of steps to smaller files, and claims that the run tests."""
+    price = price_note(view)
+    claims = [finding for finding in judge_claims(view.run) if finding.verdict != "not tested"]
+    words = (f"'{finding.claim.says}' {finding.verdict} ({finding.numbers})" for finding in claims)
+    told = [f"claims, on this machine and text: {'; '.join(words)}"] if claims else []
+    return [*([price] if price else []), *told]
+
+
+def _table(view: RunView, width: int, color: bool) -> str:
+    columns = [column for column in _COLUMNS if view.measured(column.metric)]
+    while True:
+        text, needed = _draw(view, columns, width, color)
+        if needed <= width or len(columns) <= 1:
+            return text
+        columns.remove(max(columns, key=lambda column: column.rank))
+
+
+def _draw(view: RunView, columns: list[_Column], width: int, color: bool) -> tuple[str, int]:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table.add_column("model", overflow="fold")
+    table.add_column("size", justify="right", no_wrap=True)
+    for column in columns:
+        table.add_column(column.title, justify="right", no_wrap=True)
+    table.add_column("verdict", no_wrap=True)
+    for model in view.models:
+        rows = [view.row(model.name, column.metric) for column in columns]
+        size = format_bytes(model.facts["bytes"]) if model.facts else "-"
+        # Text, not markup: a model's name may hold [brackets].
+        table.add_row(
+            Text(visible(model.name)),
+            size,
+            *("-" if row is None else column.show(row) for row, column in zip(rows, columns, strict=True)),
+            Text(model.label, style=_COLORS.get(model.verdict, "")),
+        )
+    file = io.StringIO()
+    console = Console(
+        file=file, width=max(width, 400), force_terminal=color, color_system="standard" if color else None
+    )
+    needed = console.measure(table).maximum
+    drawn = Console(file=file, width=width, force_terminal=color, color_system="standard" if color else None)
+    drawn.print(table)
+    return file.getvalue(), needed
+
+
+def _floor(value: float) -> str:
+    return "below 1e-6" if abs(value) < 1e-6 else f"{value:.1e}"
+
+
+def _wrap(text: str, width: int) -> str:
+    return textwrap.fill(text, width, subsequent_indent="  ", break_on_hyphens=False)
+
+
+def _colored(text: str, verdict: str, color: bool) -> str:
+    codes = {"green": "32", "red": "31", "yellow": "33", "dim": "2"}
+    code = codes.get(_COLORS.get(verdict, ""))
+    return f"\x1b[{code}m{text}\x1b[0m" if color and code else text
+
+
+def _first_line(text: str) -> str:
+    return text.strip().splitlines()[0] if text.strip() else "no reason was given"

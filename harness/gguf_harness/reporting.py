@@ -1,0 +1,385 @@
+"""Collects test reports into the run, and writes what is left of it: run.json, report, summaries for CI."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from gguf_harness.errors import HarnessError
+from gguf_harness.junit import add_suite_properties, readable, writes_junit
+from gguf_harness.outcomes import Kind, message_of
+from gguf_harness.run import Course, Findings, RunDraft, TestRecord
+from gguf_harness.state import BASELINE_PROPERTY, ESTIMATE_PROPERTY, GATE_PROPERTY, State, only_plans
+from gguf_harness.visible import visible
+
+__all__ = ["Reporting"]
+
+_CRASHED: Final[str] = "???"
+"""What xdist gives as the phase of a test that a worker died of."""
+
+
+class Reporting:
+    """Collects test reports into the run. Registered in the process that reports, not in xdist's workers."""
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+        self._problem: HarnessError | None = None
+        self._summary_problem: HarnessError | None = None
+        self._next_save = 0.0
+        self._course = Course()
+        self._repeating: set[str] = set()
+        self._planned: set[str] = set()
+        self._problems: list[str] = []
+
+    # First, because what writes JUnit files is to read what this leaves.
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Take rows, verdicts and outcome of a test of ours; count how far the session is."""
+        self._follow(report)
+        if str(report.when) == _CRASHED:  # which pytest does not know
+            self._keep_crashed(report)
+        if not hasattr(report, "gguf_model") or only_plans(self._state.config):
+            return
+        draft = self._state.draft = self._state.draft or _new_draft(self._state, self._course)
+        self._plan(draft, report.gguf_suites)
+        identifier = report.nodeid
+        if report.when == "call" or report.outcome != "passed":
+            draft.tests[identifier] = _test_record(report)
+        if report.when == "teardown" and identifier not in self._repeating:
+            draft.found[identifier] = _findings(report)
+            self._save_now_and_then(draft)
+        if writes_junit(self._state.config):
+            model: str | None = report.gguf_model
+            together = self._state.options.holm
+            report.user_properties = readable(report.user_properties, model, together=together)
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        """Note which tests are to run; with xdist, none are collected here."""
+        self._course.selected |= {item.nodeid for item in session.items}
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_xdist_node_collection_finished(self, node: object, ids: list[str]) -> None:  # noqa: ARG002
+        """The same of an xdist worker; all of them collect the same."""
+        self._course.selected |= set(ids)
+
+    def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
+        """Ctrl-C, pytest.exit, or what ends a session in their way."""
+        told = str(excinfo.value)
+        self._course.stopped = f"{excinfo.typename}: {told}" if told else excinfo.typename
+
+    def pytest_internalerror(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
+        """Some plugin is broken, or pytest is."""
+        self._course.stopped = f"an internal error of pytest, {excinfo.typename}: {excinfo.value}"
+
+    def _keep_crashed(self, report: pytest.TestReport) -> None:
+        """Keep a test that one of xdist's workers died of: xdist reports it, and knows nothing of its model."""
+        groups = self._state.config.pluginmanager.get_plugin("gguf_harness.distribution")
+        model, suite = groups.about(report.nodeid) if groups is not None else (None, "")
+        if self._state.draft is not None and model is not None:
+            message = str(report.longrepr)
+            record = TestRecord(report.nodeid, suite, model, "failed", message, 0.0, "measurement", message)
+            self._state.draft.tests[report.nodeid] = record
+
+    def _follow(self, report: pytest.TestReport) -> None:
+        """Count a test when it has its final outcome: reruns report more than once."""
+        identifier = report.nodeid
+        outcome: str = report.outcome
+        if outcome == "rerun":  # by pytest-rerunfailures
+            self._repeating.add(identifier)
+        elif report.when == "setup":
+            self._repeating.discard(identifier)
+        # xdist reports the test that a worker died of once.
+        if report.when not in {"setup", "call"} and identifier not in self._repeating:
+            self._course.ended.add(identifier)
+
+    def _plan(self, draft: RunDraft, suites: list[str]) -> None:
+        """Add what suites are to decide, when the first report of one arrives."""
+        if set(suites) <= self._planned:
+            return
+        from gguf_harness.plan import plan_comparisons, plan_gates
+
+        self._planned |= set(suites)
+        ladder = self._state.ladder
+        draft.planned = plan_gates(self._planned, ladder, self._state.gates)
+        if self._state.options.baseline is not None:
+            draft.planned_comparisons = plan_comparisons(self._planned, ladder)
+
+    @pytest.hookimpl(wrapper=True, trylast=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> Generator[None, None, None]:
+        """Settle what needs the whole run; when all that measures is closed, write run.json and the report."""
+        draft = self._state.draft
+        self._hold_against_baseline(session, draft)
+        if draft is not None:
+            # What pytest says of -x and --maxfail; it raises nothing that a plugin could see.
+            stop = session.shouldfail or session.shouldstop
+            if stop and not self._course.selected <= self._course.ended:
+                self._course.stopped = self._course.stopped or str(stop)
+            self._settle(session, draft)
+            if writes_junit(session.config) and (run := self._save(draft, settled=True)) is not None:
+                add_suite_properties(session.config, run)
+        yield
+        if draft is not None:
+            self._write(session, draft)
+        elif (name := session.config.getoption("--gguf-save-baseline")) and not session.config.option.collectonly:
+            self._end_badly(session, [f"The baseline {name!r} was not saved: this run measured nothing."])
+
+    def _settle(self, session: pytest.Session, draft: RunDraft) -> None:
+        """Holm's correction over gates, and over comparisons with a baseline; what fails by it alone fails now.
+
+        So does a test that ended without deciding what it was to decide.
+        """
+        from gguf_harness.verdicts import adjust
+
+        options = self._state.options
+        gates, comparisons = adjust(draft.gates, enforce=options.holm), draft.comparisons
+        wrong = [gate for gate in gates if options.holm and gate["verdict"] in options.failing_verdicts]
+        wrong += [comparison for comparison in comparisons if comparison.get("outcome") == "worse"]
+        draft.settle(gates, comparisons)
+        messages: dict[str, list[str]] = {}
+        for finding in wrong:
+            messages.setdefault(finding["test"], []).append(f"{finding['model']}: {finding['detail']}")
+        for test, lines in messages.items():
+            if draft.tests[test].outcome == "passed":
+                properties = [(GATE_PROPERTY, json.dumps(gate)) for gate in gates if gate["test"] == test]
+                kind: Kind = "gate" if properties else "baseline"
+                self._fail(session, draft.tests[test], kind, "\n".join(lines), properties)
+        self._fail_undecided(session, draft)
+
+    def _fail_undecided(self, session: pytest.Session, draft: RunDraft) -> None:
+        from gguf_harness.gates import load_gates
+        from gguf_harness.plan import homeless, of_other_suites
+        from gguf_harness.report.standing import undecided_gates
+
+        messages: dict[str, list[str]] = {}
+        for gate in undecided_gates({"planned": draft.planned, "gates": draft.gates, "tests": _tests(draft)}):
+            if gate.test is not None and gate.outcome in {"passed", "skipped"}:
+                messages.setdefault(gate.test, []).append(gate.sentence)
+        for test, lines in messages.items():
+            self._fail(session, draft.tests[test], "undecided", "\n".join(lines), [])
+        lost = homeless(self._state.gates, (gate["metric"] for gate in draft.gates))
+        problems = []
+        built_in = load_gates(None)
+        own = [metric for metric, limit in self._state.gates.items() if limit != built_in.get(metric)]
+        if elsewhere := of_other_suites(own, self._planned, (gate["metric"] for gate in draft.gates)):
+            draft.warnings.append(elsewhere)
+        if lost:
+            problems.append(f"--gguf-gates has a limit for {', '.join(lost)}, and no test holds it against that")
+        if self._state.options.reference is not None and not self._state.ladder.candidates:
+            problems.append("--reference was given, and there is no candidate to compare with it")
+        if problems and self._planned and draft.course.complete:
+            draft.warnings += [f"{problem}: the session fails." for problem in problems]
+            if session.exitstatus == pytest.ExitCode.OK:
+                session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def _hold_against_baseline(self, session: pytest.Session, draft: RunDraft | None) -> None:
+        """Judge the comparisons with --gguf-baseline; that nothing was compared must not look like a pass."""
+        # Only when it is asked for: reading options costs, and another project's session has none.
+        if self._state.config.getoption("--gguf-baseline") is None or session.config.option.collectonly:
+            return
+        from gguf_harness.baseline_notes import notes_of, nothing_compared, uncompared
+        from gguf_harness.regressions import judge
+
+        baseline, partners = self._state.baseline, self._state.partners
+        if baseline is None:
+            return
+        comparisons = judge(draft.comparisons) if draft is not None else []
+        problems = []
+        if draft is not None:
+            absent = uncompared(
+                partners,
+                baseline,
+                comparisons,
+                [row["model"] for findings in draft.found.values() for row in findings.estimates],
+            )
+            problems = [f"{one['model']}: {one['detail']}." for one in absent]
+            draft.settle(draft.gates, [*comparisons, *absent])
+            draft.baseline_notes = notes_of(partners, baseline, comparisons)
+        if not comparisons and not problems:
+            problems = [nothing_compared(baseline, partners)]
+            if draft is not None:
+                draft.baseline_notes += problems
+        self._end_badly(session, problems)
+
+    def _end_badly(self, session: pytest.Session, problems: list[str]) -> None:
+        """Say at the end what no test of its own could fail for, and end with another code than 0."""
+        self._problems += problems
+        if problems and session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def _fail(
+        self, session: pytest.Session, test: TestRecord, kind: Kind, message: str, properties: list[tuple[str, str]]
+    ) -> None:
+        """Fail a test that has not failed, with a report of its own, which a second one closes."""
+        test.outcome, test.kind, test.message, test.summary = "failed", kind, message, message
+        location = (test.id.split("::")[0], None, test.id.split("::")[-1])
+        report = pytest.TestReport(test.id, location, {}, "failed", message, "call")
+        session.config.hook.pytest_runtest_logreport(report=report)
+        words = readable(properties, test.model)
+        closing = pytest.TestReport(test.id, location, {}, "passed", None, "teardown", user_properties=words)
+        session.config.hook.pytest_runtest_logreport(report=closing)
+        if session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def _write(self, session: pytest.Session, draft: RunDraft) -> None:
+        draft.course.exit_status = int(session.exitstatus)
+        run = self._save(draft, settled=True, last=True)
+        if run is not None:
+            from gguf_harness.report.badge import render_badge
+            from gguf_harness.report.html import write_html
+            from gguf_harness.store import write_text
+
+            try:
+                write_html(run, draft.folder, draft.folder / "report.html")
+                self._state.report = draft.folder / "report.html"
+                write_text(draft.folder / "badge.svg", render_badge(run))
+                self._save_baseline(session, run, draft.folder)
+            except HarnessError as error:
+                self._problem = error
+            self._summarize(run)
+        if self._problem is not None and session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def _summarize(self, run: dict[str, Any]) -> None:
+        """GitHub's summary of the step; without it nothing of the run is missing, so that nothing fails by it."""
+        file = os.environ.get("GITHUB_STEP_SUMMARY")
+        if file:
+            from gguf_harness.report.github import append_summary
+
+            try:
+                append_summary(run, Path(file))
+            except HarnessError as error:
+                self._summary_problem = error
+
+    def _save_baseline(self, session: pytest.Session, run: dict[str, Any], folder: Path) -> None:
+        options = self._state.options
+        if options.save_baseline is None:
+            return
+        from gguf_harness.baselines import build_baseline, save_baseline, why_unfit
+        from gguf_harness.measure.arrays import load_arrays
+        from gguf_harness.store import run_file
+
+        if reason := why_unfit(run, unfinished=not run["finished"], failed=session.testsfailed):
+            self._end_badly(session, [f"The baseline {options.save_baseline!r} was not saved: {reason}."])
+            return
+        means = {
+            entry["model"]: load_arrays(run_file(folder, entry["file"]))
+            for entry in run["arrays"]
+            if entry["name"] == "window_means"
+        }
+        path = options.results / "baselines" / f"{options.save_baseline}.json"
+        save_baseline(path, build_baseline(run, means, self._state.baseline_settings))
+        self._state.saved_baseline = path
+
+    def _save_now_and_then(self, draft: RunDraft) -> None:
+        """Save what a killed session is to keep, in a tenth of the time at most: a run can grow to megabytes."""
+        started = time.monotonic()
+        if started >= self._next_save:
+            self._save(draft)
+            self._next_save = time.monotonic() + 10 * (time.monotonic() - started)
+
+    def _save(self, draft: RunDraft, *, settled: bool = False, last: bool = False) -> dict[str, Any] | None:
+        """The stored run; a full disk must not end the session, and is said at its end."""
+        try:
+            run = draft.save(settled=settled, last=last)
+        except HarnessError as error:
+            self._problem = error
+            return None
+        self._problem = None
+        return run
+
+    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+        """Print the table, the verdicts and the path of the report."""
+        if self._problem is not None:
+            terminalreporter.section("gguf-harness")
+            terminalreporter.write_line(f"The results of this run could not be stored. {self._problem}", red=True)
+        if self._state.report is None:
+            self._tell_problems(terminalreporter)
+            return
+        from gguf_harness.report.terminal import render_terminal
+        from gguf_harness.store import load_run
+
+        run = load_run(self._state.run_folder / "run.json")
+        writer = terminalreporter._tw  # noqa: SLF001 - pytest offers no public way to its width and colours
+        terminalreporter.section("gguf-harness")
+        text = render_terminal(run, width=writer.fullwidth, color=writer.hasmarkup) + "\n"
+        # Where characters are missing, pytest would escape the ends of the lines as well.
+        encoding = getattr(writer._file, "encoding", None) or "utf-8"  # noqa: SLF001
+        terminalreporter.write(text.encode(encoding, "backslashreplace").decode(encoding))
+        terminalreporter.write_line(f"report: {_shown(self._state.report)}")
+        terminalreporter.write_line(f"run:    {_shown(self._state.run_folder / 'run.json')}")
+        if self._state.saved_baseline is not None:
+            terminalreporter.write_line(f"saved:  {_shown(self._state.saved_baseline)}")
+        self._tell_problems(terminalreporter)
+        if self._summary_problem is not None:
+            terminalreporter.write_line(f"There is no step summary. {self._summary_problem}")
+        if os.environ.get("GITHUB_ACTIONS") == "true":
+            from gguf_harness.report.github import annotation_lines
+
+            for line in annotation_lines(run):
+                terminalreporter.write_line(line)
+
+    def _tell_problems(self, terminalreporter: Any) -> None:
+        for problem in self._problems:
+            terminalreporter.write_line(f"gguf-harness: {visible(problem)}", red=True)
+
+
+def _new_draft(state: State, course: Course) -> RunDraft:
+    from gguf_harness.machine import describe_machine
+
+    ladder = state.ladder
+    return RunDraft(
+        folder=state.run_folder,
+        command=["pytest", *(visible(str(argument)) for argument in state.config.invocation_params.args)],
+        settings=state.options.to_json(),
+        machine=describe_machine(),
+        reference_reason=ladder.reason,
+        reference=ladder.reference.name if ladder.reference else None,
+        baseline=state.baseline.name if state.baseline else None,
+        course=course,
+    )
+
+
+def _test_record(report: pytest.TestReport) -> TestRecord:
+    outcome: str = report.outcome
+    if outcome == "failed" and report.when != "call":
+        outcome = "error"
+    return TestRecord(
+        report.nodeid,
+        getattr(report, "gguf_suite", ""),
+        getattr(report, "gguf_model", None),
+        outcome,
+        message_of(report),
+        report.duration,
+        kind=getattr(report, "gguf_kind", None),
+        summary=getattr(report, "gguf_summary", None),
+        attempts=getattr(report, "gguf_attempt", 1),
+    )
+
+
+def _findings(report: pytest.TestReport) -> Findings:
+    """What the test kept in its properties."""
+    findings, identifier, suite = Findings(), report.nodeid, getattr(report, "gguf_suite", "")
+    for name, value in report.user_properties:
+        if name == ESTIMATE_PROPERTY:
+            findings.estimates.append(json.loads(str(value)))
+        elif name == GATE_PROPERTY:
+            findings.gates.append({"test": identifier, "suite": suite, **json.loads(str(value))})
+        elif name == BASELINE_PROPERTY:
+            findings.comparisons.append({"test": identifier, **json.loads(str(value))})
+    return findings
+
+
+def _tests(draft: RunDraft) -> list[dict[str, Any]]:
+    return [test.to_json() for test in draft.tests.values()]
+
+
+def _shown(path: Path) -> str:
+    """Relative to where the person is, if it is below."""
+    here = Path.cwd()
+    return visible(str(path.relative_to(here) if path.is_relative_to(here) else path))

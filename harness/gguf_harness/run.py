@@ -1,0 +1,310 @@
+"""A run: everything that one pytest invocation measured, on its way into run.json.
+
+With `pytest -n` several processes measure. Rows and verdicts travel with the test reports; what belongs to no single
+test (models, corpus, engine, arrays) is written by each process into a part of its own, and put together at the end.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+from gguf_harness import __version__
+from gguf_harness.records import SCHEMA_VERSION
+from gguf_harness.store import write_json
+
+_SHOWN_PROBLEMS: Final = 3
+
+__all__ = ["Course", "Findings", "RunDraft", "RunPart", "TestRecord", "new_run_id"]
+
+
+def new_run_id() -> str:
+    """Sorts by time; the random end keeps runs of the same second apart."""
+    return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+
+
+class RunPart:
+    """What one process adds to a run beside its rows. Saved whenever something is added.
+
+    Args:
+        folder: the run's folder.
+        process: name of the process: "main", or xdist's worker id.
+    """
+
+    def __init__(self, folder: Path, process: str) -> None:
+        self.folder = folder
+        self._file = folder / "parts" / f"{process}.json"
+        self._content: dict[str, Any] = {
+            "models": {},
+            "corpus": None,
+            "engine": None,
+            "prompts": None,
+            "texts": {},
+            "arrays": {},
+            "warnings": [],
+            "cache": {"hits": 0, "misses": 0},
+            "early": {},
+            "heads": {},
+            "analytics": [],
+        }
+
+    def add_early(self, model: str, windows: int, planned: int, n_ctx: int) -> None:
+        """Say how much of the corpus a model needed with --gguf-until-decided."""
+        self._content["early"][model] = {
+            "model": model,
+            "windows": windows,
+            "planned": planned,
+            "tokens": windows * n_ctx,
+            "saved_tokens": (planned - windows) * n_ctx,
+        }
+        self._save()
+
+    def add_model(self, description: dict[str, Any]) -> None:
+        """Describe a model; the first description counts."""
+        if description["name"] not in self._content["models"]:
+            self._content["models"][description["name"]] = description
+            self._save()
+
+    def set(self, name: str, value: object) -> None:
+        """Set `corpus`, `engine`, `prompts`, `cache` or `analytics`."""
+        if self._content[name] != value:
+            self._content[name] = value
+            self._save()
+
+    def warn(self, message: str) -> None:
+        """Say something that the person should read after the run."""
+        if message not in self._content["warnings"]:
+            self._content["warnings"].append(message)
+            self._save()
+
+    def warn_of_prompts(self, model: str, problems: Sequence[str], prompts: int) -> None:
+        """Say which prompts a model could not be given: they cost themselves, and not the model.
+
+        Args:
+            model: its name.
+            problems: why, a sentence for each of them.
+            prompts: how many there are in all.
+        """
+        if problems:
+            shown = [problem.removeprefix(f"{model}, ") for problem in problems[:_SHOWN_PROBLEMS]]
+            more = f"; and {len(problems) - len(shown)} more" if len(problems) > len(shown) else ""
+            told = "; ".join(problem.rstrip(".") for problem in shown)
+            self.warn(f"{len(problems)} of {prompts} prompts could not be given to {model}: {told}{more}")
+
+    def add_texts(self, model: str, rows: list[dict[str, Any]]) -> None:
+        """Keep how a model continued the prompts; the first time counts."""
+        if model not in self._content["texts"]:
+            self._content["texts"][model] = [{"model": model, **row} for row in rows]
+            self._save()
+
+    def add_heads(self, model: str, rows: list[dict[str, Any]]) -> None:
+        """Say what kind each head of a model is; the first time counts."""
+        if model not in self._content["heads"]:
+            self._content["heads"][model] = [{"model": model, **row} for row in rows]
+            self._save()
+
+    def add_arrays(self, model: str, name: str, description: str, arrays: dict[str, Any]) -> None:
+        """Keep arrays for a picture, once per model and name."""
+        from gguf_harness.measure.arrays import save_arrays
+
+        key = f"{model}/{name}"
+        if key not in self._content["arrays"]:
+            file = f"arrays/{len(list((self.folder / 'arrays').glob('*'))):03d}-{name}.npz"
+            if self._file.stem != "main":
+                file = file.replace("arrays/", f"arrays/{self._file.stem}-")
+            save_arrays(self.folder / file, arrays)
+            self._content["arrays"][key] = {"model": model, "name": name, "file": file, "description": description}
+            self._save()
+
+    def _save(self) -> None:
+        write_json(self._file, self._content)
+
+
+@dataclass(slots=True)
+class TestRecord:
+    """One test's outcome.
+
+    Attributes:
+        kind: of a failure, one of `gguf_harness.outcomes.Kind`; a test that was skipped for its prompt has "prompt".
+        summary: the failure in a line.
+        attempts: how often it was tried (--reruns); what stands in the run is of the last attempt.
+    """
+
+    id: str
+    suite: str
+    model: str | None
+    outcome: str
+    message: str
+    duration_s: float
+    kind: str | None = None
+    summary: str | None = None
+    attempts: int = 1
+
+    __test__ = False  # it is a record, not a test class
+
+    def to_json(self) -> dict[str, Any]:
+        """A dictionary of JSON types only."""
+        return asdict(self) | {"duration_s": round(self.duration_s, 3)}
+
+
+@dataclass(slots=True)
+class Course:
+    """How far a session has come.
+
+    Attributes:
+        selected: ids of all tests that are to run, of other projects as well.
+        ended: those with a final outcome.
+        stopped: why the session was ended before its tests were; None where it was not.
+        exit_status: pytest's, when the run was stored for the last time.
+    """
+
+    selected: set[str] = field(default_factory=set)
+    ended: set[str] = field(default_factory=set)
+    stopped: str | None = None
+    exit_status: int | None = None
+
+    @property
+    def complete(self) -> bool:
+        """Whether every test that was selected has its outcome, and nothing stopped the session."""
+        return self.stopped is None and self.selected <= self.ended
+
+    def to_json(self) -> dict[str, Any]:
+        """A dictionary of JSON types only."""
+        ran = len(self.selected & self.ended) if self.selected else len(self.ended)
+        selected = max(len(self.selected), ran)
+        return {"selected": selected, "ran": ran, "stopped": self.stopped, "exit_status": self.exit_status}
+
+
+@dataclass(slots=True)
+class Findings:
+    """What one test found: rows, verdicts of gates, comparisons with a baseline."""
+
+    estimates: list[dict[str, Any]] = field(default_factory=list)
+    gates: list[dict[str, Any]] = field(default_factory=list)
+    comparisons: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class RunDraft:
+    """A run.json while the session goes on. Saved after every test, so that a killed session keeps its results.
+
+    Attributes:
+        found: by test id; a later attempt at a test takes the place of the earlier one.
+        planned: gates that the suites are to decide, as `gguf_harness.plan.plan_gates` gives them.
+        planned_comparisons: the same of comparisons with the baseline.
+        warnings: of the session as a whole.
+    """
+
+    folder: Path
+    command: list[str]
+    settings: dict[str, Any]
+    machine: dict[str, Any]
+    reference_reason: str
+    reference: str | None
+    started: datetime = field(default_factory=lambda: datetime.now(UTC))
+    tests: dict[str, TestRecord] = field(default_factory=dict)
+    found: dict[str, Findings] = field(default_factory=dict)
+    planned: list[dict[str, Any]] = field(default_factory=list)
+    planned_comparisons: list[dict[str, Any]] = field(default_factory=list)
+    baseline: str | None = None
+    warnings: list[str] = field(default_factory=list)
+    course: Course = field(default_factory=Course)
+    baseline_notes: list[str] = field(default_factory=list)
+    _clock: float = field(default_factory=time.monotonic)
+
+    @property
+    def gates(self) -> list[dict[str, Any]]:
+        """All that were decided."""
+        return [gate for findings in self.found.values() for gate in findings.gates]
+
+    @property
+    def comparisons(self) -> list[dict[str, Any]]:
+        """All that were made."""
+        return [comparison for findings in self.found.values() for comparison in findings.comparisons]
+
+    def settle(self, gates: list[dict[str, Any]], comparisons: list[dict[str, Any]]) -> None:
+        """Put what the whole run says of gates and comparisons in the place of what each said by itself."""
+        for findings in self.found.values():
+            findings.gates, findings.comparisons = [], []
+        for gate in gates:
+            self.found[gate["test"]].gates.append(gate)
+        for comparison in comparisons:
+            # One that could not be made belongs to no test.
+            self.found.setdefault(comparison.get("test", ""), Findings()).comparisons.append(comparison)
+
+    def save(self, *, settled: bool, last: bool = False) -> dict[str, Any]:
+        """Write run.json and return its content.
+
+        Args:
+            settled: all has been said that only the whole run can tell; before that, no run is finished.
+            last: nothing is to be added: the parts of other processes may go.
+        """
+        content = self._assemble(settled and self.course.complete)
+        write_json(self.folder / "run.json", content)
+        if last:
+            shutil.rmtree(self.folder / "parts", ignore_errors=True)
+        return content
+
+    def _assemble(self, finished: bool) -> dict[str, Any]:
+        parts = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(self.folder.glob("parts/*.json"))]
+        models: dict[str, Any] = {}
+        arrays: dict[str, Any] = {}
+        texts: dict[str, Any] = {}
+        early: dict[str, Any] = {}
+        heads: dict[str, Any] = {}
+        for part in parts:
+            heads |= part["heads"]
+            texts = part["texts"] | texts
+            early |= part["early"]
+            models = part["models"] | models
+            arrays = part["arrays"] | arrays
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "id": self.folder.name,
+            "command": self.command,
+            "started": self.started.isoformat(timespec="seconds"),
+            "duration_s": round(time.monotonic() - self._clock, 3),
+            "finished": finished,
+            "session": self.course.to_json(),
+            "harness": __version__,
+            "machine": self.machine,
+            "engine": next((part["engine"] for part in parts if part["engine"]), None),
+            "models": [model | {"reference": model["name"] == self.reference} for model in models.values()],
+            "reference": self.reference,
+            "reference_reason": self.reference_reason,
+            "corpus": next((part["corpus"] for part in parts if part["corpus"]), None),
+            "prompts": next((part["prompts"] for part in parts if part["prompts"]), None),
+            "texts": [row for rows in texts.values() for row in rows],
+            "settings": self.settings,
+            "tests": [test.to_json() for test in self.tests.values()],
+            "estimates": [row for findings in self.found.values() for row in findings.estimates],
+            "arrays": list(arrays.values()),
+            "planned": self.planned,
+            "gates": self.gates,
+            "early": list(early.values()),
+            "heads": [row for rows in heads.values() for row in rows],
+            "analytics": sorted({backend for part in parts for backend in part["analytics"]}),
+            "baseline": self._compared() if self.baseline else None,
+            "warnings": list(dict.fromkeys([*(w for part in parts for w in part["warnings"]), *self._warnings()])),
+            "cache": {key: sum(part["cache"][key] for part in parts) for key in ("hits", "misses")},
+        }
+
+    def _compared(self) -> dict[str, Any]:
+        return {
+            "name": self.baseline,
+            "planned": self.planned_comparisons,
+            "comparisons": self.comparisons,
+            "notes": self.baseline_notes,
+        }
+
+    def _warnings(self) -> list[str]:
+        undecided = (gate for gate in self.gates if gate["verdict"] == "inconclusive")
+        told = (f"{gate['model']}: {gate['metric']} is inconclusive. {gate['detail']}" for gate in undecided)
+        return [*told, *self.warnings]

@@ -1,0 +1,174 @@
+"""What the plugin knows of a session, kept in pytest's stash for hooks and fixtures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import pytest
+
+from gguf_harness.errors import HarnessError
+from gguf_harness.options import Options, read_options
+from gguf_harness.run import RunDraft
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from gguf_harness.advice import TextSize
+    from gguf_harness.baselines import Baseline
+    from gguf_harness.gates import Gate
+    from gguf_harness.ladder import Ladder
+    from gguf_harness.pairing import Partner
+    from gguf_harness.prompts import PromptSet
+    from gguf_harness.records import Row
+    from gguf_harness.regressions import Comparison
+    from gguf_harness.words import WordList
+
+__all__ = ["BASELINE_PROPERTY", "ESTIMATE_PROPERTY", "FINDINGS", "GATE_PROPERTY", "STATE", "State", "only_plans"]
+
+ESTIMATE_PROPERTY: Final = "gguf_estimate"
+GATE_PROPERTY: Final = "gguf_gate"
+BASELINE_PROPERTY: Final = "gguf_baseline"
+"""Names in `user_properties`: what tests found travels with their reports, through xdist as well."""
+FINDINGS: Final = frozenset({ESTIMATE_PROPERTY, GATE_PROPERTY, BASELINE_PROPERTY})
+
+
+@dataclass
+class State:
+    """What the plugin knows of a session.
+
+    Attributes:
+        run_id: shared by all processes of a session.
+        options: read when first needed.
+        ladder: planned when first needed.
+        prompts: read when first needed.
+        words: read when first needed.
+        gates: read when first needed.
+        suites: of ours, those that tests were collected from, selected or not.
+        comparisons: number of collected tests that compare with the baseline.
+        divergence: some collected test compares a candidate with its reference: keep the reference's distributions.
+        problem: why there are no models, met while collecting and raised after it.
+        draft: the run, in the process that reports; None until a test of ours was reported.
+        text: what the windows of the corpus are taken from, once it is known.
+        beyond: by model, what is to be said of numbers that were measured beyond its context.
+    """
+
+    config: pytest.Config
+    run_id: str
+    process: str = "main"
+    divergence: bool = False
+    comparisons: int = 0
+    suites: set[str] = field(default_factory=set)
+    problem: HarnessError | None = None
+    draft: RunDraft | None = None
+    report: Path | None = None
+    saved_baseline: Path | None = None
+    text: TextSize | None = None
+    beyond: dict[str, str] = field(default_factory=dict)
+    _options: Options | None = None
+    _ladder: Ladder | None = None
+    _prompts: PromptSet | None = None
+    _baseline: Baseline | None = None
+    _partners: dict[str, Partner] | None = None
+    _words: WordList | None = None
+    _gates: dict[str, Gate] | None = None
+
+    @property
+    def options(self) -> Options:
+        """The command line, checked."""
+        if self._options is None:
+            self._options = read_options(self.config)
+        return self._options
+
+    @property
+    def ladder(self) -> Ladder:
+        """The models of the session."""
+        from gguf_harness.ladder import plan_ladder
+
+        if self._ladder is None:
+            self._ladder = plan_ladder(self.options)
+        return self._ladder
+
+    @property
+    def prompts(self) -> PromptSet:
+        """The prompts of the session."""
+        from gguf_harness.prompts import load_prompts
+
+        if self._prompts is None:
+            self._prompts = load_prompts(self.options.prompts)
+        return self._prompts
+
+    @property
+    def words(self) -> WordList:
+        """The words whose embeddings are compared."""
+        from gguf_harness.words import load_words
+
+        if self._words is None:
+            self._words = load_words(self.options.words)
+        return self._words
+
+    @property
+    def gates(self) -> dict[str, Gate]:
+        """Limits by metric: the built-in ones, and those of --gguf-gates in their place."""
+        from gguf_harness.gates import load_gates
+
+        if self._gates is None:
+            self._gates = load_gates(self.options.gates)
+        return self._gates
+
+    @property
+    def baseline(self) -> Baseline | None:
+        """What --gguf-baseline names, checked."""
+        from gguf_harness.baselines import load_baseline
+
+        if self._baseline is None and self.options.baseline is not None:
+            self._baseline = load_baseline(self.options.baseline)
+        return self._baseline
+
+    @property
+    def partners(self) -> dict[str, Partner]:
+        """What each candidate is compared with in the baseline; empty without one."""
+        from gguf_harness.ladder import subjects_of
+        from gguf_harness.pairing import pair_up, read_pairs
+
+        if self._partners is None:
+            earlier = self.baseline.subjects if self.baseline is not None else []
+            now = subjects_of(self.ladder) if earlier else []
+            self._partners = pair_up(earlier, now, read_pairs(self.options.baseline_map, earlier, now))
+        return self._partners
+
+    def compare(self, row: Row, gates: Mapping[str, Gate]) -> Comparison | None:
+        """How a row of the run compares with the baseline as it stands; None where one of both has no such value.
+
+        Suites other than quant need no test of their own for it: what is worse fails the test that recorded it, at the
+        end of the run, when all comparisons are known.
+        """
+        from gguf_harness.regressions import CONFIDENCE, compare_row, is_compared
+
+        partner = self.partners.get(row.model) if self.baseline is not None else None
+        if self.baseline is None or partner is None or partner.earlier is None or not is_compared(row):
+            return None
+        confidence = gates[row.metric].confidence if row.metric in gates else CONFIDENCE
+        return compare_row(row, self.baseline, partner.earlier, confidence, self.baseline_settings)
+
+    @property
+    def baseline_settings(self) -> dict[str, str]:
+        """What estimates of prompts, words, layers and heads depend on beside the models."""
+        options = self.options
+        settings = {name: getattr(options, name) for name in ("gen_tokens", "layers", "head_windows", "head_limit")}
+        hashes = {"prompts": self.prompts.sha256, "words": self.words.sha256}
+        return hashes | {name: str(value) for name, value in settings.items()}
+
+    @property
+    def run_folder(self) -> Path:
+        """Where this session's run goes."""
+        return self.options.results / "runs" / self.run_id
+
+
+STATE: Final = pytest.StashKey[State]()
+
+
+def only_plans(config: pytest.Config) -> bool:
+    """Whether pytest shows what it would run, and no test runs: there is nothing to measure, and nothing to report."""
+    return any(config.getoption(name, False) for name in ("collectonly", "setuponly", "setupplan"))

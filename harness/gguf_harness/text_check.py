@@ -1,0 +1,58 @@
+"""Does the text have as many windows as were asked for? Known before anything is measured."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from gguf_harness.corpora import load_corpus
+from gguf_harness.engine.tasks import count_tokens
+from gguf_harness.engine.worker import Worker
+from gguf_harness.errors import CorpusError, HarnessError
+from gguf_harness.measure.passes import MIN_WINDOWS, require_windows
+from gguf_harness.models import load_info
+
+if TYPE_CHECKING:
+    from gguf_harness.ladder import Ladder, PlannedModel
+    from gguf_harness.options import Options
+    from gguf_harness.sources import ModelSource
+
+__all__ = ["check_windows"]
+
+_BYTES_OF_A_TOKEN: Final = 6
+"""More than tokens of prose have on average, in any vocabulary: texts that are long enough even so are not counted."""
+
+
+def check_windows(options: Options, ladder: Ladder) -> None:
+    """Refuse a text that is too short for --gguf-ctx and --gguf-chunks.
+
+    Counting takes a process that reads the reference's vocabulary, about a second. What else is wrong with models is
+    for their tests to say.
+
+    Raises:
+        CorpusError: the text is missing or too short.
+    """
+    source = _source(ladder.reference)
+    if source is None:
+        return
+    try:
+        held_out = load_info(source).held_out_topics
+    except HarnessError:
+        return
+    corpus = load_corpus(options.corpus, held_out_topics=held_out)
+    if options.ctx * (options.chunks or MIN_WINDOWS) * _BYTES_OF_A_TOKEN <= len(corpus.text):
+        return
+    with Worker(source.name, options.cache / "logs" / "text.log", gpu=-1, timeout_s=options.timeout_s) as worker:
+        try:
+            tokens = worker.call(count_tokens, None, source.files, corpus.text)
+        except CorpusError:
+            raise
+        except HarnessError:
+            return
+    require_windows(corpus.name, tokens, options.ctx, options.chunks)
+
+
+def _source(planned: PlannedModel | None) -> ModelSource | None:
+    """The file whose vocabulary a model has."""
+    while planned is not None and planned.source is None:
+        planned = planned.base
+    return planned.source if planned is not None else None

@@ -1,0 +1,318 @@
+"""Verdicts: gates decided by a confidence bound and not by the point; one by one, and all of a run together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from gguf_harness.advice import TextSize, what_would_decide
+from gguf_harness.errors import GateError, NoData
+from gguf_harness.gates import Gate
+from gguf_harness.metrics.multiple import holm
+from gguf_harness.names import metric_info
+from gguf_harness.records import WHOLE, Estimate, Place
+
+if TYPE_CHECKING:
+    from gguf_harness.metrics.sequential import EarlyDecision
+    from gguf_harness.metrics.stats import MeanEstimate
+
+__all__ = ["Outcome", "Verdict", "adjust", "decide"]
+
+Outcome = Literal["pass", "fail", "inconclusive"]
+
+
+@dataclass(frozen=True, slots=True)
+class Tested:
+    """What is held against a limit: the estimate itself, or its ratio to the reference's.
+
+    Attributes:
+        se: as it is shown.
+        below: the error for a lower bound; infinite where there is no bound, None for what has no error.
+        above: the same for an upper bound.
+        scale: value of the reference for a ratio, otherwise 1: turns a ratio into the metric's unit.
+        paired: whether the ratio's error is that of shared samples.
+    """
+
+    value: float
+    se: float | None
+    below: float | None
+    above: float | None
+    n: int
+    clusters: int | None
+    limit: float
+    scale: float = 1.0
+    paired: bool = False
+
+    @property
+    def towards_limit(self) -> float | None:
+        """The error on the side where the limit is."""
+        return self.below if self.limit < self.value else self.above
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a gate says about an estimate.
+
+    Attributes:
+        limit: in the metric's unit, also where the gate's limit is relative.
+        value: of the estimate; None where nothing may be said of it.
+        bound: the confidence bound that decided, in the metric's unit: beyond the limit it fails, short of it it
+            passes.
+        p_value: of the hypothesis that an outcome contradicts: "within the limit" for fail, "beyond it" for pass, the
+            likelier of both outcomes where it is inconclusive. None without a standard error.
+        more_clusters: how many more windows (repetitions) would probably decide; None where it is decided, or where
+            no number would.
+        detail: sentences for people, which say the place as well.
+        layer, head, part: what of the model it is about; None for all of it.
+    """
+
+    model: str
+    metric: str
+    value: float | None
+    limit: float
+    better: str
+    confidence: float
+    bound: float | None
+    verdict: Outcome
+    detail: str
+    p_value: float | None = None
+    more_clusters: int | None = None
+    layer: int | None = None
+    head: int | None = None
+    part: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """A dictionary of JSON types only."""
+        return asdict(self)
+
+
+def _tested(gate: Gate, estimate: Estimate, reference: Estimate | None, ratio: Estimate | None) -> Tested:
+    """What `decide` holds against the gate's limit."""
+    from gguf_harness.metrics.stats import ratio_with_error, side_error
+
+    def tested(held: Estimate | MeanEstimate, limit: float, scale: float = 1.0, *, paired: bool = False) -> Tested:
+        below, above = (side_error(held, upper=upper) for upper in (False, True))
+        return Tested(held.value, held.se, below, above, held.n, held.clusters, limit, scale, paired)
+
+    if gate.limit is not None:
+        return tested(estimate, gate.limit)
+    if reference is None or gate.limit_ratio is None:
+        raise GateError(
+            f"The gate of {gate.metric!r} is relative to the reference, and there is no estimate of the reference.",
+            "Give the test a reference, or use an absolute `limit`.",
+        )
+    if not reference.value > 0:
+        raise NoData(
+            f"{gate.metric} of the reference is {reference.value}: a limit relative to it means nothing, expected more"
+            " than zero."
+        )
+    held = ratio or ratio_with_error(estimate, reference)
+    return tested(held, gate.limit_ratio, reference.value, paired=ratio is not None)
+
+
+def decide(
+    gate: Gate,
+    estimate: Estimate,
+    model: str,
+    *,
+    place: Place = WHOLE,
+    scope: str | None = None,
+    reference: Estimate | None = None,
+    ratio: Estimate | None = None,
+    watched: bool = False,
+    early: EarlyDecision | None = None,
+    text: TextSize | None = None,
+) -> Verdict:
+    """Pass when the confidence bound is on the good side of the limit, fail when it is beyond it.
+
+    One-sided bounds at `gate.confidence`, t with the clusters' degrees of freedom and the errors of each side. Passing
+    needs the bad-side bound to be within the limit; failing needs the good-side bound to be beyond it; anything else is
+    inconclusive, also where samples are too few for a bound. What has no error (a file size, a maximum) is compared as
+    it is. What is in doubt decides nothing.
+
+    Args:
+        gate: the limit.
+        estimate: the model's.
+        model: its name.
+        place: what of the model the estimate is about.
+        scope: the same in words where it is of more than one place: "mean of 30 layers".
+        reference: the reference's estimate of the same metric; needed for a relative limit.
+        ratio: the ratio of both with its paired error, where their samples are shared; by default it is computed from
+            the two estimates, taken as independent, by the delta method.
+        watched: whether the gate could be decided on the way: half of its error belongs to those decisions.
+        early: what was decided on the way; it stands whatever the bound says.
+        text: what windows are taken from, for advice.
+
+    Raises:
+        GateError: a relative limit without a reference.
+        NoData: the reference's value is not positive.
+    """
+    from gguf_harness.metrics.stats import confidence_bound
+
+    tested = _tested(gate, estimate, reference, ratio)
+    held_against = [estimate] if gate.limit is not None else [ratio] if ratio is not None else [estimate, reference]
+    if doubt := next((known.doubt for known in held_against if known is not None and known.doubt), None):
+        return _undecided(gate, estimate, model, tested, doubt)
+    bounded = gate.half_of_the_error() if watched else gate
+    lower_is_better = gate.lower_is_better
+
+    def within(value: float) -> bool:
+        return value <= tested.limit if lower_is_better else value >= tested.limit
+
+    def bound_of(*, upper: bool) -> float:
+        error = tested.above if upper else tested.below
+        if error is None:
+            return tested.value
+        return confidence_bound(tested.value, error, tested.clusters, bounded.confidence, upper=upper)
+
+    bad, good = bound_of(upper=lower_is_better), bound_of(upper=not lower_is_better)
+    outcome: Outcome = "pass" if within(bad) else "inconclusive" if within(good) else "fail"
+    bound = good if outcome == "fail" else bad
+    p_value = _p_value(gate, tested, outcome)
+    more = _more_clusters(bounded, tested) if outcome == "inconclusive" else None
+    reason = _reason(bounded, tested, outcome, bound, more, text)
+    if early is not None:
+        outcome, bound, p_value, more = early.outcome, math.inf, early.p_value, None
+        reason = f" Decided after {early.windows} windows, by a test that may be stopped at any time."
+    return Verdict(
+        model=model,
+        metric=gate.metric,
+        value=estimate.value,
+        limit=tested.limit * tested.scale,
+        better=estimate.better,
+        confidence=gate.confidence,
+        bound=bound * tested.scale if math.isfinite(bound) else None,
+        verdict=outcome,
+        detail=_statement(gate, estimate, tested, scope if place == WHOLE else str(place)) + reason,
+        p_value=min(1.0, 2 * p_value) if watched and p_value is not None else p_value,
+        more_clusters=more,
+        layer=place.layer,
+        head=place.head,
+        part=place.part,
+    )
+
+
+def _undecided(gate: Gate, estimate: Estimate, model: str, tested: Tested, doubt: str) -> Verdict:
+    """The verdict on what was measured and cannot be relied on: its numbers are in no sentence."""
+    side = "at most" if gate.lower_is_better else "at least"
+    return Verdict(
+        model=model,
+        metric=gate.metric,
+        value=None,
+        limit=tested.limit * tested.scale,
+        better=estimate.better,
+        confidence=gate.confidence,
+        bound=None,
+        verdict="inconclusive",
+        detail=(
+            f"{metric_info(gate.metric).title} was not held against its limit, {side} {_show(gate, tested.limit)}:"
+            f" {doubt}."
+        ),
+    )
+
+
+def _p_value(gate: Gate, tested: Tested, outcome: Outcome) -> float | None:
+    from gguf_harness.metrics.stats import exceedance_p_value
+
+    error = tested.towards_limit
+    if error is None:
+        return None
+    above = exceedance_p_value(tested.value, error, tested.clusters, tested.limit)
+    fail = above if gate.lower_is_better else 1 - above
+    return {"fail": fail, "pass": 1 - fail, "inconclusive": min(fail, 1 - fail)}[outcome]
+
+
+def _more_clusters(gate: Gate, tested: Tested) -> int | None:
+    from gguf_harness.metrics.stats import clusters_needed
+
+    error = tested.towards_limit
+    if error is None or tested.clusters is None:
+        return None
+    needed = clusters_needed(tested.value, error, tested.clusters, tested.limit, gate.confidence)
+    return None if needed is None else max(1, needed - tested.clusters)
+
+
+def _statement(gate: Gate, estimate: Estimate, tested: Tested, where: str | None) -> str:
+    """What was found, and what the limit is."""
+    info = metric_info(gate.metric)
+    factor = 100 if info.unit == "fraction" else 1
+    error = f" ± {factor * estimate.se:.2g}" if estimate.se is not None else ""
+    text = f"{info.title}{f' ({where})' if where else ''} is {factor * estimate.value:.4g}{error}{_unit(gate)}"
+    if gate.limit is None:
+        error = f" ± {tested.se:.2g}" if tested.se is not None else ""
+        kind = ", paired" if tested.paired else ""
+        text += f", {tested.value:.4g}{error}{kind} times the reference's {factor * tested.scale:.4g}{_unit(gate)}"
+    side = "at most" if gate.lower_is_better else "at least"
+    return f"{text}; the limit is {side} {_show(gate, tested.limit)}."
+
+
+def _reason(gate: Gate, tested: Tested, outcome: Outcome, bound: float, more: int | None, text: TextSize | None) -> str:
+    """Why the bound decides as it does, and what would change that."""
+    if outcome == "inconclusive":
+        if not math.isfinite(bound):
+            return f" {tested.n} samples are too few to say how far off that may be."
+        advice = "it cannot be told how much more data would decide."
+        if more is not None and tested.clusters is not None:
+            advice = what_would_decide(
+                gate.metric, tested.clusters, tested.clusters + more, tested.n // tested.clusters, text
+            )
+        return f" Its {100 * gate.confidence:.4g}% bound is {_show(gate, bound)}: {advice}"
+    if outcome == "fail" and tested.towards_limit is not None:
+        return f" Even its {100 * gate.confidence:.4g}% bound, {_show(gate, bound)}, is beyond it."
+    return ""
+
+
+def _show(gate: Gate, number: float) -> str:
+    if gate.limit is None:
+        return f"{number:.4g} times the reference's"
+    return f"{100 * number if metric_info(gate.metric).unit == 'fraction' else number:.4g}{_unit(gate)}"
+
+
+def _unit(gate: Gate) -> str:
+    unit = metric_info(gate.metric).unit
+    return " %" if unit == "fraction" else f" {unit}" if unit else ""
+
+
+def adjust(verdicts: Iterable[dict[str, Any]], *, enforce: bool) -> list[dict[str, Any]]:
+    """Holm's correction over all gates of a run: adds `p_adjusted` and `verdict_adjusted` to each verdict.
+
+    Two families, each with its own guarantee: the passes (the hypotheses that a metric is beyond its limit) and the
+    failures (that it is within). Each hypothesis that a gate could contradict counts in its family, undecided gates
+    in the one that they are nearer to with their p-value and in the other with its complement. Gates without a
+    standard error are facts, and count nowhere. A pass or failure whose adjusted p-value is above 1 - confidence is
+    inconclusive after the correction.
+
+    Args:
+        verdicts: `Verdict.to_json` of each, in any order.
+        enforce: whether the adjusted verdict becomes the verdict.
+    """
+    found = [dict(verdict) for verdict in verdicts]
+    tested = [verdict for verdict in found if verdict.get("p_value") is not None]
+    fails = [verdict["p_value"] if _points_to_fail(verdict) else 1 - verdict["p_value"] for verdict in tested]
+    families = zip(tested, holm(fails), holm([1 - p for p in fails]), strict=True)
+    for verdict in found:
+        verdict |= {"p_adjusted": None, "verdict_adjusted": verdict["verdict"]}
+    for verdict, fail, passing in families:
+        adjusted = fail if _points_to_fail(verdict) else passing
+        stands = adjusted <= 1 - verdict["confidence"]
+        verdict["p_adjusted"] = adjusted
+        if stands or verdict["verdict"] == "inconclusive":
+            continue
+        verdict["verdict_adjusted"] = "inconclusive"
+        if enforce:
+            verdict["verdict"] = "inconclusive"
+            verdict["detail"] += (
+                f" Holm's correction over {len(tested)} gates makes it inconclusive: p = {adjusted:.2g}."
+            )
+    return found
+
+
+def _points_to_fail(verdict: dict[str, Any]) -> bool:
+    if verdict["verdict"] != "inconclusive":
+        return bool(verdict["verdict"] == "fail")
+    within = (
+        verdict["value"] <= verdict["limit"] if verdict["better"] == "lower" else verdict["value"] >= verdict["limit"]
+    )
+    return not within
