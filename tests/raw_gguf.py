@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from gguf_harness.gguf_file import read_header
+from gguf_harness.gguf.header import read_header
 
 __all__ = ["ARRAY", "SCALARS", "STRING", "RawGGUF", "array", "read_raw", "scalar", "string"]
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from gguf_harness.atomic_file import replacing
-from gguf_harness.companions import CACHE_SIGNATURE, CACHE_TAG
+from gguf_harness.gguf.companions import CACHE_SIGNATURE, CACHE_TAG
 from gguf_harness.locks import HeldLock, hold
 from gguf_harness.measurements import folders
 

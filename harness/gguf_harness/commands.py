@@ -267,9 +267,9 @@ def _quantize(known: argparse.Namespace, _: list[str]) -> int:
 
     from gguf_harness.engine.tasks import quantize_task
     from gguf_harness.engine.worker import Worker
+    from gguf_harness.gguf.types import parse_quants
     from gguf_harness.ladder import quantized_name
     from gguf_harness.options import default_threads
-    from gguf_harness.quants import parse_quants
     from gguf_harness.sources import expand_all
 
     sources = expand_all([known.model])

@@ -9,7 +9,7 @@ import numpy as np
 
 from gguf_harness import api
 from gguf_harness.errors import GraphError, NoData, OptionError
-from gguf_harness.gguf_file import read_header
+from gguf_harness.gguf.header import read_header
 from gguf_harness.graphs import AttentionGraph, CosineNetwork, Graph, LayerTokenFlow, ModelStructure
 from gguf_harness.models import load_info
 from gguf_harness.sources import ModelSource, expand_all

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from gguf_harness.errors import ModelNotFound
-from gguf_harness.quants import FTYPES
+from gguf_harness.gguf.types import FTYPES
 
 __all__ = ["SPLIT_NAME", "pick_files"]
 

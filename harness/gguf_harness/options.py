@@ -11,6 +11,7 @@ import psutil
 
 from gguf_harness.engine.settings import FlashAttention, ServerSettings, SessionSettings, WindowOrder
 from gguf_harness.errors import OptionError
+from gguf_harness.gguf.types import DEFAULT_QUANTS, parse_quants
 from gguf_harness.option_values import (
     all_or_at_least,
     at_least,
@@ -21,7 +22,6 @@ from gguf_harness.option_values import (
     size_in_bytes,
 )
 from gguf_harness.paths import option_path, path_text
-from gguf_harness.quants import DEFAULT_QUANTS, parse_quants
 from gguf_harness.visible import visible
 
 if TYPE_CHECKING:

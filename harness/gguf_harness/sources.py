@@ -16,9 +16,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Final
 
-from gguf_harness.companions import cache_above, companion_kind, holds_gguf
 from gguf_harness.errors import HubError, InvalidGGUF, ModelNotFound, OptionError
-from gguf_harness.gguf_file import read_header
+from gguf_harness.gguf.companions import cache_above, companion_kind, holds_gguf
+from gguf_harness.gguf.header import read_header
 from gguf_harness.hub_names import SPLIT_NAME, pick_files
 from gguf_harness.paths import option_path
 from gguf_harness.visible import visible

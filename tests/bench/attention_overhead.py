@@ -25,7 +25,7 @@ import pytest
 from gguf_harness.corpora import load_corpus
 from gguf_harness.engine.settings import SessionSettings
 from gguf_harness.engine.worker import Worker
-from gguf_harness.gguf_file import read_header
+from gguf_harness.gguf.header import read_header
 from gguf_harness.ladder import plan_ladder
 from gguf_harness.measure.attention import AttentionRequest
 from gguf_harness.options import default_threads, read_options

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from gguf_harness.engine import binding
 from gguf_harness.errors import EngineError, UnsupportedEngine
-from gguf_harness.gguf_file import TENSOR_TYPES
+from gguf_harness.gguf.header import TENSOR_TYPES
 
 pytestmark = pytest.mark.model
 

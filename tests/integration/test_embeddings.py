@@ -18,6 +18,7 @@ from gguf_harness.engine.settings import SessionSettings
 from gguf_harness.engine.taps import Taps
 from gguf_harness.engine.worker import WorkerContext
 from gguf_harness.errors import VocabularyMismatch
+from gguf_harness.gguf.weights import Weights
 from gguf_harness.ladder import plan_ladder
 from gguf_harness.measure.embeddings import ContextRequest, _final_states, describe_matrix
 from gguf_harness.metrics.embeddings import (
@@ -37,7 +38,6 @@ from gguf_harness.options import read_options
 from gguf_harness.progress import SilentProgress
 from gguf_harness.prompts import Prompt, PromptSet
 from gguf_harness.runner import LoadedModel, Runner
-from gguf_harness.weights import Weights
 from gguf_harness.words import load_words
 from tests.integration.small_bert import write_small_bert
 from tests.integration.small_models import write_small_model

@@ -20,7 +20,7 @@ from gguf_harness.engine.session import Session
 from gguf_harness.engine.settings import SessionSettings
 from gguf_harness.engine.taps import Taps
 from gguf_harness.errors import EngineError, OptionError, QuantizeError, TapNotFound, UnsupportedEngine
-from gguf_harness.gguf_file import read_header
+from gguf_harness.gguf.header import read_header
 from gguf_harness.tap_names import TAPS
 from tests.random_llama import BOS, write_random_llama
 

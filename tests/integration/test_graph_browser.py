@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from gguf_harness.gguf_file import read_header
+from gguf_harness.gguf.header import read_header
 from gguf_harness.graphs import AttentionGraph, CosineNetwork, Graph, LayerTokenFlow, ModelStructure, write_graph
 from tests.integration.test_report_browser import browser, page  # noqa: F401 - fixtures
 from tests.unit.test_graphs import HOSTILE

@@ -21,7 +21,7 @@ from gguf_harness.engine.settings import SessionSettings
 from gguf_harness.engine.taps import Patcher
 from gguf_harness.engine.worker import WorkerContext
 from gguf_harness.errors import CorpusError, NoData, PromptError
-from gguf_harness.gguf_file import read_header
+from gguf_harness.gguf.header import read_header
 from gguf_harness.ladder import plan_ladder
 from gguf_harness.measure.head import ModelFile, find_head
 from gguf_harness.measure.layers import STATES_FOLDER, LayersResult, _lens, _stream, measure_layers

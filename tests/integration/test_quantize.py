@@ -16,8 +16,8 @@ from gguf import GGUFReader, GGUFWriter
 from gguf_harness.engine import quantize
 from gguf_harness.engine.quantize import load_imatrix, quantize_file
 from gguf_harness.errors import QuantizeError
-from gguf_harness.gguf_file import read_header
-from gguf_harness.quants import FTYPES, NEEDS_IMATRIX
+from gguf_harness.gguf.header import read_header
+from gguf_harness.gguf.types import FTYPES, NEEDS_IMATRIX
 
 pytestmark = pytest.mark.model
 

@@ -16,12 +16,12 @@ from gguf_harness.engine.quantize import quantize_file
 from gguf_harness.engine.session import Session
 from gguf_harness.engine.settings import SessionSettings
 from gguf_harness.errors import ModelError
+from gguf_harness.gguf.groups import by_role
+from gguf_harness.gguf.mixture import differing_tensors, write_mixture
+from gguf_harness.gguf.types import DEFAULT_QUANTS
+from gguf_harness.gguf.weights import Weights
 from gguf_harness.measure.weights import measure_weight_errors
 from gguf_harness.metrics.weights import TensorError
-from gguf_harness.mixture import differing_tensors, write_mixture
-from gguf_harness.quants import DEFAULT_QUANTS
-from gguf_harness.tensor_groups import by_role
-from gguf_harness.weights import Weights
 
 pytestmark = pytest.mark.model
 
@@ -153,7 +153,7 @@ MEASURE = """
 import sys
 from pathlib import Path
 from gguf_harness.measure.weights import compare_weights
-from gguf_harness.weights import Weights
+from gguf_harness.gguf.weights import Weights
 
 def peak():
     return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])

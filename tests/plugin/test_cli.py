@@ -12,7 +12,7 @@ import pytest
 
 import gguf_harness
 from gguf_harness.cli import main
-from gguf_harness.gguf_file import read_header
+from gguf_harness.gguf.header import read_header
 from tests.companions import COMPANIONS
 
 STORED = Path(__file__).parent.parent / "data" / "run-smollm2"

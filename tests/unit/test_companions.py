@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from gguf_harness.companions import companion_kind
-from gguf_harness.gguf_file import read_header
+from gguf_harness.gguf.companions import companion_kind
+from gguf_harness.gguf.header import read_header
 from tests.companions import COMPANIONS, write_gguf
 
 

@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from gguf_harness.errors import InvalidGGUF
-from gguf_harness.gguf_file import TENSOR_TYPES, read_header
-from gguf_harness.gguf_metadata import ArraySummary
+from gguf_harness.gguf.header import TENSOR_TYPES, read_header
+from gguf_harness.gguf.metadata import ArraySummary
 
 
 def test_agrees_with_the_gguf_package(smollm2_file: Path) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from gguf_harness.errors import HarnessError, InvalidGGUF, ModelError
-from gguf_harness.gguf_file import read_header
+from gguf_harness.gguf.header import read_header
 from gguf_harness.graphs import ModelStructure
 from gguf_harness.ladder import plan_ladder
 from gguf_harness.measure.head import ModelFile

@@ -18,8 +18,8 @@ from hypothesis.extra import numpy as hnp
 
 from gguf_harness import __version__
 from gguf_harness.errors import GraphError, NoData, StoreError
-from gguf_harness.gguf_file import GGUFHeader, TensorInfo, read_header
-from gguf_harness.gguf_metadata import Metadata
+from gguf_harness.gguf.header import GGUFHeader, TensorInfo, read_header
+from gguf_harness.gguf.metadata import Metadata
 from gguf_harness.graphs import (
     AttentionGraph,
     Column,

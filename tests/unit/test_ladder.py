@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from gguf_harness.errors import ModelNotFound
+from gguf_harness.gguf.types import DEFAULT_QUANTS
 from gguf_harness.ladder import Ladder, plan_ladder, quantized_name
 from gguf_harness.options import read_options
-from gguf_harness.quants import DEFAULT_QUANTS
 from gguf_harness.sources import TINY_FILE
 from tests.companions import write_gguf
 from tests.random_llama import write_random_llama

@@ -13,9 +13,9 @@ import pytest
 
 from gguf_harness.cache import Cache
 from gguf_harness.errors import InvalidGGUF, ModelError, StoreError
-from gguf_harness.gguf_file import read_header
-from gguf_harness.mixture import differing_tensors, write_mixture
-from gguf_harness.weights import Weights
+from gguf_harness.gguf.header import read_header
+from gguf_harness.gguf.mixture import differing_tensors, write_mixture
+from gguf_harness.gguf.weights import Weights
 from tests.random_llama import write_random_llama
 from tests.unit.test_weights import write_raw
 
@@ -129,7 +129,7 @@ def test_a_source_that_shrinks_is_an_error(
     models: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     header = read_header(models[0])
-    monkeypatch.setattr("gguf_harness.mixture.read_header", lambda _: header)
+    monkeypatch.setattr("gguf_harness.gguf.mixture.read_header", lambda _: header)
     os.truncate(models[0], models[0].stat().st_size - 64)
     (tmp_path / "out").mkdir()
     with pytest.raises(InvalidGGUF, match="has shrunk"):

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gguf_harness.tensor_groups import by_layers, by_role, layer_of, role_of
+from gguf_harness.gguf.groups import by_layers, by_role, layer_of, role_of
 
 
 @pytest.mark.parametrize(

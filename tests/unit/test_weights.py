@@ -13,10 +13,10 @@ from gguf.constants import GGML_QUANT_SIZES
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gguf_harness import weights
 from gguf_harness.errors import InvalidGGUF, ModelError
-from gguf_harness.gguf_file import TENSOR_TYPES
-from gguf_harness.weights import Weights
+from gguf_harness.gguf import weights
+from gguf_harness.gguf.header import TENSOR_TYPES
+from gguf_harness.gguf.weights import Weights
 
 DEQUANTIZED = ["F32", "F16", *sorted(kind.name for kind in quants._type_traits)]
 TINY = Path(__file__).parents[2] / "fixtures/data/tiny-F16.gguf"

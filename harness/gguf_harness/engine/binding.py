@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gguf_harness.errors import EngineError, UnsupportedEngine
-from gguf_harness.gguf_file import TENSOR_TYPES
+from gguf_harness.gguf.header import TENSOR_TYPES
 
 __all__ = [
     "EngineInfo",

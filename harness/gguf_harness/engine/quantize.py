@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from gguf_harness.engine.logs import EngineLog
 from gguf_harness.errors import InvalidGGUF, QuantizeError
-from gguf_harness.gguf_file import TENSOR_TYPES, read_header
-from gguf_harness.quants import FTYPES, NEEDS_IMATRIX
+from gguf_harness.gguf.header import TENSOR_TYPES, read_header
+from gguf_harness.gguf.types import FTYPES, NEEDS_IMATRIX
 
 __all__ = ["ImportanceMatrix", "load_imatrix", "quantize_file"]
 
@@ -53,7 +53,7 @@ def quantize_file(
     Args:
         files: the source, or all its splits.
         destination: a .gguf file, replaced if it exists.
-        quant: a name from `gguf_harness.quants.FTYPES`.
+        quant: a name from `gguf_harness.gguf.types.FTYPES`.
         threads: CPU threads.
         imatrix: importance matrix in GGUF format, as llama-imatrix writes it.
         tensor_types: type by regular expression on the tensor's name, as `llama-quantize --tensor-type`.

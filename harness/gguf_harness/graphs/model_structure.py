@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from gguf_harness.errors import NoData
-from gguf_harness.gguf_file import GGUFHeader, TensorInfo
+from gguf_harness.gguf.header import GGUFHeader, TensorInfo
 from gguf_harness.graphs.graph import Column, Graph
 
 __all__ = ["ModelStructure"]

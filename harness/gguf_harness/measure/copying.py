@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gguf_harness.errors import ModelError, NoData
+from gguf_harness.gguf.weights import Weights
 from gguf_harness.metrics.circuits import copy_score, token_product
-from gguf_harness.weights import Weights
 
 __all__ = ["copy_scores"]
 

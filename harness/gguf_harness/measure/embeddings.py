@@ -19,12 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gguf_harness.engine.settings import SessionSettings
+from gguf_harness.gguf.weights import Weights
 from gguf_harness.measure.inputs import longest_text
 from gguf_harness.metrics.blas import blas_threads
 from gguf_harness.metrics.embeddings import pack
 from gguf_harness.metrics.geometry import align, variance_share
 from gguf_harness.metrics.neighbours import Block, directions, nearest_by_cosine
-from gguf_harness.weights import Weights
 
 if TYPE_CHECKING:
     from gguf_harness.engine.session import Session, Tokens

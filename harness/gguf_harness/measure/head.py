@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gguf_harness.errors import ModelError, NoData
-from gguf_harness.gguf_file import read_header
+from gguf_harness.gguf.header import read_header
+from gguf_harness.gguf.weights import Weights
 from gguf_harness.metrics.lens import Head, final_norm, head_logits
-from gguf_harness.weights import Weights
 
 __all__ = ["ModelFile", "find_head"]
 

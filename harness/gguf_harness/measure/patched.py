@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gguf_harness.errors import EngineError, ModelError
-from gguf_harness.gguf_file import read_header
+from gguf_harness.gguf.header import read_header
 from gguf_harness.metrics.divergence import DivergenceKernel
 
 if TYPE_CHECKING:

@@ -11,19 +11,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from gguf_harness.errors import NoData
+from gguf_harness.gguf.groups import by_layers, by_role
+from gguf_harness.gguf.mixture import differing_tensors, write_mixture
 from gguf_harness.measure.weights import measure_weight_errors
 from gguf_harness.metrics.sensitivity import Effect, Sensitivity, TensorGroup
 from gguf_harness.metrics.weights import TensorError
-from gguf_harness.mixture import differing_tensors, write_mixture
 from gguf_harness.runner.core import LoadedModel
 from gguf_harness.runner.passes import Mixture
-from gguf_harness.tensor_groups import by_layers, by_role
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from gguf_harness.corpora import Corpus
-    from gguf_harness.gguf_file import TensorInfo
+    from gguf_harness.gguf.header import TensorInfo
     from gguf_harness.metrics.stats import Samples
     from gguf_harness.runner.core import Core
     from gguf_harness.runner.passes import Passes

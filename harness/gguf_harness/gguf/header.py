@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from gguf_harness.errors import InvalidGGUF
-from gguf_harness.gguf_metadata import ArraySummary, Metadata
+from gguf_harness.gguf.metadata import ArraySummary, Metadata
 from gguf_harness.visible import visible
 
 __all__ = ["TENSOR_TYPES", "GGUFHeader", "TensorInfo", "TensorType", "read_header"]

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gguf_harness.errors import InvalidGGUF, ModelError
-from gguf_harness.gguf_file import TENSOR_TYPES, TensorInfo, read_header
+from gguf_harness.gguf.header import TENSOR_TYPES, TensorInfo, read_header
 
 __all__ = ["BLOCK_WEIGHTS", "Weights"]
 

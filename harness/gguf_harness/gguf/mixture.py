@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 from gguf_harness.errors import InvalidGGUF, ModelError, StoreError, write_error
-from gguf_harness.gguf_file import TENSOR_TYPES, GGUFHeader, TensorInfo, read_header
+from gguf_harness.gguf.header import TENSOR_TYPES, GGUFHeader, TensorInfo, read_header
 
 __all__ = ["differing_tensors", "write_mixture"]
 

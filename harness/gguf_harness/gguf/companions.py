@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from gguf_harness.gguf_file import GGUFHeader
+from gguf_harness.gguf.header import GGUFHeader
 
 __all__ = ["CACHE_SIGNATURE", "CACHE_TAG", "cache_above", "companion_kind", "holds_gguf"]
 
