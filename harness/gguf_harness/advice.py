@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Final
 
-from gguf_harness.names import CORPUS_METRICS, metric_info
+from gguf_harness.metrics.registry import CORPUS_METRICS, metric_info
 
 __all__ = ["TextSize", "what_would_decide"]
 

@@ -16,11 +16,11 @@ from typing import Any, Final
 
 from gguf_harness.errors import OptionError, StoreError
 from gguf_harness.json_file import JsonFile, is_usual, shown
+from gguf_harness.metrics.records import WHOLE, Place
+from gguf_harness.metrics.registry import METRICS
 from gguf_harness.metrics.windows import COMPARED, MEAN_RANGES
-from gguf_harness.names import METRICS
 from gguf_harness.pairing import FAMILY, Subject
 from gguf_harness.paths import option_path
-from gguf_harness.records import WHOLE, Place
 from gguf_harness.store import write_text
 from gguf_harness.visible import visible
 

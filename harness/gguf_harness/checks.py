@@ -10,8 +10,8 @@ from gguf_harness.errors import HarnessError, OptionError
 from gguf_harness.gates import load_gates
 from gguf_harness.gguf.header import read_header
 from gguf_harness.gguf.types import NEEDS_IMATRIX
+from gguf_harness.metrics.registry import metric_info
 from gguf_harness.models import ModelInfo, load_info
-from gguf_harness.names import metric_info
 from gguf_harness.store import prepare_folder
 
 if TYPE_CHECKING:

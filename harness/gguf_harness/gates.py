@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from gguf_harness.errors import GateError
-from gguf_harness.names import CORPUS_METRICS, metric_info, possible_values
+from gguf_harness.metrics.registry import CORPUS_METRICS, metric_info, possible_values
 from gguf_harness.text_files import parse_toml, read_bytes
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class Gate:
     """A limit on a metric: an absolute one, or one relative to what the reference has.
 
     Attributes:
-        metric: a name from `gguf_harness.names.METRICS`; its direction says which side of the limit is good.
+        metric: a name from `gguf_harness.metrics.registry.METRICS`; its direction says which side of the limit is good.
         limit: in the metric's unit; None for a relative one.
         confidence: probability with which a bound must hold, in (0.5, 1).
         source: where the limit comes from.

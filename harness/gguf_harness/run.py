@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from gguf_harness import __version__
-from gguf_harness.records import SCHEMA_VERSION
+from gguf_harness.metrics.records import SCHEMA_VERSION
 from gguf_harness.store import write_json
 
 _SHOWN_PROBLEMS: Final = 3

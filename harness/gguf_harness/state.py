@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from gguf_harness.baselines import Baseline
     from gguf_harness.gates import Gate
     from gguf_harness.ladder import Ladder
+    from gguf_harness.metrics.records import Row
     from gguf_harness.pairing import Partner
     from gguf_harness.prompts import PromptSet
-    from gguf_harness.records import Row
     from gguf_harness.regressions import Comparison
     from gguf_harness.words import WordList
 

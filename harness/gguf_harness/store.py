@@ -15,8 +15,8 @@ from typing import Any
 
 from gguf_harness.atomic_file import replacing
 from gguf_harness.errors import StoreError, write_error
+from gguf_harness.metrics.records import SCHEMA_VERSION
 from gguf_harness.paths import option_path
-from gguf_harness.records import SCHEMA_VERSION
 from gguf_harness.run_content import content_problem
 from gguf_harness.text_files import read_json
 

@@ -11,8 +11,8 @@ from gguf_harness.advice import TextSize, what_would_decide
 from gguf_harness.errors import GateError, NoData
 from gguf_harness.gates import Gate
 from gguf_harness.metrics.multiple import holm
-from gguf_harness.names import metric_info
-from gguf_harness.records import WHOLE, Estimate, Place
+from gguf_harness.metrics.records import WHOLE, Estimate, Place
+from gguf_harness.metrics.registry import metric_info
 
 if TYPE_CHECKING:
     from gguf_harness.metrics.sequential import EarlyDecision

@@ -7,8 +7,8 @@ import pytest
 
 from gguf_harness.errors import NoData
 from gguf_harness.fixture_types import Analytics, Attend, GateCheck, Record
+from gguf_harness.metrics.records import Estimate
 from gguf_harness.metrics.taxonomy import head_groups, match_heads, profile_vector, shared_features
-from gguf_harness.records import Estimate
 from gguf_harness.runner import LoadedModel
 
 

@@ -7,8 +7,8 @@ from typing import TypedDict
 import pytest
 
 from gguf_harness.fixture_types import GateCheck, Record, TensorSensitivity
+from gguf_harness.metrics.records import PlacedEstimate
 from gguf_harness.metrics.sensitivity import TensorGroup, additivity, group_kld, group_shares, restored_gain
-from gguf_harness.records import PlacedEstimate
 from gguf_harness.runner import LoadedModel
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gguf_harness.fixture_types import GateCheck, Record
-from gguf_harness.records import Estimate
+from gguf_harness.metrics.records import Estimate
 from gguf_harness.runner import LoadedModel
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from gguf_harness.fixture_types import CorpusPass, GateCheck, Record
 from gguf_harness.metrics.perplexity import compare_perplexity, perplexity
-from gguf_harness.records import Estimate
+from gguf_harness.metrics.records import Estimate
 from gguf_harness.runner import LoadedModel
 
 

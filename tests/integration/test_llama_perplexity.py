@@ -20,9 +20,9 @@ from gguf_harness.ladder import Ladder, plan_ladder
 from gguf_harness.measure.observers import Arrays
 from gguf_harness.metrics.divergence import summarize_delta_p, summarize_divergence, summarize_same_top
 from gguf_harness.metrics.perplexity import compare_perplexity, perplexity
+from gguf_harness.metrics.records import Estimate
 from gguf_harness.options import Options, read_options
 from gguf_harness.progress import SilentProgress
-from gguf_harness.records import Estimate
 from gguf_harness.runner import Runner
 
 pytestmark = pytest.mark.model

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from gguf_harness.names import METRICS
+from gguf_harness.metrics.registry import METRICS
 from tests.plugin.conftest import ReadRun, RunSuite
 from tests.random_llama import write_random_llama
 

@@ -9,7 +9,7 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from gguf_harness.cli import main
-from gguf_harness.names import METRICS, possible_values
+from gguf_harness.metrics.registry import METRICS, possible_values
 from gguf_harness.report.data import RunView
 from tests.plugin.conftest import ReadRun, RunSuite
 from tests.plugin.test_gates import _gates
@@ -307,7 +307,7 @@ def test_a_prompt_that_a_template_refuses_costs_that_prompt(
 
 
 FLAKY = """
-from gguf_harness.records import Estimate
+from gguf_harness.metrics.records import Estimate
 
 attempts = 0
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from gguf_harness.advice import TextSize, what_would_decide
 from gguf_harness.gates import Gate
-from gguf_harness.records import Estimate
+from gguf_harness.metrics.records import Estimate
 from gguf_harness.verdicts import decide
 
 TEXT = TextSize(windows=34, bytes=66_000, window_bytes=2_000_000, limit_bytes=8 * 10**9)

@@ -20,9 +20,9 @@ from gguf_harness.metrics.attention import (
     compare_patterns,
     head_estimates,
 )
+from gguf_harness.metrics.records import WHOLE, Place
 from gguf_harness.metrics.similarity import cosine
 from gguf_harness.metrics.stats import mean_of_clusters, mean_with_errors
-from gguf_harness.records import WHOLE, Place
 
 seeds = st.integers(0, 2**32 - 1)
 HEADS = [(0, 0), (0, 1), (1, 0)]

@@ -24,8 +24,8 @@ from scipy import stats as scipy_stats
 
 from gguf_harness.metrics.divergence import KLD_QUANTILES, summarize_delta_p, summarize_divergence, summarize_same_top
 from gguf_harness.metrics.perplexity import compare_perplexity, perplexity
+from gguf_harness.metrics.records import Estimate
 from gguf_harness.metrics.stats import mean_interval, quantile_with_error, signed_root
-from gguf_harness.records import Estimate
 
 Values = NDArray[np.float64]
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from gguf_harness.measure.arrays import save_arrays
-from gguf_harness.names import METRICS
+from gguf_harness.metrics.registry import METRICS
 from gguf_harness.report.charts.embeddings import embedding_charts
 from gguf_harness.report.data import RunView
 from gguf_harness.report.html import write_html

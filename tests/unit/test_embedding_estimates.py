@@ -21,7 +21,7 @@ from gguf_harness.metrics.embeddings import (
     pack,
     unpack,
 )
-from gguf_harness.records import Estimate
+from gguf_harness.metrics.records import Estimate
 
 
 @given(st.floats(-1e9, 1e9), st.one_of(st.none(), st.floats(0, 1e9)), st.integers(1, 10**9))

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from gguf_harness.errors import NoData
 from gguf_harness.metrics.geometry import align, rank_correlation, summarize_anisotropy, variance_share
+from gguf_harness.metrics.records import Estimate
 from gguf_harness.metrics.similarity import linear_cka
-from gguf_harness.records import Estimate
 
 Float32 = NDArray[np.float32]
 

@@ -13,8 +13,8 @@ from scipy.stats import entropy
 
 from gguf_harness.errors import NoData
 from gguf_harness.metrics.heads import BEHAVIOURS, BehaviourKernel, ScoreSums, head_profiles
+from gguf_harness.metrics.registry import METRICS
 from gguf_harness.metrics.token_features import TokenFeatures
-from gguf_harness.names import METRICS
 
 seeds = st.integers(0, 2**32 - 1)
 WORDS = [b" the", b" cat", b".", b"(", b"\n", b" sat", b"The", b"x"]

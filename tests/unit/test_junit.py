@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from gguf_harness.junit import readable
-from gguf_harness.records import Estimate, Row
+from gguf_harness.metrics.records import Estimate, Row
 from gguf_harness.state import BASELINE_PROPERTY, ESTIMATE_PROPERTY, GATE_PROPERTY
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from gguf_harness.errors import NoData
 from gguf_harness.metrics.perplexity import compare_perplexity, perplexity
-from gguf_harness.records import Estimate
+from gguf_harness.metrics.records import Estimate
 
 nll = hnp.arrays(np.float64, (4, 9), elements=st.floats(0, 12, width=32))
 

@@ -14,6 +14,7 @@ from scipy import stats as scipy_stats
 
 from gguf_harness.metrics.divergence import summarize_delta_p, summarize_divergence, summarize_same_top
 from gguf_harness.metrics.perplexity import compare_perplexity, perplexity
+from gguf_harness.metrics.registry import METRICS
 from gguf_harness.metrics.sequential import (
     MAX_CV,
     WindowSeries,
@@ -24,7 +25,6 @@ from gguf_harness.metrics.sequential import (
     wealth,
 )
 from gguf_harness.metrics.windows import WINDOW_METRICS, WindowLimit, decided_so_far, window_series
-from gguf_harness.names import METRICS
 
 Values = NDArray[np.float64]
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from scipy import stats as scipy_stats
 
 from gguf_harness.errors import NoData
+from gguf_harness.metrics.records import Estimate
 from gguf_harness.metrics.stats import (
     clustered_se,
     clusters_needed,
@@ -26,7 +27,6 @@ from gguf_harness.metrics.stats import (
     require_samples,
     side_error,
 )
-from gguf_harness.records import Estimate
 
 samples = hnp.arrays(
     np.float64,

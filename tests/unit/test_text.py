@@ -16,6 +16,7 @@ from rouge_score.rouge_scorer import RougeScorer
 
 from gguf_harness.errors import NoData
 from gguf_harness.metrics.bootstrap import bootstrap_se
+from gguf_harness.metrics.records import Estimate
 from gguf_harness.metrics.text import (
     TextPair,
     bleu,
@@ -26,7 +27,6 @@ from gguf_harness.metrics.text import (
     exact_prefix_tokens,
     rouge_l,
 )
-from gguf_harness.records import Estimate
 
 REFERENCE = 'The quick brown fox, born in 1999., jumps over the lazy dog; "why not?" it says.'
 CANDIDATES = [

@@ -12,9 +12,9 @@ from gguf_harness.errors import ModelError
 from gguf_harness.measure.attention_drift import ROW_MEASURES
 from gguf_harness.metrics.attention import HeadPlace, PatternComparison
 from gguf_harness.metrics.heads import HeadProfile, ScoreSums, head_profiles
+from gguf_harness.metrics.records import Estimate, PlacedEstimate
 from gguf_harness.metrics.stats import mean_with_errors, require_samples
 from gguf_harness.metrics.taxonomy import HeadKind, classify_head
-from gguf_harness.records import Estimate, PlacedEstimate
 
 if TYPE_CHECKING:
     from gguf_harness.measure.observers import Arrays

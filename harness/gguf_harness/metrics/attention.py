@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gguf_harness.errors import NoData
+from gguf_harness.metrics.records import PlacedEstimate
 from gguf_harness.metrics.stats import as_estimate, mean_of_clusters, mean_with_errors, require_samples
-from gguf_harness.records import PlacedEstimate
 
 __all__ = ["HeadPlace", "PatternComparison", "attention_estimates", "compare_patterns", "head_estimates"]
 

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from gguf_harness.errors import NoData
+from gguf_harness.metrics.records import Estimate
 from gguf_harness.metrics.stats import MeanEstimate, as_estimate, iid_se
-from gguf_harness.records import Estimate
 
 __all__ = ["by_layer", "cluster_mean", "cluster_ratio", "jackknife_se", "over_layers"]
 

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from gguf_harness.errors import NoData
+from gguf_harness.metrics.records import Estimate
 from gguf_harness.metrics.stats import (
     INTERVAL,
     as_estimate,
@@ -23,7 +24,6 @@ from gguf_harness.metrics.stats import (
     require_samples,
     signed_root,
 )
-from gguf_harness.records import Estimate
 
 __all__ = ["DivergenceKernel", "RowDivergence", "summarize_delta_p", "summarize_divergence", "summarize_same_top"]
 

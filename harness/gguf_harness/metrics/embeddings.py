@@ -16,10 +16,10 @@ from gguf_harness.errors import NoData
 from gguf_harness.metrics.blas import blas_threads
 from gguf_harness.metrics.geometry import rank_correlation, summarize_anisotropy
 from gguf_harness.metrics.neighbours import estimate_intrinsic_dimension, neighbour_recall
+from gguf_harness.metrics.records import Estimate
 from gguf_harness.metrics.similarity import cosine
 from gguf_harness.metrics.stats import iid_se
 from gguf_harness.metrics.words import analogy_ranks, compare_words, summarize_analogies, summarize_groups
-from gguf_harness.records import Estimate
 
 __all__ = [
     "POOLINGS",

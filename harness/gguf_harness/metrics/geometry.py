@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gguf_harness.errors import NoData
+from gguf_harness.metrics.records import Estimate
 from gguf_harness.metrics.stats import iid_se, require_samples
-from gguf_harness.records import Estimate
 
 __all__ = ["Alignment", "align", "principal_axes", "rank_correlation", "summarize_anisotropy", "variance_share"]
 

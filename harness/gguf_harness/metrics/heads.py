@@ -14,9 +14,9 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from gguf_harness.errors import NoData
+from gguf_harness.metrics.records import Estimate
 from gguf_harness.metrics.stats import MeanEstimate, as_estimate, mean_of_clusters
 from gguf_harness.metrics.token_features import TokenFeatures
-from gguf_harness.records import Estimate
 
 __all__ = ["BEHAVIOURS", "LOCAL_TOKENS", "BehaviourKernel", "HeadProfile", "ScoreSums", "head_profiles"]
 

@@ -13,8 +13,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from gguf_harness.errors import NoData
 from gguf_harness.metrics.bootstrap import bootstrap_se
+from gguf_harness.metrics.records import Estimate
 from gguf_harness.metrics.stats import as_estimate, mean_with_errors, require_samples
-from gguf_harness.records import Estimate
 
 __all__ = [
     "NEGLIGIBLE_RISE",

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from gguf_harness.errors import NoData
+from gguf_harness.metrics.records import Estimate
 from gguf_harness.metrics.stats import Samples, as_estimate, mean_with_errors, require_samples
-from gguf_harness.records import Estimate
 
 __all__ = ["Effect", "Sensitivity", "TensorGroup", "additivity", "group_kld", "group_shares", "restored_gain"]
 

@@ -15,7 +15,7 @@ from typing import Final
 import numpy as np
 
 from gguf_harness.errors import NoData
-from gguf_harness.records import Estimate
+from gguf_harness.metrics.records import Estimate
 
 __all__ = ["Repetition", "Timing", "Use", "describe_disturbance", "streams_disagree", "summarize_repetitions"]
 

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from gguf_harness.errors import NoData
-from gguf_harness.records import Estimate
+from gguf_harness.metrics.records import Estimate
 
 __all__ = [
     "INTERVAL",

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from gguf_harness.errors import NoData
 from gguf_harness.metrics.bootstrap import bootstrap_se
 from gguf_harness.metrics.perplexity import perplexity
-from gguf_harness.records import Estimate
+from gguf_harness.metrics.records import Estimate
 
 __all__ = [
     "TextPair",

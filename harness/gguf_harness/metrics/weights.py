@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from gguf_harness.errors import NoData
-from gguf_harness.records import Estimate
+from gguf_harness.metrics.records import Estimate
 
 __all__ = ["OUTLIER_SIGMAS", "TensorError", "compare_blocks", "merge_errors", "spread", "summarize_error"]
 

@@ -17,7 +17,7 @@ from gguf_harness.errors import NoData
 from gguf_harness.metrics.bootstrap import bootstrap_se
 from gguf_harness.metrics.geometry import align, principal_axes, rank_correlation
 from gguf_harness.metrics.neighbours import directions, nearest_by_cosine, neighbour_recall, row_blocks
-from gguf_harness.records import Estimate
+from gguf_harness.metrics.records import Estimate
 
 __all__ = ["PURITY_NEIGHBOURS", "analogy_ranks", "compare_words", "summarize_analogies", "summarize_groups"]
 

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from gguf_harness.names import METRICS
+from gguf_harness.metrics.records import Place
+from gguf_harness.metrics.registry import METRICS
 from gguf_harness.pairing import Partner, Subject, pair_up, some_names, subjects_of_run
-from gguf_harness.records import Place
 from gguf_harness.report.data import RunView, describe_windows, visible
 from gguf_harness.report.numbers import format_value
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from gguf_harness.metrics.records import WHOLE, Place
 from gguf_harness.metrics.tradeoff import dominated_by, smallest_passing
-from gguf_harness.records import WHOLE, Place
 from gguf_harness.report.numbers import format_bytes
 from gguf_harness.report.standing import Standing, Standings, failures_of
 from gguf_harness.visible import visible, visible_lines

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from gguf_harness.errors import StoreError
-from gguf_harness.names import METRICS
-from gguf_harness.records import WHOLE, Place
+from gguf_harness.metrics.records import WHOLE, Place
+from gguf_harness.metrics.registry import METRICS
 from gguf_harness.report.data import RunView, visible, visible_lines
 from gguf_harness.report.markdown import render_markdown
 from gguf_harness.report.standing import failures_of

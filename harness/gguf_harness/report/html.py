@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gguf_harness.claims import judge_claims
-from gguf_harness.names import METRICS
+from gguf_harness.metrics.registry import METRICS
 from gguf_harness.report.charts import build_charts
 from gguf_harness.report.data import RunView, place, visible, visible_lines
 from gguf_harness.report.numbers import doubt_mark, format_bytes, format_estimate, format_percent, format_value

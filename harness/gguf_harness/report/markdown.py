@@ -7,8 +7,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-from gguf_harness.names import METRICS
-from gguf_harness.records import WHOLE, Place
+from gguf_harness.metrics.records import WHOLE, Place
+from gguf_harness.metrics.registry import METRICS
 from gguf_harness.report.data import Candidate, RunView, describe_windows, visible
 from gguf_harness.report.numbers import doubt_mark, format_bytes, format_estimate, format_percent, format_value
 from gguf_harness.report.standing import failures_of

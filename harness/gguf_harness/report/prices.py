@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Final
 
+from gguf_harness.metrics.registry import METRICS
 from gguf_harness.metrics.tradeoff import Step, frontier_steps, halvings
-from gguf_harness.names import METRICS
 from gguf_harness.report.data import RunView, visible
 from gguf_harness.report.numbers import format_estimate, format_value
 

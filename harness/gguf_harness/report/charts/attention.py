@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from gguf_harness.names import METRICS
+from gguf_harness.metrics.registry import METRICS
 from gguf_harness.report.charts.base import Chart, Figure, label, make_chart, style
 from gguf_harness.report.data import RunView, visible
 

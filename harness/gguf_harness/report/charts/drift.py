@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from gguf_harness.names import METRICS
+from gguf_harness.metrics.registry import METRICS
 from gguf_harness.report.charts.base import Chart, Figure, label, make_chart, short
 from gguf_harness.report.charts.weights import Columns, load_columns
 from gguf_harness.report.data import Candidate, RunView, visible

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from gguf_harness.names import METRICS
+from gguf_harness.metrics.registry import METRICS
 from gguf_harness.report.charts.base import Chart, Figure, label, make_chart, short, style
 from gguf_harness.report.data import Candidate, RunView, visible
 from gguf_harness.report.numbers import format_value

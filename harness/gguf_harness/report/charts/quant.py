@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Final
 
-from gguf_harness.names import METRICS
+from gguf_harness.metrics.registry import METRICS
 from gguf_harness.report.charts.base import Chart, Figure, label, make_chart, short, style
 from gguf_harness.report.data import Candidate, RunView, visible
 from gguf_harness.report.numbers import doubt_mark, format_bytes, format_value

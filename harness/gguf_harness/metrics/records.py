@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final, NamedTuple
 
 from gguf_harness.errors import NoData
-from gguf_harness.names import Better, metric_info
+from gguf_harness.metrics.registry import Better, metric_info
 
 __all__ = ["SCHEMA_VERSION", "WHOLE", "Estimate", "Place", "PlacedEstimate", "Row"]
 
@@ -21,7 +21,7 @@ class Estimate:
     """A value with its uncertainty. A bare float is not a result.
 
     Attributes:
-        metric: a name from `gguf_harness.names.METRICS`, which gives unit and direction.
+        metric: a name from `gguf_harness.metrics.registry.METRICS`, which gives unit and direction.
         value: finite.
         n: number of samples behind the value (tokens, repetitions, 1 for a plain fact such as a file size).
         se: standard error; clustered by window for anything per token. None where none is defined (a maximum,
