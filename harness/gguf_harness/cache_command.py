@@ -9,7 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from gguf_harness.cache_space import (
+from gguf_harness.errors import OptionError, StoreError
+from gguf_harness.options import DEFAULT_CACHE_LIMIT
+from gguf_harness.report.numbers import format_bytes
+from gguf_harness.store.cache_space import (
     SCRATCH,
     Item,
     check_cache,
@@ -20,10 +23,7 @@ from gguf_harness.cache_space import (
     sweep_locks,
     sweep_scratch,
 )
-from gguf_harness.errors import OptionError, StoreError
-from gguf_harness.options import DEFAULT_CACHE_LIMIT
-from gguf_harness.paths import path_argument
-from gguf_harness.report.numbers import format_bytes
+from gguf_harness.store.paths import path_argument
 
 __all__ = ["add_cache_command"]
 

@@ -12,7 +12,7 @@ from gguf_harness.gguf.header import read_header
 from gguf_harness.gguf.types import NEEDS_IMATRIX
 from gguf_harness.metrics.registry import metric_info
 from gguf_harness.models import ModelInfo, load_info
-from gguf_harness.store import prepare_folder
+from gguf_harness.store.runs import prepare_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -12,7 +12,7 @@ from pathlib import Path
 import gguf_harness
 from gguf_harness.cache_command import add_cache_command
 from gguf_harness.errors import OptionError
-from gguf_harness.paths import file_name, path_argument
+from gguf_harness.store.paths import file_name, path_argument
 from gguf_harness.visible import visible
 
 __all__ = ["run_command"]
@@ -185,7 +185,7 @@ def _report(known: argparse.Namespace, _: list[str]) -> int:
     from gguf_harness.report.html import write_html
     from gguf_harness.report.markdown import render_markdown
     from gguf_harness.report.terminal import render_terminal
-    from gguf_harness.store import find_run, load_run
+    from gguf_harness.store.runs import find_run, load_run
 
     path = find_run(known.run, known.results)
     run = load_run(path)
@@ -201,7 +201,7 @@ def _report(known: argparse.Namespace, _: list[str]) -> int:
 
 def _badge(known: argparse.Namespace, _: list[str]) -> int:
     from gguf_harness.report.badge import render_badge
-    from gguf_harness.store import find_run, load_run, write_text
+    from gguf_harness.store.runs import find_run, load_run, write_text
 
     badge = render_badge(load_run(find_run(known.run, known.results)))
     if known.output is None:
@@ -215,7 +215,7 @@ def _compare(known: argparse.Namespace, _: list[str]) -> int:
     import json
 
     from gguf_harness.report.compare import compare_runs, render_comparison
-    from gguf_harness.store import find_run, load_run
+    from gguf_harness.store.runs import find_run, load_run
 
     old, new = (load_run(find_run(spec, known.results)) for spec in (known.old, known.new))
     comparison = compare_runs(old, new)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from gguf_harness.errors import GateError
 from gguf_harness.metrics.registry import CORPUS_METRICS, metric_info, possible_values
-from gguf_harness.text_files import parse_toml, read_bytes
+from gguf_harness.store.text_files import parse_toml, read_bytes
 
 if TYPE_CHECKING:
     from gguf_harness.metrics.windows import WindowLimit

@@ -21,7 +21,7 @@ from gguf_harness.option_values import (
     seconds,
     size_in_bytes,
 )
-from gguf_harness.paths import option_path, path_text
+from gguf_harness.store.paths import option_path, path_text
 from gguf_harness.visible import visible
 
 if TYPE_CHECKING:

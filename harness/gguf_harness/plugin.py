@@ -25,8 +25,8 @@ from gguf_harness.outcomes import attempt_of, begin_attempt, describe_failure
 from gguf_harness.plan import suite_of
 from gguf_harness.report.data import visible
 from gguf_harness.reporting import Reporting
-from gguf_harness.run import new_run_id
 from gguf_harness.state import FINDINGS, STATE, State, only_plans
+from gguf_harness.store.run_draft import new_run_id
 from gguf_harness.visible import is_utf8
 
 _FIXTURES: Final = (

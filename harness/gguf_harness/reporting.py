@@ -14,8 +14,8 @@ import pytest
 from gguf_harness.errors import HarnessError
 from gguf_harness.junit import add_suite_properties, readable, writes_junit
 from gguf_harness.outcomes import Kind, message_of
-from gguf_harness.run import Course, Findings, RunDraft, TestRecord
 from gguf_harness.state import BASELINE_PROPERTY, ESTIMATE_PROPERTY, GATE_PROPERTY, State, only_plans
+from gguf_harness.store.run_draft import Course, Findings, RunDraft, TestRecord
 from gguf_harness.visible import visible
 
 __all__ = ["Reporting"]
@@ -232,7 +232,7 @@ class Reporting:
         if run is not None:
             from gguf_harness.report.badge import render_badge
             from gguf_harness.report.html import write_html
-            from gguf_harness.store import write_text
+            from gguf_harness.store.runs import write_text
 
             try:
                 write_html(run, draft.folder, draft.folder / "report.html")
@@ -261,8 +261,8 @@ class Reporting:
         if options.save_baseline is None:
             return
         from gguf_harness.baselines import build_baseline, save_baseline, why_unfit
-        from gguf_harness.measure.arrays import load_arrays
-        from gguf_harness.store import run_file
+        from gguf_harness.store.arrays import load_arrays
+        from gguf_harness.store.runs import run_file
 
         if reason := why_unfit(run, unfinished=not run["finished"], failed=session.testsfailed):
             self._end_badly(session, [f"The baseline {options.save_baseline!r} was not saved: {reason}."])
@@ -302,7 +302,7 @@ class Reporting:
             self._tell_problems(terminalreporter)
             return
         from gguf_harness.report.terminal import render_terminal
-        from gguf_harness.store import load_run
+        from gguf_harness.store.runs import load_run
 
         run = load_run(self._state.run_folder / "run.json")
         writer = terminalreporter._tw  # noqa: SLF001 - pytest offers no public way to its width and colours

@@ -20,7 +20,7 @@ from gguf_harness.errors import HubError, InvalidGGUF, ModelNotFound, OptionErro
 from gguf_harness.gguf.companions import cache_above, companion_kind, holds_gguf
 from gguf_harness.gguf.header import read_header
 from gguf_harness.hub_names import SPLIT_NAME, pick_files
-from gguf_harness.paths import option_path
+from gguf_harness.store.paths import option_path
 from gguf_harness.visible import visible
 
 __all__ = [

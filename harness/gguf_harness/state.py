@@ -10,7 +10,7 @@ import pytest
 
 from gguf_harness.errors import HarnessError
 from gguf_harness.options import Options, read_options
-from gguf_harness.run import RunDraft
+from gguf_harness.store.run_draft import RunDraft
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -11,8 +11,8 @@ from gguf_harness.measure.client import Percentiles
 from gguf_harness.metrics.records import Estimate
 from gguf_harness.metrics.speed import streams_disagree
 from gguf_harness.options import Options
-from gguf_harness.run import RunPart
 from gguf_harness.runner import LoadedModel
+from gguf_harness.store.run_draft import RunPart
 
 
 @pytest.mark.metric("served_tokens_per_s")

@@ -25,12 +25,12 @@ from gguf_harness.measure.ablation import (
     run_head_sweep,
     run_head_values,
 )
-from gguf_harness.measure.arrays import save_arrays
 from gguf_harness.measure.observers import Arrays
 from gguf_harness.measure.passes import CorpusText
 from gguf_harness.measure.patched import Change, Distributions, HeadLayout, Patched, Variant, read_layout, read_values
 from gguf_harness.metrics.importance import Head, window_rises
 from gguf_harness.sources import expand
+from gguf_harness.store.arrays import save_arrays
 from tests.integration.small_models import write_small_model
 from tests.random_llama import write_random_llama
 from tests.rewritten import rewrite_gguf

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gguf_harness.cache import Cache
 from gguf_harness.corpora import Corpus
 from gguf_harness.errors import CorpusError
 from gguf_harness.ladder import plan_ladder
@@ -23,6 +22,7 @@ from gguf_harness.options import read_options
 from gguf_harness.progress import SilentProgress
 from gguf_harness.prompts import Prompt, PromptSet
 from gguf_harness.runner import LoadedModel, Runner
+from gguf_harness.store.cache import Cache
 from tests.random_llama import write_random_llama
 
 pytestmark = pytest.mark.model

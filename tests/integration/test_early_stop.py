@@ -12,12 +12,12 @@ from gguf_harness.corpora import load_corpus
 from gguf_harness.engine.settings import SessionSettings, WindowOrder
 from gguf_harness.engine.worker import Worker
 from gguf_harness.ladder import plan_ladder
-from gguf_harness.measure.arrays import save_arrays
 from gguf_harness.measure.passes import CorpusText, PassRequest, run_candidate_pass, run_reference_pass
 from gguf_harness.metrics.windows import WindowLimit, decided_so_far
 from gguf_harness.options import read_options
 from gguf_harness.progress import SilentProgress
 from gguf_harness.runner import Runner
+from gguf_harness.store.arrays import save_arrays
 from tests.random_llama import write_random_llama
 
 pytestmark = pytest.mark.model

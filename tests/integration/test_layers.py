@@ -15,7 +15,6 @@ from gguf import GGUFReader
 from gguf.quants import dequantize
 from numpy.typing import NDArray
 
-from gguf_harness.cache import Cache, Entry
 from gguf_harness.engine.quantize import quantize_file
 from gguf_harness.engine.settings import SessionSettings
 from gguf_harness.engine.taps import Patcher
@@ -34,6 +33,7 @@ from gguf_harness.progress import SilentProgress
 from gguf_harness.prompts import Prompt, PromptSet, load_prompts
 from gguf_harness.runner import Runner
 from gguf_harness.sources import expand
+from gguf_harness.store.cache import Cache, Entry
 from tests.integration.small_models import ARCHITECTURES, write_small_model
 from tests.random_llama import write_random_llama
 

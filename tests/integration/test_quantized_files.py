@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from gguf_harness.file_hashes import hash_files
 from gguf_harness.ladder import plan_ladder
 from gguf_harness.options import read_options
 from gguf_harness.progress import SilentProgress
 from gguf_harness.runner.core import Core, LoadedModel
+from gguf_harness.store.file_hashes import hash_files
 
 pytestmark = pytest.mark.model
 

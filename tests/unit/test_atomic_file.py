@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gguf_harness.atomic_file import replacing
+from gguf_harness.store.atomic_file import replacing
 
 
 def test_it_takes_the_place_of_what_was_there(tmp_path: Path) -> None:

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from gguf_harness.measure.arrays import save_arrays
 from gguf_harness.report.charts import build_charts
 from gguf_harness.report.data import RunView
 from gguf_harness.report.html import write_html
+from gguf_harness.store.arrays import save_arrays
 from tests.unit.test_report import HOSTILE, STORED
 
 MODELS = ("smollm2-135m-F16", "smollm2-135m-Q8_0", "smollm2-135m-Q4_K_M")

@@ -14,11 +14,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gguf_harness.cache import Cache, Entry
 from gguf_harness.errors import StoreError
-from gguf_harness.locks import hold
-from gguf_harness.measure.arrays import save_arrays
-from gguf_harness.measurements import VERSIONS, folders
+from gguf_harness.store.arrays import save_arrays
+from gguf_harness.store.cache import Cache, Entry
+from gguf_harness.store.locks import hold
+from gguf_harness.store.versions import VERSIONS, folders
 
 CANDIDATE = "passes/candidate"
 NLL = np.arange(6.0).reshape(2, 3)
@@ -200,7 +200,7 @@ def test_a_lock_that_cannot_be_taken_says_why(tmp_path: Path, place: str, reason
 HOLDER = """
 import sys
 from pathlib import Path
-from gguf_harness.cache import Cache
+from gguf_harness.store.cache import Cache
 cache = Cache(Path(sys.argv[1]))
 entry = cache.entry("passes/candidate", {"model": "a"})
 if sys.argv[2] == "measures":
@@ -254,7 +254,7 @@ def test_a_cache_stays_within_its_limit(tmp_path: Path) -> None:
 def test_a_lock_that_was_removed_while_one_waited_is_taken_anew(tmp_path: Path) -> None:
     file = tmp_path / "lock"
     script = (
-        "import sys; from pathlib import Path; from gguf_harness.locks import hold\n"
+        "import sys; from pathlib import Path; from gguf_harness.store.locks import hold\n"
         "print('ready', flush=True); lock = hold(Path(sys.argv[1])); print(lock.is_current, flush=True)\n"
         "sys.stdin.read()"
     )

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gguf_harness.cache import Cache
-from gguf_harness.cache_space import cap_log, list_items, mark_cache, shrink, sweep_locks
 from gguf_harness.cli import main
-from gguf_harness.locks import hold
+from gguf_harness.store.cache import Cache
+from gguf_harness.store.cache_space import cap_log, list_items, mark_cache, shrink, sweep_locks
+from gguf_harness.store.locks import hold
 
 DAY = 86_400.0
 

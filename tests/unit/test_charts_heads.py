@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gguf_harness.measure.arrays import save_arrays
 from gguf_harness.report.charts.heads import head_charts
 from gguf_harness.report.data import RunView
 from gguf_harness.report.html import write_html
+from gguf_harness.store.arrays import save_arrays
 
 HOSTILE = "</script><img src=x onerror=alert(1)><b>"
 

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gguf_harness.measure.arrays import save_arrays
 from gguf_harness.report.charts import build_charts
 from gguf_harness.report.charts.drift import drift_charts
 from gguf_harness.report.data import RunView
+from gguf_harness.store.arrays import save_arrays
 from tests.unit.test_report import HOSTILE, STORED
 
 METRICS = {"weight_relative_rmse": 0.02, "resid_relative_error": 0.1, "error_amplification": 1.5}

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gguf_harness.measure.arrays import save_arrays
 from gguf_harness.metrics.registry import METRICS
 from gguf_harness.report.charts.embeddings import embedding_charts
 from gguf_harness.report.data import RunView
 from gguf_harness.report.html import write_html
+from gguf_harness.store.arrays import save_arrays
 from tests.unit.test_report import HOSTILE, STORED
 
 TEXTS = ["dog", "cat", "red", HOSTILE, "%{x}{y}", "<b>"]

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from gguf_harness.errors import ModelError
-from gguf_harness.file_hashes import FileState, file_states, has_change_time, hash_files
+from gguf_harness.store.file_hashes import FileState, file_states, has_change_time, hash_files
 
 LARGE = 9 << 20
 """Beyond what is read each time."""
@@ -170,7 +170,7 @@ def test_times_of_change_in_whole_seconds_are_not_believed(llama_file: Path) -> 
 _READ_ONLY = """
 mount -t tmpfs none "$0" && echo model > "$0/m.gguf" && mount -o remount,ro "$0" && exec "$1" -c "
 import os, sys
-from gguf_harness.file_hashes import FileState, has_change_time
+from gguf_harness.store.file_hashes import FileState, has_change_time
 with open(sys.argv[1], 'rb') as stream:
     state = FileState.of(os.fstat(stream.fileno()))
     assert state.changed_ns == state.modified_ns

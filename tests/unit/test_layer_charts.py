@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gguf_harness.measure.arrays import save_arrays
 from gguf_harness.report.charts.layers import layers_charts
 from gguf_harness.report.data import RunView
+from gguf_harness.store.arrays import save_arrays
 
 TOKENS = ["<b>", "&amp;", "%{text}", "</script>", "\x1b[2J", "a very long token", " the", "\\n"]
 LAYERS = 3

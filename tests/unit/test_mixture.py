@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gguf_harness.cache import Cache
 from gguf_harness.errors import InvalidGGUF, ModelError, StoreError
 from gguf_harness.gguf.header import read_header
 from gguf_harness.gguf.mixture import differing_tensors, write_mixture
 from gguf_harness.gguf.weights import Weights
+from gguf_harness.store.cache import Cache
 from tests.random_llama import write_random_llama
 from tests.unit.test_weights import write_raw
 
@@ -139,7 +139,7 @@ def test_a_source_that_shrinks_is_an_error(
 def test_scratch_goes_with_its_block_or_with_the_next(tmp_path: Path) -> None:
     cache = Cache(tmp_path)
     script = (
-        "import os, sys; from pathlib import Path; from gguf_harness.cache import Cache\n"
+        "import os, sys; from pathlib import Path; from gguf_harness.store.cache import Cache\n"
         "with Cache(Path(sys.argv[1])).scratch() as folder:\n"
         "    (folder / 'large').write_bytes(b'x')\n"
         "    os.kill(os.getpid(), 9)\n"

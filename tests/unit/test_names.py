@@ -12,10 +12,8 @@ from typing import Any
 
 import pytest
 
-from gguf_harness.file_hashes import hash_files
 from gguf_harness.junit import readable
 from gguf_harness.models import load_info
-from gguf_harness.paths import file_name
 from gguf_harness.report.badge import render_badge
 from gguf_harness.report.compare import compare_runs, render_comparison
 from gguf_harness.report.github import annotation_lines
@@ -25,7 +23,9 @@ from gguf_harness.report.markdown import render_markdown
 from gguf_harness.report.terminal import render_terminal
 from gguf_harness.sources import expand, expand_all
 from gguf_harness.state import GATE_PROPERTY
-from gguf_harness.store import load_run, write_json
+from gguf_harness.store.file_hashes import hash_files
+from gguf_harness.store.paths import file_name
+from gguf_harness.store.runs import load_run, write_json
 from gguf_harness.visible import is_utf8, visible
 from tests.nasty_names import nasty_names
 from tests.random_llama import write_random_llama

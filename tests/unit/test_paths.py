@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gguf_harness.errors import HarnessError, OptionError
-from gguf_harness.paths import file_name, option_path
+from gguf_harness.store.paths import file_name, option_path
 from gguf_harness.visible import is_utf8, visible
 
 NAMES = st.one_of(

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from gguf_harness.cli import main
-from gguf_harness.run_content import content_problem
+from gguf_harness.store.run_content import content_problem
 
 RUN = json.loads((Path(__file__).parents[1] / "data" / "run-smollm2" / "run.json").read_text(encoding="utf-8"))
 LISTS = ("models", "tests", "estimates", "gates", "arrays")

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from gguf_harness.errors import StoreError
-from gguf_harness.measure.arrays import load_arrays, save_arrays
 from gguf_harness.measure.logprobs import LogprobReader, LogprobWriter
-from gguf_harness.store import find_run, load_run, prepare_folder, run_file, write_json
+from gguf_harness.store.arrays import load_arrays, save_arrays
+from gguf_harness.store.runs import find_run, load_run, prepare_folder, run_file, write_json
 
 
 def test_not_a_number_is_never_written(tmp_path: Path) -> None:

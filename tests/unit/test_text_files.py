@@ -12,7 +12,7 @@ from gguf_harness.corpora import load_corpus
 from gguf_harness.errors import HarnessError
 from gguf_harness.gates import load_gates
 from gguf_harness.prompts import load_prompts
-from gguf_harness.store import load_run
+from gguf_harness.store.runs import load_run
 from gguf_harness.words import load_words
 
 PROMPTS = '[[prompt]]\r\nid = "a"\r\ntext = "é"\r\n'

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gguf_harness.measure.arrays import save_arrays
 from gguf_harness.report.charts import build_charts
 from gguf_harness.report.compare import compare_runs
 from gguf_harness.report.data import RunView
+from gguf_harness.store.arrays import save_arrays
 from tests.unit.test_report import HOSTILE, STORED
 
 
@@ -103,7 +103,7 @@ def test_a_run_without_has_no_charts(run: dict[str, Any], tmp_path: Path) -> Non
 
 
 def test_hostile_names_are_escaped(run: dict[str, Any], tmp_path: Path) -> None:
-    from gguf_harness.measure.arrays import load_arrays
+    from gguf_harness.store.arrays import load_arrays
 
     renamed: dict[str, Any] = json.loads(json.dumps(run).replace("smollm2-135m-Q4_K_M", json.dumps(HOSTILE)[1:-1]))
     for number in range(2):

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gguf_harness.cache import Cache
 from gguf_harness.errors import StoreError, write_error
 from gguf_harness.measure.activations import ActivationWriter
-from gguf_harness.measure.arrays import save_arrays
 from gguf_harness.measure.logprobs import LogprobWriter
 from gguf_harness.measure.states import StateFiles
-from gguf_harness.store import write_json
+from gguf_harness.store.arrays import save_arrays
+from gguf_harness.store.cache import Cache
+from gguf_harness.store.runs import write_json
 
 SPACE = (errno.ENOSPC, errno.EDQUOT)
 OTHERS = (errno.EACCES, errno.EROFS, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EMFILE, errno.ENOLCK, errno.EIO)

@@ -11,8 +11,8 @@ from typing import Any, Final
 from gguf_harness import __version__
 from gguf_harness.graphs.graph import Column, Graph, Table
 from gguf_harness.graphs.view import render_view
-from gguf_harness.paths import file_name
-from gguf_harness.store import write_bytes, write_text
+from gguf_harness.store.paths import file_name
+from gguf_harness.store.runs import write_bytes, write_text
 
 __all__ = ["SCHEMA_VERSION", "GraphFiles", "to_arrow", "write_graph"]
 

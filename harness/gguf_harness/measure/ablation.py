@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 
 from gguf_harness.engine.settings import SessionSettings
 from gguf_harness.errors import CorpusError, EngineError, VocabularyMismatch
-from gguf_harness.measure.arrays import load_arrays
 from gguf_harness.measure.inputs import check_context
 from gguf_harness.measure.passes import CorpusText, open_lanes
 from gguf_harness.measure.patched import Change, Distributions, Job, Patched, Variant, read_layout, read_values
 from gguf_harness.metrics.importance import Head, greedy_removal, random_subsets
+from gguf_harness.store.arrays import load_arrays
 
 if TYPE_CHECKING:
     from gguf_harness.engine.session import Session, Tokens

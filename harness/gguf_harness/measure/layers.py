@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gguf_harness.errors import FilesLost, ModelError, NoData
-from gguf_harness.measure.arrays import load_arrays
 from gguf_harness.measure.head import ModelFile, find_head
 from gguf_harness.measure.passes import open_lanes
 from gguf_harness.measure.states import KINDS, LayersRequest, PromptTokens, StateFiles, decode_states, prompt_tokens
@@ -31,6 +30,7 @@ from gguf_harness.metrics.hidden import (
 )
 from gguf_harness.metrics.lens import Head, attribute, decided_at, logit_lens, normalize
 from gguf_harness.metrics.similarity import cosine
+from gguf_harness.store.arrays import load_arrays
 
 if TYPE_CHECKING:
     from gguf_harness.engine.session import Session

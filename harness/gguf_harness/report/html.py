@@ -15,7 +15,7 @@ from gguf_harness.report.data import RunView, place, visible, visible_lines
 from gguf_harness.report.numbers import doubt_mark, format_bytes, format_estimate, format_percent, format_value
 from gguf_harness.report.prices import price_list, show_average, show_step
 from gguf_harness.report.standing import failures_of
-from gguf_harness.store import write_text
+from gguf_harness.store.runs import write_text
 
 __all__ = ["embed_json", "plotly_js", "write_html"]
 

@@ -17,7 +17,7 @@ from gguf_harness.analytics.backend import can_accelerate, choose_gpu, count_vis
 from gguf_harness.engine.gpu import list_gpus
 from gguf_harness.engine.worker import Worker
 from gguf_harness.errors import AnalyticsError
-from gguf_harness.file_hashes import hash_files
+from gguf_harness.store.file_hashes import hash_files
 
 if TYPE_CHECKING:
     import numpy as np

@@ -9,17 +9,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from gguf_harness.cache import Cache, Entry
-from gguf_harness.cache_space import cap_log
 from gguf_harness.engine.server import ServerPool
 from gguf_harness.engine.tasks import build_files, describe_engine, ggml_environment, identify_engine, quantize_task
 from gguf_harness.engine.worker import ProgressCallback, Worker
 from gguf_harness.errors import FilesLost, HarnessError, ModelError
-from gguf_harness.file_hashes import FileState, file_states, hash_files
 from gguf_harness.machine import identify_machine
 from gguf_harness.models import ModelInfo, load_info, twins
-from gguf_harness.paths import file_name
 from gguf_harness.sources import ModelSource
+from gguf_harness.store.cache import Cache, Entry
+from gguf_harness.store.cache_space import cap_log
+from gguf_harness.store.file_hashes import FileState, file_states, hash_files
+from gguf_harness.store.paths import file_name
 
 if TYPE_CHECKING:
     from gguf_harness.engine.settings import SessionSettings

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 from gguf_harness.measure import generate
 
 if TYPE_CHECKING:
-    from gguf_harness.cache import Entry
     from gguf_harness.measure.generate import Generations, TextScore
     from gguf_harness.prompts import PromptSet
     from gguf_harness.runner.core import Core, LoadedModel
+    from gguf_harness.store.cache import Entry
 
 __all__ = ["Texts"]
 

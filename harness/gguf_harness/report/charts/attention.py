@@ -42,8 +42,8 @@ def attention_charts(view: RunView, run_dir: Path) -> list[Chart]:
 
 
 def _grid(view: RunView, run_dir: Path) -> Chart | None:
-    from gguf_harness.measure.arrays import load_arrays
-    from gguf_harness.store import run_file
+    from gguf_harness.store.arrays import load_arrays
+    from gguf_harness.store.runs import run_file
 
     order = {model.name: place for place, model in enumerate(view.models)}
     entries = [entry for entry in view.run.get("arrays", []) if entry["name"] == "attention"]

@@ -36,8 +36,8 @@ def embedding_charts(view: RunView, run_dir: Path) -> list[Chart]:
 
 
 def _load(view: RunView, run_dir: Path, name: str) -> dict[str, Points]:
-    from gguf_harness.measure.arrays import load_arrays
-    from gguf_harness.store import run_file
+    from gguf_harness.store.arrays import load_arrays
+    from gguf_harness.store.runs import run_file
 
     found = {}
     known = {model.name for model in view.models}

@@ -128,8 +128,8 @@ def _most_important(model: Candidate, cells: Mapping[Place, Rows]) -> str:
 def _removal(view: RunView, run_dir: Path) -> Chart | None:
     import numpy as np
 
-    from gguf_harness.measure.arrays import load_arrays
-    from gguf_harness.store import run_file
+    from gguf_harness.store.arrays import load_arrays
+    from gguf_harness.store.runs import run_file
 
     traces, longest = [], 0
     for entry in view.run.get("arrays", []):

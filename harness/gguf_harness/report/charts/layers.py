@@ -81,8 +81,8 @@ def _rows(view: RunView, metric: str) -> Rows:
 
 def _drawn(view: RunView, run_dir: Path) -> dict[str, Arrays]:
     """Arrays of the drawn prompt by model, in the order of the models."""
-    from gguf_harness.measure.arrays import load_arrays
-    from gguf_harness.store import run_file
+    from gguf_harness.store.arrays import load_arrays
+    from gguf_harness.store.runs import run_file
 
     files = {
         entry["model"]: run_file(run_dir, entry["file"])

@@ -130,8 +130,8 @@ def _hover(model: Candidate, row: dict[str, Any], factor: int) -> str:
 
 
 def _distribution(view: RunView, run_dir: Path) -> Chart | None:
-    from gguf_harness.measure.arrays import load_arrays
-    from gguf_harness.store import run_file
+    from gguf_harness.store.arrays import load_arrays
+    from gguf_harness.store.runs import run_file
 
     traces = []
     for entry in view.run.get("arrays", []):

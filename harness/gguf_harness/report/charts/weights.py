@@ -30,8 +30,8 @@ def weight_charts(view: RunView, run_dir: Path) -> list[Chart]:
 
 def load_columns(view: RunView, run_dir: Path, name: str) -> dict[str, Columns]:
     """Arrays of this name by candidate, in the order of the models; none where the file is gone."""
-    from gguf_harness.measure.arrays import load_arrays
-    from gguf_harness.store import run_file
+    from gguf_harness.store.arrays import load_arrays
+    from gguf_harness.store.runs import run_file
 
     found = {}
     for entry in view.run.get("arrays", []):

@@ -1,7 +1,7 @@
 """Runs on disk, and how files are written.
 
     <results>/runs/<id>/run.json      one pytest invocation; arrays/*.npz beside it, and the report
-    <results>/cache/                  measurements by content; see `gguf_harness.cache`
+    <results>/cache/                  measurements by content; see `gguf_harness.store.cache`
 
 Every file is written to a temporary name and renamed: it is there whole, or not at all.
 """
@@ -13,12 +13,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from gguf_harness.atomic_file import replacing
 from gguf_harness.errors import StoreError, write_error
 from gguf_harness.metrics.records import SCHEMA_VERSION
-from gguf_harness.paths import option_path
-from gguf_harness.run_content import content_problem
-from gguf_harness.text_files import read_json
+from gguf_harness.store.atomic_file import replacing
+from gguf_harness.store.paths import option_path
+from gguf_harness.store.run_content import content_problem
+from gguf_harness.store.text_files import read_json
 
 __all__ = ["find_run", "load_run", "prepare_folder", "run_file", "to_json", "write_bytes", "write_json", "write_text"]
 

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from gguf_harness import __version__
 from gguf_harness.metrics.records import SCHEMA_VERSION
-from gguf_harness.store import write_json
+from gguf_harness.store.runs import write_json
 
 _SHOWN_PROBLEMS: Final = 3
 
@@ -112,7 +112,7 @@ class RunPart:
 
     def add_arrays(self, model: str, name: str, description: str, arrays: dict[str, Any]) -> None:
         """Keep arrays for a picture, once per model and name."""
-        from gguf_harness.measure.arrays import save_arrays
+        from gguf_harness.store.arrays import save_arrays
 
         key = f"{model}/{name}"
         if key not in self._content["arrays"]:

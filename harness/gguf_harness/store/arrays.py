@@ -11,8 +11,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from gguf_harness.atomic_file import replacing
 from gguf_harness.errors import FilesLost, write_error
+from gguf_harness.store.atomic_file import replacing
 
 __all__ = ["checksums", "file_checksum", "load_arrays", "save_arrays"]
 

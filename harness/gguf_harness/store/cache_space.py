@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from gguf_harness.atomic_file import replacing
 from gguf_harness.gguf.companions import CACHE_SIGNATURE, CACHE_TAG
-from gguf_harness.locks import HeldLock, hold
-from gguf_harness.measurements import folders
+from gguf_harness.store.atomic_file import replacing
+from gguf_harness.store.locks import HeldLock, hold
+from gguf_harness.store.versions import folders
 
 __all__ = [
     "ARRAYS_FILE",

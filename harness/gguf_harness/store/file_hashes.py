@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from gguf_harness.atomic_file import replacing
 from gguf_harness.errors import ModelError
+from gguf_harness.store.atomic_file import replacing
 
 __all__ = ["FileState", "file_states", "has_change_time", "hash_files"]
 

@@ -1,7 +1,7 @@
 """Measurements on disk, by content.
 
     <cache>/passes/<key>/             meta.json and arrays.npz of one pass, and the reference's log-probabilities
-    <cache>/speed/<key>/              the same for timings, and so on: `gguf_harness.measurements` has all
+    <cache>/speed/<key>/              the same for timings, and so on: `gguf_harness.store.versions` has all
     <cache>/models/<key>/             quantized models
     <cache>/scratch/                  large files of a moment
     <cache>/logs/                     llama.cpp's own words, one file per model
@@ -23,7 +23,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from gguf_harness.cache_space import (
+from gguf_harness.errors import StoreError, write_error
+from gguf_harness.store.cache_space import (
     ARRAYS_FILE,
     META_FILE,
     SCRATCH,
@@ -35,10 +36,9 @@ from gguf_harness.cache_space import (
     shrink,
     sweep_scratch,
 )
-from gguf_harness.errors import StoreError, write_error
-from gguf_harness.locks import HeldLock, hold
-from gguf_harness.measurements import VERSIONS
-from gguf_harness.store import to_json, write_json
+from gguf_harness.store.locks import HeldLock, hold
+from gguf_harness.store.runs import to_json, write_json
+from gguf_harness.store.versions import VERSIONS
 
 if TYPE_CHECKING:
     from gguf_harness.measure.observers import Arrays
@@ -77,7 +77,7 @@ class Entry:
 
     def load(self) -> Arrays | None:
         """The stored arrays, or None when there are none or they are damaged: they are then measured again."""
-        from gguf_harness.measure.arrays import checksums, load_arrays
+        from gguf_harness.store.arrays import checksums, load_arrays
 
         meta = self._read()
         if meta is None:
@@ -122,7 +122,7 @@ class Entry:
         Raises:
             StoreError: no space, no permission, or a number that JSON does not know.
         """
-        from gguf_harness.measure.arrays import checksums, save_arrays
+        from gguf_harness.store.arrays import checksums, save_arrays
 
         meta: dict[str, Any] = {"key": self._key, "session": self._cache.session, "arrays": None}
         if arrays is not None:
@@ -182,14 +182,14 @@ class Cache:
         """The entry of a measurement.
 
         Args:
-            measurement: one of `gguf_harness.measurements.VERSIONS`: "passes/reference".
+            measurement: one of `gguf_harness.store.versions.VERSIONS`: "passes/reference".
             key: everything that it depends on but its version, as JSON types.
 
         Raises:
             ValueError: an unknown measurement, or a key that is not of JSON types.
         """
         if measurement not in VERSIONS:
-            raise ValueError(f"Measurement {measurement!r} has no version in gguf_harness.measurements.VERSIONS.")
+            raise ValueError(f"Measurement {measurement!r} has no version in gguf_harness.store.versions.VERSIONS.")
         kind, _, name = measurement.partition("/")
         full = _canonical({"measurement": name, "version": VERSIONS[measurement], "key": key})
         return Entry(self, self.root / kind / _digest(full)[:24], full)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from gguf_harness.errors import StoreError
-from gguf_harness.text_files import read_json
+from gguf_harness.store.text_files import read_json
 
 __all__ = ["JsonFile", "is_usual", "shown"]
 

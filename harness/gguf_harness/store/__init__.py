@@ -1,0 +1,1 @@
+"""What is on disk: files written whole or not at all, the cache of measurements, runs."""
