@@ -330,7 +330,7 @@ class Reporting:
 
 
 def _new_draft(state: State, course: Course) -> RunDraft:
-    from gguf_harness.machine import describe_machine
+    from gguf_harness.engine.machine import describe_machine
 
     ladder = state.ladder
     return RunDraft(

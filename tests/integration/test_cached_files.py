@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from gguf_harness.corpora import Corpus
+from gguf_harness.engine.machine import describe_machine
 from gguf_harness.errors import CorpusError
 from gguf_harness.ladder import plan_ladder
-from gguf_harness.machine import describe_machine
 from gguf_harness.measure.observers import Arrays
 from gguf_harness.measure.side_by_side import SpeedResult
 from gguf_harness.options import read_options

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from gguf_harness.engine.session import Session
 from gguf_harness.engine.settings import SessionSettings
+from gguf_harness.engine.tap_names import expand_taps
 from gguf_harness.engine.taps import Patcher, Taps
 from gguf_harness.errors import EngineError, TapNotFound
-from gguf_harness.tap_names import expand_taps
 from tests.integration.small_models import BUCKETS, HEADS, WIDTH, write_small_model
 
 pytestmark = pytest.mark.model

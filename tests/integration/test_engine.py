@@ -18,10 +18,10 @@ from gguf_harness.engine import binding
 from gguf_harness.engine.quantize import load_imatrix, quantize_file
 from gguf_harness.engine.session import Session
 from gguf_harness.engine.settings import SessionSettings
+from gguf_harness.engine.tap_names import TAPS
 from gguf_harness.engine.taps import Taps
 from gguf_harness.errors import EngineError, OptionError, QuantizeError, TapNotFound, UnsupportedEngine
 from gguf_harness.gguf.header import read_header
-from gguf_harness.tap_names import TAPS
 from tests.random_llama import BOS, write_random_llama
 
 pytestmark = pytest.mark.model

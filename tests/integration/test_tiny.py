@@ -22,6 +22,7 @@ from gguf_harness.corpora import load_corpus
 from gguf_harness.engine.quantize import quantize_file
 from gguf_harness.engine.session import Session
 from gguf_harness.engine.settings import CacheType, SessionSettings
+from gguf_harness.engine.tap_names import expand_taps
 from gguf_harness.engine.taps import Taps
 from gguf_harness.fixtures.train.tokenizer import load_tokenizer
 from gguf_harness.ladder import plan_ladder
@@ -34,7 +35,6 @@ from gguf_harness.options import read_options
 from gguf_harness.progress import SilentProgress
 from gguf_harness.runner import LoadedModel, Runner
 from gguf_harness.sources import expand
-from gguf_harness.tap_names import expand_taps
 
 pytestmark = pytest.mark.model
 

@@ -8,11 +8,11 @@ import math
 import numpy as np
 import pytest
 
+from gguf_harness.engine.tap_names import TAPS, graph_nodes
 from gguf_harness.errors import GateError, HarnessError, NoData
 from gguf_harness.gguf.types import DEFAULT_QUANTS, FTYPES, NEEDS_IMATRIX, ftype_label, parse_quants
 from gguf_harness.metrics.records import Estimate, Row
 from gguf_harness.metrics.registry import METRICS, metric_info
-from gguf_harness.tap_names import TAPS, graph_nodes
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])

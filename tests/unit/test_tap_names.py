@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gguf_harness.engine.tap_names import TAPS, GraphNode, expand_taps, generic_tap, graph_nodes
 from gguf_harness.errors import TapNotFound
-from gguf_harness.tap_names import TAPS, GraphNode, expand_taps, generic_tap, graph_nodes
 
 
 def test_patterns_expand_in_order_and_once() -> None:

@@ -17,8 +17,7 @@ from gguf_harness.engine.binding import (
     view_tensor,
     write_tensor,
 )
-from gguf_harness.errors import EngineError, TapNotFound
-from gguf_harness.tap_names import (
+from gguf_harness.engine.tap_names import (
     ENCODER_PREFIX,
     NEEDS_FLASH_ATTENTION_OFF,
     TAPS,
@@ -26,6 +25,7 @@ from gguf_harness.tap_names import (
     generic_tap,
     graph_nodes,
 )
+from gguf_harness.errors import EngineError, TapNotFound
 
 __all__ = ["Patcher", "Reader", "Taps"]
 

@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from gguf_harness.engine.machine import identify_machine
 from gguf_harness.engine.server import ServerPool
 from gguf_harness.engine.tasks import build_files, describe_engine, ggml_environment, identify_engine, quantize_task
 from gguf_harness.engine.worker import ProgressCallback, Worker
 from gguf_harness.errors import FilesLost, HarnessError, ModelError
-from gguf_harness.machine import identify_machine
 from gguf_harness.models import ModelInfo, load_info, twins
 from gguf_harness.sources import ModelSource
 from gguf_harness.store.cache import Cache, Entry

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from gguf_harness.engine.machine import identify_machine
 from gguf_harness.engine.server import Server
 from gguf_harness.errors import HarnessError
-from gguf_harness.machine import identify_machine
 from gguf_harness.measure.served import ServedResult, measure_served
 from gguf_harness.measure.side_by_side import SpeedRequest, SpeedResult, Subject, fit_together, measure_speed
 from gguf_harness.measure.speed import bench_settings
