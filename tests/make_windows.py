@@ -22,9 +22,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from gguf_harness.corpora import load_corpus
-from gguf_harness.ladder import plan_ladder
-from gguf_harness.options import read_options
+from gguf_harness.inputs.corpora import load_corpus
+from gguf_harness.inputs.ladder import plan_ladder
+from gguf_harness.inputs.options import read_options
 from gguf_harness.progress import SilentProgress
 from gguf_harness.runner import Runner
 

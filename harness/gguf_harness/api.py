@@ -10,20 +10,20 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import numpy as np
 
-from gguf_harness.corpora import load_corpus
 from gguf_harness.engine.settings import SessionSettings
 from gguf_harness.engine.worker import Worker
 from gguf_harness.errors import OptionError, PromptError
+from gguf_harness.inputs.corpora import load_corpus
+from gguf_harness.inputs.models import ModelInfo, load_info
+from gguf_harness.inputs.options import default_threads
+from gguf_harness.inputs.prompts import Prompt, load_prompts
+from gguf_harness.inputs.sources import expand_all
+from gguf_harness.inputs.words import load_words
 from gguf_harness.measure.attention import AttentionRequest, observe_attention, read_attention
 from gguf_harness.measure.attention_results import HeadBehaviour
 from gguf_harness.measure.embeddings import EmbeddingRequest, measure_words
 from gguf_harness.measure.states import LayersRequest, read_states
-from gguf_harness.models import ModelInfo, load_info
-from gguf_harness.options import default_threads
-from gguf_harness.prompts import Prompt, load_prompts
-from gguf_harness.sources import expand_all
 from gguf_harness.visible import is_utf8
-from gguf_harness.words import load_words
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -180,7 +180,7 @@ def word_embeddings(
 
     Args:
         model: a path, an alias or hf:org/repo:file.
-        words: a TOML file, see `gguf_harness.words`; the built-in list if not given.
+        words: a TOML file, see `gguf_harness.inputs.words`; the built-in list if not given.
         threads: CPU threads.
         gpu: NVIDIA GPU, -1 for none.
 

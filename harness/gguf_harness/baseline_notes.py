@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from gguf_harness.baselines import Baseline
-from gguf_harness.pairing import Partner, some_names
+from gguf_harness.inputs.pairing import Partner, some_names
 
 __all__ = ["missing", "no_partner", "notes_of", "nothing_compared", "uncompared"]
 
@@ -16,7 +16,7 @@ def no_partner(model: str, partner: Partner, baseline: Baseline, models: Iterabl
 
     Args:
         model: its name.
-        partner: what `gguf_harness.pairing.pair_up` found.
+        partner: what `gguf_harness.inputs.pairing.pair_up` found.
         baseline: what was to be compared with.
         models: names of the run's candidates.
     """

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from gguf_harness.errors import OptionError, StoreError
+from gguf_harness.inputs.pairing import FAMILY, Subject
 from gguf_harness.metrics.records import WHOLE, Place
 from gguf_harness.metrics.registry import METRICS
 from gguf_harness.metrics.windows import COMPARED, MEAN_RANGES
-from gguf_harness.pairing import FAMILY, Subject
 from gguf_harness.store.json_file import JsonFile, is_usual, shown
 from gguf_harness.store.paths import option_path
 from gguf_harness.store.runs import write_text

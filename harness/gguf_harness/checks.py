@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Any
 
-from gguf_harness.corpora import load_corpus
 from gguf_harness.errors import HarnessError, OptionError
 from gguf_harness.gates import load_gates
 from gguf_harness.gguf.header import read_header
 from gguf_harness.gguf.types import NEEDS_IMATRIX
+from gguf_harness.inputs.corpora import load_corpus
+from gguf_harness.inputs.models import ModelInfo, load_info
 from gguf_harness.metrics.registry import metric_info
-from gguf_harness.models import ModelInfo, load_info
 from gguf_harness.store.runs import prepare_folder
 
 if TYPE_CHECKING:
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     import pytest
 
-    from gguf_harness.ladder import Ladder
-    from gguf_harness.options import Options
+    from gguf_harness.inputs.ladder import Ladder
+    from gguf_harness.inputs.options import Options
     from gguf_harness.state import State
 
 __all__ = ["check_folders", "check_metrics", "check_options"]

@@ -158,7 +158,7 @@ def _add_threads(command: argparse.ArgumentParser) -> None:
 
 
 def _threads(text: str) -> int:
-    from gguf_harness.options import MOST_THREADS
+    from gguf_harness.inputs.options import MOST_THREADS
 
     if not text.isdecimal() or not 1 <= int(text) <= MOST_THREADS:
         raise argparse.ArgumentTypeError(f"{text!r} is no number of threads, expected 1 to {MOST_THREADS}")
@@ -247,9 +247,9 @@ def _heads(known: argparse.Namespace, _: list[str]) -> int:
 def _inspect(known: argparse.Namespace, _: list[str]) -> int:
     import json
 
-    from gguf_harness.models import load_info
+    from gguf_harness.inputs.models import load_info
+    from gguf_harness.inputs.sources import parse_specs, select
     from gguf_harness.report.inspect import render_info
-    from gguf_harness.sources import parse_specs, select
 
     selection = select(parse_specs(known.models))
     for note in selection.notes:
@@ -268,9 +268,9 @@ def _quantize(known: argparse.Namespace, _: list[str]) -> int:
     from gguf_harness.engine.tasks import quantize_task
     from gguf_harness.engine.worker import Worker
     from gguf_harness.gguf.types import parse_quants
-    from gguf_harness.ladder import quantized_name
-    from gguf_harness.options import default_threads
-    from gguf_harness.sources import expand_all
+    from gguf_harness.inputs.ladder import quantized_name
+    from gguf_harness.inputs.options import default_threads
+    from gguf_harness.inputs.sources import expand_all
 
     sources = expand_all([known.model])
     if len(sources) != 1:

@@ -11,8 +11,8 @@ from gguf_harness import api
 from gguf_harness.errors import GraphError, NoData, OptionError
 from gguf_harness.gguf.header import read_header
 from gguf_harness.graphs import AttentionGraph, CosineNetwork, Graph, LayerTokenFlow, ModelStructure
-from gguf_harness.models import load_info
-from gguf_harness.sources import ModelSource, expand_all
+from gguf_harness.inputs.models import load_info
+from gguf_harness.inputs.sources import ModelSource, expand_all
 
 __all__ = ["DEFAULT_PROMPT", "graph_of"]
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from gguf_harness.gates import Gate
-    from gguf_harness.ladder import Ladder
+    from gguf_harness.inputs.ladder import Ladder
 
 __all__ = [
     "COMPARING_TEST",

@@ -19,8 +19,8 @@ import pytest
 
 from gguf_harness.distribution import ModelGroups, can_group, send_groups
 from gguf_harness.errors import HarnessError
+from gguf_harness.inputs.options import add_options, given_options
 from gguf_harness.interrupts import absorbed
-from gguf_harness.options import add_options, given_options
 from gguf_harness.outcomes import attempt_of, begin_attempt, describe_failure
 from gguf_harness.plan import suite_of
 from gguf_harness.report.data import visible
@@ -294,7 +294,7 @@ def _parametrized(metafunc: pytest.Metafunc) -> set[str]:
 
 
 def _model_name(item: pytest.Item) -> str | None:
-    from gguf_harness.ladder import PlannedModel
+    from gguf_harness.inputs.ladder import PlannedModel
 
     callspec = getattr(item, "callspec", None)
     ours = _ours(item) & _MODELS

@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gguf_harness.baselines import Baseline, Facts
+from gguf_harness.inputs.pairing import some_names
 from gguf_harness.metrics.multiple import holm
 from gguf_harness.metrics.records import WHOLE, Estimate, Place, Row
 from gguf_harness.metrics.registry import CORPUS_METRICS, metric_info
 from gguf_harness.metrics.stats import MeanEstimate, clustered_se, exceedance_p_value
 from gguf_harness.metrics.windows import COMPARED, from_mean
-from gguf_harness.pairing import some_names
 
 __all__ = [
     "CONFIDENCE",

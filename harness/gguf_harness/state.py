@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from gguf_harness.errors import HarnessError
-from gguf_harness.options import Options, read_options
+from gguf_harness.inputs.options import Options, read_options
 from gguf_harness.store.run_draft import RunDraft
 
 if TYPE_CHECKING:
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from gguf_harness.advice import TextSize
     from gguf_harness.baselines import Baseline
     from gguf_harness.gates import Gate
-    from gguf_harness.ladder import Ladder
+    from gguf_harness.inputs.ladder import Ladder
+    from gguf_harness.inputs.pairing import Partner
+    from gguf_harness.inputs.prompts import PromptSet
+    from gguf_harness.inputs.words import WordList
     from gguf_harness.metrics.records import Row
-    from gguf_harness.pairing import Partner
-    from gguf_harness.prompts import PromptSet
     from gguf_harness.regressions import Comparison
-    from gguf_harness.words import WordList
 
 __all__ = ["BASELINE_PROPERTY", "ESTIMATE_PROPERTY", "FINDINGS", "GATE_PROPERTY", "STATE", "State", "only_plans"]
 
@@ -84,7 +84,7 @@ class State:
     @property
     def ladder(self) -> Ladder:
         """The models of the session."""
-        from gguf_harness.ladder import plan_ladder
+        from gguf_harness.inputs.ladder import plan_ladder
 
         if self._ladder is None:
             self._ladder = plan_ladder(self.options)
@@ -93,7 +93,7 @@ class State:
     @property
     def prompts(self) -> PromptSet:
         """The prompts of the session."""
-        from gguf_harness.prompts import load_prompts
+        from gguf_harness.inputs.prompts import load_prompts
 
         if self._prompts is None:
             self._prompts = load_prompts(self.options.prompts)
@@ -102,7 +102,7 @@ class State:
     @property
     def words(self) -> WordList:
         """The words whose embeddings are compared."""
-        from gguf_harness.words import load_words
+        from gguf_harness.inputs.words import load_words
 
         if self._words is None:
             self._words = load_words(self.options.words)
@@ -129,8 +129,8 @@ class State:
     @property
     def partners(self) -> dict[str, Partner]:
         """What each candidate is compared with in the baseline; empty without one."""
-        from gguf_harness.ladder import subjects_of
-        from gguf_harness.pairing import pair_up, read_pairs
+        from gguf_harness.inputs.ladder import subjects_of
+        from gguf_harness.inputs.pairing import pair_up, read_pairs
 
         if self._partners is None:
             earlier = self.baseline.subjects if self.baseline is not None else []

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from gguf_harness.corpora import load_corpus
 from gguf_harness.engine.tasks import count_tokens
 from gguf_harness.engine.worker import Worker
 from gguf_harness.errors import CorpusError, HarnessError
+from gguf_harness.inputs.corpora import load_corpus
+from gguf_harness.inputs.models import load_info
 from gguf_harness.measure.passes import MIN_WINDOWS, require_windows
-from gguf_harness.models import load_info
 
 if TYPE_CHECKING:
-    from gguf_harness.ladder import Ladder, PlannedModel
-    from gguf_harness.options import Options
-    from gguf_harness.sources import ModelSource
+    from gguf_harness.inputs.ladder import Ladder, PlannedModel
+    from gguf_harness.inputs.options import Options
+    from gguf_harness.inputs.sources import ModelSource
 
 __all__ = ["check_windows"]
 

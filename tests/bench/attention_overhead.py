@@ -22,13 +22,13 @@ from typing import Final
 import numpy as np
 import pytest
 
-from gguf_harness.corpora import load_corpus
 from gguf_harness.engine.settings import SessionSettings
 from gguf_harness.engine.worker import Worker
 from gguf_harness.gguf.header import read_header
-from gguf_harness.ladder import plan_ladder
+from gguf_harness.inputs.corpora import load_corpus
+from gguf_harness.inputs.ladder import plan_ladder
+from gguf_harness.inputs.options import default_threads, read_options
 from gguf_harness.measure.attention import AttentionRequest
-from gguf_harness.options import default_threads, read_options
 from gguf_harness.progress import SilentProgress
 from gguf_harness.runner import LoadedModel, Runner
 from tests.bench.attention_timing import MAX_TOKENS, PHYSICAL_BATCH, Case, Timing, measure, peak

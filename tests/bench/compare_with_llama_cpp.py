@@ -28,12 +28,12 @@ from typing import TypeVar
 
 import pytest
 
-from gguf_harness.corpora import load_corpus
-from gguf_harness.ladder import Ladder, plan_ladder
+from gguf_harness.inputs.corpora import load_corpus
+from gguf_harness.inputs.ladder import Ladder, plan_ladder
+from gguf_harness.inputs.options import Options, read_options
 from gguf_harness.measure.passes import CODES_FILE
 from gguf_harness.metrics.divergence import summarize_divergence
 from gguf_harness.metrics.perplexity import perplexity
-from gguf_harness.options import Options, read_options
 from gguf_harness.progress import SilentProgress
 from gguf_harness.runner import LoadedModel, Runner
 from tests.bench.tools import build_tools

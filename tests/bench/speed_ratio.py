@@ -20,10 +20,10 @@ from typing import Final
 
 from gguf_harness.engine.settings import SessionSettings
 from gguf_harness.engine.worker import Worker
+from gguf_harness.inputs.options import default_threads
+from gguf_harness.inputs.sources import TINY_FILE
 from gguf_harness.measure.side_by_side import SpeedRequest, Subject, measure_speed
 from gguf_harness.metrics.stats import confidence_bound
-from gguf_harness.options import default_threads
-from gguf_harness.sources import TINY_FILE
 
 TESTS: Final = {"pp": "pp_speed_ratio", "tg": "tg_speed_ratio"}
 WITHIN: Final = 0.03

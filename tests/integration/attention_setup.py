@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 
 from gguf_harness.engine.settings import SessionSettings
-from gguf_harness.ladder import plan_ladder
+from gguf_harness.inputs.ladder import plan_ladder
+from gguf_harness.inputs.models import load_info
+from gguf_harness.inputs.options import read_options
+from gguf_harness.inputs.prompts import Prompt
+from gguf_harness.inputs.sources import expand
 from gguf_harness.measure.attention import AttentionRequest, KeptPatterns
-from gguf_harness.models import load_info
-from gguf_harness.options import read_options
 from gguf_harness.progress import SilentProgress
-from gguf_harness.prompts import Prompt
 from gguf_harness.runner import LoadedModel, Progress, Runner
-from gguf_harness.sources import expand
 
 __all__ = ["PROMPTS", "make_request", "make_runner"]
 

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from gguf_harness.corpora import Corpus, load_corpus
 from gguf_harness.engine.session import Session, Tokens
 from gguf_harness.engine.settings import SessionSettings
 from gguf_harness.engine.taps import Taps
 from gguf_harness.engine.worker import Worker
 from gguf_harness.errors import CorpusError, EngineError, ModelError, VocabularyMismatch
+from gguf_harness.inputs.corpora import Corpus, load_corpus
+from gguf_harness.inputs.sources import expand
 from gguf_harness.measure.ablation import (
     HeadRequest,
     run_head_interchange,
@@ -29,7 +30,6 @@ from gguf_harness.measure.observers import Arrays
 from gguf_harness.measure.passes import CorpusText
 from gguf_harness.measure.patched import Change, Distributions, HeadLayout, Patched, Variant, read_layout, read_values
 from gguf_harness.metrics.importance import Head, window_rises
-from gguf_harness.sources import expand
 from gguf_harness.store.arrays import save_arrays
 from tests.integration.small_models import write_small_model
 from tests.random_llama import write_random_llama

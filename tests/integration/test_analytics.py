@@ -19,8 +19,8 @@ from gguf_harness.analytics.neighbors import plan_blocks
 from gguf_harness.analytics.tasks import Setup, _computing, neighbors_task, project_task
 from gguf_harness.engine.worker import Worker, WorkerContext
 from gguf_harness.errors import AnalyticsError, EngineCrashed, NoData, OptionError
+from gguf_harness.inputs.options import Options, read_options
 from gguf_harness.metrics.similarity import linear_cka
-from gguf_harness.options import Options, read_options
 from gguf_harness.progress import SilentProgress
 from gguf_harness.runner import Runner
 from gguf_harness.runner.analytics import Analytics

@@ -12,12 +12,14 @@ import pytest
 from numpy.typing import NDArray
 
 import gguf_harness
-from gguf_harness.corpora import load_corpus
 from gguf_harness.engine.quantize import quantize_file
 from gguf_harness.engine.session import Session
 from gguf_harness.engine.settings import SessionSettings
 from gguf_harness.engine.worker import Worker
 from gguf_harness.errors import ModelError, StoreError
+from gguf_harness.inputs.corpora import load_corpus
+from gguf_harness.inputs.prompts import Prompt, PromptSet, load_prompts
+from gguf_harness.inputs.sources import expand
 from gguf_harness.measure.activations import ActivationReader
 from gguf_harness.measure.attention import (
     ATTENTION_KINDS,
@@ -31,8 +33,6 @@ from gguf_harness.measure.behaviour import LayerParts
 from gguf_harness.measure.observers import Arrays
 from gguf_harness.metrics.attention import attention_estimates
 from gguf_harness.metrics.heads import BEHAVIOURS
-from gguf_harness.prompts import Prompt, PromptSet, load_prompts
-from gguf_harness.sources import expand
 from tests.integration.attention_oracle import Model
 from tests.integration.attention_setup import make_request, make_runner
 from tests.integration.small_models import WINDOW, write_small_model

@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gguf_harness.corpora import Corpus
 from gguf_harness.engine.machine import describe_machine
 from gguf_harness.errors import CorpusError
-from gguf_harness.ladder import plan_ladder
+from gguf_harness.inputs.corpora import Corpus
+from gguf_harness.inputs.ladder import plan_ladder
+from gguf_harness.inputs.options import read_options
+from gguf_harness.inputs.prompts import Prompt, PromptSet
 from gguf_harness.measure.observers import Arrays
 from gguf_harness.measure.side_by_side import SpeedResult
-from gguf_harness.options import read_options
 from gguf_harness.progress import SilentProgress
-from gguf_harness.prompts import Prompt, PromptSet
 from gguf_harness.runner import LoadedModel, Runner
 from gguf_harness.store.cache import Cache
 from tests.random_llama import write_random_llama

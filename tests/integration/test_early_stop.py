@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from gguf_harness.corpora import load_corpus
 from gguf_harness.engine.settings import SessionSettings, WindowOrder
 from gguf_harness.engine.worker import Worker
-from gguf_harness.ladder import plan_ladder
+from gguf_harness.inputs.corpora import load_corpus
+from gguf_harness.inputs.ladder import plan_ladder
+from gguf_harness.inputs.options import read_options
 from gguf_harness.measure.passes import CorpusText, PassRequest, run_candidate_pass, run_reference_pass
 from gguf_harness.metrics.windows import WindowLimit, decided_so_far
-from gguf_harness.options import read_options
 from gguf_harness.progress import SilentProgress
 from gguf_harness.runner import Runner
 from gguf_harness.store.arrays import save_arrays

@@ -19,7 +19,11 @@ from gguf_harness.engine.taps import Taps
 from gguf_harness.engine.worker import WorkerContext
 from gguf_harness.errors import VocabularyMismatch
 from gguf_harness.gguf.weights import Weights
-from gguf_harness.ladder import plan_ladder
+from gguf_harness.inputs.ladder import plan_ladder
+from gguf_harness.inputs.models import check_same_vocabulary
+from gguf_harness.inputs.options import read_options
+from gguf_harness.inputs.prompts import Prompt, PromptSet
+from gguf_harness.inputs.words import load_words
 from gguf_harness.measure.embeddings import ContextRequest, _final_states, describe_matrix
 from gguf_harness.metrics.embeddings import (
     WordSpace,
@@ -33,12 +37,8 @@ from gguf_harness.metrics.embeddings import (
 )
 from gguf_harness.metrics.geometry import align
 from gguf_harness.metrics.neighbours import nearest_by_cosine, row_blocks
-from gguf_harness.models import check_same_vocabulary
-from gguf_harness.options import read_options
 from gguf_harness.progress import SilentProgress
-from gguf_harness.prompts import Prompt, PromptSet
 from gguf_harness.runner import LoadedModel, Runner
-from gguf_harness.words import load_words
 from tests.integration.small_bert import write_small_bert
 from tests.integration.small_models import write_small_model
 from tests.random_llama import write_random_llama

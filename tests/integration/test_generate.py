@@ -18,6 +18,7 @@ from gguf_harness.engine.session import Session
 from gguf_harness.engine.settings import SessionSettings
 from gguf_harness.engine.worker import Worker
 from gguf_harness.errors import PromptError
+from gguf_harness.inputs.prompts import Message, Prompt, load_prompts
 from gguf_harness.measure.generate import (
     GenerateRequest,
     Generation,
@@ -30,7 +31,6 @@ from gguf_harness.measure.generate import (
     generations_to_json,
     score_texts,
 )
-from gguf_harness.prompts import Message, Prompt, load_prompts
 from tests.random_llama import BOS, write_random_llama
 
 pytestmark = pytest.mark.model

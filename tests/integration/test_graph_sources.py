@@ -18,10 +18,10 @@ from gguf_harness.engine.session import Session
 from gguf_harness.engine.settings import SessionSettings
 from gguf_harness.errors import CorpusError
 from gguf_harness.gguf.weights import Weights
+from gguf_harness.inputs.sources import expand
+from gguf_harness.inputs.words import load_words
 from gguf_harness.measure.embeddings import read_rows
 from gguf_harness.metrics.similarity import cosine
-from gguf_harness.sources import expand
-from gguf_harness.words import load_words
 from tests.integration.small_bert import write_small_bert
 
 pytestmark = pytest.mark.model

@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from gguf_harness.corpora import load_corpus
 from gguf_harness.engine.session import Session
 from gguf_harness.engine.settings import SessionSettings
 from gguf_harness.engine.tap_names import expand_taps
 from gguf_harness.engine.taps import Taps
+from gguf_harness.inputs.corpora import load_corpus
+from gguf_harness.inputs.models import load_info
+from gguf_harness.inputs.sources import expand
 from gguf_harness.metrics.circuits import induction_scores, repeated_tokens
 from gguf_harness.metrics.heads import BehaviourKernel, ScoreSums, head_profiles
 from gguf_harness.metrics.taxonomy import classify_head
 from gguf_harness.metrics.token_features import TokenFeatures
-from gguf_harness.models import load_info
-from gguf_harness.sources import expand
 
 pytestmark = pytest.mark.model
 

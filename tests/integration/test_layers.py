@@ -21,18 +21,18 @@ from gguf_harness.engine.taps import Patcher
 from gguf_harness.engine.worker import WorkerContext
 from gguf_harness.errors import CorpusError, NoData, PromptError
 from gguf_harness.gguf.header import read_header
-from gguf_harness.ladder import plan_ladder
+from gguf_harness.inputs.ladder import plan_ladder
+from gguf_harness.inputs.options import read_options
+from gguf_harness.inputs.prompts import Prompt, PromptSet, load_prompts
+from gguf_harness.inputs.sources import expand
 from gguf_harness.measure.head import ModelFile, find_head
 from gguf_harness.measure.layers import STATES_FOLDER, LayersResult, _lens, _stream, measure_layers
 from gguf_harness.measure.patching import measure_importance, measure_interchange
 from gguf_harness.measure.states import MOST_TOKENS, LayersRequest, PromptTokens, StateFiles, decode_states, tapped
 from gguf_harness.metrics.clusters import by_layer
 from gguf_harness.metrics.lens import head_logits
-from gguf_harness.options import read_options
 from gguf_harness.progress import SilentProgress
-from gguf_harness.prompts import Prompt, PromptSet, load_prompts
 from gguf_harness.runner import Runner
-from gguf_harness.sources import expand
 from gguf_harness.store.cache import Cache, Entry
 from tests.integration.small_models import ARCHITECTURES, write_small_model
 from tests.random_llama import write_random_llama

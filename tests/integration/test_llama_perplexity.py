@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gguf_harness.corpora import load_corpus
-from gguf_harness.ladder import Ladder, plan_ladder
+from gguf_harness.inputs.corpora import load_corpus
+from gguf_harness.inputs.ladder import Ladder, plan_ladder
+from gguf_harness.inputs.options import Options, read_options
 from gguf_harness.measure.observers import Arrays
 from gguf_harness.metrics.divergence import summarize_delta_p, summarize_divergence, summarize_same_top
 from gguf_harness.metrics.perplexity import compare_perplexity, perplexity
 from gguf_harness.metrics.records import Estimate
-from gguf_harness.options import Options, read_options
 from gguf_harness.progress import SilentProgress
 from gguf_harness.runner import Runner
 

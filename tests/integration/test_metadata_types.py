@@ -10,8 +10,8 @@ import pytest
 from gguf_harness.engine.settings import SessionSettings
 from gguf_harness.engine.worker import Worker, WorkerContext
 from gguf_harness.errors import HarnessError, InvalidGGUF
-from gguf_harness.models import load_info
-from gguf_harness.sources import ModelSource
+from gguf_harness.inputs.models import load_info
+from gguf_harness.inputs.sources import ModelSource
 from tests.integration.small_bert import write_small_bert
 from tests.integration.small_models import ARCHITECTURES, write_small_model
 from tests.random_llama import write_random_llama

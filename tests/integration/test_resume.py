@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gguf_harness.corpora import load_corpus
 from gguf_harness.engine.settings import SessionSettings
 from gguf_harness.engine.worker import Worker, WorkerContext
 from gguf_harness.errors import EngineCrashed, StoreError
+from gguf_harness.inputs.corpora import load_corpus
 from gguf_harness.measure import passes
 from gguf_harness.measure.observers import Arrays, ReferenceObserver
 from gguf_harness.measure.passes import CODES_FILE, CorpusText, PassRequest, run_candidate_pass, run_reference_pass

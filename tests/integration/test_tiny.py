@@ -18,23 +18,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from gguf_harness.corpora import load_corpus
 from gguf_harness.engine.quantize import quantize_file
 from gguf_harness.engine.session import Session
 from gguf_harness.engine.settings import CacheType, SessionSettings
 from gguf_harness.engine.tap_names import expand_taps
 from gguf_harness.engine.taps import Taps
 from gguf_harness.fixtures.train.tokenizer import load_tokenizer
-from gguf_harness.ladder import plan_ladder
+from gguf_harness.inputs.corpora import load_corpus
+from gguf_harness.inputs.ladder import plan_ladder
+from gguf_harness.inputs.models import load_info
+from gguf_harness.inputs.options import read_options
+from gguf_harness.inputs.sources import expand
 from gguf_harness.measure.observers import Arrays
 from gguf_harness.metrics.divergence import summarize_divergence
 from gguf_harness.metrics.perplexity import perplexity
 from gguf_harness.metrics.stats import mean_with_errors
-from gguf_harness.models import load_info
-from gguf_harness.options import read_options
 from gguf_harness.progress import SilentProgress
 from gguf_harness.runner import LoadedModel, Runner
-from gguf_harness.sources import expand
 
 pytestmark = pytest.mark.model
 

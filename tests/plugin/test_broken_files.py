@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gguf_harness.models import HELD_OUT_TOPICS
+from gguf_harness.inputs.models import HELD_OUT_TOPICS
 from tests.plugin.conftest import ReadRun, RunSuite
 from tests.random_llama import write_random_llama
 from tests.raw_gguf import array, read_raw, scalar, string

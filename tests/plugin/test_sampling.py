@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gguf_harness.corpora import load_corpus
+from gguf_harness.inputs.corpora import load_corpus
 from tests.plugin.conftest import ReadRun, RunSuite
 from tests.random_llama import write_random_llama
 

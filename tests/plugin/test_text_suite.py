@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gguf_harness.prompts import load_prompts
+from gguf_harness.inputs.prompts import load_prompts
 from tests.plugin.conftest import ReadRun, RunSuite
 from tests.random_llama import write_random_llama
 

@@ -29,9 +29,9 @@ from gguf_harness.baselines import (
     why_unfit,
 )
 from gguf_harness.errors import OptionError, StoreError
+from gguf_harness.inputs.pairing import Partner
 from gguf_harness.metrics.records import Estimate, Place, Row
 from gguf_harness.metrics.windows import COMPARED
-from gguf_harness.pairing import Partner
 from gguf_harness.regressions import (
     MATERIAL,
     Comparison,

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from gguf_harness.corpora import load_corpus, pydoc_topics
 from gguf_harness.errors import CorpusError
+from gguf_harness.inputs.corpora import load_corpus, pydoc_topics
 
 
 def test_pydoc_is_the_help_topics_of_this_python() -> None:

@@ -14,13 +14,13 @@ import pytest
 from gguf_harness.errors import HarnessError, InvalidGGUF, ModelError
 from gguf_harness.gguf.header import read_header
 from gguf_harness.graphs import ModelStructure
-from gguf_harness.ladder import plan_ladder
+from gguf_harness.inputs.ladder import plan_ladder
+from gguf_harness.inputs.models import HELD_OUT_TOPICS, load_info
+from gguf_harness.inputs.options import read_options
+from gguf_harness.inputs.sources import ModelSource
 from gguf_harness.measure.head import ModelFile
 from gguf_harness.measure.patched import read_layout
-from gguf_harness.models import HELD_OUT_TOPICS, load_info
-from gguf_harness.options import read_options
 from gguf_harness.report.inspect import render_info
-from gguf_harness.sources import ModelSource
 from tests.random_llama import write_random_llama
 from tests.raw_gguf import ARRAY, SCALARS, STRING, RawGGUF, array, read_raw, scalar, string
 

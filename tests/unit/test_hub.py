@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from gguf_harness import hub
 from gguf_harness.errors import HubError
+from gguf_harness.inputs import hub
 
 ASK = """
 import sys

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gguf_harness.errors import ModelNotFound
-from gguf_harness.hub_names import pick_files
+from gguf_harness.inputs.hub_names import pick_files
 
 NAMES = [
     "Flora-7B-F16.gguf",

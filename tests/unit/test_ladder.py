@@ -10,9 +10,9 @@ import pytest
 
 from gguf_harness.errors import ModelNotFound
 from gguf_harness.gguf.types import DEFAULT_QUANTS
-from gguf_harness.ladder import Ladder, plan_ladder, quantized_name
-from gguf_harness.options import read_options
-from gguf_harness.sources import TINY_FILE
+from gguf_harness.inputs.ladder import Ladder, plan_ladder, quantized_name
+from gguf_harness.inputs.options import read_options
+from gguf_harness.inputs.sources import TINY_FILE
 from tests.companions import write_gguf
 from tests.random_llama import write_random_llama
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gguf_harness.option_values import parse_layers
+from gguf_harness.inputs.option_values import parse_layers
 
 
 def test_ranges_and_numbers() -> None:

@@ -13,7 +13,7 @@ from gguf import GGUFWriter
 from numpy.typing import NDArray
 
 from gguf_harness.errors import InvalidGGUF, ShapeMismatch, VocabularyMismatch
-from gguf_harness.models import (
+from gguf_harness.inputs.models import (
     ModelInfo,
     check_comparable,
     check_same_vocabulary,
@@ -22,7 +22,7 @@ from gguf_harness.models import (
     shape_difference,
     twins,
 )
-from gguf_harness.sources import ModelSource, expand
+from gguf_harness.inputs.sources import ModelSource, expand
 from tests.companions import write_gguf
 from tests.random_llama import write_random_llama
 from tests.rewritten import rewrite_gguf

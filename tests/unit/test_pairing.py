@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gguf_harness.errors import OptionError
-from gguf_harness.pairing import Subject, pair_up, read_pairs, some_names
+from gguf_harness.inputs.pairing import Subject, pair_up, read_pairs, some_names
 
 FAMILY = ("llama", "1000", "aa")
 OTHER = ("llama", "2000", "aa")

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from gguf_harness.cli import main
-from gguf_harness.corpora import load_corpus
 from gguf_harness.errors import HarnessError
-from gguf_harness.ladder import plan_ladder
-from gguf_harness.options import Options, read_options
+from gguf_harness.inputs.corpora import load_corpus
+from gguf_harness.inputs.ladder import plan_ladder
+from gguf_harness.inputs.options import Options, read_options
 
 PATHS = ("imatrix", "llama-server", "prompts", "words", "results", "cache", "gates", "baseline", "corpus")
 OPTIONS = (*(f"--gguf-{name}" for name in PATHS), "--models", "--reference")

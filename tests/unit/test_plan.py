@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from gguf_harness.gates import Gate, load_gates
-from gguf_harness.ladder import Ladder, PlannedModel
+from gguf_harness.inputs.ladder import Ladder, PlannedModel
 from gguf_harness.metrics.registry import METRICS
 from gguf_harness.plan import GATED, homeless, plan_comparisons, plan_gates, suite_of
 

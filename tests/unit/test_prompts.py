@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from gguf_harness.errors import PromptError
-from gguf_harness.prompts import BUILT_IN, Message, Prompt, load_prompts
+from gguf_harness.inputs.prompts import BUILT_IN, Message, Prompt, load_prompts
 
 GOOD = """
 [[prompt]]

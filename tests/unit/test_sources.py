@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from gguf_harness.errors import ModelNotFound
-from gguf_harness.sources import expand, expand_all, parse_specs, select
+from gguf_harness.inputs.sources import expand, expand_all, parse_specs, select
 from tests.companions import COMPANIONS
 
 

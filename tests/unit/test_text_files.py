@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from gguf_harness.baselines import load_baseline
-from gguf_harness.corpora import load_corpus
 from gguf_harness.errors import HarnessError
 from gguf_harness.gates import load_gates
-from gguf_harness.prompts import load_prompts
+from gguf_harness.inputs.corpora import load_corpus
+from gguf_harness.inputs.prompts import load_prompts
+from gguf_harness.inputs.words import load_words
 from gguf_harness.store.runs import load_run
-from gguf_harness.words import load_words
 
 PROMPTS = '[[prompt]]\r\nid = "a"\r\ntext = "é"\r\n'
 WORDS = '[groups]\na = ["é", "c"]\nb = ["d", "e"]\n'

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from gguf_harness.errors import NoData, PromptError
+from gguf_harness.inputs.words import load_words
 from gguf_harness.metrics.words import analogy_ranks, compare_words, summarize_analogies, summarize_groups
-from gguf_harness.words import load_words
 
 Float32 = NDArray[np.float32]
 

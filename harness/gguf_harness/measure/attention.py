@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from gguf_harness.engine.settings import SessionSettings
 from gguf_harness.errors import CorpusError, ModelError, NoPrompt, PromptError
+from gguf_harness.inputs.prompts import Prompt
 from gguf_harness.measure.activations import ActivationReader, ActivationWriter
 from gguf_harness.measure.behaviour import BehaviourWatch, LayerParts
 from gguf_harness.measure.copying import copy_scores
@@ -26,7 +27,6 @@ from gguf_harness.metrics.circuits import induction_scores, repeated_tokens
 from gguf_harness.metrics.heads import BEHAVIOURS
 from gguf_harness.metrics.taxonomy import redundancy
 from gguf_harness.metrics.token_features import TokenFeatures
-from gguf_harness.prompts import Prompt
 
 if TYPE_CHECKING:
     from gguf_harness.engine.session import Session, Tokens

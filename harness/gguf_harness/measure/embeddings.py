@@ -29,7 +29,7 @@ from gguf_harness.metrics.neighbours import Block, directions, nearest_by_cosine
 if TYPE_CHECKING:
     from gguf_harness.engine.session import Session, Tokens
     from gguf_harness.engine.worker import ProgressCallback, WorkerContext
-    from gguf_harness.prompts import Prompt
+    from gguf_harness.inputs.prompts import Prompt
 
 __all__ = [
     "AlignRequest",

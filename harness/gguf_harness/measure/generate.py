@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 
 from gguf_harness.engine.settings import SessionSettings
 from gguf_harness.errors import EngineError, PromptError
+from gguf_harness.inputs.prompts import Prompt
 from gguf_harness.measure.inputs import prompt_inputs
 from gguf_harness.measure.passes import open_lanes
-from gguf_harness.prompts import Prompt
 
 if TYPE_CHECKING:
     from gguf_harness.engine.session import Session, Tokens

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from gguf_harness.errors import OptionError, PromptError
-from gguf_harness.prompts import Prompt
+from gguf_harness.inputs.prompts import Prompt
 
 if TYPE_CHECKING:
     from gguf_harness.engine.chat import ChatTemplate

@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 
 from gguf_harness.engine.settings import SessionSettings
 from gguf_harness.errors import CorpusError, FilesLost, ModelError, NoPrompt, TapNotFound, write_error
+from gguf_harness.inputs.prompts import Prompt
 from gguf_harness.measure.head import ModelFile
 from gguf_harness.measure.inputs import prompt_inputs
-from gguf_harness.prompts import Prompt
 from gguf_harness.store.arrays import file_checksum
 
 if TYPE_CHECKING:

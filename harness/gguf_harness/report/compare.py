@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
+from gguf_harness.inputs.pairing import Partner, Subject, pair_up, some_names, subjects_of_run
 from gguf_harness.metrics.records import Place
 from gguf_harness.metrics.registry import METRICS
-from gguf_harness.pairing import Partner, Subject, pair_up, some_names, subjects_of_run
 from gguf_harness.report.data import RunView, describe_windows, visible
 from gguf_harness.report.numbers import format_value
 
@@ -97,7 +97,7 @@ class Comparison:
 def compare_runs(old: Mapping[str, Any], new: Mapping[str, Any]) -> Comparison:
     """Compare two runs, model by model, and by metric and place.
 
-    References belong together, candidates as `gguf_harness.pairing.pair_up` finds.
+    References belong together, candidates as `gguf_harness.inputs.pairing.pair_up` finds.
 
     Args:
         old: content of a run.json.

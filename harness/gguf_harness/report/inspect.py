@@ -9,7 +9,7 @@ from gguf_harness.report.data import visible
 from gguf_harness.report.numbers import format_bytes
 
 if TYPE_CHECKING:
-    from gguf_harness.models import ModelInfo
+    from gguf_harness.inputs.models import ModelInfo
 
 __all__ = ["render_info"]
 

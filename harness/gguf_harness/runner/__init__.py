@@ -17,7 +17,7 @@ from gguf_harness.runner.texts import Texts
 from gguf_harness.runner.timed import Timed
 
 if TYPE_CHECKING:
-    from gguf_harness.options import Options
+    from gguf_harness.inputs.options import Options
 
 __all__ = ["LoadedModel", "Progress", "Round", "Rounds", "Runner"]
 

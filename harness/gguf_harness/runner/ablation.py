@@ -13,9 +13,9 @@ from gguf_harness.metrics.importance import Head, main_effects, window_rises
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from gguf_harness.corpora import Corpus
     from gguf_harness.engine.settings import SessionSettings
     from gguf_harness.engine.worker import ProgressCallback, Worker
+    from gguf_harness.inputs.corpora import Corpus
     from gguf_harness.measure.observers import Arrays
     from gguf_harness.runner.core import Core, LoadedModel
     from gguf_harness.store.cache import Entry

@@ -10,9 +10,9 @@ from gguf_harness.measure.attention import AttentionRequest, KeptPatterns, obser
 from gguf_harness.measure.attention_drift import compare_attention
 
 if TYPE_CHECKING:
-    from gguf_harness.corpora import Corpus
+    from gguf_harness.inputs.corpora import Corpus
+    from gguf_harness.inputs.prompts import PromptSet
     from gguf_harness.measure.observers import Arrays
-    from gguf_harness.prompts import PromptSet
     from gguf_harness.runner.core import Core, LoadedModel
     from gguf_harness.store.cache import Entry
 

@@ -14,8 +14,8 @@ from gguf_harness.engine.server import ServerPool
 from gguf_harness.engine.tasks import build_files, describe_engine, ggml_environment, identify_engine, quantize_task
 from gguf_harness.engine.worker import ProgressCallback, Worker
 from gguf_harness.errors import FilesLost, HarnessError, ModelError
-from gguf_harness.models import ModelInfo, load_info, twins
-from gguf_harness.sources import ModelSource
+from gguf_harness.inputs.models import ModelInfo, load_info, twins
+from gguf_harness.inputs.sources import ModelSource
 from gguf_harness.store.cache import Cache, Entry
 from gguf_harness.store.cache_space import cap_log
 from gguf_harness.store.file_hashes import FileState, file_states, hash_files
@@ -23,9 +23,9 @@ from gguf_harness.store.paths import file_name
 
 if TYPE_CHECKING:
     from gguf_harness.engine.settings import SessionSettings
-    from gguf_harness.ladder import PlannedModel
+    from gguf_harness.inputs.ladder import PlannedModel
+    from gguf_harness.inputs.options import Options
     from gguf_harness.measure.observers import Arrays
-    from gguf_harness.options import Options
 
 __all__ = ["Core", "LoadedModel", "Progress"]
 

@@ -17,10 +17,10 @@ from gguf_harness.measure.embeddings import (
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from gguf_harness.prompts import PromptSet
+    from gguf_harness.inputs.prompts import PromptSet
+    from gguf_harness.inputs.words import WordList
     from gguf_harness.runner.core import Core, LoadedModel
     from gguf_harness.store.cache import Entry
-    from gguf_harness.words import WordList
 
     Arrays = dict[str, NDArray[Any]]
 

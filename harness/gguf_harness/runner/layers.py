@@ -10,9 +10,9 @@ from gguf_harness.measure.states import LayersRequest
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from gguf_harness.inputs.prompts import PromptSet
     from gguf_harness.measure.layers import LayersResult
     from gguf_harness.measure.observers import Arrays
-    from gguf_harness.prompts import PromptSet
     from gguf_harness.runner.core import Core, LoadedModel
     from gguf_harness.store.cache import Entry
 

@@ -23,9 +23,9 @@ from gguf_harness.measure.passes import (
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from gguf_harness.corpora import Corpus
     from gguf_harness.engine.settings import SessionSettings
     from gguf_harness.engine.worker import ProgressCallback
+    from gguf_harness.inputs.corpora import Corpus
     from gguf_harness.measure.observers import Arrays
     from gguf_harness.metrics.windows import WindowLimit
     from gguf_harness.runner.core import Core, LoadedModel

@@ -22,8 +22,8 @@ from gguf_harness.runner.passes import Mixture
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from gguf_harness.corpora import Corpus
     from gguf_harness.gguf.header import TensorInfo
+    from gguf_harness.inputs.corpora import Corpus
     from gguf_harness.metrics.stats import Samples
     from gguf_harness.runner.core import Core
     from gguf_harness.runner.passes import Passes

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from gguf_harness.measure import generate
 
 if TYPE_CHECKING:
+    from gguf_harness.inputs.prompts import PromptSet
     from gguf_harness.measure.generate import Generations, TextScore
-    from gguf_harness.prompts import PromptSet
     from gguf_harness.runner.core import Core, LoadedModel
     from gguf_harness.store.cache import Entry
 

@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from gguf_harness.errors import HarnessError, ModelNotFound
-from gguf_harness.models import ModelInfo, choose_reference, load_info, shape_difference
-from gguf_harness.pairing import FAMILY, Subject
-from gguf_harness.sources import ModelSource, distinct_name, folded_name, select
+from gguf_harness.inputs.models import ModelInfo, choose_reference, load_info, shape_difference
+from gguf_harness.inputs.pairing import FAMILY, Subject
+from gguf_harness.inputs.sources import ModelSource, distinct_name, folded_name, select
 
 if TYPE_CHECKING:
-    from gguf_harness.options import Options
+    from gguf_harness.inputs.options import Options
 
 __all__ = ["Ladder", "PlannedModel", "plan_ladder", "quantized_name", "subjects_of"]
 

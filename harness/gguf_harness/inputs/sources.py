@@ -19,7 +19,7 @@ from typing import Final
 from gguf_harness.errors import HubError, InvalidGGUF, ModelNotFound, OptionError
 from gguf_harness.gguf.companions import cache_above, companion_kind, holds_gguf
 from gguf_harness.gguf.header import read_header
-from gguf_harness.hub_names import SPLIT_NAME, pick_files
+from gguf_harness.inputs.hub_names import SPLIT_NAME, pick_files
 from gguf_harness.store.paths import option_path
 from gguf_harness.visible import visible
 
@@ -374,7 +374,7 @@ def _from_hub(spec: str) -> ModelSource:
     match = re.fullmatch(r"hf:(?P<repo>[^/:@]+/[^/:@]+)(@(?P<revision>[^:]+))?:(?P<what>.+)", spec)
     if match is None:
         raise ModelNotFound(f"{spec!r} is malformed.", "Expected hf:ORG/REPO:FILE.gguf or hf:ORG/REPO:Q4_K_M.")
-    from gguf_harness import hub
+    from gguf_harness.inputs import hub
 
     repository, revision, what = match["repo"], match["revision"], match["what"]
     try:

@@ -12,7 +12,7 @@ import psutil
 from gguf_harness.engine.settings import FlashAttention, ServerSettings, SessionSettings, WindowOrder
 from gguf_harness.errors import OptionError
 from gguf_harness.gguf.types import DEFAULT_QUANTS, parse_quants
-from gguf_harness.option_values import (
+from gguf_harness.inputs.option_values import (
     all_or_at_least,
     at_least,
     checked_value,
@@ -284,7 +284,7 @@ def read_options(config: pytest.Config) -> Options:
         OptionError: for a value that cannot be used.
     """
     from gguf_harness.engine.server import require_binary
-    from gguf_harness.sources import as_seen_from, parse_specs
+    from gguf_harness.inputs.sources import as_seen_from, parse_specs
 
     known = _attributes()
 

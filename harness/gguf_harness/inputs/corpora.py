@@ -110,7 +110,7 @@ def _hub(spec: str) -> bytes:
 
 
 def _download(repository: str, name: str, spec: str) -> Path:
-    from gguf_harness import hub
+    from gguf_harness.inputs import hub
 
     try:
         return hub.download(repository, name, kind="dataset")

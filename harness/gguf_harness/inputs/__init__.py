@@ -1,0 +1,1 @@
+"""What was asked for: options, models, the ladder, texts, prompts and words."""
