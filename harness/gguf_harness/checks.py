@@ -6,11 +6,11 @@ import contextlib
 from typing import TYPE_CHECKING, Any
 
 from gguf_harness.errors import HarnessError, OptionError
-from gguf_harness.gates import load_gates
 from gguf_harness.gguf.header import read_header
 from gguf_harness.gguf.types import NEEDS_IMATRIX
 from gguf_harness.inputs.corpora import load_corpus
 from gguf_harness.inputs.models import ModelInfo, load_info
+from gguf_harness.judge.gates import load_gates
 from gguf_harness.metrics.registry import metric_info
 from gguf_harness.store.runs import prepare_folder
 

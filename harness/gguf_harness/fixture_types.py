@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from gguf_harness.engine.server import Server
     from gguf_harness.errors import HarnessError
     from gguf_harness.inputs.prompts import Prompt
+    from gguf_harness.judge.regressions import Comparison
+    from gguf_harness.judge.verdicts import Verdict
     from gguf_harness.measure.attention_results import AttentionDrift, HeadBehaviour
     from gguf_harness.measure.generate import Generation
     from gguf_harness.measure.layers import LayersResult
@@ -26,9 +28,7 @@ if TYPE_CHECKING:
     from gguf_harness.metrics.sensitivity import Sensitivity
     from gguf_harness.metrics.text import TextPair
     from gguf_harness.metrics.weights import TensorError
-    from gguf_harness.regressions import Comparison
     from gguf_harness.runner import LoadedModel
-    from gguf_harness.verdicts import Verdict
 
     Measure = Callable[[LoadedModel], Mapping[str, Estimate]]
 

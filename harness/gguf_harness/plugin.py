@@ -21,8 +21,8 @@ from gguf_harness.distribution import ModelGroups, can_group, send_groups
 from gguf_harness.errors import HarnessError
 from gguf_harness.inputs.options import add_options, given_options
 from gguf_harness.interrupts import absorbed
-from gguf_harness.outcomes import attempt_of, begin_attempt, describe_failure
-from gguf_harness.plan import suite_of
+from gguf_harness.judge.outcomes import attempt_of, begin_attempt, describe_failure
+from gguf_harness.judge.plan import suite_of
 from gguf_harness.report.data import visible
 from gguf_harness.reporting import Reporting
 from gguf_harness.state import FINDINGS, STATE, State, only_plans

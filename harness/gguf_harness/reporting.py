@@ -12,8 +12,8 @@ from typing import Any, Final
 import pytest
 
 from gguf_harness.errors import HarnessError
+from gguf_harness.judge.outcomes import Kind, message_of
 from gguf_harness.junit import add_suite_properties, readable, writes_junit
-from gguf_harness.outcomes import Kind, message_of
 from gguf_harness.state import BASELINE_PROPERTY, ESTIMATE_PROPERTY, GATE_PROPERTY, State, only_plans
 from gguf_harness.store.run_draft import Course, Findings, RunDraft, TestRecord
 from gguf_harness.visible import visible
@@ -102,7 +102,7 @@ class Reporting:
         """Add what suites are to decide, when the first report of one arrives."""
         if set(suites) <= self._planned:
             return
-        from gguf_harness.plan import plan_comparisons, plan_gates
+        from gguf_harness.judge.plan import plan_comparisons, plan_gates
 
         self._planned |= set(suites)
         ladder = self._state.ladder
@@ -134,7 +134,7 @@ class Reporting:
 
         So does a test that ended without deciding what it was to decide.
         """
-        from gguf_harness.verdicts import adjust
+        from gguf_harness.judge.verdicts import adjust
 
         options = self._state.options
         gates, comparisons = adjust(draft.gates, enforce=options.holm), draft.comparisons
@@ -152,8 +152,8 @@ class Reporting:
         self._fail_undecided(session, draft)
 
     def _fail_undecided(self, session: pytest.Session, draft: RunDraft) -> None:
-        from gguf_harness.gates import load_gates
-        from gguf_harness.plan import homeless, of_other_suites
+        from gguf_harness.judge.gates import load_gates
+        from gguf_harness.judge.plan import homeless, of_other_suites
         from gguf_harness.report.standing import undecided_gates
 
         messages: dict[str, list[str]] = {}
@@ -182,8 +182,8 @@ class Reporting:
         # Only when it is asked for: reading options costs, and another project's session has none.
         if self._state.config.getoption("--gguf-baseline") is None or session.config.option.collectonly:
             return
-        from gguf_harness.baseline_notes import notes_of, nothing_compared, uncompared
-        from gguf_harness.regressions import judge
+        from gguf_harness.judge.baseline_notes import notes_of, nothing_compared, uncompared
+        from gguf_harness.judge.regressions import judge
 
         baseline, partners = self._state.baseline, self._state.partners
         if baseline is None:
@@ -260,7 +260,7 @@ class Reporting:
         options = self._state.options
         if options.save_baseline is None:
             return
-        from gguf_harness.baselines import build_baseline, save_baseline, why_unfit
+        from gguf_harness.judge.baselines import build_baseline, save_baseline, why_unfit
         from gguf_harness.store.arrays import load_arrays
         from gguf_harness.store.runs import run_file
 

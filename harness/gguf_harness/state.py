@@ -15,15 +15,15 @@ from gguf_harness.store.run_draft import RunDraft
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from gguf_harness.advice import TextSize
-    from gguf_harness.baselines import Baseline
-    from gguf_harness.gates import Gate
     from gguf_harness.inputs.ladder import Ladder
     from gguf_harness.inputs.pairing import Partner
     from gguf_harness.inputs.prompts import PromptSet
     from gguf_harness.inputs.words import WordList
+    from gguf_harness.judge.advice import TextSize
+    from gguf_harness.judge.baselines import Baseline
+    from gguf_harness.judge.gates import Gate
+    from gguf_harness.judge.regressions import Comparison
     from gguf_harness.metrics.records import Row
-    from gguf_harness.regressions import Comparison
 
 __all__ = ["BASELINE_PROPERTY", "ESTIMATE_PROPERTY", "FINDINGS", "GATE_PROPERTY", "STATE", "State", "only_plans"]
 
@@ -111,7 +111,7 @@ class State:
     @property
     def gates(self) -> dict[str, Gate]:
         """Limits by metric: the built-in ones, and those of --gguf-gates in their place."""
-        from gguf_harness.gates import load_gates
+        from gguf_harness.judge.gates import load_gates
 
         if self._gates is None:
             self._gates = load_gates(self.options.gates)
@@ -120,7 +120,7 @@ class State:
     @property
     def baseline(self) -> Baseline | None:
         """What --gguf-baseline names, checked."""
-        from gguf_harness.baselines import load_baseline
+        from gguf_harness.judge.baselines import load_baseline
 
         if self._baseline is None and self.options.baseline is not None:
             self._baseline = load_baseline(self.options.baseline)
@@ -144,7 +144,7 @@ class State:
         Suites other than quant need no test of their own for it: what is worse fails the test that recorded it, at the
         end of the run, when all comparisons are known.
         """
-        from gguf_harness.regressions import CONFIDENCE, compare_row, is_compared
+        from gguf_harness.judge.regressions import CONFIDENCE, compare_row, is_compared
 
         partner = self.partners.get(row.model) if self.baseline is not None else None
         if self.baseline is None or partner is None or partner.earlier is None or not is_compared(row):

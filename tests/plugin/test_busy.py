@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gguf_harness.claims import CLAIMS, judge_claims
+from gguf_harness.judge.claims import CLAIMS, judge_claims
 from tests.busy import busy_core
 from tests.plugin.conftest import ReadRun, RunSuite
 

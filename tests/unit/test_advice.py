@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gguf_harness.advice import TextSize, what_would_decide
-from gguf_harness.gates import Gate
+from gguf_harness.judge.advice import TextSize, what_would_decide
+from gguf_harness.judge.gates import Gate
+from gguf_harness.judge.verdicts import decide
 from gguf_harness.metrics.records import Estimate
-from gguf_harness.verdicts import decide
 
 TEXT = TextSize(windows=34, bytes=66_000, window_bytes=2_000_000, limit_bytes=8 * 10**9)
 

@@ -15,8 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
-from gguf_harness.baseline_notes import missing, notes_of, uncompared
-from gguf_harness.baselines import (
+from gguf_harness.errors import OptionError, StoreError
+from gguf_harness.inputs.pairing import Partner
+from gguf_harness.judge.baseline_notes import missing, notes_of, uncompared
+from gguf_harness.judge.baselines import (
     BASELINE_VERSION,
     PLACED_LIMIT,
     Baseline,
@@ -28,11 +30,7 @@ from gguf_harness.baselines import (
     save_baseline,
     why_unfit,
 )
-from gguf_harness.errors import OptionError, StoreError
-from gguf_harness.inputs.pairing import Partner
-from gguf_harness.metrics.records import Estimate, Place, Row
-from gguf_harness.metrics.windows import COMPARED
-from gguf_harness.regressions import (
+from gguf_harness.judge.regressions import (
     MATERIAL,
     Comparison,
     Now,
@@ -41,6 +39,8 @@ from gguf_harness.regressions import (
     is_compared,
     judge,
 )
+from gguf_harness.metrics.records import Estimate, Place, Row
+from gguf_harness.metrics.windows import COMPARED
 
 STORED = Path(__file__).parent.parent / "data" / "run-smollm2" / "run.json"
 FAMILY = {"architecture": "llama", "parameters": "1000", "vocab_sha256": "aa"}

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from gguf_harness.claims import CLAIMS, ClaimFinding, judge_claims, speed_ratio
+from gguf_harness.judge.claims import CLAIMS, ClaimFinding, judge_claims, speed_ratio
 from gguf_harness.report.data import RunView
 from gguf_harness.report.html import write_html
 from gguf_harness.report.prices import price_list

@@ -11,14 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gguf_harness.errors import GateError, NoData
-from gguf_harness.gates import Gate, early_limits, load_gates
+from gguf_harness.judge.gates import Gate, early_limits, load_gates
+from gguf_harness.judge.verdicts import adjust, decide
 from gguf_harness.metrics.divergence import summarize_delta_p, summarize_divergence, summarize_same_top
 from gguf_harness.metrics.perplexity import compare_perplexity, perplexity
 from gguf_harness.metrics.records import Estimate, Place
 from gguf_harness.metrics.registry import CORPUS_METRICS, METRICS
 from gguf_harness.metrics.sequential import EarlyDecision
 from gguf_harness.metrics.windows import WINDOW_METRICS, WindowLimit
-from gguf_harness.verdicts import adjust, decide
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from gguf_harness.gates import Gate, load_gates
 from gguf_harness.inputs.ladder import Ladder, PlannedModel
+from gguf_harness.judge.gates import Gate, load_gates
+from gguf_harness.judge.plan import GATED, homeless, plan_comparisons, plan_gates, suite_of
 from gguf_harness.metrics.registry import METRICS
-from gguf_harness.plan import GATED, homeless, plan_comparisons, plan_gates, suite_of
 
 SUITES = Path(__file__).parent.parent.parent / "suites"
 A, B, REFERENCE = (PlannedModel(name) for name in ("a", "b", "reference"))

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from gguf_harness.baselines import load_baseline
 from gguf_harness.errors import HarnessError
-from gguf_harness.gates import load_gates
 from gguf_harness.inputs.corpora import load_corpus
 from gguf_harness.inputs.prompts import load_prompts
 from gguf_harness.inputs.words import load_words
+from gguf_harness.judge.baselines import load_baseline
+from gguf_harness.judge.gates import load_gates
 from gguf_harness.store.runs import load_run
 
 PROMPTS = '[[prompt]]\r\nid = "a"\r\ntext = "é"\r\n'

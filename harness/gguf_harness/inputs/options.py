@@ -387,7 +387,7 @@ def _baselines(compared: str | None, saved: str | None, results: Path, start: Pa
     if compared is None and saved is None:
         return None, None
     # It imports numpy, which most sessions do without at this point.
-    from gguf_harness.baselines import check_name, find_baseline
+    from gguf_harness.judge.baselines import check_name, find_baseline
 
     if compared == "":
         raise OptionError("--gguf-baseline is empty.", "Give a name or a file; an unset variable leaves nothing.")

@@ -8,7 +8,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from gguf_harness.claims import judge_claims
+from gguf_harness.judge.claims import judge_claims
 from gguf_harness.metrics.registry import METRICS
 from gguf_harness.report.charts import build_charts
 from gguf_harness.report.data import RunView, place, visible, visible_lines

@@ -48,7 +48,7 @@ class Failure:
     """A test that failed, as the run tells it.
 
     Attributes:
-        kind: one of `gguf_harness.outcomes.Kind`.
+        kind: one of `gguf_harness.judge.outcomes.Kind`.
         summary: why, in a line.
         message: all of it.
     """

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from gguf_harness.claims import judge_claims, speed_ratio
+from gguf_harness.judge.claims import judge_claims, speed_ratio
 from gguf_harness.report.data import Candidate, RunView, describe_windows, visible
 from gguf_harness.report.numbers import (
     doubt_mark,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
-from gguf_harness.gates import early_limits, load_gates
+from gguf_harness.judge.gates import early_limits, load_gates
 from gguf_harness.measure.logprobs import logprob_bytes
 from gguf_harness.measure.passes import (
     CorpusText,

@@ -132,7 +132,7 @@ class TestRecord:
     """One test's outcome.
 
     Attributes:
-        kind: of a failure, one of `gguf_harness.outcomes.Kind`; a test that was skipped for its prompt has "prompt".
+        kind: of a failure, one of `gguf_harness.judge.outcomes.Kind`; a test that was skipped for its prompt has "prompt".
         summary: the failure in a line.
         attempts: how often it was tried (--reruns); what stands in the run is of the last attempt.
     """
@@ -197,7 +197,7 @@ class RunDraft:
 
     Attributes:
         found: by test id; a later attempt at a test takes the place of the earlier one.
-        planned: gates that the suites are to decide, as `gguf_harness.plan.plan_gates` gives them.
+        planned: gates that the suites are to decide, as `gguf_harness.judge.plan.plan_gates` gives them.
         planned_comparisons: the same of comparisons with the baseline.
         warnings: of the session as a whole.
     """

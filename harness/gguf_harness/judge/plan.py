@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from gguf_harness.gates import Gate
     from gguf_harness.inputs.ladder import Ladder
+    from gguf_harness.judge.gates import Gate
 
 __all__ = [
     "COMPARING_TEST",

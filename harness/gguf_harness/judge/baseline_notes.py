@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from gguf_harness.baselines import Baseline
 from gguf_harness.inputs.pairing import Partner, some_names
+from gguf_harness.judge.baselines import Baseline
 
 __all__ = ["missing", "no_partner", "notes_of", "nothing_compared", "uncompared"]
 

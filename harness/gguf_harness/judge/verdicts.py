@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from gguf_harness.advice import TextSize, what_would_decide
 from gguf_harness.errors import GateError, NoData
-from gguf_harness.gates import Gate
+from gguf_harness.judge.advice import TextSize, what_would_decide
+from gguf_harness.judge.gates import Gate
 from gguf_harness.metrics.multiple import holm
 from gguf_harness.metrics.records import WHOLE, Estimate, Place
 from gguf_harness.metrics.registry import metric_info

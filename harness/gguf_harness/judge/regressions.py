@@ -11,8 +11,8 @@ from typing import Any, Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from gguf_harness.baselines import Baseline, Facts
 from gguf_harness.inputs.pairing import some_names
+from gguf_harness.judge.baselines import Baseline, Facts
 from gguf_harness.metrics.multiple import holm
 from gguf_harness.metrics.records import WHOLE, Estimate, Place, Row
 from gguf_harness.metrics.registry import CORPUS_METRICS, metric_info

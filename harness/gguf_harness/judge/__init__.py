@@ -1,0 +1,1 @@
+"""From estimates to verdicts: gates, the plan, baselines, regressions, claims."""
