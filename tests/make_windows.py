@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from gguf_harness.inputs.corpora import load_corpus
 from gguf_harness.inputs.ladder import plan_ladder
 from gguf_harness.inputs.options import read_options
-from gguf_harness.progress import SilentProgress
+from gguf_harness.pytest_plugin.progress import SilentProgress
 from gguf_harness.runner import Runner
 
 __all__ = ["LADDERS", "measure"]

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gguf_harness.errors import HarnessError
-from gguf_harness.interrupts import Terminated, endings, silence_output
+from gguf_harness.pytest_plugin.interrupts import Terminated, endings, silence_output
 
 __all__ = ["main"]
 

@@ -175,7 +175,7 @@ def _run(known: argparse.Namespace, rest: list[str]) -> int:  # noqa: RET503 - o
         raise OptionError(f"There is no suite {known.suite!r}.", f"Suites: {', '.join(names)}.")
     # The person's folder is the root: results belong there, and not beside the installed suites.
     root = ["--rootdir", str(Path.cwd()), "-c", str(suites.parent / "fixtures" / "data" / "pytest.ini")]
-    arguments = ["pytest", str(suites / known.suite), *root, "-p", "gguf_harness.plugin", *rest]
+    arguments = ["pytest", str(suites / known.suite), *root, "-p", "gguf_harness.pytest_plugin.plugin", *rest]
     # A new program in this process's place: pytest has to see our modules before they are imported, and gets the
     # signals that are meant for it.
     os.execv(sys.executable, [sys.executable, "-P", "-m", *arguments])  # noqa: S606

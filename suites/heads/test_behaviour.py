@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from gguf_harness.errors import NoData
-from gguf_harness.fixture_types import Analytics, Attend, GateCheck, Record
 from gguf_harness.metrics.records import Estimate
 from gguf_harness.metrics.taxonomy import head_groups, match_heads, profile_vector, shared_features
+from gguf_harness.pytest_plugin.fixture_types import Analytics, Attend, GateCheck, Record
 from gguf_harness.runner import LoadedModel
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from gguf_harness.fixture_types import GateCheck, HeadAblation, Record
 from gguf_harness.metrics.importance import importance, main_effects, rank_correlation, top_overlap, window_rises
 from gguf_harness.metrics.records import Estimate
+from gguf_harness.pytest_plugin.fixture_types import GateCheck, HeadAblation, Record
 from gguf_harness.runner import LoadedModel
 
 _TOP = 8

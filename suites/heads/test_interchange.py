@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from gguf_harness.errors import NoData
-from gguf_harness.fixture_types import HeadAblation, Record
 from gguf_harness.metrics.importance import interchange_share
+from gguf_harness.pytest_plugin.fixture_types import HeadAblation, Record
 from gguf_harness.runner import LoadedModel
 
 

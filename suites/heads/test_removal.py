@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from gguf_harness.fixture_types import HeadAblation, Record
 from gguf_harness.metrics.importance import removable
+from gguf_harness.pytest_plugin.fixture_types import HeadAblation, Record
 from gguf_harness.runner import LoadedModel
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gguf_harness.fixture_types import GateCheck, LayersOf, Record
 from gguf_harness.measure.layers import LayersResult
 from gguf_harness.metrics.clusters import by_layer, cluster_mean, over_layers
 from gguf_harness.metrics.stats import as_estimate
+from gguf_harness.pytest_plugin.fixture_types import GateCheck, LayersOf, Record
 from gguf_harness.runner import LoadedModel
 
 _SAME_TOP = 0.9

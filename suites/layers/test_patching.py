@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from gguf_harness.errors import NoData
-from gguf_harness.fixture_types import GateCheck, LayersOf, Record
 from gguf_harness.metrics.clusters import cluster_mean, cluster_ratio
 from gguf_harness.metrics.stats import as_estimate
+from gguf_harness.pytest_plugin.fixture_types import GateCheck, LayersOf, Record
 from gguf_harness.runner import LoadedModel
 
 

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from gguf_harness.errors import NoData
-from gguf_harness.fixture_types import GateCheck, LayersOf, Record
 from gguf_harness.inputs.prompts import Prompt
 from gguf_harness.metrics.clusters import by_layer, cluster_mean, cluster_ratio, over_layers
 from gguf_harness.metrics.records import Estimate, PlacedEstimate
 from gguf_harness.metrics.stats import as_estimate
+from gguf_harness.pytest_plugin.fixture_types import GateCheck, LayersOf, Record
 from gguf_harness.runner import LoadedModel
 
 _KINDS = {"resid": "resid_post", "resid_mid": "resid_mid", "attn_out": "attn_out", "mlp_out": "mlp_out"}

@@ -6,9 +6,9 @@ from typing import TypedDict
 
 import pytest
 
-from gguf_harness.fixture_types import GateCheck, Record, TensorSensitivity
 from gguf_harness.metrics.records import PlacedEstimate
 from gguf_harness.metrics.sensitivity import TensorGroup, additivity, group_kld, group_shares, restored_gain
+from gguf_harness.pytest_plugin.fixture_types import GateCheck, Record, TensorSensitivity
 from gguf_harness.runner import LoadedModel
 
 

@@ -7,11 +7,11 @@ import pytest
 from numpy.typing import NDArray
 
 from gguf_harness.errors import NoData
-from gguf_harness.fixture_types import GateCheck, LayersOf, Record
 from gguf_harness.measure.layers import LayersResult
 from gguf_harness.metrics.clusters import by_layer, cluster_mean, cluster_ratio, over_layers
 from gguf_harness.metrics.records import Estimate
 from gguf_harness.metrics.stats import as_estimate
+from gguf_harness.pytest_plugin.fixture_types import GateCheck, LayersOf, Record
 from gguf_harness.runner import LoadedModel
 
 Array = NDArray[np.generic]

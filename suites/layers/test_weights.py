@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from gguf_harness.fixture_types import GateCheck, Record, WeightErrors
 from gguf_harness.gguf.groups import by_layers, by_role
 from gguf_harness.metrics.weights import TensorError, merge_errors, summarize_error
+from gguf_harness.pytest_plugin.fixture_types import GateCheck, Record, WeightErrors
 from gguf_harness.runner import LoadedModel
 
 _OF_PARTS = frozenset({"weight_relative_rmse", "weight_max_error", "weight_cosine", "weight_snr_db", "weight_bits"})

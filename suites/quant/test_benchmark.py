@@ -6,7 +6,7 @@ test_speed.py measures the same for the report, and keeps it in the cache.
 
 from __future__ import annotations
 
-from gguf_harness.fixture_types import Throughput
+from gguf_harness.pytest_plugin.fixture_types import Throughput
 from gguf_harness.runner import LoadedModel
 
 

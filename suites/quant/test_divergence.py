@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from gguf_harness.fixture_types import CorpusPass, GateCheck, Record
 from gguf_harness.metrics.divergence import summarize_delta_p, summarize_divergence, summarize_same_top
 from gguf_harness.metrics.perplexity import compare_perplexity
+from gguf_harness.pytest_plugin.fixture_types import CorpusPass, GateCheck, Record
 from gguf_harness.runner import LoadedModel
 
 

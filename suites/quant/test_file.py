@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from gguf_harness.fixture_types import GateCheck, Record
 from gguf_harness.metrics.records import Estimate
+from gguf_harness.pytest_plugin.fixture_types import GateCheck, Record
 from gguf_harness.runner import LoadedModel
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from gguf_harness.fixture_types import CorpusPass, GateCheck, Record
 from gguf_harness.metrics.perplexity import compare_perplexity, perplexity
 from gguf_harness.metrics.records import Estimate
+from gguf_harness.pytest_plugin.fixture_types import CorpusPass, GateCheck, Record
 from gguf_harness.runner import LoadedModel
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from gguf_harness.errors import NoData
-from gguf_harness.fixture_types import GateCheck, Generate, Record
 from gguf_harness.inputs.options import Options
 from gguf_harness.inputs.prompts import Prompt, PromptSet
 from gguf_harness.metrics.perplexity import perplexity
 from gguf_harness.metrics.text import compare_text, compare_texts
+from gguf_harness.pytest_plugin.fixture_types import GateCheck, Generate, Record
 from gguf_harness.runner import LoadedModel
 
 

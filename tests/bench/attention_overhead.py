@@ -29,7 +29,7 @@ from gguf_harness.inputs.corpora import load_corpus
 from gguf_harness.inputs.ladder import plan_ladder
 from gguf_harness.inputs.options import default_threads, read_options
 from gguf_harness.measure.attention import AttentionRequest
-from gguf_harness.progress import SilentProgress
+from gguf_harness.pytest_plugin.progress import SilentProgress
 from gguf_harness.runner import LoadedModel, Runner
 from tests.bench.attention_timing import MAX_TOKENS, PHYSICAL_BATCH, Case, Timing, measure, peak
 

@@ -34,7 +34,7 @@ from gguf_harness.inputs.options import Options, read_options
 from gguf_harness.measure.passes import CODES_FILE
 from gguf_harness.metrics.divergence import summarize_divergence
 from gguf_harness.metrics.perplexity import perplexity
-from gguf_harness.progress import SilentProgress
+from gguf_harness.pytest_plugin.progress import SilentProgress
 from gguf_harness.runner import LoadedModel, Runner
 from tests.bench.tools import build_tools
 

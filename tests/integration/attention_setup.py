@@ -14,7 +14,7 @@ from gguf_harness.inputs.options import read_options
 from gguf_harness.inputs.prompts import Prompt
 from gguf_harness.inputs.sources import expand
 from gguf_harness.measure.attention import AttentionRequest, KeptPatterns
-from gguf_harness.progress import SilentProgress
+from gguf_harness.pytest_plugin.progress import SilentProgress
 from gguf_harness.runner import LoadedModel, Progress, Runner
 
 __all__ = ["PROMPTS", "make_request", "make_runner"]

@@ -37,7 +37,7 @@ from gguf_harness.metrics.embeddings import (
 )
 from gguf_harness.metrics.geometry import align
 from gguf_harness.metrics.neighbours import nearest_by_cosine, row_blocks
-from gguf_harness.progress import SilentProgress
+from gguf_harness.pytest_plugin.progress import SilentProgress
 from gguf_harness.runner import LoadedModel, Runner
 from tests.integration.small_bert import write_small_bert
 from tests.integration.small_models import write_small_model

@@ -72,7 +72,7 @@ def test_every_option_exists(workflow: dict[Any, Any]) -> None:
     used = set(re.findall(r"(?<=[\s(\"])(--[a-z][a-z-]+)", script))
     assert {"--models", "--reference", "--junit-xml", "--gguf-baseline", "--gguf-save-baseline"} <= used
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "gguf_harness.plugin", "--help"],
+        [sys.executable, "-m", "pytest", "-p", "gguf_harness.pytest_plugin.plugin", "--help"],
         cwd=ROOT,
         capture_output=True,
         text=True,

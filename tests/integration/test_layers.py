@@ -31,7 +31,7 @@ from gguf_harness.measure.patching import measure_importance, measure_interchang
 from gguf_harness.measure.states import MOST_TOKENS, LayersRequest, PromptTokens, StateFiles, decode_states, tapped
 from gguf_harness.metrics.clusters import by_layer
 from gguf_harness.metrics.lens import head_logits
-from gguf_harness.progress import SilentProgress
+from gguf_harness.pytest_plugin.progress import SilentProgress
 from gguf_harness.runner import Runner
 from gguf_harness.store.cache import Cache, Entry
 from tests.integration.small_models import ARCHITECTURES, write_small_model

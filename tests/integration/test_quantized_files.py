@@ -10,7 +10,7 @@ import pytest
 
 from gguf_harness.inputs.ladder import plan_ladder
 from gguf_harness.inputs.options import read_options
-from gguf_harness.progress import SilentProgress
+from gguf_harness.pytest_plugin.progress import SilentProgress
 from gguf_harness.runner.core import Core, LoadedModel
 from gguf_harness.store.file_hashes import hash_files
 

@@ -33,7 +33,7 @@ from gguf_harness.measure.observers import Arrays
 from gguf_harness.metrics.divergence import summarize_divergence
 from gguf_harness.metrics.perplexity import perplexity
 from gguf_harness.metrics.stats import mean_with_errors
-from gguf_harness.progress import SilentProgress
+from gguf_harness.pytest_plugin.progress import SilentProgress
 from gguf_harness.runner import LoadedModel, Runner
 
 pytestmark = pytest.mark.model

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from gguf_harness.interrupts import Terminated, absorbed, endings
+from gguf_harness.pytest_plugin.interrupts import Terminated, absorbed, endings
 from tests.plugin.conftest import INI, SUITES, ReadRun, RunSuite
 
 # Loaded with -p: presses Ctrl-C while results are written, as often as the environment says.

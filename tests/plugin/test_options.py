@@ -264,6 +264,6 @@ def test_a_mark_of_an_unknown_metric_is_named(pytester: pytest.Pytester, llama_f
 
 def test_loading_the_plugin_imports_nothing_heavy(pytester: pytest.Pytester) -> None:
     heavy = {"numpy", "llama_cpp", "plotly", "scipy", "rich"}
-    code = f"import sys, gguf_harness.plugin; print(sorted({heavy} & set(sys.modules)))"
+    code = f"import sys, gguf_harness.pytest_plugin.plugin; print(sorted({heavy} & set(sys.modules)))"
     result = pytester.runpython_c(code)
     result.stdout.fnmatch_lines(["[[]]"])

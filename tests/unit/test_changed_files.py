@@ -14,7 +14,7 @@ import pytest
 from gguf_harness.errors import ModelError
 from gguf_harness.inputs.ladder import PlannedModel, plan_ladder
 from gguf_harness.inputs.options import read_options
-from gguf_harness.progress import SilentProgress
+from gguf_harness.pytest_plugin.progress import SilentProgress
 from gguf_harness.runner.core import Core, LoadedModel
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from gguf_harness.checks import check_options
 from gguf_harness.errors import HarnessError
-from gguf_harness.state import State
+from gguf_harness.pytest_plugin.checks import check_options
+from gguf_harness.pytest_plugin.state import State
 from tests.random_llama import write_random_llama
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 
-from gguf_harness.junit import readable
 from gguf_harness.metrics.records import Estimate, Row
-from gguf_harness.state import BASELINE_PROPERTY, ESTIMATE_PROPERTY, GATE_PROPERTY
+from gguf_harness.pytest_plugin.junit import readable
+from gguf_harness.pytest_plugin.state import BASELINE_PROPERTY, ESTIMATE_PROPERTY, GATE_PROPERTY
 
 
 def _row(estimate: Estimate, **places: object) -> tuple[str, str]:

@@ -14,7 +14,8 @@ import pytest
 
 from gguf_harness.inputs.models import load_info
 from gguf_harness.inputs.sources import expand, expand_all
-from gguf_harness.junit import readable
+from gguf_harness.pytest_plugin.junit import readable
+from gguf_harness.pytest_plugin.state import GATE_PROPERTY
 from gguf_harness.report.badge import render_badge
 from gguf_harness.report.compare import compare_runs, render_comparison
 from gguf_harness.report.github import annotation_lines
@@ -22,7 +23,6 @@ from gguf_harness.report.html import write_html
 from gguf_harness.report.inspect import render_info
 from gguf_harness.report.markdown import render_markdown
 from gguf_harness.report.terminal import render_terminal
-from gguf_harness.state import GATE_PROPERTY
 from gguf_harness.store.file_hashes import hash_files
 from gguf_harness.store.paths import file_name
 from gguf_harness.store.runs import load_run, write_json

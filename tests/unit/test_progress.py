@@ -14,10 +14,10 @@ import pytest
 
 from gguf_harness.analytics import tasks
 from gguf_harness.engine.worker import WorkerContext
-from gguf_harness.progress import _new_bar
+from gguf_harness.pytest_plugin.progress import _new_bar
 
 WORK = """
-    import gguf_harness.progress as progress
+    import gguf_harness.pytest_plugin.progress as progress
 
     def test_work(pytestconfig, monkeypatch):
         monkeypatch.setattr(progress, "_LINE_EVERY_S", 0.0)

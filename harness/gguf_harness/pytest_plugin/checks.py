@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from gguf_harness.inputs.ladder import Ladder
     from gguf_harness.inputs.options import Options
-    from gguf_harness.state import State
+    from gguf_harness.pytest_plugin.state import State
 
 __all__ = ["check_folders", "check_metrics", "check_options"]
 

@@ -32,8 +32,8 @@ from typing import Any, Final, Protocol
 
 import pytest
 
+from gguf_harness.pytest_plugin.state import BASELINE_PROPERTY, ESTIMATE_PROPERTY, GATE_PROPERTY
 from gguf_harness.report.data import RunView, visible
-from gguf_harness.state import BASELINE_PROPERTY, ESTIMATE_PROPERTY, GATE_PROPERTY
 
 __all__ = ["add_suite_properties", "readable", "writes_junit"]
 

@@ -17,15 +17,15 @@ from typing import Any, Final
 
 import pytest
 
-from gguf_harness.distribution import ModelGroups, can_group, send_groups
 from gguf_harness.errors import HarnessError
 from gguf_harness.inputs.options import add_options, given_options
-from gguf_harness.interrupts import absorbed
 from gguf_harness.judge.outcomes import attempt_of, begin_attempt, describe_failure
 from gguf_harness.judge.plan import suite_of
+from gguf_harness.pytest_plugin.distribution import ModelGroups, can_group, send_groups
+from gguf_harness.pytest_plugin.interrupts import absorbed
+from gguf_harness.pytest_plugin.reporting import Reporting
+from gguf_harness.pytest_plugin.state import FINDINGS, STATE, State, only_plans
 from gguf_harness.report.data import visible
-from gguf_harness.reporting import Reporting
-from gguf_harness.state import FINDINGS, STATE, State, only_plans
 from gguf_harness.store.run_draft import new_run_id
 from gguf_harness.visible import is_utf8
 
@@ -79,12 +79,12 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[STATE] = state
     if _is_ours(config):
         if can_group(config):
-            config.pluginmanager.register(ModelGroups(), "gguf_harness.distribution")
+            config.pluginmanager.register(ModelGroups(), "gguf_harness.pytest_plugin.distribution")
         _compare_by_name(config)
         _refuse_names_for_xdist(config)
     if given_options(config) and not _only_informs(config):
         # When nothing of ours was asked for, nothing of it is imported.
-        from gguf_harness.checks import check_options
+        from gguf_harness.pytest_plugin.checks import check_options
 
         with _usage_errors():
             check_options(state, measures=_measures(config))
@@ -122,7 +122,7 @@ def pytest_configure_node(node: Any) -> None:
     """Tell an xdist worker which run it belongs to, and whether to say which model its tests are of."""
     node.workerinput["gguf_run_id"] = node.config.stash[STATE].run_id
     node.workerinput["gguf_start"] = str(node.config.invocation_params.dir)
-    node.workerinput["gguf_groups"] = node.config.pluginmanager.hasplugin("gguf_harness.distribution")
+    node.workerinput["gguf_groups"] = node.config.pluginmanager.hasplugin("gguf_harness.pytest_plugin.distribution")
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -198,7 +198,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if not ours:
         return
     state = config.stash[STATE]
-    from gguf_harness.checks import check_folders, check_metrics
+    from gguf_harness.pytest_plugin.checks import check_folders, check_metrics
 
     with _usage_errors():
         if state.problem is not None:
@@ -207,7 +207,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if _measures(config):
             check_folders(state.options)
             if any("corpus_pass" in _ours(item) for item in ours):
-                from gguf_harness.text_check import check_windows
+                from gguf_harness.pytest_plugin.text_check import check_windows
 
                 check_windows(state.options, state.ladder)
     state.suites = {suite for item in items if (suite := suite_of(item.path)) is not None}
@@ -252,7 +252,9 @@ def pytest_runtest_makereport(
 def pytest_sessionstart(session: pytest.Session) -> None:
     """Report from this process, unless it is one of xdist's workers."""
     if not hasattr(session.config, "workerinput"):
-        session.config.pluginmanager.register(Reporting(session.config.stash[STATE]), "gguf_harness.plugin.reporting")
+        session.config.pluginmanager.register(
+            Reporting(session.config.stash[STATE]), "gguf_harness.pytest_plugin.plugin.reporting"
+        )
 
 
 def _ours(item: pytest.Item) -> set[str]:

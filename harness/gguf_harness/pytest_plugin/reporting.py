@@ -13,8 +13,8 @@ import pytest
 
 from gguf_harness.errors import HarnessError
 from gguf_harness.judge.outcomes import Kind, message_of
-from gguf_harness.junit import add_suite_properties, readable, writes_junit
-from gguf_harness.state import BASELINE_PROPERTY, ESTIMATE_PROPERTY, GATE_PROPERTY, State, only_plans
+from gguf_harness.pytest_plugin.junit import add_suite_properties, readable, writes_junit
+from gguf_harness.pytest_plugin.state import BASELINE_PROPERTY, ESTIMATE_PROPERTY, GATE_PROPERTY, State, only_plans
 from gguf_harness.store.run_draft import Course, Findings, RunDraft, TestRecord
 from gguf_harness.visible import visible
 
@@ -79,7 +79,7 @@ class Reporting:
 
     def _keep_crashed(self, report: pytest.TestReport) -> None:
         """Keep a test that one of xdist's workers died of: xdist reports it, and knows nothing of its model."""
-        groups = self._state.config.pluginmanager.get_plugin("gguf_harness.distribution")
+        groups = self._state.config.pluginmanager.get_plugin("gguf_harness.pytest_plugin.distribution")
         model, suite = groups.about(report.nodeid) if groups is not None else (None, "")
         if self._state.draft is not None and model is not None:
             message = str(report.longrepr)
