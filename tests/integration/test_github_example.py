@@ -17,7 +17,7 @@ import yaml
 
 import gguf_harness
 from gguf_harness.cli import main
-from gguf_harness.commands import _parser
+from gguf_harness.cli.commands import _parser
 from tests.random_llama import write_random_llama
 
 ROOT = Path(__file__).parent.parent.parent

@@ -10,7 +10,7 @@ from importlib import resources
 from pathlib import Path
 
 import gguf_harness
-from gguf_harness.cache_command import add_cache_command
+from gguf_harness.cli.cache_command import add_cache_command
 from gguf_harness.errors import OptionError
 from gguf_harness.store.paths import file_name, path_argument
 from gguf_harness.visible import visible
@@ -295,7 +295,7 @@ def _quantize(known: argparse.Namespace, _: list[str]) -> int:
 
 
 def _graph(known: argparse.Namespace, _: list[str]) -> int:
-    from gguf_harness.graph_sources import graph_of
+    from gguf_harness.cli.graph_sources import graph_of
     from gguf_harness.graphs import upload, write_graph
 
     graph = graph_of(known.model, known.kind, prompt=known.prompt, words=known.words, threads=known.threads)
