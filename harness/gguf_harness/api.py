@@ -12,7 +12,7 @@ import numpy as np
 
 from gguf_harness.engine.settings import SessionSettings
 from gguf_harness.engine.worker import Worker
-from gguf_harness.errors import OptionError, PromptError
+from gguf_harness.errors import OptionError, PromptError, is_utf8
 from gguf_harness.inputs.corpora import load_corpus
 from gguf_harness.inputs.models import ModelInfo, load_info
 from gguf_harness.inputs.options import default_threads
@@ -23,13 +23,12 @@ from gguf_harness.measure.attention import AttentionRequest, observe_attention, 
 from gguf_harness.measure.attention_results import HeadBehaviour
 from gguf_harness.measure.embeddings import EmbeddingRequest, measure_words
 from gguf_harness.measure.states import LayersRequest, read_states
-from gguf_harness.visible import is_utf8
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gguf_harness.engine.worker import WorkerContext
-    from gguf_harness.measure.observers import Arrays
+    from gguf_harness.store.arrays import Arrays
 
 __all__ = ["Attention", "HiddenStates", "WordEmbeddings", "attention", "heads", "hidden_states", "word_embeddings"]
 

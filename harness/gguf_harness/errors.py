@@ -2,6 +2,10 @@
 
 A message says what was wrong, the value, what was expected, and the next step. The plugin prints it without a
 traceback; the CLI prints it and exits with 2.
+
+`visible` makes any text one that can be shown and stored. Names of files are bytes. Python carries those that are not
+UTF-8 as lone surrogates (PEP 383), which no JSON, HTML or XML in UTF-8 can hold. Names of models, messages of errors
+and what a run keeps are made visible where they are made; paths stay as they are.
 """
 
 from __future__ import annotations
@@ -9,8 +13,6 @@ from __future__ import annotations
 import errno
 from pathlib import Path
 from typing import Final
-
-from gguf_harness.visible import visible_lines
 
 __all__ = [
     "AnalyticsError",
@@ -37,8 +39,44 @@ __all__ = [
     "TapNotFound",
     "UnsupportedEngine",
     "VocabularyMismatch",
+    "is_utf8",
+    "visible",
+    "visible_lines",
     "write_error",
 ]
+
+
+_BYTES_IN_NAMES: Final = range(0xDC80, 0xDD00)
+_SURROGATE: Final = 0xDC00
+
+
+def visible(text: str) -> str:
+    r"""A text with control characters shown as symbols: it cannot move the cursor or break a line.
+
+    Bytes of a file's name that were not UTF-8 are shown as such, `tiny-\xff`. What comes out can be stored as UTF-8.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else f"\\x{_code(c):02x}" for c in text)
+
+
+def visible_lines(text: str) -> str:
+    """The same with the lines and tabs of a text kept."""
+    return "\n".join(visible(line.expandtabs(4)) for line in text.split("\n"))
+
+
+def is_utf8(text: str) -> bool:
+    """Whether UTF-8 can hold a text: no name of a file in other bytes stands in it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _code(character: str) -> int:
+    code = ord(character)
+    return code - _SURROGATE if code in _BYTES_IN_NAMES else code
 
 
 class HarnessError(Exception):

@@ -26,11 +26,10 @@ from gguf_harness.measure.ablation import (
     run_head_sweep,
     run_head_values,
 )
-from gguf_harness.measure.observers import Arrays
 from gguf_harness.measure.passes import CorpusText
 from gguf_harness.measure.patched import Change, Distributions, HeadLayout, Patched, Variant, read_layout, read_values
 from gguf_harness.metrics.importance import Head, window_rises
-from gguf_harness.store.arrays import save_arrays
+from gguf_harness.store.arrays import Arrays, save_arrays
 from tests.integration.small_models import write_small_model
 from tests.random_llama import write_random_llama
 from tests.rewritten import rewrite_gguf

@@ -42,7 +42,7 @@ class Decoded:
 
     Attributes:
         model: the same file.
-        seen: by tap, in the shapes of `gguf_harness.metrics.registry.TAPS`, without keys that are no token.
+        seen: by tap, in the shapes of `gguf_harness.engine.tap_names.TAPS`, without keys that are no token.
         n_layer: number of layers.
     """
 

@@ -18,10 +18,10 @@ from gguf_harness.inputs.corpora import Corpus
 from gguf_harness.inputs.ladder import plan_ladder
 from gguf_harness.inputs.options import read_options
 from gguf_harness.inputs.prompts import Prompt, PromptSet
-from gguf_harness.measure.observers import Arrays
 from gguf_harness.measure.side_by_side import SpeedResult
 from gguf_harness.pytest_plugin.progress import SilentProgress
 from gguf_harness.runner import LoadedModel, Runner
+from gguf_harness.store.arrays import Arrays
 from gguf_harness.store.cache import Cache
 from tests.random_llama import write_random_llama
 

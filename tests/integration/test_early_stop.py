@@ -13,6 +13,7 @@ from gguf_harness.engine.worker import Worker
 from gguf_harness.inputs.corpora import load_corpus
 from gguf_harness.inputs.ladder import plan_ladder
 from gguf_harness.inputs.options import read_options
+from gguf_harness.judge.gates import early_limits, load_gates
 from gguf_harness.measure.passes import CorpusText, PassRequest, run_candidate_pass, run_reference_pass
 from gguf_harness.metrics.windows import WindowLimit, decided_so_far
 from gguf_harness.pytest_plugin.progress import SilentProgress
@@ -78,12 +79,13 @@ def test_tiny_is_decided_with_a_quarter_of_the_tokens(tmp_path: Path) -> None:
     try:
         reference, *candidates = (runner.model(planned) for planned in plan.models)
         corpus = load_corpus("pydoc", held_out_topics=reference.info.held_out_topics)
+        limits = early_limits(load_gates(None).values())
         base = runner.passes.reference(reference, corpus, logprobs=True)
         for model, outcome in zip(candidates, ("pass", "fail"), strict=True):
-            arrays = runner.passes.candidate(model, reference, corpus)
+            arrays = runner.passes.candidate(model, reference, corpus, limits)
             assert len(arrays["nll"]) < len(base["nll"]) / 4
             same = {name: base[name][: len(arrays["nll"])] for name in ("nll", "top")}
-            decisions = decided_so_far(runner.passes.early_limits, arrays, same)
+            decisions = decided_so_far(limits, arrays, same)
             assert len(decisions) == 4
             assert {decision.outcome if decision else None for decision in decisions.values()} == {outcome}, model.name
     finally:

@@ -13,9 +13,9 @@ from gguf_harness.engine.worker import Worker, WorkerContext
 from gguf_harness.errors import StoreError
 from gguf_harness.inputs.corpora import load_corpus
 from gguf_harness.measure import passes
-from gguf_harness.measure.observers import Arrays, ReferenceObserver
+from gguf_harness.measure.observers import ReferenceObserver
 from gguf_harness.measure.passes import CODES_FILE, CorpusText, PassRequest, run_candidate_pass, run_reference_pass
-from gguf_harness.store.arrays import save_arrays
+from gguf_harness.store.arrays import Arrays, save_arrays
 
 pytestmark = pytest.mark.model
 

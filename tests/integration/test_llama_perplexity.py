@@ -18,12 +18,12 @@ import pytest
 from gguf_harness.inputs.corpora import load_corpus
 from gguf_harness.inputs.ladder import Ladder, plan_ladder
 from gguf_harness.inputs.options import Options, read_options
-from gguf_harness.measure.observers import Arrays
 from gguf_harness.metrics.divergence import summarize_delta_p, summarize_divergence, summarize_same_top
 from gguf_harness.metrics.perplexity import compare_perplexity, perplexity
 from gguf_harness.metrics.records import Estimate
 from gguf_harness.pytest_plugin.progress import SilentProgress
 from gguf_harness.runner import Runner
+from gguf_harness.store.arrays import Arrays
 
 pytestmark = pytest.mark.model
 

@@ -29,12 +29,12 @@ from gguf_harness.inputs.ladder import plan_ladder
 from gguf_harness.inputs.models import load_info
 from gguf_harness.inputs.options import read_options
 from gguf_harness.inputs.sources import expand
-from gguf_harness.measure.observers import Arrays
 from gguf_harness.metrics.divergence import summarize_divergence
 from gguf_harness.metrics.perplexity import perplexity
 from gguf_harness.metrics.stats import mean_with_errors
 from gguf_harness.pytest_plugin.progress import SilentProgress
 from gguf_harness.runner import LoadedModel, Runner
+from gguf_harness.store.arrays import Arrays
 
 pytestmark = pytest.mark.model
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gguf_harness.visible import visible
+from gguf_harness.errors import visible
 from tests.companions import COMPANIONS
 from tests.nasty_names import NASTIEST
 from tests.plugin.conftest import PROMPTS, ReadRun, RunSuite

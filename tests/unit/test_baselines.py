@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
 from gguf_harness.errors import OptionError, StoreError
+from gguf_harness.inputs.baseline_names import check_name, find_baseline
 from gguf_harness.inputs.pairing import Partner
 from gguf_harness.judge.baseline_notes import missing, notes_of, uncompared
 from gguf_harness.judge.baselines import (
@@ -24,8 +25,6 @@ from gguf_harness.judge.baselines import (
     Baseline,
     Facts,
     build_baseline,
-    check_name,
-    find_baseline,
     load_baseline,
     save_baseline,
     why_unfit,

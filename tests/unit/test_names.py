@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from gguf_harness.errors import is_utf8, visible
 from gguf_harness.inputs.models import load_info
 from gguf_harness.inputs.sources import expand, expand_all
 from gguf_harness.pytest_plugin.junit import readable
@@ -26,7 +27,6 @@ from gguf_harness.report.terminal import render_terminal
 from gguf_harness.store.file_hashes import hash_files
 from gguf_harness.store.paths import file_name
 from gguf_harness.store.runs import load_run, write_json
-from gguf_harness.visible import is_utf8, visible
 from tests.nasty_names import nasty_names
 from tests.random_llama import write_random_llama
 

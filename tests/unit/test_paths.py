@@ -9,9 +9,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from gguf_harness.errors import HarnessError, OptionError
+from gguf_harness.errors import HarnessError, OptionError, is_utf8, visible
 from gguf_harness.store.paths import file_name, option_path
-from gguf_harness.visible import is_utf8, visible
 
 NAMES = st.one_of(
     st.text(st.characters(exclude_characters="/\0", exclude_categories=[]), min_size=1),

@@ -77,7 +77,3 @@ def _ended(message: str, code: int) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     silence_output()
     return _complain(message, code)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

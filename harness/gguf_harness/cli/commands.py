@@ -11,9 +11,8 @@ from pathlib import Path
 
 import gguf_harness
 from gguf_harness.cli.cache_command import add_cache_command
-from gguf_harness.errors import OptionError
+from gguf_harness.errors import OptionError, visible
 from gguf_harness.store.paths import file_name, path_argument
-from gguf_harness.visible import visible
 
 __all__ = ["run_command"]
 

@@ -33,8 +33,7 @@ from gguf_harness.engine.child import (
     stop_child,
 )
 from gguf_harness.engine.settings import ServerSettings
-from gguf_harness.errors import EngineCrashed, EngineError, EngineTimeout
-from gguf_harness.visible import is_utf8
+from gguf_harness.errors import EngineCrashed, EngineError, EngineTimeout, is_utf8
 
 __all__ = ["Server", "ServerPool", "require_binary", "serve"]
 

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from gguf_harness.errors import OptionError
 
-__all__ = ["CacheType", "FlashAttention", "ServerSettings", "SessionSettings", "WindowOrder"]
+__all__ = ["CacheType", "FlashAttention", "ServedRequest", "ServerSettings", "SessionSettings", "WindowOrder"]
 
 FlashAttention = Literal["auto", "on", "off"]
 WindowOrder = Literal["sampled", "first"]
 """Windows of a text: drawn from all of it, or its first pages."""
+
+_SERVED_PROMPT: Final = (
+    "sailors set out from the harbour before dawn, with bread for nine days and a map of the northern islands."
+    " When the wind turned, the oldest of them said:"
+)
 
 CacheType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
 
@@ -101,3 +106,33 @@ class ServerSettings:
     def to_json(self) -> dict[str, Any]:
         """A dictionary of JSON types only."""
         return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class ServedRequest:
+    """What to measure on a server.
+
+    Attributes:
+        requests: per repetition, each with a prompt of its own.
+        concurrency: clients at a time.
+        max_tokens: length of every completion.
+        repetitions: how often all requests are sent, after a warm-up of one request; and one alone, afterwards.
+        timeout_s: longest time for one request.
+    """
+
+    requests: int
+    concurrency: int
+    max_tokens: int
+    repetitions: int
+    timeout_s: float = 600.0
+
+    def prompts(self, repetition: int) -> list[str]:
+        """Prompts that differ from the first word on: a server keeps what it has read of the last one."""
+        first = repetition * self.requests
+        return [f"{number} {_SERVED_PROMPT}" for number in range(first, first + self.requests)]
+
+    def to_json(self) -> dict[str, Any]:
+        """What the result depends on, as JSON types."""
+        values = asdict(self) | {"prompt": _SERVED_PROMPT}
+        del values["timeout_s"]  # no number depends on it
+        return values

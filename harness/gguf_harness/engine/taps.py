@@ -30,7 +30,8 @@ from gguf_harness.errors import EngineError, TapNotFound
 __all__ = ["Patcher", "Reader", "Taps"]
 
 Reader = Callable[[str, NDArray[np.float32]], None]
-"""Called with (tap, values); values have the shape that `gguf_harness.metrics.registry.TAPS` states, once per physical batch.
+"""Called with (tap, values); values have the shape that `gguf_harness.engine.tap_names.TAPS` states, once per physical
+batch.
 
 They are the reader's own, except where `Taps` was told that views will do: those cannot be written to, and hold the
 values only until the reader returns.
@@ -197,7 +198,7 @@ class Taps:
 
 
 _Wanted = tuple[str, frozenset[bytes], bytes]
-"""A tap, with the operations and the root of the node that it is: see `gguf_harness.metrics.registry.GraphNode`."""
+"""A tap, with the operations and the root of the node that it is: see `gguf_harness.engine.tap_names.GraphNode`."""
 
 _RANKS: Final[dict[str, int]] = {tap: info.shape.count(",") + 1 for tap, info in TAPS.items()}
 

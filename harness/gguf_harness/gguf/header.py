@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
-from gguf_harness.errors import InvalidGGUF
+from gguf_harness.errors import InvalidGGUF, visible
 from gguf_harness.gguf.metadata import ArraySummary, Metadata
-from gguf_harness.visible import visible
 
 __all__ = ["TENSOR_TYPES", "GGUFHeader", "TensorInfo", "TensorType", "read_header"]
 

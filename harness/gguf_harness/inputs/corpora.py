@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any, Final
 from zipfile import BadZipFile, ZipFile
 
-from gguf_harness.errors import CorpusError, HubError
+from gguf_harness.errors import CorpusError, HubError, visible
 from gguf_harness.store.paths import option_path
 from gguf_harness.store.text_files import decode_text, read_bytes
-from gguf_harness.visible import visible
 
 __all__ = ["Corpus", "load_corpus", "pydoc_topics"]
 

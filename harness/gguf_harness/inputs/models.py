@@ -10,12 +10,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from gguf_harness.errors import InvalidGGUF, ShapeMismatch, VocabularyMismatch
+from gguf_harness.errors import InvalidGGUF, ShapeMismatch, VocabularyMismatch, visible
 from gguf_harness.gguf.header import TENSOR_TYPES, GGUFHeader, TensorInfo, read_header
 from gguf_harness.gguf.metadata import check_metadata
 from gguf_harness.gguf.types import FTYPES, ftype_label
 from gguf_harness.inputs.sources import ModelSource
-from gguf_harness.visible import visible
 
 __all__ = [
     "HELD_OUT_TOPICS",

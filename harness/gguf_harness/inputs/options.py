@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import psutil
 
 from gguf_harness.engine.settings import FlashAttention, ServerSettings, SessionSettings, WindowOrder
-from gguf_harness.errors import OptionError
+from gguf_harness.errors import OptionError, visible
 from gguf_harness.gguf.types import DEFAULT_QUANTS, parse_quants
+from gguf_harness.inputs.baseline_names import check_name, find_baseline
 from gguf_harness.inputs.option_values import (
     all_or_at_least,
     at_least,
@@ -22,12 +23,11 @@ from gguf_harness.inputs.option_values import (
     size_in_bytes,
 )
 from gguf_harness.store.paths import option_path, path_text
-from gguf_harness.visible import visible
 
 if TYPE_CHECKING:
     import pytest
 
-    from gguf_harness.measure.served import ServedRequest
+    from gguf_harness.engine.settings import ServedRequest
 
 __all__ = [
     "DEFAULT_CACHE_LIMIT",
@@ -123,7 +123,7 @@ class Options:
     @property
     def served_request(self) -> ServedRequest:
         """What is asked of a served model: short answers, for with llama_cpp.server most of them wait in a queue."""
-        from gguf_harness.measure.served import ServedRequest
+        from gguf_harness.engine.settings import ServedRequest
 
         return ServedRequest(
             requests=_SERVED_CLIENTS,
@@ -386,9 +386,6 @@ def _corpus(spec: str, start: Path) -> str:
 def _baselines(compared: str | None, saved: str | None, results: Path, start: Path) -> tuple[Path | None, str | None]:
     if compared is None and saved is None:
         return None, None
-    # It imports numpy, which most sessions do without at this point.
-    from gguf_harness.judge.baselines import check_name, find_baseline
-
     if compared == "":
         raise OptionError("--gguf-baseline is empty.", "Give a name or a file; an unset variable leaves nothing.")
     return (

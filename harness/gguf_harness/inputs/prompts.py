@@ -25,10 +25,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Final
 
-from gguf_harness.errors import PromptError
+from gguf_harness.errors import PromptError, visible
 from gguf_harness.store.paths import option_path
 from gguf_harness.store.text_files import parse_toml, read_bytes
-from gguf_harness.visible import visible
 
 __all__ = ["BUILT_IN", "ROLES", "Message", "Prompt", "PromptSet", "load_prompts"]
 

@@ -16,12 +16,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Final
 
-from gguf_harness.errors import HubError, InvalidGGUF, ModelNotFound, OptionError
+from gguf_harness.errors import HubError, InvalidGGUF, ModelNotFound, OptionError, visible
 from gguf_harness.gguf.companions import cache_above, companion_kind, holds_gguf
 from gguf_harness.gguf.header import read_header
 from gguf_harness.inputs.hub_names import SPLIT_NAME, pick_files
 from gguf_harness.store.paths import option_path
-from gguf_harness.visible import visible
 
 __all__ = [
     "TINY_FILE",

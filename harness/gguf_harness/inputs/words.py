@@ -20,10 +20,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Final
 
-from gguf_harness.errors import PromptError
+from gguf_harness.errors import PromptError, visible
 from gguf_harness.store.paths import option_path
 from gguf_harness.store.text_files import parse_toml, read_bytes
-from gguf_harness.visible import visible
 
 __all__ = ["WordList", "load_words"]
 

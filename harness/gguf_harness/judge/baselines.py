@@ -14,15 +14,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from gguf_harness.errors import OptionError, StoreError
+from gguf_harness.errors import StoreError, visible
 from gguf_harness.inputs.pairing import FAMILY, Subject
 from gguf_harness.metrics.records import WHOLE, Place
 from gguf_harness.metrics.registry import METRICS
 from gguf_harness.metrics.windows import COMPARED, MEAN_RANGES
 from gguf_harness.store.json_file import JsonFile, is_usual, shown
-from gguf_harness.store.paths import option_path
 from gguf_harness.store.runs import write_text
-from gguf_harness.visible import visible
 
 __all__ = [
     "BASELINE_VERSION",
@@ -30,8 +28,6 @@ __all__ = [
     "Baseline",
     "Facts",
     "build_baseline",
-    "check_name",
-    "find_baseline",
     "load_baseline",
     "save_baseline",
     "why_unfit",
@@ -42,7 +38,6 @@ PLACED_LIMIT: Final = 2000
 """Placed estimates of a model in a file: those of layers and groups of tensors, then of heads, then of prompts."""
 
 _MOST_BYTES: Final = 50 * 10**6
-_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _VALUES: Final = ("value", "se", "n", "clusters")
 _AMBIGUOUS: Final = re.compile(r"(attn|resid|mlp|final|head|layer|lens|direct|error|weight|tensor|token|massive)_")
 """Metrics that suites record of layers, heads and groups of tensors too: version 1 kept the last of them."""
@@ -101,46 +96,6 @@ class Baseline:
             Subject(name, facts.quantization, tuple(facts.family[key] for key in FAMILY), name == self.reference_name)
             for name, facts in self.models.items()
         ]
-
-
-def find_baseline(spec: str, results: Path, start: Path | None = None) -> Path:
-    """The file that a person means: a path, or a name in `results`/baselines.
-
-    Args:
-        spec: as written.
-        results: folder of results.
-        start: the folder that a relative path begins in; None for the current one.
-
-    Raises:
-        OptionError: there is none.
-    """
-    folder = results / "baselines"
-    for path in (option_path(spec, start), folder / f"{spec}.json"):
-        try:
-            there = path.is_file()
-        except OSError:  # too long for a file's name
-            there = False
-        if there:
-            return path
-    known = ", ".join(sorted(file.stem for file in folder.glob("*.json"))) or "none"
-    raise OptionError(
-        f"--gguf-baseline={spec}: neither a file nor a baseline in {folder}.",
-        f"Known baselines: {known}. Save one with --gguf-save-baseline=NAME.",
-    )
-
-
-def check_name(name: str) -> str:
-    """A name that a baseline can be saved under.
-
-    Raises:
-        OptionError: it would not be a file's name everywhere.
-    """
-    if not _NAME.fullmatch(name):
-        raise OptionError(
-            f"--gguf-save-baseline={name!r} is no name for a baseline.",
-            "Expected letters, digits, dots, dashes and underscores, beginning with a letter or digit.",
-        )
-    return name
 
 
 def why_unfit(run: Mapping[str, Any], *, unfinished: bool, failed: int = 0) -> str:

@@ -123,7 +123,7 @@ and did not decide what is: the table and the tests cannot part."""
 
 def suite_of(path: Path) -> str | None:
     """Name of the suite that a test file belongs to, of those that come along: in a checkout or installed."""
-    installed = Path(__file__).parent / "suites"
+    installed = Path(__file__).parent.parent / "suites"
     # In a checkout that is a link to the folder at the top, which people name.
     for place in (installed, installed.resolve()):
         if path.is_relative_to(place) and path != place:

@@ -22,8 +22,8 @@ from gguf_harness.store.arrays import load_arrays
 if TYPE_CHECKING:
     from gguf_harness.engine.session import Session, Tokens
     from gguf_harness.engine.worker import WorkerContext
-    from gguf_harness.measure.observers import Arrays
     from gguf_harness.measure.patched import Values
+    from gguf_harness.store.arrays import Arrays
 
 __all__ = [
     "HeadRequest",

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from gguf_harness.engine.session import Session, Tokens
     from gguf_harness.engine.taps import Reader
     from gguf_harness.engine.worker import WorkerContext
-    from gguf_harness.measure.observers import Arrays
+    from gguf_harness.store.arrays import Arrays
 
 __all__ = [
     "ATTENTION_KINDS",

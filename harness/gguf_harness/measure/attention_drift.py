@@ -16,7 +16,7 @@ from gguf_harness.metrics.similarity import linear_cka
 
 if TYPE_CHECKING:
     from gguf_harness.engine.worker import WorkerContext
-    from gguf_harness.measure.observers import Arrays
+    from gguf_harness.store.arrays import Arrays
 
 __all__ = ["ROW_MEASURES", "compare_attention"]
 

@@ -17,7 +17,7 @@ from gguf_harness.metrics.stats import mean_with_errors, require_samples
 from gguf_harness.metrics.taxonomy import HeadKind, classify_head
 
 if TYPE_CHECKING:
-    from gguf_harness.measure.observers import Arrays
+    from gguf_harness.store.arrays import Arrays
 
 __all__ = ["AttentionDrift", "HeadBehaviour"]
 

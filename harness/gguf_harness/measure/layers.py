@@ -35,7 +35,7 @@ from gguf_harness.store.arrays import load_arrays
 if TYPE_CHECKING:
     from gguf_harness.engine.session import Session
     from gguf_harness.engine.worker import WorkerContext
-    from gguf_harness.measure.observers import Arrays
+    from gguf_harness.store.arrays import Arrays
 
 __all__ = ["STATES_FOLDER", "LayersResult", "has_states", "kld_rows", "measure_layers", "nll_rows", "stored_tokens"]
 

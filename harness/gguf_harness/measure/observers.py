@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from gguf_harness.errors import EngineError, FilesLost
 from gguf_harness.metrics.codec import RowCodec
 from gguf_harness.metrics.divergence import DivergenceKernel
+from gguf_harness.store.arrays import Arrays
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,11 +22,7 @@ if TYPE_CHECKING:
     from gguf_harness.engine.session import LogitsBlock
     from gguf_harness.measure.logprobs import LogprobReader, LogprobWriter
 
-__all__ = ["Arrays", "DivergenceObserver", "Observer", "ReferenceObserver"]
-
-Arrays = dict[str, NDArray[np.generic]]
-"""Per-token values by name, each [windows, scored tokens]."""
-
+__all__ = ["DivergenceObserver", "Observer", "ReferenceObserver"]
 
 Scratch = TypeVar("Scratch")
 

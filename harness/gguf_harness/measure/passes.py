@@ -23,9 +23,9 @@ from gguf_harness.engine.settings import SessionSettings, WindowOrder
 from gguf_harness.errors import CorpusError, FilesLost, VocabularyMismatch
 from gguf_harness.measure.inputs import check_context
 from gguf_harness.measure.logprobs import LogprobReader, LogprobWriter, logprob_bytes
-from gguf_harness.measure.observers import Arrays, DivergenceObserver, Observer, ReferenceObserver
+from gguf_harness.measure.observers import DivergenceObserver, Observer, ReferenceObserver
 from gguf_harness.metrics.windows import WindowLimit, decided_so_far
-from gguf_harness.store.arrays import load_arrays, save_arrays
+from gguf_harness.store.arrays import Arrays, load_arrays, save_arrays
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -13,47 +13,13 @@ from gguf_harness.metrics.speed import Repetition, Timing
 
 if TYPE_CHECKING:
     from gguf_harness.engine.server import Server
+    from gguf_harness.engine.settings import ServedRequest
     from gguf_harness.engine.worker import ProgressCallback
     from gguf_harness.metrics.speed import Use
 
-__all__ = ["ServedRequest", "ServedResult", "ask_all", "measure_served", "warm_up", "watch_server"]
+__all__ = ["ServedResult", "ask_all", "measure_served", "warm_up", "watch_server"]
 
 _GRACE_S: Final = 1.0
-
-_PROMPT: Final = (
-    "sailors set out from the harbour before dawn, with bread for nine days and a map of the northern islands."
-    " When the wind turned, the oldest of them said:"
-)
-
-
-@dataclass(frozen=True, slots=True)
-class ServedRequest:
-    """What to measure on a server.
-
-    Attributes:
-        requests: per repetition, each with a prompt of its own.
-        concurrency: clients at a time.
-        max_tokens: length of every completion.
-        repetitions: how often all requests are sent, after a warm-up of one request; and one alone, afterwards.
-        timeout_s: longest time for one request.
-    """
-
-    requests: int
-    concurrency: int
-    max_tokens: int
-    repetitions: int
-    timeout_s: float = 600.0
-
-    def prompts(self, repetition: int) -> list[str]:
-        """Prompts that differ from the first word on: a server keeps what it has read of the last one."""
-        first = repetition * self.requests
-        return [f"{number} {_PROMPT}" for number in range(first, first + self.requests)]
-
-    def to_json(self) -> dict[str, Any]:
-        """What the result depends on, as JSON types."""
-        values = asdict(self) | {"prompt": _PROMPT}
-        del values["timeout_s"]  # no number depends on it
-        return values
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from gguf_harness.engine.session import Session, Tokens
     from gguf_harness.engine.taps import Patcher, Reader
     from gguf_harness.engine.worker import ProgressCallback, WorkerContext
-    from gguf_harness.measure.observers import Arrays
+    from gguf_harness.store.arrays import Arrays
 
 __all__ = [
     "KINDS",

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from gguf_harness.measure.attention_results import AttentionDrift, HeadBehaviour
     from gguf_harness.measure.generate import Generation
     from gguf_harness.measure.layers import LayersResult
-    from gguf_harness.measure.observers import Arrays
     from gguf_harness.measure.served import ServedResult
     from gguf_harness.measure.side_by_side import SpeedResult
     from gguf_harness.metrics.embeddings import WordSpace
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
     from gguf_harness.metrics.text import TextPair
     from gguf_harness.metrics.weights import TensorError
     from gguf_harness.runner import LoadedModel
+    from gguf_harness.store.arrays import Arrays
 
     Measure = Callable[[LoadedModel], Mapping[str, Estimate]]
 

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import pytest
 
-from gguf_harness.errors import HarnessError
+from gguf_harness.errors import HarnessError, is_utf8
 from gguf_harness.inputs.options import add_options, given_options
 from gguf_harness.judge.outcomes import attempt_of, begin_attempt, describe_failure
 from gguf_harness.judge.plan import suite_of
@@ -27,7 +27,6 @@ from gguf_harness.pytest_plugin.reporting import Reporting
 from gguf_harness.pytest_plugin.state import FINDINGS, STATE, State, only_plans
 from gguf_harness.report.data import visible
 from gguf_harness.store.run_draft import new_run_id
-from gguf_harness.visible import is_utf8
 
 _FIXTURES: Final = (
     "models",

@@ -11,12 +11,11 @@ from typing import Any, Final
 
 import pytest
 
-from gguf_harness.errors import HarnessError
+from gguf_harness.errors import HarnessError, visible
 from gguf_harness.judge.outcomes import Kind, message_of
 from gguf_harness.pytest_plugin.junit import add_suite_properties, readable, writes_junit
 from gguf_harness.pytest_plugin.state import BASELINE_PROPERTY, ESTIMATE_PROPERTY, GATE_PROPERTY, State, only_plans
 from gguf_harness.store.run_draft import Course, Findings, RunDraft, TestRecord
-from gguf_harness.visible import visible
 
 __all__ = ["Reporting"]
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from gguf_harness.judge.gates import Gate
     from gguf_harness.judge.regressions import Comparison
     from gguf_harness.metrics.records import Row
+    from gguf_harness.metrics.windows import WindowLimit
 
 __all__ = ["BASELINE_PROPERTY", "ESTIMATE_PROPERTY", "FINDINGS", "GATE_PROPERTY", "STATE", "State", "only_plans"]
 
@@ -116,6 +117,13 @@ class State:
         if self._gates is None:
             self._gates = load_gates(self.options.gates)
         return self._gates
+
+    @property
+    def early_limits(self) -> tuple[WindowLimit, ...]:
+        """What stops a candidate's pass over the corpus once it is decided; empty where passes are not to stop."""
+        from gguf_harness.judge.gates import early_limits
+
+        return early_limits(self.gates.values()) if self.options.until_decided else ()
 
     @property
     def baseline(self) -> Baseline | None:

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from gguf_harness.errors import visible, visible_lines
 from gguf_harness.metrics.records import WHOLE, Place
 from gguf_harness.metrics.tradeoff import dominated_by, smallest_passing
 from gguf_harness.report.numbers import format_bytes
 from gguf_harness.report.standing import Standing, Standings, failures_of
-from gguf_harness.visible import visible, visible_lines
 
 __all__ = ["MOST_ESTIMATES", "Candidate", "RunView", "describe_windows", "place", "visible", "visible_lines"]
 

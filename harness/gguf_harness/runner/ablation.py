@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from gguf_harness.engine.settings import SessionSettings
     from gguf_harness.engine.worker import ProgressCallback, Worker
     from gguf_harness.inputs.corpora import Corpus
-    from gguf_harness.measure.observers import Arrays
     from gguf_harness.runner.core import Core, LoadedModel
+    from gguf_harness.store.arrays import Arrays
     from gguf_harness.store.cache import Entry
 
 __all__ = ["WINDOW", "Ablation"]

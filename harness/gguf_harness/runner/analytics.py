@@ -40,7 +40,8 @@ _SILHOUETTE_LIMIT: Final = 5000
 class Analytics:
     """Projections, clusters, neighbors and similarity of points: each once, from the cache where it can.
 
-    Points are arrays [n, d], or paths of .npy files that hold one; see `gguf_harness.pytest_plugin.fixture_types.Analytics`.
+    Points are arrays [n, d], or paths of .npy files that hold one; see
+    `gguf_harness.pytest_plugin.fixture_types.Analytics`.
     """
 
     def __init__(self, core: Core) -> None:

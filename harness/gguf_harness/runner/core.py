@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from gguf_harness.engine.settings import SessionSettings
     from gguf_harness.inputs.ladder import PlannedModel
     from gguf_harness.inputs.options import Options
-    from gguf_harness.measure.observers import Arrays
+    from gguf_harness.store.arrays import Arrays
 
 __all__ = ["Core", "LoadedModel", "Progress"]
 

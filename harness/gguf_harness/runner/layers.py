@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
     from gguf_harness.inputs.prompts import PromptSet
     from gguf_harness.measure.layers import LayersResult
-    from gguf_harness.measure.observers import Arrays
     from gguf_harness.runner.core import Core, LoadedModel
+    from gguf_harness.store.arrays import Arrays
     from gguf_harness.store.cache import Entry
 
 __all__ = ["Layers"]

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
-from gguf_harness.judge.gates import early_limits, load_gates
 from gguf_harness.measure.logprobs import logprob_bytes
 from gguf_harness.measure.passes import (
     CorpusText,
@@ -26,9 +25,9 @@ if TYPE_CHECKING:
     from gguf_harness.engine.settings import SessionSettings
     from gguf_harness.engine.worker import ProgressCallback
     from gguf_harness.inputs.corpora import Corpus
-    from gguf_harness.measure.observers import Arrays
     from gguf_harness.metrics.windows import WindowLimit
     from gguf_harness.runner.core import Core, LoadedModel
+    from gguf_harness.store.arrays import Arrays
     from gguf_harness.store.cache import Entry
 
 __all__ = ["Mixture", "Passes"]
@@ -86,16 +85,19 @@ class Passes:
 
         return self._core.stored_arrays(entry, {"model": model.name, "corpus": corpus.name}, measure, usable)
 
-    def candidate(self, model: LoadedModel, reference: LoadedModel, corpus: Corpus) -> Arrays:
-        """nll, top token and divergence in both directions of every scored token; see `run_candidate_pass`."""
-        return self._compare(
-            model, reference, corpus, self._core.settings, self._core.options.chunks, "candidate", self.early_limits
-        )
+    def candidate(
+        self, model: LoadedModel, reference: LoadedModel, corpus: Corpus, limits: tuple[WindowLimit, ...] = ()
+    ) -> Arrays:
+        """nll, top token and divergence in both directions of every scored token; see `run_candidate_pass`.
 
-    @property
-    def early_limits(self) -> tuple[WindowLimit, ...]:
-        """What stops a candidate's pass once it is decided; empty where passes are not to stop."""
-        return early_limits(load_gates(self._core.options.gates).values()) if self._core.options.until_decided else ()
+        Args:
+            model: the model to decode.
+            reference: what it is compared with.
+            corpus: the text.
+            limits: what stops the pass once all of it is decided; none for all windows.
+        """
+        options = self._core.options
+        return self._compare(model, reference, corpus, self._core.settings, options.chunks, "candidate", limits)
 
     def floor(self, reference: LoadedModel, corpus: Corpus) -> Arrays:
         """The reference against itself with one window a batch and a smaller physical batch: what differs is noise."""

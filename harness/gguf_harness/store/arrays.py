@@ -14,7 +14,10 @@ from numpy.typing import NDArray
 from gguf_harness.errors import FilesLost, write_error
 from gguf_harness.store.atomic_file import replacing
 
-__all__ = ["checksums", "file_checksum", "load_arrays", "save_arrays"]
+__all__ = ["Arrays", "checksums", "file_checksum", "load_arrays", "save_arrays"]
+
+Arrays = dict[str, NDArray[np.generic]]
+"""What a measurement ends in: arrays by name."""
 
 _UNREADABLE: Final = (
     *(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile),
@@ -23,7 +26,7 @@ _UNREADABLE: Final = (
 )
 
 
-def save_arrays(path: Path, arrays: dict[str, NDArray[np.generic]]) -> None:
+def save_arrays(path: Path, arrays: Arrays) -> None:
     """Write all arrays into one .npz file: whole or not at all.
 
     Raises:
@@ -37,7 +40,7 @@ def save_arrays(path: Path, arrays: dict[str, NDArray[np.generic]]) -> None:
         raise write_error(path, error) from error
 
 
-def load_arrays(path: Path) -> dict[str, NDArray[np.generic]]:
+def load_arrays(path: Path) -> Arrays:
     """Read all arrays of an .npz file. The zip format's checksums are verified on the way.
 
     Raises:

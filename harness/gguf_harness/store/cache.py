@@ -41,7 +41,7 @@ from gguf_harness.store.runs import to_json, write_json
 from gguf_harness.store.versions import VERSIONS
 
 if TYPE_CHECKING:
-    from gguf_harness.measure.observers import Arrays
+    from gguf_harness.store.arrays import Arrays
 
 __all__ = ["Cache", "Entry"]
 

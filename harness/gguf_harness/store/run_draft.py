@@ -132,7 +132,8 @@ class TestRecord:
     """One test's outcome.
 
     Attributes:
-        kind: of a failure, one of `gguf_harness.judge.outcomes.Kind`; a test that was skipped for its prompt has "prompt".
+        kind: of a failure, one of `gguf_harness.judge.outcomes.Kind`; a test that was skipped for its prompt has
+            "prompt".
         summary: the failure in a line.
         attempts: how often it was tried (--reruns); what stands in the run is of the last attempt.
     """

@@ -14,7 +14,7 @@ from gguf_harness.report.numbers import format_value
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from gguf_harness.measure.observers import Arrays
+    from gguf_harness.store.arrays import Arrays
 
 __all__ = ["layers_charts"]
 
