@@ -25,8 +25,9 @@ from numpy.typing import NDArray
 from gguf_harness.inputs.corpora import load_corpus
 from gguf_harness.inputs.ladder import plan_ladder
 from gguf_harness.inputs.options import read_options
+from gguf_harness.measure.core import Core
 from gguf_harness.pytest_plugin.progress import SilentProgress
-from gguf_harness.runner import Runner
+from gguf_harness.runner.passes import CorpusPass
 
 __all__ = ["LADDERS", "measure"]
 
@@ -42,20 +43,20 @@ def measure(arguments: tuple[str, ...], cache: Path) -> dict[str, NDArray[Any]]:
     """Per-token values of a reference and its candidates on the whole text, by name."""
     given = ["-p", "no:cacheprovider", f"--gguf-cache={cache}", "--gguf-threads=1", *arguments]
     options = read_options(pytest.Config.fromdictargs({}, given))
-    runner, plan, corpus = Runner(options, SilentProgress()), plan_ladder(options), load_corpus("pydoc")
+    core, plan, corpus = Core(options, SilentProgress()), plan_ladder(options), load_corpus("pydoc")
     assert plan.reference is not None
     try:
-        reference = runner.model(plan.reference)
-        base = runner.passes.reference(reference, corpus, logprobs=True)
+        reference = core.subject(plan.reference)
+        base = CorpusPass(core, corpus).reference(reference, logprobs=True)
         arrays: dict[str, NDArray[Any]] = {"nll": _rounded(base["nll"])}
         for planned in plan.candidates:
-            values = runner.passes.candidate(runner.model(planned), reference, corpus)
-            arrays[f"nll_{planned.quant}"] = _rounded(values["nll"])
-            arrays[f"kld_{planned.quant}"] = _rounded(values["kld"])
-            arrays[f"same_{planned.quant}"] = np.equal(values["top"], base["top"])
+            values = CorpusPass(core, corpus).candidate(core.subject(planned), reference)
+            arrays[f"nll_{planned.model.quant}"] = _rounded(values["nll"])
+            arrays[f"kld_{planned.model.quant}"] = _rounded(values["kld"])
+            arrays[f"same_{planned.model.quant}"] = np.equal(values["top"], base["top"])
             print(planned.name, values["kld"].shape, float(values["kld"].astype(np.float64).mean()), flush=True)
     finally:
-        runner.close()
+        core.close()
     return arrays
 
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 import pytest
 
 from gguf_harness.inputs.prompts import Prompt
+from gguf_harness.inputs.subjects import Subject
 from gguf_harness.metrics.attention import attention_estimates, head_estimates
 from gguf_harness.metrics.records import PlacedEstimate
-from gguf_harness.pytest_plugin.fixture_types import Attend, GateCheck, Record
-from gguf_harness.runner import LoadedModel
+from gguf_harness.pytest_plugin.fixture_types import GateCheck, Record
+from gguf_harness.runner.attention import Attention
 
 
 @pytest.mark.metric("attn_cosine")
 def test_attention_of_a_prompt(
-    candidate: LoadedModel, reference: LoadedModel, prompt: Prompt, attention: Attend, record: Record
+    candidate: Subject, reference: Subject, prompt: Prompt, attention: Attention, record: Record
 ) -> None:
     """Patterns of all heads on one prompt, beside the reference's."""
     drift = attention.drift(candidate, reference)
@@ -24,7 +25,7 @@ def test_attention_of_a_prompt(
 
 @pytest.mark.metric("attn_cosine")
 def test_attention_stays_close_to_reference(
-    candidate: LoadedModel, reference: LoadedModel, attention: Attend, record: Record, gate: GateCheck
+    candidate: Subject, reference: Subject, attention: Attention, record: Record, gate: GateCheck
 ) -> None:
     """Patterns of all heads on all prompts; errors clustered by prompt."""
     drift = attention.drift(candidate, reference)
@@ -35,7 +36,7 @@ def test_attention_stays_close_to_reference(
 
 @pytest.mark.metric("attn_cosine")
 def test_each_head_stays_close_to_reference(
-    candidate: LoadedModel, reference: LoadedModel, attention: Attend, record: Record
+    candidate: Subject, reference: Subject, attention: Attention, record: Record
 ) -> None:
     """Patterns of each head, and of each layer: which moved most?"""
     drift = attention.drift(candidate, reference)
@@ -46,7 +47,7 @@ def test_each_head_stays_close_to_reference(
 
 @pytest.mark.metric("attn_scores_error")
 def test_queries_keys_and_values_stay_close_to_reference(
-    candidate: LoadedModel, reference: LoadedModel, attention: Attend, record: Record, gate: GateCheck
+    candidate: Subject, reference: Subject, attention: Attention, record: Record, gate: GateCheck
 ) -> None:
     """Relative errors and CKA of what the patterns are made of, over all and by layer."""
     estimates = attention.drift(candidate, reference).vectors()

@@ -6,15 +6,16 @@ import pytest
 
 from gguf_harness.errors import NoData, VocabularyMismatch
 from gguf_harness.inputs.models import check_same_vocabulary
-from gguf_harness.measure.observers import Arrays
+from gguf_harness.inputs.subjects import Subject
 from gguf_harness.metrics.embeddings import compare_neighbours, compare_prompts, compare_word_spaces, unpack
-from gguf_harness.pytest_plugin.fixture_types import Embeddings, GateCheck, Record
-from gguf_harness.runner import LoadedModel
+from gguf_harness.pytest_plugin.fixture_types import GateCheck, Record
+from gguf_harness.runner.embeddings import Embeddings
+from gguf_harness.store.arrays import Arrays
 
 
 @pytest.mark.metric("neighbour_recall")
 def test_neighbours_stay(
-    any_candidate: LoadedModel, reference: LoadedModel, embeddings: Embeddings, record: Record, gate: GateCheck
+    any_candidate: Subject, reference: Subject, embeddings: Embeddings, record: Record, gate: GateCheck
 ) -> None:
     """Do tokens keep their nearest neighbours, and pairs of tokens the order of their similarities?"""
     _need_same_vocabulary(any_candidate, reference)
@@ -26,7 +27,7 @@ def test_neighbours_stay(
 
 @pytest.mark.metric("procrustes_error")
 def test_space_stays(
-    any_candidate: LoadedModel, reference: LoadedModel, embeddings: Embeddings, record: Record, gate: GateCheck
+    any_candidate: Subject, reference: Subject, embeddings: Embeddings, record: Record, gate: GateCheck
 ) -> None:
     """What is left of the difference after the best rotation and scale; and linear CKA."""
     _need_same_vocabulary(any_candidate, reference)
@@ -38,7 +39,7 @@ def test_space_stays(
 
 @pytest.mark.metric("contextual_cosine")
 def test_contexts_stay(
-    any_candidate: LoadedModel, reference: LoadedModel, embeddings: Embeddings, record: Record, gate: GateCheck
+    any_candidate: Subject, reference: Subject, embeddings: Embeddings, record: Record, gate: GateCheck
 ) -> None:
     """Prompts in context: the final hidden state, or what an embedding model makes of them."""
     _need_same_vocabulary(any_candidate, reference)
@@ -54,7 +55,7 @@ def test_contexts_stay(
 
 @pytest.mark.metric("word_neighbour_recall")
 def test_words_stay(
-    any_candidate: LoadedModel, reference: LoadedModel, embeddings: Embeddings, record: Record, gate: GateCheck
+    any_candidate: Subject, reference: Subject, embeddings: Embeddings, record: Record, gate: GateCheck
 ) -> None:
     """Words that both models have, whatever their vocabularies: neighbours, similarities, Procrustes and CKA."""
     candidate, base = embeddings.words(any_candidate), embeddings.words(reference)
@@ -72,7 +73,7 @@ def _types(candidate: Arrays, reference: Arrays) -> str:
     return f"stored as {candidate['matrix_type'].item()}, the reference's as {reference['matrix_type'].item()}"
 
 
-def _need_same_vocabulary(candidate: LoadedModel, reference: LoadedModel) -> None:
+def _need_same_vocabulary(candidate: Subject, reference: Subject) -> None:
     try:
         check_same_vocabulary(candidate.info, reference.info)
     except VocabularyMismatch as error:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import pytest
 
 from gguf_harness.errors import NoData
+from gguf_harness.inputs.subjects import Subject
 from gguf_harness.inputs.words import WordList
 from gguf_harness.metrics.embeddings import describe_analogies, describe_groups, describe_space
 from gguf_harness.metrics.records import Estimate
-from gguf_harness.pytest_plugin.fixture_types import Embeddings, GateCheck, Record
-from gguf_harness.runner import LoadedModel
+from gguf_harness.pytest_plugin.fixture_types import GateCheck, Record
+from gguf_harness.runner.embeddings import Embeddings
 
 
 @pytest.mark.metric("embedding_anisotropy")
-def test_token_embeddings(model: LoadedModel, embeddings: Embeddings, record: Record) -> None:
+def test_token_embeddings(model: Subject, embeddings: Embeddings, record: Record) -> None:
     """Anisotropy, variance in the first principal components, and intrinsic dimension of the token embeddings."""
     space = embeddings(model)
     estimates = describe_space(space)
@@ -22,11 +23,11 @@ def test_token_embeddings(model: LoadedModel, embeddings: Embeddings, record: Re
 
 @pytest.mark.metric("word_silhouette")
 def test_word_groups(
-    model: LoadedModel, embeddings: Embeddings, word_list: WordList, record: Record, gate: GateCheck
+    model: Subject, embeddings: Embeddings, word_list: WordList, record: Record, gate: GateCheck
 ) -> None:
     """Do words that belong together lie together? Errors are clustered by group."""
 
-    def measure(other: LoadedModel) -> dict[str, Estimate]:
+    def measure(other: Subject) -> dict[str, Estimate]:
         return _by_metric(describe_groups(embeddings.words(other), word_list.group_of))
 
     try:
@@ -39,11 +40,11 @@ def test_word_groups(
 
 @pytest.mark.metric("analogy_mrr")
 def test_analogies(
-    model: LoadedModel, embeddings: Embeddings, word_list: WordList, record: Record, gate: GateCheck
+    model: Subject, embeddings: Embeddings, word_list: WordList, record: Record, gate: GateCheck
 ) -> None:
     """Is the word nearest to a - b + c the right one of all words of the list? Errors are clustered by pair."""
 
-    def measure(other: LoadedModel) -> dict[str, Estimate]:
+    def measure(other: Subject) -> dict[str, Estimate]:
         return _by_metric(describe_analogies(embeddings.words(other), word_list.analogies))
 
     try:

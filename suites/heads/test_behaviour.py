@@ -6,14 +6,16 @@ import numpy as np
 import pytest
 
 from gguf_harness.errors import NoData
+from gguf_harness.inputs.subjects import Subject
 from gguf_harness.metrics.records import Estimate
 from gguf_harness.metrics.taxonomy import head_groups, match_heads, profile_vector, shared_features
-from gguf_harness.pytest_plugin.fixture_types import Analytics, Attend, GateCheck, Record
-from gguf_harness.runner import LoadedModel
+from gguf_harness.pytest_plugin.fixture_types import GateCheck, Record
+from gguf_harness.runner.analytics import Analytics
+from gguf_harness.runner.attention import Attention
 
 
 @pytest.mark.metric("head_entropy")
-def test_behaviour(model: LoadedModel, attention: Attend, record: Record) -> None:
+def test_behaviour(model: Subject, attention: Attention, record: Record) -> None:
     """Scores of each head: on the prompts, on random tokens that come twice, and of its weights."""
     estimates = attention(model).estimates()
     for placed in estimates:
@@ -22,7 +24,7 @@ def test_behaviour(model: LoadedModel, attention: Attend, record: Record) -> Non
 
 
 @pytest.mark.metric("heads_redundant")
-def test_redundancy(model: LoadedModel, attention: Attend, record: Record) -> None:
+def test_redundancy(model: Subject, attention: Attention, record: Record) -> None:
     """Heads that attend as another head does, over all prompts."""
     behaviour = attention(model)
     if not np.isfinite(behaviour.similarity).all():
@@ -34,7 +36,7 @@ def test_redundancy(model: LoadedModel, attention: Attend, record: Record) -> No
 
 
 @pytest.mark.metric("head_clusters")
-def test_clusters(model: LoadedModel, attention: Attend, analytics: Analytics, record: Record) -> None:
+def test_clusters(model: Subject, attention: Attention, analytics: Analytics, record: Record) -> None:
     """Heads grouped by their scores: how many groups are there, and how far apart?"""
     profiles = [profile.values for profile in attention(model).profiles]
     features = shared_features(profiles)
@@ -54,7 +56,7 @@ def test_clusters(model: LoadedModel, attention: Attend, analytics: Analytics, r
 
 @pytest.mark.metric("head_kind_kept")
 def test_heads_keep_their_behaviour(
-    candidate: LoadedModel, reference: LoadedModel, attention: Attend, record: Record, gate: GateCheck
+    candidate: Subject, reference: Subject, attention: Attention, record: Record, gate: GateCheck
 ) -> None:
     """Kinds of heads, and their scores, beside the reference's; which heads of both correspond?"""
     own, base = attention(candidate), attention(reference)

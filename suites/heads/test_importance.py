@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import pytest
 
+from gguf_harness.inputs.subjects import Subject
 from gguf_harness.metrics.importance import importance, main_effects, rank_correlation, top_overlap, window_rises
 from gguf_harness.metrics.records import Estimate
-from gguf_harness.pytest_plugin.fixture_types import GateCheck, HeadAblation, Record
-from gguf_harness.runner import LoadedModel
+from gguf_harness.pytest_plugin.fixture_types import GateCheck, Record
+from gguf_harness.runner.heads import HeadAblation
 
 _TOP = 8
 
 
 @pytest.mark.metric("head_importance")
-def test_importance_of_heads(model: LoadedModel, head_ablation: HeadAblation, record: Record) -> None:
+def test_importance_of_heads(model: Subject, head_ablation: HeadAblation, record: Record) -> None:
     """What each head is worth: it gives zero, or its mean, and the next tokens become less likely."""
     found = head_ablation.sweep(model)
     base = found["nll"]
@@ -30,7 +31,7 @@ def test_importance_of_heads(model: LoadedModel, head_ablation: HeadAblation, re
 
 @pytest.mark.metric("head_importance_rank_correlation")
 def test_the_same_heads_matter(
-    candidate: LoadedModel, reference: LoadedModel, head_ablation: HeadAblation, record: Record, gate: GateCheck
+    candidate: Subject, reference: Subject, head_ablation: HeadAblation, record: Record, gate: GateCheck
 ) -> None:
     """Do the reference's important heads stay the important ones?"""
     sweeps = (head_ablation.sweep(model) for model in (candidate, reference))
@@ -44,7 +45,7 @@ def test_the_same_heads_matter(
 
 
 @pytest.mark.metric("head_screen_rank_correlation")
-def test_screen_of_heads(reference: LoadedModel, head_ablation: HeadAblation, record: Record) -> None:
+def test_screen_of_heads(reference: Subject, head_ablation: HeadAblation, record: Record) -> None:
     """A cheap estimate of importance, from ablations of random subsets, and how well it orders the heads."""
     screen = head_ablation.screen(reference)
     found = main_effects("head_importance_screen", screen["subsets"] != 0, screen["rises"])

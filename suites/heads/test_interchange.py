@@ -5,14 +5,15 @@ from __future__ import annotations
 import pytest
 
 from gguf_harness.errors import NoData
+from gguf_harness.inputs.subjects import Subject
 from gguf_harness.metrics.importance import interchange_share
-from gguf_harness.pytest_plugin.fixture_types import HeadAblation, Record
-from gguf_harness.runner import LoadedModel
+from gguf_harness.pytest_plugin.fixture_types import Record
+from gguf_harness.runner.heads import HeadAblation
 
 
 @pytest.mark.metric("layer_interchange_share")
 def test_interchange_of_heads(
-    candidate: LoadedModel, reference: LoadedModel, head_ablation: HeadAblation, record: Record
+    candidate: Subject, reference: Subject, head_ablation: HeadAblation, record: Record
 ) -> None:
     """How much of the divergence is gone where a head, or all heads of a layer, give what the reference's do."""
     found = head_ablation.interchange(candidate, reference)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 
+from gguf_harness.inputs.subjects import Subject
 from gguf_harness.metrics.importance import removable
-from gguf_harness.pytest_plugin.fixture_types import HeadAblation, Record
-from gguf_harness.runner import LoadedModel
+from gguf_harness.pytest_plugin.fixture_types import Record
+from gguf_harness.runner.heads import HeadAblation
 
 
 @pytest.mark.metric("heads_removable")
-def test_heads_that_can_go(reference: LoadedModel, head_ablation: HeadAblation, record: Record) -> None:
+def test_heads_that_can_go(reference: Subject, head_ablation: HeadAblation, record: Record) -> None:
     """Heads are removed one by one, always the one that costs least, until the loss has risen by 1 nat."""
     curve = head_ablation.removal(reference)["nll"]
     estimate = removable(curve)
@@ -19,7 +20,7 @@ def test_heads_that_can_go(reference: LoadedModel, head_ablation: HeadAblation, 
 
 @pytest.mark.metric("heads_removable")
 def test_heads_that_can_go_of_a_candidate(
-    candidate: LoadedModel, reference: LoadedModel, head_ablation: HeadAblation, record: Record
+    candidate: Subject, reference: Subject, head_ablation: HeadAblation, record: Record
 ) -> None:
     """The candidate loses the same heads in the reference's order."""
     curve = head_ablation.removal(candidate, along=reference)["nll"]

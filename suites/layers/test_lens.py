@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from gguf_harness.inputs.subjects import Subject
 from gguf_harness.measure.layers import LayersResult
 from gguf_harness.metrics.clusters import by_layer, cluster_mean, over_layers
 from gguf_harness.metrics.stats import as_estimate
-from gguf_harness.pytest_plugin.fixture_types import GateCheck, LayersOf, Record
-from gguf_harness.runner import LoadedModel
+from gguf_harness.pytest_plugin.fixture_types import GateCheck, Record
+from gguf_harness.runner.layers import Layers
 
 _SAME_TOP = 0.9
 """llama.cpp rounds activations to the precision of its weights, which turns some of the closest calls around."""
@@ -17,7 +18,7 @@ _LENS = {"lens_final_p": "lens_final_p", "lens_entropy": "lens_entropy", "lens_k
 
 
 @pytest.mark.metric("lens_decided_layer")
-def test_logit_lens(model: LoadedModel, layers_of: LayersOf, record: Record, gate: GateCheck) -> None:
+def test_logit_lens(model: Subject, layers_of: Layers, record: Record, gate: GateCheck) -> None:
     """From which layer on the final prediction stands, and how far each layer's distribution is from the last one's."""
     found, layers = layers_of(model), layers_of.selected(model)
     _skip_without_lens(found)
@@ -35,7 +36,7 @@ def test_logit_lens(model: LoadedModel, layers_of: LayersOf, record: Record, gat
 
 
 @pytest.mark.metric("direct_mlp")
-def test_direct_logit_attribution(model: LoadedModel, layers_of: LayersOf, record: Record, gate: GateCheck) -> None:
+def test_direct_logit_attribution(model: Subject, layers_of: Layers, record: Record, gate: GateCheck) -> None:
     """What the embeddings, attention and MLP of each layer add to the logit of the predicted token."""
     found, layers = layers_of(model), layers_of.selected(model)
     _skip_without_lens(found)

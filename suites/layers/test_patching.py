@@ -5,14 +5,15 @@ from __future__ import annotations
 import pytest
 
 from gguf_harness.errors import NoData
+from gguf_harness.inputs.subjects import Subject
 from gguf_harness.metrics.clusters import cluster_mean, cluster_ratio
 from gguf_harness.metrics.stats import as_estimate
-from gguf_harness.pytest_plugin.fixture_types import GateCheck, LayersOf, Record
-from gguf_harness.runner import LoadedModel
+from gguf_harness.pytest_plugin.fixture_types import GateCheck, Record
+from gguf_harness.runner.layers import Layers
 
 
 @pytest.mark.metric("layer_importance")
-def test_layer_importance(model: LoadedModel, layers_of: LayersOf, record: Record, gate: GateCheck) -> None:
+def test_layer_importance(model: Subject, layers_of: Layers, record: Record, gate: GateCheck) -> None:
     """Next-token loss on the prompts without each block, less the loss with it."""
     arrays = layers_of.importance(model)
     if arrays["nll"].size == 0:
@@ -28,7 +29,7 @@ def test_layer_importance(model: LoadedModel, layers_of: LayersOf, record: Recor
 
 @pytest.mark.metric("layer_kl_left")
 def test_which_layers_cause_the_loss(
-    candidate: LoadedModel, reference: LoadedModel, layers_of: LayersOf, record: Record, gate: GateCheck
+    candidate: Subject, reference: Subject, layers_of: Layers, record: Record, gate: GateCheck
 ) -> None:
     """Share of the candidate's KL that is left with the reference's residual stream put in after each layer.
 

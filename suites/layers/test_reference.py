@@ -7,11 +7,12 @@ import pytest
 
 from gguf_harness.errors import NoData
 from gguf_harness.inputs.prompts import Prompt
+from gguf_harness.inputs.subjects import Subject
 from gguf_harness.metrics.clusters import by_layer, cluster_mean, cluster_ratio, over_layers
 from gguf_harness.metrics.records import Estimate, PlacedEstimate
 from gguf_harness.metrics.stats import as_estimate
-from gguf_harness.pytest_plugin.fixture_types import GateCheck, LayersOf, Record
-from gguf_harness.runner import LoadedModel
+from gguf_harness.pytest_plugin.fixture_types import GateCheck, Record
+from gguf_harness.runner.layers import Layers
 
 _KINDS = {"resid": "resid_post", "resid_mid": "resid_mid", "attn_out": "attn_out", "mlp_out": "mlp_out"}
 _ENDS = ("embed", "final")
@@ -19,7 +20,7 @@ _ENDS = ("embed", "final")
 
 @pytest.mark.metric("resid_relative_error")
 def test_states_stay_close_to_reference(
-    candidate: LoadedModel, reference: LoadedModel, layers_of: LayersOf, record: Record, gate: GateCheck
+    candidate: Subject, reference: Subject, layers_of: Layers, record: Record, gate: GateCheck
 ) -> None:
     """Relative error and cosine of the residual stream and of what attention and MLP add, by layer."""
     arrays, layers = layers_of.compare(candidate, reference).arrays, layers_of.selected(candidate)
@@ -48,7 +49,7 @@ def test_states_stay_close_to_reference(
 
 @pytest.mark.metric("resid_cka")
 def test_representations_stay_alike(
-    candidate: LoadedModel, reference: LoadedModel, layers_of: LayersOf, record: Record, gate: GateCheck
+    candidate: Subject, reference: Subject, layers_of: Layers, record: Record, gate: GateCheck
 ) -> None:
     """Linear CKA of the residual streams over the tokens of all prompts."""
     arrays, layers = layers_of.compare(candidate, reference).arrays, layers_of.selected(candidate)
@@ -64,7 +65,7 @@ def test_representations_stay_alike(
 
 @pytest.mark.metric("error_amplification")
 def test_which_layers_amplify_errors(
-    candidate: LoadedModel, reference: LoadedModel, layers_of: LayersOf, record: Record, gate: GateCheck
+    candidate: Subject, reference: Subject, layers_of: Layers, record: Record, gate: GateCheck
 ) -> None:
     """The relative error behind a block over the one in front of it: above 1 the block adds more than it forgives."""
     arrays, layers = layers_of.compare(candidate, reference).arrays, layers_of.selected(candidate)
@@ -84,7 +85,7 @@ def test_which_layers_amplify_errors(
 
 @pytest.mark.metric("final_relative_error")
 def test_states_of_a_prompt(
-    candidate: LoadedModel, reference: LoadedModel, prompt: Prompt, layers_of: LayersOf, record: Record
+    candidate: Subject, reference: Subject, prompt: Prompt, layers_of: Layers, record: Record
 ) -> None:
     """One prompt's states beside the reference's: the stream, on average over layers, and after the final norm."""
     found, layers = layers_of.compare(candidate, reference), layers_of.selected(candidate)

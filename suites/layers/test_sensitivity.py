@@ -6,16 +6,17 @@ from typing import TypedDict
 
 import pytest
 
+from gguf_harness.inputs.subjects import Subject
 from gguf_harness.metrics.records import PlacedEstimate
 from gguf_harness.metrics.sensitivity import TensorGroup, additivity, group_kld, group_shares, restored_gain
-from gguf_harness.pytest_plugin.fixture_types import GateCheck, Record, TensorSensitivity
-from gguf_harness.runner import LoadedModel
+from gguf_harness.pytest_plugin.fixture_types import GateCheck, Record
+from gguf_harness.runner.weights import TensorSensitivity
 
 
 @pytest.mark.metric("tensor_group_kld")
 def test_groups_of_tensors(
-    candidate: LoadedModel,
-    reference: LoadedModel,
+    candidate: Subject,
+    reference: Subject,
     sensitivity: TensorSensitivity,
     record: Record,
     gate: GateCheck,

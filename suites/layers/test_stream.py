@@ -7,12 +7,13 @@ import pytest
 from numpy.typing import NDArray
 
 from gguf_harness.errors import NoData
+from gguf_harness.inputs.subjects import Subject
 from gguf_harness.measure.layers import LayersResult
 from gguf_harness.metrics.clusters import by_layer, cluster_mean, cluster_ratio, over_layers
 from gguf_harness.metrics.records import Estimate
 from gguf_harness.metrics.stats import as_estimate
-from gguf_harness.pytest_plugin.fixture_types import GateCheck, LayersOf, Record
-from gguf_harness.runner import LoadedModel
+from gguf_harness.pytest_plugin.fixture_types import GateCheck, Record
+from gguf_harness.runner.layers import Layers
 
 Array = NDArray[np.generic]
 
@@ -32,7 +33,7 @@ _UPDATES = {
 
 
 @pytest.mark.metric("resid_norm")
-def test_residual_stream(model: LoadedModel, layers_of: LayersOf, record: Record, gate: GateCheck) -> None:
+def test_residual_stream(model: Subject, layers_of: Layers, record: Record, gate: GateCheck) -> None:
     """Its norm, how it grows, and activations that dwarf the others."""
     found, layers = layers_of(model), layers_of.selected(model)
     arrays, starts = found.arrays, found.arrays["starts"]
@@ -50,14 +51,14 @@ def test_residual_stream(model: LoadedModel, layers_of: LayersOf, record: Record
 
 
 @pytest.mark.metric("attn_share")
-def test_what_blocks_add(model: LoadedModel, layers_of: LayersOf, record: Record, gate: GateCheck) -> None:
+def test_what_blocks_add(model: Subject, layers_of: Layers, record: Record, gate: GateCheck) -> None:
     """Size and direction of what attention and MLP add, beside the stream that they add to."""
     arrays, layers = layers_of(model).arrays, layers_of.selected(model)
     _record_all(arrays["starts"], {name: arrays[key] for name, key in _UPDATES.items()}, layers, record, gate)
 
 
 @pytest.mark.metric("effective_rank")
-def test_shape_of_states(model: LoadedModel, layers_of: LayersOf, record: Record, gate: GateCheck) -> None:
+def test_shape_of_states(model: Subject, layers_of: Layers, record: Record, gate: GateCheck) -> None:
     """How alike the tokens of a prompt are, how many directions they fill, and whether few dimensions stand out."""
     arrays, layers = layers_of(model).arrays, layers_of.selected(model)
     each_prompt = np.arange(arrays["similarity"].shape[1] + 1)
@@ -68,7 +69,7 @@ def test_shape_of_states(model: LoadedModel, layers_of: LayersOf, record: Record
 
 
 @pytest.mark.metric("final_norm_gain")
-def test_norms(model: LoadedModel, layers_of: LayersOf, record: Record, gate: GateCheck) -> None:
+def test_norms(model: Subject, layers_of: Layers, record: Record, gate: GateCheck) -> None:
     """What the final norm does to the stream, and the norms in front of attention and MLP."""
     arrays, layers = layers_of(model).arrays, layers_of.selected(model)
     final = [

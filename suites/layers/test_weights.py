@@ -5,16 +5,17 @@ from __future__ import annotations
 import pytest
 
 from gguf_harness.gguf.groups import by_layers, by_role
+from gguf_harness.inputs.subjects import Subject
 from gguf_harness.metrics.weights import TensorError, merge_errors, summarize_error
-from gguf_harness.pytest_plugin.fixture_types import GateCheck, Record, WeightErrors
-from gguf_harness.runner import LoadedModel
+from gguf_harness.pytest_plugin.fixture_types import GateCheck, Record
+from gguf_harness.runner.weights import WeightErrors
 
 _OF_PARTS = frozenset({"weight_relative_rmse", "weight_max_error", "weight_cosine", "weight_snr_db", "weight_bits"})
 
 
 @pytest.mark.metric("weight_relative_rmse")
 def test_weights_stay_close_to_reference(
-    candidate: LoadedModel, reference: LoadedModel, weight_errors: WeightErrors, record: Record, gate: GateCheck
+    candidate: Subject, reference: Subject, weight_errors: WeightErrors, record: Record, gate: GateCheck
 ) -> None:
     """Errors of all weights together, by layer and by role; the report shows single tensors."""
     errors = {error.name: error for error in weight_errors(candidate, reference)}

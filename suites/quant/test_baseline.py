@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import pytest
 
+from gguf_harness.inputs.subjects import Subject
 from gguf_harness.metrics.windows import COMPARED
-from gguf_harness.pytest_plugin.fixture_types import BaselineCheck, CorpusPass
-from gguf_harness.runner import LoadedModel
+from gguf_harness.pytest_plugin.fixture_types import BaselineCheck
+from gguf_harness.runner.passes import CorpusPass
 
 
 @pytest.mark.parametrize("metric", COMPARED)
 def test_no_worse_than_the_baseline(
-    candidate: LoadedModel, reference: LoadedModel, corpus_pass: CorpusPass, baseline: BaselineCheck, metric: str
+    candidate: Subject, reference: Subject, corpus_pass: CorpusPass, baseline: BaselineCheck, metric: str
 ) -> None:
     """Window by window where the same text was decoded; corrected for the number of comparisons."""
     arrays = corpus_pass(candidate, against=reference)

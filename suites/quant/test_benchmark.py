@@ -6,25 +6,25 @@ test_speed.py measures the same for the report, and keeps it in the cache.
 
 from __future__ import annotations
 
-from gguf_harness.pytest_plugin.fixture_types import Throughput
-from gguf_harness.runner import LoadedModel
+from gguf_harness.inputs.subjects import Subject
+from gguf_harness.runner.benchmarks import Throughput
 
 
-def test_prompt_processing(model: LoadedModel, throughput: Throughput) -> None:
+def test_prompt_processing(model: Subject, throughput: Throughput) -> None:
     """One round decodes a prompt of --gguf-pp tokens from an empty cache."""
     throughput.prompt(model)
 
 
-def test_generation(model: LoadedModel, throughput: Throughput) -> None:
+def test_generation(model: Subject, throughput: Throughput) -> None:
     """One round decodes --gguf-tg tokens, one by one."""
     throughput.generation(model)
 
 
-def test_load_time(model: LoadedModel, throughput: Throughput) -> None:
+def test_load_time(model: Subject, throughput: Throughput) -> None:
     """One round loads the model and creates a context."""
     throughput.load(model)
 
 
-def test_serving(model: LoadedModel, throughput: Throughput) -> None:
+def test_serving(model: Subject, throughput: Throughput) -> None:
     """One round answers all requests of eight clients."""
     throughput.served(model)

@@ -6,14 +6,15 @@ from dataclasses import replace
 
 import pytest
 
+from gguf_harness.inputs.subjects import Subject
 from gguf_harness.metrics.divergence import summarize_delta_p, summarize_divergence, summarize_same_top
 from gguf_harness.metrics.perplexity import compare_perplexity
-from gguf_harness.pytest_plugin.fixture_types import CorpusPass, GateCheck, Record
-from gguf_harness.runner import LoadedModel
+from gguf_harness.pytest_plugin.fixture_types import GateCheck, Record
+from gguf_harness.runner.passes import CorpusPass
 
 
 @pytest.mark.metric("floor_kld_mean")
-def test_noise_floor(reference: LoadedModel, corpus_pass: CorpusPass, record: Record) -> None:
+def test_noise_floor(reference: Subject, corpus_pass: CorpusPass, record: Record) -> None:
     """The reference against itself, decoded in other batches: differences smaller than this mean nothing."""
     floor, base = corpus_pass.floor(reference)
     found = {e.metric: e for e in summarize_divergence(floor["kld"], floor["kld_reverse"])}
@@ -27,7 +28,7 @@ def test_noise_floor(reference: LoadedModel, corpus_pass: CorpusPass, record: Re
 
 @pytest.mark.metric("kld_mean")
 def test_distribution_stays_close_to_reference(
-    candidate: LoadedModel, reference: LoadedModel, corpus_pass: CorpusPass, record: Record, gate: GateCheck
+    candidate: Subject, reference: Subject, corpus_pass: CorpusPass, record: Record, gate: GateCheck
 ) -> None:
     """Mean KL divergence from the reference's next-token distribution, its percentiles, and the other direction."""
     arrays = corpus_pass(candidate, against=reference)
@@ -38,7 +39,7 @@ def test_distribution_stays_close_to_reference(
 
 @pytest.mark.metric("same_top")
 def test_most_likely_token_stays_the_same(
-    candidate: LoadedModel, reference: LoadedModel, corpus_pass: CorpusPass, record: Record, gate: GateCheck
+    candidate: Subject, reference: Subject, corpus_pass: CorpusPass, record: Record, gate: GateCheck
 ) -> None:
     """Share of positions where greedy decoding would go on as the reference does."""
     arrays = corpus_pass(candidate, against=reference)
@@ -49,7 +50,7 @@ def test_most_likely_token_stays_the_same(
 
 @pytest.mark.metric("delta_p_rms")
 def test_probability_of_the_correct_token(
-    candidate: LoadedModel, reference: LoadedModel, corpus_pass: CorpusPass, record: Record, gate: GateCheck
+    candidate: Subject, reference: Subject, corpus_pass: CorpusPass, record: Record, gate: GateCheck
 ) -> None:
     """How the probability of the token that really follows changes."""
     arrays = corpus_pass(candidate, against=reference)

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import pytest
 
+from gguf_harness.inputs.subjects import Subject
 from gguf_harness.metrics.perplexity import compare_perplexity, perplexity
 from gguf_harness.metrics.records import Estimate
-from gguf_harness.pytest_plugin.fixture_types import CorpusPass, GateCheck, Record
-from gguf_harness.runner import LoadedModel
+from gguf_harness.pytest_plugin.fixture_types import GateCheck, Record
+from gguf_harness.runner.passes import CorpusPass
 
 
 @pytest.mark.metric("ppl")
-def test_perplexity(model: LoadedModel, corpus_pass: CorpusPass, record: Record, gate: GateCheck) -> None:
+def test_perplexity(model: Subject, corpus_pass: CorpusPass, record: Record, gate: GateCheck) -> None:
     """Perplexity of every model, in llama-perplexity's windows."""
     arrays = corpus_pass(model)
     estimate = perplexity(arrays["nll"])
     record(estimate)
 
-    def measure(reference: LoadedModel) -> dict[str, Estimate]:
+    def measure(reference: Subject) -> dict[str, Estimate]:
         return {"ppl": perplexity(corpus_pass(reference, windows_of=arrays)["nll"])}
 
-    def ratio(reference: LoadedModel) -> dict[str, Estimate]:
+    def ratio(reference: Subject) -> dict[str, Estimate]:
         ratios = compare_perplexity(arrays["nll"], corpus_pass(reference, windows_of=arrays)["nll"])
         return {"ppl": next(ratio for ratio in ratios if ratio.metric == "ppl_ratio")}
 
@@ -29,8 +30,8 @@ def test_perplexity(model: LoadedModel, corpus_pass: CorpusPass, record: Record,
 
 @pytest.mark.metric("ppl_ratio")
 def test_perplexity_stays_close_to_reference(
-    candidate: LoadedModel,
-    reference: LoadedModel,
+    candidate: Subject,
+    reference: Subject,
     corpus_pass: CorpusPass,
     record: Record,
     gate: GateCheck,

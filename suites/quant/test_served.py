@@ -7,17 +7,18 @@ from dataclasses import replace
 import pytest
 
 from gguf_harness.inputs.options import Options
+from gguf_harness.inputs.subjects import Subject
 from gguf_harness.measure.client import Percentiles
 from gguf_harness.metrics.records import Estimate
 from gguf_harness.metrics.speed import streams_disagree
-from gguf_harness.pytest_plugin.fixture_types import GateCheck, Record, Served, Speed
-from gguf_harness.runner import LoadedModel
+from gguf_harness.pytest_plugin.fixture_types import GateCheck, Record
+from gguf_harness.runner.speed import Served, Speed
 from gguf_harness.store.run_draft import RunPart
 
 
 @pytest.mark.metric("served_tokens_per_s")
 def test_serving(
-    model: LoadedModel,
+    model: Subject,
     served: Served,
     record: Record,
     gate: GateCheck,
@@ -46,7 +47,7 @@ def test_serving(
 
 @pytest.mark.metric("served_single_tokens_per_s")
 def test_a_single_stream_agrees_with_generation(
-    model: LoadedModel, served: Served, speed: Speed, record: Record, gate: GateCheck, run_part: RunPart
+    model: Subject, served: Served, speed: Speed, record: Record, gate: GateCheck, run_part: RunPart
 ) -> None:
     """What a client that is alone gets, held against llama-bench's generation speed: two ways to the same number."""
     result = served(model)

@@ -8,16 +8,17 @@ from dataclasses import replace
 import pytest
 
 from gguf_harness.inputs.options import Options
+from gguf_harness.inputs.subjects import Subject
 from gguf_harness.measure.side_by_side import SpeedResult
 from gguf_harness.metrics.records import Estimate
 from gguf_harness.metrics.speed import Timing
-from gguf_harness.pytest_plugin.fixture_types import GateCheck, Record, Speed
-from gguf_harness.runner import LoadedModel
+from gguf_harness.pytest_plugin.fixture_types import GateCheck, Record
+from gguf_harness.runner.speed import Speed
 
 
 @pytest.mark.metric("pp_tokens_per_s")
 def test_prompt_processing(
-    model: LoadedModel, speed: Speed, record: Record, gate: GateCheck, harness_options: Options
+    model: Subject, speed: Speed, record: Record, gate: GateCheck, harness_options: Options
 ) -> None:
     """Tokens per second of a prompt, llama-bench's pp."""
     result = speed(model)
@@ -28,9 +29,7 @@ def test_prompt_processing(
 
 
 @pytest.mark.metric("tg_tokens_per_s")
-def test_generation(
-    model: LoadedModel, speed: Speed, record: Record, gate: GateCheck, harness_options: Options
-) -> None:
+def test_generation(model: Subject, speed: Speed, record: Record, gate: GateCheck, harness_options: Options) -> None:
     """Tokens per second of generation, llama-bench's tg."""
     result = speed(model)
     estimate = result.timings["tg"].estimate("tg_tokens_per_s")
@@ -40,7 +39,7 @@ def test_generation(
 
 
 @pytest.mark.metric("load_s")
-def test_load_time(model: LoadedModel, speed: Speed, record: Record, gate: GateCheck) -> None:
+def test_load_time(model: Subject, speed: Speed, record: Record, gate: GateCheck) -> None:
     """Seconds to load the model and create a context."""
     result = speed(model)
     estimate = result.timings["load"].estimate("load_s")
@@ -50,7 +49,7 @@ def test_load_time(model: LoadedModel, speed: Speed, record: Record, gate: GateC
 
 
 @pytest.mark.metric("tg_speed_ratio")
-def test_speed_beside_the_reference(candidate: LoadedModel, speed: Speed, record: Record, gate: GateCheck) -> None:
+def test_speed_beside_the_reference(candidate: Subject, speed: Speed, record: Record, gate: GateCheck) -> None:
     """How much faster than the reference, both timed in turns."""
     result = speed(candidate)
     gated, doubts = [], []
@@ -67,7 +66,7 @@ def test_speed_beside_the_reference(candidate: LoadedModel, speed: Speed, record
 
 
 @pytest.mark.metric("peak_memory_bytes")
-def test_memory(model: LoadedModel, speed: Speed, record: Record, gate: GateCheck) -> None:
+def test_memory(model: Subject, speed: Speed, record: Record, gate: GateCheck) -> None:
     """Peak memory of a process that loads the model, reads a prompt and generates; and what it is made of."""
     result = speed(model)
     peak, *parts = _memory(result).values()
@@ -83,12 +82,12 @@ def _gate(gate: GateCheck, speed: Speed, estimate: Estimate, timing: Timing) -> 
     """Decide on a timing; a limit relative to the reference is one on the ratio of what was timed in turns."""
     metric = estimate.metric
 
-    def beside(reference: LoadedModel) -> Mapping[str, Estimate]:
+    def beside(reference: Subject) -> Mapping[str, Estimate]:
         if not timing.theirs:
             speed(reference)  # raises what kept it from being timed
         return {metric: timing.reference_estimate(metric)}
 
-    def ratio(_: LoadedModel) -> Mapping[str, Estimate]:
+    def ratio(_: Subject) -> Mapping[str, Estimate]:
         return {metric: timing.ratio(metric) or _in_doubt(timing, metric)}
 
     gate.where_set(estimate, measure=beside, paired=ratio)

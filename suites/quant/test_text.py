@@ -7,15 +7,16 @@ import pytest
 from gguf_harness.errors import NoData
 from gguf_harness.inputs.options import Options
 from gguf_harness.inputs.prompts import Prompt, PromptSet
+from gguf_harness.inputs.subjects import Subject
 from gguf_harness.metrics.perplexity import perplexity
 from gguf_harness.metrics.text import compare_text, compare_texts
-from gguf_harness.pytest_plugin.fixture_types import GateCheck, Generate, Record
-from gguf_harness.runner import LoadedModel
+from gguf_harness.pytest_plugin.fixture_types import GateCheck, Record
+from gguf_harness.runner.texts import Texts
 
 
 @pytest.mark.metric("edit_similarity")
 def test_text_of_a_prompt(
-    candidate: LoadedModel, reference: LoadedModel, prompt: Prompt, generation: Generate, record: Record
+    candidate: Subject, reference: Subject, prompt: Prompt, generation: Texts, record: Record
 ) -> None:
     """Greedy continuation of one prompt beside the reference's."""
     pair = generation.compare(candidate, reference, prompt)
@@ -31,10 +32,10 @@ def test_text_of_a_prompt(
 
 @pytest.mark.metric("edit_similarity")
 def test_texts_stay_close_to_reference(
-    candidate: LoadedModel,
-    reference: LoadedModel,
+    candidate: Subject,
+    reference: Subject,
     prompts: PromptSet,
-    generation: Generate,
+    generation: Texts,
     record: Record,
     gate: GateCheck,
     harness_options: Options,

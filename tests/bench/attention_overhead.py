@@ -28,9 +28,10 @@ from gguf_harness.gguf.header import read_header
 from gguf_harness.inputs.corpora import load_corpus
 from gguf_harness.inputs.ladder import plan_ladder
 from gguf_harness.inputs.options import default_threads, read_options
+from gguf_harness.inputs.subjects import Subject
 from gguf_harness.measure.attention import AttentionRequest
+from gguf_harness.measure.core import Core
 from gguf_harness.pytest_plugin.progress import SilentProgress
-from gguf_harness.runner import LoadedModel, Runner
 from tests.bench.attention_timing import MAX_TOKENS, PHYSICAL_BATCH, Case, Timing, measure, peak
 
 TOKENS: Final = (64, 128, 256, 512, 1024)
@@ -72,17 +73,17 @@ def main() -> None:
         print(f"\nload average {_load()}")
 
 
-def _models(cache: Path) -> list[LoadedModel]:
+def _models(cache: Path) -> list[Subject]:
     arguments = ["--models=smollm2-135m", "--gguf-quants=Q8_0", f"--gguf-cache={cache}"]
     options = read_options(pytest.Config.fromdictargs({}, ["-p", "no:cacheprovider", *arguments]))
-    runner = Runner(options, SilentProgress())
+    core = Core(options, SilentProgress())
     try:
-        return [runner.model(planned) for planned in plan_ladder(options).models]
+        return [core.subject(planned) for planned in plan_ladder(options).models]
     finally:
-        runner.close()
+        core.close()
 
 
-def _request(model: LoadedModel, threads: int) -> AttentionRequest:
+def _request(model: Subject, threads: int) -> AttentionRequest:
     return AttentionRequest(
         model=model.name,
         files=model.files,
@@ -105,14 +106,14 @@ def _worker(log: Path) -> Iterator[Worker]:
         worker.close()
 
 
-def _scaling(model: LoadedModel) -> list[Case]:
+def _scaling(model: Subject) -> list[Case]:
     layers, heads = model.info.n_layer or 0, model.info.n_head or 0
     cases = [Case(tokens, layers, heads) for tokens in TOKENS]
     cases += [Case(512, some, heads) for some in LAYERS if some < layers]
     return cases + [Case(512, layers, some) for some in HEADS if some < heads]
 
 
-def _block_parameters(model: LoadedModel) -> int:
+def _block_parameters(model: Subject) -> int:
     header = read_header(model.files[0])
     return sum(tensor.parameters for tensor in header.tensors if tensor.name.startswith("blk."))
 

@@ -31,11 +31,14 @@ import pytest
 from gguf_harness.inputs.corpora import load_corpus
 from gguf_harness.inputs.ladder import Ladder, plan_ladder
 from gguf_harness.inputs.options import Options, read_options
+from gguf_harness.inputs.subjects import Subject
+from gguf_harness.measure.core import Core
 from gguf_harness.measure.passes import CODES_FILE
 from gguf_harness.metrics.divergence import summarize_divergence
 from gguf_harness.metrics.perplexity import perplexity
 from gguf_harness.pytest_plugin.progress import SilentProgress
-from gguf_harness.runner import LoadedModel, Runner
+from gguf_harness.runner.passes import CorpusPass
+from gguf_harness.runner.speed import Speed
 from tests.bench.tools import build_tools
 
 T = TypeVar("T")
@@ -65,10 +68,10 @@ def main() -> None:
     tools = build_tools(known.cache.absolute())
     options = _options(known.cache.absolute() / "harness", known.chunks, known.repetitions)
     ladder = plan_ladder(options)
-    runner = Runner(options, SilentProgress())
-    models = [runner.model(planned) for planned in ladder.models]
-    print(f"engine: llama.cpp {runner.engine['llama_cpp']}, {options.threads} threads")
-    _compare_files(tools, runner, ladder, options)
+    core = Core(options, SilentProgress())
+    models = [core.subject(planned) for planned in ladder.models]
+    print(f"engine: llama.cpp {core.llama_cpp.description['llama_cpp']}, {options.threads} threads")
+    _compare_files(tools, core, ladder, options)
     with tempfile.TemporaryDirectory(dir=known.cache) as folder:
         times = _Times()
         print("\nWall time in seconds; a ratio below 1 is ours being faster.")
@@ -77,7 +80,7 @@ def main() -> None:
         _compare_speed(tools, options, models, times, known.rounds)
         print("\nThe whole suite again, everything cached.")
         _cached_suite(times)
-    runner.close()
+    core.close()
 
 
 def _options(cache: Path, chunks: int, repetitions: int) -> Options:
@@ -87,20 +90,26 @@ def _options(cache: Path, chunks: int, repetitions: int) -> Options:
     return read_options(config)
 
 
-def _compare_files(tools: Path, runner: Runner, ladder: Ladder, options: Options) -> None:
+def _compare_files(tools: Path, core: Core, ladder: Ladder, options: Options) -> None:
     """Quantized files are equal, byte for byte."""
-    reference = runner.model(ladder.models[0])
+    reference = core.subject(ladder.models[0])
     for planned in ladder.candidates:
         with tempfile.TemporaryDirectory() as folder:
             theirs = Path(folder) / "theirs.gguf"
-            command = (tools / "llama-quantize", reference.files[0], theirs, str(planned.quant), str(options.threads))
+            command = (
+                tools / "llama-quantize",
+                reference.files[0],
+                theirs,
+                str(planned.model.quant),
+                str(options.threads),
+            )
             subprocess.run(command, check=True, capture_output=True)
-            same = theirs.read_bytes() == runner.model(planned).files[0].read_bytes()
+            same = theirs.read_bytes() == core.subject(planned).files[0].read_bytes()
         print(f"  {planned.name:<44} {'equal to' if same else 'DIFFERS FROM'} the file of llama-quantize", flush=True)
 
 
 def _compare_passes(
-    tools: Path, options: Options, models: list[LoadedModel], folder: Path, times: _Times, rounds: int
+    tools: Path, options: Options, models: list[Subject], folder: Path, times: _Times, rounds: int
 ) -> None:
     text = load_corpus(options.corpus)
     corpus, base = folder / "corpus.txt", folder / "base.kld"
@@ -112,8 +121,8 @@ def _compare_passes(
     for _ in range(rounds):
         seconds, output = _timed_tool(tool, "-m", reference.files[0], "-f", corpus, *common)
         theirs.append(seconds)
-        with _fresh(options, folder) as runner:
-            seconds, base_arrays = _timed(functools.partial(runner.passes.reference, reference, text, logprobs=True))
+        with _fresh(options, folder) as core:
+            seconds, base_arrays = _timed(functools.partial(CorpusPass(core, text).reference, reference, logprobs=True))
         ours.append(seconds)
     times.add("reference pass (PPL and log-probabilities)", min(ours), min(theirs), "aim <= 1.05")
     _agree("PPL", perplexity(base_arrays["nll"]).value, _number(output, r"Final estimate: PPL = ([0-9.]+)"))
@@ -123,9 +132,9 @@ def _compare_passes(
         for _ in range(rounds):
             seconds, output = _timed_tool(tool, "-m", model.files[0], *common, "--kl-divergence")
             theirs.append(seconds)
-            with _runner(options, folder) as runner:
-                _forget_candidates(runner)
-                seconds, arrays = _timed(functools.partial(runner.passes.candidate, model, reference, text))
+            with _runner(options, folder) as core:
+                _forget_candidates(core)
+                seconds, arrays = _timed(functools.partial(CorpusPass(core, text).candidate, model, reference))
             ours.append(seconds)
         times.add(f"KL of {model.name}", min(ours), min(theirs))
         kld = summarize_divergence(arrays["kld"], arrays["kld_reverse"])[0].value
@@ -134,7 +143,7 @@ def _compare_passes(
     times.add("KL over the ladder of five", total_ours, total_theirs, "aim <= 0.80")
 
 
-def _compare_speed(tools: Path, options: Options, models: list[LoadedModel], times: _Times, rounds: int) -> None:
+def _compare_speed(tools: Path, options: Options, models: list[Subject], times: _Times, rounds: int) -> None:
     for model in models[:3]:
         seen: dict[str, list[float]] = {"pp": [], "tg": [], "their pp": [], "their tg": []}
         command = ["-m", model.files[0], "-p", options.pp, "-n", options.tg, "-r", options.repetitions]
@@ -142,8 +151,8 @@ def _compare_speed(tools: Path, options: Options, models: list[LoadedModel], tim
             _, output = _timed_tool(tools / "llama-bench", *command, "-t", options.threads, "-o", "json")
             for row in json.loads(output):
                 seen["their pp" if row["n_prompt"] else "their tg"] += row["samples_ts"]
-            with _fresh(options, options.cache / "speed") as runner:
-                result = runner.timed.speed(model)
+            with _fresh(options, options.cache / "speed") as core:
+                result = Speed(core).beside(model)
             for kind in ("pp", "tg"):
                 seen[kind] += [repetition.value for repetition in result.timings[kind].ours]
         for kind, length in (("pp", options.pp), ("tg", options.tg)):
@@ -159,29 +168,29 @@ def _cached_suite(times: _Times) -> None:
 
 
 @contextlib.contextmanager
-def _fresh(options: Options, folder: Path) -> Iterator[Runner]:
-    """A runner with an empty cache of its own; hashes and the engine are known to it."""
+def _fresh(options: Options, folder: Path) -> Iterator[Core]:
+    """A core with an empty cache of its own; hashes and the engine are known to it."""
     cache = folder / "cache"
     shutil.rmtree(cache, ignore_errors=True)
     shutil.copytree(options.cache / "hashes", cache / "hashes")
     shutil.copytree(options.cache / "engine", cache / "engine")
-    with _runner(options, folder) as runner:
-        yield runner
+    with _runner(options, folder) as core:
+        yield core
 
 
 @contextlib.contextmanager
-def _runner(options: Options, folder: Path) -> Iterator[Runner]:
-    """A runner that remembers what is in the folder's cache."""
-    runner = Runner(replace(options, cache=folder / "cache"), SilentProgress())
+def _runner(options: Options, folder: Path) -> Iterator[Core]:
+    """A core that remembers what is in the folder's cache."""
+    core = Core(replace(options, cache=folder / "cache"), SilentProgress())
     try:
-        yield runner
+        yield core
     finally:
-        runner.close()
+        core.close()
 
 
-def _forget_candidates(runner: Runner) -> None:
+def _forget_candidates(core: Core) -> None:
     """Passes but the reference's, which has the log-probabilities."""
-    for entry in (runner.cache.root / "passes").iterdir():
+    for entry in (core.cache.root / "passes").iterdir():
         if entry.is_dir() and not (entry / CODES_FILE).is_file():
             shutil.rmtree(entry)
 

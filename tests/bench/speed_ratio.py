@@ -22,7 +22,7 @@ from gguf_harness.engine.settings import SessionSettings
 from gguf_harness.engine.worker import Worker
 from gguf_harness.inputs.options import default_threads
 from gguf_harness.inputs.sources import TINY_FILE
-from gguf_harness.measure.side_by_side import SpeedRequest, Subject, measure_speed
+from gguf_harness.measure.side_by_side import SpeedRequest, Timed, measure_speed
 from gguf_harness.metrics.stats import confidence_bound
 
 TESTS: Final = {"pp": "pp_speed_ratio", "tg": "tg_speed_ratio"}
@@ -70,9 +70,9 @@ def main() -> None:
     sys.exit(not all(passed))
 
 
-def _subject(model: Path, folder: Path, name: str) -> Subject:
+def _subject(model: Path, folder: Path, name: str) -> Timed:
     copy = Path(shutil.copy(model, folder / f"{name}.gguf"))
-    return Subject((copy,), lambda: Worker(name, folder / f"{name}.log"))
+    return Timed((copy,), lambda: Worker(name, folder / f"{name}.log"))
 
 
 def _judge(test: str, ratios: list[float], covered: list[bool], disturbed: int, wanted: int) -> bool:

@@ -1,4 +1,4 @@
-"""What tests of attention share: requests of the worker's tasks, and runners as a session has them."""
+"""What tests of attention share: requests of the worker's tasks, and cores as a session has them."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from gguf_harness.inputs.models import load_info
 from gguf_harness.inputs.options import read_options
 from gguf_harness.inputs.prompts import Prompt
 from gguf_harness.inputs.sources import expand
+from gguf_harness.inputs.subjects import Subject
 from gguf_harness.measure.attention import AttentionRequest, KeptPatterns
+from gguf_harness.measure.core import Core, Progress
 from gguf_harness.pytest_plugin.progress import SilentProgress
-from gguf_harness.runner import LoadedModel, Progress, Runner
 
 __all__ = ["PROMPTS", "make_request", "make_runner"]
 
@@ -44,9 +45,9 @@ def make_request(file: Path, folder: Path, prompts: tuple[Prompt, ...] = PROMPTS
     )
 
 
-def make_runner(cache: Path, *arguments: str, progress: Progress | None = None) -> tuple[Runner, list[LoadedModel]]:
-    """A runner of its own with these options, and the models of its ladder, the reference first."""
+def make_runner(cache: Path, *arguments: str, progress: Progress | None = None) -> tuple[Core, list[Subject]]:
+    """A core of its own with these options, and the models of its ladder, the reference first."""
     given = ["-p", "no:cacheprovider", f"--gguf-cache={cache}", *arguments]
     options = read_options(pytest.Config.fromdictargs({}, given))
-    runner = Runner(options, progress or SilentProgress())
-    return runner, [runner.model(planned) for planned in plan_ladder(options).models]
+    core = Core(options, progress or SilentProgress())
+    return core, [core.subject(planned) for planned in plan_ladder(options).models]

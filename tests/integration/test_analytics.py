@@ -20,9 +20,9 @@ from gguf_harness.analytics.tasks import Setup, _computing, neighbors_task, proj
 from gguf_harness.engine.worker import Worker, WorkerContext
 from gguf_harness.errors import AnalyticsError, EngineCrashed, NoData, OptionError
 from gguf_harness.inputs.options import Options, read_options
+from gguf_harness.measure.core import Core
 from gguf_harness.metrics.similarity import linear_cka
 from gguf_harness.pytest_plugin.progress import SilentProgress
-from gguf_harness.runner import Runner
 from gguf_harness.runner.analytics import Analytics
 
 RNG = np.random.default_rng(0)
@@ -59,15 +59,15 @@ def peak_resident(_: WorkerContext, reset: bool) -> int:
 
 
 @pytest.fixture(scope="module")
-def runner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runner]:
-    runner = Runner(_options(tmp_path_factory.mktemp("cache")), SilentProgress())
-    yield runner
-    runner.close()
+def core(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Core]:
+    core = Core(_options(tmp_path_factory.mktemp("cache")), SilentProgress())
+    yield core
+    core.close()
 
 
 @pytest.fixture(scope="module")
-def analytics(runner: Runner) -> Analytics:
-    return runner.analytics
+def analytics(core: Core) -> Analytics:
+    return Analytics(core)
 
 
 def test_every_analysis_says_what_computed_it(analytics: Analytics) -> None:
@@ -100,14 +100,13 @@ def test_clusters_of_cosines_do_not_see_lengths(analytics: Analytics) -> None:
 
 
 @pytest.mark.parametrize("dimensions", [2, 3])
-def test_umap_is_seeded_and_says_who_it_is(analytics: Analytics, runner: Runner, dimensions: int) -> None:
+def test_umap_is_seeded_and_says_who_it_is(analytics: Analytics, core: Core, dimensions: int) -> None:
     first = analytics.project(POINTS, "umap", dimensions=dimensions, seed=4)
     assert first.backend.startswith("umap-learn ")
     assert first.coordinates.shape == (60, dimensions)
     # Measured again, in a process of its own.
-    with Runner(
-        dataclasses.replace(runner.options, cache=runner.cache.root / "other"), SilentProgress()
-    ).analytics as o:
+    other = dataclasses.replace(core.options, cache=core.cache.root / "other")
+    with Analytics(Core(other, SilentProgress())) as o:
         again = o.project(POINTS, "umap", dimensions=dimensions, seed=4)
         assert (again.coordinates == first.coordinates).all()
         assert (o.project(POINTS, "umap", dimensions=dimensions, seed=5).coordinates != first.coordinates).any()
@@ -170,16 +169,17 @@ def test_a_mistake_is_named(analytics: Analytics, tmp_path: Path) -> None:
 
 
 def test_each_analysis_is_done_once(tmp_path: Path) -> None:
-    with Runner(_options(tmp_path), SilentProgress()).analytics as first:
+    with Analytics(Core(_options(tmp_path), SilentProgress())) as first:
         whole = first.neighbors(POINTS, 3)
         assert first.neighbors(POINTS.copy(), 3).indices.tolist() == whole.indices.tolist()
         assert first.neighbors(POINTS, 3, rows=np.array([5, 2])).indices.tolist() == whole.indices[[5, 2]].tolist()
         assert first.neighbors(POINTS + 1, 3).distances.tolist() != whole.distances.tolist()
-    second = Runner(_options(tmp_path), SilentProgress())
-    found = second.analytics.neighbors(POINTS, 3)
+    second = Core(_options(tmp_path), SilentProgress())
+    analytics = Analytics(second)
+    found = analytics.neighbors(POINTS, 3)
     assert found.distances.tolist() == whole.distances.tolist()
     assert (second.hits, second.misses) == (1, 0)
-    assert second.analytics.pid is None
+    assert analytics.pid is None
 
 
 def test_large_arrays_travel_as_files_that_go(tmp_path: Path) -> None:
@@ -187,7 +187,7 @@ def test_large_arrays_travel_as_files_that_go(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", large)
     left = tmp_path / "cache" / "analytics" / ".sent-999999999-x"
     left.mkdir(parents=True)
-    with Runner(_options(tmp_path / "cache"), SilentProgress()).analytics as analytics:
+    with Analytics(Core(_options(tmp_path / "cache"), SilentProgress())) as analytics:
         by_array = analytics.neighbors(large, 2, rows=np.arange(9))
         by_file = analytics.neighbors(tmp_path / "x.npy", 2, rows=np.arange(9))
     assert by_array.indices.tolist() == by_file.indices.tolist()
@@ -211,15 +211,16 @@ def test_llama_cpp_is_not_loaded(analytics: Analytics) -> None:
 
 
 def test_nothing_is_left_at_the_end(tmp_path: Path) -> None:
-    runner = Runner(_options(tmp_path), SilentProgress())
-    runner.analytics.project(POINTS)
-    child = psutil.Process(runner.analytics.pid)
-    runner.close()
+    core = Core(_options(tmp_path), SilentProgress())
+    analytics = Analytics(core)
+    analytics.project(POINTS)
+    child = psutil.Process(analytics.pid)
+    core.close()
     assert not child.is_running()
     # What needs the machine for itself closes it as well; then it starts again.
-    runner.analytics.project(POINTS, seed=1)
-    runner.close()
-    assert runner.analytics.pid is None
+    analytics.project(POINTS, seed=1)
+    core.close()
+    assert analytics.pid is None
 
 
 @pytest.mark.parametrize(
@@ -241,7 +242,7 @@ def test_the_child_sees_its_gpu(
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", allowed)
     monkeypatch.setattr("gguf_harness.runner.analytics.list_gpus", lambda: [{"name": "pretend"}] * gpus)
     options = dataclasses.replace(_options(tmp_path), analytics_gpu=wanted)
-    with Runner(options, SilentProgress()).analytics as analytics:
+    with Analytics(Core(options, SilentProgress())) as analytics:
         assert analytics._child().call(visible_gpus, None) == expected
 
 
@@ -250,7 +251,7 @@ def test_a_gpu_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("gguf_harness.runner.analytics.list_gpus", lambda: [{"name": "pretend"}])
     options = dataclasses.replace(_options(tmp_path), analytics_gpu=3)
     with pytest.raises(OptionError, match="--gguf-analytics-gpu=3: there is no such GPU, only 0"):
-        Runner(options, SilentProgress()).analytics.project(POINTS)
+        Analytics(Core(options, SilentProgress())).project(POINTS)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

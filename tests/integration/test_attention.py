@@ -32,6 +32,7 @@ from gguf_harness.measure.attention_results import AttentionDrift
 from gguf_harness.measure.behaviour import LayerParts
 from gguf_harness.metrics.attention import attention_estimates
 from gguf_harness.metrics.heads import BEHAVIOURS
+from gguf_harness.runner.attention import Attention
 from gguf_harness.store.arrays import Arrays
 from tests.integration.attention_oracle import Model
 from tests.integration.attention_setup import make_request, make_runner
@@ -253,13 +254,13 @@ def test_without_the_references_activations_nothing_is_left(worker: Worker, tmp_
 
 
 def test_attention_moves_more_as_bits_fall(tmp_path: Path) -> None:
-    runner, (reference, *candidates) = make_runner(tmp_path, "--models=tiny", "--gguf-quants=Q8_0,Q4_K_M,Q2_K")
+    core, (reference, *candidates) = make_runner(tmp_path, "--models=tiny", "--gguf-quants=Q8_0,Q4_K_M,Q2_K")
     corpus = load_corpus("pydoc", held_out_topics=reference.info.held_out_topics)
     prompts = PromptSet("eight", load_prompts(None).prompts[:8])
     found: list[dict[str, tuple[float, float]]] = []
     errors = []
     for model in candidates:
-        own, arrays = runner.attention.compare(model, reference, prompts, corpus)
+        own, arrays = Attention(core, prompts, corpus).compare(model, reference)
         assert len(own["prompts"]) == len(prompts.prompts)
         drift = AttentionDrift.of(arrays)
         estimates = {
@@ -269,7 +270,7 @@ def test_attention_moves_more_as_bits_fall(tmp_path: Path) -> None:
         assert all(e.se is not None and e.se > 0 for e in estimates.values())
         found.append({name: (e.value, e.se or 0) for name, e in estimates.items()})
         errors.append({p.estimate.metric: p.estimate.value for p in drift.vectors() if p.layer is None})
-    runner.close()
+    core.close()
     for better, worse in ((0, 1), (1, 2)):
         for metric, sign in (
             ("attn_cosine", -1),

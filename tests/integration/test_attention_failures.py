@@ -21,6 +21,7 @@ from gguf_harness.inputs.prompts import Prompt, PromptSet
 from gguf_harness.measure.activations import ActivationReader
 from gguf_harness.measure.attention import observe_attention, read_attention
 from gguf_harness.measure.attention_results import HeadBehaviour
+from gguf_harness.runner.attention import Attention
 from tests.integration.attention_setup import make_request, make_runner
 from tests.integration.small_models import write_small_model
 
@@ -79,7 +80,7 @@ def test_a_set_that_takes_too_much_leaves_nothing(worker: Worker, llama_file: Pa
 
 
 class _Killer:
-    """Progress that kills the worker of its runner when it is about to decode the second prompt."""
+    """Progress that kills the worker of its core when it is about to decode the second prompt."""
 
     def __init__(self) -> None:
         self.kills = 1
@@ -102,30 +103,30 @@ def test_what_a_killed_worker_left_does_not_count(llama_file: Path, tmp_path: Pa
     many = tuple(Prompt(f"p{i}", f"{i} {GOOD[0].plain()}") for i in range(300))
     prompts, corpus = PromptSet("p", many), load_corpus("pydoc")
     arguments = f"--models={llama_file}"
-    runner, (model,) = make_runner(tmp_path, arguments, progress=_Killer())
+    core, (model,) = make_runner(tmp_path, arguments, progress=_Killer())
     with pytest.raises(EngineCrashed, match="SIGKILL"):
-        runner.attention.observe(model, prompts, corpus)
+        Attention(core, prompts, corpus).observe(model)
     # It is not tried again in this session.
     with pytest.raises(EngineCrashed, match="SIGKILL"):
-        runner.attention.observe(model, prompts, corpus)
-    assert (runner.hits, runner.misses) == (0, 1)
-    runner.close()
+        Attention(core, prompts, corpus).observe(model)
+    assert (core.hits, core.misses) == (0, 1)
+    core.close()
     (folder,) = (path for path in (tmp_path / "attention").iterdir() if path.is_dir())
     assert not ActivationReader.is_there(folder)
 
     for misses in (1, 0):
-        runner, (model,) = make_runner(tmp_path, arguments)
-        found = runner.attention.observe(model, prompts, corpus)
-        assert (runner.hits, runner.misses) == (1 - misses, misses)
-        runner.close()
+        core, (model,) = make_runner(tmp_path, arguments)
+        found = Attention(core, prompts, corpus).observe(model)
+        assert (core.hits, core.misses) == (1 - misses, misses)
+        core.close()
         assert len(found["prompts"]) == 300
     # Numbers without activations are not enough for candidates.
     ActivationReader.discard(folder)
-    runner, (model,) = make_runner(tmp_path, arguments)
-    runner.attention.observe(model, prompts, corpus)
-    assert (runner.hits, runner.misses) == (0, 1)
+    core, (model,) = make_runner(tmp_path, arguments)
+    Attention(core, prompts, corpus).observe(model)
+    assert (core.hits, core.misses) == (0, 1)
     assert ActivationReader.is_there(folder)
-    runner.close()
+    core.close()
 
 
 def test_chosen_layers_and_heads_are_kept(llama_file: Path, tmp_path: Path) -> None:
@@ -133,11 +134,11 @@ def test_chosen_layers_and_heads_are_kept(llama_file: Path, tmp_path: Path) -> N
     everything, some = (), ("--gguf-layers=1", "--gguf-heads=0,2-3")
     kept = {}
     for arguments in (everything, some):
-        runner, (model,) = make_runner(tmp_path, f"--models={llama_file}", *arguments)
-        kept[arguments] = runner.attention.observe(model, prompts, corpus)
+        core, (model,) = make_runner(tmp_path, f"--models={llama_file}", *arguments)
+        kept[arguments] = Attention(core, prompts, corpus).observe(model)
         # Another choice is another measurement.
-        assert runner.misses == 1
-        runner.close()
+        assert core.misses == 1
+        core.close()
     whole, part = kept[everything], kept[some]
     assert whole["kept"].tolist() == [[layer, head] for layer in range(2) for head in range(4)]
     assert part["kept"].tolist() == [[1, 0], [1, 2], [1, 3]]
@@ -157,10 +158,10 @@ def test_chosen_layers_and_heads_are_kept(llama_file: Path, tmp_path: Path) -> N
 def test_layers_and_heads_that_are_not_there_are_named(
     llama_file: Path, tmp_path: Path, argument: str, message: str
 ) -> None:
-    runner, (model,) = make_runner(tmp_path, f"--models={llama_file}", argument)
+    core, (model,) = make_runner(tmp_path, f"--models={llama_file}", argument)
     with pytest.raises(OptionError, match=message):
-        runner.attention.observe(model, PromptSet("p", GOOD), load_corpus("pydoc"))
-    runner.close()
+        Attention(core, PromptSet("p", GOOD), load_corpus("pydoc")).observe(model)
+    core.close()
 
 
 def test_a_long_prompt_keeps_its_first_tokens(worker: Worker, llama_file: Path, tmp_path: Path) -> None:

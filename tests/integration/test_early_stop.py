@@ -14,10 +14,11 @@ from gguf_harness.inputs.corpora import load_corpus
 from gguf_harness.inputs.ladder import plan_ladder
 from gguf_harness.inputs.options import read_options
 from gguf_harness.judge.gates import early_limits, load_gates
+from gguf_harness.measure.core import Core
 from gguf_harness.measure.passes import CorpusText, PassRequest, run_candidate_pass, run_reference_pass
 from gguf_harness.metrics.windows import WindowLimit, decided_so_far
 from gguf_harness.pytest_plugin.progress import SilentProgress
-from gguf_harness.runner import Runner
+from gguf_harness.runner.passes import CorpusPass
 from gguf_harness.store.arrays import save_arrays
 from tests.random_llama import write_random_llama
 
@@ -75,18 +76,18 @@ def test_tiny_is_decided_with_a_quarter_of_the_tokens(tmp_path: Path) -> None:
     arguments = ["--models=tiny", "--gguf-quants=Q8_0,Q2_K", f"--gguf-cache={tmp_path}", "--gguf-until-decided"]
     arguments += ["--gguf-ctx=256", "--gguf-chunks=all", "-p", "no:cacheprovider"]
     options = read_options(pytest.Config.fromdictargs({}, arguments))
-    runner, plan = Runner(options, SilentProgress()), plan_ladder(options)
+    core, plan = Core(options, SilentProgress()), plan_ladder(options)
     try:
-        reference, *candidates = (runner.model(planned) for planned in plan.models)
+        reference, *candidates = (core.subject(planned) for planned in plan.models)
         corpus = load_corpus("pydoc", held_out_topics=reference.info.held_out_topics)
         limits = early_limits(load_gates(None).values())
-        base = runner.passes.reference(reference, corpus, logprobs=True)
+        base = CorpusPass(core, corpus).reference(reference, logprobs=True)
         for model, outcome in zip(candidates, ("pass", "fail"), strict=True):
-            arrays = runner.passes.candidate(model, reference, corpus, limits)
+            arrays = CorpusPass(core, corpus, limits=limits).candidate(model, reference)
             assert len(arrays["nll"]) < len(base["nll"]) / 4
             same = {name: base[name][: len(arrays["nll"])] for name in ("nll", "top")}
             decisions = decided_so_far(limits, arrays, same)
             assert len(decisions) == 4
             assert {decision.outcome if decision else None for decision in decisions.values()} == {outcome}, model.name
     finally:
-        runner.close()
+        core.close()

@@ -23,7 +23,9 @@ from gguf_harness.inputs.ladder import plan_ladder
 from gguf_harness.inputs.models import check_same_vocabulary
 from gguf_harness.inputs.options import read_options
 from gguf_harness.inputs.prompts import Prompt, PromptSet
+from gguf_harness.inputs.subjects import Subject
 from gguf_harness.inputs.words import load_words
+from gguf_harness.measure.core import Core
 from gguf_harness.measure.embeddings import ContextRequest, _final_states, describe_matrix
 from gguf_harness.metrics.embeddings import (
     WordSpace,
@@ -38,7 +40,8 @@ from gguf_harness.metrics.embeddings import (
 from gguf_harness.metrics.geometry import align
 from gguf_harness.metrics.neighbours import nearest_by_cosine, row_blocks
 from gguf_harness.pytest_plugin.progress import SilentProgress
-from gguf_harness.runner import LoadedModel, Runner
+from gguf_harness.runner.analytics import Analytics
+from gguf_harness.runner.embeddings import Embeddings
 from tests.integration.small_bert import write_small_bert
 from tests.integration.small_models import write_small_model
 from tests.random_llama import write_random_llama
@@ -55,25 +58,28 @@ class _Session:
     def __init__(self, folder: Path, *arguments: str) -> None:
         given = ["-p", "no:cacheprovider", f"--gguf-results={folder}", "--gguf-threads=2", *arguments]
         options = read_options(pytest.Config.fromdictargs({}, given))
-        self.runner = Runner(options, SilentProgress())
+        self.core = Core(options, SilentProgress())
         self.models = {model.name: model for model in plan_ladder(options).models}
 
-    def load(self, name: str) -> LoadedModel:
-        return self.runner.model(self.models[name])
+    def load(self, name: str) -> Subject:
+        return self.core.subject(self.models[name])
+
+    def embeddings(self, prompts: PromptSet = PromptSet("none", ())) -> Embeddings:  # noqa: B008 - it is frozen
+        return Embeddings(self.core, WORDS, prompts, Analytics(self.core))
 
     def space(self, name: str) -> Any:
-        return self.runner.embeddings.space(self.load(name), WORDS)
+        return self.embeddings().space(self.load(name))
 
     def contexts(self, name: str, *texts: str) -> Any:
         prompts = PromptSet("test", tuple(Prompt(str(i), text) for i, text in enumerate(texts)))
-        return self.runner.embeddings.contexts(self.load(name), prompts)
+        return self.embeddings(prompts).contexts(self.load(name))
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[_Session]:
     session = _Session(tmp_path_factory.mktemp("tiny"), "--models=tiny", "--gguf-quants=Q8_0,Q2_K")
     yield session
-    session.runner.close()
+    session.core.close()
 
 
 def _matrix(file: Path) -> NDArray[np.float32]:
@@ -156,7 +162,7 @@ def test_quantization_moves_the_space(tiny: _Session) -> None:
     measured = []
     for name in ("tiny-F16", "tiny-Q8_0", "tiny-Q2_K"):
         recall, correlation = compare_neighbours(tiny.space(name), reference)
-        found = tiny.runner.embeddings.aligned(tiny.load(name), tiny.load("tiny-F16"), WORDS)
+        found = tiny.embeddings().aligned(tiny.load(name), tiny.load("tiny-F16"))
         error, cka = (unpack(metric, found[metric]) for metric in ("procrustes_error", "embedding_cka"))
         contexts = compare_prompts(tiny.contexts(name, *texts), tiny.contexts("tiny-F16", *texts))
         measured.append([recall, correlation, cka, *contexts, error])
@@ -171,7 +177,7 @@ def test_quantization_moves_the_space(tiny: _Session) -> None:
 
 
 def test_the_aligned_space_is_that_of_the_matrices(tiny: _Session) -> None:
-    found = tiny.runner.embeddings.aligned(tiny.load("tiny-Q2_K"), tiny.load("tiny-F16"), WORDS)
+    found = tiny.embeddings().aligned(tiny.load("tiny-Q2_K"), tiny.load("tiny-F16"))
     candidate, reference = (_matrix(tiny.load(name).files[0]) for name in ("tiny-Q2_K", "tiny-F16"))
     aligned = align(candidate, reference)
     assert unpack("procrustes_error", found["procrustes_error"]).value == pytest.approx(
@@ -184,13 +190,13 @@ def test_the_aligned_space_is_that_of_the_matrices(tiny: _Session) -> None:
 
 def test_measurements_come_from_the_cache(tiny: _Session) -> None:
     tiny.space("tiny-F16")
-    again = _Session(tiny.runner.options.results, "--models=tiny", "--gguf-quants=Q8_0,Q2_K")
+    again = _Session(tiny.core.options.results, "--models=tiny", "--gguf-quants=Q8_0,Q2_K")
     space = again.space("tiny-F16")
-    assert (again.runner.hits, again.runner.misses) == (1, 0)
+    assert (again.core.hits, again.core.misses) == (1, 0)
     assert {name: array.tolist() for name, array in space.items()} == {
         name: array.tolist() for name, array in tiny.space("tiny-F16").items()
     }
-    again.runner.close()
+    again.core.close()
 
 
 # -- other architectures, other vocabularies --------------------------------------------------------------------------
@@ -204,7 +210,7 @@ def others(tmp_path: Path) -> Iterator[_Session]:
     write_small_bert(tmp_path / "bert.gguf")
     session = _Session(tmp_path / "results", f"--models={tmp_path}/*.gguf", f"--reference={tmp_path}/one.gguf")
     yield session
-    session.runner.close()
+    session.core.close()
 
 
 def test_words_of_two_vocabularies_are_compared(others: _Session) -> None:

@@ -25,6 +25,7 @@ from gguf_harness.inputs.ladder import plan_ladder
 from gguf_harness.inputs.options import read_options
 from gguf_harness.inputs.prompts import Prompt, PromptSet, load_prompts
 from gguf_harness.inputs.sources import expand
+from gguf_harness.measure.core import Core
 from gguf_harness.measure.head import ModelFile, find_head
 from gguf_harness.measure.layers import STATES_FOLDER, LayersResult, _lens, _stream, measure_layers
 from gguf_harness.measure.patching import measure_importance, measure_interchange
@@ -32,7 +33,7 @@ from gguf_harness.measure.states import MOST_TOKENS, LayersRequest, PromptTokens
 from gguf_harness.metrics.clusters import by_layer
 from gguf_harness.metrics.lens import head_logits
 from gguf_harness.pytest_plugin.progress import SilentProgress
-from gguf_harness.runner import Runner
+from gguf_harness.runner.layers import Layers
 from gguf_harness.store.cache import Cache, Entry
 from tests.integration.small_models import ARCHITECTURES, write_small_model
 from tests.random_llama import write_random_llama
@@ -320,12 +321,12 @@ def test_errors_of_every_layer_fall_with_bits(tmp_path: Path) -> None:
     arguments = ["--models=tiny", f"--gguf-quants={','.join(QUANTS)}", f"--gguf-cache={tmp_path}"]
     options = read_options(pytest.Config.fromdictargs({}, ["-p", "no:cacheprovider", *arguments]))
     prompts = PromptSet("some", load_prompts().prompts[:12])
-    runner, plan = Runner(options, SilentProgress()), plan_ladder(options)
+    core, plan = Core(options, SilentProgress()), plan_ladder(options)
     try:
-        reference, *candidates = (runner.model(planned) for planned in plan.models)
-        found = [runner.layers.compared(model, reference, prompts).arrays for model in candidates]
+        reference, *candidates = (core.subject(planned) for planned in plan.models)
+        found = [Layers(core, prompts).compared(model, reference).arrays for model in candidates]
     finally:
-        runner.close()
+        core.close()
     for kind in ("resid_post", "resid_mid", "attn_out", "mlp_out"):
         means = [by_layer("resid_relative_error", a[f"error_{kind}"], a["starts"], range(5)) for a in found]
         for layer in range(5):

@@ -18,11 +18,12 @@ import pytest
 from gguf_harness.inputs.corpora import load_corpus
 from gguf_harness.inputs.ladder import Ladder, plan_ladder
 from gguf_harness.inputs.options import Options, read_options
+from gguf_harness.measure.core import Core
 from gguf_harness.metrics.divergence import summarize_delta_p, summarize_divergence, summarize_same_top
 from gguf_harness.metrics.perplexity import compare_perplexity, perplexity
 from gguf_harness.metrics.records import Estimate
 from gguf_harness.pytest_plugin.progress import SilentProgress
-from gguf_harness.runner import Runner
+from gguf_harness.runner.passes import CorpusPass
 from gguf_harness.store.arrays import Arrays
 
 pytestmark = pytest.mark.model
@@ -36,7 +37,7 @@ class Measured:
 
     options: Options
     ladder: Ladder
-    runner: Runner
+    core: Core
     reference: Arrays
     candidates: dict[str, Arrays]
 
@@ -51,13 +52,14 @@ def measured(tmp_path_factory: pytest.TempPathFactory, smollm2_file: Path) -> It
     arguments = ["--models=smollm2-135m", f"--gguf-quants={quants}", "--gguf-chunks=4", f"--gguf-cache={cache}"]
     arguments.append("--gguf-windows=first")
     options = read_options(pytest.Config.fromdictargs({}, ["-p", "no:cacheprovider", *arguments]))
-    runner, ladder = Runner(options, SilentProgress()), plan_ladder(options)
+    core, ladder = Core(options, SilentProgress()), plan_ladder(options)
     assert ladder.reference is not None
-    reference = runner.model(ladder.reference)
-    base = runner.passes.reference(reference, corpus, logprobs=True)
-    candidates = {str(m.quant): runner.passes.candidate(runner.model(m), reference, corpus) for m in ladder.candidates}
-    yield Measured(options, ladder, runner, base, candidates)
-    runner.close()
+    reference = core.subject(ladder.reference)
+    base = CorpusPass(core, corpus).reference(reference, logprobs=True)
+    passes = CorpusPass(core, corpus)
+    candidates = {str(m.model.quant): passes.candidate(core.subject(m), reference) for m in ladder.candidates}
+    yield Measured(options, ladder, core, base, candidates)
+    core.close()
 
 
 def _estimates(arrays: Arrays, base: Arrays) -> dict[str, Estimate]:
@@ -104,11 +106,11 @@ def test_where_the_tool_is_off_float64_is_on_our_side(measured: Measured) -> Non
 
     settings = measured.options.session_settings
     windows = measured.reference["tokens"][:2].astype(np.int32)
-    planned = {str(model.quant): model for model in measured.ladder.candidates}
+    planned = {str(model.model.quant): model for model in measured.ladder.candidates}
     assert measured.ladder.reference is not None
     logits = []
     for model in (measured.ladder.reference, planned["Q8_0"]):
-        with Session(measured.runner.model(model).files, settings) as session:
+        with Session(measured.core.subject(model).files, settings) as session:
             logits.append(np.concatenate([block.logits.astype(np.float64) for block in session.score(windows)]))
     log_p, log_q = (rows - np.logaddexp.reduce(rows, axis=1, keepdims=True) for rows in logits)
     exact = (np.exp(log_p) * (log_p - log_q)).sum(axis=1)

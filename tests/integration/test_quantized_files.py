@@ -10,21 +10,22 @@ import pytest
 
 from gguf_harness.inputs.ladder import plan_ladder
 from gguf_harness.inputs.options import read_options
+from gguf_harness.inputs.subjects import Subject
+from gguf_harness.measure.core import Core
 from gguf_harness.pytest_plugin.progress import SilentProgress
-from gguf_harness.runner.core import Core, LoadedModel
 from gguf_harness.store.file_hashes import hash_files
 
 pytestmark = pytest.mark.model
 
 
-def _quantized(llama_file: Path, cache: Path) -> LoadedModel:
+def _quantized(llama_file: Path, cache: Path) -> Subject:
     """Q8_0 of a small model, in a session of its own."""
     arguments = [f"--models={llama_file}", "--gguf-quants=Q8_0", f"--gguf-cache={cache}", "-p", "no:cacheprovider"]
     options = read_options(pytest.Config.fromdictargs({}, arguments))
     core = Core(options, SilentProgress())
     (model,) = plan_ladder(options).candidates
     try:
-        return core.model(model)
+        return core.subject(model)
     finally:
         core.close()
 

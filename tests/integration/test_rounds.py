@@ -13,7 +13,7 @@ from gguf_harness.engine.worker import Worker
 from gguf_harness.inputs.options import default_threads
 from gguf_harness.inputs.sources import TINY_FILE
 from gguf_harness.measure.rounds import clear_round, generation_round, load_round, prompt_round, unload_round
-from gguf_harness.measure.side_by_side import SpeedRequest, Subject, measure_speed
+from gguf_harness.measure.side_by_side import SpeedRequest, Timed, measure_speed
 from gguf_harness.runner.rounds import call_overhead
 
 pytestmark = pytest.mark.model
@@ -45,7 +45,7 @@ def test_rounds_agree_with_measure_speed(worker: Worker) -> None:
     files, settings = (TINY_FILE,), SessionSettings(n_ctx=512, n_batch=512, threads=default_threads())
     request = SpeedRequest(settings, PP, TG, REPETITIONS)
     bench = request.bench
-    subject = Subject(files, lambda: Worker("tiny", worker.log))
+    subject = Timed(files, lambda: Worker("tiny", worker.log))
 
     def clear() -> None:
         worker.call(clear_round, None, files, bench)
@@ -86,12 +86,12 @@ def test_a_model_beside_its_reference(tmp_path: Path, in_turns: bool) -> None:
     """Both workers, all tests, everybody's use of the machine; nothing is said of how fast they are."""
     opened: list[str] = []
 
-    def subject(name: str) -> Subject:
+    def subject(name: str) -> Timed:
         def open_worker() -> Worker:
             opened.append(name)
             return Worker(name, tmp_path / name)
 
-        return Subject((TINY_FILE,), open_worker)
+        return Timed((TINY_FILE,), open_worker)
 
     request = SpeedRequest(SessionSettings(n_ctx=64, n_batch=64), 16, 8, 2)
     seen: list[tuple[int, int]] = []

@@ -29,11 +29,13 @@ from gguf_harness.inputs.ladder import plan_ladder
 from gguf_harness.inputs.models import load_info
 from gguf_harness.inputs.options import read_options
 from gguf_harness.inputs.sources import expand
+from gguf_harness.inputs.subjects import Subject
+from gguf_harness.measure.core import Core
 from gguf_harness.metrics.divergence import summarize_divergence
 from gguf_harness.metrics.perplexity import perplexity
 from gguf_harness.metrics.stats import mean_with_errors
 from gguf_harness.pytest_plugin.progress import SilentProgress
-from gguf_harness.runner import LoadedModel, Runner
+from gguf_harness.runner.passes import CorpusPass
 from gguf_harness.store.arrays import Arrays
 
 pytestmark = pytest.mark.model
@@ -153,7 +155,7 @@ def test_a_real_text_has_the_same_tokens(session: Session) -> None:
 class Ladder:
     """The ladder, measured once for all tests here."""
 
-    models: list[LoadedModel]
+    models: list[Subject]
     reference: Arrays
     candidates: dict[str, Arrays]
 
@@ -163,13 +165,13 @@ def ladder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ladder]:
     cache = tmp_path_factory.mktemp("cache")
     arguments = ["--models=tiny", f"--gguf-quants={','.join(QUANTS)}", f"--gguf-cache={cache}", "--gguf-chunks=all"]
     options = read_options(pytest.Config.fromdictargs({}, ["-p", "no:cacheprovider", *arguments]))
-    runner, plan = Runner(options, SilentProgress()), plan_ladder(options)
-    reference, *candidates = (runner.model(planned) for planned in plan.models)
+    core, plan = Core(options, SilentProgress()), plan_ladder(options)
+    reference, *candidates = (core.subject(planned) for planned in plan.models)
     corpus = load_corpus("pydoc", held_out_topics=reference.info.held_out_topics)
-    base = runner.passes.reference(reference, corpus, logprobs=True)
-    passes = {model.name: runner.passes.candidate(model, reference, corpus) for model in candidates}
+    base = CorpusPass(core, corpus).reference(reference, logprobs=True)
+    passes = {model.name: CorpusPass(core, corpus).candidate(model, reference) for model in candidates}
     yield Ladder([reference, *candidates], base, passes)
-    runner.close()
+    core.close()
 
 
 def test_divergence_rises_as_bits_fall(ladder: Ladder) -> None:

@@ -258,7 +258,7 @@ def test_a_persons_own_failures_are_shown_as_they_are(
         "a fixture of test_teardown[worse] failed: RuntimeError: too late",
     ):
         assert words in output
-    for words in ("could not be measured", "ModelInfo(", "LoadedModel(", "PlannedModel("):
+    for words in ("could not be measured", "ModelInfo(", "Subject(", "PlannedModel("):
         assert words not in output
     run = read_run()
     assert run["planned"] == []

@@ -18,47 +18,45 @@ from gguf_harness.errors import StoreError
 from gguf_harness.store.arrays import save_arrays
 from gguf_harness.store.cache import Cache, Entry
 from gguf_harness.store.locks import hold
-from gguf_harness.store.versions import VERSIONS, folders
 
 CANDIDATE = "passes/candidate"
 NLL = np.arange(6.0).reshape(2, 3)
 
 
 def _saved(root: Path, **arrays: Any) -> Entry:
-    entry = Cache(root).entry(CANDIDATE, {"model": "a"})
+    entry = Cache(root).entry(CANDIDATE, 2, {"model": "a"})
     entry.save({"note": "x", "list": [1, 2.5]}, arrays or {"nll": NLL})
     return entry
 
 
 def test_an_entry_comes_back_for_its_key_only(tmp_path: Path) -> None:
     cache = Cache(tmp_path)
-    entry = cache.entry(CANDIDATE, {"model": "a", "n": 1})
+    entry = cache.entry(CANDIDATE, 2, {"model": "a", "n": 1})
     assert entry.load() is None
     entry.save({"note": "x"}, {"nll": NLL})
-    again = cache.entry(CANDIDATE, {"n": 1, "model": "a"}).load()
+    again = cache.entry(CANDIDATE, 2, {"n": 1, "model": "a"}).load()
     assert again is not None
-    assert (again["nll"] == NLL).all()
-    assert cache.entry(CANDIDATE, {"model": "b", "n": 1}).load() is None
-    assert cache.entry("passes/floor", {"model": "a", "n": 1}).load() is None
+    assert again[0] == {"note": "x"}
+    assert (again[1]["nll"] == NLL).all()
+    assert cache.entry(CANDIDATE, 2, {"model": "b", "n": 1}).load() is None
+    assert cache.entry("passes/floor", 2, {"model": "a", "n": 1}).load() is None
 
 
-@pytest.mark.parametrize("measurement", VERSIONS)
-def test_another_version_is_measured_again(measurement: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_version_is_measured_again(tmp_path: Path) -> None:
     key = {"model": "a"}
-    Cache(tmp_path).entry(measurement, key).save({"note": "x"})
-    assert Cache(tmp_path).entry(measurement, key).load_meta() == {"note": "x"}
-    monkeypatch.setitem(VERSIONS, measurement, VERSIONS[measurement] + 1)
-    assert Cache(tmp_path).entry(measurement, key).load_meta() is None
+    Cache(tmp_path).entry(CANDIDATE, 2, key).save({"note": "x"})
+    assert Cache(tmp_path).entry(CANDIDATE, 2, key).load() == ({"note": "x"}, {})
+    assert Cache(tmp_path).entry(CANDIDATE, 3, key).load() is None
 
 
-def test_what_has_no_version_is_not_stored(tmp_path: Path) -> None:
-    for unknown in ("passes", "passes/other", "other/reference", ""):
-        with pytest.raises(ValueError, match="has no version"):
-            Cache(tmp_path).entry(unknown, {})
+def test_what_has_no_name_is_not_stored(tmp_path: Path) -> None:
+    for unknown in ("passes", "passes/", "/reference", "", "a/b/c", "../x", "Passes/x", "logs/x", "scratch/x"):
+        with pytest.raises(ValueError, match="is no name of a measurement"):
+            Cache(tmp_path).entry(unknown, 1, {})
 
 
 def test_no_entry_is_believed_that_was_stored_before_there_were_versions(tmp_path: Path) -> None:
-    for measurement in VERSIONS:
+    for measurement in ("passes/reference", "speed/speed", "models/quantized"):
         kind, name = measurement.split("/")
         for key in ({"model": "a"}, {"model": "a", "kind": name}):
             full = {"schema": 1, **key}
@@ -66,13 +64,12 @@ def test_no_entry_is_believed_that_was_stored_before_there_were_versions(tmp_pat
             folder = tmp_path / kind / digest
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "meta.json").write_text(json.dumps({"key": full, "value": {"note": "old"}}))
-            assert Cache(tmp_path).entry(measurement, key).load_meta() is None
+            assert Cache(tmp_path).entry(measurement, 2, key).load() is None
 
 
-def test_names_of_entries_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_of_entries_stay(tmp_path: Path) -> None:
     """Another way to write keys would lose all caches: not without a reason, and then this changes as well."""
-    monkeypatch.setitem(VERSIONS, "speed/speed", 7)
-    entry = Cache(tmp_path).entry("speed/speed", {"b": [1, 2.5, None, True], "a": {"é": "x"}})
+    entry = Cache(tmp_path).entry("speed/speed", 7, {"b": [1, 2.5, None, True], "a": {"é": "x"}})
     written = b'{"key": {"a": {"\\u00e9": "x"}, "b": [1, 2.5, null, true]}, "measurement": "speed", "version": 7}'
     assert entry.digest == hashlib.sha256(written).hexdigest()
     assert entry.folder == tmp_path / "speed" / entry.digest[:24]
@@ -81,19 +78,19 @@ def test_names_of_entries_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_keys_are_what_they_mean(tmp_path: Path) -> None:
     cache = Cache(tmp_path)
     same = [{"x": 1, "y": [2, 3], "z": 0}, {"y": (2.0, 3), "z": -0.0, "x": 1.0}]
-    assert len({cache.entry(CANDIDATE, key).folder for key in same}) == 1
+    assert len({cache.entry(CANDIDATE, 2, key).folder for key in same}) == 1
     different: list[dict[str, Any]] = [{"x": value} for value in (1, True, "1", [1], None, 1.5, {"1": 1}, {})]
-    assert len({cache.entry(CANDIDATE, key).folder for key in different}) == len(different)
+    assert len({cache.entry(CANDIDATE, 2, key).folder for key in different}) == len(different)
     for wrong in (float("nan"), float("inf"), Path("x"), {1: 2}, {3}, b"x", np.int64(3)):
         with pytest.raises(ValueError, match="cannot be part of a cache key"):
-            cache.entry(CANDIDATE, {"x": wrong})
+            cache.entry(CANDIDATE, 2, {"x": wrong})
 
 
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
     | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)))  # fmt: skip
 def test_any_json_can_be_a_key_and_a_value(value: Any) -> None:
-    entry = Cache(Path("x")).entry(CANDIDATE, {"value": value})
-    again = Cache(Path("x")).entry(CANDIDATE, {"value": json.loads(json.dumps(value))})
+    entry = Cache(Path("x")).entry(CANDIDATE, 2, {"value": value})
+    again = Cache(Path("x")).entry(CANDIDATE, 2, {"value": json.loads(json.dumps(value))})
     assert entry.digest == again.digest
 
 
@@ -107,7 +104,6 @@ def test_any_json_can_be_a_key_and_a_value(value: Any) -> None:
 def test_a_damaged_description_is_measured_again(content: bytes, tmp_path: Path) -> None:
     entry = _saved(tmp_path)
     (entry.folder / "meta.json").write_bytes(content)
-    assert entry.load_meta() is None
     assert entry.load() is None
     assert not entry.is_of_this_session
 
@@ -118,9 +114,10 @@ def test_a_damaged_description_is_measured_again(content: bytes, tmp_path: Path)
 def test_a_value_that_was_not_stored_is_not_believed(value: Any, tmp_path: Path) -> None:
     entry = _saved(tmp_path)
     file = entry.folder / "meta.json"
-    assert entry.load_meta() == {"note": "x", "list": [1, 2.5]}
+    stored = entry.load()
+    assert stored is not None
+    assert stored[0] == {"note": "x", "list": [1, 2.5]}
     file.write_text(json.dumps(json.loads(file.read_text()) | {"value": value}))
-    assert entry.load_meta() is None
     assert entry.load() is None
 
 
@@ -133,15 +130,16 @@ def test_damaged_arrays_are_measured_again(tmp_path_factory: pytest.TempPathFact
     else:
         content[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
     entry.arrays_file.write_bytes(content)
-    arrays = entry.load()
-    if arrays is not None:  # bytes that mean nothing: a time, a flag
+    stored = entry.load()
+    if stored is not None:  # bytes that mean nothing: a time, a flag
+        _, arrays = stored
         assert arrays.keys() == {"nll", "top"}
         assert (arrays["nll"] == NLL).all()
         assert (arrays["top"] == np.arange(5)).all()
 
 
 def test_an_entry_without_its_description_does_not_count(tmp_path: Path) -> None:
-    entry = Cache(tmp_path).entry(CANDIDATE, {"model": "a"})
+    entry = Cache(tmp_path).entry(CANDIDATE, 2, {"model": "a"})
     save_arrays(entry.arrays_file, {"nll": np.zeros(3)})
     assert entry.load() is None
 
@@ -152,26 +150,26 @@ def test_arrays_of_another_time_than_their_description_do_not_count(tmp_path: Pa
     save_arrays(entry.arrays_file, {"nll": NLL + 1})
     assert entry.load() is None
     entry.save({"note": "without arrays"})
-    assert entry.load() is None
+    assert entry.load() == ({"note": "without arrays"}, {})
 
 
 def test_numbers_as_names_come_back_as_json_has_them(tmp_path: Path) -> None:
-    entry = Cache(tmp_path).entry("analytics/cluster", {})
+    entry = Cache(tmp_path).entry("analytics/cluster", 2, {})
     entry.save({"scores": {2: 0.5, 10: 0.25}})
-    assert entry.load_meta() == {"scores": {"2": 0.5, "10": 0.25}}
+    assert entry.load() == ({"scores": {"2": 0.5, "10": 0.25}}, {})
 
 
 def test_a_session_knows_its_own(tmp_path: Path) -> None:
     """Whatever the clocks say, and whenever a process of it started."""
     mine, late, another = (Cache(tmp_path, session=name) for name in ("a", "a", "b"))
-    mine.entry(CANDIDATE, {}).save({})
-    assert late.entry(CANDIDATE, {}).is_of_this_session
-    assert not another.entry(CANDIDATE, {}).is_of_this_session
-    assert not Cache(tmp_path).entry(CANDIDATE, {}).is_of_this_session
+    mine.entry(CANDIDATE, 2, {}).save({})
+    assert late.entry(CANDIDATE, 2, {}).is_of_this_session
+    assert not another.entry(CANDIDATE, 2, {}).is_of_this_session
+    assert not Cache(tmp_path).entry(CANDIDATE, 2, {}).is_of_this_session
 
 
 def test_a_lock_passes_on_what_its_block_raises(tmp_path: Path) -> None:
-    entry = Cache(tmp_path).entry(CANDIDATE, {})
+    entry = Cache(tmp_path).entry(CANDIDATE, 2, {})
     for error in (OSError(28, "No space left on device"), KeyboardInterrupt(), ZeroDivisionError()):
         with pytest.raises(type(error)) as caught, entry.lock():
             raise error
@@ -190,7 +188,7 @@ def test_a_lock_passes_on_what_its_block_raises(tmp_path: Path) -> None:
 def test_a_lock_that_cannot_be_taken_says_why(tmp_path: Path, place: str, reason: str, hint: str) -> None:
     (tmp_path / "file").write_text("in the way")
     cache = Cache(tmp_path / place)
-    for block in (cache.entry(CANDIDATE, {}).lock, cache.scratch):
+    for block in (cache.entry(CANDIDATE, 2, {}).lock, cache.scratch):
         with pytest.raises(StoreError, match=reason) as error, block():
             pass
         assert hint in error.value.hint
@@ -202,7 +200,7 @@ import sys
 from pathlib import Path
 from gguf_harness.store.cache import Cache
 cache = Cache(Path(sys.argv[1]))
-entry = cache.entry("passes/candidate", {"model": "a"})
+entry = cache.entry("passes/candidate", 2, {"model": "a"})
 if sys.argv[2] == "measures":
     with entry.lock():
         print("ready", flush=True)
@@ -223,11 +221,11 @@ def test_what_another_process_needs_is_not_removed(how: str, tmp_path: Path) -> 
         assert other.stdout is not None
         assert other.stdout.readline() == b"ready\n"
         small = Cache(tmp_path, limit=1)
-        small.make_room(0, small.entry(CANDIDATE, {"model": "b"}))
+        small.make_room(0, small.entry(CANDIDATE, 2, {"model": "b"}))
         assert (entry.folder / "logprobs.u16").exists()
         assert entry.load() is not None
         assert small.excess > 1000
-    small.make_room(0, small.entry(CANDIDATE, {"model": "b"}))
+    small.make_room(0, small.entry(CANDIDATE, 2, {"model": "b"}))
     assert not entry.folder.exists()
     assert list((tmp_path / "passes").iterdir()) == []
 
@@ -235,19 +233,19 @@ def test_what_another_process_needs_is_not_removed(how: str, tmp_path: Path) -> 
 def test_what_a_session_has_used_stays(tmp_path: Path) -> None:
     _saved(tmp_path)
     cache = Cache(tmp_path, limit=1)
-    assert cache.entry(CANDIDATE, {"model": "a"}).load() is not None
-    cache.entry(CANDIDATE, {"model": "b"}).save({})
-    assert cache.entry(CANDIDATE, {"model": "a"}).load() is not None
+    assert cache.entry(CANDIDATE, 2, {"model": "a"}).load() is not None
+    cache.entry(CANDIDATE, 2, {"model": "b"}).save({})
+    assert cache.entry(CANDIDATE, 2, {"model": "a"}).load() is not None
 
 
 def test_a_cache_stays_within_its_limit(tmp_path: Path) -> None:
     for number in range(8):
         # A session each, so that none protects what it has used.
         cache = Cache(tmp_path, limit=30_000)
-        cache.entry(CANDIDATE, {"n": number}).save({}, {"nll": np.zeros(1000)})
+        cache.entry(CANDIDATE, 2, {"n": number}).save({}, {"nll": np.zeros(1000)})
         assert sum(file.stat().st_size for file in tmp_path.rglob("*") if file.is_file()) < 31_000
         assert cache.excess == 0
-    kept = [number for number in range(8) if Cache(tmp_path).entry(CANDIDATE, {"n": number}).load() is not None]
+    kept = [number for number in range(8) if Cache(tmp_path).entry(CANDIDATE, 2, {"n": number}).load() is not None]
     assert kept == [5, 6, 7]
 
 
@@ -281,11 +279,6 @@ def test_a_cache_that_can_only_be_read_serves_what_it_has(tmp_path: Path) -> Non
     entry = _saved(tmp_path)
     entry.folder.chmod(0o555)
     try:
-        assert Cache(tmp_path).entry(CANDIDATE, {"model": "a"}).load() is not None
+        assert Cache(tmp_path).entry(CANDIDATE, 2, {"model": "a"}).load() is not None
     finally:
         entry.folder.chmod(0o755)
-
-
-def test_every_folder_is_one_of_the_cache() -> None:
-    assert all(len(name.split("/")) == 2 for name in VERSIONS)
-    assert set(folders()) >= {"passes", "speed", "models", "engine"}

@@ -20,11 +20,11 @@ DAY = 86_400.0
 def _filled(root: Path) -> Path:
     """Three passes with log-probabilities, used 1, 20 and 40 days ago; a model, a log, a hash."""
     for number, age in enumerate((1, 20, 40)):
-        entry = Cache(root).entry("passes/reference", {"n": number})
+        entry = Cache(root).entry("passes/reference", 2, {"n": number})
         entry.save({}, {"nll": np.zeros(10)})
         (entry.folder / "logprobs.u16").write_bytes(bytes(10_000))
         _age(entry.folder / ".used", age)
-    model = Cache(root).entry("models/quantized", {})
+    model = Cache(root).entry("models/quantized", 2, {})
     model.save({"sha256": "x"})
     (model.folder / "Q4_K_M.gguf").write_bytes(bytes(20_000))
     for name in ("logs/tiny.log", "hashes/x.json"):
@@ -43,7 +43,7 @@ def _codes(root: Path) -> list[int]:
     return [
         number
         for number in range(3)
-        if (Cache(root).entry("passes/reference", {"n": number}).folder / "logprobs.u16").exists()
+        if (Cache(root).entry("passes/reference", 2, {"n": number}).folder / "logprobs.u16").exists()
     ]
 
 
@@ -140,7 +140,7 @@ def test_nothing_of_a_person_is_touched(tmp_path: Path, capsys: pytest.CaptureFi
 
 def test_what_is_in_use_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = _filled(tmp_path)
-    using, measuring = (Cache(root).entry("passes/reference", {"n": number}) for number in (0, 1))
+    using, measuring = (Cache(root).entry("passes/reference", 2, {"n": number}) for number in (0, 1))
     user = Cache(root)
     user.keep(using)
     with measuring.lock():
@@ -163,7 +163,7 @@ def test_room_is_made_by_last_use_and_results_stay_as_long_as_they_can(tmp_path:
     assert shrink(root, total) == total
     assert shrink(root, total - 1) == total - 10_000
     assert _codes(root) == [0, 1]
-    entries = [Cache(root).entry("passes/reference", {"n": number}) for number in range(3)]
+    entries = [Cache(root).entry("passes/reference", 2, {"n": number}) for number in range(3)]
     assert (entries[2].folder / "arrays.npz").exists()
     # It was looked at, and not used: it still goes first.
     assert list_items(root)[2].path == entries[2].folder
@@ -187,7 +187,7 @@ def test_a_log_of_this_hour_stays(tmp_path: Path) -> None:
 
 
 def test_locks_of_entries_that_are_gone_go(tmp_path: Path) -> None:
-    entry = Cache(tmp_path).entry("passes/reference", {})
+    entry = Cache(tmp_path).entry("passes/reference", 2, {})
     entry.save({})
     kept, gone, busy = (tmp_path / "passes" / f"{name}.lock" for name in (entry.folder.name, "a" * 24, "b" * 24))
     for lock in (kept, gone, busy):

@@ -8,14 +8,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from gguf_harness.errors import ModelError
-from gguf_harness.inputs.ladder import PlannedModel, plan_ladder
+from gguf_harness.inputs.ladder import PlannedSubject, plan_ladder
 from gguf_harness.inputs.options import read_options
+from gguf_harness.inputs.subjects import Subject
+from gguf_harness.measure.core import Core
+from gguf_harness.measure.measurement import Job, Measurement, as_json
 from gguf_harness.pytest_plugin.progress import SilentProgress
-from gguf_harness.runner.core import Core, LoadedModel
 
 
 @pytest.fixture
@@ -24,7 +25,7 @@ def file(llama_file: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def planned(file: Path, tmp_path: Path) -> tuple[Core, PlannedModel]:
+def planned(file: Path, tmp_path: Path) -> tuple[Core, PlannedSubject]:
     arguments = [f"--models={file}", f"--gguf-results={tmp_path / 'results'}", "-p", "no:cacheprovider"]
     options = read_options(pytest.Config.fromdictargs({}, arguments))
     (model,) = plan_ladder(options).models
@@ -49,70 +50,63 @@ def _by_another(file: Path) -> None:
 
 @pytest.mark.parametrize("change", [_in_place, _by_another])
 def test_a_changed_file_is_refused_from_then_on(
-    planned: tuple[Core, PlannedModel], file: Path, change: Callable[[Path], None]
+    planned: tuple[Core, PlannedSubject], file: Path, change: Callable[[Path], None]
 ) -> None:
     core, model = planned
-    core.model(model)
+    core.subject(model)
     change(file)
     for _ in range(2):
         with pytest.raises(ModelError, match=r"m: m\.gguf changed while it was being measured"):
-            core.model(model)
+            core.subject(model)
+
+
+def _job(subject: Subject, core: Core, work: Callable[[], object]) -> Job[dict[str, Any]]:
+    """Something that a worker is asked for, during which `work` is done."""
+
+    def task(_: object) -> dict[str, Any]:
+        # What a measurement does first; the process itself starts with the first call.
+        with core.new_worker(subject.model.name):
+            work()
+        return {"a": 1}
+
+    measurement = Measurement("passes/test", 1, task, "steps", as_json(dict, dict), exclusive=True)
+    return Job(measurement, "test", {"model": subject.sha256}, lambda _: ())
 
 
 @pytest.mark.parametrize("change", [_in_place, _by_another])
 def test_what_was_measured_meanwhile_is_not_kept(
-    planned: tuple[Core, PlannedModel], file: Path, change: Callable[[Path], None]
+    planned: tuple[Core, PlannedSubject], file: Path, change: Callable[[Path], None]
 ) -> None:
     core, model = planned
-    loaded = core.model(model)
-    entry = core.cache.entry("passes/reference", {"model": loaded.sha256})
-
-    def measure() -> dict[str, Any]:
-        # What a measurement does first; the process itself starts with the first call.
-        with core.new_worker(loaded.name):
-            change(file)
-        return {"a": np.zeros(1)}
-
-    with pytest.raises(ModelError, match="changed while it was being measured"):
-        core.stored_arrays(entry, {}, measure)
-    with pytest.raises(ModelError, match="changed while it was being measured"):
-        core.stored(core.cache.entry("speed/speed", {"model": loaded.sha256}), lambda: _used(core, loaded, file), dict)
-    assert entry.load() is None
-    assert not list((core.cache.root / "speed").glob("*/meta.json"))
+    job = _job(core.subject(model), core, lambda: change(file))
+    for _ in range(2):
+        with pytest.raises(ModelError, match="changed while it was being measured"):
+            core.measure(job)
+    assert core.entry(job).load() is None
+    assert not list((core.cache.root / "passes").glob("*/meta.json"))
 
 
-def _used(core: Core, model: LoadedModel, file: Path) -> dict[str, Any]:
-    with core.new_worker(model.name):
-        _in_place(file)
-    return {}
-
-
-def test_a_file_that_is_gone_is_named(planned: tuple[Core, PlannedModel], file: Path) -> None:
+def test_a_file_that_is_gone_is_named(planned: tuple[Core, PlannedSubject], file: Path) -> None:
     core, model = planned
-    core.model(model)
+    core.subject(model)
     file.unlink()
     with pytest.raises(ModelError, match=r"m: m\.gguf is gone since it was hashed"):
-        core.model(model)
+        core.subject(model)
 
 
-def test_another_name_or_time_is_no_change(planned: tuple[Core, PlannedModel], file: Path) -> None:
+def test_another_name_or_time_is_no_change(planned: tuple[Core, PlannedSubject], file: Path) -> None:
     core, model = planned
-    loaded = core.model(model)
+    loaded = core.subject(model)
     os.link(file, file.with_name("n.gguf"))
     os.utime(file, (1, 1))
     file.chmod(0o600)
-    assert core.model(model) is loaded
+    assert core.subject(model) == loaded
 
 
-def test_others_are_still_measured(planned: tuple[Core, PlannedModel], file: Path, llama_file: Path) -> None:
+def test_others_are_still_measured(planned: tuple[Core, PlannedSubject], file: Path, llama_file: Path) -> None:
     core, model = planned
     other = plan_ladder(read_options(pytest.Config.fromdictargs({}, [f"--models={llama_file}"]))).models[0]
-    core.model(model)
-    core.model(other)
+    core.subject(model)
+    subject = core.subject(other)
     _in_place(file)
-
-    def measure() -> dict[str, Any]:
-        with core.new_worker(other.name):
-            return {"a": 1}
-
-    assert core.stored(core.cache.entry("speed/speed", {"model": other.name}), measure, dict) == {"a": 1}
+    assert core.measure(_job(subject, core, lambda: None)) == {"a": 1}

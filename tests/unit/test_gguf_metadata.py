@@ -174,7 +174,7 @@ def test_the_reference_is_chosen_among_sound_files(raw: RawGGUF, tmp_path: Path)
     ladder = plan_ladder(read_options(pytest.Config.fromdictargs({}, arguments)))
     assert ladder.reference is not None
     assert ladder.reference.name == "a-sound"
-    assert ladder.reference.source is not None
-    assert ladder.reference.source.files == (sound,)
+    assert ladder.reference.model.source is not None
+    assert ladder.reference.model.source.files == (sound,)
     assert [model.name for model in ladder.candidates] == ["b", "c", "d"]
     assert "precision given" in ladder.reason

@@ -37,19 +37,19 @@ def test_names_of_quantized_models(name: str, expected: str) -> None:
 def test_the_default_is_a_ladder_of_the_embedded_model() -> None:
     ladder = _plan()
     assert ladder.reference is not None
-    assert ladder.reference.source is not None
+    assert ladder.reference.model.source is not None
     assert ladder.reference.name == "tiny-F16"
-    assert [file.name for file in ladder.reference.source.files] == ["tiny-F16.gguf"]
+    assert [file.name for file in ladder.reference.model.source.files] == ["tiny-F16.gguf"]
     assert [model.name for model in ladder.candidates] == [f"tiny-{quant}" for quant in DEFAULT_QUANTS]
-    assert all(model.base is ladder.reference for model in ladder.candidates)
+    assert all(model.model.base is ladder.reference.model for model in ladder.candidates)
 
 
 def test_smollm2_is_expanded_to_f16(smollm2_file: Path) -> None:
     ladder = _plan("--models=smollm2-135m", "--gguf-quants=Q8_0")
     assert ladder.reference is not None
-    assert ladder.reference.source is not None
-    assert (ladder.reference.name, ladder.reference.quant) == ("smollm2-135m-F16", "F16")
-    assert ladder.reference.source.files == (smollm2_file,)
+    assert ladder.reference.model.source is not None
+    assert (ladder.reference.name, ladder.reference.model.quant) == ("smollm2-135m-F16", "F16")
+    assert ladder.reference.model.source.files == (smollm2_file,)
     assert [model.name for model in ladder.candidates] == ["smollm2-135m-Q8_0"]
 
 
@@ -105,8 +105,9 @@ def test_a_file_is_never_replaced_by_what_is_quantized(llama_file: Path, tmp_pat
         "random-Q4_K_M (quantized here)",
         "random-Q2_K",
     ]
-    assert candidates["random-Q8_0"].source is not None
-    assert candidates["random-Q8_0 (quantized here)"].base is ladder.reference
+    assert candidates["random-Q8_0"].model.source is not None
+    assert ladder.reference is not None
+    assert candidates["random-Q8_0 (quantized here)"].model.base is ladder.reference.model
     assert (
         "random-Q8_0 is a file that was given; what is quantized from random-F32 is 'random-Q8_0 (quantized here)'."
         in ladder.notes

@@ -9,22 +9,22 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gguf_harness.errors import OptionError
-from gguf_harness.inputs.pairing import Subject, pair_up, read_pairs, some_names
+from gguf_harness.inputs.pairing import Identity, pair_up, read_pairs, some_names
 
 FAMILY = ("llama", "1000", "aa")
 OTHER = ("llama", "2000", "aa")
 
 
-def _models(*facts: str, family: tuple[str, ...] | None = FAMILY) -> list[Subject]:
+def _models(*facts: str, family: tuple[str, ...] | None = FAMILY) -> list[Identity]:
     """`name:type`; a star in front makes it the reference, a type `?` is not known."""
     models = []
     for text in facts:
         name, kind = text.lstrip("*").split(":")
-        models.append(Subject(name, None if kind == "?" else kind, family, reference=text.startswith("*")))
+        models.append(Identity(name, None if kind == "?" else kind, family, reference=text.startswith("*")))
     return models
 
 
-def _pairs(earlier: list[Subject], now: list[Subject], **told: str) -> dict[str, str | None]:
+def _pairs(earlier: list[Identity], now: list[Identity], **told: str) -> dict[str, str | None]:
     return {name: partner.earlier for name, partner in pair_up(earlier, now, told).items()}
 
 
@@ -67,7 +67,7 @@ def test_a_reference_of_the_same_type_does_not_stand_in_the_way() -> None:
         ([], _models("c:Q8_0"), "none is Q8_0"),
     ],
 )
-def test_nothing_is_guessed(earlier: list[Subject], now: list[Subject], reason: str) -> None:
+def test_nothing_is_guessed(earlier: list[Identity], now: list[Identity], reason: str) -> None:
     partner = pair_up(earlier, now)[now[-1].name]
     assert partner.earlier is None
     with pytest.raises(AssertionError, match=reason):
@@ -81,14 +81,14 @@ def test_what_a_person_says_counts_most() -> None:
 
 _NAMES = st.sampled_from(["a", "b", "c", "d"])
 _SIDES = st.lists(
-    st.builds(Subject, _NAMES, st.sampled_from(["Q8_0", "Q4_0", None]), st.sampled_from([FAMILY, OTHER, None])),
+    st.builds(Identity, _NAMES, st.sampled_from(["Q8_0", "Q4_0", None]), st.sampled_from([FAMILY, OTHER, None])),
     unique_by=lambda subject: subject.name,
 )
 
 
 @given(_SIDES, _SIDES)
-@example([Subject("a", "Q8_0", FAMILY)], [Subject("a", "Q8_0", FAMILY), Subject("b", "Q8_0", FAMILY)])
-def test_every_candidate_gets_an_answer_and_no_partner_is_shared(earlier: list[Subject], now: list[Subject]) -> None:
+@example([Identity("a", "Q8_0", FAMILY)], [Identity("a", "Q8_0", FAMILY), Identity("b", "Q8_0", FAMILY)])
+def test_every_candidate_gets_an_answer_and_no_partner_is_shared(earlier: list[Identity], now: list[Identity]) -> None:
     partners = pair_up(earlier, now)
     assert sorted(partners) == sorted(subject.name for subject in now)
     used = [partner.earlier for partner in partners.values() if partner.earlier is not None]

@@ -13,7 +13,7 @@ from gguf_harness.judge.plan import GATED, homeless, plan_comparisons, plan_gate
 from gguf_harness.metrics.registry import METRICS
 
 SUITES = Path(__file__).parent.parent.parent / "suites"
-A, B, REFERENCE = (PlannedModel(name) for name in ("a", "b", "reference"))
+A, B, REFERENCE = (PlannedSubject(PlannedModel(name)) for name in ("a", "b", "reference"))
 
 
 def _gated_tests() -> dict[tuple[str, str], set[str]]:

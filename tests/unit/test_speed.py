@@ -14,7 +14,7 @@ from scipy import stats
 
 from gguf_harness.errors import NoData
 from gguf_harness.measure.machine_use import Watch
-from gguf_harness.measure.side_by_side import SpeedResult, Subject, _container_memory, fit_together, repeat_undisturbed
+from gguf_harness.measure.side_by_side import SpeedResult, Timed, _container_memory, fit_together, repeat_undisturbed
 from gguf_harness.measure.speed import Memory
 from gguf_harness.metrics.speed import (
     Repetition,
@@ -224,7 +224,7 @@ def test_two_models_fit_where_a_container_has_room(tmp_path: Path) -> None:
     assert _container_memory(tmp_path) == math.inf
     (tmp_path / "memory.max").write_text("1000\n")
     assert _container_memory(tmp_path) == 700
-    model = Subject((tmp_path / "model",), lambda: pytest.fail("nothing is started"))
+    model = Timed((tmp_path / "model",), lambda: pytest.fail("nothing is started"))
     with model.files[0].open("wb") as file:
         file.truncate(10**6)
     assert fit_together([model, model], on_gpu=False)

@@ -41,7 +41,7 @@ def test_every_writer_says_the_same(tmp_path: Path) -> None:
             lambda folder=folder: ActivationWriter(folder, 100),
             lambda folder=folder: LogprobWriter(folder / "codes", (1, 1, 1)),
             lambda folder=folder: StateFiles(folder).create("x", (1,)),
-            lambda folder=folder: Cache(folder).entry("speed/speed", {}).save({}),
+            lambda folder=folder: Cache(folder).entry("speed/speed", 2, {}).save({}),
         )
         for write in writers:
             with pytest.raises(StoreError, match=reason) as error:
@@ -51,6 +51,6 @@ def test_every_writer_says_the_same(tmp_path: Path) -> None:
 
 def test_a_name_that_is_not_unicode_can_be_stored(tmp_path: Path) -> None:
     name = os.fsdecode(b"caf\xe9-Q4.gguf")
-    entry = Cache(tmp_path).entry("passes/reference", {"x": name})
+    entry = Cache(tmp_path).entry("passes/reference", 2, {"x": name})
     entry.save({"model": name})
-    assert entry.load_meta() == {"model": name}
+    assert entry.load() == ({"model": name}, {})

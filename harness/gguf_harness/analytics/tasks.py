@@ -9,7 +9,7 @@ import contextlib
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -27,7 +27,16 @@ from gguf_harness.metrics.similarity import linear_cka
 if TYPE_CHECKING:
     from gguf_harness.engine.worker import WorkerContext
 
-__all__ = ["Found", "Setup", "cka_task", "cluster_task", "neighbors_task", "project_task", "silhouette_task"]
+__all__ = [
+    "Found",
+    "Setup",
+    "cka_task",
+    "cluster_task",
+    "neighbors_task",
+    "project_task",
+    "run_task",
+    "silhouette_task",
+]
 
 Found = tuple[dict[str, Any], dict[str, NDArray[Any]]]
 """(backend, settings, warnings and numbers; arrays)."""
@@ -47,6 +56,17 @@ class Setup:
 
     accelerated: bool
     threads: int
+
+
+def run_task(
+    context: WorkerContext,
+    task: Callable[..., Found],
+    setup: Setup,
+    inputs: dict[str, Points | None],
+    parameters: dict[str, Any],
+) -> Found:
+    """Run one of the tasks below, with its inputs and parameters by name."""
+    return task(context, setup, **inputs, **parameters)
 
 
 def project_task(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import pkgutil
 import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from gguf_harness import measure
 from gguf_harness.errors import OptionError, StoreError
 from gguf_harness.inputs.options import DEFAULT_CACHE_LIMIT
 from gguf_harness.report.numbers import format_bytes
@@ -27,6 +29,7 @@ from gguf_harness.store.paths import path_argument
 
 __all__ = ["add_cache_command"]
 
+_ALWAYS: Final = ("analytics", "engine", "hashes", "logs", "models")
 _ACTIONS: Final = ("show", "clear")
 _SECONDS: Final = {"h": 3600.0, "d": 86_400.0, "w": 604_800.0}
 
@@ -35,7 +38,7 @@ def add_cache_command(commands: argparse._SubParsersAction[argparse.ArgumentPars
     """Register the command."""
     cache = commands.add_parser("cache", help="show what the cache of measurements takes, or clear it")
     cache.add_argument("action", nargs="?", choices=_ACTIONS, default=None, help="(default: show)")
-    cache.add_argument("kinds", nargs="*", metavar="KIND", help=f"what to clear (default: all): {', '.join(kinds())}")
+    cache.add_argument("kinds", nargs="*", metavar="KIND", help=f"what to clear (default: all): {', '.join(_kinds())}")
     cache.add_argument("--older-than", type=_age, default=None, metavar="AGE",
         help="clear only what was not used for so long, such as 12h, 30d or 8w")  # fmt: skip
     cache.add_argument("--cache", type=path_argument, default=None, metavar="DIR",
@@ -51,14 +54,20 @@ def _age(text: str) -> float:
     return float(match[1]) * _SECONDS[match[2]]
 
 
+def _kinds() -> list[str]:
+    """What a cache may hold: a folder for each capability that is measured, and what comes with every session."""
+    capabilities = [module.name for module in pkgutil.iter_modules(measure.__path__) if module.ispkg]
+    return sorted({*capabilities, *_ALWAYS})
+
+
 def _cache(known: argparse.Namespace, rest: list[str]) -> int:
     # argparse does not know what to do with words behind an option: `cache --cache DIR clear passes`.
     action, *wanted = [*filter(None, (known.action, *known.kinds, *rest))] or ["show"]
     if action not in _ACTIONS:
         raise OptionError(f"There is no action {action!r}.", f"Expected {' or '.join(_ACTIONS)}.")
-    unknown = sorted(set(wanted) - set(kinds()))
+    unknown = sorted(set(wanted) - set(_kinds()))
     if unknown:
-        raise OptionError(f"There is no kind {unknown[0]!r} in a cache.", f"Kinds: {', '.join(kinds())}.")
+        raise OptionError(f"There is no kind {unknown[0]!r} in a cache.", f"Kinds: {', '.join(_kinds())}.")
     if action == "show" and (wanted or known.older_than is not None):
         raise OptionError(
             "Kinds and --older-than say what to clear.", "Give `clear` as well: gguf-harness cache clear."
@@ -79,7 +88,7 @@ def _cache(known: argparse.Namespace, rest: list[str]) -> int:
 def _show(root: Path) -> str:
     items, scratch = list_items(root), scratch_bytes(root)
     rows = [("kind", "entries", "size", "oldest use", "newest use")]
-    rows += [_row(kind, [item for item in items if item.kind == kind]) for kind in kinds()]
+    rows += [_row(kind, [item for item in items if item.kind == kind]) for kind in sorted({*kinds(root), *_kinds()})]
     if scratch:
         rows.append((SCRATCH, "", format_bytes(scratch), "", ""))
     rows.append(_row("total", items, scratch))
@@ -107,7 +116,7 @@ def _clear(root: Path, wanted: Sequence[str], older_than: float | None) -> str:
     latest = time.time() - (older_than or 0.0)
     items = [
         item for item in list_items(root)
-        if item.kind in (wanted or kinds()) and (older_than is None or item.last_used < latest)
+        if item.kind in (wanted or kinds(root)) and (older_than is None or item.last_used < latest)
     ]  # fmt: skip
     freed: dict[str, list[int]] = {}
     kept = 0

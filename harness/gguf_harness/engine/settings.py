@@ -7,7 +7,16 @@ from typing import Any, Final, Literal
 
 from gguf_harness.errors import OptionError
 
-__all__ = ["CacheType", "FlashAttention", "ServedRequest", "ServerSettings", "SessionSettings", "WindowOrder"]
+__all__ = [
+    "DEFAULT_KV",
+    "CacheType",
+    "FlashAttention",
+    "KVTypes",
+    "ServedRequest",
+    "ServerSettings",
+    "SessionSettings",
+    "WindowOrder",
+]
 
 FlashAttention = Literal["auto", "on", "off"]
 WindowOrder = Literal["sampled", "first"]
@@ -19,6 +28,10 @@ _SERVED_PROMPT: Final = (
 )
 
 CacheType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
+KVTypes = tuple[CacheType, CacheType]
+"""Types of the K and the V cache."""
+
+DEFAULT_KV: Final[KVTypes] = ("f16", "f16")
 
 
 @dataclass(frozen=True, slots=True)

@@ -99,7 +99,12 @@ def count_tokens(_: WorkerContext, files: Sequence[Path], text: bytes) -> int:
 
 
 def quantize_task(
-    context: WorkerContext, files: Sequence[Path], destination: Path, quant: str, threads: int, imatrix: Path | None
+    context: WorkerContext,
+    files: Sequence[Path],
+    destination: Path,
+    quant: str,
+    threads: int,
+    imatrix: Path | None,
 ) -> None:
     """Quantize a model; see `gguf_harness.engine.quantize.quantize_file`."""
     from gguf_harness.engine.quantize import quantize_file

@@ -7,15 +7,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
+from gguf_harness.engine.settings import DEFAULT_KV
 from gguf_harness.errors import HarnessError, ModelNotFound
 from gguf_harness.inputs.models import ModelInfo, choose_reference, load_info, shape_difference
-from gguf_harness.inputs.pairing import FAMILY, Subject
+from gguf_harness.inputs.pairing import FAMILY, Identity
 from gguf_harness.inputs.sources import ModelSource, distinct_name, folded_name, select
+from gguf_harness.inputs.subjects import subject_name
 
 if TYPE_CHECKING:
+    from gguf_harness.engine.settings import KVTypes, SessionSettings
     from gguf_harness.inputs.options import Options
 
-__all__ = ["Ladder", "PlannedModel", "plan_ladder", "quantized_name", "subjects_of"]
+__all__ = ["Ladder", "PlannedModel", "PlannedSubject", "identities_of", "plan_ladder", "quantized_name"]
 
 _PRECISION: Final = re.compile(r"[-_.](F32|F16|BF16)$", re.IGNORECASE)
 _EXPANDED_BITS: Final = 16.0
@@ -43,6 +46,36 @@ class PlannedModel:
 
 
 @dataclass(frozen=True, slots=True)
+class PlannedSubject:
+    """A model of a session and how it will be run.
+
+    Attributes:
+        kv: types of the K and the V cache, where they are not those of the session.
+    """
+
+    model: PlannedModel
+    kv: KVTypes | None = None
+
+    @property
+    def variant(self) -> str | None:
+        """What differs from the settings of the session: `kv=q8_0/q4_0`."""
+        return None if self.kv is None else f"kv={'/'.join(self.kv)}"
+
+    @property
+    def name(self) -> str:
+        """As it stands in tests, tables and results: `tiny-Q4_K_M [kv=q8_0/q4_0]`."""
+        return subject_name(self.model.name, self.variant)
+
+    def settings(self, session: SessionSettings) -> SessionSettings:
+        """How it is run in a session with such settings."""
+        return session if self.kv is None else replace(session, cache_type_k=self.kv[0], cache_type_v=self.kv[1])
+
+    def __repr__(self) -> str:
+        """Short: pytest shows it in messages of failed assertions."""
+        return f"<planned subject {self.name}>"
+
+
+@dataclass(frozen=True, slots=True)
 class Ladder:
     """A reference and the candidates that are compared with it.
 
@@ -52,14 +85,14 @@ class Ladder:
         notes: sentences on what was left out, renamed, or does not go with the reference.
     """
 
-    reference: PlannedModel | None
-    candidates: tuple[PlannedModel, ...]
+    reference: PlannedSubject | None
+    candidates: tuple[PlannedSubject, ...]
     reason: str
     asked_for: bool = False
     notes: tuple[str, ...] = ()
 
     @property
-    def models(self) -> tuple[PlannedModel, ...]:
+    def models(self) -> tuple[PlannedSubject, ...]:
         """The reference first, then the candidates."""
         return (*((self.reference,) if self.reference else ()), *self.candidates)
 
@@ -92,7 +125,27 @@ def plan_ladder(options: Options) -> Ladder:
     quantized, renamed = _quantized(reference, options.quants, list(planned.values())) if reference else ((), [])
     others = tuple(model for model in planned.values() if model is not reference)
     compared = _notes_on_candidates(reference, infos, asked_for=asked_for) if reference else []
-    return Ladder(reference, (*others, *quantized), reason, asked_for, (*named.notes, *renamed, *compared))
+    return Ladder(
+        None if reference is None else PlannedSubject(reference),
+        _candidates(reference, (*others, *quantized), options.kv),
+        reason,
+        asked_for,
+        (*named.notes, *renamed, *compared),
+    )
+
+
+def _candidates(
+    reference: PlannedModel | None, others: Sequence[PlannedModel], kv: Sequence[KVTypes]
+) -> tuple[PlannedSubject, ...]:
+    """Each model with each pair of cache types; subjects of one file together, so that it is loaded once."""
+    if not kv:
+        return tuple(PlannedSubject(model) for model in others)
+    pairs = [None if pair == DEFAULT_KV else pair for pair in kv]
+    models = [*((reference,) if reference else ()), *others]
+    # What the reference is by itself is no candidate.
+    return tuple(
+        PlannedSubject(model, pair) for model in models for pair in pairs if pair is not None or model is not reference
+    )
 
 
 def _planned(sources: Sequence[ModelSource]) -> dict[tuple[object, ...], PlannedModel]:
@@ -172,13 +225,13 @@ def quantized_name(name: str, quant: str) -> str:
     return f"{_PRECISION.sub('', name)}-{quant}"
 
 
-def subjects_of(ladder: Ladder) -> list[Subject]:
-    """The models of a session, to be paired with earlier ones. Reads headers only."""
-    return [_subject(planned, reference=planned is ladder.reference) for planned in ladder.models]
+def identities_of(ladder: Ladder) -> list[Identity]:
+    """The subjects of a session, to be paired with earlier ones. Reads headers only."""
+    return [_identity(planned, reference=planned is ladder.reference) for planned in ladder.models]
 
 
-def _subject(planned: PlannedModel, *, reference: bool) -> Subject:
-    origin = planned
+def _identity(planned: PlannedSubject, *, reference: bool) -> Identity:
+    origin = planned.model
     while origin.base is not None:
         origin = origin.base
     try:
@@ -186,4 +239,5 @@ def _subject(planned: PlannedModel, *, reference: bool) -> Subject:
     except HarnessError:
         info = None  # its tests fail with this error
     family = None if info is None else tuple(str(getattr(info, key)) for key in FAMILY)
-    return Subject(planned.name, planned.quant or (info.quantization if info else None), family, reference)
+    quantization = planned.model.quant or (info.quantization if info else None)
+    return Identity(planned.name, quantization, family, reference, planned.variant)

@@ -5,11 +5,21 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Any, Final, get_args
 
+from gguf_harness.engine.settings import CacheType, KVTypes
 from gguf_harness.errors import OptionError
 
-__all__ = ["all_or_at_least", "at_least", "checked_value", "head_list", "parse_layers", "seconds", "size_in_bytes"]
+__all__ = [
+    "all_or_at_least",
+    "at_least",
+    "checked_value",
+    "head_list",
+    "kv_pairs",
+    "parse_layers",
+    "seconds",
+    "size_in_bytes",
+]
 
 _HINT: Final = "If it is not from the command line, a conftest or a plugin has set it."
 _MOST_LAYERS: Final = 10_000
@@ -77,6 +87,20 @@ def size_in_bytes(text: str) -> int:
     if not 1 <= value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text!r} is no size in bytes, expected something such as 500M or 8G")
     return int(value)
+
+
+def kv_pairs(text: str) -> tuple[KVTypes, ...]:
+    """Pairs of types of the K and the V cache, `f16/f16,q8_0/q4_0`, each once."""
+    known = {str(name): name for name in get_args(CacheType)}
+    pairs: list[KVTypes] = []
+    for pair in text.split(","):
+        names = [name.strip().lower() for name in pair.split("/")]
+        unknown = next((name for name in names if name not in known), None)
+        if len(names) != 2 or unknown is not None:
+            problem = f"{unknown!r} is no type of a KV cache" if unknown else f"{pair[:40]!r} is no pair of types"
+            raise argparse.ArgumentTypeError(f"{problem}, expected K/V of {', '.join(known)}, such as q8_0/q4_0")
+        pairs.append((known[names[0]], known[names[1]]))
+    return tuple(dict.fromkeys(pairs))
 
 
 def parse_layers(text: str) -> tuple[int, ...]:

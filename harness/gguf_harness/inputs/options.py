@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 import psutil
 
-from gguf_harness.engine.settings import FlashAttention, ServerSettings, SessionSettings, WindowOrder
+from gguf_harness.engine.settings import FlashAttention, KVTypes, ServerSettings, SessionSettings, WindowOrder
 from gguf_harness.errors import OptionError, visible
 from gguf_harness.gguf.types import DEFAULT_QUANTS, parse_quants
 from gguf_harness.inputs.baseline_names import check_name, find_baseline
@@ -18,6 +18,7 @@ from gguf_harness.inputs.option_values import (
     at_least,
     checked_value,
     head_list,
+    kv_pairs,
     parse_layers,
     seconds,
     size_in_bytes,
@@ -65,6 +66,7 @@ class Options:
     chunks: int | None
     batch: int
     ubatch: int
+    kv: tuple[KVTypes, ...]
     threads: int
     flash_attention: FlashAttention
     gpu: int
@@ -209,6 +211,9 @@ def _add_all(add: Callable[..., None]) -> None:
         help="CPU threads (default: the physical cores)")  # fmt: skip
     add("--gguf-flash-attn", choices=("auto", "on", "off"), default="auto",
         help="flash attention of llama.cpp (default: auto)")  # fmt: skip
+    add("--gguf-kv", metavar="K/V[,K/V...]", type=kv_pairs, default=(),
+        help="types of the KV cache to run each model with, a candidate for each pair, such as f16/f16,q8_0/q4_0 "
+        "(default: f16/f16)")  # fmt: skip
     add("--gguf-gpu", metavar="INDEX", type=at_least(-1), default=0,
         help="NVIDIA GPU for llama.cpp, -1 for none; ignored where there is no GPU (default: 0)")  # fmt: skip
     add("--gguf-gpu-layers", metavar="N", type=at_least(-1), default=-1,
@@ -325,6 +330,7 @@ def read_options(config: pytest.Config) -> Options:
         beyond_context=get("--gguf-beyond-context"),
         batch=get("--gguf-batch"),
         ubatch=get("--gguf-ubatch"),
+        kv=get("--gguf-kv"),
         threads=get("--gguf-threads") or default_threads(),
         flash_attention=get("--gguf-flash-attn"),
         gpu=get("--gguf-gpu"),

@@ -8,7 +8,7 @@ from typing import Any, Final, Literal
 
 from gguf_harness.errors import OptionError
 
-__all__ = ["FAMILY", "Partner", "Subject", "pair_up", "read_pairs", "some_names", "subjects_of_run"]
+__all__ = ["FAMILY", "Identity", "Partner", "identities_of_run", "pair_up", "read_pairs", "some_names"]
 
 FAMILY: Final = ("architecture", "parameters", "vocab_sha256")
 """What all quantizations of a model have in common."""
@@ -17,19 +17,21 @@ _MOST_NAMES: Final = 12
 
 
 @dataclass(frozen=True, slots=True)
-class Subject:
-    """A model as far as it matters for finding the one that it belongs to.
+class Identity:
+    """A subject as far as it matters for finding the one that it belongs to.
 
     Attributes:
         quantization: llama.cpp's name of its type; None where the file does not say.
         family: values of `FAMILY`, as text; None where the file could not be read.
         reference: whether others are compared with it: it is then compared with nothing itself.
+        variant: how it is run, where that is not as by default.
     """
 
     name: str
     quantization: str | None
     family: tuple[str, ...] | None
     reference: bool = False
+    variant: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +50,7 @@ class Partner:
 
 
 def pair_up(
-    earlier: Sequence[Subject], now: Sequence[Subject], told: Mapping[str, str] | None = None
+    earlier: Sequence[Identity], now: Sequence[Identity], told: Mapping[str, str] | None = None
 ) -> dict[str, Partner]:
     """The partner of each model of now that is not the reference.
 
@@ -81,17 +83,16 @@ def pair_up(
 
 
 def _by_type(
-    subject: Subject, earlier: Sequence[Subject], now: Sequence[Subject], taken: Mapping[str | None, str]
+    subject: Identity, earlier: Sequence[Identity], now: Sequence[Identity], taken: Mapping[str | None, str]
 ) -> Partner:
     if subject.family is None:
         return _nobody("its file cannot be read")
     if subject.quantization is None:
         return _nobody("no model has its name, and its file does not say of which type it is")
     kind = f"{subject.quantization} of its family (same architecture, parameters and vocabulary)"
-    here, there = (
-        sorted(one.name for one in side if (one.quantization, one.family) == (subject.quantization, subject.family))
-        for side in (now, earlier)
-    )
+    if subject.variant is not None:
+        kind = f"{kind}, run with {subject.variant}"
+    here, there = (sorted(one.name for one in side if _same_type(one, subject)) for side in (now, earlier))
     if not there:
         return _nobody(f"no model has its name, and none is {kind}")
     if len(there) > 1 or len(here) > 1:
@@ -102,11 +103,16 @@ def _by_type(
     return Partner(there[0], "type", f"same type {subject.quantization}, same family")
 
 
+def _same_type(one: Identity, other: Identity) -> bool:
+    ours, theirs = ((each.quantization, each.family, each.variant) for each in (one, other))
+    return ours == theirs
+
+
 def _nobody(reason: str) -> Partner:
     return Partner(None, "none", reason)
 
 
-def read_pairs(specs: Sequence[str], earlier: Sequence[Subject], now: Sequence[Subject]) -> dict[str, str]:
+def read_pairs(specs: Sequence[str], earlier: Sequence[Identity], now: Sequence[Identity]) -> dict[str, str]:
     """What --gguf-baseline-map says: names of earlier models by names of now.
 
     Args:
@@ -133,7 +139,7 @@ def read_pairs(specs: Sequence[str], earlier: Sequence[Subject], now: Sequence[S
     return told
 
 
-def _readings(text: str, earlier: Sequence[Subject], now: Sequence[Subject]) -> list[tuple[str, str]]:
+def _readings(text: str, earlier: Sequence[Identity], now: Sequence[Identity]) -> list[tuple[str, str]]:
     """All ways to take a text for OLD=NEW with names of candidates."""
     sides = [{subject.name for subject in side if not subject.reference} for side in (earlier, now)]
     ends = [index for index, character in enumerate(text) if character == "="]
@@ -142,7 +148,7 @@ def _readings(text: str, earlier: Sequence[Subject], now: Sequence[Subject]) -> 
 
 
 def _unreadable(
-    text: str, readings: Sequence[tuple[str, str]], earlier: Sequence[Subject], now: Sequence[Subject]
+    text: str, readings: Sequence[tuple[str, str]], earlier: Sequence[Identity], now: Sequence[Identity]
 ) -> OptionError:
     old, equals, new = (part.strip() for part in text.partition("="))
     problem = f"{text!r} can be read in {len(readings)} ways"
@@ -172,14 +178,15 @@ def some_names(names: Iterable[str]) -> str:
     return f"{shown} and {more} more" if more > 0 else shown
 
 
-def subjects_of_run(run: Mapping[str, Any]) -> list[Subject]:
+def identities_of_run(run: Mapping[str, Any]) -> list[Identity]:
     """The models of a run.json."""
     return [
-        Subject(
+        Identity(
             model["name"],
             model.get("quantization"),
             tuple(str(model.get(key)) for key in FAMILY),
             reference=bool(model.get("reference")),
+            variant=model.get("variant"),
         )
         for model in run.get("models", [])
     ]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from gguf_harness.errors import StoreError, visible
-from gguf_harness.inputs.pairing import FAMILY, Subject
+from gguf_harness.inputs.pairing import FAMILY, Identity
 from gguf_harness.metrics.records import WHOLE, Place
 from gguf_harness.metrics.registry import METRICS
 from gguf_harness.metrics.windows import COMPARED, MEAN_RANGES
@@ -55,6 +55,7 @@ class Facts:
         placed: the same as `estimates` of parts, by metric and place.
         quantization: llama.cpp's name of the file's type; None where it does not say.
         failed: why the model failed when it was measured, a sentence each.
+        variant: how it was run, where that was not as by default.
     """
 
     sha256: str
@@ -65,6 +66,7 @@ class Facts:
     placed: Mapping[tuple[str, Place], dict[str, Any]] = field(default_factory=dict)
     quantization: str | None = None
     failed: tuple[str, ...] = ()
+    variant: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,10 +92,16 @@ class Baseline:
     notes: tuple[str, ...] = ()
 
     @property
-    def subjects(self) -> list[Subject]:
+    def identities(self) -> list[Identity]:
         """Its models, to be paired with those of a run."""
         return [
-            Subject(name, facts.quantization, tuple(facts.family[key] for key in FAMILY), name == self.reference_name)
+            Identity(
+                name,
+                facts.quantization,
+                tuple(facts.family[key] for key in FAMILY),
+                name == self.reference_name,
+                facts.variant,
+            )
             for name, facts in self.models.items()
         ]
 
@@ -157,6 +165,8 @@ def build_baseline(
     models: dict[str, Any] = {}
     for model in run["models"]:
         entry = {key: model[key] for key in ("sha256", *FAMILY, "quantization")}
+        if model.get("variant") is not None:
+            entry["variant"] = model["variant"]
         if failed := _failures(run, model["name"]):
             entry["failed"] = failed
         entry |= _estimates(rows.get(model["name"], []))
@@ -315,6 +325,7 @@ def _facts(read: _Reader, name: str, table: Any, version: int) -> Facts:
         means=means,
         placed=placed,
         quantization=read.get(table, "quantization", str, type(None)),
+        variant=read.get(table, "variant", str, type(None)),
         failed=tuple(failed),
     )
 

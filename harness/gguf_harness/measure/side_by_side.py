@@ -11,7 +11,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 __all__ = [
     "SpeedRequest",
     "SpeedResult",
-    "Subject",
+    "Timed",
     "fit_together",
     "measure_speed",
     "now",
@@ -127,14 +127,15 @@ def now() -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Subject:
-    """A model to time: its files, and how to start a worker for it."""
+class Timed:
+    """A model to time: its files, how to start a worker for it, and how it is run, if not as the request says."""
 
     files: tuple[Path, ...]
     open_worker: Callable[[], contextlib.AbstractContextManager[Worker]]
+    settings: SessionSettings | None = None
 
 
-def fit_together(models: Sequence[Subject], *, on_gpu: bool) -> bool:
+def fit_together(models: Sequence[Timed], *, on_gpu: bool) -> bool:
     """Whether memory holds all of some models at once."""
     needed = _HEADROOM * sum(file.stat().st_size for model in models for file in model.files)
     if on_gpu and (free := free_memory()) is not None and needed > free:
@@ -153,7 +154,7 @@ def _container_memory(cgroup: Path = Path("/sys/fs/cgroup")) -> float:
 
 
 def measure_speed(
-    ours: Subject, theirs: Subject | None, request: SpeedRequest, progress: ProgressCallback, *, in_turns: bool = True
+    ours: Timed, theirs: Timed | None, request: SpeedRequest, progress: ProgressCallback, *, in_turns: bool = True
 ) -> SpeedResult:
     """Time loading, prompt processing and generation of a model, and read the memory that it took.
 
@@ -236,13 +237,13 @@ class _Bench:
 
 
 @contextlib.contextmanager
-def _opened(subject: Subject, request: SpeedRequest, steps: _Steps) -> Iterator[_Bench]:
-    with subject.open_worker() as worker:
-        yield _Bench(worker, subject.files, request, steps)
+def _opened(timed: Timed, request: SpeedRequest, steps: _Steps) -> Iterator[_Bench]:
+    with timed.open_worker() as worker:
+        yield _Bench(worker, timed.files, replace(request, settings=timed.settings or request.settings), steps)
 
 
-def _timed_alone(subject: Subject, request: SpeedRequest, steps: _Steps) -> dict[SpeedTest, Timing]:
-    with _opened(subject, request, steps) as bench:
+def _timed_alone(timed: Timed, request: SpeedRequest, steps: _Steps) -> dict[SpeedTest, Timing]:
+    with _opened(timed, request, steps) as bench:
         return {test: _in_turns(bench, None, test, request.repetitions) for test in _TESTS}
 
 

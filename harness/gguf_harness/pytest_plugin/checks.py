@@ -107,9 +107,9 @@ def _check_places(options: Options, ladder: Ladder) -> None:
     """Layers and heads that no model has; where only some have them, the others' tests fail."""
     infos: list[ModelInfo] = []
     for model in ladder.models:
-        if model.source is not None:
+        if model.model.source is not None:
             with contextlib.suppress(HarnessError):  # its own tests say what is wrong with the file
-                infos.append(load_info(model.source))
+                infos.append(load_info(model.model.source))
     asked = {"layer": options.layers, "head": options.heads}
     counts = {"layer": [info.n_layer for info in infos], "head": [info.n_head for info in infos]}
     for what, numbers in asked.items():

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from gguf_harness.judge.regressions import Comparison
     from gguf_harness.metrics.records import Row
     from gguf_harness.metrics.windows import WindowLimit
+    from gguf_harness.runner.passes import TextRead
 
 __all__ = ["BASELINE_PROPERTY", "ESTIMATE_PROPERTY", "FINDINGS", "GATE_PROPERTY", "STATE", "State", "only_plans"]
 
@@ -51,8 +52,7 @@ class State:
         divergence: some collected test compares a candidate with its reference: keep the reference's distributions.
         problem: why there are no models, met while collecting and raised after it.
         draft: the run, in the process that reports; None until a test of ours was reported.
-        text: what the windows of the corpus are taken from, once it is known.
-        beyond: by model, what is to be said of numbers that were measured beyond its context.
+        text_read: what became known of the corpus; None where nothing reads it.
     """
 
     config: pytest.Config
@@ -65,8 +65,7 @@ class State:
     draft: RunDraft | None = None
     report: Path | None = None
     saved_baseline: Path | None = None
-    text: TextSize | None = None
-    beyond: dict[str, str] = field(default_factory=dict)
+    text_read: TextRead | None = None
     _options: Options | None = None
     _ladder: Ladder | None = None
     _prompts: PromptSet | None = None
@@ -119,6 +118,21 @@ class State:
         return self._gates
 
     @property
+    def text(self) -> TextSize | None:
+        """What the windows of the corpus are taken from, once it is known."""
+        from gguf_harness.judge.advice import TextSize
+
+        read = self.text_read
+        if read is None or read.windows is None:
+            return None
+        return TextSize(read.windows, read.text_bytes, read.window_bytes, self.options.logprobs_limit)
+
+    @property
+    def beyond(self) -> dict[str, str]:
+        """By subject, what is to be said of numbers that were measured beyond its context."""
+        return {} if self.text_read is None else self.text_read.beyond
+
+    @property
     def early_limits(self) -> tuple[WindowLimit, ...]:
         """What stops a candidate's pass over the corpus once it is decided; empty where passes are not to stop."""
         from gguf_harness.judge.gates import early_limits
@@ -137,12 +151,12 @@ class State:
     @property
     def partners(self) -> dict[str, Partner]:
         """What each candidate is compared with in the baseline; empty without one."""
-        from gguf_harness.inputs.ladder import subjects_of
+        from gguf_harness.inputs.ladder import identities_of
         from gguf_harness.inputs.pairing import pair_up, read_pairs
 
         if self._partners is None:
-            earlier = self.baseline.subjects if self.baseline is not None else []
-            now = subjects_of(self.ladder) if earlier else []
+            earlier = self.baseline.identities if self.baseline is not None else []
+            now = identities_of(self.ladder) if earlier else []
             self._partners = pair_up(earlier, now, read_pairs(self.options.baseline_map, earlier, now))
         return self._partners
 

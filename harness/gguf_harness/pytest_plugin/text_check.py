@@ -31,7 +31,7 @@ def check_windows(options: Options, ladder: Ladder) -> None:
     Raises:
         CorpusError: the text is missing or too short.
     """
-    source = _source(ladder.reference)
+    source = _source(ladder.reference.model if ladder.reference else None)
     if source is None:
         return
     try:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from gguf_harness.inputs.pairing import Partner, Subject, pair_up, some_names, subjects_of_run
+from gguf_harness.inputs.pairing import Identity, Partner, identities_of_run, pair_up, some_names
 from gguf_harness.metrics.records import Place
 from gguf_harness.metrics.registry import METRICS
 from gguf_harness.report.data import RunView, describe_windows, visible
@@ -116,12 +116,12 @@ def compare_runs(old: Mapping[str, Any], new: Mapping[str, Any]) -> Comparison:
 
 def _partners(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Partner]:
     """What each model of the new run is compared with."""
-    earlier, now = subjects_of_run(old), subjects_of_run(new)
+    earlier, now = identities_of_run(old), identities_of_run(new)
     # Runs that describe no models have names all the same.
     for run, subjects in ((old, earlier), (new, now)):
         known = {subject.name for subject in subjects}
         others = dict.fromkeys(row["model"] for row in run.get("estimates", []) if row["model"] not in known)
-        subjects += [Subject(name, None, None) for name in others]
+        subjects += [Identity(name, None, None) for name in others]
     partners = pair_up(earlier, now)
     names = {subject.name for subject in earlier}
     before = next((subject.name for subject in earlier if subject.reference), None)

@@ -17,6 +17,7 @@ from gguf_harness.analytics.backend import can_accelerate, choose_gpu, count_vis
 from gguf_harness.engine.gpu import list_gpus
 from gguf_harness.engine.worker import Worker
 from gguf_harness.errors import AnalyticsError
+from gguf_harness.measure.measurement import Format, Job, Measurement
 from gguf_harness.store.file_hashes import hash_files
 
 if TYPE_CHECKING:
@@ -26,10 +27,11 @@ if TYPE_CHECKING:
     from gguf_harness.analytics.points import Metric, Points
     from gguf_harness.analytics.results import Clustering, Neighbors, Projection, Silhouette
     from gguf_harness.analytics.tasks import Found
-    from gguf_harness.runner.core import Core
+    from gguf_harness.measure.core import Core
 
 __all__ = ["Analytics"]
 
+_FOUND: Final[Format[Found]] = Format(lambda found: found, lambda facts, arrays: (facts, arrays))
 _BY_FILE_FROM: Final = 1 << 20
 _POINTS: Final = ("points", "others")
 _SENT: Final = ".sent-"
@@ -40,14 +42,22 @@ _SILHOUETTE_LIMIT: Final = 5000
 class Analytics:
     """Projections, clusters, neighbors and similarity of points: each once, from the cache where it can.
 
-    Points are arrays [n, d], or paths of .npy files that hold one; see
-    `gguf_harness.pytest_plugin.fixture_types.Analytics`.
+    Points are an array [n, d] of numbers, or the path of a .npy file that holds one. The same points and seed give the
+    same result. Cosine means that points are scaled to length one before their Euclidean distances count. Results say
+    in `backend` what computed them, in `settings` how the method was fitted to the points, and in `warnings` what its
+    library said. All but `neighbors` hold the points twice, as float64.
+
+    Raises:
+        NoData: from every method: too few points, all the same, not finite; with cosine, points that are zero.
+        AnalyticsError: from every method: a setting that does not fit the points.
+        EngineCrashed: from every method: the child died; the next call starts another.
     """
 
     def __init__(self, core: Core) -> None:
         self._core = core
         self._worker: Worker | None = None
         self._gpu: int | None = None
+        core.at_close(self.close)
         self.backends: list[str] = []
         """What has computed results of this session."""
 
@@ -69,7 +79,16 @@ class Analytics:
         size: float | None = None,
         seed: int = 0,
     ) -> Projection:
-        """Points in two or three dimensions."""
+        """Points in two or three dimensions.
+
+        Args:
+            points: [n, d].
+            method: "pca"; "umap" or "tsne", with which only neighborhoods mean something.
+            dimensions: 2 or 3.
+            metric: "euclidean" or "cosine".
+            size: of a neighborhood: UMAP's n_neighbors (15, or all others), t-SNE's perplexity (30, or a third).
+            seed: of whatever is random.
+        """
         from gguf_harness.analytics.projection import PROJECTORS
         from gguf_harness.analytics.results import Projection
         from gguf_harness.analytics.tasks import project_task
@@ -92,7 +111,16 @@ class Analytics:
         metric: Metric = "euclidean",
         seed: int = 0,
     ) -> Clustering:
-        """Clusters of points."""
+        """Clusters of points.
+
+        Args:
+            points: [n, d].
+            method: "kmeans" or "hdbscan".
+            size: k-means: number of clusters (that of 2 to 10 with the largest silhouette); HDBSCAN: points of the
+                smallest (5).
+            metric: "euclidean" or "cosine".
+            seed: of whatever is random.
+        """
         from gguf_harness.analytics.clustering import CLUSTERERS
         from gguf_harness.analytics.results import Clustering
         from gguf_harness.analytics.tasks import cluster_task
@@ -115,7 +143,15 @@ class Analytics:
         rows: NDArray[np.integer] | None = None,
         memory: int = _NEIGHBORS_MEMORY,
     ) -> Neighbors:
-        """The nearest other points of all points, or of some."""
+        """The nearest other points, by brute force in blocks.
+
+        Args:
+            points: [n, d]; of a file, only blocks are in memory.
+            k: neighbors of each.
+            metric: "euclidean" or "cosine", whose distances are 1 - cos.
+            rows: [m], whose neighbors; all if not given.
+            memory: bytes that the search may take; `gguf_harness.analytics.neighbors.plan_blocks` has the formula.
+        """
         from gguf_harness.analytics.results import Neighbors
         from gguf_harness.analytics.tasks import neighbors_task
 
@@ -137,7 +173,15 @@ class Analytics:
         limit: int = _SILHOUETTE_LIMIT,
         seed: int = 0,
     ) -> Silhouette:
-        """How well each point lies in its cluster."""
+        """How well each point lies in its cluster (Rousseeuw, 1987).
+
+        Args:
+            points: [n, d].
+            labels: [n]; points with -1 are left out.
+            metric: "euclidean" or "cosine".
+            limit: of more points, a random sample of this size is taken.
+            seed: of the sample.
+        """
         from gguf_harness.analytics.results import Silhouette
         from gguf_harness.analytics.tasks import silhouette_task
 
@@ -149,7 +193,12 @@ class Analytics:
         return Silhouette(**_common(facts), rows=arrays["rows"], values=arrays["values"])
 
     def cka(self, points: Points, others: Points) -> float:
-        """Linear centered kernel alignment of two representations of the same examples."""
+        """Linear centered kernel alignment, from 0 to 1: `gguf_harness.metrics.similarity.linear_cka`.
+
+        Args:
+            points: [n, d1].
+            others: [n, d2], another representation of the same examples.
+        """
         from gguf_harness.analytics.tasks import cka_task
 
         facts, _ = self._run(cka_task, {"points": points, "others": others}, {}, "CKA of {} points")
@@ -177,8 +226,9 @@ class Analytics:
     ) -> Found:
         """What a task finds, from the cache where it can. A failure is not kept: the next call tries again."""
         from gguf_harness.analytics.points import open_points
-        from gguf_harness.analytics.tasks import Setup
+        from gguf_harness.analytics.tasks import Setup, run_task
 
+        name = task.__name__.removesuffix("_task")
         if (metric := parameters.get("metric")) is not None:
             _check("metric", metric, ("euclidean", "cosine"))
         label = label.format(f"{len(open_points(_required(inputs['points']))):,}")
@@ -189,17 +239,25 @@ class Analytics:
             "versions": versions(accelerated=accelerated),
             "accelerated": [gpu["name"] for gpu in list_gpus()] if accelerated else None,
         }
-        entry = self._core.cache.entry(f"analytics/{task.__name__.removesuffix('_task')}", key)
-        with entry.lock():
-            arrays, facts = self._core.load_arrays(entry), entry.load_meta()
-            if arrays is None or facts is None:
-                self._core.misses += 1
-                setup = Setup(accelerated, self._core.options.threads)
-                with self._core.progress.task(label, "steps") as show, self._sent(inputs) as sent:
-                    facts, arrays = self._child().call(task, show, setup, **sent, **parameters)
-                entry.save(facts, arrays)
-            else:
-                self._core.hits += 1
+        sent: dict[str, Points | None] = {}
+
+        @contextlib.contextmanager
+        def around() -> Iterator[None]:
+            with self._sent(inputs) as files:
+                sent.update(files)
+                yield
+
+        setup = Setup(accelerated, self._core.options.threads)
+        facts, arrays = self._core.measure(
+            Job(
+                Measurement(f"analytics/{name}", 2, run_task, "steps", _FOUND, remembered=False),
+                label,
+                key,
+                lambda _: (task, setup, sent, parameters),
+                around=around,
+                worker=self._child,
+            )
+        )
         if facts["backend"] not in self.backends:
             self.backends.append(facts["backend"])
         return facts, arrays

@@ -1,94 +1,130 @@
-"""Attention of prompts: what heads do, and how far a candidate's are from the reference's."""
+"""Attention on prompts: one decode per subject serves every test."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from gguf_harness.errors import OptionError
+from gguf_harness.errors import OptionError, PromptError, VocabularyMismatch
 from gguf_harness.measure.activations import ActivationReader
 from gguf_harness.measure.attention import AttentionRequest, KeptPatterns, observe_attention
 from gguf_harness.measure.attention_drift import compare_attention
+from gguf_harness.measure.attention_results import AttentionDrift, HeadBehaviour
+from gguf_harness.measure.measurement import ARRAYS, Files, Format, Job, Measurement
+from gguf_harness.store.arrays import Arrays
 
 if TYPE_CHECKING:
     from gguf_harness.inputs.corpora import Corpus
+    from gguf_harness.inputs.ladder import PlannedSubject
     from gguf_harness.inputs.prompts import PromptSet
-    from gguf_harness.runner.core import Core, LoadedModel
-    from gguf_harness.store.arrays import Arrays
+    from gguf_harness.inputs.subjects import Subject
+    from gguf_harness.measure.core import Core
     from gguf_harness.store.cache import Entry
 
-__all__ = ["Attentions"]
+__all__ = ["Attention"]
 
 _KEPT_PROMPTS: Final = 2
+_OWN, _DRIFT = "own.", "drift."
 
 
-class Attentions:
-    """Attention of a prompt set, each model's once per session and from the cache where it can."""
+def _pack(both: tuple[Arrays, Arrays]) -> tuple[dict[str, Any], Arrays]:
+    own, drift = ({f"{prefix}{name}": values for name, values in arrays.items()}
+                  for prefix, arrays in zip((_OWN, _DRIFT), both, strict=True))  # fmt: skip
+    return {}, own | drift
 
-    def __init__(self, core: Core) -> None:
+
+def _unpack(_: dict[str, Any], arrays: Arrays) -> tuple[Arrays, Arrays]:
+    own, drift = ({name.removeprefix(prefix): values for name, values in arrays.items() if name.startswith(prefix)}
+                  for prefix in (_OWN, _DRIFT))  # fmt: skip
+    return own, drift
+
+
+_OBSERVED: Final = Measurement("attention/observed", 2, observe_attention, "prompts", ARRAYS)
+_COMPARED: Final = Measurement("attention/compared", 3, compare_attention, "prompts", Format(_pack, _unpack))
+_ACTIVATIONS: Final[Files[Arrays]] = Files("activations", lambda folder, _: ActivationReader.is_there(folder))
+
+
+class Attention:
+    """What heads do with a set of prompts, and how far a candidate's attention is from the reference's.
+
+    Args:
+        core: measures.
+        prompts: what is read.
+        corpus: says which tokens are rare.
+        reference: on whose tokens candidates are measured; None where there is none.
+    """
+
+    def __init__(self, core: Core, prompts: PromptSet, corpus: Corpus, reference: PlannedSubject | None = None) -> None:
         self._core = core
+        self._prompts = prompts
+        self._corpus = corpus
+        self._reference = reference
 
-    def observe(self, model: LoadedModel, prompts: PromptSet, corpus: Corpus) -> Arrays:
+    def __call__(self, model: Subject) -> HeadBehaviour:
+        """What each head of a subject does with the prompts."""
+        reference = self._reference_of(model)
+        if reference is None:
+            own = self.observe(model)
+        else:
+            # The same decode serves the comparison, which some test of a candidate is about to ask for.
+            try:
+                own, _ = self.compare(model, reference)
+            except (PromptError, VocabularyMismatch):
+                # Other tokens, or a single one: what it does by itself can be told all the same.
+                own = self.observe(model)
+        self._keep(model, own)
+        behaviour = HeadBehaviour.of(own)
+        self._core.notes.add_heads(
+            model.name,
+            [
+                {"layer": layer, "head": head, "kind": kind.kind, "reason": kind.reason}
+                for (layer, head), kind in zip(behaviour.heads, behaviour.kinds, strict=True)
+            ],
+        )
+        return behaviour
+
+    def drift(self, candidate: Subject, reference: Subject) -> AttentionDrift:
+        """How far a candidate's attention is from the reference's, on the same tokens."""
+        own, drift = self.compare(candidate, reference)
+        self._keep(candidate, own)
+        self._keep(reference, self.observe(reference))
+        return AttentionDrift.of(drift)
+
+    def observe(self, model: Subject) -> Arrays:
         """What each head does; see `observe_attention`. The activations stay in the cache, for candidates."""
-        entry = self._entry(model, prompts, corpus)
+        return self._core.measure(self._observed(model))
 
-        def measure() -> Arrays:
-            with self._core.progress.task(f"attention of {model.name}", "prompts") as show:
-                request = self._request(model, prompts, corpus, entry)
-                return self._core.shared_worker(model.name).call(observe_attention, show, request)
+    def compare(self, model: Subject, reference: Subject) -> tuple[Arrays, Arrays]:
+        """(what each head of a candidate does, how far its attention is from the reference's)."""
+        base_job = self._observed(reference)
+        base = self._core.entry(base_job)
+        job = Job(
+            _COMPARED,
+            f"attention of {model.name}",
+            self._key(model) | {"reference": base.digest},
+            lambda entry: (self._request(model, entry), base.folder, self._core.measure(base_job)),
+            subjects=(model,),
+            reads=base_job,
+        )
+        return self._core.measure(job)
 
-        def usable(_: Arrays) -> bool:
-            return ActivationReader.is_there(entry.folder)
-
-        about = {"model": model.name, "prompts": prompts.name}
-        return self._core.once(
-            ("attention", str(entry.folder)), lambda: self._core.stored_arrays(entry, about, measure, usable)
+    def _observed(self, model: Subject) -> Job[Arrays]:
+        return Job(
+            _OBSERVED,
+            f"attention of {model.name}",
+            self._key(model),
+            lambda entry: (self._request(model, entry),),
+            subjects=(model,),
+            files=_ACTIVATIONS,
         )
 
-    def compare(
-        self, model: LoadedModel, reference: LoadedModel, prompts: PromptSet, corpus: Corpus
-    ) -> tuple[Arrays, Arrays]:
-        """What each head of a candidate does, and how far its attention is from the reference's."""
-        base = self._entry(reference, prompts, corpus)
-        own = self._entry(model, prompts, corpus, "compared", reference=base.digest)
-        drift = self._entry(model, prompts, corpus, "drift", reference=base.digest)
-
-        def decode(arrays: Arrays) -> tuple[Arrays, Arrays]:
-            with self._core.progress.task(f"attention of {model.name}", "prompts") as show:
-                request = self._request(model, prompts, corpus, own)
-                worker = self._core.shared_worker(model.name)
-                return worker.call(compare_attention, show, request, base.folder, arrays)
-
-        def measure() -> tuple[Arrays, Arrays]:
-            with drift.lock():
-                stored = self._core.load_arrays(own), self._core.load_arrays(drift)
-                if stored[0] is not None and stored[1] is not None:
-                    self._core.hits += 1
-                    return stored[0], stored[1]
-                found = self._core.reading(base, lambda: self.observe(reference, prompts, corpus), decode)
-                self._core.misses += 1
-                self._core.check_unchanged(model)
-                own.save({"model": model.name, "prompts": prompts.name}, found[0])
-                drift.save({"model": model.name, "reference": reference.name, "prompts": prompts.name}, found[1])
-                return found
-
-        return self._core.once(("attention drift", str(drift.folder)), measure)
-
-    def _entry(
-        self, model: LoadedModel, prompts: PromptSet, corpus: Corpus, name: str = "observed", **more: str
-    ) -> Entry:
-        key: dict[str, Any] = {
-            "model": model.sha256,
-            "prompts": prompts.sha256,
-            "text": corpus.sha256,
-            "settings": self._core.settings.to_json(),
-            "engine": self._core.engine_key,
-        }
+    def _key(self, model: Subject) -> dict[str, Any]:
+        key = self._core.key(model) | {"prompts": self._prompts.sha256, "text": self._corpus.sha256}
         kept = self._kept(model)
         if (kept.layers, kept.heads) != (None, None):
             key["kept"] = {"layers": kept.layers, "heads": kept.heads}
-        return self._core.cache.entry(f"attention/{name}", key | more)
+        return key
 
-    def _kept(self, model: LoadedModel) -> KeptPatterns:
+    def _kept(self, model: Subject) -> KeptPatterns:
         """The patterns to show, of layers and heads that the model has."""
         asked = self._core.options.layers, self._core.options.heads
         counts = model.info.n_layer, model.info.n_head
@@ -101,16 +137,34 @@ class Attentions:
                 )
         return KeptPatterns(_KEPT_PROMPTS, *asked)
 
-    def _request(self, model: LoadedModel, prompts: PromptSet, corpus: Corpus, entry: Entry) -> AttentionRequest:
+    def _request(self, model: Subject, entry: Entry) -> AttentionRequest:
         return AttentionRequest(
             model=model.name,
             files=model.files,
             architecture=model.info.architecture,
             n_layer=model.info.n_layer or 0,
-            settings=self._core.settings,
-            prompts=prompts.prompts,
-            text=corpus.text,
+            settings=model.settings,
+            prompts=self._prompts.prompts,
+            text=self._corpus.text,
             folder=entry.folder,
             limit_bytes=self._core.entry_limit,
             kept=self._kept(model),
         )
+
+    def _reference_of(self, model: Subject) -> Subject | None:
+        if self._reference is None or self._reference.name == model.name:
+            return None
+        reference = self._core.sound(self._reference)
+        if reference is None:
+            return None
+        ours, theirs = ((info.vocab_sha256, info.n_layer, info.n_head) for info in (model.info, reference.info))
+        return reference if ours == theirs else None
+
+    def _keep(self, model: Subject, arrays: Arrays) -> None:
+        notes = self._core.notes
+        notes.set("prompts", self._prompts.to_json() | {"tokens": self._core.options.gen_tokens})
+        problems = [str(problem) for problem in arrays["problems"]]
+        notes.warn_of_prompts(model.name, problems, len(self._prompts.prompts))
+        kept = {name: values for name, values in arrays.items() if name.startswith(("kept", "pattern_", "pieces_"))}
+        if kept:
+            notes.add_arrays(model.name, "attention", "attention patterns of some prompts", kept)

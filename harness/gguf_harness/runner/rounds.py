@@ -26,8 +26,9 @@ from gguf_harness.measure.speed import bench_settings
 if TYPE_CHECKING:
     from gguf_harness.engine.settings import SessionSettings
     from gguf_harness.engine.worker import Worker
-    from gguf_harness.runner.core import Core, LoadedModel
-    from gguf_harness.runner.timed import Timed
+    from gguf_harness.inputs.subjects import Subject
+    from gguf_harness.measure.core import Core
+    from gguf_harness.runner.speed import Servers
 
 __all__ = ["Round", "Rounds", "call_overhead"]
 
@@ -56,39 +57,49 @@ class Round:
 
 
 class Rounds:
-    """Rounds of a model, with the machine for themselves: whatever else is loaded is closed first."""
+    """Rounds of a subject, with the machine for themselves: whatever else is loaded is closed first.
 
-    def __init__(self, core: Core, timed: Timed) -> None:
+    Args:
+        core: starts workers.
+        servers: start servers.
+    """
+
+    def __init__(self, core: Core, servers: Servers) -> None:
         self._core = core
-        self._timed = timed
+        self._servers = servers
 
     @contextlib.contextmanager
-    def prompt(self, model: LoadedModel) -> Iterator[Round]:
+    def prompt(self, model: Subject) -> Iterator[Round]:
         """Prompt processing, llama-bench's pp: the model stays loaded, the cache is empty at the start of a round."""
-        tokens = self._core.options.pp
+        tokens, settings = self._core.options.pp, self._settings(model)
         with self._prepared(model, f"pp{tokens}") as (worker, prepare):
 
             def run() -> int:
-                worker.call(prompt_round, None, model.files, self._settings, tokens)
+                worker.call(prompt_round, None, model.files, settings, tokens)
                 return tokens
 
-            yield Round(f"pp{tokens}", prepare, run, 1, lambda: call_overhead(worker), lambda: self._watch(worker))
+            yield Round(
+                f"pp{tokens}", prepare, run, 1, lambda: call_overhead(worker), lambda: self._watch(worker, settings)
+            )
 
     @contextlib.contextmanager
-    def generation(self, model: LoadedModel) -> Iterator[Round]:
+    def generation(self, model: Subject) -> Iterator[Round]:
         """Generation, llama-bench's tg."""
-        tokens = self._core.options.tg
+        tokens, settings = self._core.options.tg, self._settings(model)
         with self._prepared(model, f"tg{tokens}") as (worker, prepare):
 
             def run() -> int:
-                worker.call(generation_round, None, model.files, self._settings, tokens)
+                worker.call(generation_round, None, model.files, settings, tokens)
                 return tokens
 
-            yield Round(f"tg{tokens}", prepare, run, 1, lambda: call_overhead(worker), lambda: self._watch(worker))
+            yield Round(
+                f"tg{tokens}", prepare, run, 1, lambda: call_overhead(worker), lambda: self._watch(worker, settings)
+            )
 
     @contextlib.contextmanager
-    def load(self, model: LoadedModel) -> Iterator[Round]:
+    def load(self, model: Subject) -> Iterator[Round]:
         """Loading the model and creating a context; the files are in the system's cache after the warm-up."""
+        settings = self._settings(model)
         with self._prepared(model, "load") as (worker, prepare):
 
             def unload() -> None:
@@ -96,12 +107,12 @@ class Rounds:
                 worker.call(unload_round, None)
 
             def run() -> None:
-                worker.call(load_round, None, model.files, self._settings)
+                worker.call(load_round, None, model.files, settings)
 
-            yield Round("load", unload, run, 1, lambda: call_overhead(worker), lambda: self._watch(worker))
+            yield Round("load", unload, run, 1, lambda: call_overhead(worker), lambda: self._watch(worker, settings))
 
     @contextlib.contextmanager
-    def served(self, model: LoadedModel) -> Iterator[Round]:
+    def served(self, model: Subject) -> Iterator[Round]:
         """All requests of all clients to a running server; the prompts of each round are its own."""
         request = self._core.options.served_request
         clients: list[Client] = []
@@ -113,41 +124,39 @@ class Rounds:
             def prepare() -> None:
                 show(0, request.repetitions)
                 if not clients:
-                    server = self._timed.server(model)
+                    server = self._servers(model)
                     clients.append(Client(server.url, server.api_key, timeout_s=request.timeout_s))
                     warm_up(server, clients[0], request)
 
             def run() -> int:
-                answers = ask_all(self._timed.server(model), clients[0], request, next(numbers))
+                answers = ask_all(self._servers(model), clients[0], request, next(numbers))
                 return sum(completion.tokens for completion in answers.completions)
 
             try:
-                yield Round(name, prepare, run, 0, None, lambda: watch_server(self._timed.server(model)))
+                yield Round(name, prepare, run, 0, None, lambda: watch_server(self._servers(model)))
             finally:
                 self._core.close()
 
-    @property
-    def _settings(self) -> SessionSettings:
+    def _settings(self, model: Subject) -> SessionSettings:
         options = self._core.options
-        return bench_settings(self._core.settings, max(options.pp, options.tg))
+        return bench_settings(model.settings, max(options.pp, options.tg))
 
-    def _watch(self, worker: Worker) -> Watch:
-        settings = self._settings
+    def _watch(self, worker: Worker, settings: SessionSettings) -> Watch:
         pids = [worker.pid] if worker.pid is not None else []
         return Watch(settings.threads, pids, worker=worker.pid, on_gpu=settings.n_gpu_layers != 0)
 
     @contextlib.contextmanager
-    def _prepared(self, model: LoadedModel, name: str) -> Iterator[tuple[Worker, Callable[[], None]]]:
+    def _prepared(self, model: Subject, name: str) -> Iterator[tuple[Worker, Callable[[], None]]]:
         """A worker of its own, and what makes it ready: the model loaded, no token decoded."""
-        rounds, done = self._core.options.repetitions + 1, itertools.count()
+        rounds, done, settings = self._core.options.repetitions + 1, itertools.count(), self._settings(model)
         self._core.close()
         with (
             self._core.progress.task(f"benchmark {name} of {model.name}", "rounds") as show,
-            self._core.new_worker(model.name) as worker,
+            self._core.new_worker(model.model.name) as worker,
         ):
 
             def load() -> None:
-                worker.call(clear_round, None, model.files, self._settings)
+                worker.call(clear_round, None, model.files, settings)
 
             def prepare() -> None:
                 show(min(next(done), rounds), rounds)

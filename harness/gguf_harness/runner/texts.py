@@ -1,64 +1,157 @@
-"""Texts that models write, and what the reference says of them."""
+"""Texts that models write, once per subject however many tests ask, and what the reference says of them."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
+from gguf_harness.errors import HarnessError, ModelError, NoPrompt, PromptError
 from gguf_harness.measure import generate
+from gguf_harness.measure.generate import Generation, Generations, TextScore
+from gguf_harness.measure.measurement import Job, Measurement, as_json
+from gguf_harness.metrics.text import TextPair
 
 if TYPE_CHECKING:
-    from gguf_harness.inputs.prompts import PromptSet
-    from gguf_harness.measure.generate import Generations, TextScore
-    from gguf_harness.runner.core import Core, LoadedModel
-    from gguf_harness.store.cache import Entry
+    from gguf_harness.inputs.prompts import Prompt, PromptSet
+    from gguf_harness.inputs.subjects import Subject
+    from gguf_harness.measure.core import Core
 
 __all__ = ["Texts"]
 
+_SHOWN_CHARACTERS: Final = 2000
+
+
+def _scores_to_json(scores: dict[str, TextScore]) -> dict[str, Any]:
+    return {prompt: asdict(score) for prompt, score in scores.items()}
+
+
+def _scores_from_json(stored: dict[str, Any]) -> dict[str, TextScore]:
+    return {prompt: TextScore(**score) for prompt, score in stored.items()}
+
+
+_GENERATIONS: Final[Measurement[Generations]] = Measurement(
+    "texts/generations", 2, generate.generate_texts, "prompts",
+    as_json(generate.generations_to_json, generate.generations_from_json),
+)  # fmt: skip
+_SCORES: Final = Measurement(
+    "texts/scores", 2, generate.score_texts, "prompts", as_json(_scores_to_json, _scores_from_json)
+)
+
 
 class Texts:
-    """Generated texts, each model's once per session and from the cache where it can."""
+    """Continuations of a set of prompts, greedy.
 
-    def __init__(self, core: Core) -> None:
+    Args:
+        core: measures.
+        prompts: what is continued.
+    """
+
+    def __init__(self, core: Core, prompts: PromptSet) -> None:
         self._core = core
+        self._prompts = prompts
 
-    def generations(self, model: LoadedModel, prompts: PromptSet) -> Generations:
-        """How a model continues each prompt, or why it cannot; see `generate_texts`."""
-        entry = self._entry(model, prompts)
+    def __call__(self, model: Subject, prompt: Prompt) -> Generation:
+        """How a subject continues a prompt.
 
-        def measure() -> dict[str, Any]:
-            given, limit = prompts.prompts, self._core.options.gen_tokens
-            request = generate.GenerateRequest(model.name, model.files, self._core.settings, given, limit)
-            with self._core.progress.task(f"texts of {model.name}", "prompts") as show:
-                found = self._core.shared_worker(model.name).call(generate.generate_texts, show, request)
-            return generate.generations_to_json(found)
+        Raises:
+            PromptError: the model cannot have this prompt.
+        """
+        continued = self._all(model)[prompt.id]
+        if isinstance(continued, PromptError):
+            raise continued.with_traceback(None)
+        return continued
 
-        key = ("generations", str(entry.folder))
-        return self._core.once(key, lambda: self._core.stored(entry, measure, generate.generations_from_json))
+    def compare(self, candidate: Subject, reference: Subject, prompt: Prompt) -> TextPair:
+        """A candidate's continuation of a prompt beside the reference's.
 
-    def scores(self, model: LoadedModel, reference: LoadedModel, prompts: PromptSet) -> dict[str, TextScore]:
+        Raises:
+            PromptError: one of both cannot have this prompt.
+            ModelError: their chat templates made different prompts of it.
+            NoPrompt: none of the prompts can be compared.
+        """
+        problems = self._problems(candidate, reference)
+        if prompt.id in problems:
+            raise problems[prompt.id].with_traceback(None)
+        own, other = self(reference, prompt), self(candidate, prompt)
+        score = self.scores(candidate, reference)[prompt.id]
+        return TextPair(own.text, other.text, own.tokens, other.tokens, score.nll, score.gap)
+
+    def compare_all(
+        self, candidate: Subject, reference: Subject
+    ) -> tuple[dict[str, TextPair], dict[str, HarnessError]]:
+        """All prompts by id: (those that can be compared, those that cannot and why)."""
+        problems = self._problems(candidate, reference)
+        left = [prompt for prompt in self._prompts.prompts if prompt.id not in problems]
+        return {prompt.id: self.compare(candidate, reference, prompt) for prompt in left}, dict(problems)
+
+    def generations(self, model: Subject) -> Generations:
+        """How a subject continues each prompt, or why it cannot; see `generate_texts`."""
+        return self._core.measure(self._generations(model))
+
+    def scores(self, model: Subject, reference: Subject) -> dict[str, TextScore]:
         """What the reference says of a candidate's texts, for all prompts that both were given alike."""
-        of, under = (self._entry(each, prompts).digest for each in (model, reference))
-        entry = self._core.cache.entry("texts/scores", {"of": of, "under": under})
+        of, under = (self._core.entry(self._generations(each)).digest for each in (model, reference))
 
-        def measure() -> dict[str, Any]:
-            texts = generate.continuations(self.generations(reference, prompts), self.generations(model, prompts))
-            request = generate.ScoreRequest(reference.files, self._core.settings, texts)
-            with self._core.progress.task(f"texts of {model.name} under {reference.name}", "prompts") as show:
-                scores = self._core.shared_worker(reference.name).call(generate.score_texts, show, request)
-            return {prompt: asdict(score) for prompt, score in scores.items()}
+        def arguments(_: object) -> tuple[generate.ScoreRequest]:
+            texts = generate.continuations(self.generations(reference), self.generations(model))
+            return (generate.ScoreRequest(reference.files, reference.settings, texts),)
 
-        def read(stored: dict[str, Any]) -> dict[str, TextScore]:
-            return {prompt: generate.TextScore(**score) for prompt, score in stored.items()}
+        label = f"texts of {model.name} under {reference.name}"
+        key = {"of": of, "under": under}
+        return self._core.measure(Job(_SCORES, label, key, arguments, subjects=(reference,)))
 
-        return self._core.once(("text_scores", str(entry.folder)), lambda: self._core.stored(entry, measure, read))
+    def _generations(self, model: Subject) -> Job[Generations]:
+        limit = self._core.options.gen_tokens
+        request = generate.GenerateRequest(model.name, model.files, model.settings, self._prompts.prompts, limit)
+        key = self._core.key(model) | {"prompts": self._prompts.sha256, "tokens": limit}
+        return Job(_GENERATIONS, f"texts of {model.name}", key, lambda _: (request,), subjects=(model,))
 
-    def _entry(self, model: LoadedModel, prompts: PromptSet) -> Entry:
-        key = {
-            "model": model.sha256,
-            "prompts": prompts.sha256,
-            "tokens": self._core.options.gen_tokens,
-            "settings": self._core.settings.to_json(),
-            "engine": self._core.engine_key,
-        }
-        return self._core.cache.entry("texts/generations", key)
+    def _problems(self, candidate: Subject, reference: Subject) -> dict[str, HarnessError]:
+        """Why prompts cannot be compared; where none can, that is no matter of single prompts."""
+        problems: dict[str, HarnessError] = {}
+        own, other = self._all(reference), self._all(candidate)
+        for prompt in self._prompts.prompts:
+            ours, theirs = own[prompt.id], other[prompt.id]
+            if isinstance(ours, PromptError):
+                problems[prompt.id] = ours
+            elif isinstance(theirs, PromptError):
+                problems[prompt.id] = theirs
+            elif ours.prompt_tokens != theirs.prompt_tokens:
+                # No matter of this prompt: the files differ in more than their weights.
+                problems[prompt.id] = ModelError(
+                    f"Prompt {prompt.id!r}: the chat templates of {candidate.name} and {reference.name} make different"
+                    " prompts of it.",
+                    "Give both files the same template: texts are compared where only the weights differ.",
+                )
+        if len(problems) == len(self._prompts.prompts):
+            first = problems[self._prompts.prompts[0].id]
+            raise NoPrompt(
+                f"None of the {len(problems)} prompts can be compared between {candidate.name} and {reference.name}."
+                f" {first.message}",
+                first.hint,
+            )
+        return problems
+
+    def _all(self, model: Subject) -> Generations:
+        generations, notes = self.generations(model), self._core.notes
+        refused = [each for each in generations.values() if isinstance(each, PromptError)]
+        if len(refused) == len(generations):
+            message = f"None of the {len(generations)} prompts can be given to {model.name}. {refused[0].message}"
+            raise NoPrompt(message, refused[0].hint)
+        notes.warn_of_prompts(model.name, [each.message for each in refused], len(generations))
+        notes.set("prompts", self._prompts.to_json() | {"tokens": self._core.options.gen_tokens})
+        notes.add_texts(model.name, [_row(prompt, generations[prompt.id]) for prompt in self._prompts.prompts])
+        return generations
+
+
+def _row(prompt: Prompt, generation: Generation | PromptError) -> dict[str, object]:
+    """What run.json keeps of a continuation."""
+    given = prompt.plain()
+    if len(given) > _SHOWN_CHARACTERS:
+        given = f"{given[:_SHOWN_CHARACTERS]}… ({len(given)} characters)"
+    row: dict[str, object] = {"prompt": prompt.id, "given": given, "text": None, "tokens": None, "templated": None}
+    if isinstance(generation, PromptError):
+        return row | {"problem": generation.message}
+    return row | {
+        "text": generation.text, "tokens": len(generation.tokens), "templated": generation.templated, "problem": None
+    }  # fmt: skip

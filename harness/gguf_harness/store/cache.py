@@ -1,7 +1,7 @@
 """Measurements on disk, by content.
 
     <cache>/passes/<key>/             meta.json and arrays.npz of one pass, and the reference's log-probabilities
-    <cache>/speed/<key>/              the same for timings, and so on: `gguf_harness.store.versions` has all
+    <cache>/speed/<key>/              the same for timings, and so on: a folder for each family of measurements
     <cache>/models/<key>/             quantized models
     <cache>/scratch/                  large files of a moment
     <cache>/logs/                     llama.cpp's own words, one file per model
@@ -16,6 +16,7 @@ import contextlib
 import hashlib
 import json
 import math
+import re
 import secrets
 import shutil
 import time
@@ -27,6 +28,7 @@ from gguf_harness.errors import StoreError, write_error
 from gguf_harness.store.cache_space import (
     ARRAYS_FILE,
     META_FILE,
+    OTHER_FOLDERS,
     SCRATCH,
     USED_FILE,
     entry_lock,
@@ -38,13 +40,13 @@ from gguf_harness.store.cache_space import (
 )
 from gguf_harness.store.locks import HeldLock, hold
 from gguf_harness.store.runs import to_json, write_json
-from gguf_harness.store.versions import VERSIONS
 
 if TYPE_CHECKING:
     from gguf_harness.store.arrays import Arrays
 
 __all__ = ["Cache", "Entry"]
 
+_WORD: Final = re.compile(r"[a-z][a-z_]*")
 _COUNT_EVERY_S: Final = 60.0
 """Other processes add to a cache as well: its size is counted anew after so long."""
 
@@ -67,30 +69,24 @@ class Entry:
         """Where the arrays are."""
         return self.folder / ARRAYS_FILE
 
-    def load_meta(self) -> dict[str, Any] | None:
-        """The stored description; None when there is none (yet), or it is damaged."""
+    def load(self) -> tuple[dict[str, Any], Arrays] | None:
+        """The stored description and arrays; None when there are none (yet), or they are damaged."""
         meta = self._read()
         if meta is None:
             return None
-        self._cache.used(self)
-        return dict(meta["value"])
+        arrays: Arrays = {}
+        if meta.get("arrays") is not None:
+            from gguf_harness.store.arrays import checksums, load_arrays
 
-    def load(self) -> Arrays | None:
-        """The stored arrays, or None when there are none or they are damaged: they are then measured again."""
-        from gguf_harness.store.arrays import checksums, load_arrays
-
-        meta = self._read()
-        if meta is None:
-            return None
-        try:
-            # Arrays and description are two files: a process may have ended between them.
-            if meta.get("arrays") != checksums(self.arrays_file):
+            try:
+                # Arrays and description are two files: a process may have ended between them.
+                if meta["arrays"] != checksums(self.arrays_file):
+                    return None
+                arrays = load_arrays(self.arrays_file)
+            except StoreError:
                 return None
-            arrays = load_arrays(self.arrays_file)
-        except StoreError:
-            return None
         self._cache.used(self)
-        return arrays
+        return dict(meta["value"]), arrays
 
     def _read(self) -> dict[str, Any] | None:
         """What the description's file says, if it is whole and belongs to this key."""
@@ -116,15 +112,20 @@ class Entry:
             return None
         return status.st_ino, status.st_mtime_ns
 
-    def save(self, value: dict[str, Any], arrays: Arrays | None = None) -> None:
+    def save(self, value: dict[str, Any], arrays: Arrays | None = None, about: str = "") -> None:
         """Keep a result. The description is written last: an entry without one does not count.
+
+        Args:
+            value: of JSON types.
+            arrays: kept beside it.
+            about: for people who look into the cache: what this is.
 
         Raises:
             StoreError: no space, no permission, or a number that JSON does not know.
         """
         from gguf_harness.store.arrays import checksums, save_arrays
 
-        meta: dict[str, Any] = {"key": self._key, "session": self._cache.session, "arrays": None}
+        meta: dict[str, Any] = {"about": about, "key": self._key, "session": self._cache.session, "arrays": None}
         if arrays is not None:
             save_arrays(self.arrays_file, arrays)
             meta["arrays"] = checksums(self.arrays_file)
@@ -178,20 +179,21 @@ class Cache:
         self._size: int | None = None
         self._counted = 0.0
 
-    def entry(self, measurement: str, key: dict[str, Any]) -> Entry:
+    def entry(self, measurement: str, version: int, key: dict[str, Any]) -> Entry:
         """The entry of a measurement.
 
         Args:
-            measurement: one of `gguf_harness.store.versions.VERSIONS`: "passes/reference".
+            measurement: its family, which is a folder of the cache, and its name: "passes/reference".
+            version: of the measurement.
             key: everything that it depends on but its version, as JSON types.
 
         Raises:
-            ValueError: an unknown measurement, or a key that is not of JSON types.
+            ValueError: no such name, or a key that is not of JSON types.
         """
-        if measurement not in VERSIONS:
-            raise ValueError(f"Measurement {measurement!r} has no version in gguf_harness.store.versions.VERSIONS.")
         kind, _, name = measurement.partition("/")
-        full = _canonical({"measurement": name, "version": VERSIONS[measurement], "key": key})
+        if not (_WORD.fullmatch(kind) and _WORD.fullmatch(name)) or kind in OTHER_FOLDERS:
+            raise ValueError(f"{measurement!r} is no name of a measurement, expected family/name in lower case.")
+        full = _canonical({"measurement": name, "version": version, "key": key})
         return Entry(self, self.root / kind / _digest(full)[:24], full)
 
     def used(self, entry: Entry) -> None:

@@ -21,11 +21,11 @@ from typing import Final
 from gguf_harness.gguf.companions import CACHE_SIGNATURE, CACHE_TAG
 from gguf_harness.store.atomic_file import replacing
 from gguf_harness.store.locks import HeldLock, hold
-from gguf_harness.store.versions import folders
 
 __all__ = [
     "ARRAYS_FILE",
     "META_FILE",
+    "OTHER_FOLDERS",
     "SCRATCH",
     "USED_FILE",
     "Item",
@@ -50,7 +50,8 @@ USED_FILE: Final = ".used"
 SCRATCH: Final = "scratch"
 _RESULTS: Final = frozenset({ARRAYS_FILE, META_FILE, USED_FILE})
 _FILES: Final = ("hashes", "logs")
-"""Folders of the cache that hold files and no entries."""
+OTHER_FOLDERS: Final = frozenset({*_FILES, SCRATCH})
+"""Folders of the cache that hold no entries."""
 
 _TAG_CONTENT: Final = f"{CACHE_SIGNATURE}\n# This is a cache of gguf-harness. Everything in it can be measured again.\n"
 _ENTRY: Final = re.compile(r"[0-9a-f]{24}")
@@ -77,9 +78,14 @@ class Item:
     last_used: float
 
 
-def kinds() -> list[str]:
-    """Folders of the cache whose content can be listed and removed."""
-    return sorted((*folders(), *_FILES))
+def kinds(root: Path) -> list[str]:
+    """Folders of a cache whose content can be listed and removed: families of measurements, hashes and logs."""
+    return sorted((*_families(root), *_FILES))
+
+
+def _families(root: Path) -> list[str]:
+    """Folders of a cache that hold entries. Which there are is for measurements to say, and not known here."""
+    return sorted(path.name for path in _children(root) if path.is_dir() and path.name not in OTHER_FOLDERS)
 
 
 def entry_lock(folder: Path) -> Path:
@@ -107,17 +113,24 @@ def check_cache(root: Path) -> str | None:
         if (root / CACHE_TAG).read_text(encoding="utf-8").startswith(_TAG_CONTENT):
             return None
     # Before there were tags.
-    names = {path.name.removesuffix(".lock") for path in root.iterdir()}
-    strange = sorted(names - {*kinds(), SCRATCH})
-    if strange:
-        return f"it holds {strange[0]!r}"
+    names = sorted({path.name.removesuffix(".lock") for path in root.iterdir()})
+    strange = next((name for name in names if name not in OTHER_FOLDERS and not _holds_entries(root / name)), None)
+    if strange is not None:
+        return f"it holds {strange!r}"
     return None if names else "it is empty"
+
+
+def _holds_entries(folder: Path) -> bool:
+    """Whether there is nothing but entries and their locks in a folder."""
+    if folder.is_symlink() or not folder.is_dir():
+        return False
+    return all(_ENTRY.fullmatch(path.name.removesuffix(".lock")) for path in folder.iterdir())
 
 
 def list_items(root: Path) -> list[Item]:
     """Everything that can be removed, the least recently used first. Links are not followed."""
     items: list[Item] = []
-    for kind in folders():
+    for kind in _families(root):
         for path in _children(root / kind):
             if _ENTRY.fullmatch(path.name) and path.is_dir():
                 size, newest = _content(path)
@@ -245,7 +258,7 @@ def _scratch_guard(root: Path) -> Iterator[None]:
 
 def sweep_locks(root: Path) -> None:
     """Remove locks of entries that are gone."""
-    for kind in folders():
+    for kind in _families(root):
         for lock in _children(root / kind):
             folder = lock.with_name(lock.name.removesuffix(".lock"))
             if lock.name.endswith(".lock") and _ENTRY.fullmatch(folder.name) and not folder.exists():

@@ -1,0 +1,86 @@
+"""What is measured: a model file and how it is run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from gguf_harness.engine.settings import SessionSettings
+    from gguf_harness.inputs.models import ModelInfo
+
+__all__ = ["Model", "Subject", "subject_name"]
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model that is on disk and valid.
+
+    Attributes:
+        name: as it stands in tables.
+        info: what its header says.
+        sha256: hash of its content.
+    """
+
+    name: str
+    info: ModelInfo
+    sha256: str
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The GGUF file, or its splits."""
+        return self.info.files
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A model and how it is run. A file with default settings is the simplest subject.
+
+    Attributes:
+        model: what is loaded.
+        settings: how: context, batches, threads, types of the KV cache.
+        variant: what differs from the settings of the session, "kv=q8_0/q4_0"; None where nothing does.
+    """
+
+    model: Model
+    settings: SessionSettings
+    variant: str | None = None
+
+    @property
+    def name(self) -> str:
+        """As it stands in tests, tables and results: `tiny-Q4_K_M`, `tiny-Q4_K_M [kv=q8_0/q4_0]`."""
+        return subject_name(self.model.name, self.variant)
+
+    @property
+    def info(self) -> ModelInfo:
+        """What the header of its file says."""
+        return self.model.info
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the content of its file."""
+        return self.model.sha256
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The GGUF file, or its splits."""
+        return self.model.files
+
+    def key(self) -> dict[str, Any]:
+        """What numbers that were decoded depend on, as JSON types: the content of the file, and how it is run."""
+        return {"model": self.sha256, "settings": self.settings.to_json()}
+
+    def to_json(self) -> dict[str, Any]:
+        """What a run says of it beside what the file holds."""
+        return {"name": self.name, "file": self.model.name, "variant": self.variant, "context": self.settings.to_json()}
+
+    def __repr__(self) -> str:
+        """Short: pytest shows it in messages of failed assertions."""
+        return f"<subject {self.name}>"
+
+
+def subject_name(model: str, variant: str | None) -> str:
+    """The name of a model that is run in a certain way."""
+    return model if variant is None else f"{model} [{variant}]"

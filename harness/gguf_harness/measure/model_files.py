@@ -1,0 +1,178 @@
+"""Models of a session on disk: validated, hashed, quantized where that was asked for, and the same until the end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from gguf_harness.engine.tasks import quantize_task
+from gguf_harness.errors import ModelError
+from gguf_harness.inputs.models import load_info, twins
+from gguf_harness.inputs.sources import ModelSource
+from gguf_harness.inputs.subjects import Model, Subject
+from gguf_harness.measure.measurement import Files, Job, Measurement, as_json
+from gguf_harness.store.file_hashes import FileState, file_states, hash_files
+
+if TYPE_CHECKING:
+    from gguf_harness.engine.worker import WorkerContext
+    from gguf_harness.inputs.ladder import PlannedModel, PlannedSubject
+    from gguf_harness.measure.core import Core
+    from gguf_harness.store.cache import Entry
+
+__all__ = ["ModelFiles"]
+
+
+def _quantize(
+    context: WorkerContext,
+    files: Sequence[Path],
+    destination: Path,
+    quant: str,
+    threads: int,
+    imatrix: Path | None,
+    cache: Path,
+) -> dict[str, str]:
+    """Quantize a model; the hash of what was made."""
+    quantize_task(context, files, destination, quant, threads, imatrix)
+    return {"sha256": hash_files([destination], cache)}
+
+
+_QUANTIZED: Final = Measurement(
+    "models/quantized", 2, _quantize, "tensors", as_json(dict, dict), own_process=True, counted=False
+)
+
+
+class ModelFiles:
+    """The models of a session."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+        self._states: dict[tuple[Path, ...], tuple[FileState | None, ...]] = {}
+        self._loaded: dict[str, Model] = {}
+        self._used: set[str] = set()
+
+    def subject(self, planned: PlannedSubject) -> Subject:
+        """A subject whose model is on disk; see `Core.subject`."""
+        return Subject(
+            self.model(planned.model), planned.settings(self._core.options.session_settings), planned.variant
+        )
+
+    def model(self, planned: PlannedModel) -> Model:
+        """A model that is on disk and valid: quantized first where that was asked for.
+
+        Raises:
+            ModelError: a file changed since it was hashed.
+        """
+        loaded = self._loaded[planned.name] = self._core.once(("model", planned.name), lambda: self._load(planned))
+        self.check_unchanged(loaded)
+        return loaded
+
+    def _load(self, planned: PlannedModel) -> Model:
+        if planned.source is not None:
+            model = self._read(planned.name, planned.source)
+        if planned.base is not None:
+            model = self.model(planned.base)
+        if planned.quant is not None:
+            model = self._quantize(planned.name, model, planned.quant, with_imatrix=planned.base is not None)
+        return Model(planned.name, replace(model.info, name=planned.name), model.sha256)
+
+    def _read(self, name: str, source: ModelSource) -> Model:
+        """What files hold and their hash, of the same bytes."""
+        before = file_states(source.files)
+        info = load_info(source)
+        with self._core.progress.task(f"hashing {name}", "MB") as show:
+            sha256 = hash_files(source.files, self._core.options.cache, show)
+        if file_states(source.files) != before:
+            raise ModelError(
+                f"{name}: its file changed while it was being read.", "Run again when nothing writes to it any more."
+            )
+        self._states[source.files] = before
+        return Model(name, info, sha256)
+
+    def _quantize(self, name: str, source: Model, quant: str, *, with_imatrix: bool) -> Model:
+        """The quantized model; where the cache has another content than was once put there, made again."""
+        options = self._core.options
+        imatrix = options.imatrix if with_imatrix else None
+        imatrix_state = file_states([imatrix] if imatrix else [])
+
+        def made(folder: Path) -> ModelSource:
+            # Not the model's name: names may be longer than a file's may be.
+            return ModelSource(name, (folder / f"{quant}.gguf",), quant)
+
+        def is_there(folder: Path, value: dict[str, Any]) -> bool:
+            try:
+                return bool(self._read(name, made(folder)).sha256 == value["sha256"])
+            except ModelError:
+                return False
+
+        def prepare(entry: Entry) -> None:
+            entry.remove()
+            # Few are larger than their source; the rest of the room is made when the entry is stored.
+            self._core.cache.make_room(source.info.bytes, entry)
+
+        def check() -> None:
+            self._check_files(source)
+            if imatrix and file_states([imatrix]) != imatrix_state:
+                raise ModelError(f"{imatrix.name} changed while {name} was quantized with it.", "Run again.")
+
+        key = {
+            "source": source.sha256,
+            "quant": quant,
+            "imatrix": hash_files([imatrix], options.cache) if imatrix else None,
+            "engine": self._core.llama_cpp.key,
+        }
+        job = Job(
+            _QUANTIZED,
+            f"quantizing {name}",
+            key,
+            lambda entry: (source.files, made(entry.folder).files[0], quant, options.threads, imatrix, options.cache),
+            files=Files("file", is_there),
+            prepare=prepare,
+            check=check,
+        )
+        self._core.measure(job)
+        return self._read(name, made(self._core.entry(job).folder))
+
+    def check_unchanged(self, *models: Model) -> None:
+        """Refuse what was measured of files that are no longer what was hashed: it would be kept under a wrong key.
+
+        Raises:
+            ModelError: names the model and the file. Everything that needs the model fails with it from then on.
+        """
+        for model in models:
+            try:
+                self._check_files(model)
+            except ModelError as error:
+                self._core.fail(("model", model.name), error)
+                raise
+
+    def _check_files(self, model: Model) -> None:
+        before, now = self._states.get(model.files), file_states(model.files)
+        if before is None or before == now:
+            return
+        for file, old, new in zip(model.files, before, now, strict=True):
+            if new is None:
+                raise ModelError(
+                    f"{model.name}: {file.name} is gone since it was hashed.", f"Put it back to {file.parent}."
+                )
+            # A new name or new permissions change the state, and not the content.
+            if old != new and hash_files(model.files, self._core.options.cache) != model.sha256:
+                raise ModelError(
+                    f"{model.name}: {file.name} changed while it was being measured.",
+                    "What was measured of it does not count. Run again when nothing writes to it any more.",
+                )
+        self._states[model.files] = now
+
+    def use(self, model: str) -> None:
+        """Note that a worker is asked for a model."""
+        self._used.add(model)
+
+    def check_used(self) -> None:
+        """`check_unchanged` of each model that a worker was asked for since this was last called."""
+        used, self._used = self._used, set()
+        self.check_unchanged(*(self._loaded[name] for name in used if name in self._loaded))
+
+    def twin_warnings(self) -> list[str]:
+        """Models, of those on disk so far, that came out the same."""
+        return twins([(model.info, model.sha256) for model in self._loaded.values()])
