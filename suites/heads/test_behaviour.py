@@ -16,9 +16,8 @@ from gguf_harness.runner import LoadedModel
 def test_behaviour(model: LoadedModel, attention: Attend, record: Record) -> None:
     """Scores of each head: on the prompts, on random tokens that come twice, and of its weights."""
     estimates = attention(model).estimates()
-    for placed in estimates:
-        record(placed.estimate, layer=placed.layer, head=placed.head)
-    assert all(0 <= placed.estimate.value <= 1 for placed in estimates if placed.estimate.unit == "fraction")
+    record(estimates)
+    assert all(0 <= estimate.value <= 1 for estimate in estimates if estimate.unit == "fraction")
 
 
 @pytest.mark.metric("heads_redundant")
@@ -71,4 +70,4 @@ def test_heads_keep_their_behaviour(
     matches = match_heads([profile.values for profile in own.profiles], [profile.values for profile in base.profiles])
     matched = Estimate("head_matched_to_itself", float(np.mean([match.first == match.second for match in matches])), n)
     record(matched)
-    gate.where_set(kept, matched)
+    gate(kept, matched)

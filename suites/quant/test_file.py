@@ -13,12 +13,12 @@ from gguf_harness.runner import LoadedModel
 def test_file(model: LoadedModel, record: Record, gate: GateCheck) -> None:
     """Size and effective bits per weight."""
     estimates = _measure(model)
-    record(*estimates.values())
-    gate.where_set(*estimates.values(), measure=_measure)
+    record(estimates)
+    gate(estimates, relative_to=_measure)
 
 
-def _measure(model: LoadedModel) -> dict[str, Estimate]:
-    return {
-        "file_bytes": Estimate("file_bytes", model.info.bytes, 1),
-        "bits_per_weight": Estimate("bits_per_weight", model.info.bits_per_weight, 1),
-    }
+def _measure(model: LoadedModel) -> list[Estimate]:
+    return [
+        Estimate("file_bytes", model.info.bytes, 1),
+        Estimate("bits_per_weight", model.info.bits_per_weight, 1),
+    ]

@@ -17,14 +17,14 @@ def test_perplexity(model: LoadedModel, corpus_pass: CorpusPass, record: Record,
     estimate = perplexity(arrays["nll"])
     record(estimate)
 
-    def measure(reference: LoadedModel) -> dict[str, Estimate]:
-        return {"ppl": perplexity(corpus_pass(reference, windows_of=arrays)["nll"])}
+    def measure(reference: LoadedModel) -> Estimate:
+        return perplexity(corpus_pass(reference, windows_of=arrays)["nll"])
 
     def ratio(reference: LoadedModel) -> dict[str, Estimate]:
         ratios = compare_perplexity(arrays["nll"], corpus_pass(reference, windows_of=arrays)["nll"])
         return {"ppl": next(ratio for ratio in ratios if ratio.metric == "ppl_ratio")}
 
-    gate.where_set(estimate, measure=measure, paired=ratio)
+    gate(estimate, relative_to=measure, paired=ratio)
 
 
 @pytest.mark.metric("ppl_ratio")
@@ -38,5 +38,5 @@ def test_perplexity_stays_close_to_reference(
     """Perplexity over the reference's, paired token by token."""
     arrays = corpus_pass(candidate, against=reference)
     estimates = compare_perplexity(arrays["nll"], corpus_pass(reference, windows_of=arrays)["nll"])
-    record(*estimates)
-    gate(*sorted(estimates, key=lambda estimate: estimate.metric != "ppl_ratio"))
+    record(estimates)
+    gate(estimates)

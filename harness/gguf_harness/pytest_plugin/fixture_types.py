@@ -23,14 +23,12 @@ if TYPE_CHECKING:
     from gguf_harness.measure.served import ServedResult
     from gguf_harness.measure.side_by_side import SpeedResult
     from gguf_harness.metrics.embeddings import WordSpace
-    from gguf_harness.metrics.records import Estimate, PlacedEstimate
+    from gguf_harness.metrics.records import Estimate, Estimates
     from gguf_harness.metrics.sensitivity import Sensitivity
     from gguf_harness.metrics.text import TextPair
     from gguf_harness.metrics.weights import TensorError
     from gguf_harness.runner import LoadedModel
     from gguf_harness.store.arrays import Arrays
-
-    Measure = Callable[[LoadedModel], Mapping[str, Estimate]]
 
 __all__ = [
     "Analytics",
@@ -55,47 +53,41 @@ __all__ = [
 class Record(Protocol):
     """The fixture `record`."""
 
-    def __call__(
-        self,
-        *estimates: Estimate,
-        detail: str | None = None,
-        layer: int | None = None,
-        head: int | None = None,
-        part: str | None = None,
-    ) -> None:
+    def __call__(self, *estimates: Estimates, detail: str | None = None) -> None:
         """Keep estimates as rows of the run, whatever the test's outcome.
 
         Args:
-            estimates: what was measured.
-            detail: what the metric's name cannot say ("pp512, 5 repetitions").
-            layer: where it belongs to one layer of the model.
-            head: where it belongs to one head of that layer.
-            part: where it belongs to a group of tensors, such as a role.
+            estimates: what was measured, with its places; of a test's prompt where it has one and they name none.
+            detail: how it was measured ("pp512, 5 repetitions"), behind what the estimates themselves say.
         """
 
 
 class GateCheck(Protocol):
     """The fixture `gate`."""
 
-    def __call__(self, estimate: Estimate, *others: Estimate) -> Verdict:
+    def __call__(
+        self,
+        *estimates: Estimates,
+        relative_to: Callable[[LoadedModel], Estimates] | None = None,
+        paired: Callable[[LoadedModel], Mapping[str, Estimate]] | None = None,
+    ) -> list[Verdict]:
         """Fail the test when an estimate's confidence bound is beyond the limit of its metric.
 
-        Args:
-            estimate: its metric must have a gate.
-            others: decided as well where their metrics have gates.
-        """
-
-    def where_set(
-        self, *estimates: Estimate | PlacedEstimate, measure: Measure | None = None, paired: Measure | None = None
-    ) -> None:
-        """Decide on those estimates whose metrics have gates, none by default: a person may have set some.
-
-        The reference is not held against limits, unless it is the only model.
+        Decides on those whose metrics have gates. In a suite that comes along these are none by default, a person may
+        have set some, and the reference is not held against limits unless it is the only model: the plan of a run has
+        what a suite is to decide. Any other test is told where there is nothing to decide.
 
         Args:
-            estimates: of the model under test; with a place where they are of a layer, a head or a group of tensors.
-            measure: the same estimates of a given model; called with the reference for limits relative to it.
-            paired: their ratios to a given reference, with paired errors, under the metrics of `estimates`.
+            estimates: of the model under test, with their places, as `record` takes them.
+            relative_to: estimates of a given model; called with the reference where a limit is relative to it.
+            paired: their ratios to a given reference, with paired errors, by metric of `estimates`.
+
+        Returns:
+            The verdicts, in the order of the estimates.
+
+        Raises:
+            GateError: outside of these suites, the metric that the mark of the test names has no gate; or none of them
+                has one, where the mark names none.
         """
 
 
