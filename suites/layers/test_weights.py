@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gguf_harness.gguf.groups import by_layers, by_role
-from gguf_harness.metrics.records import Estimate, Place, whole
+from gguf_harness.metrics.records import Estimate, Place
 from gguf_harness.metrics.weights import TensorError, merge_errors, summarize_error
 from gguf_harness.pytest_plugin.fixture_types import GateCheck, Record, WeightErrors
 from gguf_harness.runner import LoadedModel
@@ -19,22 +19,22 @@ def test_weights_stay_close_to_reference(
 ) -> None:
     """Errors of all weights together, by layer and by role; the report shows single tensors."""
     errors = {error.name: error for error in weight_errors(candidate, reference)}
-    together = merge_errors(list(errors.values()), "all tensors")
+    whole = merge_errors(list(errors.values()), "all tensors")
     exact = sum(error.squared_error == 0 for error in errors.values())
-    estimates = summarize_error(together, detail=f"{len(errors)} tensors, {exact} of them exact: {together.type}")
+    estimates = summarize_error(whole)
+    record(estimates, detail=f"{len(errors)} tensors, {exact} of them exact: {whole.type}")
     for (layer, _), names in by_layers(errors, len(errors)).items():
         part = merge_errors([errors[name] for name in names], f"layer {layer}")
-        estimates += _of_part(part, Place(layer), part.type)
+        record(_of_part(part, Place(layer)), detail=part.type)
     for role, names in by_role(errors).items():
         part = merge_errors([errors[name] for name in names], role)
-        estimates += _of_part(part, Place(part=role), f"{role}: {part.type}")
-    record(estimates)
-    gate(whole(estimates))
-    assert together.relative_rmse is not None
-    assert together.relative_rmse < 1, f"the weights of {candidate.name} have nothing in common with the reference's"
+        record(_of_part(part, Place(part=role)), detail=f"{role}: {part.type}")
+    gate(estimates)
+    assert whole.relative_rmse is not None
+    assert whole.relative_rmse < 1, f"the weights of {candidate.name} have nothing in common with the reference's"
 
 
-def _of_part(error: TensorError, place: Place, detail: str) -> list[Estimate]:
+def _of_part(error: TensorError, place: Place) -> list[Estimate]:
     if error.squared_error == 0:
         return []  # norms and biases, which are copied
-    return [estimate for estimate in summarize_error(error, place, detail) if estimate.metric in _OF_PARTS]
+    return [estimate for estimate in summarize_error(error, place) if estimate.metric in _OF_PARTS]

@@ -67,7 +67,7 @@ class Estimate:
             it.
         place: what of the model and its input it is about.
         extreme_at: where it was found, if it is of the whole model as the extreme of its parts: the worst head.
-        detail: what the metric's name cannot say: `mean of 30 layers`.
+        detail: what the metric's name cannot say, and a verdict on it has to: `mean of 30 layers`.
     """
 
     metric: str

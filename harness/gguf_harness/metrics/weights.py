@@ -190,7 +190,7 @@ def merge_errors(errors: Sequence[TensorError], name: str) -> TensorError:
     )
 
 
-def summarize_error(error: TensorError, place: Place = WHOLE, detail: str | None = None) -> list[Estimate]:
+def summarize_error(error: TensorError, place: Place = WHOLE) -> list[Estimate]:
     """What can be said of a tensor or a group, at its place. Facts of two files: n is the weights, and no errors.
 
     An exact copy has no signal-to-noise ratio, and zeros have no direction: those are left out.
@@ -205,9 +205,7 @@ def summarize_error(error: TensorError, place: Place = WHOLE, detail: str | None
         "weight_outlier_sigmas": error.largest_sigmas,
     }
     return [
-        Estimate(metric, value, error.weights, place=place, detail=detail)
-        for metric, value in values.items()
-        if value is not None
+        Estimate(metric, value, error.weights, place=place) for metric, value in values.items() if value is not None
     ]
 
 
