@@ -83,7 +83,7 @@ class GateCheck(Protocol):
             paired: their ratios to a given reference, with paired errors, by metric of `estimates`.
 
         Returns:
-            The verdicts, in the order of the estimates.
+            The verdicts: of the metric that the test's mark names, then in the order of the estimates.
 
         Raises:
             GateError: outside of these suites, the metric that the mark of the test names has no gate; or none of them
