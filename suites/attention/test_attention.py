@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from gguf_harness.fixtures.record import GateCheck, Record
 from gguf_harness.inputs.prompts import Prompt
 from gguf_harness.inputs.subjects import Subject
 from gguf_harness.metrics.attention import attention_estimates, head_estimates
-from gguf_harness.metrics.records import PlacedEstimate
-from gguf_harness.pytest_plugin.fixture_types import GateCheck, Record
+from gguf_harness.metrics.records import whole
 from gguf_harness.runner.attention import Attention
 
 
@@ -20,7 +20,7 @@ def test_attention_of_a_prompt(
     drift = attention.drift(candidate, reference)
     if prompt.id not in drift.patterns:
         pytest.skip("it is one token, or the model cannot be given it: there is no attention to compare")
-    _record(record, attention_estimates([drift.patterns[prompt.id]], drift.heads))
+    record(attention_estimates([drift.patterns[prompt.id]], drift.heads))
 
 
 @pytest.mark.metric("attn_cosine")
@@ -30,8 +30,8 @@ def test_attention_stays_close_to_reference(
     """Patterns of all heads on all prompts; errors clustered by prompt."""
     drift = attention.drift(candidate, reference)
     estimates = attention_estimates(list(drift.patterns.values()), drift.heads)
-    _record(record, estimates)
-    gate.where_set(*estimates)
+    record(estimates)
+    gate(estimates)
 
 
 @pytest.mark.metric("attn_cosine")
@@ -41,8 +41,8 @@ def test_each_head_stays_close_to_reference(
     """Patterns of each head, and of each layer: which moved most?"""
     drift = attention.drift(candidate, reference)
     estimates = head_estimates(list(drift.patterns.values()), drift.heads)
-    _record(record, estimates)
-    assert {(placed.layer, placed.head) for placed in estimates} == set(drift.heads)
+    record(estimates)
+    assert {(estimate.place.layer, estimate.place.head) for estimate in estimates} == set(drift.heads)
 
 
 @pytest.mark.metric("attn_scores_error")
@@ -51,10 +51,5 @@ def test_queries_keys_and_values_stay_close_to_reference(
 ) -> None:
     """Relative errors and CKA of what the patterns are made of, over all and by layer."""
     estimates = attention.drift(candidate, reference).vectors()
-    _record(record, estimates)
-    gate.where_set(*(placed for placed in estimates if placed.layer is None))
-
-
-def _record(record: Record, estimates: list[PlacedEstimate]) -> None:
-    for placed in estimates:
-        record(placed.estimate, layer=placed.layer, head=placed.head, detail=placed.detail)
+    record(estimates)
+    gate(whole(estimates))

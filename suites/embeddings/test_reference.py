@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from gguf_harness.errors import NoData, VocabularyMismatch
+from gguf_harness.fixtures.record import GateCheck, Record
 from gguf_harness.inputs.models import check_same_vocabulary
 from gguf_harness.inputs.subjects import Subject
 from gguf_harness.metrics.embeddings import compare_neighbours, compare_prompts, compare_word_spaces, unpack
-from gguf_harness.pytest_plugin.fixture_types import GateCheck, Record
 from gguf_harness.runner.embeddings import Embeddings
 from gguf_harness.store.arrays import Arrays
 
@@ -21,8 +21,8 @@ def test_neighbours_stay(
     _need_same_vocabulary(any_candidate, reference)
     candidate, base = embeddings(any_candidate), embeddings(reference)
     estimates = compare_neighbours(candidate, base)
-    record(*estimates, detail=f"{base['neighbours'].shape[1]} neighbours; {_types(candidate, base)}")
-    gate.where_set(*estimates)
+    record(estimates, detail=f"{base['neighbours'].shape[1]} neighbours; {_types(candidate, base)}")
+    gate(estimates)
 
 
 @pytest.mark.metric("procrustes_error")
@@ -31,10 +31,10 @@ def test_space_stays(
 ) -> None:
     """What is left of the difference after the best rotation and scale; and linear CKA."""
     _need_same_vocabulary(any_candidate, reference)
-    found = embeddings.aligned(any_candidate, reference)
-    estimates = [unpack(metric, found[metric]) for metric in ("procrustes_error", "embedding_cka")]
-    record(*estimates, detail=_types(embeddings(any_candidate), embeddings(reference)))
-    gate.where_set(*estimates)
+    aligned = embeddings.aligned(any_candidate, reference)
+    estimates = [unpack(metric, aligned[metric]) for metric in ("procrustes_error", "embedding_cka")]
+    record(estimates, detail=_types(embeddings(any_candidate), embeddings(reference)))
+    gate(estimates)
 
 
 @pytest.mark.metric("contextual_cosine")
@@ -49,8 +49,8 @@ def test_contexts_stay(
         estimates = compare_prompts(embeddings.contexts(any_candidate), embeddings.contexts(reference))
     except NoData as error:
         pytest.skip(str(error))
-    record(*estimates, detail=f"{estimates[0].n} prompts")
-    gate.where_set(*estimates)
+    record(estimates, detail=f"{estimates[0].n} prompts")
+    gate(estimates)
 
 
 @pytest.mark.metric("word_neighbour_recall")
@@ -65,7 +65,7 @@ def test_words_stay(
         pytest.skip(error.message)
     for estimate, chance in found:
         record(estimate, detail=f"by chance {chance:.2g}; {candidate.detail()}")
-    gate.where_set(*(estimate for estimate, _ in found))
+    gate([estimate for estimate, _ in found])
 
 
 def _types(candidate: Arrays, reference: Arrays) -> str:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from gguf_harness.errors import NoData
+from gguf_harness.fixtures.record import GateCheck, Record
 from gguf_harness.inputs.subjects import Subject
 from gguf_harness.inputs.words import WordList
 from gguf_harness.metrics.embeddings import describe_analogies, describe_groups, describe_space
 from gguf_harness.metrics.records import Estimate
-from gguf_harness.pytest_plugin.fixture_types import GateCheck, Record
 from gguf_harness.runner.embeddings import Embeddings
 
 
@@ -17,8 +17,7 @@ from gguf_harness.runner.embeddings import Embeddings
 def test_token_embeddings(model: Subject, embeddings: Embeddings, record: Record) -> None:
     """Anisotropy, variance in the first principal components, and intrinsic dimension of the token embeddings."""
     space = embeddings(model)
-    estimates = describe_space(space)
-    record(*estimates, detail=f"stored as {space['matrix_type'].item()}")
+    record(describe_space(space), detail=f"stored as {space['matrix_type'].item()}")
 
 
 @pytest.mark.metric("word_silhouette")
@@ -27,15 +26,15 @@ def test_word_groups(
 ) -> None:
     """Do words that belong together lie together? Errors are clustered by group."""
 
-    def measure(other: Subject) -> dict[str, Estimate]:
-        return _by_metric(describe_groups(embeddings.words(other), word_list.group_of))
+    def measure(other: Subject) -> list[Estimate]:
+        return describe_groups(embeddings.words(other), word_list.group_of)
 
     try:
         estimates = measure(model)
     except NoData as error:
         pytest.skip(error.message)
-    record(*estimates.values(), detail=embeddings.words(model).detail())
-    gate.where_set(*estimates.values(), measure=measure)
+    record(estimates, detail=embeddings.words(model).detail())
+    gate(estimates, relative_to=measure)
 
 
 @pytest.mark.metric("analogy_mrr")
@@ -44,16 +43,12 @@ def test_analogies(
 ) -> None:
     """Is the word nearest to a - b + c the right one of all words of the list? Errors are clustered by pair."""
 
-    def measure(other: Subject) -> dict[str, Estimate]:
-        return _by_metric(describe_analogies(embeddings.words(other), word_list.analogies))
+    def measure(other: Subject) -> list[Estimate]:
+        return describe_analogies(embeddings.words(other), word_list.analogies)
 
     try:
         estimates = measure(model)
     except NoData as error:
         pytest.skip(error.message)
-    record(*estimates.values(), detail=f"the answer is one of {embeddings.words(model).detail()}")
-    gate.where_set(*estimates.values(), measure=measure)
-
-
-def _by_metric(estimates: list[Estimate]) -> dict[str, Estimate]:
-    return {estimate.metric: estimate for estimate in estimates}
+    record(estimates, detail=f"the answer is one of {embeddings.words(model).detail()}")
+    gate(estimates, relative_to=measure)

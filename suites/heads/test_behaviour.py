@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from gguf_harness.errors import NoData
+from gguf_harness.fixtures.record import GateCheck, Record
 from gguf_harness.inputs.subjects import Subject
 from gguf_harness.metrics.records import Estimate
 from gguf_harness.metrics.taxonomy import head_groups, match_heads, profile_vector, shared_features
-from gguf_harness.pytest_plugin.fixture_types import GateCheck, Record
 from gguf_harness.runner.analytics import Analytics
 from gguf_harness.runner.attention import Attention
 
@@ -18,9 +18,8 @@ from gguf_harness.runner.attention import Attention
 def test_behaviour(model: Subject, attention: Attention, record: Record) -> None:
     """Scores of each head: on the prompts, on random tokens that come twice, and of its weights."""
     estimates = attention(model).estimates()
-    for placed in estimates:
-        record(placed.estimate, layer=placed.layer, head=placed.head)
-    assert all(0 <= placed.estimate.value <= 1 for placed in estimates if placed.estimate.unit == "fraction")
+    record(estimates)
+    assert all(0 <= estimate.value <= 1 for estimate in estimates if estimate.unit == "fraction")
 
 
 @pytest.mark.metric("heads_redundant")
@@ -73,4 +72,4 @@ def test_heads_keep_their_behaviour(
     matches = match_heads([profile.values for profile in own.profiles], [profile.values for profile in base.profiles])
     matched = Estimate("head_matched_to_itself", float(np.mean([match.first == match.second for match in matches])), n)
     record(matched)
-    gate.where_set(kept, matched)
+    gate(kept, matched)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from gguf_harness.fixtures.record import Record
 from gguf_harness.inputs.subjects import Subject
 from gguf_harness.metrics.importance import removable
-from gguf_harness.pytest_plugin.fixture_types import Record
 from gguf_harness.runner.heads import HeadAblation
 
 

@@ -5,38 +5,36 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from gguf_harness.fixtures.record import Record
 from gguf_harness.inputs.subjects import Subject
 from gguf_harness.measure.layers import LayersResult
-from gguf_harness.metrics.clusters import by_layer, cluster_mean, over_layers
+from gguf_harness.metrics.clusters import by_layer, cluster_mean, layers_and_means
 from gguf_harness.metrics.stats import as_estimate
-from gguf_harness.pytest_plugin.fixture_types import GateCheck, Record
 from gguf_harness.runner.layers import Layers
 
 _SAME_TOP = 0.9
 """llama.cpp rounds activations to the precision of its weights, which turns some of the closest calls around."""
-_LENS = {"lens_final_p": "lens_final_p", "lens_entropy": "lens_entropy", "lens_kl": "lens_kl"}
+_LENS = ("lens_final_p", "lens_entropy", "lens_kl")
 
 
 @pytest.mark.metric("lens_decided_layer")
-def test_logit_lens(model: Subject, layers_of: Layers, record: Record, gate: GateCheck) -> None:
+def test_logit_lens(model: Subject, layers_of: Layers, record: Record) -> None:
     """From which layer on the final prediction stands, and how far each layer's distribution is from the last one's."""
     found, layers = layers_of(model), layers_of.selected(model)
     _skip_without_lens(found)
     arrays, starts = found.arrays, found.arrays["starts"]
     agree = (arrays["lens_top"] == arrays["lens_top"][-1]).astype(np.float64)
-    for metric, values in {"lens_agreement": agree, **{name: arrays[key] for name, key in _LENS.items()}}.items():
-        for layer, each in by_layer(metric, values, starts, layers).items():
-            record(each, layer=layer)
+    record(by_layer("lens_agreement", agree, starts, layers))
+    record([by_layer(metric, arrays[metric], starts, layers) for metric in _LENS])
     decided = as_estimate("lens_decided_layer", cluster_mean(arrays["lens_decided"], starts))
     record(decided, detail=f"of {len(agree)} layers, counted from 0")
     # The lens at the last layer is the file's own norm and unembedding: it says what llama.cpp's output says.
     same = np.mean(arrays["lens_top"][-1] == arrays["output_top"])
     assert same > _SAME_TOP, f"the lens at the last layer agrees with the output on only {same:.0%} of the tokens"
-    gate.where_set(decided)
 
 
 @pytest.mark.metric("direct_mlp")
-def test_direct_logit_attribution(model: Subject, layers_of: Layers, record: Record, gate: GateCheck) -> None:
+def test_direct_logit_attribution(model: Subject, layers_of: Layers, record: Record) -> None:
     """What the embeddings, attention and MLP of each layer add to the logit of the predicted token."""
     found, layers = layers_of(model), layers_of.selected(model)
     _skip_without_lens(found)
@@ -44,17 +42,11 @@ def test_direct_logit_attribution(model: Subject, layers_of: Layers, record: Rec
     if "direct_logit" not in arrays:
         pytest.skip("llama.cpp does not tell attention and MLP of this architecture apart")
     parts = {name: arrays[name] for name in ("direct_attn", "direct_mlp")}
-    for metric, values in parts.items():
-        for layer, each in by_layer(metric, values, starts, layers).items():
-            record(each, layer=layer)
-    embed = as_estimate("direct_embed", cluster_mean(arrays["direct_embed"], starts))
-    overall = [over_layers(metric, values, starts, layers) for metric, values in parts.items()]
-    record(embed)
-    record(*(each for each in overall if each is not None), detail=f"mean of {len(layers)} layers")
+    record(layers_and_means(parts, starts, layers))
+    record(as_estimate("direct_embed", cluster_mean(arrays["direct_embed"], starts)))
     whole = sum(np.nansum(values, axis=0) for values in parts.values()) + arrays["direct_embed"]
     scale = np.abs(arrays["direct_logit"]).max() + 1
     assert np.abs(whole + arrays["direct_constant"] - arrays["direct_logit"]).max() < 1e-3 * scale
-    gate.where_set(embed, *(each for each in overall if each is not None))
 
 
 def _skip_without_lens(found: LayersResult) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from gguf_harness.fixtures.baselines import BaselineCheck
 from gguf_harness.inputs.subjects import Subject
 from gguf_harness.metrics.windows import COMPARED
-from gguf_harness.pytest_plugin.fixture_types import BaselineCheck
 from gguf_harness.runner.passes import CorpusPass
 
 

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
+from gguf_harness.fixtures.record import GateCheck, Record
 from gguf_harness.inputs.subjects import Subject
 from gguf_harness.metrics.divergence import summarize_delta_p, summarize_divergence, summarize_same_top
 from gguf_harness.metrics.perplexity import compare_perplexity
-from gguf_harness.pytest_plugin.fixture_types import GateCheck, Record
 from gguf_harness.runner.passes import CorpusPass
 
 
@@ -21,7 +21,7 @@ def test_noise_floor(reference: Subject, corpus_pass: CorpusPass, record: Record
     found |= {e.metric: e for e in compare_perplexity(floor["nll"], base["nll"])}
     found["same_top"] = summarize_same_top(floor["top"], base["top"])
     names = ("kld_mean", "kld_max", "ln_ppl_ratio", "same_top")
-    record(*(replace(found[name], metric=f"floor_{name}") for name in names))
+    record([replace(found[name], metric=f"floor_{name}") for name in names])
     # A tenth of the built-in limit on a candidate's: beyond it, no verdict would be about quantization.
     assert found["kld_mean"].value < 0.01, "the reference does not agree with itself"
 
@@ -33,8 +33,8 @@ def test_distribution_stays_close_to_reference(
     """Mean KL divergence from the reference's next-token distribution, its percentiles, and the other direction."""
     arrays = corpus_pass(candidate, against=reference)
     estimates = summarize_divergence(arrays["kld"], arrays["kld_reverse"])
-    record(*estimates)
-    gate(*estimates)
+    record(estimates)
+    gate(estimates)
 
 
 @pytest.mark.metric("same_top")
@@ -55,5 +55,5 @@ def test_probability_of_the_correct_token(
     """How the probability of the token that really follows changes."""
     arrays = corpus_pass(candidate, against=reference)
     estimates = summarize_delta_p(arrays["nll"], corpus_pass(reference, windows_of=arrays)["nll"])
-    record(*estimates)
-    gate(*sorted(estimates, key=lambda estimate: estimate.metric != "delta_p_rms"))
+    record(estimates)
+    gate(estimates)

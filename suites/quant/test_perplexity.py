@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from gguf_harness.fixtures.record import GateCheck, Record
 from gguf_harness.inputs.subjects import Subject
 from gguf_harness.metrics.perplexity import compare_perplexity, perplexity
 from gguf_harness.metrics.records import Estimate
-from gguf_harness.pytest_plugin.fixture_types import GateCheck, Record
 from gguf_harness.runner.passes import CorpusPass
 
 
@@ -18,14 +18,14 @@ def test_perplexity(model: Subject, corpus_pass: CorpusPass, record: Record, gat
     estimate = perplexity(arrays["nll"])
     record(estimate)
 
-    def measure(reference: Subject) -> dict[str, Estimate]:
-        return {"ppl": perplexity(corpus_pass(reference, windows_of=arrays)["nll"])}
+    def measure(reference: Subject) -> Estimate:
+        return perplexity(corpus_pass(reference, windows_of=arrays)["nll"])
 
     def ratio(reference: Subject) -> dict[str, Estimate]:
         ratios = compare_perplexity(arrays["nll"], corpus_pass(reference, windows_of=arrays)["nll"])
         return {"ppl": next(ratio for ratio in ratios if ratio.metric == "ppl_ratio")}
 
-    gate.where_set(estimate, measure=measure, paired=ratio)
+    gate(estimate, relative_to=measure, paired=ratio)
 
 
 @pytest.mark.metric("ppl_ratio")
@@ -39,5 +39,5 @@ def test_perplexity_stays_close_to_reference(
     """Perplexity over the reference's, paired token by token."""
     arrays = corpus_pass(candidate, against=reference)
     estimates = compare_perplexity(arrays["nll"], corpus_pass(reference, windows_of=arrays)["nll"])
-    record(*estimates)
-    gate(*sorted(estimates, key=lambda estimate: estimate.metric != "ppl_ratio"))
+    record(estimates)
+    gate(estimates)

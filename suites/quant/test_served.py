@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import pytest
 
+from gguf_harness.fixtures.record import GateCheck, Record
 from gguf_harness.inputs.options import Options
 from gguf_harness.inputs.subjects import Subject
 from gguf_harness.measure.client import Percentiles
 from gguf_harness.metrics.records import Estimate
 from gguf_harness.metrics.speed import streams_disagree
-from gguf_harness.pytest_plugin.fixture_types import GateCheck, Record
 from gguf_harness.runner.speed import Served, Speed
 from gguf_harness.store.run_draft import RunPart
 
@@ -32,17 +32,16 @@ def test_serving(
     throughput = result.throughput.estimate("served_tokens_per_s")
     when = f", {result.measured}"
     record(throughput, detail=f"{detail}, {throughput.n} repetitions after a warm-up{when}")
-    latencies = []
-    for name, values in (("ttft", result.ttft_s), ("itl", result.itl_s)):
-        latency = Percentiles.of(values)
-        for share in ("p50", "p99"):
-            estimate = Estimate(f"served_{name}_{share}_s", getattr(latency, share), latency.n, doubt=throughput.doubt)
-            record(estimate, detail=f"{detail}{when}")
-            latencies.append(estimate)
+    latencies = [
+        Estimate(f"served_{name}_{share}_s", getattr(latency, share), latency.n, doubt=throughput.doubt)
+        for name, latency in (("ttft", Percentiles.of(result.ttft_s)), ("itl", Percentiles.of(result.itl_s)))
+        for share in ("p50", "p99")
+    ]
+    record(latencies, detail=f"{detail}{when}")
     if throughput.doubt:
         run_part.warn(f"{model.name}: what its clients see is in doubt (?): {throughput.doubt}")
     assert throughput.value > 0
-    gate.where_set(throughput, *latencies)
+    gate(throughput, latencies)
 
 
 @pytest.mark.metric("served_single_tokens_per_s")
@@ -64,4 +63,4 @@ def test_a_single_stream_agrees_with_generation(
         run_part.warn(f"{model.name}: no claim on its speed: {doubt}")
     record(single, detail=f"one client, {single.n} requests, {result.measured}")
     assert single.value > 0
-    gate.where_set(single)
+    gate(single)

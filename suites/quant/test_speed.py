@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import pytest
 
+from gguf_harness.fixtures.record import GateCheck, Record
 from gguf_harness.inputs.options import Options
 from gguf_harness.inputs.subjects import Subject
 from gguf_harness.measure.side_by_side import SpeedResult
 from gguf_harness.metrics.records import Estimate
 from gguf_harness.metrics.speed import Timing
-from gguf_harness.pytest_plugin.fixture_types import GateCheck, Record
 from gguf_harness.runner.speed import Speed
 
 
@@ -60,7 +60,7 @@ def test_speed_beside_the_reference(candidate: Subject, speed: Speed, record: Re
         else:
             doubts.append(f"{metric}: {timing.ratio_doubt}")
         gated.append(ratio or _in_doubt(timing, metric))
-    gate.where_set(*gated)
+    gate(gated)
     if doubts:
         pytest.skip("; ".join(doubts))
 
@@ -69,28 +69,28 @@ def test_speed_beside_the_reference(candidate: Subject, speed: Speed, record: Re
 def test_memory(model: Subject, speed: Speed, record: Record, gate: GateCheck) -> None:
     """Peak memory of a process that loads the model, reads a prompt and generates; and what it is made of."""
     result = speed(model)
-    peak, *parts = _memory(result).values()
+    peak, *parts = _memory(result)
     on_gpu = "GPU memory of the worker process"
     resident = "resident memory of the worker, less what it held before loading"
     record(peak, detail=on_gpu if result.memory.vram_bytes is not None else resident)
-    record(*parts, detail="as llama.cpp reports it")
+    record(parts, detail="as llama.cpp reports it")
     assert peak.value > 0
-    gate.where_set(peak, *parts, measure=lambda other: _memory(speed(other)))
+    gate(peak, parts, relative_to=lambda other: _memory(speed(other)))
 
 
 def _gate(gate: GateCheck, speed: Speed, estimate: Estimate, timing: Timing) -> None:
     """Decide on a timing; a limit relative to the reference is one on the ratio of what was timed in turns."""
     metric = estimate.metric
 
-    def beside(reference: Subject) -> Mapping[str, Estimate]:
+    def beside(reference: Subject) -> Estimate:
         if not timing.theirs:
             speed(reference)  # raises what kept it from being timed
-        return {metric: timing.reference_estimate(metric)}
+        return timing.reference_estimate(metric)
 
     def ratio(_: Subject) -> Mapping[str, Estimate]:
         return {metric: timing.ratio(metric) or _in_doubt(timing, metric)}
 
-    gate.where_set(estimate, measure=beside, paired=ratio)
+    gate(estimate, relative_to=beside, paired=ratio)
 
 
 def _in_doubt(timing: Timing, metric: str) -> Estimate:
@@ -106,10 +106,10 @@ def _when(result: SpeedResult) -> str:
     return f", {result.measured}"
 
 
-def _memory(result: SpeedResult) -> dict[str, Estimate]:
-    """Bytes by metric: the peak, and the parts that llama.cpp reported."""
+def _memory(result: SpeedResult) -> list[Estimate]:
+    """Bytes: the peak, and the parts that llama.cpp reported."""
     memory = result.memory
     peak = memory.resident_bytes if memory.vram_bytes is None else memory.vram_bytes
     parts = {metric: getattr(memory, metric) for metric in ("weights_bytes", "kv_cache_bytes", "compute_bytes")}
     known = {"peak_memory_bytes": peak} | {metric: value for metric, value in parts.items() if value is not None}
-    return {metric: Estimate(metric, value, 1) for metric, value in known.items()}
+    return [Estimate(metric, value, 1) for metric, value in known.items()]

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from gguf_harness.errors import NoData
+from gguf_harness.fixtures.record import GateCheck, Record
 from gguf_harness.inputs.options import Options
 from gguf_harness.inputs.prompts import Prompt, PromptSet
 from gguf_harness.inputs.subjects import Subject
 from gguf_harness.metrics.perplexity import perplexity
 from gguf_harness.metrics.text import compare_text, compare_texts
-from gguf_harness.pytest_plugin.fixture_types import GateCheck, Record
 from gguf_harness.runner.texts import Texts
 
 
@@ -25,7 +25,7 @@ def test_text_of_a_prompt(
     except NoData as error:
         pytest.skip(error.message)
     plain = generation(reference, prompt).templated is False
-    record(*scores.estimates, detail="no chat template in the file: messages joined plainly" if plain else None)
+    record(scores.estimates, detail="no chat template in the file: messages joined plainly" if plain else None)
     (similarity,) = (estimate.value for estimate in scores.estimates if estimate.metric == "edit_similarity")
     assert (similarity == 1) == (pair.candidate_tokens == pair.reference_tokens)
 
@@ -54,4 +54,4 @@ def test_texts_stay_close_to_reference(
     for estimate in scores.estimates:
         compared = estimate.metric == "text_ppl_under_reference"
         record(estimate, detail=f"{detail}; the reference's own: {perplexity(own).value:.4g}" if compared else detail)
-    gate.where_set(*scores.estimates)
+    gate(scores.estimates)

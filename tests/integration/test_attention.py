@@ -32,6 +32,7 @@ from gguf_harness.measure.attention_results import AttentionDrift
 from gguf_harness.measure.behaviour import LayerParts
 from gguf_harness.metrics.attention import attention_estimates
 from gguf_harness.metrics.heads import BEHAVIOURS
+from gguf_harness.metrics.records import whole
 from gguf_harness.runner.attention import Attention
 from gguf_harness.store.arrays import Arrays
 from tests.integration.attention_oracle import Model
@@ -223,9 +224,9 @@ def test_the_same_file_has_not_moved(worker: Worker, tmp_path: Path) -> None:
         assert not found.top_changed.any()
     vectors = drift.vectors()
     assert len(vectors) == 7 * (1 + LAYERS)
-    for placed in vectors:
-        exact = placed.estimate.value
-        if "cka" in placed.estimate.metric:
+    for estimate in vectors:
+        exact = estimate.value
+        if "cka" in estimate.metric:
             assert exact == pytest.approx(1, abs=1e-12)
         else:
             assert exact == 0
@@ -263,13 +264,11 @@ def test_attention_moves_more_as_bits_fall(tmp_path: Path) -> None:
         own, arrays = Attention(core, prompts, corpus).compare(model, reference)
         assert len(own["prompts"]) == len(prompts.prompts)
         drift = AttentionDrift.of(arrays)
-        estimates = {
-            p.estimate.metric: p.estimate for p in attention_estimates([*drift.patterns.values()], drift.heads)
-        }
+        estimates = {e.metric: e for e in attention_estimates([*drift.patterns.values()], drift.heads)}
         assert {e.clusters for e in estimates.values()} == {len(prompts.prompts)}
         assert all(e.se is not None and e.se > 0 for e in estimates.values())
         found.append({name: (e.value, e.se or 0) for name, e in estimates.items()})
-        errors.append({p.estimate.metric: p.estimate.value for p in drift.vectors() if p.layer is None})
+        errors.append({e.metric: e.value for e in whole(drift.vectors())})
     core.close()
     for better, worse in ((0, 1), (1, 2)):
         for metric, sign in (

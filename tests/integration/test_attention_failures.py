@@ -54,7 +54,7 @@ def test_a_bad_prompt_costs_itself_alone(worker: Worker, llama_file: Path, tmp_p
     assert "prompt 'long': 100000 tokens do not fit into the model's context of 512" in second
     np.testing.assert_array_equal(among["sums"][:2], alone["sums"])
     behaviour = HeadBehaviour.of(among)
-    assert all(np.isfinite(placed.estimate.value) for placed in behaviour.estimates())
+    assert all(np.isfinite(estimate.value) for estimate in behaviour.estimates())
     with pytest.raises(PromptError, match="No prompt can be decoded"):
         worker.call(observe_attention, None, make_request(llama_file, tmp_path / "c", BAD))
     with pytest.raises(PromptError, match="it has no tokens"):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from gguf_harness.metrics.records import Place
 from tests.plugin.conftest import ReadRun, RunSuite
 from tests.random_llama import write_random_llama
 
@@ -154,3 +155,72 @@ def test_a_test_that_asks_for_a_gate_that_is_not_there_is_told(pytester: pytest.
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     result.stdout.fnmatch_lines(["There is no gate for 'ppl'.", "*add one with --gguf-gates*"])
     result.stdout.no_fnmatch_line("*Traceback*")
+
+
+PLACED = """
+import pytest
+from gguf_harness.metrics.records import Estimate, Place
+
+@pytest.mark.metric("resid_cka")
+def test_layers(candidate, prompt, record, gate):
+    estimates = {n: Estimate("resid_cka", 0.5, 10, 0.001, clusters=10, place=Place(n)) for n in (2, 7)}
+    record(estimates)
+    verdicts = gate(estimates)
+    assert not verdicts
+"""
+
+
+def test_a_failing_gate_says_where(
+    read_run: ReadRun, pytester: pytest.Pytester, llama_file: Path, worse_file: Path
+) -> None:
+    pytester.makepyfile(test_placed=PLACED)
+    prompts = pytester.path / "prompts.toml"
+    prompts.write_text('[[prompt]]\nid = "fox"\ntext = "The quick brown fox"\n', encoding="utf-8")
+    models = [f"--models={llama_file},{worse_file}", f"--reference={llama_file}", f"--gguf-prompts={prompts}"]
+    arguments = ["--junitxml=junit.xml", "-o", "junit_family=xunit1", "-p", "no:cacheprovider"]
+    result = pytester.runpytest_subprocess(*models, _gates(pytester, "[resid_cka]\nlimit = 0.9\n"), *arguments)
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.stdout.fnmatch_lines(["worse: * (layer 2, fox) is 0.5 * limit is at least 0.9.*"])
+    result.stdout.fnmatch_lines(["worse: * (layer 7, fox) is 0.5 * limit is at least 0.9.*"])
+    run = read_run()
+    places = [Place(2, prompt="fox"), Place(7, prompt="fox")]
+    assert [Place.of(row) for row in run["estimates"]] == places
+    assert [Place.of(gate) for gate in run["gates"]] == places
+    junit = (pytester.path / "junit.xml").read_text(encoding="utf-8")
+    assert '"gguf.gate.resid_cka[prompt=fox layer=7]" value="fail"' in junit
+
+
+OWN = """
+import pytest
+from gguf_harness.metrics.records import Estimate
+
+GATED, UNGATED = (Estimate(metric, 0.01, 10, 0.001, clusters=10) for metric in ("kld_mean", "kld_reverse_mean"))
+
+def test_one_of_them(model, gate):
+    (verdict,) = gate(UNGATED, [GATED])
+    assert verdict.metric == "kld_mean"
+
+@pytest.mark.metric("kld_reverse_mean")
+def test_the_other_is_marked(candidate, gate):
+    gate(UNGATED, GATED)
+
+def test_nothing(candidate, gate):
+    gate([])
+
+def test_used_up(candidate, gate):
+    gate(estimate for estimate in [GATED])
+"""
+
+
+def test_a_persons_own_test_does_not_pass_for_want_of_a_gate(
+    read_run: ReadRun, pytester: pytest.Pytester, llama_file: Path, worse_file: Path
+) -> None:
+    pytester.makepyfile(test_own=OWN)
+    models = [f"--models={llama_file},{worse_file}", f"--reference={llama_file}"]
+    result = pytester.runpytest_subprocess(*models, "-p", "no:cacheprovider")
+    result.assert_outcomes(passed=2, failed=3)
+    result.stdout.fnmatch_lines(["There is no gate for 'kld_reverse_mean'.*"])
+    result.stdout.fnmatch_lines(["The fixture `gate` was given no estimates.*"])
+    result.stdout.fnmatch_lines(["*Expected estimates, or lists or dictionaries of them, not <generator*"])
+    # No suite of ours spares the reference here.
+    assert len(read_run()["gates"]) == 2

@@ -156,10 +156,10 @@ def _prompts() -> list[PatternComparison]:
 
 def test_estimates_are_means_with_errors_over_prompts() -> None:
     prompts = _prompts()
-    estimates = {each.estimate.metric: each for each in attention_estimates(prompts, HEADS)}
+    estimates = {each.metric: each for each in attention_estimates(prompts, HEADS)}
     rows = [each.jsd.ravel() for each in prompts]
     pooled = np.concatenate(rows)
-    jsd = estimates["attn_jsd"].estimate
+    jsd = estimates["attn_jsd"]
     assert jsd.value == pytest.approx(pooled.mean())
     assert (jsd.n, jsd.clusters) == (3 * (7 + 11 + 19), 3)
     # CR1, written out: residuals summed in each prompt.
@@ -167,30 +167,28 @@ def test_estimates_are_means_with_errors_over_prompts() -> None:
     assert jsd.se == pytest.approx(math.sqrt(3 / 2 * sum(t * t for t in totals)) / pooled.size)
 
     cosines = np.array([each.cosine for each in prompts])
-    assert estimates["attn_cosine"].estimate.value == pytest.approx(cosines.mean())
-    assert estimates["attn_cosine"].estimate.se == pytest.approx(np.std(cosines.mean(axis=1), ddof=1) / math.sqrt(3))
+    assert estimates["attn_cosine"].value == pytest.approx(cosines.mean())
+    assert estimates["attn_cosine"].se == pytest.approx(np.std(cosines.mean(axis=1), ddof=1) / math.sqrt(3))
     worst = int(cosines.mean(axis=0).argmin())
-    assert estimates["attn_cosine_worst_head"].estimate.value == pytest.approx(cosines[:, worst].mean())
-    assert estimates["attn_cosine_worst_head"].estimate.se == pytest.approx(
-        np.std(cosines[:, worst], ddof=1) / math.sqrt(3)
-    )
-    assert estimates["attn_cosine_worst_head"].detail == f"layer {HEADS[worst][0]}, head {HEADS[worst][1]}"
-    assert estimates["attn_cosine_worst_head"].place == Place(*HEADS[worst])
-    assert (estimates["attn_cosine_worst_head"].layer, estimates["attn_cosine"].place) == (None, WHOLE)
+    assert estimates["attn_cosine_worst_head"].value == pytest.approx(cosines[:, worst].mean())
+    assert estimates["attn_cosine_worst_head"].se == pytest.approx(np.std(cosines[:, worst], ddof=1) / math.sqrt(3))
+    assert estimates["attn_cosine_worst_head"].where == f"layer {HEADS[worst][0]}, head {HEADS[worst][1]}"
+    assert estimates["attn_cosine_worst_head"].found_at == Place(*HEADS[worst])
+    assert estimates["attn_cosine_worst_head"].place == estimates["attn_cosine"].place == WHOLE
     changed = np.concatenate([each.top_changed.ravel() for each in prompts])
-    assert estimates["attn_top_changed"].estimate.value == pytest.approx(changed.mean())
+    assert estimates["attn_top_changed"].value == pytest.approx(changed.mean())
 
     by_head = head_estimates(prompts, HEADS)
-    assert [(each.layer, each.head) for each in by_head[::2]] == HEADS
-    assert by_head[3].estimate.value == pytest.approx(np.concatenate([each.jsd[1] for each in prompts]).mean())
-    assert by_head[2].estimate.value == pytest.approx(cosines[:, 1].mean())
+    assert [(each.place.layer, each.place.head) for each in by_head[::2]] == HEADS
+    assert by_head[3].value == pytest.approx(np.concatenate([each.jsd[1] for each in prompts]).mean())
+    assert by_head[2].value == pytest.approx(cosines[:, 1].mean())
 
 
 def test_one_prompt_has_no_error() -> None:
     prompts = _prompts()[:1]
     for each in (*attention_estimates(prompts, HEADS), *head_estimates(prompts, HEADS)):
-        assert each.estimate.se is None
-        assert each.estimate.clusters == 1
+        assert each.se is None
+        assert each.clusters == 1
 
 
 @given(seeds, st.integers(1, 5), st.integers(1, 6))

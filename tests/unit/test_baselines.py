@@ -381,8 +381,8 @@ def test_a_value_without_an_error_is_not_compared() -> None:
 
 
 def _row(value: float, **place: Any) -> Row:
-    estimate = Estimate("attn_cosine", value, 24, 0.001, None, 24)
-    return Row.of(estimate, suite="attention", test="t", model="new", reference="r", **place)
+    estimate = Estimate("attn_cosine", value, 24, 0.001, None, 24, place=Place(**place))
+    return Row.of(estimate, suite="attention", test="t", model="new", reference="r")
 
 
 def test_rows_are_compared_by_metric_and_place() -> None:

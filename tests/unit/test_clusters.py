@@ -8,7 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gguf_harness.errors import NoData
-from gguf_harness.metrics.clusters import by_layer, cluster_mean, cluster_ratio, jackknife_se, over_layers
+from gguf_harness.metrics.clusters import (
+    by_layer,
+    cluster_mean,
+    cluster_ratio,
+    jackknife_se,
+    layers_and_means,
+    over_layers,
+)
+from gguf_harness.metrics.records import WHOLE, Place
 from gguf_harness.metrics.stats import mean_with_errors
 
 
@@ -76,8 +84,11 @@ def test_what_is_not_known_is_left_out() -> None:
     values = [[nan, nan, nan], [1.0, nan, 3.0]]
     found = by_layer("resid_norm", values, [0, 2, 3], [0, 1])
     assert list(found) == [1]
-    assert (found[1].value, found[1].n, found[1].clusters) == (2.0, 2, 2)
+    assert (found[1].value, found[1].n, found[1].clusters, found[1].place) == (2.0, 2, 2, Place(1))
     whole = over_layers("resid_norm", values, [0, 2, 3], [0, 1])
     assert whole is not None
-    assert whole.value == 2.0
+    assert (whole.value, whole.place, whole.detail) == (2.0, WHOLE, "mean of 1 layers")
     assert over_layers("resid_norm", values, [0, 2, 3], [0]) is None
+    assert layers_and_means({"resid_norm": np.array(values)}, [0, 2, 3], [0, 1]) == [found[1], whole]
+    with pytest.raises(NoData, match="None of it is known"):
+        layers_and_means({"resid_norm": np.array(values)}, [0, 2, 3], [0])

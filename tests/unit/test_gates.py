@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from gguf_harness.errors import GateError, NoData
 from gguf_harness.judge.gates import Gate, early_limits, load_gates
-from gguf_harness.judge.verdicts import adjust, decide
+from gguf_harness.judge.verdicts import Verdict, adjust, decide
 from gguf_harness.metrics.divergence import summarize_delta_p, summarize_divergence, summarize_same_top
 from gguf_harness.metrics.perplexity import compare_perplexity, perplexity
-from gguf_harness.metrics.records import Estimate, Place
+from gguf_harness.metrics.records import WHOLE, Estimate, Place
 from gguf_harness.metrics.registry import CORPUS_METRICS, METRICS
 from gguf_harness.metrics.sequential import EarlyDecision
 from gguf_harness.metrics.windows import WINDOW_METRICS, WindowLimit
@@ -40,20 +40,22 @@ def test_higher_is_better(value: float, expected: str) -> None:
 
 
 def test_a_verdict_says_where() -> None:
-    estimate = Estimate("resid_cka", 0.5, 100, 0.001, None, 16)
-    gate = Gate("resid_cka", 0.9)
-    verdict = decide(gate, estimate, "m", place=Place(layer=3))
-    assert "CKA (layer 3) is 0.5 ± 0.001; the limit is at least 0.9." in verdict.detail
-    assert (verdict.layer, verdict.head, verdict.part) == (3, None, None)
-    assert {key: verdict.to_json()[key] for key in ("layer", "head", "part")} == {
-        "layer": 3,
-        "head": None,
-        "part": None,
-    }
-    assert "CKA (layer 3, head 1) is" in decide(gate, estimate, "m", place=Place(3, 1)).detail
-    assert "CKA (attn_q) is" in decide(gate, estimate, "m", place=Place(part="attn_q"), scope="more").detail
-    assert "CKA (mean of 4 layers) is" in decide(gate, estimate, "m", scope="mean of 4 layers").detail
-    assert "CKA is" in decide(gate, estimate, "m").detail
+    def verdict(place: Place = WHOLE, extreme_at: Place | None = None, detail: str | None = None) -> Verdict:
+        estimate = Estimate("resid_cka", 0.5, 100, 0.001, None, 16, place=place, extreme_at=extreme_at, detail=detail)
+        return decide(Gate("resid_cka", 0.9), estimate, "m")
+
+    assert "CKA (layer 3) is 0.5 ± 0.001; the limit is at least 0.9." in verdict(Place(3)).detail
+    assert Place.of(verdict(Place(3)).to_json()) == Place(3)
+    assert "CKA (layer 3, head 1) is" in verdict(Place(3, 1)).detail
+    assert "CKA (attn_q) is" in verdict(Place(part="attn_q"), detail="more").detail
+    assert "CKA (layer 3, fox) is" in verdict(Place(3, prompt="fox")).detail
+    assert Place.of(verdict(Place(3, prompt="fox")).to_json()) == Place(3, prompt="fox")
+    assert "CKA (mean of 4 layers) is" in verdict(detail="mean of 4 layers").detail
+    assert "CKA is" in verdict().detail
+    # An extreme is of the whole, and was found somewhere.
+    assert "CKA (layer 2, head 7) is" in verdict(extreme_at=Place(2, 7)).detail
+    assert Place.of(verdict(extreme_at=Place(2, 7)).to_json()) == Place(2, 7)
+    assert "CKA (layer 2, head 7, fox) is" in verdict(Place(prompt="fox"), Place(2, 7)).detail
 
 
 def test_without_an_error_the_value_decides() -> None:

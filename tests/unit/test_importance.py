@@ -17,15 +17,19 @@ from gguf_harness.metrics.importance import (
     Head,
     greedy_removal,
     importance,
+    importance_of_heads,
     interchange_share,
+    interchange_shares,
     main_effects,
     random_subsets,
     rank_correlation,
     removable,
+    screened_importance,
     spearman,
     top_overlap,
     window_rises,
 )
+from gguf_harness.metrics.records import Estimate, Place
 
 Array = NDArray[np.float64]
 
@@ -201,3 +205,33 @@ def test_main_effects_of_effects_that_add_up() -> None:
     assert all(estimate.se is not None and 0 < estimate.se < 0.2 for estimate in found)
     with pytest.raises(NoData, match="do not belong"):
         main_effects("head_importance_screen", subsets, rises[:-1])
+
+
+def _at(estimates: list[Estimate]) -> dict[tuple[str, Place], float]:
+    return {(estimate.metric, estimate.place): estimate.value for estimate in estimates}
+
+
+def test_values_of_heads_are_at_their_heads() -> None:
+    heads = np.array([[0, 3], [2, 1]])
+    nll = np.ones((2, 5))
+    rises = np.array([0.25, 0.5])[:, None, None] * np.ones((2, 2, 5))
+    sweep = {"heads": heads, "nll": nll, "nll_zero": 1 + rises, "nll_mean": 1 + 2 * rises}
+    worth = _at(importance_of_heads(sweep | {"kld_zero": 3 * rises, "kld_mean": 4 * rises}))
+    assert len(worth) == 8
+    names = ("head_importance", "head_importance_mean", "head_importance_kl", "head_importance_mean_kl")
+    for factor, metric in enumerate(names, 1):
+        assert (worth[metric, Place(0, 3)], worth[metric, Place(2, 1)]) == (factor * 0.25, factor * 0.5)
+
+    found = {"kld": nll, "layers": np.array([4]), "kld_layers": 1 - rises[:1], "heads": heads, "kld_heads": 1 - rises}
+    assert _at(interchange_shares(found)) == {
+        ("layer_interchange_share", Place(4)): 0.25,
+        ("head_interchange_share", Place(0, 3)): 0.25,
+        ("head_interchange_share", Place(2, 1)): 0.5,
+    }
+
+    subsets = random_subsets(2, 1, 40).astype(np.int64)
+    screen = {"heads": heads, "subsets": subsets, "rises": subsets @ np.array([0.25, 0.5])}
+    effects = screened_importance(screen)
+    assert [effect.place for effect in effects] == [Place(0, 3), Place(2, 1)]
+    plain = main_effects("head_importance_screen", subsets != 0, screen["rises"])
+    assert [effect.value for effect in effects] == [effect.value for effect in plain]

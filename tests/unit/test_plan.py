@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gguf_harness.inputs.ladder import Ladder, PlannedModel
+from gguf_harness.inputs.ladder import Ladder, PlannedModel, PlannedSubject
 from gguf_harness.judge.gates import Gate, load_gates
 from gguf_harness.judge.plan import GATED, homeless, plan_comparisons, plan_gates, suite_of
 from gguf_harness.metrics.registry import METRICS

@@ -11,7 +11,7 @@ import pytest
 from gguf_harness.engine.tap_names import TAPS, graph_nodes
 from gguf_harness.errors import GateError, HarnessError, NoData
 from gguf_harness.gguf.types import DEFAULT_QUANTS, FTYPES, NEEDS_IMATRIX, ftype_label, parse_quants
-from gguf_harness.metrics.records import Estimate, Row
+from gguf_harness.metrics.records import WHOLE, Estimate, Place, Row, each_estimate
 from gguf_harness.metrics.registry import METRICS, metric_info
 
 
@@ -39,6 +39,37 @@ def test_numpy_numbers_become_python_numbers() -> None:
     assert (type(estimate.value), type(estimate.n), type(estimate.se)) == (float, int, float)
     row = Row.of(estimate, suite="s", test="t", model="m")
     assert json.loads(json.dumps(row.to_json(), allow_nan=False))["value"] == 3.5
+
+
+def test_a_row_has_the_place_and_the_details_of_its_estimate() -> None:
+    estimate = Estimate("attn_cosine", 0.9, 24, place=Place(2, 7), detail="six prompts", doubt="the machine was busy")
+    row = Row.of(estimate.of_prompt("fox"), suite="s", test="t", model="m", detail="on a GPU")
+    assert row.place == Place(2, 7, prompt="fox")
+    assert row.detail == "six prompts; on a GPU; in doubt: the machine was busy"
+    assert estimate.of_prompt(None).place == estimate.place
+    assert estimate.of_prompt("fox").of_prompt("dog").place.prompt == "fox"
+    worst = Estimate("attn_cosine_worst_head", 0.9, 24, extreme_at=Place(2, 7))
+    row = Row.of(worst, suite="s", test="t", model="m")
+    assert (row.place, row.detail) == (WHOLE, "layer 2, head 7")
+    assert worst.of_prompt("fox").found_at == Place(2, 7, prompt="fox")
+
+
+def test_estimates_come_alone_in_lists_and_in_dictionaries() -> None:
+    a, b, c, d = (Estimate("ppl", value, 1) for value in (1.0, 2.0, 3.0, 4.0))
+    assert each_estimate(a, [b, (c,)], {"x": d}, [], {}) == [a, b, c, d]
+    assert each_estimate() == []
+
+
+@pytest.mark.parametrize("wrong", [None, 3.5, "ppl", [None]])
+def test_what_is_no_estimate_is_refused(wrong: object) -> None:
+    with pytest.raises(TypeError, match="Expected estimates"):
+        each_estimate(wrong)  # type: ignore[arg-type]
+
+
+def test_an_iterator_is_refused() -> None:
+    """`record` would use it up, and `gate` would have nothing to decide on."""
+    with pytest.raises(TypeError, match="not <generator"):
+        each_estimate(Estimate("ppl", value, 1) for value in (1.0, 2.0))  # type: ignore[arg-type]
 
 
 def test_every_metric_says_what_it_is() -> None:

@@ -8,7 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gguf_harness.errors import NoData
-from gguf_harness.metrics.sensitivity import additivity, group_kld, group_shares, restored_gain
+from gguf_harness.metrics.records import WHOLE, Place
+from gguf_harness.metrics.sensitivity import (
+    Effect,
+    Sensitivity,
+    TensorGroup,
+    additivity,
+    group_kld,
+    group_shares,
+    restored_gain,
+    sensitivity_estimates,
+)
 from gguf_harness.metrics.stats import Samples
 
 
@@ -86,3 +96,26 @@ def test_no_data_is_never_a_number() -> None:
         additivity([one], zero)
     with pytest.raises(NoData):
         additivity([], one)
+
+
+def test_every_group_is_at_its_place() -> None:
+    def effect(name: str, layer: int | None, kld: float) -> Effect:
+        return Effect(TensorGroup(name, layer, ("a", "b"), ("Q4_K",), 10, 30), np.full((2, 3), kld))
+
+    roles = (effect("attn_q", None, 0.25), effect("ffn_up", None, 0.75))
+    layers = (effect("layer 3", 3, 0.5), effect("layers 4 to 5", None, 0.5))
+    estimates = sensitivity_estimates(Sensitivity(np.full((2, 3), 2.0), roles, layers, roles[:1]))
+    found = {(each.metric, each.place, each.detail): each.value for each in estimates}
+    q, up = Place(part="attn_q"), Place(part="ffn_up")
+    assert found == {
+        ("tensor_group_kld", WHOLE, "all that differ, 2 windows"): 2.0,
+        ("tensor_additivity", WHOLE, "sum of 2 roles, 2 windows"): 0.5,
+        ("tensor_group_kld", q, "attn_q: 2 tensors, Q4_K"): 0.25,
+        ("tensor_group_share", q, "attn_q: 2 tensors, Q4_K"): 0.25,
+        ("tensor_group_kld", up, "ffn_up: 2 tensors, Q4_K"): 0.75,
+        ("tensor_group_share", up, "ffn_up: 2 tensors, Q4_K"): 0.75,
+        ("tensor_group_kld", Place(3), "layer 3: 2 tensors, Q4_K"): 0.5,
+        ("tensor_group_kld", Place(part="layers 4 to 5"), "layers 4 to 5: 2 tensors, Q4_K"): 0.5,
+        ("tensor_restored_gain", q, "attn_q: 2 tensors, Q4_K, restored"): 1.75,
+        ("tensor_restored_gain_per_mb", q, "attn_q: 2 tensors, Q4_K, restored"): pytest.approx(1.75 / 20e-6),
+    }

@@ -11,7 +11,7 @@ from gguf_harness.errors import GateError, NoData
 from gguf_harness.judge.advice import TextSize, what_would_decide
 from gguf_harness.judge.gates import Gate
 from gguf_harness.metrics.multiple import holm
-from gguf_harness.metrics.records import WHOLE, Estimate, Place
+from gguf_harness.metrics.records import Estimate
 from gguf_harness.metrics.registry import metric_info
 
 if TYPE_CHECKING:
@@ -65,7 +65,8 @@ class Verdict:
         more_clusters: how many more windows (repetitions) would probably decide; None where it is decided, or where
             no number would.
         detail: sentences for people, which say the place as well.
-        layer, head, part: what of the model it is about; None for all of it.
+        layer, head, part, prompt: what of the model and its input it is about, of an extreme where it was found; all
+            None for the whole.
     """
 
     model: str
@@ -82,6 +83,7 @@ class Verdict:
     layer: int | None = None
     head: int | None = None
     part: str | None = None
+    prompt: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """A dictionary of JSON types only."""
@@ -117,8 +119,6 @@ def decide(
     estimate: Estimate,
     model: str,
     *,
-    place: Place = WHOLE,
-    scope: str | None = None,
     reference: Estimate | None = None,
     ratio: Estimate | None = None,
     watched: bool = False,
@@ -134,10 +134,8 @@ def decide(
 
     Args:
         gate: the limit.
-        estimate: the model's.
+        estimate: the model's, with its place.
         model: its name.
-        place: what of the model the estimate is about.
-        scope: the same in words where it is of more than one place: "mean of 30 layers".
         reference: the reference's estimate of the same metric; needed for a relative limit.
         ratio: the ratio of both with its paired error, where their samples are shared; by default it is computed from
             the two estimates, taken as independent, by the delta method.
@@ -185,12 +183,10 @@ def decide(
         confidence=gate.confidence,
         bound=bound * tested.scale if math.isfinite(bound) else None,
         verdict=outcome,
-        detail=_statement(gate, estimate, tested, scope if place == WHOLE else str(place)) + reason,
+        detail=_statement(gate, estimate, tested) + reason,
         p_value=min(1.0, 2 * p_value) if watched and p_value is not None else p_value,
         more_clusters=more,
-        layer=place.layer,
-        head=place.head,
-        part=place.part,
+        **estimate.found_at._asdict(),
     )
 
 
@@ -210,6 +206,7 @@ def _undecided(gate: Gate, estimate: Estimate, model: str, tested: Tested, doubt
             f"{metric_info(gate.metric).title} was not held against its limit, {side} {_show(gate, tested.limit)}:"
             f" {doubt}."
         ),
+        **estimate.found_at._asdict(),
     )
 
 
@@ -234,12 +231,13 @@ def _more_clusters(gate: Gate, tested: Tested) -> int | None:
     return None if needed is None else max(1, needed - tested.clusters)
 
 
-def _statement(gate: Gate, estimate: Estimate, tested: Tested, where: str | None) -> str:
+def _statement(gate: Gate, estimate: Estimate, tested: Tested) -> str:
     """What was found, and what the limit is."""
     info = metric_info(gate.metric)
     factor = 100 if info.unit == "fraction" else 1
     error = f" ± {factor * estimate.se:.2g}" if estimate.se is not None else ""
-    text = f"{info.title}{f' ({where})' if where else ''} is {factor * estimate.value:.4g}{error}{_unit(gate)}"
+    where = f" ({estimate.where})" if estimate.where else ""
+    text = f"{info.title}{where} is {factor * estimate.value:.4g}{error}{_unit(gate)}"
     if gate.limit is None:
         error = f" ± {tested.se:.2g}" if tested.se is not None else ""
         kind = ", paired" if tested.paired else ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -12,7 +12,7 @@ from gguf_harness.errors import ModelError
 from gguf_harness.measure.attention_drift import ROW_MEASURES
 from gguf_harness.metrics.attention import HeadPlace, PatternComparison
 from gguf_harness.metrics.heads import HeadProfile, ScoreSums, head_profiles
-from gguf_harness.metrics.records import Estimate, PlacedEstimate
+from gguf_harness.metrics.records import Estimate, Place
 from gguf_harness.metrics.stats import mean_with_errors, require_samples
 from gguf_harness.metrics.taxonomy import HeadKind, classify_head
 
@@ -78,13 +78,14 @@ class HeadBehaviour:
             problems=[str(problem) for problem in arrays["problems"]],
         )
 
-    def estimates(self) -> list[PlacedEstimate]:
+    def estimates(self) -> list[Estimate]:
         """All scores of all heads."""
         found = []
         for (layer, head), profile, copies in zip(self.heads, self.profiles, self.copy_scores, strict=True):
-            found += [PlacedEstimate(estimate, layer, head) for estimate in profile.estimates()]
+            place = Place(layer, head)
+            found += [replace(estimate, place=place) for estimate in profile.estimates()]
             if copies is not None:
-                found.append(PlacedEstimate(Estimate("head_copy_score", copies, 1), layer, head))
+                found.append(Estimate("head_copy_score", copies, 1, place=place))
         return found
 
     @property
@@ -123,7 +124,7 @@ class AttentionDrift:
             start = part.stop
         return cls(_places(arrays["heads"]), _places(arrays["kv_heads"]), patterns, arrays)
 
-    def vectors(self) -> list[PlacedEstimate]:
+    def vectors(self) -> list[Estimate]:
         """Errors and CKA of queries, keys, values and scores: over all heads, and by layer.
 
         A relative error is the mean over heads and prompts of each head's own, with its error clustered by prompt. CKA
@@ -137,7 +138,7 @@ class AttentionDrift:
                 chosen = np.ones(len(layers), dtype=np.bool_) if layer is None else layers == layer
                 estimate = self._mean(name, _floats(self._arrays[name])[..., chosen])
                 if estimate is not None:
-                    found.append(PlacedEstimate(estimate, layer))
+                    found.append(estimate if layer is None else replace(estimate, place=Place(layer)))
         return found
 
     def _mean(self, name: str, values: NDArray[np.float64]) -> Estimate | None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gguf_harness.errors import NoData
-from gguf_harness.metrics.records import PlacedEstimate
+from gguf_harness.metrics.records import WHOLE, Estimate, Place
 from gguf_harness.metrics.stats import as_estimate, mean_of_clusters, mean_with_errors, require_samples
 
 __all__ = ["HeadPlace", "PatternComparison", "attention_estimates", "compare_patterns", "head_estimates"]
@@ -144,7 +144,7 @@ def _comparison(sums: Floats, changed: NDArray[np.bool_]) -> PatternComparison:
     )
 
 
-def attention_estimates(prompts: Sequence[PatternComparison], heads: Sequence[HeadPlace]) -> list[PlacedEstimate]:
+def attention_estimates(prompts: Sequence[PatternComparison], heads: Sequence[HeadPlace]) -> list[Estimate]:
     """Estimates over all heads and prompts, with errors clustered by prompt (CR1); without one for a single prompt.
 
     attn_cosine is the mean over heads and prompts of the flattened patterns' cosine, each prompt weighing the same.
@@ -162,14 +162,10 @@ def attention_estimates(prompts: Sequence[PatternComparison], heads: Sequence[He
     _require_heads(prompts, heads)
     cosines = require_samples([each.cosine for each in prompts], "attn_cosine")
     worst = int(np.argmin(cosines.mean(axis=0)))
-    place = heads[worst]
+    lowest = as_estimate("attn_cosine_worst_head", mean_with_errors(cosines[:, worst : worst + 1]))
     return [
-        PlacedEstimate(as_estimate("attn_cosine", mean_with_errors(cosines))),
-        PlacedEstimate(
-            as_estimate("attn_cosine_worst_head", mean_with_errors(cosines[:, worst : worst + 1])),
-            detail=f"layer {place[0]}, head {place[1]}",
-            extreme_at=place,
-        ),
+        as_estimate("attn_cosine", mean_with_errors(cosines)),
+        replace(lowest, extreme_at=Place(*heads[worst])),
         _over_rows("attn_jsd", [each.jsd for each in prompts]),
         _over_rows("attn_total_variation", [each.total_variation for each in prompts]),
         _over_rows("attn_entropy_change", [each.entropy_change for each in prompts]),
@@ -177,15 +173,15 @@ def attention_estimates(prompts: Sequence[PatternComparison], heads: Sequence[He
     ]
 
 
-def head_estimates(prompts: Sequence[PatternComparison], heads: Sequence[HeadPlace]) -> list[PlacedEstimate]:
+def head_estimates(prompts: Sequence[PatternComparison], heads: Sequence[HeadPlace]) -> list[Estimate]:
     """attn_cosine and attn_jsd of each head, with errors over prompts; arguments as for `attention_estimates`."""
     _require_heads(prompts, heads)
     cosines = require_samples([each.cosine for each in prompts], "attn_cosine")
     found = []
     for index, (layer, head) in enumerate(heads):
-        estimate = as_estimate("attn_cosine", mean_with_errors(cosines[:, index : index + 1]))
-        found.append(PlacedEstimate(estimate, layer, head))
-        found.append(_over_rows("attn_jsd", [each.jsd[index] for each in prompts], layer, head))
+        place = Place(layer, head)
+        found.append(as_estimate("attn_cosine", mean_with_errors(cosines[:, index : index + 1]), place))
+        found.append(_over_rows("attn_jsd", [each.jsd[index] for each in prompts], place))
     return found
 
 
@@ -197,9 +193,7 @@ def _require_heads(prompts: Sequence[PatternComparison], heads: Sequence[HeadPla
         raise ValueError(f"A comparison has {wrong[0]} heads, and {len(heads)} are named")
 
 
-def _over_rows(
-    metric: str, prompts: Sequence[NDArray[Any]], layer: int | None = None, head: int | None = None
-) -> PlacedEstimate:
+def _over_rows(metric: str, prompts: Sequence[NDArray[Any]], place: Place = WHOLE) -> Estimate:
     sums = [float(values.sum(dtype=np.float64)) for values in prompts]
     mean = mean_of_clusters(sums, [values.size for values in prompts], metric)
-    return PlacedEstimate(as_estimate(metric, mean), layer, head)
+    return as_estimate(metric, mean, place)

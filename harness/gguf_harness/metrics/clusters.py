@@ -7,16 +7,18 @@ CR1 (Cameron and Miller 2015, section II), those of ratios by the delta method.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from gguf_harness.errors import NoData
-from gguf_harness.metrics.records import Estimate
+from gguf_harness.metrics.records import WHOLE, Estimate, Place
 from gguf_harness.metrics.stats import MeanEstimate, as_estimate, iid_se
 
-__all__ = ["by_layer", "cluster_mean", "cluster_ratio", "jackknife_se", "over_layers"]
+__all__ = ["by_layer", "cluster_mean", "cluster_ratio", "jackknife_se", "layers_and_means", "over_layers"]
 
 
 def cluster_mean(samples: ArrayLike, starts: ArrayLike) -> MeanEstimate:
@@ -103,7 +105,7 @@ def by_layer(metric: str, values: ArrayLike, starts: ArrayLike, layers: Iterable
         known = ~np.isnan(rows[layer])
         if known.any():
             kept = np.concatenate([[0], np.cumsum(known)])[places]
-            found[layer] = as_estimate(metric, cluster_mean(rows[layer][known], kept))
+            found[layer] = as_estimate(metric, cluster_mean(rows[layer][known], kept), Place(layer))
     return found
 
 
@@ -113,4 +115,24 @@ def over_layers(metric: str, values: ArrayLike, starts: ArrayLike, layers: Itera
     rows = rows[[layer for layer in layers if not np.isnan(rows[layer]).all()]]
     if len(rows) == 0:
         return None
-    return next(iter(by_layer(metric, rows.mean(axis=0)[None], starts, [0]).values()), None)
+    whole = by_layer(metric, rows.mean(axis=0)[None], starts, [0]).get(0)
+    return None if whole is None else replace(whole, place=WHOLE, detail=f"mean of {len(rows)} layers")
+
+
+def layers_and_means(measured: Mapping[str, NDArray[Any]], starts: ArrayLike, layers: Iterable[int]) -> list[Estimate]:
+    """`by_layer` of several metrics, and behind them `over_layers` of each; what no layer knows is left out.
+
+    Args:
+        measured: values by metric, [layer, n] each.
+        starts: [clusters + 1].
+        layers: those that are wanted.
+
+    Raises:
+        NoData: no layer knows any of them.
+    """
+    chosen = list(layers)
+    single = [by_layer(metric, values, starts, chosen) for metric, values in measured.items()]
+    means = [over_layers(metric, values, starts, chosen) for metric, values in measured.items()]
+    if not any(single):
+        raise NoData("None of it is known of this model.")
+    return [*(each for found in single for each in found.values()), *(mean for mean in means if mean is not None)]

@@ -6,14 +6,15 @@ Per-token values come as [..., windows, scored tokens]; a window is a cluster.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final
+from dataclasses import replace
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from gguf_harness.errors import NoData
 from gguf_harness.metrics.bootstrap import bootstrap_se
-from gguf_harness.metrics.records import Estimate
+from gguf_harness.metrics.records import WHOLE, Estimate, Place
 from gguf_harness.metrics.stats import as_estimate, mean_with_errors, require_samples
 
 __all__ = [
@@ -21,11 +22,14 @@ __all__ = [
     "Head",
     "greedy_removal",
     "importance",
+    "importance_of_heads",
     "interchange_share",
+    "interchange_shares",
     "main_effects",
     "random_subsets",
     "rank_correlation",
     "removable",
+    "screened_importance",
     "spearman",
     "top_overlap",
     "window_rises",
@@ -41,7 +45,7 @@ _RIDGE: Final = 3.0
 """As if each head had been in three more subsets, which cost nothing."""
 
 
-def importance(metric: str, values: ArrayLike, base: ArrayLike | None = None) -> Estimate:
+def importance(metric: str, values: ArrayLike, base: ArrayLike | None = None, place: Place = WHOLE) -> Estimate:
     """Mean over tokens of what a change of heads does, paired with the unchanged model where there is a base.
 
     Ablation of heads: Michel, Levy and Neubig (2019), Are Sixteen Heads Really Better than One?, arXiv:1905.10650. To
@@ -51,12 +55,31 @@ def importance(metric: str, values: ArrayLike, base: ArrayLike | None = None) ->
         metric: its name.
         values: [windows, scored tokens] of the changed model.
         base: the same of the unchanged one; nothing is subtracted if not given.
+        place: which head it is.
     """
     samples = require_samples(values, metric)
     if base is not None:
         samples = samples - require_samples(base, metric)
-    mean = mean_with_errors(samples)
-    return as_estimate(metric, mean)
+    return as_estimate(metric, mean_with_errors(samples), place)
+
+
+def importance_of_heads(sweep: Mapping[str, NDArray[Any]]) -> list[Estimate]:
+    """What each head is worth: rise of the loss, and KL from the whole model, where it gives zero, or its mean.
+
+    Args:
+        sweep: heads, [n, 2] layers and heads; nll, [windows, scored tokens] of the whole model; nll_zero, kld_zero,
+            nll_mean and kld_mean, [n, windows, scored tokens] without each of them.
+    """
+    estimates = []
+    for index, head in enumerate(sweep["heads"].tolist()):
+        place = Place(*head)
+        estimates += [
+            importance("head_importance", sweep["nll_zero"][index], sweep["nll"], place),
+            importance("head_importance_kl", sweep["kld_zero"][index], place=place),
+            importance("head_importance_mean", sweep["nll_mean"][index], sweep["nll"], place),
+            importance("head_importance_mean_kl", sweep["kld_mean"][index], place=place),
+        ]
+    return estimates
 
 
 def window_rises(values: ArrayLike, base: ArrayLike) -> NDArray[np.float64]:
@@ -66,7 +89,7 @@ def window_rises(values: ArrayLike, base: ArrayLike) -> NDArray[np.float64]:
     return means
 
 
-def interchange_share(metric: str, before: ArrayLike, after: ArrayLike) -> Estimate:
+def interchange_share(metric: str, before: ArrayLike, after: ArrayLike, place: Place = WHOLE) -> Estimate:
     """The share of a divergence that is gone when a part of the model is put right: (B - A) / B of the means.
 
     An interchange intervention (Geiger et al. 2021, Causal Abstractions of Neural Networks, arXiv:2106.02997), from the
@@ -78,6 +101,7 @@ def interchange_share(metric: str, before: ArrayLike, after: ArrayLike) -> Estim
         metric: its name.
         before: [windows, scored tokens] KL(reference || candidate).
         after: the same with the part from the reference.
+        place: which part it is.
 
     Raises:
         NoData: the candidate does not differ from the reference.
@@ -92,7 +116,25 @@ def interchange_share(metric: str, before: ArrayLike, after: ArrayLike) -> Estim
         )
     left = float(a.mean()) / mean
     found = mean_with_errors(b, influence=(left * b - a) / mean, value=1 - left)
-    return as_estimate(metric, found)
+    return as_estimate(metric, found, place)
+
+
+def interchange_shares(found: Mapping[str, NDArray[Any]]) -> list[Estimate]:
+    """`interchange_share` of each layer, all of its heads together, and behind them of each head.
+
+    Args:
+        found: kld, [windows, scored tokens] of the candidate; layers, [n], and kld_layers, [n, windows, scored tokens];
+            heads, [m, 2] layers and heads, and kld_heads, [m, windows, scored tokens].
+
+    Raises:
+        NoData: the candidate does not differ from the reference.
+    """
+    layers = zip(found["layers"].tolist(), found["kld_layers"], strict=True)
+    heads = zip(found["heads"].tolist(), found["kld_heads"], strict=True)
+    return [
+        *(interchange_share("layer_interchange_share", found["kld"], after, Place(layer)) for layer, after in layers),
+        *(interchange_share("head_interchange_share", found["kld"], after, Place(*head)) for head, after in heads),
+    ]
 
 
 def spearman(first: ArrayLike, second: ArrayLike) -> float:
@@ -245,3 +287,14 @@ def main_effects(metric: str, subsets: NDArray[np.bool_], rises: ArrayLike) -> l
         Estimate(metric, value, int(count), error if count > 1 else None)
         for value, error, count in zip(effects.tolist(), spread.tolist(), x.sum(axis=0).tolist(), strict=True)
     ]
+
+
+def screened_importance(screen: Mapping[str, NDArray[Any]]) -> list[Estimate]:
+    """`main_effects` of a screen, each at its head.
+
+    Args:
+        screen: heads, [n, 2] layers and heads; subsets, [rows, n] which heads each row lacks; rises, [rows].
+    """
+    effects = main_effects("head_importance_screen", screen["subsets"] != 0, screen["rises"])
+    heads = screen["heads"].tolist()
+    return [replace(effect, place=Place(*head)) for effect, head in zip(effects, heads, strict=True)]

@@ -3,75 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Final, NamedTuple
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from gguf_harness.errors import NoData
 from gguf_harness.metrics.registry import Better, metric_info
 
-__all__ = ["SCHEMA_VERSION", "WHOLE", "Estimate", "Place", "PlacedEstimate", "Row"]
+__all__ = ["SCHEMA_VERSION", "WHOLE", "Estimate", "Estimates", "Place", "Row", "each_estimate", "whole"]
 
 SCHEMA_VERSION = 1
 """Version of run.json. A reader refuses a newer one and migrates older ones."""
 
 
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """A value with its uncertainty. A bare float is not a result.
-
-    Attributes:
-        metric: a name from `gguf_harness.metrics.registry.METRICS`, which gives unit and direction.
-        value: finite.
-        n: number of samples behind the value (tokens, repetitions, 1 for a plain fact such as a file size).
-        se: standard error; clustered by window for anything per token. None where none is defined (a maximum,
-            a file size).
-        se_iid: the same with all samples taken as independent, as llama-perplexity prints it.
-        clusters: number of clusters behind `se`; t quantiles use `clusters - 1` degrees of freedom.
-        low: lower end of the 95 % confidence interval, which need not be symmetric; None for `value` less a t quantile
-            times `se`, or where none is known.
-        high: its upper end.
-        doubt: why nothing may be decided by it, in words that go on after a colon; None where nothing speaks against
-            it.
-    """
-
-    metric: str
-    value: float
-    n: int
-    se: float | None = None
-    se_iid: float | None = None
-    clusters: int | None = None
-    low: float | None = None
-    high: float | None = None
-    doubt: str | None = None
-
-    def __post_init__(self) -> None:
-        metric_info(self.metric)
-        for name in ("value", "se", "se_iid", "low", "high"):
-            number = getattr(self, name)
-            if number is None:
-                continue
-            if not math.isfinite(number):
-                raise NoData(f"{self.metric}: {name} is {number}, expected a finite number (n = {self.n}).")
-            # A numpy scalar would not survive xdist's serializer.
-            object.__setattr__(self, name, float(number))
-        if self.n < 1:
-            raise NoData(f"{self.metric}: no samples (n = {self.n}). No data is never a number.")
-        object.__setattr__(self, "n", int(self.n))
-
-    @property
-    def unit(self) -> str:
-        """Unit of `value`, from the table of metrics."""
-        return metric_info(self.metric).unit
-
-    @property
-    def better(self) -> Better:
-        """Direction that is good, from the table of metrics."""
-        return metric_info(self.metric).better
-
-
 class Place(NamedTuple):
-    """What of a model and of its input a value is about; all None for everything together.
+    """What of a model and of its input an estimate is about; all None for everything together.
 
     Attributes:
         layer: number of a layer.
@@ -103,30 +49,106 @@ WHOLE: Final = Place()
 
 
 @dataclass(frozen=True, slots=True)
-class PlacedEstimate:
-    """An estimate and the part of a model that it is about.
+class Estimate:
+    """A value with its uncertainty. A bare float is not a result.
 
     Attributes:
-        estimate: the value.
-        layer: its layer; None for the model.
-        head: its head in the layer; None for all.
-        part: the group of tensors that it is about; None for all.
-        detail: what the metric's name cannot say.
-        extreme_at: (layer, head) of a value that is of the whole model because no other is worse.
+        metric: a name from `gguf_harness.metrics.registry.METRICS`, which gives unit and direction.
+        value: finite.
+        n: number of samples behind the value (tokens, repetitions, 1 for a plain fact such as a file size).
+        se: standard error; clustered by window for anything per token. None where none is defined (a maximum,
+            a file size).
+        se_iid: the same with all samples taken as independent, as llama-perplexity prints it.
+        clusters: number of clusters behind `se`; t quantiles use `clusters - 1` degrees of freedom.
+        low: lower end of the 95 % confidence interval, which need not be symmetric; None for `value` less a t quantile
+            times `se`, or where none is known.
+        high: its upper end.
+        doubt: why nothing may be decided by it, in words that go on after a colon; None where nothing speaks against
+            it.
+        place: what of the model and its input it is about.
+        extreme_at: where it was found, if it is of the whole model as the extreme of its parts: the worst head.
+        detail: what the metric's name cannot say, and a verdict on it has to: `mean of 30 layers`.
     """
 
-    estimate: Estimate
-    layer: int | None = None
-    head: int | None = None
-    part: str | None = None
+    metric: str
+    value: float
+    n: int
+    se: float | None = None
+    se_iid: float | None = None
+    clusters: int | None = None
+    low: float | None = None
+    high: float | None = None
+    doubt: str | None = None
+    place: Place = WHOLE
+    extreme_at: Place | None = None
     detail: str | None = None
-    extreme_at: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        metric_info(self.metric)
+        for name in ("value", "se", "se_iid", "low", "high"):
+            number = getattr(self, name)
+            if number is None:
+                continue
+            if not math.isfinite(number):
+                raise NoData(f"{self.metric}: {name} is {number}, expected a finite number (n = {self.n}).")
+            # A numpy scalar would not survive xdist's serializer.
+            object.__setattr__(self, name, float(number))
+        if self.n < 1:
+            raise NoData(f"{self.metric}: no samples (n = {self.n}). No data is never a number.")
+        object.__setattr__(self, "n", int(self.n))
 
     @property
-    def place(self) -> Place:
-        """Where the value was found."""
-        layer, head = self.extreme_at or (self.layer, self.head)
-        return Place(layer, head, self.part)
+    def unit(self) -> str:
+        """Unit of `value`, from the table of metrics."""
+        return metric_info(self.metric).unit
+
+    @property
+    def better(self) -> Better:
+        """Direction that is good, from the table of metrics."""
+        return metric_info(self.metric).better
+
+    @property
+    def found_at(self) -> Place:
+        """Its place; of an extreme, that of the part that has it."""
+        if self.extreme_at is None:
+            return self.place
+        return self.extreme_at._replace(prompt=self.extreme_at.prompt or self.place.prompt)
+
+    @property
+    def where(self) -> str:
+        """The same in words, and for the whole model what else there is to say of it; empty for nothing."""
+        return str(self.found_at) or self.detail or ""
+
+    def of_prompt(self, prompt: str | None) -> Estimate:
+        """The same, as a value of a prompt, unless it is one already."""
+        return self if self.place.prompt else replace(self, place=self.place._replace(prompt=prompt))
+
+
+Estimates: TypeAlias = "Estimate | Collection[Estimates] | Mapping[Any, Estimates]"
+"""An estimate, or a list or a dictionary of them. No iterator: nothing would be left of it for a second reader."""
+
+
+def each_estimate(*given: Estimates) -> list[Estimate]:
+    """All of them, in their order.
+
+    Raises:
+        TypeError: something else is among them.
+    """
+    estimates: list[Estimate] = []
+    members: tuple[object, ...] = given
+    for member in members:
+        if isinstance(member, Estimate):
+            estimates.append(member)
+        elif isinstance(member, Collection) and not isinstance(member, str):
+            estimates += each_estimate(*(member.values() if isinstance(member, Mapping) else member))
+        else:
+            raise TypeError(f"Expected estimates, or lists or dictionaries of them, not {member!r}")
+    return estimates
+
+
+def whole(estimates: Collection[Estimate]) -> list[Estimate]:
+    """Those of the whole model, of all prompts."""
+    return [estimate for estimate in estimates if estimate.place == WHOLE]
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,15 +189,20 @@ class Row:
         test: str,
         model: str,
         reference: str | None = None,
-        prompt: str | None = None,
-        layer: int | None = None,
-        head: int | None = None,
-        part: str | None = None,
         detail: str | None = None,
     ) -> Row:
-        """Place an estimate; its doubt is part of the detail as well, which every reader shows."""
-        if estimate.doubt:
-            detail = f"{f'{detail}; ' if detail else ''}in doubt: {estimate.doubt}"
+        """The row of an estimate; where an extreme was found and its doubt are part of the detail, which people see.
+
+        Args:
+            estimate: the value, with its place.
+            suite: name of the suite that measured it.
+            test: name of the test.
+            model: whose value it is.
+            reference: what the model was compared with.
+            detail: how it was measured, behind the estimate's own detail.
+        """
+        doubt = f"in doubt: {estimate.doubt}" if estimate.doubt else None
+        details = (str(estimate.extreme_at or ""), estimate.detail, detail, doubt)
         return cls(
             suite=suite,
             test=test,
@@ -189,11 +216,8 @@ class Row:
             n=estimate.n,
             unit=estimate.unit,
             better=estimate.better,
-            prompt=prompt,
-            layer=layer,
-            head=head,
-            part=part,
-            detail=detail,
+            **estimate.place._asdict(),
+            detail="; ".join(filter(None, details)) or None,
             low=estimate.low,
             high=estimate.high,
             doubt=estimate.doubt,

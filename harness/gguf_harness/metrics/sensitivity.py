@@ -5,16 +5,26 @@ All passes are over the same windows, so that differences and ratios are paired,
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from gguf_harness.errors import NoData
-from gguf_harness.metrics.records import Estimate
+from gguf_harness.metrics.records import Estimate, Place
 from gguf_harness.metrics.stats import Samples, as_estimate, mean_with_errors, require_samples
 
-__all__ = ["Effect", "Sensitivity", "TensorGroup", "additivity", "group_kld", "group_shares", "restored_gain"]
+__all__ = [
+    "Effect",
+    "Sensitivity",
+    "TensorGroup",
+    "additivity",
+    "group_kld",
+    "group_shares",
+    "restored_gain",
+    "sensitivity_estimates",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +46,16 @@ class TensorGroup:
     types: tuple[str, ...]
     bytes: int
     reference_bytes: int
+
+    @property
+    def place(self) -> Place:
+        """Its layer, or as a part of the model the role or several layers."""
+        return Place(part=self.name) if self.layer is None else Place(self.layer)
+
+    @property
+    def growth(self) -> int:
+        """Bytes that the reference's tensors are larger."""
+        return self.reference_bytes - self.bytes
 
     @property
     def described(self) -> str:
@@ -139,3 +159,29 @@ def restored_gain(candidate: ArrayLike, restored: ArrayLike, extra_bytes: int) -
         return [gain]
     priced = mean_with_errors(samples / (extra_bytes / 1e6))
     return [gain, as_estimate("tensor_restored_gain_per_mb", priced)]
+
+
+def sensitivity_estimates(found: Sensitivity) -> list[Estimate]:
+    """All of them: KL of the candidate, how far its roles add up to that, and each group, quantized or restored.
+
+    Raises:
+        NoData: a KL divergence that others are related to is not positive.
+    """
+    windows = f"{len(found.candidate)} windows"
+    roles = [effect.kld for effect in found.roles]
+    estimates = [
+        replace(group_kld(found.candidate), detail=f"all that differ, {windows}"),
+        replace(additivity(roles, found.candidate), detail=f"sum of {len(roles)} roles, {windows}"),
+    ]
+    for effect, share in zip(found.roles, group_shares(roles), strict=True):
+        estimates += _of_group(effect.group, [group_kld(effect.kld), share])
+    for effect in found.layers:
+        estimates += _of_group(effect.group, [group_kld(effect.kld)])
+    for effect in found.restored:
+        gains = restored_gain(found.candidate, effect.kld, effect.group.growth)
+        estimates += _of_group(effect.group, gains, ", restored")
+    return estimates
+
+
+def _of_group(group: TensorGroup, estimates: Iterable[Estimate], how: str = "") -> list[Estimate]:
+    return [replace(estimate, place=group.place, detail=f"{group.described}{how}") for estimate in estimates]

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from gguf_harness.errors import NoData
-from gguf_harness.metrics.records import Estimate
+from gguf_harness.metrics.records import WHOLE, Estimate, Place
 
 __all__ = [
     "INTERVAL",
@@ -80,9 +80,11 @@ class MeanEstimate:
     high: float | None = None
 
 
-def as_estimate(metric: str, mean: MeanEstimate) -> Estimate:
-    """A mean under the name of its metric."""
-    return Estimate(metric, mean.value, mean.n, mean.se, mean.se_iid, mean.clusters, mean.low, mean.high)
+def as_estimate(metric: str, mean: MeanEstimate, place: Place = WHOLE, detail: str | None = None) -> Estimate:
+    """A mean under the name of its metric, at its place."""
+    return Estimate(
+        metric, mean.value, mean.n, mean.se, mean.se_iid, mean.clusters, mean.low, mean.high, place=place, detail=detail
+    )
 
 
 def require_samples(samples: ArrayLike, what: str) -> Samples:

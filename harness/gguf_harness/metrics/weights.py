@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from gguf_harness.errors import NoData
-from gguf_harness.metrics.records import Estimate
+from gguf_harness.metrics.records import WHOLE, Estimate, Place
 
 __all__ = ["OUTLIER_SIGMAS", "TensorError", "compare_blocks", "merge_errors", "spread", "summarize_error"]
 
@@ -190,8 +190,8 @@ def merge_errors(errors: Sequence[TensorError], name: str) -> TensorError:
     )
 
 
-def summarize_error(error: TensorError) -> list[Estimate]:
-    """What can be said of a tensor or a group. These are facts of two files: n is the weights, errors there are none.
+def summarize_error(error: TensorError, place: Place = WHOLE) -> list[Estimate]:
+    """What can be said of a tensor or a group, at its place. Facts of two files: n is the weights, and no errors.
 
     An exact copy has no signal-to-noise ratio, and zeros have no direction: those are left out.
     """
@@ -204,7 +204,9 @@ def summarize_error(error: TensorError) -> list[Estimate]:
         "weight_outlier_share": error.outlier_share,
         "weight_outlier_sigmas": error.largest_sigmas,
     }
-    return [Estimate(metric, value, error.weights) for metric, value in values.items() if value is not None]
+    return [
+        Estimate(metric, value, error.weights, place=place) for metric, value in values.items() if value is not None
+    ]
 
 
 def _dot(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:

@@ -53,7 +53,7 @@ _BENCHMARK_OPTIONS: Final = tuple(
 )
 _FIXTURE_NAMES: Final = _PARAMETERS | {
     "reference",
-    "runner",
+    "core",
     "ladder",
     "corpus_pass",
     "analytics",

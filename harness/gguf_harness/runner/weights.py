@@ -215,7 +215,7 @@ def _effect_arrays(sensitivity: Sensitivity) -> Arrays:
         *(("restored", effect) for effect in sensitivity.restored),
     ]
     klds = [group_kld(effect.kld) for _, effect in rows]
-    gains = [restored_gain(sensitivity.candidate, effect.kld, _growth(effect))[0] for _, effect in rows]
+    gains = [restored_gain(sensitivity.candidate, effect.kld, effect.group.growth)[0] for _, effect in rows]
     whole = group_kld(sensitivity.candidate)
     return {
         "kind": np.array([kind for kind, _ in rows]),
@@ -225,13 +225,9 @@ def _effect_arrays(sensitivity: Sensitivity) -> Arrays:
         "kld_se": np.array([_or_nan(kld.se) for kld in klds]),
         "gain": np.array([gain.value for gain in gains]),
         "gain_se": np.array([_or_nan(gain.se) for gain in gains]),
-        "growth": np.array([_growth(effect) for _, effect in rows], dtype=np.int64),
+        "growth": np.array([effect.group.growth for _, effect in rows], dtype=np.int64),
         "candidate": np.array([whole.value, _or_nan(whole.se)]),
     }
-
-
-def _growth(effect: Effect) -> int:
-    return effect.group.reference_bytes - effect.group.bytes
 
 
 def _or_nan(value: float | None) -> float:
