@@ -65,7 +65,7 @@ class Verdict:
         more_clusters: how many more windows (repetitions) would probably decide; None where it is decided, or where
             no number would.
         detail: sentences for people, which say the place as well.
-        layer, head, part: what of the model it is about; None for all of it.
+        layer, head, part, prompt: what of the model it is about; None for all of it.
     """
 
     model: str
@@ -82,6 +82,7 @@ class Verdict:
     layer: int | None = None
     head: int | None = None
     part: str | None = None
+    prompt: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """A dictionary of JSON types only."""
@@ -154,7 +155,7 @@ def decide(
     tested = _tested(gate, estimate, reference, ratio)
     held_against = [estimate] if gate.limit is not None else [ratio] if ratio is not None else [estimate, reference]
     if doubt := next((known.doubt for known in held_against if known is not None and known.doubt), None):
-        return _undecided(gate, estimate, model, tested, doubt)
+        return _undecided(gate, estimate, model, place, tested, doubt)
     bounded = gate.half_of_the_error() if watched else gate
     lower_is_better = gate.lower_is_better
 
@@ -188,13 +189,11 @@ def decide(
         detail=_statement(gate, estimate, tested, scope if place == WHOLE else str(place)) + reason,
         p_value=min(1.0, 2 * p_value) if watched and p_value is not None else p_value,
         more_clusters=more,
-        layer=place.layer,
-        head=place.head,
-        part=place.part,
+        **place._asdict(),
     )
 
 
-def _undecided(gate: Gate, estimate: Estimate, model: str, tested: Tested, doubt: str) -> Verdict:
+def _undecided(gate: Gate, estimate: Estimate, model: str, place: Place, tested: Tested, doubt: str) -> Verdict:
     """The verdict on what was measured and cannot be relied on: its numbers are in no sentence."""
     side = "at most" if gate.lower_is_better else "at least"
     return Verdict(
@@ -210,6 +209,7 @@ def _undecided(gate: Gate, estimate: Estimate, model: str, tested: Tested, doubt
             f"{metric_info(gate.metric).title} was not held against its limit, {side} {_show(gate, tested.limit)}:"
             f" {doubt}."
         ),
+        **place._asdict(),
     )
 
 
