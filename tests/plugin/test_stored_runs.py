@@ -56,6 +56,7 @@ def test_a_session_comes_back_as_tables(
     quantiles = run.arrays["mine", "kld_quantiles"]
     assert np.all(np.diff(quantiles["kld"]) >= 0)
     assert set(run.texts["prompt"]) == {"fox", "chat"}
+    assert isinstance(run.started, pd.Timestamp)
     assert run.started.tzinfo is not None
     assert run.tests["duration_s"].sum() > 0
 

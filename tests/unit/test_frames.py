@@ -61,6 +61,7 @@ def test_numbers_are_those_of_the_file() -> None:
     assert RUN.models["reference"].sum() == 1
     assert RUN.gates["verdict"].value_counts().sum() == len(content["gates"])
     assert RUN.started == pd.Timestamp("2026-11-24T12:30:21", tz="UTC")
+    assert isinstance(RUN.started, pd.Timestamp)
     assert RUN.started.tzinfo is not None
     assert (RUN.id, RUN.settings["ctx"], RUN.machine["cores"]) == (content["id"], 512, 2)
     assert repr(RUN) == f"<run {content['id']}: 6 models, 229 estimates, 57 tests>"
