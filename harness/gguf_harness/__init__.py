@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gguf_harness.api import Attention as Attention
     from gguf_harness.api import HiddenStates as HiddenStates
+    from gguf_harness.api import StoredRun as StoredRun
     from gguf_harness.api import attention as attention
     from gguf_harness.api import heads as heads
     from gguf_harness.api import hidden_states as hidden_states
+    from gguf_harness.api import load_run as load_run
 
 __version__ = "0.1.0"
 
-_API = frozenset({"Attention", "HiddenStates", "attention", "heads", "hidden_states"})
+_API = frozenset({"Attention", "HiddenStates", "StoredRun", "attention", "heads", "hidden_states", "load_run"})
 
 
 def __getattr__(name: str) -> Any:

@@ -1,7 +1,8 @@
-"""For notebooks and scripts: one call, arrays out. Everything runs in a worker process of its own."""
+"""For notebooks and scripts: one call, arrays or tables out. What needs a model runs in a worker process of its own."""
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -23,6 +24,9 @@ from gguf_harness.measure.attention import AttentionRequest, observe_attention, 
 from gguf_harness.measure.attention_results import HeadBehaviour
 from gguf_harness.measure.embeddings import EmbeddingRequest, measure_words
 from gguf_harness.measure.states import LayersRequest, read_states
+from gguf_harness.store.frames import StoredRun, open_run
+from gguf_harness.store.paths import option_path
+from gguf_harness.store.runs import find_run
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -30,7 +34,17 @@ if TYPE_CHECKING:
     from gguf_harness.engine.worker import WorkerContext
     from gguf_harness.store.arrays import Arrays
 
-__all__ = ["Attention", "HiddenStates", "WordEmbeddings", "attention", "heads", "hidden_states", "word_embeddings"]
+__all__ = [
+    "Attention",
+    "HiddenStates",
+    "StoredRun",
+    "WordEmbeddings",
+    "attention",
+    "heads",
+    "hidden_states",
+    "load_run",
+    "word_embeddings",
+]
 
 
 R = TypeVar("R")
@@ -216,6 +230,23 @@ def heads(model: str | Path, prompts: Path | None = None, *, threads: int | None
         text = load_corpus("pydoc", held_out_topics=info.held_out_topics).text
         with Worker(info.name, Path(folder) / "worker.log", gpu=gpu) as worker:
             return HeadBehaviour.of(worker.call(observe_attention, None, replace(request, text=text)))
+
+
+def load_run(run: str | Path = "last", results: str | Path = "results") -> StoredRun:
+    """Read a stored run: its estimates, models, gates and tests as pandas DataFrames.
+
+        run = gguf_harness.load_run("last")
+        run.estimates.query("metric == 'kld_mean'")[["model", "value", "se"]]
+        run.arrays["model-Q4_K_M", "kld_quantiles"]    # NumPy arrays by name
+
+    Args:
+        run: a run.json, a run's folder, its id or the start of it, or `last`; runs of every version so far.
+        results: folder with the runs that ids and `last` are about, as --gguf-results.
+
+    Raises:
+        StoreError: no run, or several, fit; it cannot be read, or is none; or pandas is not installed.
+    """
+    return open_run(find_run(os.fspath(run), option_path(results)))
 
 
 def _model(spec: str | Path) -> ModelInfo:

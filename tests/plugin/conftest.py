@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from gguf_harness.store.run_content import content_problem
+from gguf_harness.store.run_tables import TABLES, rows_of
 from tests.random_llama import write_random_llama
 
 SUITES = Path(str(resources.files("gguf_harness.suites")))
@@ -55,11 +57,14 @@ def run_suite(pytester: pytest.Pytester) -> RunSuite:
 
 @pytest.fixture
 def read_run(pytester: pytest.Pytester) -> ReadRun:
-    """The run.json of the last run."""
+    """The run.json of the last run. Whatever it ran, what it stored can be read, and has a column for every key."""
 
     def read() -> dict[str, Any]:
         (*_, last) = sorted(pytester.path.glob("results/runs/*/run.json"))
         content: dict[str, Any] = json.loads(last.read_text(encoding="utf-8"))
+        assert content_problem(content) is None
+        for table, columns in TABLES.items():
+            assert {key for row in rows_of(content, table) or [] for key in row} <= set(columns), table
         return content
 
     return read

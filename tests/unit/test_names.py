@@ -25,6 +25,7 @@ from gguf_harness.report.inspect import render_info
 from gguf_harness.report.markdown import render_markdown
 from gguf_harness.report.terminal import render_terminal
 from gguf_harness.store.file_hashes import hash_files
+from gguf_harness.store.migrations import migrate
 from gguf_harness.store.paths import file_name
 from gguf_harness.store.runs import load_run, write_json
 from tests.nasty_names import nasty_names
@@ -56,7 +57,7 @@ def test_every_file_is_a_model_of_its_own(folder: Path, tmp_path: Path) -> None:
         (tmp_path / f"{file_name(source.name)}.server.log").write_text("log")
     run = {"schema_version": 1, "id": "a", "models": [*models.values()], "estimates": []}
     write_json(tmp_path / "run.json", run)
-    assert load_run(tmp_path / "run.json") == run
+    assert load_run(tmp_path / "run.json") == migrate(run)
     assert set(models) == {visible(name) for name in NAMES}
     assert len(list(tmp_path.glob("*.log"))) == len(NAMES)
 
@@ -95,7 +96,7 @@ def test_every_report_can_be_written(tmp_path: Path, first: int) -> None:
     run = _run_of([visible(name) for name in names[:25]] + names[25:])
     write_json(tmp_path / "run.json", run)
     stored = load_run(tmp_path / "run.json")
-    assert stored == run
+    assert stored == migrate(run)
     write_html(stored, tmp_path, tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "<b></td>" not in page

@@ -88,7 +88,7 @@ def test_what_is_no_toml_is_one_message(reader: str, text: str, message: str, tm
 
 
 @pytest.mark.parametrize("reader", JSON)
-@pytest.mark.parametrize("text", ["{", "", "[" * 100_000, '{"a": NaN}', "1" * 5000])
+@pytest.mark.parametrize("text", ["{", "", "[" * 100_000, '{"a": NaN}', '{"a": -1e999}', "1" * 5000])
 def test_what_is_no_json_is_one_message(reader: str, text: str, tmp_path: Path) -> None:
     file = tmp_path / "bad.json"
     file.write_text(text)

@@ -73,8 +73,9 @@ class Subject:
         return {"model": self.sha256, "settings": self.settings.to_json()}
 
     def to_json(self) -> dict[str, Any]:
-        """What a run says of it beside what the file holds."""
-        return {"name": self.name, "file": self.model.name, "variant": self.variant, "context": self.settings.to_json()}
+        """What a run says of it beside what the file holds; `adapters` is for models with LoRA, which none has yet."""
+        about = {"name": self.name, "file": self.model.name, "variant": self.variant}
+        return about | {"context": self.settings.to_json(), "adapters": []}
 
     def __repr__(self) -> str:
         """Short: pytest shows it in messages of failed assertions."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from gguf_harness.inputs.pairing import Partner, some_names
 from gguf_harness.judge.baselines import Baseline
+from gguf_harness.metrics.records import WHOLE
 
 __all__ = ["missing", "no_partner", "notes_of", "nothing_compared", "uncompared"]
 
@@ -31,6 +32,7 @@ def missing(model: str, metric: str, baseline: str, detail: str) -> dict[str, An
     """A comparison that was asked for and could not be made, beside those of `Comparison.to_json`."""
     return {
         "model": model, "metric": metric, "baseline": baseline, "outcome": "missing", "detail": detail, "changes": [],
+        **WHOLE._asdict(),
     }  # fmt: skip
 
 

@@ -12,8 +12,8 @@ from gguf_harness.metrics.registry import Better, metric_info
 
 __all__ = ["SCHEMA_VERSION", "WHOLE", "Estimate", "Estimates", "Place", "Row", "each_estimate", "whole"]
 
-SCHEMA_VERSION = 1
-"""Version of run.json. A reader refuses a newer one and migrates older ones."""
+SCHEMA_VERSION = 2
+"""Version of run.json. A reader refuses a newer one and migrates older ones (`gguf_harness.store.migrations`)."""
 
 
 class Place(NamedTuple):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any, Final
+
+from gguf_harness.metrics.records import Place
+from gguf_harness.store.run_tables import LIST, NUMBER, TABLE, TABLES, TEXT, TRUTH, WHOLE, Kind, rows_of
 
 __all__ = ["content_problem"]
 
-_NOTHING: Final = type(None)
-_NUMBER: Final = (int, float)
 _TYPE_NAMES: Final[dict[type, str]] = {
     str: "a text",
     int: "a number",
@@ -16,113 +19,115 @@ _TYPE_NAMES: Final[dict[type, str]] = {
     list: "a list",
     dict: "a table",
     bool: "true or false",
-    _NOTHING: "null",
+    type(None): "null",
 }
 
-_Kinds = dict[str, tuple[type, ...]]
+_LARGEST: Final = sys.float_info.max
+_LARGEST_WHOLE: Final = 2**63 - 1
+
+_Kinds = Mapping[str, Kind]
 
 _RUN: Final[_Kinds] = {
-    "id": (str,),
-    "started": (str,),
-    "harness": (str,),
-    "duration_s": _NUMBER,
-    "finished": (bool,),
-    "reference_reason": (str, _NOTHING),
-    "command": (list,),
-    "warnings": (list,),
-    **dict.fromkeys(("machine", "engine", "corpus", "settings", "cache", "baseline"), (dict, _NOTHING)),
-    **dict.fromkeys(("models", "tests", "estimates", "gates", "arrays"), (list,)),
+    "id": TEXT,
+    "started": TEXT,
+    "harness": TEXT,
+    "duration_s": NUMBER,
+    "finished": TRUTH,
+    "reference_reason": TEXT.or_null,
+    "command": LIST,
+    "warnings": LIST,
+    **dict.fromkeys(("machine", "engine", "corpus", "settings", "cache", "baseline"), TABLE.or_null),
+    **dict.fromkeys(("models", "tests", "estimates", "gates", "arrays"), LIST),
+    **dict.fromkeys(("planned", "texts", "heads"), LIST.or_null),
 }
-"""Types of what a run holds, where it holds it."""
+"""Kinds of what a run holds, where it holds it."""
 
-_TABLES: Final[dict[str, _Kinds]] = {
-    "models": {
-        "name": (str,),
-        "bytes": _NUMBER,
-        "bits_per_weight": _NUMBER,
-        "order": _NUMBER,
-        "sha256": (str,),
-        "quantization": (str, _NOTHING),
-        "reference": (bool,),
-        "fallbacks": (list,),
-        "tensor_types": (dict,),
-    },
-    "tests": {
-        "id": (str,),
-        "outcome": (str,),
-        "model": (str, _NOTHING),
-        "suite": (str, _NOTHING),
-        "message": (str, _NOTHING),
-    },
-    "estimates": {
-        "model": (str,),
-        "metric": (str,),
-        "value": _NUMBER,
-        **dict.fromkeys(("se", "se_iid", "clusters", "n", "layer", "head"), (*_NUMBER, _NOTHING)),
-        **dict.fromkeys(("suite", "test", "prompt", "detail", "unit", "better", "part"), (str, _NOTHING)),
-    },
-    "gates": {
-        "model": (str,),
-        "metric": (str,),
-        "verdict": (str,),
-        "detail": (str,),
-        "suite": (str, _NOTHING),
-    },
-    "arrays": {"model": (str,), "name": (str,), "file": (str,)},
-}
-"""The same of the tables in its lists."""
-
-_PARTS: Final[dict[str, _Kinds]] = {
-    "corpus": {"name": (str,), "sha256": (str,), **dict.fromkeys(("windows", "n_ctx", "scored_tokens"), _NUMBER)},
-    "cache": {"hits": _NUMBER, "misses": _NUMBER},
+_PARTS: Final[Mapping[str, _Kinds]] = {
+    "corpus": {"name": TEXT, "sha256": TEXT, **dict.fromkeys(("windows", "n_ctx", "scored_tokens"), NUMBER)},
+    "cache": {"hits": NUMBER, "misses": NUMBER},
+    "baseline": {"comparisons": LIST},
 }
 """The same of tables that it holds once."""
 
-_NEEDED: Final = {
-    "models": ("name", "bytes"),
+_ADAPTER: Final[_Kinds] = {"name": TEXT, "sha256": TEXT, "scale": NUMBER}
+
+_NEEDED: Final[Mapping[str, Sequence[str]]] = {
+    "models": ("name", "file", "variant", "context", "adapters", "bytes"),
     "tests": ("id", "outcome", "suite", "message"),
-    "estimates": ("model", "metric", "value", "se", "n", "unit", "better"),
-    "gates": ("model", "metric", "verdict", "detail"),
+    "estimates": ("model", *Place._fields, "metric", "value", "se", "n", "unit", "better"),
+    "gates": ("model", *Place._fields, "metric", "verdict", "detail"),
+    "comparisons": ("model", *Place._fields, "metric", "detail"),
+    "planned": ("model", "suite", "test", "metric"),
+    "texts": ("model", "prompt"),
+    "heads": ("model", "layer", "head", "kind"),
     "arrays": ("model", "name", "file"),
 }
 
 
 def content_problem(run: Mapping[str, Any]) -> str | None:
-    """What of a run cannot be read, as the end of a sentence; None where all can be."""
+    """What of a run cannot be read, as the end of a sentence; None where all can be.
+
+    Args:
+        run: content of a run.json of the current version, as `gguf_harness.store.migrations.migrate` gives it.
+    """
     if "id" not in run or "estimates" not in run:
         return "it has no id or no estimates"
-    problem = _wrong_type(run, _RUN, "")
+    problem = _wrong_value(run, _RUN, "") or _unknown_time(run.get("started"))
     if problem is None and any(type(warning) is not str for warning in run.get("warnings", [])):
         problem = "warnings holds something other than texts"
     for name, kinds in _PARTS.items():
         if problem is None and run.get(name) is not None:
             problem = _wrong_table(run[name], kinds, tuple(kinds), name)
-    for name, kinds in _TABLES.items():
+    for name, kinds in TABLES.items():
         if problem is not None:
             break
-        for index, table in enumerate(run.get(name, [])):
-            place = f"{name}[{index}]"
-            problem = _wrong_table(table, kinds, _NEEDED[name], place)
-            if problem is not None:
-                break
+        place = "baseline.comparisons" if name == "comparisons" else name
+        problem = _wrong_rows(rows_of(run, name) or [], kinds, _NEEDED[name], place)
+    for index, model in enumerate(run.get("models", []) if problem is None else []):
+        place = f"models[{index}].adapters"
+        problem = problem or _wrong_rows(model["adapters"], _ADAPTER, tuple(_ADAPTER), place)
     return problem
 
 
-def _wrong_table(table: object, kinds: _Kinds, needed: tuple[str, ...], place: str) -> str | None:
+def _wrong_rows(rows: Sequence[object], kinds: _Kinds, needed: Sequence[str], place: str) -> str | None:
+    problems = (_wrong_table(row, kinds, needed, f"{place}[{index}]") for index, row in enumerate(rows))
+    return next((problem for problem in problems if problem is not None), None)
+
+
+def _wrong_table(table: object, kinds: _Kinds, needed: Sequence[str], place: str) -> str | None:
     if not isinstance(table, dict):
-        return f"{place} is {_name(table)}, expected a table"
+        return f"{place} is {_TYPE_NAMES[type(table)]}, expected a table"
     missing = [key for key in needed if key not in table]
-    return f"{place} has no {missing[0]}" if missing else _wrong_type(table, kinds, f"{place}.")
+    return f"{place} has no {missing[0]}" if missing else _wrong_value(table, kinds, f"{place}.")
 
 
-def _wrong_type(table: Mapping[str, Any], kinds: _Kinds, place: str) -> str | None:
-    for key, allowed in kinds.items():
+def _wrong_value(table: Mapping[str, Any], kinds: _Kinds, place: str) -> str | None:
+    for key, kind in kinds.items():
+        if key not in table:
+            continue
+        value = table[key]
         # By type, not isinstance: true is no number.
-        if key in table and type(table[key]) not in allowed:
-            expected = " or ".join(dict.fromkeys(_TYPE_NAMES[kind] for kind in allowed))
-            return f"{place}{key} is {_name(table[key])}, expected {expected}"
+        if type(value) not in kind.types:
+            return f"{place}{key} is {_TYPE_NAMES[type(value)]}, expected {_expected(kind)}"
+        if type(value) in NUMBER.types:
+            largest = _LARGEST_WHOLE if kind.dtype == WHOLE.dtype else _LARGEST
+            if not -largest <= value <= largest:
+                return f"{place}{key} is a number beyond {largest:.2g}, expected one that can be computed with"
     return None
 
 
-def _name(value: object) -> str:
-    return _TYPE_NAMES[type(value)]
+def _expected(kind: Kind) -> str:
+    whole = {int: "a whole number"} if float not in kind.types else {}
+    return " or ".join(dict.fromkeys((_TYPE_NAMES | whole)[allowed] for allowed in kind.types))
+
+
+def _unknown_time(started: str | None) -> str | None:
+    """Why the beginning of a run is none; None where it is a time with its zone, or not said."""
+    if started is None:
+        return None
+    try:
+        if datetime.fromisoformat(started).tzinfo is not None:
+            return None
+    except ValueError:
+        pass
+    return f"started is {started[:40]!r}, expected a time with its zone, such as 2026-11-24T12:30:21+00:00"

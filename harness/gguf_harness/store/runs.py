@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from gguf_harness.errors import StoreError, write_error
-from gguf_harness.metrics.records import SCHEMA_VERSION
 from gguf_harness.store.atomic_file import replacing
+from gguf_harness.store.migrations import migrate
 from gguf_harness.store.paths import option_path
 from gguf_harness.store.run_content import content_problem
 from gguf_harness.store.text_files import read_json
@@ -110,24 +110,17 @@ def find_run(spec: str, results: Path) -> Path:
 
 
 def load_run(path: Path) -> dict[str, Any]:
-    """Read a run.json.
+    """Read a run.json of any version so far, as one of the current version.
 
     Raises:
-        StoreError: unreadable, not a run, or written by a newer version.
+        StoreError: unreadable, not a run, damaged, or written by a newer version.
     """
-    run = read_json(path, "Run", StoreError, "Give a run.json that a finished run wrote.")
-    version = run.get("schema_version") if isinstance(run, dict) else None
-    if type(version) is not int:
-        raise StoreError(f"{path} is not a run: it has no schema_version.", "Give a run.json.")
-    if version > SCHEMA_VERSION:
-        raise StoreError(
-            f"{path} has schema version {version}, this harness reads up to {SCHEMA_VERSION}.",
-            "Update gguf-harness.",
-        )
+    content = read_json(path, "Run", StoreError, "Give a run.json that a finished run wrote.")
+    run = migrate(content if isinstance(content, dict) else {}, str(path))
     problem = content_problem(run)
     if problem is not None:
         raise StoreError(f"{path} is not a run: {problem}.", "Give a run.json as a run wrote it.")
-    return dict(run)
+    return run
 
 
 def run_file(folder: Path, name: object) -> Path:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import math
 import stat
 import tomllib
 from pathlib import Path
@@ -101,11 +102,11 @@ def parse_toml(raw: bytes, where: str, error: type[HarnessError], example: str) 
 def read_json(path: Path, what: str, error: type[HarnessError], hint: str) -> Any:
     """A JSON file's content; as `read_text`, with the next step for what is no JSON.
 
-    Refused are NaN and infinity, and a name that stands twice in one table.
+    Refused are NaN, infinity and what would become infinity, and a name that stands twice in one table.
     """
     text = read_text(path, what, error)
     try:
-        return json.loads(text, parse_constant=_no_constant, object_pairs_hook=_once)
+        return json.loads(text, parse_constant=_no_constant, parse_float=_finite, object_pairs_hook=_once)
     except (ValueError, RecursionError) as problem:
         raise error(f"{_named(what, path)} cannot be read as JSON: {problem}.", hint) from None
 
@@ -120,6 +121,13 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_constant(text: str) -> float:
     raise ValueError(f"{text} is no number")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError(f"{text[:40]} is too large a number")
+    return number
 
 
 def _named(what: str, path: Path) -> str:
