@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from gguf_harness.judge.regressions import Comparison
     from gguf_harness.judge.verdicts import Verdict
     from gguf_harness.measure.attention_results import AttentionDrift, HeadBehaviour
+    from gguf_harness.measure.compared_texts import ComparedTexts
     from gguf_harness.measure.generate import Generation
     from gguf_harness.measure.layers import LayersResult
     from gguf_harness.measure.served import ServedResult
@@ -210,6 +211,13 @@ class Generate(Protocol):
         self, candidate: LoadedModel, reference: LoadedModel
     ) -> tuple[Mapping[str, TextPair], Mapping[str, HarnessError]]:
         """All prompts by id: (those that can be compared, those that cannot and why)."""
+
+    def compared(self, candidate: LoadedModel, reference: LoadedModel) -> ComparedTexts:
+        """All texts by every metric of texts, from the cache if they are there.
+
+        Raises:
+            NoPrompt: none of the prompts can be compared.
+        """
 
 
 class WeightErrors(Protocol):

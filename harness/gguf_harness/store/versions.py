@@ -15,6 +15,7 @@ VERSIONS: Final[dict[str, int]] = {
     "speed/served": 2,
     "texts/generations": 2,
     "texts/scores": 2,
+    "texts/compared": 2,
     "attention/observed": 2,
     "attention/compared": 2,
     "attention/drift": 2,
