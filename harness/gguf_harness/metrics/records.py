@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Final, NamedTuple
 
 from gguf_harness.errors import NoData
@@ -206,4 +206,5 @@ class Row:
 
     def to_json(self) -> dict[str, Any]:
         """A dictionary of JSON types only."""
-        return asdict(self)
+        # Not asdict, which copies all that it finds, value by value: a run has thousands of rows.
+        return {field.name: getattr(self, field.name) for field in fields(self)}
