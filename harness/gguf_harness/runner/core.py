@@ -217,7 +217,7 @@ class Core:
         # It names the processor and the memory: what it says holds for this machine.
         key = {
             "build": self.build_hash(),
-            "machine": identify_machine(),
+            "machine": self.machine_key,
             "gpu": self.options.gpu,
             "visible": os.environ.get("CUDA_VISIBLE_DEVICES"),
             "environment": ggml_environment(),
@@ -235,6 +235,11 @@ class Core:
     def engine_key(self) -> dict[str, Any]:
         """What of llama.cpp numbers depend on, for the keys of measurements."""
         return self.once(("engine key",), lambda: identify_engine(self.engine, self.build_hash()))
+
+    @property
+    def machine_key(self) -> dict[str, Any]:
+        """What of the machine timings depend on, for the keys of measurements."""
+        return self.once(("machine key",), identify_machine)
 
     def build_hash(self, binary: Path | None = None) -> str:
         """Hash of the content of a build of llama.cpp: of a program, or llama-cpp-python's."""

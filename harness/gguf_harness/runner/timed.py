@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from gguf_harness.engine.machine import identify_machine
 from gguf_harness.engine.server import Server
 from gguf_harness.errors import HarnessError
 from gguf_harness.measure.served import ServedResult, measure_served
@@ -46,7 +45,7 @@ class Timed:
             "tg": request.n_gen,
             "repetitions": request.repetitions,
             "engine": self._core.engine_key,
-            "machine": identify_machine(),
+            "machine": self._core.machine_key,
         }
         entry = self._core.cache.entry("speed/speed", key)
 
@@ -77,7 +76,7 @@ class Timed:
             "request": request.to_json(),
             "engine": self._core.engine_key,
             "server": self._core.build_hash(options.llama_server) if options.llama_server else None,
-            "machine": identify_machine(),
+            "machine": self._core.machine_key,
         }
         entry = self._core.cache.entry("speed/served", key)
 
