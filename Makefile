@@ -27,6 +27,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python -m tests.bench.compare_with_llama_cpp
 	$(BIN)/python -m tests.bench.attention_overhead
 	$(BIN)/python -m tests.bench.speed_ratio
+	$(BIN)/python -m tests.bench.cached_suite
 
 clean:
 	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .import_linter_cache dist build

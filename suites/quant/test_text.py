@@ -10,7 +10,6 @@ from gguf_harness.inputs.options import Options
 from gguf_harness.inputs.prompts import Prompt, PromptSet
 from gguf_harness.inputs.subjects import Subject
 from gguf_harness.metrics.perplexity import perplexity
-from gguf_harness.metrics.text import compare_text, compare_texts
 from gguf_harness.runner.texts import Texts
 
 
@@ -20,10 +19,9 @@ def test_text_of_a_prompt(
 ) -> None:
     """Greedy continuation of one prompt beside the reference's."""
     pair = generation.compare(candidate, reference, prompt)
-    try:
-        scores = compare_text(pair)
-    except NoData as error:
-        pytest.skip(error.message)
+    scores = generation.compared(candidate, reference).of_prompts[prompt.id]
+    if isinstance(scores, NoData):
+        pytest.skip(scores.message)
     plain = generation(reference, prompt).templated is False
     record(scores.estimates, detail="no chat template in the file: messages joined plainly" if plain else None)
     (similarity,) = (estimate.value for estimate in scores.estimates if estimate.metric == "edit_similarity")
@@ -42,10 +40,9 @@ def test_texts_stay_close_to_reference(
 ) -> None:
     """Greedy continuations of all prompts together; errors by bootstrap over prompts."""
     pairs, problems = generation.compare_all(candidate, reference)
-    try:
-        scores = compare_texts(list(pairs.values()))
-    except NoData as error:
-        pytest.skip(error.message)
+    scores = generation.compared(candidate, reference).together
+    if isinstance(scores, NoData):
+        pytest.skip(scores.message)
     same = sum(pair.candidate_tokens == pair.reference_tokens for pair in pairs.values())
     left_out = f"; {len(problems)} more could not be compared" if problems else ""
     detail = f"{len(pairs)} prompts, {harness_options.gen_tokens} tokens at most, {same} texts the same{left_out}"

@@ -69,11 +69,11 @@ def test_prompts_are_tests_and_rows(run_suite: RunSuite, read_run: ReadRun, llam
     chats = [row for row in run["estimates"] if row["prompt"] == "chat"]
     assert {row["detail"] for row in chats} == {"no chat template in the file: messages joined plainly"}
     assert len(run["texts"]) == 6
-    # Two files that differ, and two comparisons: prompts share them.
-    assert run["cache"] == {"hits": 0, "misses": 4}
+    # Two files that differ, and two comparisons, by the reference and by metrics: prompts share them.
+    assert run["cache"] == {"hits": 0, "misses": 6}
 
     second = run_suite(*arguments, tests="test_text.py")
-    second.stdout.fnmatch_lines(["cache: all 4 measurements came from it, nothing was decoded*"])
+    second.stdout.fnmatch_lines(["cache: all 6 measurements came from it, nothing was decoded*"])
     assert read_run()["estimates"] == run["estimates"]
     assert read_run()["texts"] == run["texts"]
     run_suite(*arguments, "--gguf-gen-tokens=9", tests="test_text.py")

@@ -9,10 +9,11 @@ import pytest
 from gguf_harness.store.atomic_file import replacing
 
 
-def test_it_takes_the_place_of_what_was_there(tmp_path: Path) -> None:
+@pytest.mark.parametrize("lasting", [True, False])
+def test_it_takes_the_place_of_what_was_there(tmp_path: Path, lasting: bool) -> None:
     path = tmp_path / "x.json"
     path.write_bytes(b"old")
-    with replacing(path) as file:
+    with replacing(path, lasting=lasting) as file:
         file.write(b"new")
         assert path.read_bytes() == b"old"
     assert path.read_bytes() == b"new"

@@ -302,3 +302,24 @@ def test_ratios_of_plain_facts_have_no_error() -> None:
     assert (ratio.value, ratio.se) == (0.5, None)
     with pytest.raises(NoData, match="more than zero"):
         ratio_with_error(Estimate("file_bytes", 30, 1), Estimate("file_bytes", 0, 1))
+
+
+@pytest.mark.parametrize("clusters", [None, 2, 3, 16, 600, 10**6])
+@pytest.mark.parametrize("confidence", [0.75, 0.8, 0.95, 0.975, 0.9999])
+def test_bounds_and_p_values_equal_scipys_distributions(clusters: int | None, confidence: float) -> None:
+    """To the last digit: what is called for them is what scipy.stats calls, without the time of importing it."""
+    distribution = scipy_stats.norm() if clusters is None else scipy_stats.t(clusters - 1)
+    assert confidence_bound(0.0, 1.0, clusters, confidence, upper=True) == distribution.ppf(confidence)
+    assert exceedance_p_value(confidence, 1.0, clusters, 0.0) == distribution.sf(confidence)
+    assert exceedance_p_value(-confidence, 1.0, clusters, 0.0) == distribution.sf(-confidence)
+
+
+@pytest.mark.parametrize("clusters", [2, 7, 16, 40])
+def test_intervals_of_many_means_are_those_of_each(clusters: int) -> None:
+    rows = np.vstack([np.random.default_rng(clusters).exponential(size=(50, clusters)) ** 3, np.full(clusters, 0.25)])
+    ends = mean_interval(rows)
+    assert ends is not None
+    for index, row in enumerate(rows):
+        single = mean_interval(row)
+        assert single is not None
+        assert [float(end[index]) for end in ends] == pytest.approx([float(end) for end in single], rel=1e-13)

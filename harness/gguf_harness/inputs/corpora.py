@@ -6,6 +6,7 @@ import hashlib
 import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 from zipfile import BadZipFile, ZipFile
@@ -19,7 +20,7 @@ __all__ = ["Corpus", "load_corpus", "pydoc_topics"]
 _WIKITEXT: Final = ("ggml-org/ci", "wikitext-2-raw-v1.zip", "wikitext-2-raw/wiki.test.raw")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Corpus:
     """A text, as bytes of UTF-8.
 
@@ -31,7 +32,7 @@ class Corpus:
     name: str
     text: bytes
 
-    @property
+    @cached_property
     def sha256(self) -> str:
         """Hash of the text; part of every cache key."""
         return hashlib.sha256(self.text).hexdigest()

@@ -21,6 +21,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from importlib import resources
 from pathlib import Path
 from typing import Any, Final
@@ -72,14 +73,14 @@ class Prompt:
         return {"id": self.id, "text": self.text, "messages": turns}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class PromptSet:
     """Prompts with distinct ids, at least one."""
 
     name: str
     prompts: tuple[Prompt, ...]
 
-    @property
+    @cached_property
     def sha256(self) -> str:
         """Hash of the prompts, however the file is laid out; part of every cache key."""
         content = json.dumps([prompt.to_json() for prompt in self.prompts], ensure_ascii=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -121,6 +122,7 @@ GATED: Final[Mapping[str, Mapping[str, GatedTest]]] = {
 and did not decide what is: the table and the tests cannot part."""
 
 
+@cache
 def suite_of(path: Path) -> str | None:
     """Name of the suite that a test file belongs to, of those that come along: in a checkout or installed."""
     installed = Path(__file__).parent.parent / "suites"

@@ -152,7 +152,7 @@ def decide(
     tested = _tested(gate, estimate, reference, ratio)
     held_against = [estimate] if gate.limit is not None else [ratio] if ratio is not None else [estimate, reference]
     if doubt := next((known.doubt for known in held_against if known is not None and known.doubt), None):
-        return _undecided(gate, estimate, model, place, tested, doubt)
+        return _undecided(gate, estimate, model, tested, doubt)
     bounded = gate.half_of_the_error() if watched else gate
     lower_is_better = gate.lower_is_better
 
@@ -190,7 +190,7 @@ def decide(
     )
 
 
-def _undecided(gate: Gate, estimate: Estimate, model: str, place: Place, tested: Tested, doubt: str) -> Verdict:
+def _undecided(gate: Gate, estimate: Estimate, model: str, tested: Tested, doubt: str) -> Verdict:
     """The verdict on what was measured and cannot be relied on: its numbers are in no sentence."""
     side = "at most" if gate.lower_is_better else "at least"
     return Verdict(

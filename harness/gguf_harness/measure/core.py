@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from gguf_harness.engine.machine import identify_machine
 from gguf_harness.engine.server import ServerPool
 from gguf_harness.engine.worker import ProgressCallback, Worker
 from gguf_harness.errors import FilesLost, HarnessError
@@ -173,9 +174,9 @@ class Core:
         with job.around(), contextlib.ExitStack() as stack:
             arguments = job.arguments(entry)
             show = stack.enter_context(self.progress.task(job.label, measurement.unit))
-            if measurement.exclusive:
+            if measurement.runs == "in the session":
                 return measurement.task(show, *arguments)
-            if measurement.own_process:
+            if measurement.runs == "in its own worker":
                 worker = stack.enter_context(self.new_worker(self._worker_name(job)))
             else:
                 worker = job.worker() if job.worker is not None else self.shared_worker(self._worker_name(job))
@@ -208,6 +209,11 @@ class Core:
     def fail(self, key: tuple[str, ...], error: HarnessError) -> None:
         """Have `once` raise an error for a key from now on."""
         self._done[key] = error
+
+    @property
+    def machine_key(self) -> dict[str, Any]:
+        """What of the machine timings depend on, for the keys of measurements."""
+        return self.once(("machine key",), identify_machine)
 
     @property
     def entry_limit(self) -> int:

@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from gguf_harness.engine.machine import identify_machine
 from gguf_harness.engine.tasks import build_files, describe_engine, ggml_environment, identify_engine
 from gguf_harness.measure.measurement import Job, Measurement, as_json
 from gguf_harness.store.file_hashes import hash_files
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["LlamaCpp"]
 
 _DESCRIPTION: Final = Measurement(
-    "engine/description", 2, describe_engine, "steps", as_json(dict, dict), own_process=True, counted=False
+    "engine/description", 2, describe_engine, "steps", as_json(dict, dict), runs="in its own worker", counted=False
 )
 
 
@@ -33,7 +32,7 @@ class LlamaCpp:
         # It names the processor and the memory: what it says holds for this machine.
         key = {
             "build": self.build_hash(),
-            "machine": identify_machine(),
+            "machine": self._core.machine_key,
             "gpu": self._core.options.gpu,
             "visible": os.environ.get("CUDA_VISIBLE_DEVICES"),
             "environment": ggml_environment(),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeVar
 
 from gguf_harness.store.arrays import Arrays
 
@@ -56,12 +56,12 @@ class Measurement(Generic[R]):
         version: part of the key. Raise it when the same inputs would give other numbers (a corrected formula, another
             constant, other windows) or arrays of another layout: what was stored before is then measured again. What is
             computed from another entry needs no raise: its key holds the name of that entry.
-        task: `task(context, *arguments)`, which runs in a worker; one that is exclusive gets what shows progress in
-            place of a context, and runs in the session's process.
+        task: `task(context, *arguments)`; in the session's process it gets what shows progress in place of a context.
         unit: what progress counts.
         format: how the result lies in the cache.
+        runs: in the subject's worker, in a worker that ends with it, or in the session's process, for what starts its
+            own workers or needs none.
         exclusive: timing: whatever else is loaded is closed first.
-        own_process: a worker of its own, that ends with it.
         keep: whether the next session may have this result.
         remembered: whether a session asks once; otherwise each call looks into the cache, and a failure is tried again.
         counted: whether it is one of the measurements that a run says it took from the cache, or made.
@@ -72,8 +72,8 @@ class Measurement(Generic[R]):
     task: Callable[..., R]
     unit: str
     format: Format[R]
+    runs: Literal["in a worker", "in its own worker", "in the session"] = "in a worker"
     exclusive: bool = False
-    own_process: bool = False
     keep: Callable[[R], bool] = _always
     remembered: bool = True
     counted: bool = True

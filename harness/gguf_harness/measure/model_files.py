@@ -39,7 +39,7 @@ def _quantize(
 
 
 _QUANTIZED: Final = Measurement(
-    "models/quantized", 2, _quantize, "tensors", as_json(dict, dict), own_process=True, counted=False
+    "models/quantized", 2, _quantize, "tensors", as_json(dict, dict), runs="in its own worker", counted=False
 )
 
 

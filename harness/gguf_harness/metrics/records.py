@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from gguf_harness.errors import NoData
@@ -96,6 +96,16 @@ class Estimate:
         if self.n < 1:
             raise NoData(f"{self.metric}: no samples (n = {self.n}). No data is never a number.")
         object.__setattr__(self, "n", int(self.n))
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Estimate:
+        """What `dataclasses.asdict` made, as JSON brings it back."""
+        extreme_at = value["extreme_at"]
+        return cls(**{
+            **value,
+            "place": Place(*value["place"]),
+            "extreme_at": None if extreme_at is None else Place(*extreme_at),
+        })  # fmt: skip
 
     @property
     def unit(self) -> str:
@@ -230,4 +240,5 @@ class Row:
 
     def to_json(self) -> dict[str, Any]:
         """A dictionary of JSON types only."""
-        return asdict(self)
+        # Not asdict, which copies all that it finds, value by value: a run has thousands of rows.
+        return {field.name: getattr(self, field.name) for field in fields(self)}

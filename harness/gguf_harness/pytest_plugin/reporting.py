@@ -276,11 +276,11 @@ class Reporting:
         self._state.saved_baseline = path
 
     def _save_now_and_then(self, draft: RunDraft) -> None:
-        """Save what a killed session is to keep, in a tenth of the time at most: a run can grow to megabytes."""
+        """Save what a killed session is to keep, in a thirtieth of the time at most: a run can grow to megabytes."""
         started = time.monotonic()
         if started >= self._next_save:
             self._save(draft)
-            self._next_save = time.monotonic() + 10 * (time.monotonic() - started)
+            self._next_save = time.monotonic() + 30 * (time.monotonic() - started)
 
     def _save(self, draft: RunDraft, *, settled: bool = False, last: bool = False) -> dict[str, Any] | None:
         """The stored run; a full disk must not end the session, and is said at its end."""

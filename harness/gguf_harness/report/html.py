@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from importlib import resources
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from gguf_harness.errors import StoreError
 from gguf_harness.judge.claims import judge_claims
 from gguf_harness.metrics.registry import METRICS
 from gguf_harness.report.charts import build_charts
@@ -123,6 +125,13 @@ def embed_json(data: object) -> str:
 
 
 def plotly_js() -> str:
-    """Plotly's JavaScript, as it comes with the package."""
-    # Read as a file: importing plotly takes longer than everything else here.
-    return (resources.files("plotly") / "package_data" / "plotly.min.js").read_text(encoding="utf-8")
+    """Plotly's JavaScript, as it comes with the package.
+
+    Raises:
+        StoreError: plotly is not installed.
+    """
+    # Where the package is, without importing it: that takes longer than everything else here.
+    spec = find_spec("plotly")
+    if spec is None or spec.origin is None:
+        raise StoreError("plotly, which draws a report's charts, is not installed.", "pip install gguf-harness")
+    return (Path(spec.origin).parent / "package_data" / "plotly.min.js").read_text(encoding="utf-8")

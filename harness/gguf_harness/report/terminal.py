@@ -6,7 +6,7 @@ import io
 import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from gguf_harness.judge.claims import judge_claims, speed_ratio
 from gguf_harness.report.data import Candidate, RunView, describe_windows, visible
@@ -20,9 +20,14 @@ from gguf_harness.report.numbers import (
 )
 from gguf_harness.report.prices import price_note
 
+if TYPE_CHECKING:
+    from rich.table import Table
+
 __all__ = ["render_terminal", "verdict_line"]
 
 _MIN_WIDTH, _MAX_WIDTH = 60, 140
+_MEASURED_WIDTH: Final = 400
+"""Where what a table needs is measured: more than any needs."""
 _COLORS: Final = {
     "pass": "green",
     "fail": "red",
@@ -168,14 +173,18 @@ def _answers(view: RunView) -> list[str]:
 
 def _table(view: RunView, width: int, color: bool) -> str:
     columns = [column for column in _COLUMNS if view.measured(column.metric)]
-    while True:
-        text, needed = _draw(view, columns, width, color)
-        if needed <= width or len(columns) <= 1:
-            return text
+    while len(columns) > 1 and _drawn(view, columns)[1] > width:
         columns.remove(max(columns, key=lambda column: column.rank))
+    from rich.console import Console
+
+    file = io.StringIO()
+    console = Console(file=file, width=width, force_terminal=color, color_system="standard" if color else None)
+    console.print(_drawn(view, columns)[0])
+    return file.getvalue()
 
 
-def _draw(view: RunView, columns: list[_Column], width: int, color: bool) -> tuple[str, int]:
+def _drawn(view: RunView, columns: list[_Column]) -> tuple[Table, int]:
+    """A table, and the width that it needs."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -197,14 +206,7 @@ def _draw(view: RunView, columns: list[_Column], width: int, color: bool) -> tup
             *("-" if row is None else column.show(row) for row, column in zip(rows, columns, strict=True)),
             Text(model.label, style=_COLORS.get(model.verdict, "")),
         )
-    file = io.StringIO()
-    console = Console(
-        file=file, width=max(width, 400), force_terminal=color, color_system="standard" if color else None
-    )
-    needed = console.measure(table).maximum
-    drawn = Console(file=file, width=width, force_terminal=color, color_system="standard" if color else None)
-    drawn.print(table)
-    return file.getvalue(), needed
+    return table, Console(file=io.StringIO(), width=_MEASURED_WIDTH).measure(table).maximum
 
 
 def _floor(value: float) -> str:

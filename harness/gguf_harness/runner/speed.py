@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
-from gguf_harness.engine.machine import identify_machine
 from gguf_harness.engine.server import Server
 from gguf_harness.errors import HarnessError
 from gguf_harness.measure.measurement import Job, Measurement, as_json
@@ -37,11 +36,11 @@ def _serve(show: ProgressCallback, servers: Servers, model: Subject, request: Se
 
 _SPEED: Final = Measurement(
     "speed/speed", 2, _time, "repetitions", as_json(SpeedResult.to_json, SpeedResult.from_json),
-    exclusive=True, keep=lambda result: not result.is_disturbed,
+    runs="in the session", exclusive=True, keep=lambda result: not result.is_disturbed,
 )  # fmt: skip
 _SERVED: Final = Measurement(
     "speed/served", 2, _serve, "requests", as_json(ServedResult.to_json, ServedResult.from_json),
-    exclusive=True, keep=lambda result: not result.is_disturbed,
+    runs="in the session", exclusive=True, keep=lambda result: not result.is_disturbed,
 )  # fmt: skip
 """What was disturbed is not kept: the next session measures it again."""
 
@@ -89,7 +88,7 @@ class Speed:
             "tg": request.n_gen,
             "repetitions": request.repetitions,
             "engine": self._core.llama_cpp.key,
-            "machine": identify_machine(),
+            "machine": self._core.machine_key,
         }
         ours, theirs = self._timed(model), self._timed(reference) if reference else None
         label = f"speed of {model.name}" + (f" beside {reference.name}" if reference else "")
@@ -166,7 +165,7 @@ class Served:
             "request": request.to_json(),
             "engine": self._core.llama_cpp.key,
             "server": self._core.llama_cpp.build_hash(options.llama_server) if options.llama_server else None,
-            "machine": identify_machine(),
+            "machine": self._core.machine_key,
         }
         label = f"{model.name}, {request.concurrency} clients"
         job = Job(_SERVED, label, key, lambda _: (self._servers, model, request), subjects=(model,))

@@ -6,12 +6,14 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final
 
 from gguf_harness.errors import HarnessError, ModelError, NoPrompt, PromptError
-from gguf_harness.measure import generate
+from gguf_harness.measure import compared_texts, generate
+from gguf_harness.measure.compared_texts import ComparedTexts, text_pair
 from gguf_harness.measure.generate import Generation, Generations, TextScore
 from gguf_harness.measure.measurement import Job, Measurement, as_json
 from gguf_harness.metrics.text import TextPair
 
 if TYPE_CHECKING:
+    from gguf_harness.engine.worker import ProgressCallback
     from gguf_harness.inputs.prompts import Prompt, PromptSet
     from gguf_harness.inputs.subjects import Subject
     from gguf_harness.measure.core import Core
@@ -38,6 +40,18 @@ _SCORES: Final = Measurement(
 )
 
 
+def _compare(show: ProgressCallback, of: Generations, to: Generations, scores: dict[str, TextScore]) -> ComparedTexts:
+    compared = compared_texts.compare_generations(of, to, scores)
+    show(1, 1)
+    return compared
+
+
+_COMPARED: Final = Measurement(
+    "texts/compared", 2, _compare, "steps", as_json(ComparedTexts.to_json, compared_texts.compared_from_json),
+    runs="in the session",
+)  # fmt: skip
+
+
 class Texts:
     """Continuations of a set of prompts, greedy.
 
@@ -49,6 +63,7 @@ class Texts:
     def __init__(self, core: Core, prompts: PromptSet) -> None:
         self._core = core
         self._prompts = prompts
+        self._told: set[str] = set()
 
     def __call__(self, model: Subject, prompt: Prompt) -> Generation:
         """How a subject continues a prompt.
@@ -74,7 +89,7 @@ class Texts:
             raise problems[prompt.id].with_traceback(None)
         own, other = self(reference, prompt), self(candidate, prompt)
         score = self.scores(candidate, reference)[prompt.id]
-        return TextPair(own.text, other.text, own.tokens, other.tokens, score.nll, score.gap)
+        return text_pair(own, other, score)
 
     def compare_all(
         self, candidate: Subject, reference: Subject
@@ -84,21 +99,39 @@ class Texts:
         left = [prompt for prompt in self._prompts.prompts if prompt.id not in problems]
         return {prompt.id: self.compare(candidate, reference, prompt) for prompt in left}, dict(problems)
 
+    def compared(self, candidate: Subject, reference: Subject) -> ComparedTexts:
+        """All texts by every metric of texts, prompt by prompt and together.
+
+        Raises:
+            NoPrompt: none of the prompts can be compared.
+        """
+        self._problems(candidate, reference)
+        # The digest of the scores stands for both models' texts as well.
+        scores = self._core.entry(self._scores(candidate, reference)).digest
+        key = {"scores": scores, "metrics": compared_texts.text_metrics_key()}
+
+        def arguments(_: object) -> tuple[Generations, Generations, dict[str, TextScore]]:
+            return self.generations(reference), self.generations(candidate), self.scores(candidate, reference)
+
+        return self._core.measure(Job(_COMPARED, f"scores of texts of {candidate.name}", key, arguments))
+
     def generations(self, model: Subject) -> Generations:
         """How a subject continues each prompt, or why it cannot; see `generate_texts`."""
         return self._core.measure(self._generations(model))
 
-    def scores(self, model: Subject, reference: Subject) -> dict[str, TextScore]:
+    def scores(self, candidate: Subject, reference: Subject) -> dict[str, TextScore]:
         """What the reference says of a candidate's texts, for all prompts that both were given alike."""
-        of, under = (self._core.entry(self._generations(each)).digest for each in (model, reference))
+        return self._core.measure(self._scores(candidate, reference))
+
+    def _scores(self, candidate: Subject, reference: Subject) -> Job[dict[str, TextScore]]:
+        of, under = (self._core.entry(self._generations(each)).digest for each in (candidate, reference))
 
         def arguments(_: object) -> tuple[generate.ScoreRequest]:
-            texts = generate.continuations(self.generations(reference), self.generations(model))
+            texts = generate.continuations(self.generations(reference), self.generations(candidate))
             return (generate.ScoreRequest(reference.files, reference.settings, texts),)
 
-        label = f"texts of {model.name} under {reference.name}"
-        key = {"of": of, "under": under}
-        return self._core.measure(Job(_SCORES, label, key, arguments, subjects=(reference,)))
+        label = f"texts of {candidate.name} under {reference.name}"
+        return Job(_SCORES, label, {"of": of, "under": under}, arguments, subjects=(reference,))
 
     def _generations(self, model: Subject) -> Job[Generations]:
         limit = self._core.options.gen_tokens
@@ -108,6 +141,10 @@ class Texts:
 
     def _problems(self, candidate: Subject, reference: Subject) -> dict[str, HarnessError]:
         """Why prompts cannot be compared; where none can, that is no matter of single prompts."""
+        key = ("text problems", candidate.name, reference.name, self._prompts.sha256)
+        return self._core.once(key, lambda: self._find_problems(candidate, reference))
+
+    def _find_problems(self, candidate: Subject, reference: Subject) -> dict[str, HarnessError]:
         problems: dict[str, HarnessError] = {}
         own, other = self._all(reference), self._all(candidate)
         for prompt in self._prompts.prompts:
@@ -134,6 +171,8 @@ class Texts:
 
     def _all(self, model: Subject) -> Generations:
         generations, notes = self.generations(model), self._core.notes
+        if model.name in self._told:
+            return generations
         refused = [each for each in generations.values() if isinstance(each, PromptError)]
         if len(refused) == len(generations):
             message = f"None of the {len(generations)} prompts can be given to {model.name}. {refused[0].message}"
@@ -141,6 +180,7 @@ class Texts:
         notes.warn_of_prompts(model.name, [each.message for each in refused], len(generations))
         notes.set("prompts", self._prompts.to_json() | {"tokens": self._core.options.gen_tokens})
         notes.add_texts(model.name, [_row(prompt, generations[prompt.id]) for prompt in self._prompts.prompts])
+        self._told.add(model.name)
         return generations
 
 

@@ -13,8 +13,13 @@ __all__ = ["replacing"]
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
+def replacing(path: Path, *, lasting: bool = True) -> Iterator[BinaryIO]:
     """A file to write to, which takes the place of `path` when the block ends; where it raises, nothing changes.
+
+    Args:
+        path: where it will be.
+        lasting: also after a power failure. What outlives the process, and need not outlive the system, is written
+            without waiting for the disk.
 
     Raises:
         OSError: no folder, no space, or no permission.
@@ -23,8 +28,9 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     try:
         with os.fdopen(descriptor, "wb") as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
+            if lasting:
+                file.flush()
+                os.fsync(file.fileno())
         # mkstemp makes private files; results and caches are for everyone who may read the folder.
         Path(name).chmod(0o644)
         Path(name).replace(path)

@@ -21,6 +21,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -59,7 +60,7 @@ class Entry:
         self._cache = cache
         self._key = key
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """Hash of the whole key."""
         return _digest(self._key)

@@ -11,7 +11,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -66,9 +66,13 @@ class RunPart:
         }
         self._save()
 
+    def has_model(self, name: str) -> bool:
+        """Whether a model has been described."""
+        return name in self._content["models"]
+
     def add_model(self, description: dict[str, Any]) -> None:
         """Describe a model; the first description counts."""
-        if description["name"] not in self._content["models"]:
+        if not self.has_model(description["name"]):
             self._content["models"][description["name"]] = description
             self._save()
 
@@ -124,7 +128,7 @@ class RunPart:
             self._save()
 
     def _save(self) -> None:
-        write_json(self._file, self._content)
+        write_json(self._file, self._content, lasting=False)
 
 
 @dataclass(slots=True)
@@ -152,7 +156,9 @@ class TestRecord:
 
     def to_json(self) -> dict[str, Any]:
         """A dictionary of JSON types only."""
-        return asdict(self) | {"duration_s": round(self.duration_s, 3)}
+        # Not asdict, which copies all that it finds, value by value.
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return values | {"duration_s": round(self.duration_s, 3)}
 
 
 @dataclass(slots=True)
@@ -248,7 +254,7 @@ class RunDraft:
             last: nothing is to be added: the parts of other processes may go.
         """
         content = self._assemble(settled and self.course.complete)
-        write_json(self.folder / "run.json", content)
+        write_json(self.folder / "run.json", content, lasting=settled)
         if last:
             shutil.rmtree(self.folder / "parts", ignore_errors=True)
         return content
