@@ -36,7 +36,7 @@ from gguf_harness.metrics.embeddings import (
     unpack,
 )
 from gguf_harness.metrics.geometry import align
-from gguf_harness.metrics.neighbours import nearest_by_cosine, row_blocks
+from gguf_harness.metrics.kernels.nearest import nearest_by_cosine, row_blocks
 from gguf_harness.pytest_plugin.progress import SilentProgress
 from gguf_harness.runner import LoadedModel, Runner
 from tests.integration.small_bert import write_small_bert

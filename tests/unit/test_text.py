@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 
 from gguf_harness.errors import NoData
-from gguf_harness.metrics.bootstrap import bootstrap_se
+from gguf_harness.metrics.kernels.bootstrap import bootstrap_se
 from gguf_harness.metrics.records import Estimate
 from gguf_harness.metrics.text import (
     TextPair,

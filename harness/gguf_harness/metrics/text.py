@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gguf_harness.errors import NoData
-from gguf_harness.metrics.bootstrap import bootstrap_se
+from gguf_harness.metrics.kernels.bootstrap import bootstrap_se
 from gguf_harness.metrics.perplexity import perplexity
 from gguf_harness.metrics.records import Estimate
 
