@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gguf_harness.inputs.prompts import Prompt
-from gguf_harness.metrics.attention import attention_estimates, head_estimates
+from gguf_harness.metrics.pattern_comparison import attention_estimates, head_estimates
 from gguf_harness.metrics.records import PlacedEstimate
 from gguf_harness.pytest_plugin.fixture_types import Attend, GateCheck, Record
 from gguf_harness.runner import LoadedModel

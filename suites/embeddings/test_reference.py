@@ -7,7 +7,7 @@ import pytest
 from gguf_harness.errors import NoData, VocabularyMismatch
 from gguf_harness.inputs.models import check_same_vocabulary
 from gguf_harness.measure.observers import Arrays
-from gguf_harness.metrics.embeddings import compare_neighbours, compare_prompts, compare_word_spaces, unpack
+from gguf_harness.metrics.embedding_estimates import compare_neighbours, compare_prompts, compare_word_spaces, unpack
 from gguf_harness.pytest_plugin.fixture_types import Embeddings, GateCheck, Record
 from gguf_harness.runner import LoadedModel
 

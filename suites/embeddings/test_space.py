@@ -6,7 +6,7 @@ import pytest
 
 from gguf_harness.errors import NoData
 from gguf_harness.inputs.words import WordList
-from gguf_harness.metrics.embeddings import describe_analogies, describe_groups, describe_space
+from gguf_harness.metrics.embedding_estimates import describe_analogies, describe_groups, describe_space
 from gguf_harness.metrics.records import Estimate
 from gguf_harness.pytest_plugin.fixture_types import Embeddings, GateCheck, Record
 from gguf_harness.runner import LoadedModel

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gguf_harness.gguf.groups import by_layers, by_role
-from gguf_harness.metrics.weights import TensorError, merge_errors, summarize_error
+from gguf_harness.metrics.weight_errors import TensorError, merge_errors, summarize_error
 from gguf_harness.pytest_plugin.fixture_types import GateCheck, Record, WeightErrors
 from gguf_harness.runner import LoadedModel
 

@@ -9,7 +9,7 @@ import pytest
 from gguf_harness.inputs.options import Options
 from gguf_harness.measure.client import Percentiles
 from gguf_harness.metrics.records import Estimate
-from gguf_harness.metrics.speed import streams_disagree
+from gguf_harness.metrics.timings import streams_disagree
 from gguf_harness.pytest_plugin.fixture_types import GateCheck, Record, Served, Speed
 from gguf_harness.runner import LoadedModel
 from gguf_harness.store.run_draft import RunPart

@@ -10,7 +10,7 @@ import pytest
 from gguf_harness.inputs.options import Options
 from gguf_harness.measure.side_by_side import SpeedResult
 from gguf_harness.metrics.records import Estimate
-from gguf_harness.metrics.speed import Timing
+from gguf_harness.metrics.timings import Timing
 from gguf_harness.pytest_plugin.fixture_types import GateCheck, Record, Speed
 from gguf_harness.runner import LoadedModel
 

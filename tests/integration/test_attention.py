@@ -30,8 +30,8 @@ from gguf_harness.measure.attention import (
 from gguf_harness.measure.attention_drift import compare_attention
 from gguf_harness.measure.attention_results import AttentionDrift
 from gguf_harness.measure.behaviour import LayerParts
-from gguf_harness.metrics.attention import attention_estimates
-from gguf_harness.metrics.heads import BEHAVIOURS
+from gguf_harness.metrics.head_behaviour import BEHAVIOURS
+from gguf_harness.metrics.pattern_comparison import attention_estimates
 from gguf_harness.store.arrays import Arrays
 from tests.integration.attention_oracle import Model
 from tests.integration.attention_setup import make_request, make_runner

@@ -25,7 +25,7 @@ from gguf_harness.inputs.options import read_options
 from gguf_harness.inputs.prompts import Prompt, PromptSet
 from gguf_harness.inputs.words import load_words
 from gguf_harness.measure.embeddings import ContextRequest, _final_states, describe_matrix
-from gguf_harness.metrics.embeddings import (
+from gguf_harness.metrics.embedding_estimates import (
     WordSpace,
     compare_neighbours,
     compare_prompts,

@@ -22,7 +22,7 @@ from gguf_harness.engine.settings import SessionSettings
 from gguf_harness.gguf.weights import Weights
 from gguf_harness.measure.inputs import longest_text
 from gguf_harness.metrics.blas import blas_threads
-from gguf_harness.metrics.embeddings import pack
+from gguf_harness.metrics.embedding_estimates import pack
 from gguf_harness.metrics.geometry import align, variance_share
 from gguf_harness.metrics.kernels.directions import directions
 from gguf_harness.metrics.kernels.nearest import Block, nearest_by_cosine

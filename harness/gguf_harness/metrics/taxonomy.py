@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gguf_harness.errors import NoData
-from gguf_harness.metrics.heads import LOCAL_TOKENS
+from gguf_harness.metrics.head_behaviour import LOCAL_TOKENS
 from gguf_harness.metrics.kernels.directions import cosine_of_products
 
 __all__ = [

@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from gguf_harness.measure.layers import LayersResult
     from gguf_harness.measure.served import ServedResult
     from gguf_harness.measure.side_by_side import SpeedResult
-    from gguf_harness.metrics.embeddings import WordSpace
+    from gguf_harness.metrics.embedding_estimates import WordSpace
     from gguf_harness.metrics.records import Estimate, PlacedEstimate
     from gguf_harness.metrics.sensitivity import Sensitivity
     from gguf_harness.metrics.text import TextPair
-    from gguf_harness.metrics.weights import TensorError
+    from gguf_harness.metrics.weight_errors import TensorError
     from gguf_harness.runner import LoadedModel
     from gguf_harness.store.arrays import Arrays
 

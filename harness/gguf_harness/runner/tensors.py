@@ -15,7 +15,7 @@ from gguf_harness.gguf.groups import by_layers, by_role
 from gguf_harness.gguf.mixture import differing_tensors, write_mixture
 from gguf_harness.measure.weights import measure_weight_errors
 from gguf_harness.metrics.sensitivity import Effect, Sensitivity, TensorGroup
-from gguf_harness.metrics.weights import TensorError
+from gguf_harness.metrics.weight_errors import TensorError
 from gguf_harness.runner.core import LoadedModel
 from gguf_harness.runner.passes import Mixture
 

@@ -23,7 +23,7 @@ from gguf_harness.metrics.geometry import (
 from gguf_harness.metrics.kernels.directions import cosine
 from gguf_harness.metrics.kernels.standard_errors import iid_se
 from gguf_harness.metrics.records import Estimate
-from gguf_harness.metrics.words import analogy_ranks, compare_words, summarize_analogies, summarize_groups
+from gguf_harness.metrics.word_spaces import analogy_ranks, compare_words, summarize_analogies, summarize_groups
 
 __all__ = [
     "POOLINGS",
