@@ -7,7 +7,7 @@ import pytest
 from gguf_harness.fixtures.record import GateCheck, Record
 from gguf_harness.inputs.prompts import Prompt
 from gguf_harness.inputs.subjects import Subject
-from gguf_harness.metrics.attention import attention_estimates, head_estimates
+from gguf_harness.metrics.pattern_comparison import attention_estimates, head_estimates
 from gguf_harness.metrics.records import whole
 from gguf_harness.runner.attention import Attention
 

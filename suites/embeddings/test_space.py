@@ -8,7 +8,7 @@ from gguf_harness.errors import NoData
 from gguf_harness.fixtures.record import GateCheck, Record
 from gguf_harness.inputs.subjects import Subject
 from gguf_harness.inputs.words import WordList
-from gguf_harness.metrics.embeddings import describe_analogies, describe_groups, describe_space
+from gguf_harness.metrics.embedding_estimates import describe_analogies, describe_groups, describe_space
 from gguf_harness.metrics.records import Estimate
 from gguf_harness.runner.embeddings import Embeddings
 

@@ -12,7 +12,7 @@ from gguf_harness.inputs.options import Options
 from gguf_harness.inputs.subjects import Subject
 from gguf_harness.measure.side_by_side import SpeedResult
 from gguf_harness.metrics.records import Estimate
-from gguf_harness.metrics.speed import Timing
+from gguf_harness.metrics.timings import Timing
 from gguf_harness.runner.speed import Speed
 
 

@@ -21,7 +21,7 @@ from gguf_harness.engine.worker import Worker, WorkerContext
 from gguf_harness.errors import AnalyticsError, EngineCrashed, NoData, OptionError
 from gguf_harness.inputs.options import Options, read_options
 from gguf_harness.measure.core import Core
-from gguf_harness.metrics.similarity import linear_cka
+from gguf_harness.metrics.kernels.cka import linear_cka
 from gguf_harness.pytest_plugin.progress import SilentProgress
 from gguf_harness.runner.analytics import Analytics
 

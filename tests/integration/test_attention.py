@@ -30,8 +30,8 @@ from gguf_harness.measure.attention import (
 from gguf_harness.measure.attention_drift import compare_attention
 from gguf_harness.measure.attention_results import AttentionDrift
 from gguf_harness.measure.behaviour import LayerParts
-from gguf_harness.metrics.attention import attention_estimates
-from gguf_harness.metrics.heads import BEHAVIOURS
+from gguf_harness.metrics.head_behaviour import BEHAVIOURS
+from gguf_harness.metrics.pattern_comparison import attention_estimates
 from gguf_harness.metrics.records import whole
 from gguf_harness.runner.attention import Attention
 from gguf_harness.store.arrays import Arrays

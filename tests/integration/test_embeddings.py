@@ -27,7 +27,7 @@ from gguf_harness.inputs.subjects import Subject
 from gguf_harness.inputs.words import load_words
 from gguf_harness.measure.core import Core
 from gguf_harness.measure.embeddings import ContextRequest, _final_states, describe_matrix
-from gguf_harness.metrics.embeddings import (
+from gguf_harness.metrics.embedding_estimates import (
     WordSpace,
     compare_neighbours,
     compare_prompts,
@@ -38,7 +38,7 @@ from gguf_harness.metrics.embeddings import (
     unpack,
 )
 from gguf_harness.metrics.geometry import align
-from gguf_harness.metrics.neighbours import nearest_by_cosine, row_blocks
+from gguf_harness.metrics.kernels.nearest import nearest_by_cosine, row_blocks
 from gguf_harness.pytest_plugin.progress import SilentProgress
 from gguf_harness.runner.analytics import Analytics
 from gguf_harness.runner.embeddings import Embeddings

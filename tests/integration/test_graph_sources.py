@@ -21,7 +21,7 @@ from gguf_harness.gguf.weights import Weights
 from gguf_harness.inputs.sources import expand
 from gguf_harness.inputs.words import load_words
 from gguf_harness.measure.embeddings import read_rows
-from gguf_harness.metrics.similarity import cosine
+from gguf_harness.metrics.kernels.directions import cosine
 from tests.integration.small_bert import write_small_bert
 
 pytestmark = pytest.mark.model

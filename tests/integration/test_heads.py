@@ -17,7 +17,7 @@ from gguf_harness.inputs.corpora import load_corpus
 from gguf_harness.inputs.models import load_info
 from gguf_harness.inputs.sources import expand
 from gguf_harness.metrics.circuits import induction_scores, repeated_tokens
-from gguf_harness.metrics.heads import BehaviourKernel, ScoreSums, head_profiles
+from gguf_harness.metrics.head_behaviour import BehaviourKernel, ScoreSums, head_profiles
 from gguf_harness.metrics.taxonomy import classify_head
 from gguf_harness.metrics.token_features import TokenFeatures
 

@@ -21,7 +21,7 @@ from gguf_harness.gguf.mixture import differing_tensors, write_mixture
 from gguf_harness.gguf.types import DEFAULT_QUANTS
 from gguf_harness.gguf.weights import Weights
 from gguf_harness.measure.weights import measure_weight_errors
-from gguf_harness.metrics.weights import TensorError
+from gguf_harness.metrics.weight_errors import TensorError
 
 pytestmark = pytest.mark.model
 

@@ -7,7 +7,7 @@ import pytest
 
 from gguf_harness.measure import behaviour
 from gguf_harness.measure.behaviour import BehaviourWatch
-from gguf_harness.metrics.heads import BEHAVIOURS, BehaviourKernel, ScoreSums
+from gguf_harness.metrics.head_behaviour import BEHAVIOURS, BehaviourKernel, ScoreSums
 from gguf_harness.metrics.token_features import TokenFeatures
 
 N = 40

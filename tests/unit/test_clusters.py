@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from gguf_harness.errors import NoData
 from gguf_harness.metrics.clusters import (
     by_layer,
     cluster_mean,
     cluster_ratio,
-    jackknife_se,
     layers_and_means,
     over_layers,
 )
@@ -68,15 +65,6 @@ def test_no_data_is_no_number(samples: list[float]) -> None:
 def test_a_ratio_to_zero_is_no_number() -> None:
     with pytest.raises(NoData, match="ratio"):
         cluster_ratio([1.0], [0.0], [0, 1])
-
-
-@given(st.lists(st.floats(-100, 100), min_size=2, max_size=9))
-def test_jackknife_of_a_mean_is_its_error(values: list[float]) -> None:
-    """Efron and Tibshirani (1993), section 11.2."""
-    n, x = len(values), np.array(values)
-    expected = x.std(ddof=1) / np.sqrt(n)
-    assert jackknife_se([np.delete(x, i).mean() for i in range(n)]) == pytest.approx(expected, abs=1e-9)
-    assert jackknife_se([1.0]) is None
 
 
 def test_what_is_not_known_is_left_out() -> None:

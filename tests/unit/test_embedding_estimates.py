@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from gguf_harness.errors import NoData
 from gguf_harness.metrics.blas import blas_threads
-from gguf_harness.metrics.embeddings import (
+from gguf_harness.metrics.embedding_estimates import (
     WordSpace,
     compare_neighbours,
     compare_prompts,

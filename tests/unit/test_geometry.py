@@ -1,4 +1,4 @@
-"""Anisotropy, Procrustes and CKA against scipy, closed forms and resampling."""
+"""Anisotropy, recall, TwoNN, Procrustes and CKA against scipy, closed forms, sets and resampling."""
 
 from __future__ import annotations
 
@@ -11,9 +11,17 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from gguf_harness.errors import NoData
-from gguf_harness.metrics.geometry import align, rank_correlation, summarize_anisotropy, variance_share
+from gguf_harness.metrics.geometry import (
+    align,
+    estimate_intrinsic_dimension,
+    neighbour_recall,
+    rank_correlation,
+    summarize_anisotropy,
+    variance_share,
+)
+from gguf_harness.metrics.kernels.cka import linear_cka
+from gguf_harness.metrics.kernels.nearest import nearest_by_cosine, row_blocks
 from gguf_harness.metrics.records import Estimate
-from gguf_harness.metrics.similarity import linear_cka
 
 Float32 = NDArray[np.float32]
 
@@ -104,7 +112,7 @@ def test_procrustes_is_scipys(monkeypatch: pytest.MonkeyPatch, block: int) -> No
     from scipy.linalg import orthogonal_procrustes
     from scipy.spatial import procrustes
 
-    monkeypatch.setattr("gguf_harness.metrics.geometry._BLOCK", block)
+    monkeypatch.setattr("gguf_harness.metrics.kernels.moments._BLOCK", block)
     candidate, reference = _pair()
     aligned = align(candidate, reference)
     a, b = (side.astype(np.float64) - side.mean(0, dtype=np.float64) for side in (candidate, reference))
@@ -172,3 +180,82 @@ def test_estimates_have_names() -> None:
     aligned = align(*_pair(), "word_procrustes_error", "word_cka")
     assert [type(estimate) for estimate in (aligned.procrustes_error, aligned.cka)] == [Estimate, Estimate]
     assert (aligned.procrustes_error.metric, aligned.cka.metric) == ("word_procrustes_error", "word_cka")
+
+
+# -- recall -----------------------------------------------------------------------------------------------------------
+
+
+def test_recall_of_sets() -> None:
+    reference = np.array([[1, 2, 3, 4], [5, 6, 7, 8]])
+    candidate = np.array([[4, 3, 9, 10], [8, 7, 6, 5]])
+    estimate = neighbour_recall(candidate, reference)
+    assert (estimate.metric, estimate.value, estimate.n) == ("neighbour_recall", 0.75, 2)
+    assert estimate.se == pytest.approx(np.std([0.5, 1.0], ddof=1) / math.sqrt(2))
+    assert neighbour_recall(reference, reference).value == 1
+    assert neighbour_recall(reference, reference).se == 0
+    with pytest.raises(NoData):
+        neighbour_recall(reference[:0], reference[:0])
+    with pytest.raises(ValueError, match="different shape"):
+        neighbour_recall(reference[:, :2], reference)
+
+
+@given(st.integers(0, 10_000))
+def test_recall_is_symmetric_and_a_share(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    a, b = (np.stack([random.permutation(12)[:4] for _ in range(6)]) for _ in range(2))
+    expected = np.mean([len(set(x) & set(y)) / 4 for x, y in zip(a.tolist(), b.tolist(), strict=True)])
+    assert neighbour_recall(a, b).value == pytest.approx(expected)
+    assert neighbour_recall(a, b).value == neighbour_recall(b, a).value
+
+
+# -- intrinsic dimension ----------------------------------------------------------------------------------------------
+
+
+def _dimension(rows: Float32) -> tuple[float, float]:
+    estimate = estimate_intrinsic_dimension(nearest_by_cosine(rows, row_blocks(rows), 2, np.arange(len(rows))).cosines)
+    assert estimate.se is not None
+    return estimate.value, estimate.se
+
+
+@pytest.mark.parametrize("d", [2, 4, 8])
+def test_dimension_of_a_sphere(d: int) -> None:
+    """Directions in d + 1 dimensions fill a sphere of d; turned into more, its dimension stays."""
+    rows = _random(3000, d + 1, seed=d)
+    value, se = _dimension(rows)
+    assert abs(value - d) < 4 * se + 0.06 * d
+    basis = np.linalg.qr(np.random.default_rng(0).standard_normal((40, d + 1)))[0]
+    turned = (rows.astype(np.float64) @ basis.T).astype(np.float32)
+    assert _dimension(turned)[0] == pytest.approx(value, rel=1e-3)
+
+
+def test_dimension_is_that_of_the_line_of_facco() -> None:
+    """-ln(1 - F) over ln mu is a line through the origin whose slope is the dimension (their equation 7)."""
+    rows = _random(4000, 6)
+    cosines = nearest_by_cosine(rows, row_blocks(rows), 2, np.arange(len(rows))).cosines
+    chords = np.sqrt(2 - 2 * cosines.astype(np.float64))
+    mu = np.sort(np.log(chords[:, 1] / chords[:, 0]))
+    kept = int(0.9 * len(mu))
+    x, y = mu[:kept], -np.log(1 - np.arange(1, kept + 1) / len(mu))
+    slope = float(x @ y) / float(x @ x)
+    assert estimate_intrinsic_dimension(cosines).value == pytest.approx(slope, rel=0.05)
+
+
+def test_the_error_of_the_dimension_is_its_spread() -> None:
+    values, errors = [], []
+    for seed in range(120):
+        logs = np.random.default_rng(seed).exponential(1 / 3, size=50)
+        first = np.full(50, 0.01)
+        chords = np.stack([first, first * np.exp(logs)], axis=1)
+        estimate = estimate_intrinsic_dimension(1 - chords**2 / 2)  # type: ignore[arg-type]
+        values.append(estimate.value)
+        errors.append(estimate.se or 0)
+    assert np.mean(values) == pytest.approx(3, abs=0.15)
+    assert np.mean(errors) == pytest.approx(np.std(values), rel=0.2)
+
+
+def test_rows_that_are_twice_there_have_no_dimension() -> None:
+    rows = np.repeat(_random(20, 5), 2, axis=0)
+    with pytest.raises(NoData, match="0 rows"):
+        _dimension(rows)
+    mixed = np.concatenate([rows, _random(500, 5, seed=3)])
+    assert _dimension(mixed)[0] == pytest.approx(_dimension(_random(500, 5, seed=3))[0], rel=0.1)

@@ -21,13 +21,12 @@ from gguf_harness.metrics.hidden import (
     dimensions,
     massive_activations,
     massive_per_token,
-    norms,
     outlier_kurtosis,
     relative_errors,
     token_similarity,
     update_share,
 )
-from gguf_harness.metrics.similarity import linear_cka
+from gguf_harness.metrics.kernels.cka import linear_cka
 
 Array = NDArray[np.float64]
 
@@ -38,17 +37,6 @@ _STATES = hnp.arrays(
 
 def _random(n: int = 20, d: int = 9, seed: int = 0) -> Array:
     return np.random.default_rng(seed).normal(size=(n, d)) + 0.5
-
-
-@given(_STATES)
-def test_norms_are_numpys(x: Array) -> None:
-    assert norms(x) == pytest.approx(np.linalg.norm(x, axis=-1))
-
-
-def test_norms_of_extreme_states() -> None:
-    assert norms([3e200, 4e200]) == pytest.approx(5e200)
-    assert norms([3e-200, 4e-200]) == pytest.approx(5e-200)
-    assert norms([0.0, 0.0]) == 0
 
 
 def test_errors_and_shares_are_those_of_single_tokens() -> None:

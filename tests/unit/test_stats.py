@@ -15,11 +15,9 @@ from scipy import stats as scipy_stats
 from gguf_harness.errors import NoData
 from gguf_harness.metrics.records import Estimate
 from gguf_harness.metrics.stats import (
-    clustered_se,
     clusters_needed,
     confidence_bound,
     exceedance_p_value,
-    iid_se,
     mean_interval,
     mean_with_errors,
     quantile_with_error,
@@ -33,41 +31,6 @@ samples = hnp.arrays(
     st.tuples(st.integers(2, 8), st.integers(2, 12)),
     elements=st.floats(-100, 100, allow_nan=False, width=32),
 )
-
-
-def _clustered_by_hand(values: NDArray[np.float64]) -> float:
-    """The sandwich formula for a regression on a constant, written out: (X'X)^-1 (sum of outer products) (X'X)^-1."""
-    groups, size = values.shape
-    n = groups * size
-    residuals = values.ravel() - values.mean()
-    design = np.ones((n, 1))
-    bread = np.linalg.inv(design.T @ design)
-    meat = np.zeros((1, 1))
-    for group in range(groups):
-        rows = slice(group * size, (group + 1) * size)
-        score = design[rows].T @ residuals[rows]
-        meat += np.outer(score, score)
-    factor = groups / (groups - 1) * (n - 1) / (n - 1)
-    return math.sqrt(float((bread @ meat @ bread)[0, 0]) * factor)
-
-
-@given(samples)
-def test_clustered_error_equals_the_sandwich_formula(values: NDArray[np.float64]) -> None:
-    assert clustered_se(values) == pytest.approx(_clustered_by_hand(values), rel=1e-9, abs=1e-9)
-
-
-@given(samples)
-def test_clusters_of_one_give_the_usual_standard_error(values: NDArray[np.float64]) -> None:
-    single = values.reshape(-1, 1)
-    expected = float(np.std(values, ddof=1)) / math.sqrt(values.size)
-    assert clustered_se(single) == pytest.approx(expected, rel=1e-9, abs=1e-9)
-
-
-def test_perfectly_correlated_clusters_count_as_one_sample_each() -> None:
-    groups = np.random.default_rng(0).standard_normal(40)
-    values = np.repeat(groups[:, None], 25, axis=1)
-    assert clustered_se(values) == pytest.approx(scipy_stats.sem(groups))
-    assert iid_se(values) == pytest.approx(scipy_stats.sem(groups) / 5, rel=0.05)
 
 
 def test_clustered_error_covers_where_the_iid_error_does_not() -> None:
@@ -84,11 +47,6 @@ def test_clustered_error_covers_where_the_iid_error_does_not() -> None:
         held["iid"] += abs(mean.value) < 1.96 * mean.se_iid
     assert 0.92 < held["clustered"] / repetitions < 0.98
     assert held["iid"] / repetitions < 0.6
-
-
-def test_a_single_cluster_has_no_error() -> None:
-    assert clustered_se(np.ones((1, 10))) is None
-    assert iid_se(np.ones((1, 1))) is None
 
 
 @given(samples, st.floats(0.001, 0.999))

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gguf_harness.errors import NoData
-from gguf_harness.metrics.heads import BehaviourKernel, ScoreSums, head_profiles
-from gguf_harness.metrics.similarity import cosine
+from gguf_harness.metrics.head_behaviour import BehaviourKernel, ScoreSums, head_profiles
+from gguf_harness.metrics.kernels.directions import cosine
 from gguf_harness.metrics.taxonomy import (
     KINDS,
     classify_head,

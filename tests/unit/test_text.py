@@ -12,10 +12,11 @@ import pytest
 import sacrebleu
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from rouge_score.rouge_scorer import RougeScorer
 
 from gguf_harness.errors import NoData
-from gguf_harness.metrics.bootstrap import bootstrap_se
+from gguf_harness.metrics.kernels.bootstrap import bootstrap_se
 from gguf_harness.metrics.records import Estimate
 from gguf_harness.metrics.text import (
     TextPair,
@@ -145,6 +146,32 @@ def test_edit_similarity_equals_the_recursive_definition(first: list[int], secon
 
     expected = 1 - distance(len(first), len(second)) / max(len(first), len(second))
     assert edit_similarity(first, second) == pytest.approx(expected)
+
+
+def _by_rows(first: NDArray[np.int64], second: NDArray[np.int64]) -> int:
+    """Least number of insertions, deletions and substitutions (Wagner and Fischer, 1974), one row at a time."""
+    columns = np.arange(len(second) + 1)
+    row = columns
+    for number, token in enumerate(first, 1):
+        below = np.empty_like(row)
+        below[0] = number
+        below[1:] = np.minimum(row[1:] + 1, row[:-1] + (second != token))
+        # Insertions run along the row: the minimum of below[k] + (j - k) over k <= j.
+        row = np.minimum.accumulate(below - columns) + columns
+    return int(row[-1])
+
+
+@given(
+    st.lists(st.integers(0, 2**31 - 1) | st.integers(0, 3), max_size=200),
+    st.lists(st.integers(0, 2**31 - 1) | st.integers(0, 3), max_size=200),
+    st.integers(0, 100),
+)
+def test_edit_similarity_equals_the_table_of_wagner_and_fischer(first: list[int], second: list[int], kept: int) -> None:
+    # Texts that part somewhere, as continuations do, and texts that have little in common.
+    for own, other in ((first, second), (first, first[:kept] + second)):
+        if own or other:
+            expected = 1 - _by_rows(np.array(own, np.int64), np.array(other, np.int64)) / max(len(own), len(other))
+            assert edit_similarity(own, other) == expected
 
 
 def test_perplexity_is_over_all_tokens() -> None:

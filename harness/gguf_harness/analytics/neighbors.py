@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from gguf_harness.analytics.points import Metric, Points, open_points, read_rows
 from gguf_harness.errors import AnalyticsError, NoData
+from gguf_harness.metrics.kernels.nearest import Nearest
 
 __all__ = ["BlockPlan", "find_neighbors", "plan_blocks"]
 
@@ -96,13 +97,15 @@ def find_neighbors(
     blocks = -(-n // plan.rows)
     for number, start in enumerate(starts):
         own = rows[start : start + plan.rows]
-        found = _Nearest(own, k)
+        nearest = Nearest(len(own), k, np.float64)
         queries = np.concatenate([read_rows(points, a, b, metric) for a, b in _runs(own)])
         for block in range(blocks):
             step(number * blocks + block, len(starts) * blocks)
             first = block * plan.rows
-            found.add(first, *_search(queries, read_rows(points, first, min(n, first + plan.rows), metric), k + 1))
-        indices[start : start + plan.rows], distances[start : start + plan.rows] = found.indices, found.distances
+            near, far = _search(queries, read_rows(points, first, min(n, first + plan.rows), metric), k + 1)
+            # Not its own neighbor, whatever is as near.
+            nearest.add(near + first, np.where(near + first == own[:, None], np.inf, far))
+        indices[start : start + plan.rows], distances[start : start + plan.rows] = nearest.rows, nearest.distances
     if not np.isfinite(distances).all():
         raise NoData("Distances of these points are not finite: their numbers are too large.", "Scale them.")
     # Of vectors of length one: |a - b|^2 = 2 (1 - cos).
@@ -124,24 +127,3 @@ def _search(
     search = NearestNeighbors(n_neighbors=min(k, len(block)), algorithm="brute", metric="euclidean").fit(block)
     distances, indices = search.kneighbors(queries)
     return np.asarray(indices, dtype=np.int64), np.asarray(distances, dtype=np.float64)
-
-
-class _Nearest:
-    """The nearest of what was seen so far."""
-
-    def __init__(self, rows: NDArray[np.int64], k: int) -> None:
-        self._rows = rows
-        self._k = k
-        self.indices = np.empty((len(rows), 0), dtype=np.int64)
-        self.distances = np.empty((len(rows), 0))
-
-    def add(self, first: int, indices: NDArray[np.int64], distances: NDArray[np.float64]) -> None:
-        """Take candidates [m, c] of a block that begins with row `first`."""
-        indices = indices + first
-        # Not its own neighbor, whatever is as near.
-        distances = np.where(indices == self._rows[:, None], np.inf, distances)
-        indices = np.concatenate([self.indices, indices], axis=1)
-        distances = np.concatenate([self.distances, distances], axis=1)
-        order = np.lexsort((indices, distances), axis=-1)[:, : self._k]
-        self.indices = np.take_along_axis(indices, order, axis=1)
-        self.distances = np.take_along_axis(distances, order, axis=1)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gguf_harness.errors import AnalyticsError, NoData
+from gguf_harness.metrics.kernels.directions import directions
 
 __all__ = ["Metric", "Points", "count_distinct", "load_points", "open_points", "read_rows"]
+
+Float = TypeVar("Float", bound=np.floating[Any])
 
 Points = NDArray[np.generic] | Path
 """Points [n, d]: an array, or the path of a .npy file that holds one."""
@@ -75,9 +78,7 @@ def read_rows(points: Points, start: int, stop: int, metric: Metric) -> NDArray[
             f"{_count(bad)} not finite, the first of them in row {start + int(np.argmax(bad))}.",
             "Leave out what could not be measured.",
         )
-    if metric == "cosine":
-        _directions(block, start)
-    return block
+    return _directions(block, start) if metric == "cosine" else block
 
 
 def load_points(points: Points, metric: Metric) -> NDArray[np.float64]:
@@ -95,23 +96,22 @@ def load_points(points: Points, metric: Metric) -> NDArray[np.float64]:
     n = len(open_points(points))
     values = np.asarray(read_rows(points, 0, n, "euclidean"), dtype=np.float64)
     if metric == "cosine":
-        _directions(values, 0)
+        values = _directions(values, 0)
     values -= values.mean(axis=0)
     return values
 
 
-def _directions(block: NDArray[np.floating], start: int) -> None:
-    """Scale rows to length one, in place."""
-    # Of each row its own scale first: squares neither overflow nor vanish.
-    largest = np.abs(block).max(axis=1, keepdims=True)
-    if not largest.all():
-        bad = largest[:, 0] == 0
+def _directions(block: NDArray[Float], start: int) -> NDArray[Float]:
+    """Rows scaled to length one; `start` is the number of the first one."""
+    # The cosines of neighbors are all but equal to 1: squares in float64 keep the digits in which they differ.
+    units, valid = directions(block, sums=np.float64)
+    if not valid.all():
+        bad = ~valid
         raise NoData(
             f"{_count(bad)} zero, the first of them in row {start + int(np.argmax(bad))}: they have no direction.",
             "Leave them out, or use Euclidean distances.",
         )
-    block /= largest
-    block /= np.sqrt(np.einsum("ij,ij->i", block, block, dtype=np.float64))[:, None].astype(block.dtype)
+    return units
 
 
 def _count(bad: NDArray[np.bool_]) -> str:

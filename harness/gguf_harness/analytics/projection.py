@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gguf_harness.errors import AnalyticsError
+from gguf_harness.metrics.kernels.pca import axis_signs
 
 __all__ = ["PROJECTORS", "Projected", "Projector"]
 
@@ -61,8 +62,8 @@ class Projector(Protocol):
 class _PCA:
     """Principal components, by singular values of the centered points.
 
-    Jolliffe (2002), "Principal Component Analysis". Signs are free in theory; here each axis points to where its
-    largest loading is positive. Axes beyond the rank of the points are zero.
+    Jolliffe (2002), "Principal Component Analysis". Signs are those of `axis_signs`. Axes beyond the rank of the points
+    are zero.
     """
 
     least = 2
@@ -80,10 +81,8 @@ class _PCA:
         pca = PCA(kept, svd_solver=solver, random_state=seed)
         found = np.asarray(pca.fit_transform(points), dtype=np.float64)
         axes = np.asarray(pca.components_, dtype=np.float64)
-        signs = np.sign(axes[np.arange(kept), np.argmax(np.abs(axes), axis=1)])
-        signs[signs == 0] = 1.0
         coordinates, explained = np.zeros((n, dimensions)), np.zeros(dimensions)
-        coordinates[:, :kept] = found * signs
+        coordinates[:, :kept] = found * axis_signs(axes)
         explained[:kept] = np.clip(np.asarray(pca.explained_variance_ratio_, dtype=np.float64), 0.0, 1.0)
         return Projected(coordinates, {"solver": solver}, {"explained": explained})
 

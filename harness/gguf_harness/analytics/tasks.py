@@ -22,7 +22,7 @@ from gguf_harness.analytics.neighbors import find_neighbors, plan_blocks
 from gguf_harness.analytics.points import Metric, Points, count_distinct, load_points, open_points, read_rows
 from gguf_harness.analytics.projection import PROJECTORS
 from gguf_harness.errors import AnalyticsError, EngineError, NoData
-from gguf_harness.metrics.similarity import linear_cka
+from gguf_harness.metrics.kernels.cka import linear_cka
 
 if TYPE_CHECKING:
     from gguf_harness.engine.worker import WorkerContext

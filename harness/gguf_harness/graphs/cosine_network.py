@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from gguf_harness.errors import NoData
 from gguf_harness.graphs.graph import Column, Graph
 from gguf_harness.graphs.layout import principal_plane, spring_layout
+from gguf_harness.metrics.kernels.directions import directions
 
 __all__ = ["CosineNetwork"]
 
@@ -84,12 +85,10 @@ class CosineNetwork:
             )
         if points.size == 0:
             raise NoData("There are no points.")
-        largest = np.abs(points).max(axis=1, keepdims=True)
-        if not np.isfinite(largest).all() or not largest.all():
-            row = int(np.argmin(np.isfinite(largest[:, 0]) & (largest[:, 0] > 0)))
-            raise NoData(f"Point {row} is zero or not finite: it has no direction.", "Leave it out.")
-        scaled = points / largest
-        return np.asarray(scaled / np.linalg.norm(scaled, axis=1, keepdims=True))
+        units, valid = directions(points)
+        if not valid.all():
+            raise NoData(f"Point {int(np.argmin(valid))} is zero or not finite: it has no direction.", "Leave it out.")
+        return units
 
     def _pairs(
         self, directions: NDArray[np.float64]

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from gguf_harness.errors import NoData
 from gguf_harness.graphs.graph import Column, Graph
 from gguf_harness.graphs.token_grid import attention_edges, check_pattern, grid_nodes
-from gguf_harness.metrics.similarity import cosine
+from gguf_harness.metrics.kernels.directions import cosine
 
 __all__ = ["LayerTokenFlow"]
 

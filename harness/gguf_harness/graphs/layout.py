@@ -7,6 +7,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from gguf_harness.metrics.kernels.pca import axis_signs
+
 __all__ = ["principal_plane", "spring_layout"]
 
 _ITERATIONS: Final = 150
@@ -14,7 +16,7 @@ _GOLDEN_ANGLE: Final = np.pi * (3 - np.sqrt(5))
 
 
 def principal_plane(points: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Points along their first two principal axes, each axis pointing to where its largest loading is positive.
+    """Points along their first two principal axes, signs by `axis_signs`.
 
     Args:
         points: [n, d].
@@ -24,10 +26,10 @@ def principal_plane(points: NDArray[np.float64]) -> NDArray[np.float64]:
     """
     centered = points - points.mean(axis=0)
     _, values, axes = np.linalg.svd(centered, full_matrices=False)
-    plane = np.zeros((len(points), 2))
+    plane, signs = np.zeros((len(points), 2)), axis_signs(axes)
     for axis in range(min(2, len(values))):
         if values[axis] > 1e-12 * max(values[0], 1e-300):
-            plane[:, axis] = centered @ axes[axis] * np.sign(axes[axis][np.argmax(np.abs(axes[axis]))])
+            plane[:, axis] = centered @ axes[axis] * signs[axis]
     return plane
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from gguf_harness.metrics.speed import streams_disagree
+from gguf_harness.metrics.timings import streams_disagree
 
 __all__ = ["CLAIMS", "Claim", "ClaimFinding", "ClaimVerdict", "Range", "judge_claims", "speed_ratio"]
 

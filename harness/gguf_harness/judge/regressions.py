@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 
 from gguf_harness.inputs.pairing import some_names
 from gguf_harness.judge.baselines import Baseline, Facts
+from gguf_harness.metrics.kernels.standard_errors import clustered_se
 from gguf_harness.metrics.multiple import holm
 from gguf_harness.metrics.records import WHOLE, Estimate, Place, Row
 from gguf_harness.metrics.registry import CORPUS_METRICS, metric_info
-from gguf_harness.metrics.stats import MeanEstimate, clustered_se, exceedance_p_value
+from gguf_harness.metrics.stats import MeanEstimate, exceedance_p_value
 from gguf_harness.metrics.windows import COMPARED, from_mean
 
 __all__ = [

@@ -24,7 +24,7 @@ from gguf_harness.measure.copying import copy_scores
 from gguf_harness.measure.head import ModelFile
 from gguf_harness.measure.inputs import prompt_inputs
 from gguf_harness.metrics.circuits import induction_scores, repeated_tokens
-from gguf_harness.metrics.heads import BEHAVIOURS
+from gguf_harness.metrics.head_behaviour import BEHAVIOURS
 from gguf_harness.metrics.taxonomy import redundancy
 from gguf_harness.metrics.token_features import TokenFeatures
 

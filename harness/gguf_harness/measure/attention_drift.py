@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from gguf_harness.errors import ModelError, NoData, NoPrompt, VocabularyMismatch
 from gguf_harness.measure.activations import ActivationReader
 from gguf_harness.measure.attention import AttentionRequest, observe_attention
-from gguf_harness.metrics.attention import compare_patterns
-from gguf_harness.metrics.similarity import linear_cka
+from gguf_harness.metrics.kernels.cka import linear_cka
+from gguf_harness.metrics.pattern_comparison import compare_patterns
 
 if TYPE_CHECKING:
     from gguf_harness.engine.worker import WorkerContext

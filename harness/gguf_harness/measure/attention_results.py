@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from gguf_harness.errors import ModelError
 from gguf_harness.measure.attention_drift import ROW_MEASURES
-from gguf_harness.metrics.attention import HeadPlace, PatternComparison
-from gguf_harness.metrics.heads import HeadProfile, ScoreSums, head_profiles
+from gguf_harness.metrics.head_behaviour import HeadProfile, ScoreSums, head_profiles
+from gguf_harness.metrics.pattern_comparison import HeadPlace, PatternComparison
 from gguf_harness.metrics.records import Estimate, Place
 from gguf_harness.metrics.stats import mean_with_errors, require_samples
 from gguf_harness.metrics.taxonomy import HeadKind, classify_head

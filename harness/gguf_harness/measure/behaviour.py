@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from gguf_harness.metrics.heads import BEHAVIOURS, BehaviourKernel
+from gguf_harness.metrics.head_behaviour import BEHAVIOURS, BehaviourKernel
 from gguf_harness.metrics.token_features import TokenFeatures
 
 if TYPE_CHECKING:

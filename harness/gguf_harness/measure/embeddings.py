@@ -22,9 +22,10 @@ from gguf_harness.engine.settings import SessionSettings
 from gguf_harness.gguf.weights import Weights
 from gguf_harness.measure.inputs import longest_text
 from gguf_harness.metrics.blas import blas_threads
-from gguf_harness.metrics.embeddings import pack
+from gguf_harness.metrics.embedding_estimates import pack
 from gguf_harness.metrics.geometry import align, variance_share
-from gguf_harness.metrics.neighbours import Block, directions, nearest_by_cosine
+from gguf_harness.metrics.kernels.directions import directions
+from gguf_harness.metrics.kernels.nearest import Block, nearest_by_cosine
 
 if TYPE_CHECKING:
     from gguf_harness.engine.session import Session, Tokens

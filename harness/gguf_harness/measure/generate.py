@@ -22,6 +22,7 @@ from gguf_harness.errors import EngineError, PromptError
 from gguf_harness.inputs.prompts import Prompt
 from gguf_harness.measure.inputs import prompt_inputs
 from gguf_harness.measure.passes import open_lanes
+from gguf_harness.metrics.kernels.log_softmax import log_softmax
 
 if TYPE_CHECKING:
     from gguf_harness.engine.session import Session, Tokens
@@ -284,13 +285,10 @@ def _log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
     Raises:
         EngineError: logits that are NaN or infinite.
     """
-    shifted = logits.astype(np.float64)
-    with np.errstate(invalid="ignore"):
-        shifted -= shifted.max()
-        shifted -= math.log(np.exp(shifted).sum())
-    if np.isnan(shifted).any():
+    logprobs = log_softmax(logits)
+    if np.isnan(logprobs).any():
         raise EngineError(
             "The model computes NaN or infinity while it generates.",
             "Such a file is broken for use as well; quantize it again, or try another KV-cache type.",
         )
-    return shifted
+    return logprobs

@@ -22,14 +22,14 @@ from gguf_harness.metrics.hidden import (
     dimensions,
     massive_activations,
     massive_per_token,
-    norms,
     outlier_kurtosis,
     relative_errors,
     token_similarity,
     update_share,
 )
+from gguf_harness.metrics.kernels.directions import cosine, norms
+from gguf_harness.metrics.kernels.log_softmax import log_softmax
 from gguf_harness.metrics.lens import Head, attribute, decided_at, logit_lens, normalize
-from gguf_harness.metrics.similarity import cosine
 from gguf_harness.store.arrays import load_arrays
 
 if TYPE_CHECKING:
@@ -134,11 +134,8 @@ def stored_tokens(entry: Path) -> PromptTokens:
 
 def nll_rows(logits: F32, targets: NDArray[np.int32]) -> F64:
     """[n] negative log-likelihood, in nats, of each target under [n, vocabulary] logits."""
-    found = np.empty(len(targets))
-    for row, (values, target) in enumerate(zip(logits, targets, strict=True)):
-        shifted = values.astype(np.float64) - float(values.max())
-        found[row] = np.log(np.exp(shifted).sum()) - shifted[target]
-    return found
+    # A row at a time: in float64 all of them could be gigabytes.
+    return np.array([-log_softmax(row)[target] for row, target in zip(logits, targets, strict=True)])
 
 
 def kld_rows(reference: F32, logits: F32) -> F64:

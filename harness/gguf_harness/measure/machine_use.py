@@ -18,7 +18,7 @@ from typing import Final
 import psutil
 
 from gguf_harness.engine.gpu import describe_guests
-from gguf_harness.metrics.speed import Use
+from gguf_harness.metrics.timings import Use
 
 __all__ = ["Watch", "usable_cores"]
 

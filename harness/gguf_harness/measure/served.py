@@ -9,13 +9,13 @@ from gguf_harness.errors import EngineError
 from gguf_harness.measure.client import Answers, Client
 from gguf_harness.measure.machine_use import Watch
 from gguf_harness.measure.side_by_side import now, repeat_undisturbed, timing_from_json
-from gguf_harness.metrics.speed import Repetition, Timing
+from gguf_harness.metrics.timings import Repetition, Timing
 
 if TYPE_CHECKING:
     from gguf_harness.engine.server import Server
     from gguf_harness.engine.settings import ServedRequest
     from gguf_harness.engine.worker import ProgressCallback
-    from gguf_harness.metrics.speed import Use
+    from gguf_harness.metrics.timings import Use
 
 __all__ = ["ServedResult", "ask_all", "measure_served", "warm_up", "watch_server"]
 

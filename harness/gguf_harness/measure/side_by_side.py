@@ -28,7 +28,7 @@ from gguf_harness.measure.speed import (
     timed_decode,
     timed_load,
 )
-from gguf_harness.metrics.speed import Repetition, Timing, Use
+from gguf_harness.metrics.timings import Repetition, Timing, Use
 
 if TYPE_CHECKING:
     from gguf_harness.engine.settings import SessionSettings

@@ -23,7 +23,7 @@ import psutil
 from gguf_harness.engine.gpu import process_memory
 from gguf_harness.engine.settings import SessionSettings
 from gguf_harness.measure.machine_use import Watch
-from gguf_harness.metrics.speed import Repetition
+from gguf_harness.metrics.timings import Repetition
 
 if TYPE_CHECKING:
     from gguf_harness.engine.session import Session

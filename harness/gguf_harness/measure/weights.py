@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from gguf_harness.errors import ModelError
 from gguf_harness.gguf.weights import Weights
-from gguf_harness.metrics.weights import TensorError, compare_blocks, spread
+from gguf_harness.metrics.weight_errors import TensorError, compare_blocks, spread
 
 if TYPE_CHECKING:
     import numpy as np

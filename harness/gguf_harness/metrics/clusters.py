@@ -6,7 +6,6 @@ CR1 (Cameron and Miller 2015, section II), those of ratios by the delta method.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -15,10 +14,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from gguf_harness.errors import NoData
+from gguf_harness.metrics.kernels.ratios import ratio_of_means
+from gguf_harness.metrics.kernels.standard_errors import clustered_se_of_runs, iid_se
 from gguf_harness.metrics.records import WHOLE, Estimate, Place
-from gguf_harness.metrics.stats import MeanEstimate, as_estimate, iid_se
+from gguf_harness.metrics.stats import MeanEstimate, as_estimate
 
-__all__ = ["by_layer", "cluster_mean", "cluster_ratio", "jackknife_se", "layers_and_means", "over_layers"]
+__all__ = ["by_layer", "cluster_mean", "cluster_ratio", "layers_and_means", "over_layers"]
 
 
 def cluster_mean(samples: ArrayLike, starts: ArrayLike) -> MeanEstimate:
@@ -51,22 +52,7 @@ def cluster_ratio(numerator: ArrayLike, denominator: ArrayLike, starts: ArrayLik
     mean = float(b.mean())
     if not mean > 0:
         raise NoData(f"A ratio to {mean:g} means nothing: expected more than zero.")
-    ratio = float(a.mean()) / mean
-    return _with_errors(ratio, (a - ratio * b) / mean, places)
-
-
-def jackknife_se(without: ArrayLike) -> float | None:
-    """Standard error of a statistic from its values without each cluster in turn; None for a single cluster.
-
-    sqrt((G - 1) / G * sum (theta_g - mean theta)^2): Efron and Tibshirani (1993), equation 11.5, a cluster at a time.
-
-    Args:
-        without: [clusters].
-    """
-    values = np.asarray(without, dtype=np.float64)
-    if len(values) < 2:
-        return None
-    return math.sqrt((len(values) - 1) / len(values) * float(np.sum((values - values.mean()) ** 2)))
+    return _with_errors(*ratio_of_means(a, b), places)
 
 
 def _require(samples: ArrayLike, starts: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
@@ -82,12 +68,8 @@ def _require(samples: ArrayLike, starts: ArrayLike) -> tuple[NDArray[np.float64]
 
 
 def _with_errors(value: float, influence: NDArray[np.float64], starts: NDArray[np.int64]) -> MeanEstimate:
-    clusters, n = len(starts) - 1, len(influence)
-    se = None
-    if clusters > 1:
-        totals = np.add.reduceat(influence - influence.mean(), starts[:-1])
-        se = math.sqrt(clusters / (clusters - 1) * float(totals @ totals)) / n
-    return MeanEstimate(value, se, iid_se(influence), n, clusters)
+    se = clustered_se_of_runs(influence, starts)
+    return MeanEstimate(value, se, iid_se(influence), len(influence), len(starts) - 1)
 
 
 def by_layer(metric: str, values: ArrayLike, starts: ArrayLike, layers: Iterable[int]) -> dict[int, Estimate]:

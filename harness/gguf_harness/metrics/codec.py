@@ -20,6 +20,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from gguf_harness.metrics.kernels.log_softmax import shifted_exp
+
 __all__ = ["LEVELS", "RowCodec"]
 
 LEVELS: Final = 65535
@@ -47,11 +49,7 @@ class RowCodec:
             (scale s, largest logit m, sum exp(logits - m), first most likely token).
         """
         drop, weights = self._drop, self._weights
-        top = int(logits.argmax())
-        largest = logits[top]
-        np.subtract(logits, largest, out=drop)
-        np.exp(drop, out=weights)
-        total = float(weights.sum())
+        top, largest, total = shifted_exp(logits, drop, weights)
         span = -float(drop.min())
         scale = math.sqrt(span) / LEVELS
         np.negative(drop, out=drop)
@@ -62,7 +60,7 @@ class RowCodec:
             # 1 / scale is rounded: the smallest logit may come out a hair above the last level.
             np.minimum(drop, np.float32(LEVELS), out=drop)
         np.copyto(codes, drop, casting="unsafe")
-        return scale, float(largest), total, top
+        return scale, largest, total, top
 
     def decode(self, codes: NDArray[np.uint16], scale: float) -> NDArray[np.float32]:
         """[vocabulary] log-probabilities up to a constant, largest 0; overwritten by the next call."""

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from gguf_harness.errors import NoData
+from gguf_harness.metrics.kernels.log_softmax import shifted_exp
 from gguf_harness.metrics.records import Estimate
 from gguf_harness.metrics.stats import (
     INTERVAL,
@@ -25,7 +26,14 @@ from gguf_harness.metrics.stats import (
     signed_root,
 )
 
-__all__ = ["DivergenceKernel", "RowDivergence", "summarize_delta_p", "summarize_divergence", "summarize_same_top"]
+__all__ = [
+    "DivergenceKernel",
+    "RowDivergence",
+    "probability_change",
+    "summarize_delta_p",
+    "summarize_divergence",
+    "summarize_same_top",
+]
 
 Row = NDArray[np.float32]
 RowDivergence = tuple[float, float, float, int, float]
@@ -83,21 +91,17 @@ class DivergenceKernel:
             (KL(reference || candidate), KL(candidate || reference), ln sum exp(logits), argmax, sum exp(reference)).
         """
         shifted, difference, weights = self._shifted, self._difference, self._weights
-        top = int(logits.argmax())
-        largest = logits[top]
-        np.subtract(logits, largest, out=shifted)
+        top, largest, total_q = shifted_exp(logits, shifted, weights)
         np.subtract(reference, shifted, out=difference)
+        backward = float(weights @ difference)
         np.exp(reference, out=weights)
         total_p = float(weights.sum())
         forward = float(weights @ difference)
-        np.exp(shifted, out=weights)
-        total_q = float(weights.sum())
-        backward = float(weights @ difference)
         log_ratio = math.log(total_q) - math.log(total_p)
         return (
             forward / total_p + log_ratio,
             -backward / total_q - log_ratio,
-            float(largest) + math.log(total_q),
+            largest + math.log(total_q),
             top,
             total_p,
         )
@@ -125,6 +129,11 @@ def summarize_divergence(kld: ArrayLike, kld_reverse: ArrayLike) -> list[Estimat
     return [*estimates, Estimate("kld_min", float(samples.min()), samples.size)]
 
 
+def probability_change(nll: NDArray[np.float64], nll_reference: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Of the correct token: exp(-nll) - exp(-nll_reference), elementwise."""
+    return np.asarray(np.exp(-nll) - np.exp(-nll_reference))
+
+
 def summarize_delta_p(nll: ArrayLike, nll_reference: ArrayLike) -> list[Estimate]:
     """Change of the correct token's probability, exp(-nll) - exp(-nll_reference): mean, RMS, percentiles, extremes.
 
@@ -135,7 +144,7 @@ def summarize_delta_p(nll: ArrayLike, nll_reference: ArrayLike) -> list[Estimate
     reference = require_samples(nll_reference, "probabilities of the reference")
     if candidate.shape != reference.shape:
         raise NoData(f"Probabilities of different tokens: {candidate.shape} against {reference.shape}.")
-    change = np.exp(-candidate) - np.exp(-reference)
+    change = probability_change(candidate, reference)
     squares = change * change
     rms = math.sqrt(squares.mean())
     influence = squares / (2 * rms) if rms > 0 else squares

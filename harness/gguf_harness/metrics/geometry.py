@@ -1,7 +1,9 @@
-"""The shape of one embedding space, and how well another one can be laid over it: anisotropy, Procrustes, CKA.
+"""The shape of one embedding space, and how like another one is to it.
 
-All take rows in float32 and compute in float64, a block of rows at a time. Memory beside the rows for d dimensions:
-8 (3 d^2 + 4 b d) bytes with b = 1024 rows in a block.
+Of one: anisotropy, intrinsic dimension, variance in the first components. Of two: which neighbours and which
+similarities stay, and how well one can be laid over the other (Procrustes, CKA). What takes rows takes them in float32
+and computes in float64, a block at a time. Memory beside the rows for d dimensions: 8 (3 d^2 + 4 b d) bytes with
+b = 1024 rows in a block.
 """
 
 from __future__ import annotations
@@ -15,15 +17,31 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gguf_harness.errors import NoData
+from gguf_harness.metrics.kernels.cka import linear_cka_from_rows, row_products
+from gguf_harness.metrics.kernels.moments import centred_blocks, moments
+from gguf_harness.metrics.kernels.pca import principal_subspace
+from gguf_harness.metrics.kernels.ranks import spearman
+from gguf_harness.metrics.kernels.ratios import ratio_of_means
+from gguf_harness.metrics.kernels.standard_errors import iid_se
 from gguf_harness.metrics.records import Estimate
-from gguf_harness.metrics.stats import iid_se, require_samples
+from gguf_harness.metrics.stats import require_samples
 
-__all__ = ["Alignment", "align", "principal_axes", "rank_correlation", "summarize_anisotropy", "variance_share"]
+__all__ = [
+    "Alignment",
+    "align",
+    "estimate_intrinsic_dimension",
+    "neighbour_recall",
+    "rank_correlation",
+    "summarize_anisotropy",
+    "variance_share",
+]
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
+Ints = NDArray[np.int64]
 
-_BLOCK: Final = 1024
+_SAME_ROW: Final = 1e-3
+"""Chords below this are rounding: cosines in float32 tell them apart from 1 no better than to 1e-7."""
 
 
 def summarize_anisotropy(cosines: NDArray[np.floating], metric: str = "embedding_anisotropy") -> Estimate:
@@ -41,6 +59,56 @@ def summarize_anisotropy(cosines: NDArray[np.floating], metric: str = "embedding
     """
     samples = require_samples(cosines, metric)
     return Estimate(metric, float(samples.mean()), samples.size, iid_se(samples))
+
+
+def estimate_intrinsic_dimension(cosines: Float32, metric: str = "embedding_intrinsic_dimension") -> Estimate:
+    """Intrinsic dimension by TwoNN, of directions: rows scaled to unit length.
+
+    Facco et al. (2017), Estimating the intrinsic dimension of datasets by a minimal neighborhood information: where
+    density is constant out to the second neighbour, the ratio mu of the distances to the second and first neighbour
+    has the density d mu^-(d+1), whatever the density is. We take the unbiased form of its maximum likelihood,
+    d = (n - 1) / sum(ln mu), whose standard error is d / sqrt(n - 2): ln mu is exponential and their sum is a Gamma
+    variable (Denti et al., 2022, The generalized ratios intrinsic dimension estimator). Facco et al. fit a line to the
+    same distribution instead. Distances are chords, sqrt(2 - 2 cos). Queries whose nearest neighbour is the same row
+    once more say nothing and are left out. In many dimensions it is biased downwards where rows are few.
+
+    Args:
+        cosines: [queries, at least 2] of each query's nearest rows, nearest first.
+        metric: name of the estimate.
+
+    Raises:
+        NoData: fewer than three queries with neighbours of their own.
+    """
+    chords = np.sqrt(np.maximum(0, 2 - 2 * cosines[:, :2].astype(np.float64)))
+    chords = chords[chords[:, 0] > _SAME_ROW]
+    total = float(np.log(chords[:, 1] / chords[:, 0]).sum())
+    if len(chords) < 3 or not total > 0:
+        raise NoData(f"{metric}: {len(chords)} rows have two neighbours of their own, expected at least 3.")
+    value = (len(chords) - 1) / total
+    return Estimate(metric, value, len(chords), value / math.sqrt(len(chords) - 2))
+
+
+def neighbour_recall(candidate: Ints, reference: Ints, metric: str = "neighbour_recall") -> Estimate:
+    """Recall@k: the share of a query's k nearest rows in the reference that are among its k nearest in the candidate.
+
+    Averaged over queries, which are a random sample: their standard error says how well all queries are known. It is
+    symmetric, since both sides have k; Jégou et al. (2011), Product Quantization for Nearest Neighbor Search, measure
+    quantized vectors by a recall like this one.
+
+    Args:
+        candidate: [queries, k] rows.
+        reference: [queries, k] rows, for the same queries.
+        metric: name of the estimate.
+
+    Raises:
+        NoData: no queries or no neighbours.
+    """
+    if candidate.shape != reference.shape:
+        raise ValueError(f"Neighbours of different shape: {candidate.shape} and {reference.shape}")
+    if candidate.size == 0:
+        raise NoData(f"{metric}: there are no neighbours to compare.")
+    shared = (candidate[:, :, None] == reference[:, None, :]).any(axis=2).mean(axis=1)
+    return Estimate(metric, float(shared.mean()), len(shared), iid_se(shared))
 
 
 def rank_correlation(
@@ -65,13 +133,7 @@ def rank_correlation(
         raise ValueError(f"Similarities of different pairs: {a.shape} and {b.shape}")
     if len(a) < 4:
         raise NoData(f"{metric}: {len(a)} pairs, expected at least 4.")
-    from scipy.stats import rankdata
-
-    x, y = (rankdata(values) - (len(a) + 1) / 2 for values in (a, b))
-    norm = math.sqrt(float(x @ x) * float(y @ y))
-    if norm == 0:
-        raise NoData(f"{metric}: the similarities of one side are all the same.")
-    value = max(-1.0, min(1.0, float(x @ y) / norm))
+    value = spearman(a, b, metric)
     error = (1 - value**2) * math.sqrt((1 + value**2 / 2) / (len(a) - 3))
     return Estimate(metric, value, len(a), error)
 
@@ -90,52 +152,14 @@ def variance_share(rows: Float32, components: int, metric: str) -> Estimate:
     Raises:
         NoData: fewer than two rows, numbers that are not finite, or rows that do not vary.
     """
-    mean, deviation = _moments(rows, metric)
-    from scipy.linalg import eigh
-
-    d = rows.shape[1]
-    covariance = np.zeros((d, d))
-    for part in _centred(rows, mean):
-        covariance += part.T @ part
-    _, leading = eigh(covariance, subset_by_index=[d - min(components, d), d - 1])
+    mean, _ = moments(rows, metric)
+    leading = principal_subspace(rows, mean, components)
     squares = np.concatenate([
         np.stack([np.einsum("ij,ij->i", p, p), np.einsum("ij,ij->i", p @ leading, p @ leading)])
-        for p in _centred(rows, mean)
+        for p in centred_blocks(rows, mean)
     ], axis=1)  # fmt: skip
-    share = min(1.0, float(squares[1].sum() / squares[0].sum()))
-    influence = (squares[1] - share * squares[0]) / (deviation / len(rows))
-    return Estimate(metric, share, len(rows), iid_se(influence[None, :]))
-
-
-def principal_axes(rows: Float32, count: int) -> tuple[Float64, Float64, Float64]:
-    """The first principal components of a few rows: of their Gram matrix, in float64.
-
-    Each axis points to where its largest entry is positive, so that equal rows give equal pictures.
-
-    Args:
-        rows: [n, d]; memory is 8 n (n + d) bytes.
-        count: how many; axes beyond the rank are zero.
-
-    Returns:
-        ([d] mean, [d, count] axes, [count] share of the variance along each, falling).
-
-    Raises:
-        NoData: fewer than two rows, numbers that are not finite, or rows that do not vary.
-    """
-    from scipy.linalg import eigh
-
-    mean, square = _moments(rows, "principal axes")
-    centred = rows - mean
-    known = min(count, len(rows))
-    values, left = eigh(centred @ centred.T, subset_by_index=[len(rows) - known, len(rows) - 1])
-    values, left = values[::-1], left[:, ::-1]
-    # Squares of singular values: below this they are rounding.
-    values, left = values[values > 1e-12 * values[0]], left[:, values > 1e-12 * values[0]]
-    axes, shares = np.zeros((rows.shape[1], count)), np.zeros(count)
-    axes[:, : len(values)] = centred.T @ left / np.sqrt(values)
-    shares[: len(values)] = values / square
-    signs = np.where(axes[np.abs(axes).argmax(axis=0), np.arange(count)] < 0, -1.0, 1.0)
-    return mean, axes * signs, shares
+    share, influence = ratio_of_means(squares[1], squares[0])
+    return Estimate(metric, min(1.0, share), len(rows), iid_se(influence))
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,10 +196,8 @@ def align(
 
     Procrustes: Schönemann (1966); both sides centred. With singular values s of A'B / (|A| |B|) the error is
     sqrt(1 - (sum s)^2), the square root of scipy.spatial.procrustes' disparity; it is computed from the residual, so
-    that equal spaces give 1e-12 rather than the square root of rounding. CKA: Kornblith et al. (2019), |A'B|^2 /
-    (|A'A| |B'B|), invariant to rotation and scale as well;
-    `gguf_harness.metrics.similarity.linear_cka` is the same number. Both are optimistic where rows are not many more
-    than dimensions: compare them at equal n.
+    that equal spaces give 1e-12 rather than the square root of rounding. CKA is that of `kernels.cka`. Both are
+    optimistic where rows are not many more than dimensions: compare them at equal n.
 
     Standard errors take rows as a sample and are of first order. Of the error: of the ratio of squared residuals to
     squared norms, rotation held. Of CKA: a' (A'B) b is the influence of a row on |A'B|^2, likewise the others.
@@ -192,11 +214,11 @@ def align(
     if len(candidate) != len(reference):
         raise ValueError(f"Spaces with different rows: {candidate.shape} and {reference.shape}")
     d = max(candidate.shape[1], reference.shape[1])
-    (mean_a, square_a), (mean_b, square_b) = _moments(candidate, procrustes), _moments(reference, procrustes)
+    (mean_a, square_a), (mean_b, square_b) = moments(candidate, procrustes), moments(reference, procrustes)
     scales = math.sqrt(square_a), math.sqrt(square_b)
 
     def pairs() -> Iterator[tuple[Float64, Float64]]:
-        for a, b in zip(_centred(candidate, mean_a), _centred(reference, mean_b), strict=True):
+        for a, b in zip(centred_blocks(candidate, mean_a), centred_blocks(reference, mean_b), strict=True):
             yield _padded(a / scales[0], d), _padded(b / scales[1], d)
 
     aa, bb, ab = np.zeros((d, d)), np.zeros((d, d)), np.zeros((d, d))
@@ -208,68 +230,33 @@ def align(
 
     u, values, vt = svd(ab)
     rotation, nuclear = u @ vt, float(values.sum())
-    parts = [_row_parts(a, b, (aa, bb, ab), rotation, nuclear) for a, b in pairs()]
-    left, norms, kk, ll, kl = np.concatenate(parts, axis=1)
+    parts = [
+        np.concatenate([_residuals(nuclear * (a @ rotation), b), row_products(a, b, aa, bb, ab)]) for a, b in pairs()
+    ]
+    left, norms, *products = np.concatenate(parts, axis=1)
+    alike, influence = linear_cka_from_rows(*products)
     return Alignment(
         rotation,
         nuclear * scales[1] / scales[0],
         mean_a,
         mean_b,
-        _residual(left, norms, procrustes),
-        _cka(kk, ll, kl, cka),
+        _procrustes_error(left, norms, procrustes),
+        Estimate(cka, alike, len(candidate), None if influence is None else iid_se(influence)),
     )
 
 
-def _row_parts(
-    a: Float64, b: Float64, products: tuple[Float64, Float64, Float64], rotation: Float64, nuclear: float
-) -> Float64:
-    """[5, rows]: squared residual, squared norm, and what each row adds to |A'A|^2, |B'B|^2 and |A'B|^2."""
-    aa, bb, ab = products
-    rest = nuclear * (a @ rotation) - b
-    quadratic = [(a, aa, a), (b, bb, b), (a, ab, b)]
-    return np.stack([
-        np.einsum("ij,ij->i", rest, rest),
-        np.einsum("ij,ij->i", b, b),
-        *(np.einsum("ij,ij->i", left @ middle, right) for left, middle, right in quadratic),
-    ])  # fmt: skip
+def _residuals(laid: Float64, target: Float64) -> Float64:
+    """[2, rows]: squared norm of what is left between two spaces, and of the target's rows."""
+    rest = laid - target
+    return np.stack([np.einsum("ij,ij->i", rest, rest), np.einsum("ij,ij->i", target, target)])
 
 
-def _residual(left: Float64, norms: Float64, metric: str) -> Estimate:
-    square = min(1.0, float(left.sum() / norms.sum()))
-    value = math.sqrt(square)
-    error = iid_se(((left - square * norms) / norms.mean())[None, :])
+def _procrustes_error(left: Float64, norms: Float64, metric: str) -> Estimate:
+    square, influence = ratio_of_means(left, norms)
+    value = math.sqrt(min(1.0, square))
+    error = iid_se(influence)
     # Rounding apart, a residual of nothing has no error.
     return Estimate(metric, value, len(left), None if error is None else error / (2 * value) if value > 1e-9 else 0.0)
-
-
-def _cka(kk: Float64, ll: Float64, kl: Float64, metric: str) -> Estimate:
-    value = min(1.0, float(kl.sum() / math.sqrt(kk.sum() * ll.sum())))
-    # |A'B|^2 is a sum over pairs of rows: each row counts on both sides, hence the factor 2.
-    influence = 2 * value * (kl / kl.mean() - kk / (2 * kk.mean()) - ll / (2 * ll.mean())) if value > 0 else None
-    return Estimate(metric, value, len(kk), None if influence is None else iid_se(influence[None, :]))
-
-
-def _moments(rows: Float32, metric: str) -> tuple[Float64, float]:
-    """(mean row, sum of squared deviations from it).
-
-    Raises:
-        NoData: fewer than two rows, numbers that are not finite, or rows that do not vary.
-    """
-    if rows.ndim != 2 or len(rows) < 2 or rows.shape[1] == 0:
-        raise NoData(f"{metric}: rows of shape {rows.shape}, expected at least two of one dimension.")
-    mean = rows.mean(axis=0, dtype=np.float64)
-    if not np.isfinite(mean).all():
-        raise NoData(f"{metric}: the rows hold numbers that are not finite.")
-    # Rows that are all the same leave only the rounding of their mean.
-    square = float(sum((part * part).sum() for part in _centred(rows, mean)))
-    if square <= 1e-24 * len(rows) * max(float(mean @ mean), np.finfo(np.float64).tiny):
-        raise NoData(f"{metric}: the rows do not vary.")
-    return mean, square
-
-
-def _centred(rows: Float32, mean: Float64) -> Iterator[Float64]:
-    for start in range(0, len(rows), _BLOCK):
-        yield rows[start : start + _BLOCK] - mean
 
 
 def _padded(rows: Float64, d: int) -> Float64:

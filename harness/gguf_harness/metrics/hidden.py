@@ -5,7 +5,6 @@ States are [n, d]: n tokens of one text, d dimensions of the residual stream.
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
 from typing import Final
 
@@ -13,7 +12,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from gguf_harness.errors import NoData
-from gguf_harness.metrics.clusters import jackknife_se
+from gguf_harness.metrics.kernels.cka import linear_cka_without_each
+from gguf_harness.metrics.kernels.directions import directions, norms
+from gguf_harness.metrics.kernels.standard_errors import jackknife_se
 
 __all__ = [
     "MASSIVE",
@@ -23,7 +24,6 @@ __all__ = [
     "dimensions",
     "massive_activations",
     "massive_per_token",
-    "norms",
     "outlier_kurtosis",
     "relative_errors",
     "token_similarity",
@@ -37,9 +37,6 @@ MASSIVE: Final = 100.0
 100 in absolute terms, which depends on a model's scale; `massive_activations` takes other multiples."""
 
 
-_ROUNDING: Final = 1e-12
-
-
 @dataclass(frozen=True, slots=True)
 class MassiveActivation:
     """One entry of the hidden states that dwarfs the others: token and dimension, value, multiple of the median."""
@@ -48,14 +45,6 @@ class MassiveActivation:
     dimension: int
     value: float
     ratio: float
-
-
-def norms(states: ArrayLike) -> Array:
-    """[...] Euclidean norms along the last axis."""
-    x = np.asarray(states, dtype=np.float64)
-    largest = np.abs(x).max(axis=-1, keepdims=True)
-    scale = np.where(largest > 0, largest, 1.0)
-    return np.asarray(np.sqrt(np.square(x / scale).sum(axis=-1)) * scale[..., 0])
 
 
 def relative_errors(candidate: ArrayLike, reference: ArrayLike) -> Array:
@@ -101,10 +90,10 @@ def token_similarity(states: ArrayLike, *, centered: bool) -> float:
         raise NoData(f"{len(x)} tokens make no pair.", "Give at least two.")
     if centered:
         x = x - x.mean(axis=0)
-    size = norms(x)
-    if not size.all():
+    units, valid = directions(x)
+    if not valid.all():
         raise NoData("A state is zero: it has no direction.")
-    total = (x / size[:, None]).sum(axis=0)
+    total = units.sum(axis=0)
     n = len(x)
     return float((total @ total - n) / (n * (n - 1)))
 
@@ -193,10 +182,7 @@ def massive_activations(states: ArrayLike, factor: float = MASSIVE, limit: int =
 
 
 def cka_with_error(candidate: ArrayLike, reference: ArrayLike, starts: ArrayLike) -> tuple[float, float | None]:
-    """Linear CKA as `similarity.linear_cka`, with its jackknife error over clusters of examples.
-
-    CKA without a cluster needs no new products: with Gram matrices K and M, the centered product is
-    sum K M - 2/n sum_i k_i m_i + (sum K)(sum M) / n^2 of row sums k, m, and each of these loses its cluster's part.
+    """Linear CKA of two representations, with its jackknife error over clusters of examples.
 
     Args:
         candidate: [n, d1].
@@ -209,44 +195,9 @@ def cka_with_error(candidate: ArrayLike, reference: ArrayLike, starts: ArrayLike
     Raises:
         NoData: features that do not vary.
     """
-    grams = [_gram(states) for states in (candidate, reference)]
     places = np.unique(np.asarray(starts, dtype=np.int64))
-    groups = [slice(int(a), int(b)) for a, b in itertools.pairwise(places)]
-    parts = {(i, j): _centered_products(grams[i], grams[j], groups) for i, j in ((0, 1), (0, 0), (1, 1))}
-    norm = parts[0, 0] * parts[1, 1]
-    if not norm[0] > 0:
-        raise NoData("CKA of features that do not vary is not defined.")
-    error = None
-    # What is left by rounding does not vary either.
-    if len(groups) > 1 and all((parts[i, i][1:] > _ROUNDING * parts[i, i][0]).all() for i in (0, 1)):
-        error = jackknife_se(parts[0, 1][1:] / np.sqrt(norm[1:]))
-    return min(1.0, float(parts[0, 1][0] / np.sqrt(norm[0]))), error
-
-
-def _gram(states: ArrayLike) -> Array:
-    x = _states(states)
-    x = x - x.mean(axis=0)
-    largest = float(np.abs(x).max())
-    return np.asarray(x @ x.T) / (largest * largest if largest > 0 else 1.0)
-
-
-def _centered_products(k: Array, m: Array, groups: list[slice]) -> Array:
-    """[1 + clusters] sum of the product of both centered matrices: of all, and without each cluster."""
-    n, rows_k, rows_m = len(k), k.sum(axis=1), m.sum(axis=1)
-    product = float(np.einsum("ij,ij->", k, m))
-    found = [product - 2 / n * float(rows_k @ rows_m) + float(rows_k.sum()) * float(rows_m.sum()) / n**2]
-    for group in groups:
-        strip_k, strip_m = k[:, group], m[:, group]
-        strip = float(np.einsum("ij,ij->", strip_k, strip_m))
-        corner = float(np.einsum("ij,ij->", strip_k[group], strip_m[group]))
-        left = n - strip_k.shape[1]
-        if left == 0:
-            found.append(0.0)
-            continue
-        # Row sums without the cluster's columns, of the rows that stay.
-        a, b = np.delete(rows_k - strip_k.sum(axis=1), group), np.delete(rows_m - strip_m.sum(axis=1), group)
-        found.append(product - 2 * strip + corner - 2 / left * float(a @ b) + float(a.sum() * b.sum()) / left**2)
-    return np.array(found)
+    value, without = linear_cka_without_each(_states(candidate), _states(reference), places)
+    return value, jackknife_se(without) if np.isfinite(without).all() else None
 
 
 def _magnitudes(states: ArrayLike) -> tuple[Array, float]:

@@ -13,7 +13,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from gguf_harness.errors import NoData
-from gguf_harness.metrics.bootstrap import bootstrap_se
+from gguf_harness.metrics.kernels.bootstrap import bootstrap_se
+from gguf_harness.metrics.kernels.ranks import spearman
+from gguf_harness.metrics.kernels.ratios import ratio_of_means
 from gguf_harness.metrics.records import WHOLE, Estimate, Place
 from gguf_harness.metrics.stats import as_estimate, mean_with_errors, require_samples
 
@@ -30,7 +32,6 @@ __all__ = [
     "rank_correlation",
     "removable",
     "screened_importance",
-    "spearman",
     "top_overlap",
     "window_rises",
 ]
@@ -114,9 +115,8 @@ def interchange_share(metric: str, before: ArrayLike, after: ArrayLike, place: P
         raise NoData(
             f"A share of a mean KL of {mean:.3g} nats means nothing: the candidate does what its reference does."
         )
-    left = float(a.mean()) / mean
-    found = mean_with_errors(b, influence=(left * b - a) / mean, value=1 - left)
-    return as_estimate(metric, found, place)
+    left, influence = ratio_of_means(a, b)
+    return as_estimate(metric, mean_with_errors(b, influence=-influence, value=1 - left), place)
 
 
 def interchange_shares(found: Mapping[str, NDArray[Any]]) -> list[Estimate]:
@@ -135,24 +135,6 @@ def interchange_shares(found: Mapping[str, NDArray[Any]]) -> list[Estimate]:
         *(interchange_share("layer_interchange_share", found["kld"], after, Place(layer)) for layer, after in layers),
         *(interchange_share("head_interchange_share", found["kld"], after, Place(*head)) for head, after in heads),
     ]
-
-
-def spearman(first: ArrayLike, second: ArrayLike) -> float:
-    """Rank correlation, ties at their mean rank. Spearman (1904), The proof and measurement of association.
-
-    Raises:
-        NoData: fewer than two pairs, other than finite values, or all values of one side the same.
-    """
-    from scipy.stats import rankdata
-
-    a, b = (require_samples(side, "rank correlation")[0] for side in (first, second))
-    if a.shape != b.shape or a.size < 2:
-        raise NoData(f"Rank correlation needs two pairs or more, has {a.size} and {b.size} values.")
-    x, y = (rankdata(side) - (len(side) + 1) / 2 for side in (a, b))
-    norm = float(np.sqrt((x @ x) * (y @ y)))
-    if norm == 0:
-        raise NoData("A rank correlation with values that are all the same means nothing.")
-    return min(1.0, max(-1.0, float(x @ y) / norm))
 
 
 def rank_correlation(metric: str, first: ArrayLike, second: ArrayLike) -> Estimate:

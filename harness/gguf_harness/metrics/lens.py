@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from gguf_harness.errors import NoData
+from gguf_harness.metrics.kernels.log_softmax import RunningSoftmax
 
 __all__ = [
     "Head",
@@ -131,10 +132,10 @@ def logit_lens(head: Head, streams: Sequence[ArrayLike], block: int = _BLOCK) ->
     n, vocabulary = len(np.asarray(streams[-1])), head.rows.shape[0]
     blocks = [slice(start, min(start + block, vocabulary)) for start in range(0, vocabulary, block)]
     last = final_norm(head, streams[-1])
-    final = _Running(n)
+    final = RunningSoftmax(n)
     for part in blocks:
         final.add(_logits(head, last, head.rows.take(part), part), part.start)
-    layers = [_Running(n) for _ in streams]
+    layers = [RunningSoftmax(n) for _ in streams]
     final_logit = np.zeros((len(streams), n))
     cross = np.zeros((len(streams), n))
     for part in blocks:
@@ -205,40 +206,6 @@ def attribute(head: Head, final: ArrayLike, parts: Iterable[ArrayLike], tokens: 
     if head.rows_bias is not None:
         constant += head.scale * head.rows_bias.astype(np.float64)[np.asarray(tokens, dtype=np.int64)]
     return np.array(found), constant
-
-
-class _Running:
-    """Log-sum-exp, entropy and largest entry of rows of logits that come in blocks (Milakov and Gimelshein 2018)."""
-
-    def __init__(self, n: int) -> None:
-        self.largest = np.full(n, -np.inf)
-        self.top = np.zeros(n, dtype=np.int64)
-        self._sum = np.zeros(n)
-        self._weighted = np.zeros(n)
-
-    def add(self, logits: F32, start: int) -> None:
-        """Take [n, block] logits of the tokens from `start` on."""
-        best = logits.argmax(axis=1)
-        value = logits[np.arange(len(logits)), best].astype(np.float64)
-        larger = value > self.largest
-        self.top[larger] = best[larger] + start
-        new = np.maximum(self.largest, value)
-        with np.errstate(invalid="ignore"):
-            fade = np.where(np.isinf(self.largest), 0.0, np.exp(self.largest - new))
-        # float32 inside a block, float64 across blocks.
-        weights = np.exp(logits - new.astype(np.float32)[:, None])
-        self._sum = self._sum * fade + weights.sum(axis=1, dtype=np.float64)
-        self._weighted = self._weighted * fade + np.einsum("nv,nv->n", weights, logits)
-        self.largest = new
-
-    @property
-    def log_sum(self) -> F64:
-        return np.asarray(self.largest + np.log(self._sum))
-
-    @property
-    def entropy(self) -> F64:
-        """Log Z - mean logit; rounding may leave it below 0."""
-        return np.asarray(np.maximum(0.0, self.log_sum - self._weighted / self._sum))
 
 
 def _centered_and_scale(norm: Norm, eps: float, x: F64) -> tuple[F64, F64]:

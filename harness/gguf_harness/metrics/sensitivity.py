@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from gguf_harness.errors import NoData
+from gguf_harness.metrics.kernels.ratios import ratio_of_means
 from gguf_harness.metrics.records import Estimate, Place
 from gguf_harness.metrics.stats import Samples, as_estimate, mean_with_errors, require_samples
 
@@ -117,10 +118,9 @@ def group_shares(groups: list[Samples]) -> list[Estimate]:
     mean = float(np.mean(total))
     if not groups or not mean > 0:
         raise NoData(f"Shares of a KL divergence of {mean} mean nothing: expected more than zero.")
-    shares = [float(kld.mean()) / mean for kld in groups]
+    parts = [(kld, *ratio_of_means(kld, total)) for kld in groups]
     return [
-        as_estimate("tensor_group_share", mean_with_errors(kld, (kld - share * total) / mean, share))
-        for kld, share in zip(groups, shares, strict=True)
+        as_estimate("tensor_group_share", mean_with_errors(kld, influence, share)) for kld, share, influence in parts
     ]
 
 
@@ -141,8 +141,8 @@ def additivity(groups: list[Samples], candidate: ArrayLike) -> Estimate:
     if not groups or not whole.mean() > 0:
         raise NoData(f"A ratio to a KL divergence of {whole.mean()} means nothing: expected more than zero.")
     total = require_samples(np.sum(groups, axis=0), "KL divergence of groups")
-    ratio = float(total.mean() / whole.mean())
-    return as_estimate("tensor_additivity", mean_with_errors(total, (total - ratio * whole) / whole.mean(), ratio))
+    ratio, influence = ratio_of_means(total, whole)
+    return as_estimate("tensor_additivity", mean_with_errors(total, influence, ratio))
 
 
 def restored_gain(candidate: ArrayLike, restored: ArrayLike, extra_bytes: int) -> list[Estimate]:

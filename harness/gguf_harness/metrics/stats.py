@@ -21,6 +21,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from gguf_harness.errors import NoData
+from gguf_harness.metrics.kernels.ratios import ratio_of_means
+from gguf_harness.metrics.kernels.standard_errors import clustered_se, iid_se
 from gguf_harness.metrics.records import WHOLE, Estimate, Place
 
 __all__ = [
@@ -28,11 +30,9 @@ __all__ = [
     "POWER",
     "MeanEstimate",
     "as_estimate",
-    "clustered_se",
     "clusters_needed",
     "confidence_bound",
     "exceedance_p_value",
-    "iid_se",
     "mean_interval",
     "mean_of_clusters",
     "mean_with_errors",
@@ -100,30 +100,6 @@ def require_samples(samples: ArrayLike, what: str) -> Samples:
     if bad:
         raise NoData(f"{what}: {bad} of {array.size} samples are not finite.")
     return array
-
-
-def clustered_se(influence: Samples) -> float | None:
-    """Cluster-robust standard error of a mean, CR1.
-
-    For residuals e[g, i] (influence values of any smooth function of means work as well, by the delta method):
-    sqrt(G / (G - 1) * sum_g (sum_i e[g, i])^2) / n. Cameron and Miller (2015), A Practitioner's Guide to
-    Cluster-Robust Inference, section II, with one regressor.
-
-    Args:
-        influence: [clusters, samples], centred here.
-    """
-    clusters = influence.shape[0]
-    if clusters < 2:
-        return None
-    totals = (influence - influence.mean()).sum(axis=1)
-    return math.sqrt(clusters / (clusters - 1) * float(totals @ totals)) / influence.size
-
-
-def iid_se(influence: Samples) -> float | None:
-    """Standard error of a mean of independent samples: sqrt((E[x^2] - E[x]^2) / (n - 1)), as llama-perplexity."""
-    if influence.size < 2:
-        return None
-    return math.sqrt(float(np.var(influence)) / (influence.size - 1))
 
 
 def mean_interval(means: Samples, confidence: float = INTERVAL) -> tuple[Samples, Samples] | None:
@@ -254,8 +230,7 @@ def mean_of_clusters(sums: ArrayLike, counts: ArrayLike, what: str) -> MeanEstim
     size = np.asarray(counts, dtype=np.float64)
     filled = size > 0
     total, size = require_samples(np.asarray(sums, dtype=np.float64)[filled], what)[0], size[filled]
-    value = float(total.sum() / size.sum())
-    influence = (total - value * size) / size.mean()
+    value, influence = ratio_of_means(total, size)
     error = clustered_se(influence[:, None])
     return MeanEstimate(value, error, None, int(size.sum()), len(size), *_interval_of(value, influence[:, None]))
 

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gguf_harness.errors import NoData
-from gguf_harness.metrics.heads import LOCAL_TOKENS
+from gguf_harness.metrics.head_behaviour import LOCAL_TOKENS
+from gguf_harness.metrics.kernels.directions import cosine_of_products
 
 __all__ = [
     "KINDS",
@@ -230,7 +231,7 @@ def _cosines(rows: NDArray[np.floating[Any]]) -> Floats:
     squares = products.diagonal()
     if not (np.isfinite(products).all() and (squares > 0).all()):
         raise NoData("The attention of a head is all zero or not finite: it has no direction.")
-    cosines = np.clip(products / np.sqrt(squares[:, None] * squares[None, :]), -1.0, 1.0)
+    cosines = cosine_of_products(products, squares[:, None], squares[None, :])
     return np.asarray((cosines + cosines.T) / 2)
 
 

@@ -1,7 +1,8 @@
 """How alike two texts are: a candidate's continuation of a prompt and the reference's.
 
-BLEU and chrF are sacrebleu's, on its scale from 0 to 100; ROUGE-L is rouge-score's. All take the reference first. None
-knows a score for a reference without text: they raise NoData. A candidate without text has a score, and it is 0.
+BLEU and chrF are sacrebleu's, on its scale from 0 to 100; ROUGE-L is rouge-score's, the edit distance rapidfuzz's. All
+take the reference first. None knows a score for a reference without text: they raise NoData. A candidate without text
+has a score, and it is 0.
 
 Chinese and Japanese are written without spaces: BLEU and ROUGE-L count each of their characters as a word. Everything
 else is tokenized as sacrebleu's default (13a) and rouge-score's default do it, the latter extended from ASCII to the
@@ -21,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gguf_harness.errors import NoData
-from gguf_harness.metrics.bootstrap import bootstrap_se
+from gguf_harness.metrics.kernels.bootstrap import bootstrap_se
 from gguf_harness.metrics.perplexity import perplexity
 from gguf_harness.metrics.records import Estimate
 
@@ -117,27 +118,16 @@ def exact_prefix_tokens(reference: Sequence[int], candidate: Sequence[int]) -> i
 
 
 def edit_similarity(reference: Sequence[int], candidate: Sequence[int]) -> float:
-    """1 - d / max(n, m), 0 to 1, where d is the Levenshtein distance of the tokens. Symmetric.
+    """1 - d / max(n, m), 0 to 1, where d is the Levenshtein distance of the tokens, rapidfuzz's. Symmetric.
 
     Levenshtein (1966), Binary codes capable of correcting deletions, insertions, and reversals.
     """
+    from rapidfuzz.distance import Levenshtein
+
     longest = max(len(reference), len(candidate))
     if longest == 0:
         raise NoData("edit similarity: neither text has tokens.")
-    return 1 - _levenshtein(np.asarray(reference), np.asarray(candidate)) / longest
-
-
-def _levenshtein(first: NDArray[np.int_], second: NDArray[np.int_]) -> int:
-    """Least number of insertions, deletions and substitutions (Wagner and Fischer, 1974), one row at a time."""
-    columns = np.arange(len(second) + 1)
-    row = columns
-    for number, token in enumerate(first, 1):
-        below = np.empty_like(row)
-        below[0] = number
-        below[1:] = np.minimum(row[1:] + 1, row[:-1] + (second != token))
-        # Insertions run along the row: the minimum of below[k] + (j - k) over k <= j.
-        row = np.minimum.accumulate(below - columns) + columns
-    return int(row[-1])
+    return 1 - Levenshtein.distance(reference, candidate) / longest
 
 
 def compare_text(pair: TextPair) -> TextScores:

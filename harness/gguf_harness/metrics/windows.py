@@ -10,7 +10,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from gguf_harness.metrics.divergence import KLD_QUANTILES
+from gguf_harness.metrics.divergence import KLD_QUANTILES, probability_change
 from gguf_harness.metrics.sequential import MAX_CV, RARE_TOKENS, EarlyDecision, WindowSeries, decide_early
 
 __all__ = [
@@ -92,12 +92,11 @@ def window_series(limit: WindowLimit, candidate: Tokens, reference: Tokens) -> W
         difference = _means(candidate["nll"] - reference["nll"])
         series = WindowSeries(difference, bound, lower_is_better=True, floor=floor, deviation=deviation)
     elif metric == "delta_p_mean":
-        series = WindowSeries(
-            _means(_change(candidate, reference)), bound, lower_is_better=False, floor=-1.0, ceiling=1.0
-        )
+        change = probability_change(candidate["nll"], reference["nll"])
+        series = WindowSeries(_means(change), bound, lower_is_better=False, floor=-1.0, ceiling=1.0)
     elif metric == "delta_p_rms":
         # Squares are at most 1, a hundred times a usual limit: bets that fear it would take a thousand windows.
-        squares = _means(_change(candidate, reference) ** 2)
+        squares = _means(probability_change(candidate["nll"], reference["nll"]) ** 2)
         series = WindowSeries(squares, bound * abs(bound), lower_is_better=True, floor=0.0)
     else:
         samples = candidate[metric.removesuffix("_mean")]
@@ -127,12 +126,6 @@ def _means(samples: NDArray[Any]) -> NDArray[np.float64]:
     """Of each window, [windows]."""
     means: NDArray[np.float64] = np.asarray(samples, dtype=np.float64).mean(axis=-1)
     return means
-
-
-def _change(candidate: Tokens, reference: Tokens) -> NDArray[np.float64]:
-    """Of the correct token's probability, [windows, scored tokens]."""
-    change: NDArray[np.float64] = np.exp(-candidate["nll"]) - np.exp(-reference["nll"])
-    return change
 
 
 def window_means(candidate: Tokens, reference: Tokens) -> dict[str, NDArray[np.float64]]:

@@ -193,7 +193,7 @@ class Analytics:
         return Silhouette(**_common(facts), rows=arrays["rows"], values=arrays["values"])
 
     def cka(self, points: Points, others: Points) -> float:
-        """Linear centered kernel alignment, from 0 to 1: `gguf_harness.metrics.similarity.linear_cka`.
+        """Linear centered kernel alignment, from 0 to 1: `gguf_harness.metrics.kernels.cka.linear_cka`.
 
         Args:
             points: [n, d1].

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from gguf_harness.measure.machine_use import Watch
-from gguf_harness.metrics.speed import Use, describe_disturbance
+from gguf_harness.metrics.timings import Use, describe_disturbance
 
 if TYPE_CHECKING:
     from gguf_harness.inputs.subjects import Subject

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from gguf_harness.inputs.subjects import Subject
     from gguf_harness.inputs.words import WordList
     from gguf_harness.measure.core import Core
-    from gguf_harness.metrics.embeddings import WordSpace
+    from gguf_harness.metrics.embedding_estimates import WordSpace
     from gguf_harness.runner.analytics import Analytics
 
 __all__ = ["Embeddings"]
@@ -104,7 +104,7 @@ class Embeddings:
 
     def words(self, model: Subject) -> WordSpace:
         """The words of the list that a model has."""
-        from gguf_harness.metrics.embeddings import WordSpace
+        from gguf_harness.metrics.embedding_estimates import WordSpace
 
         return WordSpace(self._words.words, self(model))
 
@@ -175,7 +175,7 @@ class Embeddings:
 
     def _points(self, space: Arrays) -> _Points | None:
         """None where there are too few to have neighbours."""
-        from gguf_harness.metrics.neighbours import nearest_by_cosine, row_blocks
+        from gguf_harness.metrics.kernels.nearest import nearest_by_cosine, row_blocks
 
         words, group_of, common = self._words.words, self._words.group_of, space["map_texts"].tolist()
         tokens = np.concatenate([space["word_tokens"], np.ones(len(common), dtype=np.int64)])
@@ -197,7 +197,7 @@ class Embeddings:
 
 def _axes(vectors: Array) -> tuple[Array, Array, Array]:
     from gguf_harness.metrics.blas import blas_threads
-    from gguf_harness.metrics.geometry import principal_axes
+    from gguf_harness.metrics.kernels.pca import principal_axes
 
     with blas_threads(1, 0):
         return principal_axes(vectors, 3)

@@ -11,7 +11,7 @@ from gguf_harness.errors import HarnessError
 from gguf_harness.measure.measurement import Job, Measurement, as_json
 from gguf_harness.measure.served import ServedResult, measure_served
 from gguf_harness.measure.side_by_side import SpeedRequest, SpeedResult, Timed, fit_together, measure_speed
-from gguf_harness.metrics.speed import describe_disturbance
+from gguf_harness.metrics.timings import describe_disturbance
 
 if TYPE_CHECKING:
     from gguf_harness.engine.settings import ServedRequest

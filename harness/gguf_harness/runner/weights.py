@@ -17,7 +17,7 @@ from gguf_harness.gguf.mixture import differing_tensors, write_mixture
 from gguf_harness.measure.measurement import Job, Measurement, as_json
 from gguf_harness.measure.weights import measure_weight_errors
 from gguf_harness.metrics.sensitivity import Effect, Sensitivity, TensorGroup, group_kld, restored_gain
-from gguf_harness.metrics.weights import TensorError
+from gguf_harness.metrics.weight_errors import TensorError
 from gguf_harness.runner.passes import Mixture
 
 if TYPE_CHECKING:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from gguf_harness.metrics.importance import NEGLIGIBLE_RISE
+from gguf_harness.metrics.stats import signed_root
 from gguf_harness.report.charts.base import Chart, Figure, label, make_chart, short, style
 from gguf_harness.report.data import Candidate, RunView, visible
 from gguf_harness.report.numbers import format_estimate, format_value
@@ -70,10 +70,10 @@ def _map(model: Candidate, name: str, cells: Mapping[Place, Rows], top: float) -
         "type": "heatmap",
         "x": heads,
         "y": layers,
-        "z": [[None if value is None else _root(value) for value in row] for row in values],
+        "z": [[None if value is None else signed_root(value) for value in row] for row in values],
         "text": hover,
-        "zmin": -_root(top),
-        "zmax": _root(top),
+        "zmin": -signed_root(top),
+        "zmax": signed_root(top),
         "zmid": 0,
         "colorscale": "RdBu",
         "reversescale": True,
@@ -83,7 +83,7 @@ def _map(model: Candidate, name: str, cells: Mapping[Place, Rows], top: float) -
         "hovertemplate": "%{text}<extra></extra>",
         "colorbar": {
             "title": {"text": "nats"},
-            "tickvals": [_root(tick) for tick in ticks],
+            "tickvals": [signed_root(tick) for tick in ticks],
             "ticktext": [format_value(tick) for tick in ticks],
         },
     }
@@ -97,10 +97,6 @@ def _map(model: Candidate, name: str, cells: Mapping[Place, Rows], top: float) -
         "traces": [trace],
         "layout": layout,
     }
-
-
-def _root(value: float) -> float:
-    return math.copysign(math.sqrt(abs(value)), value)
 
 
 def _value(found: Rows) -> float | None:

@@ -16,7 +16,7 @@ from gguf_harness.errors import NoData
 from gguf_harness.measure.machine_use import Watch
 from gguf_harness.measure.side_by_side import SpeedResult, Timed, _container_memory, fit_together, repeat_undisturbed
 from gguf_harness.measure.speed import Memory
-from gguf_harness.metrics.speed import (
+from gguf_harness.metrics.timings import (
     Repetition,
     Timing,
     Use,

@@ -14,14 +14,14 @@ from scipy.spatial.distance import jensenshannon
 from scipy.stats import entropy
 
 from gguf_harness.errors import NoData
-from gguf_harness.metrics.attention import (
+from gguf_harness.metrics.kernels.directions import cosine
+from gguf_harness.metrics.pattern_comparison import (
     PatternComparison,
     attention_estimates,
     compare_patterns,
     head_estimates,
 )
 from gguf_harness.metrics.records import WHOLE, Place
-from gguf_harness.metrics.similarity import cosine
 from gguf_harness.metrics.stats import mean_of_clusters, mean_with_errors
 
 seeds = st.integers(0, 2**32 - 1)

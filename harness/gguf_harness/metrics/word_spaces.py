@@ -1,12 +1,11 @@
 """What a space of words is like: do groups hold together, do analogies work, and is another space like it?
 
 Words are few: everything here holds a matrix of all pairs. Words of one group, or of one pair of an analogy, are not
-independent: standard errors are clustered by them (CR1, with clusters of any size; see `gguf_harness.metrics.stats`).
+independent: standard errors are clustered by them (CR1).
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
@@ -14,9 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gguf_harness.errors import NoData
-from gguf_harness.metrics.bootstrap import bootstrap_se
-from gguf_harness.metrics.geometry import align, principal_axes, rank_correlation
-from gguf_harness.metrics.neighbours import directions, nearest_by_cosine, neighbour_recall, row_blocks
+from gguf_harness.metrics.geometry import align, neighbour_recall, rank_correlation
+from gguf_harness.metrics.kernels.bootstrap import bootstrap_se
+from gguf_harness.metrics.kernels.directions import directions
+from gguf_harness.metrics.kernels.nearest import nearest_by_cosine, row_blocks
+from gguf_harness.metrics.kernels.pca import principal_axes
+from gguf_harness.metrics.kernels.ranks import mean_ranks
+from gguf_harness.metrics.kernels.silhouette import silhouettes
+from gguf_harness.metrics.kernels.standard_errors import clustered_se_of_labels
 from gguf_harness.metrics.records import Estimate
 
 __all__ = ["PURITY_NEIGHBOURS", "analogy_ranks", "compare_words", "summarize_analogies", "summarize_groups"]
@@ -46,8 +50,7 @@ def _unit_rows(vectors: Float32, what: str) -> Float64:
 def summarize_groups(vectors: Float32, groups: Sequence[str]) -> list[Estimate]:
     """How well groups of words hold together: mean silhouette, and purity of the nearest words.
 
-    Silhouette (Rousseeuw, 1987): (b - a) / max(a, b) with a the mean distance to the others of the own group and b the
-    least mean distance to another one; 0 for a word that is alone in its group. Distance is 1 - cosine. Purity: of a
+    The silhouette is that of `gguf_harness.metrics.kernels.silhouette`, with 1 - cosine as the distance. Purity: of a
     word's nearest other words, the share that is of its group: of as many as the group has others, at most 5.
 
     Args:
@@ -64,7 +67,7 @@ def summarize_groups(vectors: Float32, groups: Sequence[str]) -> list[Estimate]:
     units = _unit_rows(vectors, "word_silhouette")
     distances = np.maximum(0, 1 - units @ units.T)
     np.fill_diagonal(distances, 0)
-    silhouettes = _silhouettes(distances, labels, sizes)
+    values = silhouettes(distances, labels)
     several = np.flatnonzero(sizes[labels] > 1)
     np.fill_diagonal(distances, np.inf)
     nearest = np.argsort(distances, axis=1, kind="stable")
@@ -73,31 +76,14 @@ def summarize_groups(vectors: Float32, groups: Sequence[str]) -> list[Estimate]:
         counted = min(PURITY_NEIGHBOURS, int(sizes[labels[word]]) - 1)
         purity.append(float((labels[nearest[word, :counted]] == labels[word]).mean()))
     return [
-        _clustered("word_silhouette", silhouettes, labels),
+        _clustered("word_silhouette", values, labels),
         _clustered("word_purity", np.array(purity), labels[several]),
     ]
 
 
-def _silhouettes(distances: Float64, labels: Ints, sizes: Ints) -> Float64:
-    members = np.equal.outer(labels, np.arange(len(sizes))).astype(np.float64)
-    sums = distances @ members
-    words = np.arange(len(labels))
-    own = sums[words, labels] / np.maximum(1, sizes[labels] - 1)
-    means = sums / sizes
-    means[words, labels] = np.inf
-    other = means.min(axis=1)
-    largest = np.maximum(own, other)
-    values = np.where(largest > 0, (other - own) / np.where(largest > 0, largest, 1), 0.0)
-    return np.asarray(np.where(sizes[labels] > 1, values, 0.0), dtype=np.float64)
-
-
 def _clustered(metric: str, values: Float64, clusters: Ints) -> Estimate:
-    """A mean with its CR1 error; as in `gguf_harness.metrics.stats.clustered_se`, with clusters of any size."""
-    _, places = np.unique(clusters, return_inverse=True)
-    totals = np.bincount(places, weights=values - values.mean())
-    count = len(totals)
-    error = math.sqrt(count / (count - 1) * float(totals @ totals)) / len(values) if count > 1 else None
-    return Estimate(metric, float(values.mean()), len(values), error, clusters=count)
+    error = clustered_se_of_labels(values, clusters)
+    return Estimate(metric, float(values.mean()), len(values), error, clusters=len(np.unique(clusters)))
 
 
 def analogy_ranks(vectors: Float32, index: Mapping[str, int], pairs: Sequence[tuple[str, str]]) -> Ints:
@@ -201,13 +187,11 @@ def _components(vectors: Float32, count: int) -> Float32:
 
 def _rank_correlation_of(candidate: Float64, reference: Float64) -> Callable[[Ints], float]:
     """Correlation of the ranks among words drawn with replacement; ranks are those among all words."""
-    from scipy.stats import rankdata
-
     rows, columns = np.triu_indices(len(candidate), 1)
     ranks = []
     for similar in (candidate, reference):
         ranked = np.zeros_like(similar)
-        ranked[rows, columns] = ranked[columns, rows] = rankdata(similar[rows, columns])
+        ranked[rows, columns] = ranked[columns, rows] = mean_ranks(similar[rows, columns])
         ranks.append(ranked)
 
     def of(drawn: Ints) -> float:

@@ -14,12 +14,16 @@ from numpy.typing import NDArray
 
 from gguf_harness.errors import NoData
 from gguf_harness.metrics.blas import blas_threads
-from gguf_harness.metrics.geometry import rank_correlation, summarize_anisotropy
-from gguf_harness.metrics.neighbours import estimate_intrinsic_dimension, neighbour_recall
+from gguf_harness.metrics.geometry import (
+    estimate_intrinsic_dimension,
+    neighbour_recall,
+    rank_correlation,
+    summarize_anisotropy,
+)
+from gguf_harness.metrics.kernels.directions import cosine
+from gguf_harness.metrics.kernels.standard_errors import iid_se
 from gguf_harness.metrics.records import Estimate
-from gguf_harness.metrics.similarity import cosine
-from gguf_harness.metrics.stats import iid_se
-from gguf_harness.metrics.words import analogy_ranks, compare_words, summarize_analogies, summarize_groups
+from gguf_harness.metrics.word_spaces import analogy_ranks, compare_words, summarize_analogies, summarize_groups
 
 __all__ = [
     "POOLINGS",
@@ -154,9 +158,7 @@ def compare_prompts(candidate: Arrays, reference: Arrays) -> list[Estimate]:
             cosines = cosine(candidate[name][both], reference[name][both])
             if not np.isfinite(cosines).all():
                 raise NoData(f"{metric}: the vector of some prompt has no direction.")
-            found.append(
-                Estimate(metric, float(cosines.mean()), len(cosines), iid_se(cosines[None, :]), clusters=len(cosines))
-            )
+            found.append(Estimate(metric, float(cosines.mean()), len(cosines), iid_se(cosines), clusters=len(cosines)))
     return found
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gguf_harness.errors import NoData
+from gguf_harness.metrics.kernels.directions import cosine_of_products
 from gguf_harness.metrics.records import WHOLE, Estimate, Place
 from gguf_harness.metrics.stats import as_estimate, mean_of_clusters, mean_with_errors, require_samples
 
@@ -130,13 +131,12 @@ def _normalize(rows: Pattern, out: Floats, whose: str) -> None:
 
 
 def _comparison(sums: Floats, changed: NDArray[np.bool_]) -> PatternComparison:
-    # The sums of squares of rows are those of the whole pattern as well, so that one pass gives both cosines. A square
-    # root of x * x is x: the same rows have cosine 1 to the bit.
+    # The sums of squares of rows are those of the whole pattern as well, so that one pass gives both cosines.
     dot, square_p, square_q, entropy_p, entropy_q, entropy_m, distance = sums
     dots, squares_p, squares_q = dot.sum(axis=1), square_p.sum(axis=1), square_q.sum(axis=1)
     return PatternComparison(
-        cosine=np.clip(dots / np.sqrt(squares_p * squares_q), 0.0, 1.0),
-        cosine_rows=np.clip(dot / np.sqrt(square_p * square_q), 0.0, 1.0),
+        cosine=cosine_of_products(dots, squares_p, squares_q),
+        cosine_rows=cosine_of_products(dot, square_p, square_q),
         jsd=np.clip(entropy_m - (entropy_p + entropy_q) / 2, 0.0, math.log(2)),
         total_variation=np.minimum(distance / 2, 1.0),
         entropy_change=entropy_p - entropy_q,

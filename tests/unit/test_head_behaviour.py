@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy.stats import entropy
 
 from gguf_harness.errors import NoData
-from gguf_harness.metrics.heads import BEHAVIOURS, BehaviourKernel, ScoreSums, head_profiles
+from gguf_harness.metrics.head_behaviour import BEHAVIOURS, BehaviourKernel, ScoreSums, head_profiles
 from gguf_harness.metrics.registry import METRICS
 from gguf_harness.metrics.token_features import TokenFeatures
 

@@ -15,6 +15,7 @@ from typing import Final
 import numpy as np
 
 from gguf_harness.errors import NoData
+from gguf_harness.metrics.kernels.standard_errors import iid_se
 from gguf_harness.metrics.records import Estimate
 
 __all__ = ["Repetition", "Timing", "Use", "describe_disturbance", "streams_disagree", "summarize_repetitions"]
@@ -199,7 +200,7 @@ def summarize_repetitions(metric: str, values: Sequence[float], doubt: str | Non
     if not values:
         raise NoData(f"{metric}: no repetitions.")
     array = np.asarray(values, dtype=np.float64)
-    se = float(array.std(ddof=1)) / math.sqrt(len(array)) if len(array) > 1 else None
+    se = iid_se(array)
     # Repetitions are as good as independent: each is a cluster of its own.
     clusters = len(array) if se is not None else None
     return Estimate(metric, float(array.mean()), len(array), se, se, clusters, doubt=doubt)

@@ -1,0 +1,50 @@
+"""Ranks, and the correlation of ranks."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gguf_harness.errors import NoData
+
+__all__ = ["mean_ranks", "spearman"]
+
+
+def mean_ranks(values: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+    """[n] ranks of [n] values from 1 on, ties at their mean rank.
+
+    The same as `scipy.stats.rankdata`, without the half second that scipy.stats takes to import.
+
+    Args:
+        values: [n], none of them NaN.
+    """
+    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return np.asarray((np.cumsum(counts) - (counts - 1) / 2)[place])
+
+
+def spearman(first: NDArray[np.float64], second: NDArray[np.float64], what: str = "rank correlation") -> float:
+    """Rank correlation, ties at their mean rank. Spearman (1904), The proof and measurement of association.
+
+    Args:
+        first: [n] values.
+        second: [n] values of the same things.
+        what: named in errors.
+
+    Returns:
+        In [-1, 1].
+
+    Raises:
+        NoData: fewer than two pairs, other than finite values, or all values of one side the same.
+    """
+    if first.shape != second.shape or first.size < 2:
+        raise NoData(f"{what}: it needs two pairs or more, has {first.size} and {second.size} values.")
+    if not (np.isfinite(first).all() and np.isfinite(second).all()):
+        raise NoData(f"{what}: some of {first.size} pairs are not finite.")
+    x, y = (mean_ranks(side) - (len(side) + 1) / 2 for side in (first, second))
+    norm = math.sqrt(float(x @ x) * float(y @ y))
+    if norm == 0:
+        raise NoData(f"{what}: with values that are all the same on one side it means nothing.")
+    return min(1.0, max(-1.0, float(x @ y) / norm))
