@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import Final
 
 from gguf_harness.errors import OptionError
@@ -86,6 +85,8 @@ def ftype_label(number: int) -> str | None:
 def _canonical(name: str) -> str:
     name = _ALIASES.get(name, name)
     if name not in FTYPES:
+        import difflib
+
         close = difflib.get_close_matches(name, FTYPES, n=1)
         hint = f"Did you mean {close[0]}? " if close else ""
         raise OptionError(f"Unknown quantization type {name!r}.", f"{hint}Known types: {', '.join(FTYPES)}.")
