@@ -16,10 +16,10 @@ from gguf_harness.inputs.option_values import (
     at_least,
     head_list,
     parse_layers,
+    path_text,
     seconds,
     size_in_bytes,
 )
-from gguf_harness.store.paths import path_text
 
 if TYPE_CHECKING:
     import pytest

@@ -1,4 +1,7 @@
-"""Values of options: from text, and as a conftest sets them, who may set `config.option.gguf_ctx` to anything."""
+"""Values of options: from text, and as a conftest sets them, who may set `config.option.gguf_ctx` to anything.
+
+Loaded in every pytest session of an environment: what only mistakes and paths need is imported there.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,16 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from gguf_harness.errors import OptionError
-
-__all__ = ["all_or_at_least", "at_least", "checked_value", "head_list", "parse_layers", "seconds", "size_in_bytes"]
+__all__ = [
+    "all_or_at_least",
+    "at_least",
+    "checked_value",
+    "head_list",
+    "parse_layers",
+    "path_text",
+    "seconds",
+    "size_in_bytes",
+]
 
 _HINT: Final = "If it is not from the command line, a conftest or a plugin has set it."
 _MOST_LAYERS: Final = 10_000
@@ -107,6 +117,14 @@ def head_list(text: str) -> tuple[int, ...]:
         raise argparse.ArgumentTypeError(f"{text!r} is no list of heads such as 0-3,7") from None
 
 
+def path_text(text: str) -> str:
+    """The type of an option that is made a path later: a mistake is said now, and the text stays as it was written."""
+    from gguf_harness.store.paths import path_argument
+
+    path_argument(text)
+    return text
+
+
 def checked_value(name: str, value: object, attributes: Mapping[str, Any]) -> Any:
     """A value as argparse would have it; one that it has checked stays as it is.
 
@@ -137,6 +155,8 @@ def checked_value(name: str, value: object, attributes: Mapping[str, Any]) -> An
 
 def _known(name: str, value: object, is_known: bool, expected: str) -> object:
     if not is_known:
+        from gguf_harness.errors import OptionError
+
         raise OptionError(f"{name} is {value!r}, expected {expected}.", _HINT)
     return value
 
@@ -147,4 +167,6 @@ def _parsed(name: str, value: object, parse: Callable[[str], object]) -> object:
     try:
         return parse(os.fspath(value) if isinstance(value, os.PathLike) else str(value))
     except argparse.ArgumentTypeError as error:
+        from gguf_harness.errors import OptionError
+
         raise OptionError(f"{name}: {error}.", _HINT) from None

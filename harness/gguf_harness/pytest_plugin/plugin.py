@@ -20,7 +20,6 @@ from typing import Final
 
 import pytest
 
-from gguf_harness.errors import HarnessError
 from gguf_harness.inputs.command_line import add_options, add_short_names, given_options, with_full_names
 
 _PACKAGE: Final = Path(__file__).parent.parent
@@ -88,6 +87,8 @@ def pytest_runtest_makereport(
     report = yield
     if call.excinfo is None or item.config.pluginmanager.hasplugin(_SESSION):
         return report
+    from gguf_harness.errors import HarnessError
+
     error = call.excinfo.value
     if isinstance(error, HarnessError):
         from gguf_harness.judge.outcomes import describe_failure
