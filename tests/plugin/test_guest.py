@@ -169,16 +169,20 @@ def test_a_project_keeps_its_fixtures_whatever_their_names(
     assert not (pytester.path / "results").exists()
 
 
-def test_own_fixtures_are_kept_beside_a_suite_of_ours(pytester: pytest.Pytester, llama_file: Path) -> None:
-    """Whether theirs are collected before ours, or after."""
-    names = [name for name in fixture_names() if name != "server"]
-    pytester.makeconftest("import pytest\n" + _own_fixtures(names))
-    pytester.makepyfile(test_theirs=_own_tests(names))
-    suite = ["--pyargs", "gguf_harness.suites.quant.test_file"]
-    for arguments in (["test_theirs.py", *suite], [*suite, "test_theirs.py"]):
-        result = pytester.runpytest_subprocess(*arguments, f"--models={llama_file}", "-W", "error", "-rA")
-        result.stdout.fnmatch_lines(["PASSED test_theirs.py::test_model"])
-        result.assert_outcomes(passed=len(names) + 1)
+@pytest.mark.parametrize("ours_first", [False, True], ids=["theirs-first", "ours-first"])
+def test_own_fixtures_are_kept_beside_a_suite_of_ours(
+    pytester: pytest.Pytester, llama_file: Path, ours_first: bool
+) -> None:
+    """Theirs in their folder's conftest, ours in the suite, whichever is collected first."""
+    names = fixture_names()
+    folder = pytester.mkdir("theirs")
+    (folder / "conftest.py").write_text("import pytest\n" + _own_fixtures(names))
+    (folder / "test_theirs.py").write_text(_own_tests(names))
+    arguments = ["theirs", "gguf_harness.suites.quant.test_file"]
+    arguments = ["--pyargs", *(reversed(arguments) if ours_first else arguments), f"--models={llama_file}"]
+    result = pytester.runpytest_subprocess(*arguments, "-W", "error", "-rA")
+    result.stdout.fnmatch_lines(["PASSED *test_file*random-F32*"])
+    result.assert_outcomes(passed=len(names) + 1)
 
 
 WAYS = {
