@@ -71,7 +71,7 @@ def _run(folder: Path, *command: str | Path) -> str:
     """What a command prints, in an environment that knows nothing of this session's folders."""
     environment = {name: value for name, value in os.environ.items() if name not in {"PYTHONPATH", "PYTHONHOME"}}
     done = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=180
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=600
     )
     return done.stdout + done.stderr
 
@@ -137,7 +137,7 @@ def test_suites_and_fixtures_work_without_the_checkout(wheel_python: Path, llama
 
 def test_a_project_asks_for_the_fixtures_of_a_wheel(wheel_python: Path, tmp_path: Path) -> None:
     (tmp_path / "test_mine.py").write_text("def test_mine(ladder):\n    assert ladder.reference.name == 'tiny-F16'\n")
-    command = [wheel_python, "-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider"]
+    command = [str(wheel_python), "-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider"]
     assert "gguf_fixtures = true" in _run(tmp_path, *command)
     (tmp_path / "pytest.ini").write_text("[pytest]\ngguf_fixtures = true\n")
     assert "1 passed" in _run(tmp_path, *command)
@@ -152,7 +152,7 @@ def test_an_editable_install_sees_every_edit_at_once(editable_python: Path, chec
     assert not list(site.rglob("gguf_harness/*"))
 
     (tmp_path / "test_mine.py").write_text("def test_mine(edited):\n    assert edited == 'at first'\n")
-    command = [editable_python, "-P", "-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider"]
+    command = [str(editable_python), "-P", "-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider"]
     mine = [*command, "-p", "gguf_harness.fixtures", "test_mine.py"]
     assert "fixture 'edited' not found" in _run(tmp_path, *mine)
     fixture = "import pytest\n\n\n@pytest.fixture\ndef edited():\n    return {!r}\n"

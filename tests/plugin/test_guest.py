@@ -54,8 +54,12 @@ def pytest_sessionfinish(session):
 
 
 @pytest.fixture(autouse=True)
-def _with_bytecode(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """As in an environment that somebody uses: what was compiled once is not compiled again."""
+def _installed(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """As in an environment that somebody uses: what was compiled is not compiled again, and no checkout is on the path.
+
+    A plain folder `fixtures` of a project would lose against the package of that name in the checkout.
+    """
+    monkeypatch.setenv("PYTHONPATH", str(Path(gguf_harness.__file__).parent.parent))
     monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
     monkeypatch.setenv("PYTHONPYCACHEPREFIX", str(tmp_path_factory.getbasetemp() / "bytecode"))
 
