@@ -10,7 +10,7 @@ import re
 import resource
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +105,9 @@ def _cpu_seconds(command: Sequence[str], folder: Path, environment: dict[str, st
     return after.ru_utime - before.ru_utime
 
 
-def test_a_session_of_others_takes_hardly_longer(tmp_path: Path, record_property: pytest.RecordProperty) -> None:
+def test_a_session_of_others_takes_hardly_longer(
+    tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
     """In turns, and the least of each: what else runs on the machine only adds. pytest-benchmark for comparison."""
     (tmp_path / "test_plain.py").write_text("def test_plain(): pass\n")
     environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
