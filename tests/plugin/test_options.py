@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gguf_harness.inputs.command_line import add_options
 from gguf_harness.inputs.option_values import parse_layers
-from gguf_harness.inputs.options import add_options
 from tests.plugin.conftest import SUITES, RunSuite
 
 

@@ -96,3 +96,15 @@ def test_a_log_is_read_from_where_a_process_began_and_without_tracebacks(tmp_pat
             'loading\nTraceback (most recent call last):\n  File "x.py", line 1\n    f()\nValueError: bad file\n'
         )
     assert log_tail(log, start) == "    loading\n    ValueError: bad file"
+
+
+def test_a_child_imports_nothing_from_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even where PYTHONPATH has an empty entry, which means that folder."""
+    (tmp_path / "colorsys.py").write_text("ours = False\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(["", str(tmp_path / "lib"), ""]))
+    code = "import colorsys, sys; print(colorsys.__file__); print(*sys.path, sep='\\n')"
+    command = [sys.executable, "-P", "-c", code]
+    lines = subprocess.check_output(command, env=child_environment(None), text=True).splitlines()
+    assert str(tmp_path) not in [*lines, str(Path(lines[0]).parent)]
+    assert str(tmp_path / "lib") in lines

@@ -12,7 +12,7 @@ from typing import Final
 
 from gguf_harness import measure
 from gguf_harness.errors import OptionError, StoreError
-from gguf_harness.inputs.options import DEFAULT_CACHE_LIMIT
+from gguf_harness.inputs.command_line import DEFAULT_CACHE_LIMIT
 from gguf_harness.report.numbers import format_bytes
 from gguf_harness.store.cache_space import (
     SCRATCH,

@@ -158,7 +158,7 @@ def _add_threads(command: argparse.ArgumentParser) -> None:
 
 
 def _threads(text: str) -> int:
-    from gguf_harness.inputs.options import MOST_THREADS
+    from gguf_harness.inputs.command_line import MOST_THREADS
 
     if not text.isdecimal() or not 1 <= int(text) <= MOST_THREADS:
         raise argparse.ArgumentTypeError(f"{text!r} is no number of threads, expected 1 to {MOST_THREADS}")

@@ -42,7 +42,9 @@ def child_environment(gpu: int | None) -> dict[str, str]:
     """
     environment = dict(os.environ)
     package_root = str(Path(__file__).resolve().parent.parent.parent)
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package_root, environment.get("PYTHONPATH")]))
+    # An empty entry, as an unset variable leaves it in `lib:$MORE`, means the current folder to Python.
+    entries = filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))
+    environment["PYTHONPATH"] = os.pathsep.join([package_root, *entries])
     # Statistics run on threads of their own, one row each: BLAS must not start more.
     environment.setdefault("OPENBLAS_NUM_THREADS", "1")
     # Before it aborts, llama.cpp would run a debugger on itself: slow, and its output hides the reason.

@@ -1,11 +1,8 @@
-"""Quantization types: llama.cpp's names and numbers. Light: importable without llama.cpp and numpy."""
+"""Quantization types: llama.cpp's names and numbers. Light: every pytest session of an environment loads them."""
 
 from __future__ import annotations
 
-import difflib
 from typing import Final
-
-from gguf_harness.errors import OptionError
 
 __all__ = ["DEFAULT_QUANTS", "FTYPES", "NEEDS_IMATRIX", "ftype_label", "parse_quants"]
 
@@ -73,6 +70,8 @@ def parse_quants(text: str) -> tuple[str, ...]:
         return DEFAULT_QUANTS
     names = [part.strip().upper() for part in text.split(",") if part.strip()]
     if not names:
+        from gguf_harness.errors import OptionError
+
         raise OptionError("--gguf-quants is empty.", f"Expected `default` or names such as {','.join(DEFAULT_QUANTS)}.")
     return tuple(dict.fromkeys(_canonical(name) for name in names))
 
@@ -86,6 +85,10 @@ def ftype_label(number: int) -> str | None:
 def _canonical(name: str) -> str:
     name = _ALIASES.get(name, name)
     if name not in FTYPES:
+        import difflib
+
+        from gguf_harness.errors import OptionError
+
         close = difflib.get_close_matches(name, FTYPES, n=1)
         hint = f"Did you mean {close[0]}? " if close else ""
         raise OptionError(f"Unknown quantization type {name!r}.", f"{hint}Known types: {', '.join(FTYPES)}.")

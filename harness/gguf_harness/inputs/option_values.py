@@ -1,14 +1,17 @@
-"""Values of options: from text, and as a conftest sets them, who may set `config.option.gguf_ctx` to anything."""
+"""Values of options: from text, and as a conftest sets them, who may set `config.option.gguf_ctx` to anything.
+
+Loaded in every pytest session of an environment: what only mistakes and paths need is imported there.
+"""
 
 from __future__ import annotations
 
 import argparse
 import os
 from collections.abc import Callable, Mapping
-from typing import Any, Final, get_args
+from typing import TYPE_CHECKING, Any, Final, get_args
 
-from gguf_harness.engine.settings import CacheType, KVTypes
-from gguf_harness.errors import OptionError
+if TYPE_CHECKING:
+    from gguf_harness.engine.settings import KVTypes
 
 __all__ = [
     "all_or_at_least",
@@ -17,6 +20,7 @@ __all__ = [
     "head_list",
     "kv_pairs",
     "parse_layers",
+    "path_text",
     "seconds",
     "size_in_bytes",
 ]
@@ -91,6 +95,8 @@ def size_in_bytes(text: str) -> int:
 
 def kv_pairs(text: str) -> tuple[KVTypes, ...]:
     """Pairs of types of the K and the V cache, `f16/f16,q8_0/q4_0`, each once."""
+    from gguf_harness.engine.settings import CacheType
+
     known = {str(name): name for name in get_args(CacheType)}
     pairs: list[KVTypes] = []
     for pair in text.split(","):
@@ -131,6 +137,14 @@ def head_list(text: str) -> tuple[int, ...]:
         raise argparse.ArgumentTypeError(f"{text!r} is no list of heads such as 0-3,7") from None
 
 
+def path_text(text: str) -> str:
+    """The type of an option that is made a path later: a mistake is said now, and the text stays as it was written."""
+    from gguf_harness.store.paths import path_argument
+
+    path_argument(text)
+    return text
+
+
 def checked_value(name: str, value: object, attributes: Mapping[str, Any]) -> Any:
     """A value as argparse would have it; one that it has checked stays as it is.
 
@@ -161,6 +175,8 @@ def checked_value(name: str, value: object, attributes: Mapping[str, Any]) -> An
 
 def _known(name: str, value: object, is_known: bool, expected: str) -> object:
     if not is_known:
+        from gguf_harness.errors import OptionError
+
         raise OptionError(f"{name} is {value!r}, expected {expected}.", _HINT)
     return value
 
@@ -171,4 +187,6 @@ def _parsed(name: str, value: object, parse: Callable[[str], object]) -> object:
     try:
         return parse(os.fspath(value) if isinstance(value, os.PathLike) else str(value))
     except argparse.ArgumentTypeError as error:
+        from gguf_harness.errors import OptionError
+
         raise OptionError(f"{name}: {error}.", _HINT) from None

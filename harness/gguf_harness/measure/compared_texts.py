@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from gguf_harness.errors import NoData
 from gguf_harness.measure.generate import Generation, Generations, TextScore, continuations
-from gguf_harness.metrics.bootstrap import RESAMPLES
+from gguf_harness.metrics.kernels.bootstrap import RESAMPLES
 from gguf_harness.metrics.records import Estimate
 from gguf_harness.metrics.text import TextPair, TextScores, compare_text, compare_texts
 

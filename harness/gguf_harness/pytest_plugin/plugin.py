@@ -1,92 +1,70 @@
-"""The pytest plugin: options, parametrization over models, fixtures, the run and its report.
+"""The entry point: pytest loads it in every session of an environment, whosever tests they are.
 
-It is loaded in every pytest session of an environment: nothing heavy is imported, and nothing is done, until a test
-asks for a model.
+In other people's sessions it is a guest: it registers options that begin with `--gguf-`, imports nothing heavy, and
+does nothing else. What a session of ours needs is in `session.py`. It is loaded when an option of ours is given, when a
+suite of ours is asked for, or when the project asks for our fixtures.
 """
 
 from __future__ import annotations
 
-import contextlib
+import copy
 import importlib
+import os
 import re
-import signal
+import shlex
 import sys
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator
+from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import pytest
 
-from gguf_harness.errors import HarnessError, is_utf8
-from gguf_harness.inputs.options import add_options, given_options
-from gguf_harness.judge.outcomes import attempt_of, begin_attempt, describe_failure
-from gguf_harness.judge.plan import suite_of
-from gguf_harness.pytest_plugin.distribution import ModelGroups, can_group, send_groups
-from gguf_harness.pytest_plugin.interrupts import absorbed
-from gguf_harness.pytest_plugin.reporting import Reporting
-from gguf_harness.pytest_plugin.state import FINDINGS, STATE, State, only_plans
-from gguf_harness.report.data import visible
-from gguf_harness.store.run_draft import new_run_id
+from gguf_harness.inputs.command_line import add_options, add_short_names, given_options, with_full_names
 
-_FIXTURES: Final = (
-    "models",
-    "engines",
-    "servers",
-    "corpus",
-    "texts",
-    "attention",
-    "record",
-    "baselines",
-    "benchmarks",
-    "tensors",
-    "ablation",
-    "analytics",
-    "embeddings",
-    "layers",
-)
-_MODELS: Final = frozenset({"model", "candidate", "any_candidate"})
-_PARAMETERS: Final = _MODELS | {"prompt"}
-_BASELINE_TESTS: Final = "test_baseline.py"
-_BENCHMARK_TESTS: Final = "test_benchmark.py"
-_BENCHMARK_OPTIONS: Final = tuple(
-    f"benchmark_{name}" for name in ("only", "save", "autosave", "json", "compare", "compare_fail", "histogram")
-)
-_FIXTURE_NAMES: Final = _PARAMETERS | {
-    "reference",
-    "core",
-    "ladder",
-    "corpus_pass",
-    "analytics",
-    "embeddings",
-    "layers_of",
-}
+_PACKAGE: Final = Path(__file__).parent.parent
+_SUITES: Final = _PACKAGE / "suites"
+_SESSION: Final = "gguf_harness.pytest_plugin.session"
+_FIXTURES: Final = "gguf_harness.fixtures"
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the options of the group `gguf`."""
+def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
+    """Add the options of the group `gguf`, and the setting with which a project asks for our fixtures."""
     add_options(parser)
+    parser.addini("gguf_fixtures", "use the fixtures of gguf-harness in tests of your own", type="bool", default=False)
+    config = pluginmanager.get_plugin("pytestconfig")
+    # A conftest names this plugin where it is not installed. pytest's arguments are out of reach by then.
+    if config is not None and any(name.endswith("conftest.py") for name, _ in pluginmanager.list_name_plugin()):
+        variable = shlex.split(os.environ.get("PYTEST_ADDOPTS", ""))
+        words = [*variable, *config.getini("addopts"), *map(str, config.invocation_params.args)]
+        add_short_names(parser, words, config.option)
+
+
+@pytest.hookimpl(wrapper=True, trylast=True)
+def pytest_load_initial_conftests(
+    early_config: pytest.Config, parser: pytest.Parser, args: list[str]
+) -> Generator[None, object, object]:
+    """Take `--models` and `--reference` for ours where, with all plugins and conftests loaded, they are nobody's.
+
+    pytest has taken the values of options that it did not know for paths until now, and looked for conftests there.
+    """
+    given = list(args)
+    result = yield
+    args[:] = with_full_names(parser, given, early_config.option)
+    if args != given:
+        paths = parser.parse_known_args(args, namespace=copy.copy(early_config.option)).file_or_dir
+        if paths != early_config.known_args_namespace.file_or_dir:
+            early_config.known_args_namespace.file_or_dir = paths
+            early_config.pytest_load_initial_conftests(early_config)
+            # A conftest that has only been found now may have options of these names.
+            args[:] = with_full_names(parser, given, early_config.option)
+    return result
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Register markers and fixtures; check the options that were given, so that a mistake ends the session now."""
-    config.addinivalue_line("markers", "metric(name): the metric that a test measures first of all")
-    for name in _FIXTURES:
-        module = importlib.import_module(f"gguf_harness.fixtures.{name}")
-        config.pluginmanager.register(module, module.__name__)
-    workerinput = getattr(config, "workerinput", {})
-    state = State(config, workerinput.get("gguf_run_id") or new_run_id(), workerinput.get("workerid", "main"))
-    config.stash[STATE] = state
+    """Load the rest where this is a session of ours."""
     if _is_ours(config):
-        if can_group(config):
-            config.pluginmanager.register(ModelGroups(), "gguf_harness.pytest_plugin.distribution")
-        _compare_by_name(config)
-        _refuse_names_for_xdist(config)
-    if given_options(config) and not _only_informs(config):
-        # When nothing of ours was asked for, nothing of it is imported.
-        from gguf_harness.pytest_plugin.checks import check_options
-
-        with _usage_errors():
-            check_options(state, measures=_measures(config))
+        config.pluginmanager.register(importlib.import_module(_SESSION), _SESSION)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -95,259 +73,75 @@ def pytest_cmdline_main(config: pytest.Config) -> Generator[None, object, object
     try:
         return (yield)
     except KeyboardInterrupt:
-        if not _is_ours(config):
+        if not config.pluginmanager.hasplugin(_SESSION):
             raise
         sys.stderr.write("\n!!!!!!!!!! KeyboardInterrupt !!!!!!!!!!\n")
         return pytest.ExitCode.INTERRUPTED
-
-
-@pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_sessionfinish(session: pytest.Session) -> Generator[None, None, None]:
-    """What a session has measured is written in spite of Ctrl-C, which ends it when that is done."""
-    if session.config.stash[STATE].draft is None:
-        return (yield)
-    with absorbed("Interrupted: what was measured is being written. Once more Ctrl-C ends that, too.") as pressed:
-        yield
-    if pressed and session.exitstatus != pytest.ExitCode.INTERRUPTED:
-        session.exitstatus = pytest.ExitCode.INTERRUPTED
-        with pytest.raises(KeyboardInterrupt) as excinfo:
-            signal.default_int_handler(signal.SIGINT, None)  # what pytest would have caught
-        session.config.hook.pytest_keyboard_interrupt(excinfo=excinfo)
-    return None
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_configure_node(node: Any) -> None:
-    """Tell an xdist worker which run it belongs to, and whether to say which model its tests are of."""
-    node.workerinput["gguf_run_id"] = node.config.stash[STATE].run_id
-    node.workerinput["gguf_start"] = str(node.config.invocation_params.dir)
-    node.workerinput["gguf_groups"] = node.config.pluginmanager.hasplugin("gguf_harness.pytest_plugin.distribution")
-
-
-def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Leave out tests that were not asked for: they are not even skipped. pytest does not ask for a file that is named.
-
-    Without a baseline there is nothing to compare with. Benchmarks measure again what test_speed.py measures.
-    """
-    if suite_of(collection_path) is None:
-        return None
-    wanted = {
-        _BASELINE_TESTS: config.getoption("--gguf-baseline") is not None,
-        _BENCHMARK_TESTS: any(config.getoption(option, None) for option in _BENCHMARK_OPTIONS),
-    }
-    return None if wanted.get(collection_path.name, True) else True
-
-
-@pytest.hookimpl(optionalhook=True, tryfirst=True)
-def pytest_benchmark_compare_machine_info(
-    config: pytest.Config, machine_info: dict[str, Any], compared_benchmark: dict[str, Any]
-) -> None:
-    """Take the clock rate of this moment for no difference: pytest-benchmark warns of another machine otherwise.
-
-    With `filterwarnings = error`, that would end the session.
-    """
-    if not _is_ours(config):
-        return
-    stored = compared_benchmark["machine_info"].get("cpu", {})
-    moment = {name: stored[name] for name in ("hz_actual", "hz_actual_friendly") if name in stored}
-    machine_info.get("cpu", {}).update(moment)
-
-
-def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Item]) -> list[str]:
-    """Say which models are tested, and what they are compared with."""
-    state = config.stash[STATE]
-    # pytest asks even when it ends the session because of that problem.
-    if state.problem is not None or not any(_ours(item) for item in items):
-        return []
-    ladder = state.ladder
-    candidates = ", ".join(visible(model.name) for model in ladder.candidates) or "none"
-    notes = [f"note: {visible(note)}" for note in ladder.notes]
-    return [f"reference: {visible(ladder.reason)}", f"candidates: {candidates}", *notes]
-
-
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Parametrize `model` over all models, `candidate` over all but the reference, and `prompt` over the prompts."""
-    wanted = _ours(metafunc.definition) & _PARAMETERS - _parametrized(metafunc)
-    if not wanted:
-        return
-    state = metafunc.config.stash[STATE]
-    try:
-        found: dict[str, list[Any]] = {
-            "model": [pytest.param(model, id=model.name) for model in state.ladder.models],
-            "candidate": [pytest.param(model, id=model.name) for model in state.ladder.candidates],
-            "any_candidate": [pytest.param(model, id=model.name) for model in state.ladder.candidates],
-            "prompt": [pytest.param(prompt, id=prompt.id) for prompt in state.prompts.prompts],
-        }
-    except HarnessError as error:
-        # Only the default model can be missing here: what a person names was checked in pytest_configure.
-        state.problem, found = error, {}
-    values = {name: found.get(name, []) for name in sorted(wanted)}
-    if not all(values.values()):
-        reason = "no candidates: give several --models, or --gguf-quants=default"
-        none = pytest.param(None, id="none", marks=pytest.mark.skip(reason=reason))
-        values = {name: [none] for name in values}
-    for name, parameters in values.items():
-        metafunc.parametrize(name, parameters, indirect=True)
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Order tests by model, the reference first, and plan what the reference's pass has to keep."""
-    ours = [item for item in items if _ours(item)]
-    if not ours:
-        return
-    state = config.stash[STATE]
-    from gguf_harness.pytest_plugin.checks import check_folders, check_metrics
-
-    with _usage_errors():
-        if state.problem is not None:
-            raise state.problem
-        check_metrics(ours)
-        if _measures(config):
-            check_folders(state.options)
-            if any("corpus_pass" in _ours(item) for item in ours):
-                from gguf_harness.pytest_plugin.text_check import check_windows
-
-                check_windows(state.options, state.ladder)
-    state.suites = {suite for item in items if (suite := suite_of(item.path)) is not None}
-    state.comparisons = sum("baseline" in item.fixturenames for item in ours if isinstance(item, pytest.Function))
-    state.divergence = any({"candidate", "corpus_pass"} <= _ours(item) for item in ours)
-    order = {model.name: index for index, model in enumerate(state.ladder.models)}
-    chosen = set(ours)
-    places = [index for index, item in enumerate(items) if item in chosen]
-    ours.sort(key=lambda item: order.get(_model_name(item) or "", -1))
-    for place, item in zip(places, ours, strict=True):
-        items[place] = item
-    if getattr(config, "workerinput", {}).get("gguf_groups"):
-        send_groups(config, {item.nodeid: (_model_name(item) or "", item.path.parent.name) for item in ours})
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Begin with nothing found: what an earlier attempt at this test has found does not count."""
-    if _ours(item):
-        begin_attempt(item, FINDINGS)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Show our own errors as the message that they are, without a traceback; tell the report its model."""
+    """In other people's sessions, show an error of ours as the message that it is, and say how to get our fixtures."""
     report = yield
-    ours = _ours(item)
-    if ours or isinstance(call.excinfo and call.excinfo.value, HarnessError):
-        describe_failure(report, call, of_prompt="prompt" in ours)
-    if ours:
-        # Attributes of a report travel to xdist's controller, unlike items.
-        report.gguf_model = _model_name(item)  # type: ignore[attr-defined]
-        report.gguf_suite = item.path.parent.name  # type: ignore[attr-defined]
-        report.gguf_attempt = attempt_of(item)  # type: ignore[attr-defined]
-        report.gguf_suites = sorted(item.config.stash[STATE].suites)  # type: ignore[attr-defined]
+    if call.excinfo is None or item.config.pluginmanager.hasplugin(_SESSION):
+        return report
+    from gguf_harness.errors import HarnessError
+
+    error = call.excinfo.value
+    if isinstance(error, HarnessError):
+        from gguf_harness.judge.outcomes import describe_failure
+
+        describe_failure(report, call, of_prompt=False)
+    elif isinstance(error, pytest.FixtureLookupError) and error.msg is None and _has_fixture(str(error.argname)):
+        hint = (
+            f"gguf-harness has a fixture {error.argname!r}. For its fixtures in tests of your own, set `gguf_fixtures ="
+            ' true` in the configuration of pytest, put "gguf_harness.fixtures" into the pytest_plugins of your'
+            " conftest.py, or give an option such as --models."
+        )
+        report.sections.append(("gguf-harness", hint))
     return report
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_sessionstart(session: pytest.Session) -> None:
-    """Report from this process, unless it is one of xdist's workers."""
-    if not hasattr(session.config, "workerinput"):
-        session.config.pluginmanager.register(
-            Reporting(session.config.stash[STATE]), "gguf_harness.pytest_plugin.plugin.reporting"
-        )
+def _is_ours(config: pytest.Config) -> bool:
+    """Whether this session uses anything of ours: another one is none of our business."""
+    workerinput = getattr(config, "workerinput", None)
+    if workerinput is not None:  # xdist's controller has decided for its workers
+        return "gguf_run_id" in workerinput
+    return bool(
+        config.getini("gguf_fixtures")
+        or config.pluginmanager.hasplugin(_FIXTURES)
+        or given_options(config)
+        or any(_leads_to_suites(config, argument) for argument in config.args)
+    )
 
 
-def _ours(item: pytest.Item) -> set[str]:
-    """The fixtures of ours that a test uses.
-
-    Another project may well have a fixture `model` of its own, or parametrize one directly: none of our business. What
-    is parametrized directly has no definition, or one of pytest's own.
-    """
-    if not isinstance(item, pytest.Function):
-        return set()
-    # The only way to tell whose a fixture is. Of what they were, names are left out that a parameter made needless.
-    definitions = item._fixtureinfo.name2fixturedefs  # noqa: SLF001
-    used = {name: definitions[name] for name in _FIXTURE_NAMES & {*item.fixturenames} if definitions.get(name)}
-    return {name for name, known in used.items() if _is_built_on_ours(known)}
-
-
-def _is_built_on_ours(definitions: Sequence[pytest.FixtureDef[Any]]) -> bool:
-    """Whether a fixture is ours, or a project's own one that asks for ours of the same name, as in `def model(model)`.
-
-    Args:
-        definitions: of one name; each takes the place of those before it.
-    """
-    for definition in reversed(definitions):
-        if str(definition.func.__module__).startswith("gguf_harness.fixtures."):
+def _leads_to_suites(config: pytest.Config, argument: str) -> bool:
+    """Whether pytest finds tests of a suite of ours at a path, or in a package (`--pyargs`), that it was given."""
+    name = argument.partition("::")[0]
+    path = Path(os.path.normpath(config.invocation_params.dir / name))
+    if config.option.pyargs and name.partition(".")[0] == "gguf_harness":
+        path = _PACKAGE.parent.joinpath(*name.split("."))
+    # In a checkout the package has a link to the folder at the top, which people name.
+    for suites in {_SUITES, _SUITES.resolve()}:
+        if path.is_relative_to(suites):
             return True
-        if definition.argname not in definition.argnames:
-            return False
+        if suites.is_relative_to(path):
+            way = [folder for folder in (suites, *suites.parents) if folder != path and folder.is_relative_to(path)]
+            if not any(_is_passed_over(config, folder) for folder in way):
+                return True
     return False
 
 
-def _parametrized(metafunc: pytest.Metafunc) -> set[str]:
-    """What a test, or the hook of its project, gives values of its own: models by name, say, with `indirect=True`."""
-    names = {name for call in metafunc._calls for name in call.params}  # noqa: SLF001 - nothing public tells
-    for mark in metafunc.definition.iter_markers("parametrize"):
-        given = mark.args[0] if mark.args else mark.kwargs.get("argnames", ())
-        # Anything else is a mistake that pytest names.
-        names |= {str(name).strip() for name in (given.split(",") if isinstance(given, str) else tuple(given or ()))}
-    return names
+def _is_passed_over(config: pytest.Config, folder: Path) -> bool:
+    """Whether pytest does not go into a folder by itself: a virtual environment in the project's folder, say."""
+    if any(fnmatch(folder.name, pattern) for pattern in config.getini("norecursedirs")):
+        return True
+    return not config.option.collect_in_virtualenv and (folder / "pyvenv.cfg").is_file()
 
 
-def _model_name(item: pytest.Item) -> str | None:
-    from gguf_harness.inputs.ladder import PlannedModel
-
-    callspec = getattr(item, "callspec", None)
-    ours = _ours(item) & _MODELS
-    # Another project's parameter may be called `model`, too; and one of ours may be given by its name.
-    values = [callspec.params[name] for name in sorted(ours) if name in callspec.params] if callspec else []
-    model = next((value for value in values if value is not None), None)
-    if model is None and not ours:
-        model = item.config.stash[STATE].ladder.reference
-    if isinstance(model, PlannedModel):
-        return model.name
-    return next((known.name for known in item.config.stash[STATE].ladder.models if known.name == model), None)
-
-
-def _refuse_names_for_xdist(config: pytest.Config) -> None:
-    """Refuse arguments that xdist cannot send to its workers, in UTF-8: it would end the session with a traceback."""
-    if getattr(config.option, "dist", "no") == "no":
-        return
-    for argument in map(str, config.invocation_params.args):
-        if not is_utf8(argument):
-            raise pytest.UsageError(
-                f"{visible(argument)}: pytest -n cannot pass on an argument that is not UTF-8.\n"
-                "  Name the folder, or a pattern such as 'folder/*.gguf', or run without -n."
-            )
-
-
-def _compare_by_name(config: pytest.Config) -> None:
-    """`--benchmark-compare=a` is what `--benchmark-save=a` saved; pytest-benchmark takes numbers and patterns."""
-    named = getattr(config.option, "benchmark_compare", None)
-    if isinstance(named, str) and re.fullmatch(r"[A-Za-z][\w.-]*", named) and not Path(named).exists():
-        config.option.benchmark_compare = f"*_{named}"
-
-
-def _is_ours(config: pytest.Config) -> bool:
-    """Whether the person used an option or a suite of ours: another session is none of our business."""
-    return bool(given_options(config)) or any(suite_of(Path(arg.split("::")[0]).absolute()) for arg in config.args)
-
-
-@contextlib.contextmanager
-def _usage_errors() -> Iterator[None]:
-    """A mistake of the person ends the session with exit code 4, and its message."""
-    try:
-        yield
-    except HarnessError as error:
-        raise pytest.UsageError(str(error)) from None
-
-
-def _measures(config: pytest.Config) -> bool:
-    """Whether tests are to run; that xdist's workers can do so was looked at by their controller."""
-    return not (only_plans(config) or hasattr(config, "workerinput"))
-
-
-def _only_informs(config: pytest.Config) -> bool:
-    """Whether pytest prints something about itself and ends: nothing is looked for, least of all on a hub."""
-    names = ("help", "version", "markers", "showfixtures", "show_fixtures_per_test", "cacheshow")
-    return any(config.getoption(name, False) for name in names)
+def _has_fixture(name: str) -> bool:
+    """Whether a fixture is one of ours; found in the source, for importing it would take time and memory."""
+    definition = re.compile(rf"^@pytest\.fixture\b.*\ndef {re.escape(name)}\(", re.MULTILINE)
+    return any(definition.search(file.read_text(encoding="utf-8")) for file in (_PACKAGE / "fixtures").glob("*.py"))

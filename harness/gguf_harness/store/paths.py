@@ -11,7 +11,7 @@ from typing import Final
 
 from gguf_harness.errors import OptionError
 
-__all__ = ["file_name", "option_path", "path_argument", "path_text"]
+__all__ = ["file_name", "option_path", "path_argument"]
 
 # Linux and macOS allow 255, suffixes included.
 _MOST_BYTES: Final = 200
@@ -55,12 +55,6 @@ def path_argument(text: str) -> Path:
         return option_path(text)
     except OptionError as error:
         raise argparse.ArgumentTypeError(error.message) from None
-
-
-def path_text(text: str) -> str:
-    """The type of an option that is made a path later: a mistake is said now, and the text stays as it was written."""
-    path_argument(text)
-    return text
 
 
 def file_name(name: str) -> str:

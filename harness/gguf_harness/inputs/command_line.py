@@ -1,0 +1,259 @@
+"""The options as pytest knows them: names, types, defaults and help.
+
+Loaded in every pytest session of an environment, whosever it is: nothing but light modules is imported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from gguf_harness.gguf.types import DEFAULT_QUANTS
+from gguf_harness.inputs.option_values import (
+    all_or_at_least,
+    at_least,
+    head_list,
+    kv_pairs,
+    parse_layers,
+    path_text,
+    seconds,
+    size_in_bytes,
+)
+
+if TYPE_CHECKING:
+    import pytest
+
+__all__ = [
+    "DEFAULT_CACHE_LIMIT",
+    "DEFAULT_MODEL",
+    "MOST_THREADS",
+    "add_options",
+    "add_short_names",
+    "given_options",
+    "option_attributes",
+    "with_full_names",
+]
+
+DEFAULT_MODEL: Final = "tiny"
+DEFAULT_CACHE_LIMIT: Final = 50 * 10**9
+"""Bytes: distributions of some references, with the quantizations of a model of 7 billion weights."""
+MOST_THREADS: Final = 512
+"""llama.cpp takes no more (GGML_MAX_N_THREADS)."""
+_MOST_TOKENS: Final = 2**24
+
+_SHORT_NAMES: Final = {"--models": "--gguf-models", "--reference": "--gguf-reference"}
+"""What people type, and what is meant unless another plugin or a conftest has an option of that name."""
+_GIVEN: Final = "gguf_given"
+
+
+class _Given(argparse.Action):
+    """Stores values as argparse's own actions do, and notes that an option was given, even with the default's value."""
+
+    def __init__(self, *, append: bool = False, **attributes: Any) -> None:
+        super().__init__(**attributes)
+        self._append = append
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,  # noqa: ARG002 - argparse's signature
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,  # noqa: ARG002
+    ) -> None:
+        value = True if self.nargs == 0 else values
+        # Copies: pytest parses several times, into shallow copies of one namespace.
+        if self._append:
+            value = [*(getattr(namespace, self.dest, None) or []), value]
+        setattr(namespace, self.dest, value)
+        setattr(namespace, _GIVEN, [*getattr(namespace, _GIVEN, []), self.dest])
+
+
+def add_options(parser: pytest.Parser) -> None:
+    """Register every option with pytest.
+
+    `--models` and `--reference` are not among them: an option of pytest's belongs to whoever is first, and ends the
+    session of whoever is second. See `with_full_names`.
+    """
+    group = parser.getgroup("gguf", "gguf-harness: quantized language models")
+    for name, attributes in option_attributes().items():
+        group.addoption(name, **_argparse_attributes(attributes))
+
+
+def _argparse_attributes(attributes: dict[str, Any]) -> dict[str, Any]:
+    """Attributes with our own action in place of argparse's that they name."""
+    extra: dict[str | None, dict[str, Any]] = {"append": {"append": True}, "store_true": {"nargs": 0}}
+    return {**attributes, "action": _Given, **extra.get(attributes.get("action"), {})}
+
+
+def _dest(name: str) -> str:
+    return name.removeprefix("--").replace("-", "_")
+
+
+def with_full_names(parser: pytest.Parser, arguments: Sequence[str], namespace: argparse.Namespace) -> list[str]:
+    """Arguments with `--models` and `--reference` written as the options of ours that are meant.
+
+    A name that another plugin or a conftest has registered is theirs, and stays.
+
+    Args:
+        parser: with the options that are registered by now.
+        arguments: of pytest.
+        namespace: with the defaults of options; stays as it is.
+    """
+    ours = _free_names(parser, arguments, namespace)
+    if not ours:
+        return list(arguments)
+    # A file of arguments (`@file`) may hold them: its words take its place.
+    words = list(parser.optparser._read_args_from_files(list(arguments)))  # noqa: SLF001 - as argparse reads it
+    end = words.index("--") if "--" in words else len(words)
+    return [_full_name(word, ours) for word in words[:end]] + words[end:]
+
+
+def add_short_names(parser: pytest.Parser, arguments: Sequence[str], namespace: argparse.Namespace) -> None:
+    """Register those of `--models` and `--reference` that were given and are nobody's.
+
+    For a plugin that is loaded when `with_full_names` comes too late. Arguments as there.
+    """
+    group = parser.getgroup("gguf")
+    for name in sorted(_free_names(parser, arguments, namespace)):
+        full = _SHORT_NAMES[name]
+        attributes = _argparse_attributes(option_attributes()[full])
+        group.addoption(name, **attributes | {"dest": _dest(full), "help": f"short for {full}"})
+
+
+def _free_names(parser: pytest.Parser, arguments: Sequence[str], namespace: argparse.Namespace) -> set[str]:
+    """Short names that were given and that nobody has registered."""
+    if not any(word.partition("=")[0] in _SHORT_NAMES or word.startswith("@") for word in arguments):
+        return set()  # as in nearly all sessions: nothing is parsed
+    _, unknown = parser.parse_known_and_unknown_args(arguments, namespace=copy.copy(namespace))
+    return {word.partition("=")[0] for word in unknown} & _SHORT_NAMES.keys()
+
+
+def _full_name(word: str, names: set[str]) -> str:
+    name, equals, value = word.partition("=")
+    return f"{_SHORT_NAMES[name]}{equals}{value}" if name in names else word
+
+
+def given_options(config: pytest.Config) -> list[str]:
+    """Options that were given, or that have another value than their default, wherever that comes from.
+
+    The command line, PYTEST_ADDOPTS, `@file`, `addopts` of an ini file, a conftest that sets them.
+    """
+    given = getattr(config.option, _GIVEN, [])
+    return [
+        name
+        for name, attributes in option_attributes().items()
+        if config.getoption(name) != attributes["default"] or _dest(name) in given
+    ]
+
+
+def option_attributes() -> dict[str, dict[str, Any]]:
+    """Every option by name, with argparse's attributes; actions are named as argparse names them."""
+    known: dict[str, dict[str, Any]] = {}
+    _add_all(lambda name, **attributes: known.update({name: attributes}))
+    return known
+
+
+def _add_all(add: Callable[..., None]) -> None:
+    """Call `add` for every option, with argparse's attributes."""
+    add("--gguf-models", action="append", metavar="SPEC[,SPEC...]", default=None,
+        help="models under test: paths, globs, folders, aliases (tiny, smollm2-135m), hf:org/repo:file-or-quant; "
+        f"repeatable; short: --models (default: {DEFAULT_MODEL}, with --gguf-quants=default)")  # fmt: skip
+    add("--gguf-reference", metavar="SPEC", default=None,
+        help="model to compare candidates with; short: --reference (default: the one of highest precision among "
+        "--gguf-models)")  # fmt: skip
+    add("--gguf-quants", metavar="TYPE[,TYPE...]|default", default=None,
+        help=f"quantize the reference to these types first and test them; `default` is {','.join(DEFAULT_QUANTS)} "
+        "(default: none)")  # fmt: skip
+    add("--gguf-imatrix", metavar="FILE", type=path_text, default=None,
+        help="importance matrix to quantize with (default: none)")  # fmt: skip
+    add("--gguf-corpus", metavar="NAME|PATH", default="pydoc",
+        help="text to measure on: pydoc, wikitext2, a path, hf:org/dataset:file (default: pydoc)")  # fmt: skip
+    add("--gguf-ctx", metavar="TOKENS", type=at_least(8, _MOST_TOKENS), default=512,
+        help="window of the corpus, in tokens (default: 512)")  # fmt: skip
+    add("--gguf-chunks", metavar="N|all", type=all_or_at_least(2), default=16,
+        help="number of windows to measure (default: 16)")  # fmt: skip
+    add("--gguf-windows", choices=("sampled", "first"), default="sampled",
+        help="which windows of the text are measured: a fixed random sample of all of them, of which longer runs have "
+        "more, or the first ones, as llama-perplexity does it (default: sampled)")  # fmt: skip
+    add("--gguf-beyond-context", action="store_true", default=False,
+        help="measure in windows, or with prompts, longer than the context that the model was trained on, where "
+        "llama.cpp goes on and the predictions are worth little (default: off, an error)")  # fmt: skip
+    add("--gguf-batch", metavar="TOKENS", type=at_least(8, _MOST_TOKENS), default=2048,
+        help="logical batch of llama.cpp (default: 2048)")  # fmt: skip
+    add("--gguf-ubatch", metavar="TOKENS", type=at_least(1, _MOST_TOKENS), default=512,
+        help="physical batch of llama.cpp (default: 512)")  # fmt: skip
+    add("--gguf-threads", metavar="N", type=at_least(1, MOST_THREADS), default=None,
+        help="CPU threads (default: the physical cores)")  # fmt: skip
+    add("--gguf-flash-attn", choices=("auto", "on", "off"), default="auto",
+        help="flash attention of llama.cpp (default: auto)")  # fmt: skip
+    add("--gguf-kv", metavar="K/V[,K/V...]", type=kv_pairs, default=(),
+        help="types of the KV cache to run each model with, a candidate for each pair, such as f16/f16,q8_0/q4_0 "
+        "(default: f16/f16)")  # fmt: skip
+    add("--gguf-gpu", metavar="INDEX", type=at_least(-1), default=0,
+        help="NVIDIA GPU for llama.cpp, -1 for none; ignored where there is no GPU (default: 0)")  # fmt: skip
+    add("--gguf-gpu-layers", metavar="N", type=at_least(-1), default=-1,
+        help="layers on the GPU, -1 for all (default: -1)")  # fmt: skip
+    add("--gguf-pp", metavar="TOKENS", type=at_least(1, _MOST_TOKENS), default=128,
+        help="prompt length of the speed test; llama-bench uses 512 (default: 128)")  # fmt: skip
+    add("--gguf-tg", metavar="TOKENS", type=at_least(1, _MOST_TOKENS), default=32,
+        help="generated tokens of the speed test; llama-bench uses 128 (default: 32)")  # fmt: skip
+    add("--gguf-repetitions", metavar="N", type=at_least(1), default=3,
+        help="repetitions of speed and served tests; llama-bench uses 5 (default: 3)")  # fmt: skip
+    add("--gguf-llama-server", metavar="PATH", type=path_text, default=None,
+        help="llama-server to serve models with (default: llama_cpp.server of llama-cpp-python)")  # fmt: skip
+    add("--gguf-prompts", metavar="FILE", type=path_text, default=None,
+        help="TOML file of prompts whose continuations are compared (default: 24 built-in prompts)")  # fmt: skip
+    add("--gguf-gen-tokens", metavar="TOKENS", type=at_least(1, _MOST_TOKENS), default=32,
+        help="most tokens to generate for each prompt (default: 32)")  # fmt: skip
+    add("--gguf-words", metavar="FILE", type=path_text, default=None,
+        help="TOML file of words whose embeddings are compared (default: a built-in list)")  # fmt: skip
+    add("--gguf-map", choices=("pca", "umap", "tsne"), default="pca",
+        help="how words are laid out in the report's map of embeddings (default: pca)")  # fmt: skip
+    add("--gguf-results", metavar="DIR", type=path_text, default=None,
+        help="folder for runs and reports (default: results in the root folder)")  # fmt: skip
+    add("--gguf-cache", metavar="DIR", type=path_text, default=None,
+        help="folder for measurements and quantized models (default: cache in the results folder)")  # fmt: skip
+    add("--gguf-logprobs-limit", metavar="SIZE", type=size_in_bytes, default=size_in_bytes("8G"),
+        help="most disk space for the log-probabilities of one reference, its activations or its hidden states, such "
+        "as 500M or 8G (default: 8G)")  # fmt: skip
+    add("--gguf-cache-limit", metavar="SIZE", type=size_in_bytes, default=DEFAULT_CACHE_LIMIT,
+        help="most disk space for the whole cache; what was least recently used goes first (default: 50G)")  # fmt: skip
+    add("--gguf-timeout", metavar="SECONDS", type=seconds, default=1800.0,
+        help="longest silence of a worker process before it is stopped (default: 1800)")  # fmt: skip
+    add("--gguf-gates", metavar="FILE", type=path_text, default=None,
+        help="TOML file whose limits replace the built-in ones (default: none)")  # fmt: skip
+    add("--gguf-inconclusive", choices=("warn", "fail"), default="warn",
+        help="what an inconclusive gate does to its test (default: warn)")  # fmt: skip
+    add("--gguf-holm", action="store_true", default=False,
+        help="decide gates together, by Holm's correction over all of the run: their tests fail at its end "
+        "(default: off, each gate by itself)")  # fmt: skip
+    add("--gguf-until-decided", action="store_true", default=False,
+        help="stop a candidate's pass over the corpus when all gates that it feeds are decided, with tests that allow "
+        "for it; --gguf-chunks is the most (default: off, all windows)")  # fmt: skip
+    add("--gguf-baseline", metavar="NAME|FILE", default=None,
+        help="fail candidates that are worse than this baseline says they were (default: none)")  # fmt: skip
+    add("--gguf-baseline-map", action="append", metavar="OLD=NEW[,OLD=NEW...]", default=None,
+        help="model of the baseline and the one of this run to compare with it, where names, types and families do not "
+        "tell; repeatable (default: the same name, or else the only one of the same type and family)")  # fmt: skip
+    add("--gguf-save-baseline", metavar="NAME", default=None,
+        help="save what this run measures as results/baselines/NAME.json (default: off)")  # fmt: skip
+    add("--gguf-fresh", action="store_true", default=False,
+        help="measure again even where the cache has the result (default: off)")  # fmt: skip
+    add("--gguf-sensitivity", metavar="N|all", type=all_or_at_least(0), default=2,
+        help="number of candidates, the smallest, to decode with only one group of tensors quantized at a time, and "
+        "with one restored (default: 2)")  # fmt: skip
+    add("--gguf-head-windows", metavar="N", type=at_least(2), default=4,
+        help="windows of 96 tokens, spread over the corpus, on which heads are ablated (default: 4)")  # fmt: skip
+    add("--gguf-head-limit", metavar="N|all", type=all_or_at_least(2), default=64,
+        help="most heads of a model that are ablated one by one; of more, those that ablations of random subsets put "
+        "first (default: 64)")  # fmt: skip
+    add("--gguf-analytics-gpu", metavar="INDEX", type=at_least(-1), default=None,
+        help="NVIDIA GPU for analyses of activations and embeddings, -1 for none; used where cuML is installed "
+        "(default: the second, or else the first)")  # fmt: skip
+    add("--gguf-heads", metavar="HEADS", type=head_list, default=None,
+        help="heads of these layers whose patterns the report shows, counted from 0, such as 0-3,7 "
+        "(default: all)")  # fmt: skip
+    add("--gguf-layers", metavar="LAYERS", type=parse_layers, default=None,
+        help="layers to look into, counted from 0, such as 0-3,7 (default: all)")  # fmt: skip

@@ -1,0 +1,319 @@
+"""A session of ours: parametrization over models, fixtures, the run and its report.
+
+`plugin.py` registers this module where an option of ours is given, a suite of ours is asked for, or the project uses
+our fixtures.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import pkgutil
+import re
+import signal
+from collections.abc import Generator, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from gguf_harness.errors import HarnessError, is_utf8
+from gguf_harness.inputs.command_line import given_options
+from gguf_harness.judge.outcomes import attempt_of, begin_attempt, describe_failure
+from gguf_harness.judge.plan import suite_of
+from gguf_harness.pytest_plugin.distribution import ModelGroups, can_group, send_groups
+from gguf_harness.pytest_plugin.interrupts import absorbed
+from gguf_harness.pytest_plugin.reporting import Reporting
+from gguf_harness.pytest_plugin.state import FINDINGS, STATE, State, only_plans
+from gguf_harness.report.data import visible
+from gguf_harness.store.run_draft import new_run_id
+
+_FIXTURES: Final = "gguf_harness.fixtures"
+_GROUPS: Final = "gguf_harness.pytest_plugin.distribution"
+_MODELS: Final = frozenset({"model", "candidate", "any_candidate"})
+_PARAMETERS: Final = _MODELS | {"prompt"}
+_BASELINE_TESTS: Final = "test_baseline.py"
+_BENCHMARK_TESTS: Final = "test_benchmark.py"
+_BENCHMARK_OPTIONS: Final = tuple(
+    f"benchmark_{name}" for name in ("only", "save", "autosave", "json", "compare", "compare_fail", "histogram")
+)
+_FIXTURE_NAMES: Final = _PARAMETERS | {
+    "reference",
+    "core",
+    "ladder",
+    "corpus_pass",
+    "analytics",
+    "embeddings",
+    "layers_of",
+}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Register markers and fixtures; check the options that were given, so that a mistake ends the session now."""
+    config.addinivalue_line("markers", "metric(name): the metric that a test measures first of all")
+    _register_fixtures(config.pluginmanager)
+    workerinput = getattr(config, "workerinput", {})
+    state = State(config, workerinput.get("gguf_run_id") or new_run_id(), workerinput.get("workerid", "main"))
+    config.stash[STATE] = state
+    if can_group(config):
+        config.pluginmanager.register(ModelGroups(), _GROUPS)
+    _compare_by_name(config)
+    _refuse_names_for_xdist(config)
+    if given_options(config) and not _only_informs(config):
+        from gguf_harness.pytest_plugin.checks import check_options
+
+        with _usage_errors():
+            check_options(state, measures=_measures(config))
+
+
+def _register_fixtures(pluginmanager: pytest.PytestPluginManager) -> None:
+    """Every module of our fixtures that is not registered yet, by a conftest that names it."""
+    package = importlib.import_module(_FIXTURES)
+    for found in pkgutil.iter_modules(package.__path__, f"{_FIXTURES}."):
+        if not found.ispkg:
+            module = importlib.import_module(found.name)
+            if not pluginmanager.is_registered(module):
+                pluginmanager.register(module, found.name)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> Generator[None, None, None]:
+    """What a session has measured is written in spite of Ctrl-C, which ends it when that is done."""
+    if session.config.stash[STATE].draft is None:
+        return (yield)
+    with absorbed("Interrupted: what was measured is being written. Once more Ctrl-C ends that, too.") as pressed:
+        yield
+    if pressed and session.exitstatus != pytest.ExitCode.INTERRUPTED:
+        session.exitstatus = pytest.ExitCode.INTERRUPTED
+        with pytest.raises(KeyboardInterrupt) as excinfo:
+            signal.default_int_handler(signal.SIGINT, None)  # what pytest would have caught
+        session.config.hook.pytest_keyboard_interrupt(excinfo=excinfo)
+    return None
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Tell an xdist worker which run it belongs to, and whether to say which model its tests are of."""
+    node.workerinput["gguf_run_id"] = node.config.stash[STATE].run_id
+    node.workerinput["gguf_start"] = str(node.config.invocation_params.dir)
+    node.workerinput["gguf_groups"] = node.config.pluginmanager.hasplugin(_GROUPS)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out tests that were not asked for: they are not even skipped. pytest does not ask for a file that is named.
+
+    Without a baseline there is nothing to compare with. Benchmarks measure again what test_speed.py measures.
+    """
+    if collection_path.name not in {_BASELINE_TESTS, _BENCHMARK_TESTS} or suite_of(collection_path) is None:
+        return None
+    wanted = {
+        _BASELINE_TESTS: config.getoption("--gguf-baseline") is not None,
+        _BENCHMARK_TESTS: any(config.getoption(option, None) for option in _BENCHMARK_OPTIONS),
+    }
+    return None if wanted[collection_path.name] else True
+
+
+@pytest.hookimpl(optionalhook=True, tryfirst=True)
+def pytest_benchmark_compare_machine_info(machine_info: dict[str, Any], compared_benchmark: dict[str, Any]) -> None:
+    """Take the clock rate of this moment for no difference: pytest-benchmark warns of another machine otherwise.
+
+    With `filterwarnings = error`, that would end the session.
+    """
+    stored = compared_benchmark["machine_info"].get("cpu", {})
+    moment = {name: stored[name] for name in ("hz_actual", "hz_actual_friendly") if name in stored}
+    machine_info.get("cpu", {}).update(moment)
+
+
+def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Item]) -> list[str]:
+    """Say which models are tested, and what they are compared with."""
+    state = config.stash[STATE]
+    # pytest asks even when it ends the session because of that problem.
+    if state.problem is not None or not any(_ours(item) for item in items):
+        return []
+    ladder = state.ladder
+    candidates = ", ".join(visible(model.name) for model in ladder.candidates) or "none"
+    notes = [f"note: {visible(note)}" for note in ladder.notes]
+    return [f"reference: {visible(ladder.reason)}", f"candidates: {candidates}", *notes]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Parametrize `model` over all models, `candidate` over all but the reference, and `prompt` over the prompts."""
+    wanted = _ours(metafunc.definition) & _PARAMETERS - _parametrized(metafunc)
+    if not wanted:
+        return
+    state = metafunc.config.stash[STATE]
+    try:
+        found: dict[str, list[Any]] = {
+            "model": [pytest.param(model, id=model.name) for model in state.ladder.models],
+            "candidate": [pytest.param(model, id=model.name) for model in state.ladder.candidates],
+            "any_candidate": [pytest.param(model, id=model.name) for model in state.ladder.candidates],
+            "prompt": [pytest.param(prompt, id=prompt.id) for prompt in state.prompts.prompts],
+        }
+    except HarnessError as error:
+        # Only the default model can be missing here: what a person names was checked in pytest_configure.
+        state.problem, found = error, {}
+    values = {name: found.get(name, []) for name in sorted(wanted)}
+    if not all(values.values()):
+        reason = "no candidates: give several --models, or --gguf-quants=default"
+        none = pytest.param(None, id="none", marks=pytest.mark.skip(reason=reason))
+        values = {name: [none] for name in values}
+    for name, parameters in values.items():
+        metafunc.parametrize(name, parameters, indirect=True)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Order tests by model, the reference first, and plan what the reference's pass has to keep."""
+    ours = [item for item in items if _ours(item)]
+    if not ours:
+        return
+    state = config.stash[STATE]
+    from gguf_harness.pytest_plugin.checks import check_folders, check_metrics
+
+    with _usage_errors():
+        if state.problem is not None:
+            raise state.problem
+        check_metrics(ours)
+        if _measures(config):
+            check_folders(state.options)
+            if any("corpus_pass" in _ours(item) for item in ours):
+                from gguf_harness.pytest_plugin.text_check import check_windows
+
+                check_windows(state.options, state.ladder)
+    state.suites = {suite for item in items if (suite := suite_of(item.path)) is not None}
+    state.comparisons = sum("baseline" in item.fixturenames for item in ours if isinstance(item, pytest.Function))
+    state.divergence = any({"candidate", "corpus_pass"} <= _ours(item) for item in ours)
+    order = {model.name: index for index, model in enumerate(state.ladder.models)}
+    chosen = set(ours)
+    places = [index for index, item in enumerate(items) if item in chosen]
+    ours.sort(key=lambda item: order.get(_model_name(item) or "", -1))
+    for place, item in zip(places, ours, strict=True):
+        items[place] = item
+    if getattr(config, "workerinput", {}).get("gguf_groups"):
+        send_groups(config, {item.nodeid: (_model_name(item) or "", item.path.parent.name) for item in ours})
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Begin with nothing found: what an earlier attempt at this test has found does not count."""
+    if _ours(item):
+        begin_attempt(item, FINDINGS)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Show our own errors as the message that they are, without a traceback; tell the report its model."""
+    report = yield
+    ours = _ours(item)
+    if ours or isinstance(call.excinfo and call.excinfo.value, HarnessError):
+        describe_failure(report, call, of_prompt="prompt" in ours)
+    if ours:
+        # Attributes of a report travel to xdist's controller, unlike items.
+        report.gguf_model = _model_name(item)  # type: ignore[attr-defined]
+        report.gguf_suite = item.path.parent.name  # type: ignore[attr-defined]
+        report.gguf_attempt = attempt_of(item)  # type: ignore[attr-defined]
+        report.gguf_suites = sorted(item.config.stash[STATE].suites)  # type: ignore[attr-defined]
+    return report
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Report from this process, unless it is one of xdist's workers."""
+    if not hasattr(session.config, "workerinput"):
+        session.config.pluginmanager.register(
+            Reporting(session.config.stash[STATE]), "gguf_harness.pytest_plugin.session.reporting"
+        )
+
+
+def _ours(item: pytest.Item) -> set[str]:
+    """The fixtures of ours that a test uses.
+
+    Another project may well have a fixture `model` of its own, or parametrize one directly: none of our business. What
+    is parametrized directly has no definition, or one of pytest's own.
+    """
+    if not isinstance(item, pytest.Function):
+        return set()
+    # The only way to tell whose a fixture is. Of what they were, names are left out that a parameter made needless.
+    definitions = item._fixtureinfo.name2fixturedefs  # noqa: SLF001
+    used = {name: definitions[name] for name in _FIXTURE_NAMES & {*item.fixturenames} if definitions.get(name)}
+    return {name for name, known in used.items() if _is_built_on_ours(known)}
+
+
+def _is_built_on_ours(definitions: Sequence[pytest.FixtureDef[Any]]) -> bool:
+    """Whether a fixture is ours, or a project's own one that asks for ours of the same name, as in `def model(model)`.
+
+    Args:
+        definitions: of one name; each takes the place of those before it.
+    """
+    for definition in reversed(definitions):
+        if str(definition.func.__module__).startswith("gguf_harness.fixtures."):
+            return True
+        if definition.argname not in definition.argnames:
+            return False
+    return False
+
+
+def _parametrized(metafunc: pytest.Metafunc) -> set[str]:
+    """What a test, or the hook of its project, gives values of its own: models by name, say, with `indirect=True`."""
+    names = {name for call in metafunc._calls for name in call.params}  # noqa: SLF001 - nothing public tells
+    for mark in metafunc.definition.iter_markers("parametrize"):
+        given = mark.args[0] if mark.args else mark.kwargs.get("argnames", ())
+        # Anything else is a mistake that pytest names.
+        names |= {str(name).strip() for name in (given.split(",") if isinstance(given, str) else tuple(given or ()))}
+    return names
+
+
+def _model_name(item: pytest.Item) -> str | None:
+    from gguf_harness.inputs.ladder import PlannedModel
+
+    callspec = getattr(item, "callspec", None)
+    ours = _ours(item) & _MODELS
+    # Another project's parameter may be called `model`, too; and one of ours may be given by its name.
+    values = [callspec.params[name] for name in sorted(ours) if name in callspec.params] if callspec else []
+    model = next((value for value in values if value is not None), None)
+    if model is None and not ours:
+        model = item.config.stash[STATE].ladder.reference
+    if isinstance(model, PlannedModel):
+        return model.name
+    return next((known.name for known in item.config.stash[STATE].ladder.models if known.name == model), None)
+
+
+def _refuse_names_for_xdist(config: pytest.Config) -> None:
+    """Refuse arguments that xdist cannot send to its workers, in UTF-8: it would end the session with a traceback."""
+    if getattr(config.option, "dist", "no") == "no":
+        return
+    for argument in map(str, config.invocation_params.args):
+        if not is_utf8(argument):
+            raise pytest.UsageError(
+                f"{visible(argument)}: pytest -n cannot pass on an argument that is not UTF-8.\n"
+                "  Name the folder, or a pattern such as 'folder/*.gguf', or run without -n."
+            )
+
+
+def _compare_by_name(config: pytest.Config) -> None:
+    """`--benchmark-compare=a` is what `--benchmark-save=a` saved; pytest-benchmark takes numbers and patterns."""
+    named = getattr(config.option, "benchmark_compare", None)
+    if isinstance(named, str) and re.fullmatch(r"[A-Za-z][\w.-]*", named) and not Path(named).exists():
+        config.option.benchmark_compare = f"*_{named}"
+
+
+@contextlib.contextmanager
+def _usage_errors() -> Iterator[None]:
+    """A mistake of the person ends the session with exit code 4, and its message."""
+    try:
+        yield
+    except HarnessError as error:
+        raise pytest.UsageError(str(error)) from None
+
+
+def _measures(config: pytest.Config) -> bool:
+    """Whether tests are to run; that xdist's workers can do so was looked at by their controller."""
+    return not (only_plans(config) or hasattr(config, "workerinput"))
+
+
+def _only_informs(config: pytest.Config) -> bool:
+    """Whether pytest prints something about itself and ends: nothing is looked for, least of all on a hub."""
+    names = ("help", "version", "markers", "showfixtures", "show_fixtures_per_test", "cacheshow")
+    return any(config.getoption(name, False) for name in names)
