@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from gguf_harness.metrics.windows import COMPARED
+from gguf_harness.metrics.registry import compared_by_window
 from gguf_harness.pytest_plugin.fixture_types import BaselineCheck, CorpusPass
 from gguf_harness.runner import LoadedModel
 
 
-@pytest.mark.parametrize("metric", COMPARED)
+@pytest.mark.parametrize("metric", compared_by_window())
 def test_no_worse_than_the_baseline(
     candidate: LoadedModel, reference: LoadedModel, corpus_pass: CorpusPass, baseline: BaselineCheck, metric: str
 ) -> None:

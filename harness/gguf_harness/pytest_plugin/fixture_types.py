@@ -106,7 +106,7 @@ class BaselineCheck(Protocol):
         """Fail the test when a candidate is worse than in the baseline of --gguf-baseline, or cannot be compared.
 
         Args:
-            metric: one of `gguf_harness.metrics.windows.COMPARED`.
+            metric: one that `gguf_harness.metrics.registry.compared_by_window` names.
             candidate: the model under test.
             arrays: its pass over the corpus.
             reference: the reference's, on the same windows.

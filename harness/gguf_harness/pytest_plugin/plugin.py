@@ -20,7 +20,8 @@ import pytest
 from gguf_harness.errors import HarnessError, is_utf8
 from gguf_harness.inputs.options import add_options, given_options
 from gguf_harness.judge.outcomes import attempt_of, begin_attempt, describe_failure
-from gguf_harness.judge.plan import suite_of
+from gguf_harness.judge.plan import planned_suite, suite_of
+from gguf_harness.pytest_plugin import hooks
 from gguf_harness.pytest_plugin.distribution import ModelGroups, can_group, send_groups
 from gguf_harness.pytest_plugin.interrupts import absorbed
 from gguf_harness.pytest_plugin.reporting import Reporting
@@ -62,6 +63,11 @@ _FIXTURE_NAMES: Final = _PARAMETERS | {
 }
 
 
+def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
+    """Let other people's plugins add metrics and charts."""
+    pluginmanager.add_hookspecs(hooks)
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the options of the group `gguf`."""
     add_options(parser)
@@ -77,6 +83,7 @@ def pytest_configure(config: pytest.Config) -> None:
     state = State(config, workerinput.get("gguf_run_id") or new_run_id(), workerinput.get("workerid", "main"))
     config.stash[STATE] = state
     if _is_ours(config):
+        state.extend()
         if can_group(config):
             config.pluginmanager.register(ModelGroups(), "gguf_harness.pytest_plugin.distribution")
         _compare_by_name(config)
@@ -197,6 +204,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if not ours:
         return
     state = config.stash[STATE]
+    state.extend()
     from gguf_harness.pytest_plugin.checks import check_folders, check_metrics
 
     with _usage_errors():
@@ -209,7 +217,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                 from gguf_harness.pytest_plugin.text_check import check_windows
 
                 check_windows(state.options, state.ladder)
-    state.suites = {suite for item in items if (suite := suite_of(item.path)) is not None}
+    state.suites = {suite for item in items if (suite := planned_suite(item.path)) is not None}
     state.comparisons = sum("baseline" in item.fixturenames for item in ours if isinstance(item, pytest.Function))
     state.divergence = any({"candidate", "corpus_pass"} <= _ours(item) for item in ours)
     order = {model.name: index for index, model in enumerate(state.ladder.models)}

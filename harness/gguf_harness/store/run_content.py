@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
+from gguf_harness.errors import GateError
+from gguf_harness.metrics.registry import Metric
+
 __all__ = ["content_problem"]
 
 _NOTHING: Final = type(None)
@@ -31,7 +34,7 @@ _RUN: Final[_Kinds] = {
     "command": (list,),
     "warnings": (list,),
     **dict.fromkeys(("machine", "engine", "corpus", "settings", "cache", "baseline"), (dict, _NOTHING)),
-    **dict.fromkeys(("models", "tests", "estimates", "gates", "arrays"), (list,)),
+    **dict.fromkeys(("models", "tests", "estimates", "gates", "arrays", "metrics"), (list,)),
 }
 """Types of what a run holds, where it holds it."""
 
@@ -105,7 +108,17 @@ def content_problem(run: Mapping[str, Any]) -> str | None:
             problem = _wrong_table(table, kinds, _NEEDED[name], place)
             if problem is not None:
                 break
-    return problem
+    return problem or _wrong_metric(run.get("metrics", []))
+
+
+def _wrong_metric(entries: list[object]) -> str | None:
+    """Of the entries of metrics that are not built in."""
+    for index, entry in enumerate(entries):
+        try:
+            Metric.from_json(entry)
+        except GateError as error:
+            return f"metrics[{index}]: {error.message.rstrip('.')}"
+    return None
 
 
 def _wrong_table(table: object, kinds: _Kinds, needed: tuple[str, ...], place: str) -> str | None:
