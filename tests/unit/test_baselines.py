@@ -6,6 +6,7 @@ import copy
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -446,6 +447,14 @@ def test_a_measurement_does_not_differ_from_itself() -> None:
     for metric in compared_by_window():
         found = _compare(_facts(old), _facts(old), metric)
         assert (found.worse_by, found.p_worse, found.p_better, found.changes) == (0, 1, 1, ())
+
+
+def test_a_metric_that_the_file_has_no_windows_of_is_compared_by_its_value() -> None:
+    """It may have begun to be compared by window after the baseline was saved."""
+    facts = _facts(np.random.default_rng(3).gamma(4, 0.02, 16))
+    assert facts.means is not None
+    older = replace(facts, means={metric: means for metric, means in facts.means.items() if metric != "kld_mean"})
+    assert (_compare(older, facts).windows, _compare(older, facts, "ppl").windows) == (0, 16)
 
 
 def test_the_rounding_of_another_processor_is_no_regression() -> None:

@@ -354,7 +354,10 @@ def _facts(read: _Reader, name: str, table: Any, version: int) -> Facts:
 def _means(read: _Reader, name: str, table: Any) -> tuple[tuple[int, ...], dict[str, tuple[float, ...]]]:
     """The windows of a model, and the means by metric that is compared by window."""
     windows = read.get(table, "windows", list)
-    means = {metric: read.get(table["means"], metric, list) for metric in compared_by_window()}
+    # A metric may have begun to be compared after the file was saved; where none is there, the first is missed.
+    stored = read.get(table, "means", dict)
+    names = [metric for metric in compared_by_window() if metric in stored] or compared_by_window()
+    means = {metric: read.get(stored, metric, list) for metric in names}
     sound = all(type(window) is int and window >= 0 and is_usual(window) for window in windows)
     sound = sound and len(set(windows)) == len(windows)
     for metric, values in means.items():

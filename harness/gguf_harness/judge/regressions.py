@@ -141,14 +141,15 @@ def _of_windows(metric: str, now: Now, before: Facts, baseline: Baseline) -> _Ch
     if now.facts.means is None:
         return None
     common = _common(now, before, baseline)
-    if before.means is not None and common:
+    paired = before.means is not None and metric in before.means
+    if paired and common:
         old_means, new_means = (_pick(facts, metric, common) for facts in (before, now.facts))
         old, _ = from_mean(metric, float(old_means.mean()))
         new, slope = from_mean(metric, float(new_means.mean()))
         se = clustered_se((new_means - old_means)[:, None])
         return None if se is None else _Change(old, new, slope * se, len(common), len(common))
     # Means are there also where the run that was saved did not record this metric.
-    earlier = before.estimates.get(metric) if before.means is None else asdict(_from_means(metric, before))
+    earlier = asdict(_from_means(metric, before)) if paired else before.estimates.get(metric)
     return _independent(earlier, _from_means(metric, now.facts))
 
 

@@ -45,7 +45,8 @@ def keep_charts(
     for plugin, functions in builders.items():
         try:
             drawn = [_checked(chart) for function in functions for chart in function(view, folder)]
-            taken = [chart["id"] for chart in drawn if chart["id"] in charts]
+            names = [chart["id"] for chart in drawn]
+            taken = [name for index, name in enumerate(names) if name in charts or name in names[:index]]
             if taken:
                 raise ValueError(f"there is a chart {taken[0]!r} already")  # noqa: TRY301
         # Whatever a plugin does wrong costs its own charts, and not the run.
