@@ -6,11 +6,11 @@ import pytest
 
 from gguf_harness.fixtures.baselines import BaselineCheck
 from gguf_harness.inputs.subjects import Subject
-from gguf_harness.metrics.windows import COMPARED
+from gguf_harness.metrics.registry import compared_by_window
 from gguf_harness.runner.passes import CorpusPass
 
 
-@pytest.mark.parametrize("metric", COMPARED)
+@pytest.mark.parametrize("metric", compared_by_window())
 def test_no_worse_than_the_baseline(
     candidate: Subject, reference: Subject, corpus_pass: CorpusPass, baseline: BaselineCheck, metric: str
 ) -> None:

@@ -6,6 +6,7 @@ import copy
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ from gguf_harness.judge.regressions import (
     judge,
 )
 from gguf_harness.metrics.records import Estimate, Place, Row
-from gguf_harness.metrics.windows import COMPARED
+from gguf_harness.metrics.registry import compared_by_window
 
 STORED = Path(__file__).parent.parent / "data" / "run-smollm2" / "run.json"
 FAMILY = {"architecture": "llama", "parameters": "1000", "vocab_sha256": "aa"}
@@ -55,7 +56,7 @@ def _content() -> dict[str, Any]:
     run = _run()
     name = run["models"][1]["name"]
     random = np.random.default_rng(0)
-    means = {metric: random.random(16) for metric in COMPARED}
+    means = {metric: random.random(16) for metric in compared_by_window()}
     return build_baseline(run, {name: means | {"window": np.arange(16)}})
 
 
@@ -144,7 +145,7 @@ MODEL = "models/smollm2-135m-Q8_0"
         (_change(f"{MODEL}/means/delta_p_rms", [-0.1] * 16), "whose delta_p_rms is damaged"),
         (_change(f"{MODEL}/means/kld_mean", [-5] * 16), "whose kld_mean is damaged"),
         (_change("baseline_version", 0), "baseline_version = 0, expected 1 to 2"),
-        (_change(f"{MODEL}/means", {}), "has kld_mean = 'None', expected list"),
+        (_change(f"{MODEL}/means", {}), "has ppl = 'None', expected list"),
     ],
 )
 def test_damage_is_named(tmp_path: Path, change: Callable[[dict[str, Any]], None], message: str) -> None:
@@ -313,7 +314,7 @@ def test_names_are_names_of_files(name: str) -> None:
 
 
 def _facts(kld: np.ndarray, windows: range | None = None, **family: str) -> Facts:
-    means = {metric: tuple(kld.tolist()) for metric in COMPARED}
+    means = {metric: tuple(kld.tolist()) for metric in compared_by_window()}
     estimates = {
         metric: {
             "value": float(kld.mean()),
@@ -321,7 +322,7 @@ def _facts(kld: np.ndarray, windows: range | None = None, **family: str) -> Fact
             "n": 255 * len(kld),
             "clusters": len(kld),
         }
-        for metric in COMPARED
+        for metric in compared_by_window()
     }
     return Facts("f" * 64, FAMILY | family, estimates, tuple(windows or range(len(kld))), means)
 
@@ -443,9 +444,17 @@ def test_metrics_are_functions_of_window_means(metric: str, value: Callable[[flo
 
 def test_a_measurement_does_not_differ_from_itself() -> None:
     old = np.random.default_rng(3).gamma(4, 0.02, 16)
-    for metric in COMPARED:
+    for metric in compared_by_window():
         found = _compare(_facts(old), _facts(old), metric)
         assert (found.worse_by, found.p_worse, found.p_better, found.changes) == (0, 1, 1, ())
+
+
+def test_a_metric_that_the_file_has_no_windows_of_is_compared_by_its_value() -> None:
+    """It may have begun to be compared by window after the baseline was saved."""
+    facts = _facts(np.random.default_rng(3).gamma(4, 0.02, 16))
+    assert facts.means is not None
+    older = replace(facts, means={metric: means for metric, means in facts.means.items() if metric != "kld_mean"})
+    assert (_compare(older, facts).windows, _compare(older, facts, "ppl").windows) == (0, 16)
 
 
 def test_the_rounding_of_another_processor_is_no_regression() -> None:

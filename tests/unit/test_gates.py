@@ -16,9 +16,9 @@ from gguf_harness.judge.verdicts import Verdict, adjust, decide
 from gguf_harness.metrics.divergence import summarize_delta_p, summarize_divergence, summarize_same_top
 from gguf_harness.metrics.perplexity import compare_perplexity, perplexity
 from gguf_harness.metrics.records import WHOLE, Estimate, Place
-from gguf_harness.metrics.registry import CORPUS_METRICS, METRICS
+from gguf_harness.metrics.registry import METRICS
 from gguf_harness.metrics.sequential import EarlyDecision
-from gguf_harness.metrics.windows import WINDOW_METRICS, WindowLimit
+from gguf_harness.metrics.windows import WindowLimit
 
 
 @pytest.mark.parametrize(
@@ -281,9 +281,9 @@ def test_no_gate_of_a_pass_is_left_undecided_by_stopping(metric: str) -> None:
     if METRICS[metric].better == "neutral":
         return
     limits = early_limits([Gate("kld_mean", 0.1), Gate(metric, 0.5)])
-    if metric not in CORPUS_METRICS:
+    if not METRICS[metric].of_corpus:
         assert [limit.gate for limit in limits] == ["kld_mean"]
-    elif metric in WINDOW_METRICS:
+    elif METRICS[metric].early is not None:
         assert metric in {limit.gate for limit in limits}
     else:
         assert limits == ()
@@ -293,7 +293,7 @@ def test_what_a_pass_measures_is_a_metric_of_the_corpus() -> None:
     nll = np.random.default_rng(0).random((4, 40))
     estimates = [perplexity(nll), *compare_perplexity(nll, nll[::-1]), summarize_same_top(nll > 0.5, nll > 0.6)]
     estimates += [*summarize_divergence(nll, nll), *summarize_delta_p(nll, nll[::-1])]
-    assert {estimate.metric for estimate in estimates} == set(CORPUS_METRICS)
+    assert {estimate.metric for estimate in estimates} == {name for name, metric in METRICS.items() if metric.of_corpus}
 
 
 @pytest.mark.parametrize(

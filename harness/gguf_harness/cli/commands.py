@@ -12,6 +12,7 @@ from pathlib import Path
 import gguf_harness
 from gguf_harness.cli.cache_command import add_cache_command
 from gguf_harness.cli.export_command import add_export_command
+from gguf_harness.cli.metrics_command import add_metrics_command
 from gguf_harness.errors import OptionError, visible
 from gguf_harness.store.paths import file_name, path_argument
 
@@ -95,6 +96,7 @@ def _add_run_commands(commands: argparse._SubParsersAction[argparse.ArgumentPars
     compare.add_argument("--json", action="store_true", help="print a list of differences as JSON")
     compare.set_defaults(function=_compare)
 
+    add_metrics_command(commands)
     for command in (report, badge, compare, add_export_command(commands), add_cache_command(commands)):
         command.add_argument(
             "--results", type=path_argument, default="results", metavar="DIR", help="(default: results)"

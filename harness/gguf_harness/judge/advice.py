@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Final
 
-from gguf_harness.metrics.registry import CORPUS_METRICS, metric_info
+from gguf_harness.metrics.registry import metric_info
 
 __all__ = ["TextSize", "what_would_decide"]
 
@@ -16,11 +16,6 @@ _MOST_PROMPTS: Final = 1000
 
 _MOST_HEAD_WINDOWS: Final = 10
 """Their distributions have to fit into a gigabyte (`measure/ablation.py`), also with vocabularies of 256,000 tokens."""
-
-_HEAD_WINDOWS: Final = frozenset({
-    "head_importance_rank_correlation", "head_screen_rank_correlation", "head_top_overlap",
-})  # fmt: skip
-_WORDS: Final = ("word_", "analogy_")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,17 +46,18 @@ def what_would_decide(metric: str, clusters: int, total: int, tokens: int, text:
         text: what windows are taken from; None where nobody looked.
     """
     more = total - clusters
-    if metric in CORPUS_METRICS:
+    estimated = metric_info(metric).estimated
+    if estimated == "corpus":
         what = _windows(more, total, tokens, text)
-    elif metric in _HEAD_WINDOWS:
+    elif estimated == "head windows":
         if total > _MOST_HEAD_WINDOWS:
             return f"more than {_MOST_HEAD_WINDOWS} windows would have to decide: it is too near its limit."
         what = f"{more} more windows (--gguf-head-windows={total})"
-    elif metric_info(metric).unit in {"tokens/s", "s"}:
+    elif estimated in {"timing", "requests"}:
         if total > _MOST_REPETITIONS:
             return f"more than {_MOST_REPETITIONS} repetitions would have to decide: it is too near its limit."
         what = f"{more} more repetitions (--gguf-repetitions={total})"
-    elif metric.startswith(_WORDS):
+    elif estimated == "words":
         what = f"{more} more groups of words (--gguf-words)"
     elif total > _MOST_PROMPTS:
         return f"more than {_MOST_PROMPTS} prompts would have to decide: it is too near its limit."

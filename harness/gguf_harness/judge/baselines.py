@@ -8,17 +8,17 @@ groups of tensors and prompts (a list, each with its place), and `windows` with 
 from __future__ import annotations
 
 import json
-import re
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
-from gguf_harness.errors import StoreError, visible
+from gguf_harness.errors import GateError, StoreError, visible
 from gguf_harness.inputs.pairing import FAMILY, Identity
 from gguf_harness.metrics.records import WHOLE, Place
-from gguf_harness.metrics.registry import METRICS
-from gguf_harness.metrics.windows import COMPARED, MEAN_RANGES
+from gguf_harness.metrics.registry import METRICS, Metric, compared_by_window
 from gguf_harness.store.json_file import JsonFile, is_usual, shown
 from gguf_harness.store.runs import write_text
 
@@ -39,8 +39,6 @@ PLACED_LIMIT: Final = 2000
 
 _MOST_BYTES: Final = 50 * 10**6
 _VALUES: Final = ("value", "se", "n", "clusters")
-_AMBIGUOUS: Final = re.compile(r"(attn|resid|mlp|final|head|layer|lens|direct|error|weight|tensor|token|massive)_")
-"""Metrics that suites record of layers, heads and groups of tensors too: version 1 kept the last of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +49,7 @@ class Facts:
         family: architecture, parameters and hash of the vocabulary, as text.
         estimates: of the whole by metric, each with value, se (None without), n and clusters (None without).
         windows: the corpus's windows that `means` are of.
-        means: by metric of `COMPARED`, one number per window.
+        means: by metric that is compared by window, one number per window.
         placed: the same as `estimates` of parts, by metric and place.
         quantization: llama.cpp's name of the file's type; None where it does not say.
         failed: why the model failed when it was measured, a sentence each.
@@ -151,7 +149,7 @@ def build_baseline(
 
     Args:
         run: content of a run.json.
-        means: by model: `window`, and means by metric of `COMPARED`, each [windows].
+        means: by model: `window`, and means by metric that is compared by window, each [windows].
         settings: as in `Baseline`.
 
     Raises:
@@ -173,7 +171,7 @@ def build_baseline(
         if found := means.get(model["name"]):
             entry["windows"] = [int(window) for window in found["window"]]
             # Nine digits are more than a float32's logits give.
-            entry["means"] = {name: [float(f"{mean:.9g}") for mean in found[name]] for name in COMPARED}
+            entry["means"] = {name: [float(f"{mean:.9g}") for mean in found[name]] for name in compared_by_window()}
         models[model["name"]] = entry
     corpus = run["corpus"]
     return {
@@ -183,6 +181,7 @@ def build_baseline(
         "engine": (run["engine"] or {}).get("llama_cpp"),
         "corpus": {key: corpus[key] for key in ("name", "sha256", "n_ctx")} if corpus else None,
         "settings": dict(settings or {}),
+        **({"metrics": run["metrics"]} if run.get("metrics") else {}),
         "reference": next((model["name"] for model in run["models"] if model["reference"]), None),
         "models": models,
     }
@@ -260,6 +259,7 @@ def load_baseline(path: Path) -> Baseline:
         )
     if version < 1:
         raise read.invalid(f"has baseline_version = {version}, expected 1 to {BASELINE_VERSION}")
+    read.take_metrics(content)
     tables = read.get(content, "models", dict)
     models = {name: _facts(read, name, table, version) for name, table in tables.items()}
     corpus = read.get(content, "corpus", dict, type(None))
@@ -275,17 +275,47 @@ def load_baseline(path: Path) -> Baseline:
         models=models,
         reference_name=reference,
         settings={name: read.get(settings, name, str) for name in settings},
-        notes=_lost(tables) if version == 1 else (),
+        notes=(*(_lost(tables) if version == 1 else ()), *read.notes()),
     )
 
 
 class _Reader(JsonFile):
     """Looks up what baselines hold."""
 
+    _theirs: Mapping[str, Metric] = MappingProxyType({})
+
+    def take_metrics(self, content: Any) -> None:
+        """Read the entries of metrics that are of other people's plugins."""
+        try:
+            entries = (
+                [Metric.from_json(entry) for entry in self.get(content, "metrics", list)]
+                if "metrics" in content
+                else []
+            )
+        except GateError as error:
+            raise self.invalid(f"has an entry of metrics that cannot be read: {error.message}") from None
+        self._theirs = {entry.name: entry for entry in entries if entry.name not in METRICS or not self._is_same(entry)}
+
+    def _is_same(self, entry: Metric) -> bool:
+        now = METRICS[entry.name]
+        return (now.unit, now.better, now.definition) == (entry.unit, entry.better, entry.definition)
+
+    def notes(self) -> list[str]:
+        """What cannot be compared, because no plugin of this session defines it as it was."""
+        return [
+            f"the baseline has {name}, a metric of a plugin, which"
+            f" {'is defined otherwise now' if name in METRICS else 'this session does not have'}: it is not compared"
+            for name in self._theirs
+        ]
+
     def metric(self, name: Any) -> str:
-        if not isinstance(name, str) or name not in METRICS:
+        if not isinstance(name, str) or (name not in METRICS and name not in self._theirs):
             raise self.invalid(f"has an estimate of {shown(name)}, which is no metric of this harness")
         return name
+
+    def is_comparable(self, metric: str) -> bool:
+        """Whether it means what it meant."""
+        return metric not in self._theirs
 
     def estimate(self, row: Any) -> dict[str, Any]:
         values = {
@@ -308,11 +338,13 @@ def _facts(read: _Reader, name: str, table: Any, version: int) -> Facts:
     estimates = {read.metric(metric): read.estimate(row) for metric, row in read.get(table, "estimates", dict).items()}
     placed: dict[tuple[str, Place], dict[str, Any]] = {}
     if version == 1:
-        estimates = {metric: row for metric, row in estimates.items() if not _AMBIGUOUS.match(metric)}
+        estimates = {metric: row for metric, row in estimates.items() if not _is_ambiguous(metric)}
     else:
         for row in read.get(table, "placed", list):
             key = read.metric(row.get("metric") if isinstance(row, dict) else row), read.place(row)
             placed[key] = read.estimate(row)
+    estimates = {metric: row for metric, row in estimates.items() if read.is_comparable(metric)}
+    placed = {key: row for key, row in placed.items() if read.is_comparable(key[0])}
     failed = read.get(table, "failed", list, type(None)) or []
     if not all(isinstance(sentence, str) for sentence in failed):
         raise read.invalid(f"has failed = {shown(failed)} of {shown(name)}, expected sentences")
@@ -331,14 +363,17 @@ def _facts(read: _Reader, name: str, table: Any, version: int) -> Facts:
 
 
 def _means(read: _Reader, name: str, table: Any) -> tuple[tuple[int, ...], dict[str, tuple[float, ...]]]:
-    """The windows of a model, and the means by metric of `COMPARED`."""
+    """The windows of a model, and the means by metric that is compared by window."""
     windows = read.get(table, "windows", list)
-    means = {metric: read.get(table["means"], metric, list) for metric in COMPARED}
+    # A metric may have begun to be compared after the file was saved; where none is there, the first is missed.
+    stored = read.get(table, "means", dict)
+    names = [metric for metric in compared_by_window() if metric in stored] or compared_by_window()
+    means = {metric: read.get(stored, metric, list) for metric in names}
     sound = all(type(window) is int and window >= 0 and is_usual(window) for window in windows)
     sound = sound and len(set(windows)) == len(windows)
     for metric, values in means.items():
         sound = sound and len(values) == len(windows) > 0
-        least, most = MEAN_RANGES[metric]
+        least, most = METRICS[metric].window_means or (-math.inf, math.inf)
         sound = sound and all(is_usual(value) and least <= value <= most for value in values)
         if not sound:
             expected = f"expected a number for each, {least:g} to {most:g}"
@@ -346,9 +381,14 @@ def _means(read: _Reader, name: str, table: Any) -> tuple[tuple[int, ...], dict[
     return tuple(windows), {metric: tuple(values) for metric, values in means.items()}
 
 
+def _is_ambiguous(metric: str) -> bool:
+    """Whether suites record a metric of layers, heads and groups of tensors too: version 1 kept the last of them."""
+    return bool({"layer", "head", "tensors"} & set(METRICS[metric].parts))
+
+
 def _lost(tables: Mapping[str, Any]) -> tuple[str, ...]:
     """What a file of version 1 cannot give."""
-    lost = sorted({metric for table in tables.values() for metric in table["estimates"] if _AMBIGUOUS.match(metric)})
+    lost = sorted({metric for table in tables.values() for metric in table["estimates"] if _is_ambiguous(metric)})
     if not lost:
         return ()
     return (

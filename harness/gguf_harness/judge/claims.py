@@ -170,10 +170,8 @@ class _Run:
     def speed_doubt(self, model: Mapping[str, Any]) -> str | None:
         """Why nothing is said of a model's speed beside the reference's; None where something is."""
         name = model["name"]
-        ratio, speed, single = (
-            self._rows.get((name, metric))
-            for metric in ("tg_speed_ratio", "tg_tokens_per_s", "served_single_tokens_per_s")
-        )
+        ratio, speed = self._rows.get((name, "tg_speed_ratio")), self._rows.get((name, "tg_tokens_per_s"))
+        single = self._rows.get((name, "served_single_tokens_per_s"))
         if ratio is None or ratio["se"] is None:
             reason = (speed or {}).get("doubt") or "its generation was not timed in turns with the reference's"
             return f"{name}: {reason}"

@@ -10,20 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from gguf_harness.errors import GateError
-from gguf_harness.metrics.registry import CORPUS_METRICS, metric_info, possible_values
+from gguf_harness.metrics.registry import METRICS, metric_info, possible_values
 from gguf_harness.store.text_files import parse_toml, read_bytes
 
 if TYPE_CHECKING:
     from gguf_harness.metrics.windows import WindowLimit
 
-__all__ = ["PER_MODEL", "Gate", "early_limits", "load_gates"]
-
-PER_MODEL: Final = frozenset({
-    "ppl", "pp_tokens_per_s", "tg_tokens_per_s", "load_s", "peak_memory_bytes", "weights_bytes", "kv_cache_bytes",
-    "compute_bytes", "file_bytes", "bits_per_weight",
-    "word_purity", "analogy_accuracy", "analogy_mrr",
-})  # fmt: skip
-"""Metrics that the reference has as well: only these can be gated relative to it."""
+__all__ = ["Gate", "early_limits", "load_gates"]
 
 _KEYS: Final = frozenset({"limit", "limit_relative", "confidence", "source"})
 
@@ -126,11 +119,12 @@ def _check_relative(gate: Gate, origin: str) -> None:
     ratio = gate.limit_ratio
     if ratio is None:
         return
-    if gate.metric not in PER_MODEL:
+    relative = sorted(name for name, metric in METRICS.items() if metric.gate is not None and metric.gate.relative)
+    if gate.metric not in relative:
         raise GateError(
             f"{origin}: limit_relative of [{gate.metric}] has nothing to relate to: the reference has no {gate.metric}"
             " of its own.",
-            f"Use `limit`; `limit_relative` is for {', '.join(sorted(PER_MODEL))}.",
+            f"Use `limit`; `limit_relative` is for {', '.join(relative)}.",
         )
     if ratio <= 0:
         every = "no candidate can keep" if gate.lower_is_better else "every candidate keeps"
@@ -147,17 +141,18 @@ def early_limits(gates: Iterable[Gate]) -> tuple[WindowLimit, ...]:
 
     Half of a gate's error belongs to early decisions, at whatever window, the other half to the bound after the last.
     """
-    from gguf_harness.metrics.windows import WINDOW_METRICS, WindowLimit
+    from gguf_harness.metrics.windows import WindowLimit
 
     limits = []
     for gate in gates:
-        if gate.metric not in CORPUS_METRICS:
+        metric = metric_info(gate.metric)
+        if not metric.of_corpus:
             continue
         confidence = gate.half_of_the_error().confidence
-        if gate.limit is not None and gate.metric in WINDOW_METRICS:
+        if gate.limit is not None and metric.early is not None:
             limits.append(WindowLimit(gate.metric, gate.limit, confidence, gate.metric))
-        elif gate.metric == "ppl" and gate.limit_ratio is not None:
-            limits.append(WindowLimit("ppl_ratio", gate.limit_ratio, confidence, gate.metric))
+        elif metric.ratio and gate.limit_ratio is not None:
+            limits.append(WindowLimit(metric.ratio, gate.limit_ratio, confidence, gate.metric))
         else:
             return ()
     return tuple(limits)

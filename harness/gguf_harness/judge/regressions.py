@@ -16,9 +16,9 @@ from gguf_harness.judge.baselines import Baseline, Facts
 from gguf_harness.metrics.kernels.standard_errors import clustered_se
 from gguf_harness.metrics.multiple import holm
 from gguf_harness.metrics.records import WHOLE, Estimate, Place, Row
-from gguf_harness.metrics.registry import CORPUS_METRICS, metric_info
+from gguf_harness.metrics.registry import compared_by_window, metric_info
 from gguf_harness.metrics.stats import MeanEstimate, exceedance_p_value
-from gguf_harness.metrics.windows import COMPARED, from_mean
+from gguf_harness.metrics.windows import from_mean
 
 __all__ = [
     "CONFIDENCE",
@@ -117,7 +117,7 @@ class _Change:
 def compare(
     metric: str, now: Now, baseline: Baseline, confidence: float, partner: str | None = None
 ) -> Comparison | None:
-    """A metric of `COMPARED`, now and in a baseline; None where the baseline does not have it.
+    """A metric that is compared by window, now and in a baseline; None where the baseline does not have it.
 
     Where text, window length and vocabulary are the same, windows that both decoded are compared one by one: the error
     is that of their differences, which is far smaller than that of the two values. Where they share less than half of
@@ -142,14 +142,15 @@ def _of_windows(metric: str, now: Now, before: Facts, baseline: Baseline) -> _Ch
     if now.facts.means is None:
         return None
     common = _common(now, before, baseline)
-    if before.means is not None and common:
+    paired = before.means is not None and metric in before.means
+    if paired and common:
         old_means, new_means = (_pick(facts, metric, common) for facts in (before, now.facts))
         old, _ = from_mean(metric, float(old_means.mean()))
         new, slope = from_mean(metric, float(new_means.mean()))
         se = clustered_se((new_means - old_means)[:, None])
         return None if se is None else _Change(old, new, slope * se, len(common), len(common))
     # Means are there also where the run that was saved did not record this metric.
-    earlier = before.estimates.get(metric) if before.means is None else asdict(_from_means(metric, before))
+    earlier = asdict(_from_means(metric, before)) if paired else before.estimates.get(metric)
     return _independent(earlier, _from_means(metric, now.facts))
 
 
@@ -165,12 +166,12 @@ def is_compared(row: Row) -> bool:
     """Whether a row of a run is held against a baseline as it stands.
 
     Values of whole models that say how good a candidate is and have an error. Metrics of the corpus are compared by
-    window, with `compare`. Speed and memory belong to a machine, and the part of a model to a report.
+    window, with `compare`. Speed and memory belong to a machine, and the part of a model to a report: the registry's
+    entry says so.
     """
-    whole = row.place == WHOLE
-    quality = row.better != "neutral" and row.unit not in {"tokens/s", "s", "bytes"}
-    of_corpus = row.metric in CORPUS_METRICS or row.metric.startswith("floor_")
-    return whole and quality and not of_corpus and row.se is not None and row.reference is not None
+    metric = metric_info(row.metric)
+    quality = metric.compared and metric.window_means is None and row.better != "neutral"
+    return row.place == WHOLE and quality and row.se is not None and row.reference is not None
 
 
 def compare_row(
@@ -243,8 +244,9 @@ def judge(comparisons: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """
     found = [dict(comparison) for comparison in comparisons]
     made = [comparison for comparison in found if comparison.get("outcome") != "missing"]
-    _settle([comparison for comparison in made if comparison["metric"] in COMPARED])
-    _settle([comparison for comparison in made if comparison["metric"] not in COMPARED])
+    by_window = compared_by_window()
+    _settle([comparison for comparison in made if comparison["metric"] in by_window])
+    _settle([comparison for comparison in made if comparison["metric"] not in by_window])
     return found
 
 

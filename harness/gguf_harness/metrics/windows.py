@@ -5,17 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gguf_harness.metrics.divergence import KLD_QUANTILES, probability_change
+from gguf_harness.metrics.divergence import probability_change
+from gguf_harness.metrics.registry import compared_by_window, metric_info
+from gguf_harness.metrics.registry.entry import WindowMean
 from gguf_harness.metrics.sequential import MAX_CV, RARE_TOKENS, EarlyDecision, WindowSeries, decide_early
 
 __all__ = [
-    "COMPARED",
-    "WINDOW_METRICS",
     "EarlyDecisions",
     "WindowLimit",
     "decided_so_far",
@@ -28,30 +28,13 @@ Tokens = Mapping[str, NDArray[Any]]
 EarlyDecisions = dict[str, dict[str, EarlyDecision | None]]
 """By model and gate; a gate that could have been decided and was not has None."""
 
-WINDOW_METRICS: Final = frozenset({
-    "kld_mean", "kld_reverse_mean", "ln_ppl_ratio", "ppl_ratio", "ppl", "same_top", "delta_p_mean", "delta_p_rms",
-    *KLD_QUANTILES,
-})  # fmt: skip
-"""Metrics whose limit is one on a mean over windows. All others of `CORPUS_METRICS` need all windows of a pass."""
-
-COMPARED: Final = ("kld_mean", "same_top", "ppl", "delta_p_rms")
-"""Metrics that are compared with a baseline, by the means of windows that both have."""
-
-MEAN_RANGES: Final[Mapping[str, tuple[float, float]]] = {
-    "kld_mean": (-1.0, 700.0),
-    "same_top": (0.0, 1.0),
-    "ppl": (0.0, 700.0),
-    "delta_p_rms": (0.0, 1.0),
-}
-"""What a mean of a window can be, by metric of `COMPARED`: the logarithm of a float64 ends at 709; the reference's
-rounded probabilities can make a divergence of nothing slightly negative."""
-
 
 @dataclass(frozen=True, slots=True)
 class WindowLimit:
-    """A limit on a metric of `WINDOW_METRICS`, and the confidence with which it is decided early.
+    """A limit on a metric whose entry says how it is decided early, and the confidence with which it is.
 
     Attributes:
+        metric: its name; of a ratio, where the gate's limit is relative to the reference.
         limit: in the metric's unit.
         gate: metric of the gate that it comes from: a limit on PPL relative to the reference is one on the PPL ratio.
     """
@@ -69,39 +52,34 @@ def window_series(limit: WindowLimit, candidate: Tokens, reference: Tokens) -> W
     Q(q) <= L, that a share of at least q of all tokens is at most L.
 
     Args:
-        limit: of one of `WINDOW_METRICS`.
+        limit: of a metric that can be decided early.
         candidate: nll, top, kld and kld_reverse, each [windows, scored tokens].
         reference: nll and top of the same windows.
     """
-    metric, bound = limit.metric, limit.limit
-    if metric in KLD_QUANTILES:
-        below = _means(candidate["kld"] <= bound)
-        series = WindowSeries(below, KLD_QUANTILES[metric], lower_is_better=False, floor=0.0, ceiling=1.0)
-    elif metric == "same_top":
-        # As the share that changed: it is close to 0, which is the bound that matters.
-        changed = _means(candidate["top"] != reference["top"])
+    metric, bound = metric_info(limit.metric), limit.limit
+    early = metric.early
+    if early is None:
+        raise ValueError(f"{metric.name} is not decided by means of windows")
+    if early.by == "quantile":
+        below = _means(candidate[early.of] <= bound)
+        return WindowSeries(below, early.share, lower_is_better=False, floor=0.0, ceiling=1.0)
+    values, lower = _values(early, candidate, reference), metric.better == "lower"
+    if early.of == "agreement":
         rare = (1 - bound) * candidate["top"].shape[-1] < RARE_TOKENS
-        series = WindowSeries(changed, 1 - bound, lower_is_better=True, floor=0.0, ceiling=1.0 if rare else None)
-    elif metric == "ppl":
-        series = WindowSeries(_means(candidate["nll"]), _ln(bound), lower_is_better=True, floor=0.0)
-    elif metric in {"ppl_ratio", "ln_ppl_ratio"}:
+        return WindowSeries(values, 1 - bound, lower_is_better=True, floor=0.0, ceiling=1.0 if rare else None)
+    if early.by == "exp":
+        bound = _ln(bound)
+    if early.of == "nll_difference":
         # A candidate's nll is never negative: the reference's, known before, bounds how much better it can be.
         floor = -_means(reference["nll"])
-        bound = bound if metric == "ln_ppl_ratio" else _ln(bound)
         deviation = MAX_CV * bound if bound > 0 else None
-        difference = _means(candidate["nll"] - reference["nll"])
-        series = WindowSeries(difference, bound, lower_is_better=True, floor=floor, deviation=deviation)
-    elif metric == "delta_p_mean":
-        change = probability_change(candidate["nll"], reference["nll"])
-        series = WindowSeries(_means(change), bound, lower_is_better=False, floor=-1.0, ceiling=1.0)
-    elif metric == "delta_p_rms":
+        return WindowSeries(values, bound, lower_is_better=lower, floor=floor, deviation=deviation)
+    if early.of == "change" and early.by == "mean":
+        return WindowSeries(values, bound, lower_is_better=lower, floor=-1.0, ceiling=1.0)
+    if early.by == "rms":
         # Squares are at most 1, a hundred times a usual limit: bets that fear it would take a thousand windows.
-        squares = _means(probability_change(candidate["nll"], reference["nll"]) ** 2)
-        series = WindowSeries(squares, bound * abs(bound), lower_is_better=True, floor=0.0)
-    else:
-        samples = candidate[metric.removesuffix("_mean")]
-        series = WindowSeries(_means(samples), bound, lower_is_better=True, floor=0.0)
-    return series
+        bound *= abs(bound)
+    return WindowSeries(values, bound, lower_is_better=lower, floor=0.0)
 
 
 def decided_so_far(
@@ -110,7 +88,7 @@ def decided_so_far(
     """The decision of each limit, by its gate, after the windows so far; None where it is open.
 
     Args:
-        limits: each of one of `WINDOW_METRICS`.
+        limits: each of a metric that can be decided early.
         candidate: per-token values of the windows so far, in the order in which they were decoded.
         reference: the same of the reference, of the same windows.
     """
@@ -128,26 +106,43 @@ def _means(samples: NDArray[Any]) -> NDArray[np.float64]:
     return means
 
 
+def _values(early: WindowMean, candidate: Tokens, reference: Tokens) -> NDArray[np.float64]:
+    """Means of windows, [windows], of what a metric is the mean of, or the root or exp of it.
+
+    Agreement is given as the share that changed: it is close to 0, which is the bound that matters.
+    """
+    if early.of == "agreement":
+        return _means(candidate["top"] != reference["top"])
+    if early.of == "change":
+        change = probability_change(candidate["nll"], reference["nll"])
+        return _means(change**2 if early.by == "rms" else change)
+    return _means(candidate["nll"] - reference["nll"] if early.of == "nll_difference" else candidate[early.of])
+
+
 def window_means(candidate: Tokens, reference: Tokens) -> dict[str, NDArray[np.float64]]:
-    """Means of windows by metric of `COMPARED`, each [windows]: of nll for PPL, of squares for an RMS, of agreement.
+    """Means of windows by metric that baselines compare by window, each [windows]: of nll for PPL, squares for an RMS.
 
     Args:
         candidate: nll, top and kld, each [windows, scored tokens].
         reference: nll and top of the same windows.
     """
-    # The values do not depend on the limit.
-    means = {
-        metric: window_series(WindowLimit(metric, 1.0, 0.95, metric), candidate, reference).values
-        for metric in COMPARED
-    }
-    return means | {"same_top": 1 - means["same_top"]}
+    found = {}
+    for name in compared_by_window():
+        early = metric_info(name).early
+        if early is None or early.by == "quantile":
+            raise ValueError(f"{name} has means of windows, and its entry does not say of what")
+        values = _values(early, candidate, reference)
+        found[name] = 1 - values if early.of == "agreement" else values
+    return found
 
 
 def from_mean(metric: str, mean: float) -> tuple[float, float]:
-    """A metric of `COMPARED` from the mean of its window means, and its derivative there."""
-    if metric == "ppl":
+    """A metric that baselines compare by window from the mean of its window means, and its derivative there."""
+    early = metric_info(metric).early
+    by = "mean" if early is None else early.by
+    if by == "exp":
         return math.exp(mean), math.exp(mean)
-    if metric == "delta_p_rms":
+    if by == "rms":
         root = math.sqrt(mean)
         return root, 1 / (2 * root) if root > 0 else 0.0
     return mean, 1.0

@@ -21,11 +21,17 @@ from typing import Final
 import pytest
 
 from gguf_harness.inputs.command_line import add_options, add_short_names, given_options, with_full_names
+from gguf_harness.pytest_plugin import hooks
 
 _PACKAGE: Final = Path(__file__).parent.parent
 _SUITES: Final = _PACKAGE / "suites"
 _SESSION: Final = "gguf_harness.pytest_plugin.session"
 _FIXTURES: Final = "gguf_harness.fixtures"
+
+
+def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
+    """Let other people's plugins add metrics and charts."""
+    pluginmanager.add_hookspecs(hooks)
 
 
 def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:

@@ -234,6 +234,7 @@ class Reporting:
             from gguf_harness.store.runs import write_text
 
             try:
+                self._draw_charts(session, run, draft.folder)
                 write_html(run, draft.folder, draft.folder / "report.html")
                 self._state.report = draft.folder / "report.html"
                 write_text(draft.folder / "badge.svg", render_badge(run))
@@ -243,6 +244,14 @@ class Reporting:
             self._summarize(run)
         if self._problem is not None and session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def _draw_charts(self, session: pytest.Session, run: dict[str, Any], folder: Path) -> None:
+        """Keep the charts of other people's plugins beside the run; one that cannot be drawn costs itself."""
+        if self._state.charts:
+            from gguf_harness.report.charts.kept import keep_charts
+            from gguf_harness.report.data import RunView
+
+            self._end_badly(session, keep_charts(self._state.charts, RunView(run), folder))
 
     def _summarize(self, run: dict[str, Any]) -> None:
         """GitHub's summary of the step; without it nothing of the run is missing, so that nothing fails by it."""
@@ -331,6 +340,7 @@ class Reporting:
 def _new_draft(state: State, course: Course) -> RunDraft:
     from gguf_harness.engine.machine import describe_machine
 
+    state.extend()  # xdist's controller collects nothing, and may learn only now that the session is ours
     ladder = state.ladder
     return RunDraft(
         folder=state.run_folder,

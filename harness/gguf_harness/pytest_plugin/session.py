@@ -20,7 +20,7 @@ import pytest
 from gguf_harness.errors import HarnessError, is_utf8
 from gguf_harness.inputs.command_line import given_options
 from gguf_harness.judge.outcomes import attempt_of, begin_attempt, describe_failure
-from gguf_harness.judge.plan import suite_of
+from gguf_harness.judge.plan import planned_suite, suite_of
 from gguf_harness.pytest_plugin.distribution import ModelGroups, can_group, send_groups
 from gguf_harness.pytest_plugin.interrupts import absorbed
 from gguf_harness.pytest_plugin.reporting import Reporting
@@ -55,6 +55,8 @@ def pytest_configure(config: pytest.Config) -> None:
     workerinput = getattr(config, "workerinput", {})
     state = State(config, workerinput.get("gguf_run_id") or new_run_id(), workerinput.get("workerid", "main"))
     config.stash[STATE] = state
+    if given_options(config) or any(suite_of(Path(argument.split("::")[0]).absolute()) for argument in config.args):
+        state.extend()
     if can_group(config):
         config.pluginmanager.register(ModelGroups(), _GROUPS)
     _compare_by_name(config)
@@ -168,6 +170,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if not ours:
         return
     state = config.stash[STATE]
+    state.extend()
     from gguf_harness.pytest_plugin.checks import check_folders, check_metrics
 
     with _usage_errors():
@@ -180,7 +183,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                 from gguf_harness.pytest_plugin.text_check import check_windows
 
                 check_windows(state.options, state.ladder)
-    state.suites = {suite for item in items if (suite := suite_of(item.path)) is not None}
+    state.suites = {suite for item in items if (suite := planned_suite(item.path)) is not None}
     state.comparisons = sum("baseline" in item.fixturenames for item in ours if isinstance(item, pytest.Function))
     state.divergence = any({"candidate", "corpus_pass"} <= _ours(item) for item in ours)
     order = {model.name: index for index, model in enumerate(state.ladder.models)}

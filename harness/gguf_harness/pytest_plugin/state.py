@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from gguf_harness.judge.regressions import Comparison
     from gguf_harness.metrics.records import Row
     from gguf_harness.metrics.windows import WindowLimit
+    from gguf_harness.report.charts import ChartBuilder
     from gguf_harness.runner.passes import TextRead
 
 __all__ = ["BASELINE_PROPERTY", "ESTIMATE_PROPERTY", "FINDINGS", "GATE_PROPERTY", "STATE", "State", "only_plans"]
@@ -53,6 +54,7 @@ class State:
         problem: why there are no models, met while collecting and raised after it.
         draft: the run, in the process that reports; None until a test of ours was reported.
         text_read: what became known of the corpus; None where nothing reads it.
+        charts: what draws the charts of other people's plugins, by plugin.
     """
 
     config: pytest.Config
@@ -66,6 +68,8 @@ class State:
     report: Path | None = None
     saved_baseline: Path | None = None
     text_read: TextRead | None = None
+    charts: dict[str, list[ChartBuilder]] = field(default_factory=dict)
+    _extended: bool = False
     _options: Options | None = None
     _ladder: Ladder | None = None
     _prompts: PromptSet | None = None
@@ -73,6 +77,19 @@ class State:
     _partners: dict[str, Partner] | None = None
     _words: WordList | None = None
     _gates: dict[str, Gate] | None = None
+
+    def extend(self) -> None:
+        """Take metrics and charts of other people's plugins in, the first time that a session turns out to be ours.
+
+        Raises:
+            pytest.UsageError: a plugin gave something that cannot be used.
+        """
+        from gguf_harness.pytest_plugin.extensions import add_charts, add_metrics
+
+        if not self._extended:
+            self._extended = True
+            add_metrics(self.config)
+            self.charts = add_charts(self.config)
 
     @property
     def options(self) -> Options:

@@ -5,33 +5,16 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
 from gguf_harness.inputs.pairing import Identity, Partner, identities_of_run, pair_up, some_names
 from gguf_harness.metrics.records import Place
-from gguf_harness.metrics.registry import METRICS
+from gguf_harness.metrics.registry import Metric, metrics_of_run
 from gguf_harness.report.data import RunView, describe_windows, visible
 from gguf_harness.report.numbers import format_value
 
 __all__ = ["Comparison", "Difference", "compare_runs", "render_comparison"]
-
-_SHOWN: Final = (
-    "file_bytes",
-    "ppl",
-    "ppl_ratio",
-    "kld_mean",
-    "kld_p99",
-    "same_top",
-    "pp_speed_ratio",
-    "tg_speed_ratio",
-    "load_ratio",
-    "pp_tokens_per_s",
-    "tg_tokens_per_s",
-    "load_s",
-    "peak_memory_bytes",
-)
-
 
 _TIMED_UNITS: Final = frozenset({"tokens/s", "s"})
 
@@ -66,11 +49,6 @@ class Difference:
         """`layer 2, head 7`, and the prompt."""
         return visible(str(Place(self.layer, self.head, self.part, self.prompt)))
 
-    @property
-    def is_timed(self) -> bool:
-        """Whether it is a time or a speed by itself."""
-        return _is_timed(self.metric)
-
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
@@ -78,6 +56,7 @@ class Comparison:
 
     Attributes:
         problem: why nothing was compared; "" where something was.
+        metrics: those of both runs, by name.
     """
 
     old: str
@@ -85,12 +64,16 @@ class Comparison:
     changes: tuple[str, ...]
     differences: tuple[Difference, ...]
     problem: str = ""
+    metrics: Mapping[str, Metric] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """A dictionary of JSON types only."""
-        return asdict(self) | {
+        return {
+            "old": self.old,
+            "new": self.new,
             "changes": list(self.changes),
             "differences": [asdict(difference) for difference in self.differences],
+            "problem": self.problem,
         }
 
 
@@ -105,13 +88,15 @@ def compare_runs(old: Mapping[str, Any], new: Mapping[str, Any]) -> Comparison:
     """
     partners = _partners(old, new)
     rows_old, rows_new = _rows(old), _rows(new)
+    metrics = metrics_of_run(old) | metrics_of_run(new)
     differences = [
-        _difference(rows_old[earlier, *key], row)
+        _difference(rows_old[earlier, *key], row, metrics.get(row["metric"]))
         for (model, *key), row in rows_new.items()
         if model in partners and (earlier := partners[model].earlier, *key) in rows_old
     ]
     changes = (*_paired(partners), *_changes(old, new, partners))
-    return Comparison(old["id"], new["id"], changes, tuple(differences), "" if differences else _problem(old, new))
+    problem = "" if differences else _problem(old, new)
+    return Comparison(old["id"], new["id"], changes, tuple(differences), problem, metrics)
 
 
 def _partners(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Partner]:
@@ -158,10 +143,15 @@ def render_comparison(comparison: Comparison, *, width: int, color: bool) -> str
     from rich.text import Text
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    shown = [difference for difference in comparison.differences if difference.metric in _SHOWN]
+    metrics = comparison.metrics
+    shown = [
+        (difference, metrics[difference.metric])
+        for difference in comparison.differences
+        if difference.metric in metrics and "comparison" in metrics[difference.metric].tables
+    ]
     # Most runs have these metrics of whole models only.
-    placed = any(difference.where for difference in shown)
-    timed = any(difference.is_timed for difference in shown)
+    placed = any(difference.where for difference, _ in shown)
+    timed = any(_is_timed(metric) for _, metric in shown)
     for title, justify in (
         ("model", "left"),
         ("metric", "left"),
@@ -176,12 +166,12 @@ def render_comparison(comparison: Comparison, *, width: int, color: bool) -> str
     table.add_column("z", justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
     styles = {"better": "green", "worse": "red"}
-    for difference in shown:
-        is_comparable = difference.old and not difference.is_timed
+    for difference, metric in shown:
+        is_comparable = difference.old and not _is_timed(metric)
         relative = f"{difference.new / difference.old - 1:+.2%}" if is_comparable else "-"
         table.add_row(
             Text(visible(difference.model)),
-            METRICS[difference.metric].title if difference.metric in METRICS else difference.metric,
+            Text(metric.title),
             *([Text(difference.where)] if placed else []),
             format_value(difference.old),
             format_value(difference.new),
@@ -211,9 +201,9 @@ def _rows(run: Mapping[str, Any]) -> dict[tuple[Any, ...], Mapping[str, Any]]:
     return rows
 
 
-def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> Difference:
+def _difference(old: Mapping[str, Any], new: Mapping[str, Any], metric: Metric | None) -> Difference:
     change = new["value"] - old["value"]
-    z, timed = None, _is_timed(new["metric"])
+    z, timed = None, metric is not None and _is_timed(metric)
     if not timed and None not in {old["se"], new["se"]} and (error := math.hypot(old["se"], new["se"])) > 0:
         z = change / error
     better = {"higher": change > 0, "lower": change < 0}.get(new["better"])
@@ -233,8 +223,9 @@ def _short_of(run: Mapping[str, Any]) -> str:
     return f"incomplete: not all planned gates were decided of {', '.join(names)}" if names else ""
 
 
-def _is_timed(metric: str) -> bool:
-    return metric in METRICS and METRICS[metric].unit in _TIMED_UNITS
+def _is_timed(metric: Metric) -> bool:
+    """Whether it is a time or a speed by itself."""
+    return metric.unit in _TIMED_UNITS
 
 
 def _changes(old: Mapping[str, Any], new: Mapping[str, Any], partners: Mapping[str, Partner]) -> list[str]:

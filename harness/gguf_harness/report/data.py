@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from gguf_harness.errors import visible, visible_lines
 from gguf_harness.metrics.records import WHOLE, Place
+from gguf_harness.metrics.registry import Metric, metrics_of_run
 from gguf_harness.metrics.tradeoff import dominated_by, smallest_passing
 from gguf_harness.report.numbers import format_bytes
 from gguf_harness.report.standing import Standing, Standings, failures_of
@@ -16,8 +17,6 @@ __all__ = ["MOST_ESTIMATES", "Candidate", "RunView", "describe_windows", "place"
 
 MOST_ESTIMATES: Final = 2000
 """Rows of a page: a browser sorts and filters as many at once. A run of many heads or prompts has tens of thousands."""
-
-_PREFERRED_LOSS: Final = ("kld_mean", "ln_ppl_ratio", "ppl")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +51,11 @@ class RunView:
 
     Args:
         run: content of a run.json.
+
+    Attributes:
+        run: the same.
+        metrics: those that it can be shown with, by name, in the order of tables.
+        models: its models, biggest first.
     """
 
     def __init__(self, run: Mapping[str, Any]) -> None:
@@ -69,6 +73,7 @@ class RunView:
         self._facts: dict[str, Mapping[str, Any]] = {model["name"]: model for model in models}
         # A model whose file never loaded has tests and no facts: it still gets its line.
         self._facts |= {name: {} for name in sorted(tested - set(self._facts))}
+        self.metrics = metrics_of_run(run)
         self._dominated = dominated_by(self._points())
         self._standings = Standings(run)
         self.models = [self._candidate(name) for name in self._facts]
@@ -76,6 +81,21 @@ class RunView:
     def row(self, model: str, metric: str) -> Mapping[str, Any] | None:
         """The row of a model's metric over everything, None if it was not measured."""
         return self._rows.get((model, metric))
+
+    def title(self, metric: str) -> str:
+        """What people call a metric; its name if nobody knows it."""
+        return self.metrics[metric].title if metric in self.metrics else metric
+
+    def used_metrics(self) -> list[Metric]:
+        """The metrics that the run has estimates of, in the order of the registry."""
+        used = {row["metric"] for row in self.run.get("estimates", [])}
+        return [metric for metric in self.metrics.values() if metric.name in used]
+
+    @property
+    def losses(self) -> list[str]:
+        """Metrics by which models are weighed against their size, the best first."""
+        losses = [metric for metric in self.metrics.values() if metric.loss]
+        return [metric.name for metric in sorted(losses, key=lambda metric: metric.loss)]
 
     def rows_of(self, model: str, metric: str) -> list[Mapping[str, Any]]:
         """Rows of a model's metric over layers and heads, of all prompts together."""
@@ -244,7 +264,7 @@ class RunView:
         return f" ({share:.0%} of {visible(reference.name)})"
 
     def _points(self) -> dict[str, tuple[float, float]]:
-        for metric in _PREFERRED_LOSS:
+        for metric in self.losses:
             points = {
                 name: (float(facts["bytes"]), float(row["value"]))
                 for name, facts in self._facts.items()

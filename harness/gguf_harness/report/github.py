@@ -13,7 +13,6 @@ from typing import Any, Final
 
 from gguf_harness.errors import StoreError
 from gguf_harness.metrics.records import WHOLE, Place
-from gguf_harness.metrics.registry import METRICS
 from gguf_harness.report.data import RunView, visible, visible_lines
 from gguf_harness.report.markdown import render_markdown
 from gguf_harness.report.standing import failures_of
@@ -97,10 +96,10 @@ def annotation_lines(run: Mapping[str, Any]) -> list[str]:
         for failure in failures_of(run)
         if failure.model and failure.kind in {"measurement", "prompt"}
     ]
-    errors += [_gate(gate) for gate in gates if gate["verdict"] in failing]
+    errors += [_gate(view, gate) for gate in gates if gate["verdict"] in failing]
     found = (run.get("baseline") or {}).get("comparisons", [])
     errors += [
-        (f"{one['model']}: {_title(one)} is worse than the baseline", one["detail"])
+        (f"{one['model']}: {_title(view, one)} is worse than the baseline", one["detail"])
         for one in found
         if one.get("outcome") == "worse"
     ]
@@ -122,20 +121,19 @@ def annotation_lines(run: Mapping[str, Any]) -> list[str]:
         (errors if failed else incomplete).extend(titled)
     errors += [("gguf-harness", f"I{view.interrupted[1:]}")] if view.interrupted else []
     undecided = [gate for gate in gates if gate["verdict"] == "inconclusive"]
-    warnings = incomplete + [_gate(gate) for gate in undecided if not strict]
+    warnings = incomplete + [_gate(view, gate) for gate in undecided if not strict]
     told = tuple(f"{gate['model']}: {gate['metric']} is inconclusive." for gate in undecided)
     warnings += [("gguf-harness", text) for text in run.get("warnings", []) if not text.startswith(told)]
     return [*_commands("error", errors), *_commands("warning", warnings)]
 
 
-def _gate(gate: Mapping[str, Any]) -> tuple[str, str]:
+def _gate(view: RunView, gate: Mapping[str, Any]) -> tuple[str, str]:
     verb = "fails the gate of" if gate["verdict"] == "fail" else "is undecided by the gate of"
-    return f"{gate['model']} {verb} {_title(gate)}", gate["detail"]
+    return f"{gate['model']} {verb} {_title(view, gate)}", gate["detail"]
 
 
-def _title(finding: Mapping[str, Any]) -> str:
-    metric, place = finding["metric"], Place.of(finding)
-    title = METRICS[metric].title if metric in METRICS else str(metric)
+def _title(view: RunView, finding: Mapping[str, Any]) -> str:
+    title, place = view.title(str(finding["metric"])), Place.of(finding)
     return title if place == WHOLE else f"{title} ({place})"
 
 

@@ -11,36 +11,15 @@ from typing import Any
 
 from gguf_harness.errors import StoreError
 from gguf_harness.judge.claims import judge_claims
-from gguf_harness.metrics.registry import METRICS
+from gguf_harness.metrics.registry import ESTIMATED, Metric
 from gguf_harness.report.charts import build_charts
 from gguf_harness.report.data import RunView, place, visible, visible_lines
-from gguf_harness.report.numbers import doubt_mark, format_bytes, format_estimate, format_percent, format_value
+from gguf_harness.report.numbers import doubt_mark, format_bytes, format_metric, format_value
 from gguf_harness.report.prices import price_list, show_average, show_step
 from gguf_harness.report.standing import failures_of
 from gguf_harness.store.runs import write_text
 
 __all__ = ["embed_json", "plotly_js", "write_html"]
-
-_TABLE_METRICS = (
-    "bits_per_weight",
-    "ppl",
-    "ppl_ratio",
-    "kld_mean",
-    "kld_p99",
-    "same_top",
-    "edit_similarity",
-    "pp_tokens_per_s",
-    "tg_tokens_per_s",
-    "tg_speed_ratio",
-    "load_s",
-    "peak_memory_bytes",
-    "attn_cosine",
-    "attn_cosine_worst_head",
-    "head_importance_rank_correlation",
-    "resid_relative_error",
-    "neighbour_recall",
-    "contextual_cosine",
-)
 
 
 def write_html(run: Mapping[str, Any], run_dir: Path, destination: Path) -> None:
@@ -72,9 +51,11 @@ def write_html(run: Mapping[str, Any], run_dir: Path, destination: Path) -> None
         failures=failures_of(run),
         own_words={"measurement", "prompt", "assertion", "fixture"},
         headline=view.headline(),
-        columns=[(name, METRICS[name]) for name in _TABLE_METRICS if view.measured(name)],
+        columns=[metric for metric in view.metrics.values() if "html" in metric.tables and view.measured(metric.name)],
         cell=lambda model, metric: _cell(view, model, metric),
-        metrics=METRICS,
+        metrics=view.metrics,
+        glossary=view.used_metrics(),
+        estimated=ESTIMATED,
         prices=price_list(view),
         show_average=show_average,
         show_step=show_step,
@@ -89,22 +70,14 @@ def write_html(run: Mapping[str, Any], run_dir: Path, destination: Path) -> None
     write_text(destination, page)
 
 
-def _cell(view: RunView, model: str, metric: str) -> tuple[str, float | None]:
+def _cell(view: RunView, model: str, metric: Metric) -> tuple[str, float | None]:
     """(text, value to sort by) of a table cell; an empty one says so and sorts last."""
-    row = view.row(model, metric)
+    row = view.row(model, metric.name)
     if row is None:
         # The reference is not compared with itself: that is no missing measurement.
         is_reference = any(other.is_reference and other.name == model for other in view.models)
         return ("–" if is_reference else "no data"), None
-    value, se = row["value"], row["se"]
-    unit = METRICS[metric].unit
-    if unit == "bytes":
-        return format_bytes(value), value
-    if unit == "fraction":
-        return format_percent(value, se), value
-    if metric == "bits_per_weight":
-        return f"{value:.2f}", value
-    return f"{format_estimate(value, se)}{doubt_mark(row)}", value
+    return f"{format_metric(metric, row['value'], row['se'])}{doubt_mark(row)}", row["value"]
 
 
 def _place(row: Mapping[str, Any]) -> tuple[str, int | None]:

@@ -8,15 +8,14 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from gguf_harness.metrics.records import WHOLE, Place
-from gguf_harness.metrics.registry import METRICS
+from gguf_harness.metrics.registry import Metric
 from gguf_harness.report.data import Candidate, RunView, describe_windows, visible
-from gguf_harness.report.numbers import doubt_mark, format_bytes, format_estimate, format_percent, format_value
+from gguf_harness.report.numbers import doubt_mark, format_bytes, format_metric, format_value
 from gguf_harness.report.standing import failures_of
 from gguf_harness.report.terminal import verdict_line
 
 __all__ = ["render_markdown"]
 
-_METRICS: Final = ("bits_per_weight", "ppl", "kld_mean", "same_top", "tg_tokens_per_s", "peak_memory_bytes")
 _MARKS: Final = {
     "pass": "✅ pass",
     "fail": "❌ fail",
@@ -60,30 +59,21 @@ def render_markdown(run: Mapping[str, Any]) -> str:
 
 
 def _table(view: RunView) -> list[str]:
-    metrics = [metric for metric in _METRICS if view.measured(metric)]
-    heads = ["model", "size", *(METRICS[metric].title for metric in metrics), "verdict"]
+    metrics = [metric for metric in view.metrics.values() if "markdown" in metric.tables and view.measured(metric.name)]
+    heads = ["model", "size", *(_safe(metric.title) for metric in metrics), "verdict"]
     lines = [_row(heads), _row(["---", *["---:"] * (len(heads) - 2), "---"])]
     return [*lines, *(_row(_cells(view, model, metrics)) for model in view.models)]
 
 
-def _cells(view: RunView, model: Candidate, metrics: list[str]) -> list[str]:
+def _cells(view: RunView, model: Candidate, metrics: list[Metric]) -> list[str]:
     size = format_bytes(model.facts["bytes"]) if model.facts else "no data"
     cells = [_cell(view, model.name, metric) for metric in metrics]
     return [_safe(model.name), size, *cells, _MARKS.get(model.verdict, model.label)]
 
 
-def _cell(view: RunView, model: str, metric: str) -> str:
-    row = view.row(model, metric)
-    return "–" if row is None else f"{_number(metric, row['value'], row['se'])}{doubt_mark(row)}"
-
-
-def _number(metric: str, value: float, se: float | None) -> str:
-    unit = METRICS[metric].unit if metric in METRICS else ""
-    if unit == "bytes":
-        return format_bytes(value)
-    if unit == "fraction":
-        return format_percent(value, se)
-    return f"{value:.2f}" if metric == "bits_per_weight" else format_estimate(value, se)
+def _cell(view: RunView, model: str, metric: Metric) -> str:
+    row = view.row(model, metric.name)
+    return "–" if row is None else f"{format_metric(metric, row['value'], row['se'])}{doubt_mark(row)}"
 
 
 def _baseline(view: RunView) -> list[str]:
@@ -99,8 +89,9 @@ def _baseline(view: RunView) -> list[str]:
     lines += [_row(["---", "---", "---:", "---:", "---:", "---"])]
     for comparison in found:
         metric = comparison["metric"]
-        numbers = [_number(metric, comparison[key], None) if key in comparison else "–" for key in ("old", "new")]
-        title = METRICS[metric].title if metric in METRICS else metric
+        known = view.metrics.get(metric)
+        numbers = [format_metric(known, comparison[key], None) if key in comparison else "–" for key in ("old", "new")]
+        title = view.title(metric)
         title += f" ({place})" if (place := Place.of(comparison)) != WHOLE else ""
         windows = format_value(comparison["windows"]) if comparison.get("windows") else "not paired"
         outcome = str(comparison.get("outcome", "–"))

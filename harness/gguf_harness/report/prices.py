@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Final
 
-from gguf_harness.metrics.registry import METRICS
+from gguf_harness.metrics.registry import metric_info
 from gguf_harness.metrics.tradeoff import Step, frontier_steps, halvings
 from gguf_harness.report.data import RunView, visible
 from gguf_harness.report.numbers import format_estimate, format_value
 
 __all__ = ["Price", "PriceList", "price_list", "price_note", "show_average", "show_step"]
-
-# Both are nats, none at the reference itself.
-_LOSSES: Final = ("kld_mean", "ln_ppl_ratio")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +42,7 @@ class PriceList:
     @property
     def title(self) -> str:
         """What is lost."""
-        return METRICS[self.metric].title
+        return metric_info(self.metric).title
 
     @property
     def steps(self) -> list[Step]:
@@ -70,7 +66,7 @@ class PriceList:
 def price_list(view: RunView) -> PriceList | None:
     """Prices by mean KL, where it was measured, else by ln PPL ratio; None where neither was, or nothing is smaller."""
     reference = next((model for model in view.models if model.is_reference and model.facts), None)
-    metric = next((metric for metric in _LOSSES if view.measured(metric)), None)
+    metric = next((name for name in view.losses if _is_none_at_the_reference(view, name) and view.measured(name)), None)
     if reference is None or metric is None:
         return None
     size = float(reference.facts["bytes"])
@@ -87,6 +83,11 @@ def price_list(view: RunView) -> PriceList | None:
         se = None if row["se"] is None else row["se"] / times
         prices.append(Price(name, 1 - cost / size, row["value"] / times, se, steps.get(name)))
     return PriceList(metric, prices) if prices else None
+
+
+def _is_none_at_the_reference(view: RunView, metric: str) -> bool:
+    """Whether a loss is in nats beside the reference: nothing where a model is the reference."""
+    return view.metrics[metric].unit == "nats"
 
 
 def price_note(view: RunView) -> str | None:

@@ -4,20 +4,13 @@ from __future__ import annotations
 
 import io
 import textwrap
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from gguf_harness.judge.claims import judge_claims, speed_ratio
+from gguf_harness.metrics.registry import Column, Metric
 from gguf_harness.report.data import Candidate, RunView, describe_windows, visible
-from gguf_harness.report.numbers import (
-    doubt_mark,
-    format_bytes,
-    format_estimate,
-    format_percent,
-    format_ratio,
-    format_value,
-)
+from gguf_harness.report.numbers import format_bytes, format_column, format_estimate, format_ratio
 from gguf_harness.report.prices import price_note
 
 if TYPE_CHECKING:
@@ -36,44 +29,6 @@ _COLORS: Final = {
     "inconclusive": "yellow",
     "reference": "dim",
 }
-
-Row = Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class _Column:
-    """A column of the table; of those that do not fit, the one of highest rank goes first."""
-
-    title: str
-    metric: str
-    show: Callable[[Row], str]
-    rank: int
-
-
-def _with_error(row: Row) -> str:
-    return format_estimate(row["value"], row["se"])
-
-
-def _speed(digits: int) -> Callable[[Row], str]:
-    return lambda row: f"{row['value']:.{digits}f}{doubt_mark(row)}"
-
-
-_COLUMNS: Final = (
-    _Column("bits/w", "bits_per_weight", lambda row: f"{row['value']:.2f}", 5),
-    _Column("PPL", "ppl", _with_error, 2),
-    _Column("KL mean, nats", "kld_mean", _with_error, 0),
-    _Column("KL 99 %", "kld_p99", lambda row: format_value(row["value"]), 7),
-    _Column("same top", "same_top", lambda row: format_percent(row["value"], row["se"]), 3),
-    _Column("prompt t/s", "pp_tokens_per_s", _speed(0), 6),
-    _Column("gen. t/s", "tg_tokens_per_s", _speed(1), 4),
-    _Column("memory", "peak_memory_bytes", lambda row: format_bytes(row["value"]), 8),
-    _Column("attention cos.", "attn_cosine", _with_error, 9),
-    _Column("worst head", "attn_cosine_worst_head", _with_error, 11),
-    _Column("heads, rank corr.", "head_importance_rank_correlation", _with_error, 12),
-    _Column("resid error", "resid_relative_error", _with_error, 10),
-    _Column("neighbours kept", "neighbour_recall", lambda row: format_percent(row["value"], row["se"]), 13),
-    _Column("context cos.", "contextual_cosine", _with_error, 14),
-)
 
 
 def render_terminal(run: Mapping[str, Any], *, width: int, color: bool) -> str:
@@ -172,9 +127,11 @@ def _answers(view: RunView) -> list[str]:
 
 
 def _table(view: RunView, width: int, color: bool) -> str:
-    columns = [column for column in _COLUMNS if view.measured(column.metric)]
+    columns = [
+        (metric, metric.column) for metric in view.metrics.values() if metric.column and view.measured(metric.name)
+    ]
     while len(columns) > 1 and _drawn(view, columns)[1] > width:
-        columns.remove(max(columns, key=lambda column: column.rank))
+        columns.remove(max(columns, key=lambda column: column[1].rank))
     from rich.console import Console
 
     file = io.StringIO()
@@ -183,7 +140,7 @@ def _table(view: RunView, width: int, color: bool) -> str:
     return file.getvalue()
 
 
-def _drawn(view: RunView, columns: list[_Column]) -> tuple[Table, int]:
+def _drawn(view: RunView, columns: list[tuple[Metric, Column]]) -> tuple[Table, int]:
     """A table, and the width that it needs."""
     from rich import box
     from rich.console import Console
@@ -193,17 +150,17 @@ def _drawn(view: RunView, columns: list[_Column]) -> tuple[Table, int]:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     table.add_column("model", overflow="fold")
     table.add_column("size", justify="right", no_wrap=True)
-    for column in columns:
-        table.add_column(column.title, justify="right", no_wrap=True)
+    for metric, column in columns:
+        table.add_column(Text(column.head or metric.title), justify="right", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
     for model in view.models:
-        rows = [view.row(model.name, column.metric) for column in columns]
+        rows = [(metric, view.row(model.name, metric.name)) for metric, _ in columns]
         size = format_bytes(model.facts["bytes"]) if model.facts else "-"
         # Text, not markup: a model's name may hold [brackets].
         table.add_row(
             Text(visible(model.name)),
             size,
-            *("-" if row is None else column.show(row) for row, column in zip(rows, columns, strict=True)),
+            *("-" if row is None else format_column(metric, row) for metric, row in rows),
             Text(model.label, style=_COLORS.get(model.verdict, "")),
         )
     return table, Console(file=io.StringIO(), width=_MEASURED_WIDTH).measure(table).maximum

@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
 
+from gguf_harness.errors import GateError
 from gguf_harness.metrics.records import Place
+from gguf_harness.metrics.registry import Metric
 from gguf_harness.store.run_tables import LIST, NUMBER, TABLE, TABLES, TEXT, TRUTH, WHOLE, Kind, rows_of
 
 __all__ = ["content_problem"]
@@ -38,7 +40,7 @@ _RUN: Final[_Kinds] = {
     "warnings": LIST,
     **dict.fromkeys(("machine", "engine", "corpus", "settings", "cache", "baseline"), TABLE.or_null),
     **dict.fromkeys(("models", "tests", "estimates", "gates", "arrays"), LIST),
-    **dict.fromkeys(("planned", "texts", "heads"), LIST.or_null),
+    **dict.fromkeys(("planned", "texts", "heads", "metrics"), LIST.or_null),
 }
 """Kinds of what a run holds, where it holds it."""
 
@@ -86,7 +88,17 @@ def content_problem(run: Mapping[str, Any]) -> str | None:
     for index, model in enumerate(run.get("models", []) if problem is None else []):
         place = f"models[{index}].adapters"
         problem = problem or _wrong_rows(model["adapters"], _ADAPTER, tuple(_ADAPTER), place)
-    return problem
+    return problem or _wrong_metric(run.get("metrics") or [])
+
+
+def _wrong_metric(entries: list[object]) -> str | None:
+    """Of the entries of metrics that are not built in."""
+    for index, entry in enumerate(entries):
+        try:
+            Metric.from_json(entry)
+        except GateError as error:
+            return f"metrics[{index}]: {error.message.rstrip('.')}"
+    return None
 
 
 def _wrong_rows(rows: Sequence[object], kinds: _Kinds, needed: Sequence[str], place: str) -> str | None:

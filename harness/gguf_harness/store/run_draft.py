@@ -18,6 +18,7 @@ from typing import Any, Final
 
 from gguf_harness import __version__
 from gguf_harness.metrics.records import SCHEMA_VERSION
+from gguf_harness.metrics.registry import METRICS
 from gguf_harness.store.runs import write_json
 
 _SHOWN_PROBLEMS: Final = 3
@@ -292,6 +293,7 @@ class RunDraft:
             "settings": self.settings,
             "tests": [test.to_json() for test in self.tests.values()],
             "estimates": [row for findings in self.found.values() for row in findings.estimates],
+            "metrics": self._foreign_metrics(),
             "arrays": list(arrays.values()),
             "planned": self.planned,
             "gates": self.gates,
@@ -302,6 +304,13 @@ class RunDraft:
             "warnings": list(dict.fromkeys([*(w for part in parts for w in part["warnings"]), *self._warnings()])),
             "cache": {key: sum(part["cache"][key] for part in parts) for key in ("hits", "misses")},
         }
+
+    def _foreign_metrics(self) -> list[dict[str, Any]]:
+        """Entries of the metrics in use that are of other people's plugins: a reader may not have these."""
+        rows = (row for findings in self.found.values() for row in (*findings.estimates, *findings.gates))
+        used = dict.fromkeys(row["metric"] for row in rows)
+        theirs = [name for name in used if name in METRICS and not METRICS.is_built_in(name)]
+        return [METRICS[name].to_json() for name in theirs]
 
     def _compared(self) -> dict[str, Any]:
         return {

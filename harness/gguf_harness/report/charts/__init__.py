@@ -1,30 +1,42 @@
-"""Charts of a stored run, a module per suite."""
+"""Charts of a stored run: functions of it, a module per suite. Those of other people's plugins are kept with it."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Final
 
 from gguf_harness.report.charts.attention import attention_charts
 from gguf_harness.report.charts.base import Chart
 from gguf_harness.report.charts.drift import drift_charts
 from gguf_harness.report.charts.embeddings import embedding_charts
 from gguf_harness.report.charts.heads import head_charts
+from gguf_harness.report.charts.kept import kept_charts
 from gguf_harness.report.charts.layers import layers_charts
 from gguf_harness.report.charts.quant import quant_charts
 from gguf_harness.report.charts.weights import weight_charts
 from gguf_harness.report.data import RunView
 
-__all__ = ["build_charts"]
+__all__ = ["ChartBuilder", "build_charts"]
+
+ChartBuilder = Callable[[RunView, Path], Iterable[Chart]]
+"""The charts that a run has data for; it gets what is stored of the run, and its folder, and nothing else."""
+
+_BUILDERS: Final[tuple[ChartBuilder, ...]] = (
+    quant_charts,
+    attention_charts,
+    head_charts,
+    embedding_charts,
+    layers_charts,
+    weight_charts,
+    drift_charts,
+)
 
 
 def build_charts(view: RunView, run_dir: Path) -> list[Chart]:
-    """Every chart that the run has data for."""
-    return [
-        *quant_charts(view, run_dir),
-        *attention_charts(view, run_dir),
-        *head_charts(view, run_dir),
-        *embedding_charts(view, run_dir),
-        *layers_charts(view, run_dir),
-        *weight_charts(view, run_dir),
-        *drift_charts(view, run_dir),
-    ]
+    """Every chart that the run has data for.
+
+    Raises:
+        StoreError: the charts that plugins drew are damaged.
+    """
+    return [*(chart for builder in _BUILDERS for chart in builder(view, run_dir)), *kept_charts(run_dir)]

@@ -1,0 +1,78 @@
+"""What metrics mean and how they are defined: for the terminal, and as markdown."""
+
+from __future__ import annotations
+
+import io
+import math
+import textwrap
+from collections.abc import Iterable
+
+from gguf_harness.metrics.registry import ESTIMATED, Metric
+
+__all__ = ["render_glossary", "render_metric", "render_metrics_markdown"]
+
+
+def render_glossary(metrics: Iterable[Metric], *, width: int, color: bool) -> str:
+    """A line per metric."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False)
+    for head in ("metric", "title", "unit", "better", "meaning"):
+        table.add_column(head, no_wrap=head == "metric")
+    for metric in metrics:
+        better = "" if metric.better == "neutral" else metric.better
+        cells = (metric.name, metric.title, metric.unit, better, metric.meaning)
+        table.add_row(*(Text(cell) for cell in cells))
+    file = io.StringIO()
+    Console(file=file, width=max(width, 80), force_terminal=color).print(table)
+    return file.getvalue()
+
+
+def render_metric(metric: Metric, *, width: int) -> str:
+    """All that is known of one."""
+    lines = [f"{metric.name}: {metric.title}", ""]
+    for head, words in _facts(metric):
+        lines.append(textwrap.fill(words, width, initial_indent=f"{head:<12}", subsequent_indent=" " * 12))
+    return "\n".join(lines) + "\n"
+
+
+def render_metrics_markdown(metrics: Iterable[Metric]) -> str:
+    """A table with the definitions and their sources."""
+    lines = ["| metric | unit | better | meaning | definition | source |", "|---|---|---|---|---|---|"]
+    for metric in metrics:
+        better = "" if metric.better == "neutral" else metric.better
+        cells = (f"`{metric.name}`", metric.unit, better, metric.meaning, metric.definition, metric.source)
+        lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _facts(metric: Metric) -> list[tuple[str, str]]:
+    """(head, words) of what is known."""
+    least, most = (f"{value:g}" if math.isfinite(value) else "" for value in metric.values)
+    ends = [*([f"at least {least}"] if least else []), *([f"at most {most}"] if most else [])]
+    better = "neither direction is" if metric.better == "neutral" else metric.better
+    facts = [
+        ("meaning", metric.meaning),
+        ("definition", metric.definition),
+        ("source", metric.source),
+        ("unit", metric.unit or "none: a pure number"),
+        ("better", better),
+        ("values", ", ".join(ends) or "any"),
+        ("estimated", ESTIMATED[metric.estimated]),
+        ("recorded of", ", ".join(("models", *metric.parts))),
+        ("shown in", ", ".join([*(["terminal"] if metric.column else []), *sorted(metric.tables)]) or "all estimates"),
+    ]
+    gate = metric.gate
+    if gate is None:
+        facts.append(("gate", "none"))
+    else:
+        who = "any model" if gate.any_model else "candidates"
+        relative = "; a limit may be relative to the reference" if gate.relative else ""
+        facts.append(("gate", f"{gate.test} of {gate.suite} decides on it, for {who}{relative}"))
+    early = "no, it needs all windows" if metric.early is None else "yes, with --gguf-until-decided"
+    facts += [("early", early)] if metric.of_corpus else []
+    compared = "no" if not metric.compared or metric.better == "neutral" else "by its value and error"
+    facts.append(("baseline", "window by window" if metric.window_means is not None else compared))
+    return facts
