@@ -19,12 +19,12 @@ import psutil
 import pytest
 
 from gguf_harness.engine.server import Server, ServerPool
-from gguf_harness.engine.session import Session
 from gguf_harness.engine.settings import ServedRequest, ServerSettings, SessionSettings
 from gguf_harness.errors import EngineCrashed, EngineError, EngineTimeout, NoData, OptionError
 from gguf_harness.measure.client import Client, Percentiles
 from gguf_harness.measure.served import ServedResult, measure_served
 from tests.busy import busy_core
+from tests.loaded import open_context
 from tests.random_llama import write_random_llama
 
 pytestmark = pytest.mark.model
@@ -71,8 +71,8 @@ def test_the_same_prompt_gets_the_same_answer(client: Client, chat: bool) -> Non
 
 def test_a_completion_is_what_the_model_says(client: Client, llama_file: Path) -> None:
     """Against a decode of the same model in this process."""
-    with Session([llama_file], SessionSettings(n_ctx=64, n_batch=64)) as session:
-        expected = session.detokenize(list(session.generate(session.tokenize("the quick brown fox"), 8)))
+    with open_context([llama_file], SessionSettings(n_ctx=64, n_batch=64)) as context:
+        expected = context.model.detokenize(list(context.generate(context.model.tokenize("the quick brown fox"), 8)))
     answer = client.complete("the quick brown fox", max_tokens=8)
     assert answer.error is None
     assert answer.text == expected.decode("ascii")

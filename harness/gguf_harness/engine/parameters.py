@@ -1,4 +1,4 @@
-"""Settings of a session as llama.cpp's parameters of a context."""
+"""Settings as llama.cpp's parameters of a context."""
 
 from __future__ import annotations
 

@@ -89,7 +89,7 @@ TAPS: dict[str, TapInfo] = {
 }
 """Tap names follow TransformerLens. Graph names are those that llama.cpp's graph builders give (src/models).
 
-`encoder.` in front of a name means the encoder's: those are there while a session encodes, the others while it
+`encoder.` in front of a name means the encoder's: those are there while a context encodes, the others while it
 decodes. An encoder has no logits, its pattern no padding, and its last block keeps all tokens.
 
 From the last block's `resid_mid` on (its `attn_out` too where a norm follows attention), llama.cpp keeps only the
@@ -189,7 +189,7 @@ def graph_nodes(tap: str, architecture: str, n_layer: int) -> tuple[GraphNode, .
     _check_known(tap, n_layer)
     if encoder and (architecture not in _ENCODERS or generic == "logits"):
         reason = "an encoder has no logits" if architecture in _ENCODERS else f"{architecture} has no encoder"
-        way_out = f"Read {tap.removeprefix(ENCODER_PREFIX)!r}, which is there while a session decodes."
+        way_out = f"Read {tap.removeprefix(ENCODER_PREFIX)!r}, which is there while a context decodes."
         raise TapNotFound(f"{tap!r}: {reason}.", way_out)
     if not encoder and architecture in _ENCODER_ONLY:
         raise TapNotFound(f"{tap!r}: {architecture} has no decoder.", f"Its taps begin with {ENCODER_PREFIX!r}.")

@@ -77,7 +77,7 @@ def ggml_environment() -> dict[str, str]:
     }
 
 
-def describe_engine(context: WorkerContext) -> dict[str, Any]:
+def describe_engine(worker: WorkerContext) -> dict[str, Any]:
     """What llama.cpp says of itself; loading its libraries takes a second, and fails here if they do not fit.
 
     Raises:
@@ -87,7 +87,7 @@ def describe_engine(context: WorkerContext) -> dict[str, Any]:
 
     require_supported_engine()
     info = engine_info().to_json()
-    context.progress(1, 1)
+    worker.progress(1, 1)
     return info
 
 
@@ -99,9 +99,9 @@ def count_tokens(_: WorkerContext, files: Sequence[Path], text: bytes) -> int:
 
 
 def quantize_task(
-    context: WorkerContext, files: Sequence[Path], destination: Path, quant: str, threads: int, imatrix: Path | None
+    worker: WorkerContext, files: Sequence[Path], destination: Path, quant: str, threads: int, imatrix: Path | None
 ) -> None:
     """Quantize a model; see `gguf_harness.engine.quantize.quantize_file`."""
     from gguf_harness.engine.quantize import quantize_file
 
-    quantize_file(files, destination, quant, threads=threads, imatrix=imatrix, progress=context.progress)
+    quantize_file(files, destination, quant, threads=threads, imatrix=imatrix, progress=worker.progress)
