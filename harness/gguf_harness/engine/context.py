@@ -19,7 +19,7 @@ from gguf_harness.engine.language_head import logits_of
 from gguf_harness.engine.logs import EngineLog, MemoryBreakdown, parse_memory
 from gguf_harness.engine.model import Model, Tokens
 from gguf_harness.engine.parameters import context_parameters
-from gguf_harness.engine.settings import SessionSettings
+from gguf_harness.engine.settings import CACHE_BLOCK, SessionSettings
 from gguf_harness.errors import EngineError
 
 if TYPE_CHECKING:
@@ -67,6 +67,7 @@ class Context:
         self.settings = settings
         self.taps = taps
         self._encoded = False
+        _check_blocks(model, settings)
         parameters = context_parameters(settings, model.pointer)
         if taps is not None:
             taps.require_possible(settings)
@@ -272,3 +273,14 @@ class Context:
                 return
             self.decode(np.array([token], dtype=np.int32), zero + position, zero, one)
             position += 1
+
+
+def _check_blocks(model: Model, settings: SessionSettings) -> None:
+    """Refuse what llama.cpp refuses with flash attention only: without, it aborts or mixes the heads' blocks."""
+    size = model.d_key if settings.has_quantized_k and settings.flash_attention == "off" else None
+    if size is not None and size % CACHE_BLOCK:
+        raise EngineError(
+            f"A K cache of type {settings.cache_type_k} has blocks of {CACHE_BLOCK} values, which do not divide the"
+            f" {size} of a head's keys in {model.name}.",
+            "Keep the K cache of this model in f16, bf16 or f32.",
+        )

@@ -6,7 +6,7 @@ import ctypes
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Final, Self
 
 import llama_cpp
 import numpy as np
@@ -20,6 +20,9 @@ from gguf_harness.errors import CorpusError, EngineError
 __all__ = ["Model", "Tokens", "offloads"]
 
 Tokens = NDArray[np.int32]
+
+_LONGEST_VALUE: Final = 256
+"""Bytes of a metadata value as text that are read; what is longer is a list or a template."""
 
 
 def offloads(n_gpu_layers: int) -> bool:
@@ -95,6 +98,25 @@ class Model:
     def has_decoder(self) -> bool:
         """Whether there is anything to decode with: an encoder alone predicts no tokens."""
         return bool(llama_cpp.llama_model_has_decoder(self._pointer))
+
+    @property
+    def d_key(self) -> int | None:
+        """Values of a head's keys, as the file says or as follows from the width; None where it says neither."""
+        size = self._metadata("attention.key_length")
+        if size is not None:
+            return int(size) if size.isdigit() else None
+        heads = int(llama_cpp.llama_model_n_head(self._pointer))
+        return int(llama_cpp.llama_model_n_embd(self._pointer)) // heads if heads > 0 else None
+
+    def _metadata(self, key: str) -> str | None:
+        """A value of the model's architecture, as text; None where there is none."""
+        name = self._value(b"general.architecture")
+        return None if name is None else self._value(f"{name}.{key}".encode())
+
+    def _value(self, key: bytes) -> str | None:
+        buffer = ctypes.create_string_buffer(_LONGEST_VALUE)
+        length = llama_cpp.llama_model_meta_val_str(self._pointer, key, buffer, _LONGEST_VALUE)
+        return buffer.value.decode("utf-8", "replace") if 0 <= length < _LONGEST_VALUE else None
 
     def require_language_head(self) -> None:
         """Make sure that the model predicts tokens.

@@ -7,7 +7,16 @@ from typing import Any, Final, Literal
 
 from gguf_harness.errors import OptionError
 
-__all__ = ["CacheType", "FlashAttention", "ServedRequest", "ServerSettings", "SessionSettings", "WindowOrder"]
+__all__ = [
+    "CACHE_BLOCK",
+    "GGML_TYPES",
+    "CacheType",
+    "FlashAttention",
+    "ServedRequest",
+    "ServerSettings",
+    "SessionSettings",
+    "WindowOrder",
+]
 
 FlashAttention = Literal["auto", "on", "off"]
 WindowOrder = Literal["sampled", "first"]
@@ -19,7 +28,14 @@ _SERVED_PROMPT: Final = (
 )
 
 CacheType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
+GGML_TYPES: Final[dict[CacheType, int]] = {
+    "f32": 0, "f16": 1, "bf16": 30, "q8_0": 8, "q5_1": 7, "q5_0": 6, "q4_1": 3, "q4_0": 2,
+}  # fmt: skip
+"""Numbers in `enum ggml_type` (ggml/include/ggml.h)."""
+
 _QUANTIZED: Final = frozenset({"q8_0", "q5_1", "q5_0", "q4_1", "q4_0"})
+CACHE_BLOCK: Final = 32
+"""Values that the quantized types of a cache store together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +79,11 @@ class SessionSettings:
                 " stores V transposed, where blocks of a quantized type do not fit.",
                 "Leave flash attention on auto, or keep V in f16; K may be quantized without it.",
             )
+
+    @property
+    def has_quantized_k(self) -> bool:
+        """Whether the K cache has a quantized type."""
+        return self.cache_type_k in _QUANTIZED
 
     @property
     def has_quantized_v(self) -> bool:
@@ -142,16 +163,20 @@ class ServerSettings:
                 raise OptionError(f"{name} is {getattr(self, name)}, expected at least 1.")
 
     @property
+    def changes_cache(self) -> bool:
+        """Whether the cache has other types than llama.cpp's own, f16."""
+        return (self.cache_type_k, self.cache_type_v) != ("f16", "f16")
+
+    @property
     def has_quantized_v(self) -> bool:
         """Whether the V cache has a quantized type."""
         return self.cache_type_v in _QUANTIZED
 
     def to_json(self) -> dict[str, Any]:
-        """A dictionary of JSON types only; cache types only where they are not llama.cpp's own, f16."""
+        """A dictionary of JSON types only; without types of the cache where both are llama.cpp's own, f16."""
         values = asdict(self)
-        for name in ("cache_type_k", "cache_type_v"):
-            if values[name] == "f16":
-                del values[name]
+        if not self.changes_cache:
+            del values["cache_type_k"], values["cache_type_v"]
         return values
 
 

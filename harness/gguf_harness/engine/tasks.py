@@ -69,11 +69,14 @@ def identify_engine(description: dict[str, Any], build: str) -> dict[str, Any]:
 
 
 def ggml_environment() -> dict[str, str]:
-    """Settings of ggml in the environment, such as GGML_CUDA_FORCE_MMQ: some change what is computed."""
+    """Settings in the environment that change what is computed: ggml's (GGML_CUDA_FORCE_MMQ), and one of llama.cpp's.
+
+    LLAMA_ATTN_ROT_DISABLE is whether K and V are rotated before they are quantized in the cache.
+    """
     return {
         name: value
         for name, value in sorted(os.environ.items())
-        if name.startswith("GGML_") and name != "GGML_NO_BACKTRACE"
+        if (name.startswith("GGML_") and name != "GGML_NO_BACKTRACE") or name == "LLAMA_ATTN_ROT_DISABLE"
     }
 
 
