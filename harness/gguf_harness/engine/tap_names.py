@@ -80,7 +80,11 @@ TAPS: dict[str, TapInfo] = {
     "blocks.{i}.attn.z": TapInfo(
         "kqv_out", "[pos, head * d_head]", "Mixed values, before the output projection.", operations=_MIXED
     ),
-    "blocks.{i}.attn_out": TapInfo("attn_out", "[pos, d_model]", "What attention adds to the residual stream."),
+    "blocks.{i}.attn_out": TapInfo(
+        "attn_out",
+        "[pos, d_model]",
+        "What attention adds to the residual stream, or what mixes tokens in its place in a layer without it.",
+    ),
     "blocks.{i}.resid_mid": TapInfo("ffn_inp", "[pos, d_model]", "Residual stream between attention and MLP."),
     "blocks.{i}.mlp_out": TapInfo("ffn_out", "[pos, d_model]", "What the MLP adds to the residual stream."),
     "blocks.{i}.resid_post": TapInfo("l_out", "[pos, d_model]", "Residual stream after the block."),
@@ -119,6 +123,8 @@ _OTHERWISE: dict[str, dict[str, str | None]] = {
         "embed": "inp_scaled", _Q: "Qcur_pos", _K: "Kcur_pos", _V: "Vcur_normed",
         _ATTN: "attn_post_norm", _MID: "attn_out", _MLP: "ffn_post_norm",
     },
+    # Its `ffn_inp` is what the mixer gives, before it is added to the stream.
+    "jamba": {_ATTN: "ffn_inp", _MID: None},
     "minicpm3": {"embed": "inp_scaled"},
     "olmo2": {_ATTN: "attn_post_norm", _MLP: None},
 }  # fmt: skip

@@ -209,11 +209,21 @@ class Taps:
         self._missing.discard(tap)
 
     def _advice(self, missing: list[str]) -> str:
+        if layers := self._layers_with(missing[0]):
+            return f"Layers that have it: {', '.join(map(str, layers))}. The others mix tokens without attention."
         if any(generic_tap(tap) in NEEDS_FLASH_ATTENTION_OFF and not self._is_offered(tap) for tap in missing):
             return "Attention scores and patterns exist only with flash attention off (flash_attention='off')."
         prefix = ENCODER_PREFIX if self._encoder else ""
         offered = {generic_tap(tap) for tap in expand_taps([f"{prefix}*"], self._n_layer) if self._is_offered(tap)}
         return f"It offers: {', '.join(prefix + tap for tap in TAPS if tap in offered) or 'none of the known taps'}."
+
+    def _layers_with(self, tap: str) -> list[int]:
+        """Layers whose part of attention of this name was in the graph: some, of a model that has it in some only."""
+        before, part, name = tap.partition(".attn.")
+        if not part:
+            return []
+        block = before.rpartition(".")[0]
+        return [layer for layer in range(self._n_layer) if self._is_offered(f"{block}.{layer}{part}{name}")]
 
     def _is_offered(self, tap: str) -> bool:
         try:
