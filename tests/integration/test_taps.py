@@ -228,6 +228,27 @@ def test_with_nothing_wanted_llama_cpp_does_not_call() -> None:
     assert address(Taps("llama", 2, read={"logits": lambda *_: None}))
 
 
+def test_taps_change_between_decodes(model: Callable[[str], Path]) -> None:
+    """In one context, what a context with these taps alone gives, to the bit."""
+    file = model("qwen2")
+    patches: list[dict[str, Patcher]] = [{}, *({f"blocks.{i}.attn.z": lambda _, z: 0 * z} for i in range(2)), {}]
+    alone = [_run(file, "qwen2", ["blocks.1.resid_post"], patch) for patch in patches]
+    taps, seen = Taps("qwen2", 2, changing=True), dict[str, Array]()
+    with open_context([file], _settings(), taps) as context:
+        for patch, (values, logits) in zip(patches, alone, strict=True):
+            seen.clear()
+            taps.watch(read={"blocks.1.resid_post": seen.__setitem__}, patch=patch)
+            assert (context.logits(TOKENS) == logits).all()
+            assert (seen["blocks.1.resid_post"] == values["blocks.1.resid_post"]).all()
+            assert len(seen) == 1
+        taps.watch()
+        seen.clear()
+        assert (context.logits(TOKENS) == alone[0][1]).all()
+        assert not seen
+    with pytest.raises(EngineError, match="cannot be changed"):
+        Taps("qwen2", 2).watch()
+
+
 def test_every_unnamed_tensor_is_refused_or_missing() -> None:
     with pytest.raises(TapNotFound, match="does not name"):
         Taps("gemma2", 2, read={"blocks.0.mlp_out": lambda *_: None})
