@@ -183,8 +183,8 @@ def test_nothing_is_seen_beyond_a_sliding_window(tmp_path: Path, kind: str, n_ba
     request = make_request(file, tmp_path, **settings)
     part = LayerParts(n, by_key=True)
     with (
-        LoadedModel([file]) as model,
-        tapped(model, request, n, {"pattern": part}, range(request.n_layer)) as context,
+        LoadedModel([file]) as loaded,
+        tapped(loaded, request, n, {"pattern": part}, range(request.n_layer)) as context,
     ):
         context.prefill(tokens)
     patterns = part.take()
