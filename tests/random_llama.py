@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 from gguf import GGUFWriter, LlamaFileType, TokenType
 
-__all__ = ["write_random_llama"]
+__all__ = ["byte_alphabet", "write_random_llama"]
 
 BOS, N_BYTES = 256, 256
 
 
-def _byte_alphabet() -> list[str]:
+def byte_alphabet() -> list[str]:
     """GPT-2's printable character for each byte (Radford et al., 2019, encoder.py)."""
     kept = [*range(33, 127), *range(161, 173), *range(174, 256)]
     spare = iter(range(256, 512))
@@ -51,7 +51,7 @@ def write_random_llama(
     """
     random = np.random.default_rng(seed)
     disturb = np.random.default_rng(seed + 1)
-    alphabet = _byte_alphabet()
+    alphabet = byte_alphabet()
     tokens = [
         *alphabet,
         "<|bos|>",

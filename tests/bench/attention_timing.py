@@ -13,7 +13,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from gguf_harness.engine.session import Session
+from gguf_harness.engine.context import Context
+from gguf_harness.engine.model import Model
 from gguf_harness.engine.worker import WorkerContext
 from gguf_harness.measure.attention import AttentionRequest, tapped
 from gguf_harness.measure.behaviour import BehaviourWatch
@@ -88,18 +89,18 @@ class _Reader:
         self.seconds += time.perf_counter() - start
 
 
-def measure(context: WorkerContext, request: AttentionRequest, cases: Sequence[Case], rounds: int) -> list[Timing]:
+def measure(worker: WorkerContext, request: AttentionRequest, cases: Sequence[Case], rounds: int) -> list[Timing]:
     """Time each case in turns with the same decode without taps."""
     timings = [Timing() for _ in cases]
-    base = context.session(request.files, request.settings)
+    model = worker.model(request.files, request.settings.n_gpu_layers)
     with contextlib.ExitStack() as stack:
         for done, (case, timing) in enumerate(zip(cases, timings, strict=True)):
-            context.progress(done, len(cases))
+            worker.progress(done, len(cases))
             stack.close()
-            tokens, features = _text(base, request, case.tokens)
+            tokens, features = _text(model, request, case.tokens)
             reader = _Reader(BehaviourWatch(request.settings.threads), case.heads)
-            bare = stack.enter_context(tapped(base, request, case.tokens, {}, []))
-            read = stack.enter_context(_read(base, request, case, reader))
+            bare = stack.enter_context(tapped(model, request, case.tokens, {}, []))
+            read = stack.enter_context(_read(model, request, case, reader))
             for number in range(rounds + 1):
                 reader.watch.begin("text", features)
                 reader.seconds = 0.0
@@ -115,29 +116,29 @@ def measure(context: WorkerContext, request: AttentionRequest, cases: Sequence[C
     return timings
 
 
-def peak(context: WorkerContext, request: AttentionRequest, case: Case, *, read: bool) -> int:
+def peak(worker: WorkerContext, request: AttentionRequest, case: Case, *, read: bool) -> int:
     """Most bytes that this process has held, after one decode with or without taps."""
-    base = context.session(request.files, request.settings)
-    tokens, features = _text(base, request, case.tokens)
+    model = worker.model(request.files, request.settings.n_gpu_layers)
+    tokens, features = _text(model, request, case.tokens)
     reader = _Reader(BehaviourWatch(request.settings.threads), case.heads)
     reader.watch.begin("text", features)
-    chosen = _read(base, request, case, reader) if read else tapped(base, request, case.tokens, {}, [])
-    with chosen as session:
-        session.prefill(tokens)
+    chosen = _read(model, request, case, reader) if read else tapped(model, request, case.tokens, {}, [])
+    with chosen as context:
+        context.prefill(tokens)
     return peak_resident()
 
 
 def _read(
-    base: Session, request: AttentionRequest, case: Case, reader: _Reader
-) -> contextlib.AbstractContextManager[Session]:
-    return tapped(base, request, case.tokens, {"pattern": reader}, range(case.layers), views=["pattern"])
+    model: Model, request: AttentionRequest, case: Case, reader: _Reader
+) -> contextlib.AbstractContextManager[Context]:
+    return tapped(model, request, case.tokens, {"pattern": reader}, range(case.layers), views=["pattern"])
 
 
-def _text(base: Session, request: AttentionRequest, n: int) -> tuple[NDArray[np.int32], TokenFeatures]:
-    text = base.tokenize(request.text[: 32 * MAX_TOKENS])
+def _text(model: Model, request: AttentionRequest, n: int) -> tuple[NDArray[np.int32], TokenFeatures]:
+    text = model.tokenize(request.text[: 32 * MAX_TOKENS])
     tokens = text[:n]
-    pieces = [base.detokenize([token], special=True) for token in tokens.tolist()]
-    return tokens, TokenFeatures.of(pieces, tokens, np.bincount(text, minlength=base.vocabulary.n_tokens))
+    pieces = [model.detokenize([token], special=True) for token in tokens.tolist()]
+    return tokens, TokenFeatures.of(pieces, tokens, np.bincount(text, minlength=model.vocabulary.n_tokens))
 
 
 def _timed(work: Callable[[], None]) -> tuple[float, float]:

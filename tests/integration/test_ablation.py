@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from gguf_harness.engine.session import Session, Tokens
+from gguf_harness.engine.context import Context
+from gguf_harness.engine.model import Tokens
 from gguf_harness.engine.settings import SessionSettings
 from gguf_harness.engine.taps import Taps
 from gguf_harness.engine.worker import Worker
@@ -31,6 +32,7 @@ from gguf_harness.measure.patched import Change, Distributions, HeadLayout, Patc
 from gguf_harness.metrics.importance import Head, window_rises
 from gguf_harness.store.arrays import Arrays, save_arrays
 from tests.integration.small_models import write_small_model
+from tests.loaded import open_context
 from tests.random_llama import write_random_llama
 from tests.rewritten import rewrite_gguf
 
@@ -64,21 +66,21 @@ def _run(
         return worker.call(task, None, _request(file, corpus, **settings), *more)
 
 
-def _windows(session: Session, corpus: Corpus) -> Tokens:
+def _windows(context: Context, corpus: Corpus) -> Tokens:
     """The windows that the tasks should take: the first, the middle and the last one of the corpus."""
-    tokens = session.tokenize(corpus.text)
+    tokens = context.model.tokenize(corpus.text)
     last = len(tokens) // N - 1
     windows = np.stack([tokens[N * at : N * (at + 1)] for at in (0, round(last / 2), last)])
-    if session.vocabulary.add_bos:
-        windows[:, 0] = session.vocabulary.bos
+    if context.model.vocabulary.add_bos:
+        windows[:, 0] = context.model.vocabulary.bos
     return windows.astype(np.int32)
 
 
-def _logits(file: Path, windows: Tokens, variants: Sequence[Variant], layers: Sequence[int], n_seq: int) -> list[Array]:
+def _logits(file: Path, windows: Tokens, variants: Sequence[Variant], n_seq: int) -> list[Array]:
     found: list[Array] = [np.empty(0, dtype=np.float32)] * len(variants)
-    with Session([file], _settings(n_seq, threads=1)) as session:
-        kept = Distributions(windows, session.vocabulary.n_tokens)
-        with Patched(session, 1, read_layout(file), layers) as patched:
+    with open_context([file], _settings(n_seq, threads=1)) as context:
+        kept = Distributions(windows, context.model.vocabulary.n_tokens)
+        with Patched(context.model, context.settings, read_layout(file)) as patched:
             jobs = [
                 (variant, lambda rows, at=at: found.__setitem__(at, rows.copy())) for at, variant in enumerate(variants)
             ]
@@ -97,9 +99,9 @@ def test_a_head_of_zero_is_a_head_without_its_columns_of_the_output_matrix(
     """No bit of the logits differed when this was written; another build of llama.cpp may sum in another order."""
     file, size = (TINY.files[0], 32) if kind == "tiny" else (llama_file, 64)
     heads = [(0, 0), (1, 3), (4, 7)] if kind == "tiny" else [(0, 0), (1, 3)]
-    with Session([file], _settings()) as session:
-        windows = _windows(session, corpus)
-    plain = _logits(file, windows, [Variant(0)], [], 1)[0]
+    with open_context([file], _settings()) as context:
+        windows = _windows(context, corpus)
+    plain = _logits(file, windows, [Variant(0)], 1)[0]
     for layer, head in heads:
         columns = slice(head * size, (head + 1) * size)
 
@@ -109,20 +111,20 @@ def test_a_head_of_zero_is_a_head_without_its_columns_of_the_output_matrix(
             return values
 
         cut = rewrite_gguf(file, tmp_path / f"cut-{layer}-{head}.gguf", without)
-        expected = _logits(cut, windows, [Variant(0)], [], 1)[0]
-        ablated = _logits(file, windows, [_zero(0, layer, head, size)], [layer], 1)[0]
+        expected = _logits(cut, windows, [Variant(0)], 1)[0]
+        ablated = _logits(file, windows, [_zero(0, layer, head, size)], 1)[0]
         assert np.abs(expected - plain).max() > 0.1
         assert np.abs(ablated - expected).max() < 1e-3
 
 
 def test_changing_nothing_changes_no_bit(llama_file: Path, corpus: Corpus) -> None:
-    with Session([llama_file], _settings()) as session:
-        windows = _windows(session, corpus)
-        kept = Distributions(windows, session.vocabulary.n_tokens)
-        read_values(session, read_layout(llama_file), kept)
+    with open_context([llama_file], _settings()) as context:
+        windows = _windows(context, corpus)
+        kept = Distributions(windows, context.model.vocabulary.n_tokens)
+        read_values(context.model, context.settings, read_layout(llama_file), kept)
     variants = [Variant(window) for window in range(WINDOWS)]
-    untapped = _logits(llama_file, windows, variants, [], 3)
-    tapped = _logits(llama_file, windows, variants, [0, 1], 3)
+    untapped = _logits(llama_file, windows, variants, 3)
+    tapped = _logits(llama_file, windows, variants, 3)
     for window, (first, second) in enumerate(zip(untapped, tapped, strict=True)):
         assert (first == second).all()
         assert np.abs(kept.logs[window] - (first - first.max(axis=1, keepdims=True))).max() == 0
@@ -130,11 +132,11 @@ def test_changing_nothing_changes_no_bit(llama_file: Path, corpus: Corpus) -> No
 
 def test_variants_of_a_batch_do_not_touch_each_other(llama_file: Path, corpus: Corpus) -> None:
     """Sequences of a batch with changes of their own give what each gives alone."""
-    with Session([llama_file], _settings()) as session:
-        windows = _windows(session, corpus)
+    with open_context([llama_file], _settings()) as context:
+        windows = _windows(context, corpus)
     variants = [Variant(0), *(_zero(window, 1, head, 64) for window in range(WINDOWS) for head in range(4)), Variant(2)]
-    alone = _logits(llama_file, windows, variants, [1], 1)
-    together = _logits(llama_file, windows, variants, [1], 8)
+    alone = _logits(llama_file, windows, variants, 1)
+    together = _logits(llama_file, windows, variants, 8)
     for first, second in zip(alone, together, strict=True):
         assert np.abs(first - second).max() < 1e-4
     assert min(np.abs(rows - together[0]).max() for rows in together[1:5]) > 0.01
@@ -142,16 +144,16 @@ def test_variants_of_a_batch_do_not_touch_each_other(llama_file: Path, corpus: C
 
 def test_the_heads_of_a_layer_are_the_whole_layer(llama_file: Path, corpus: Corpus, tmp_path: Path) -> None:
     """Each head of zero, the whole layer of zero, and a file whose layer adds nothing: the same logits."""
-    with Session([llama_file], _settings()) as session:
-        windows = _windows(session, corpus)
+    with open_context([llama_file], _settings()) as context:
+        windows = _windows(context, corpus)
     zero = np.zeros(1, dtype=np.float32)
     each = Variant(0, tuple(Change(1, slice(64 * head, 64 * head + 64), zero) for head in range(4)))
-    first, second = _logits(llama_file, windows, [each, Variant(0, (Change(1, slice(0, 256), zero),))], [1], 2)
+    first, second = _logits(llama_file, windows, [each, Variant(0, (Change(1, slice(0, 256), zero),))], 2)
     assert (first == second).all()
     cut = rewrite_gguf(
         llama_file, tmp_path / "cut.gguf", lambda name, v: 0 * v if name == "blk.1.attn_output.weight" else v
     )
-    assert np.abs(first - _logits(cut, windows, [Variant(0)], [], 1)[0]).max() < 1e-3
+    assert np.abs(first - _logits(cut, windows, [Variant(0)], 1)[0]).max() < 1e-3
 
 
 def _softmax(logits: Array) -> NDArray[np.float64]:
@@ -165,15 +167,17 @@ def _by_hand(file: Path, windows: Tokens, layer: int, columns: slice, mean: bool
     z: list[Array] = []
     tap = f"blocks.{layer}.attn.z"
     reader = Taps("llama", read_layout(file).heads.__len__(), read={tap: lambda _, values: z.append(values.copy())})
-    with Session([file], _settings(1, threads=1), reader) as session:
-        clean = [_softmax(session.logits(window)) for window in windows]
+    with open_context([file], _settings(1, threads=1), reader) as context:
+        clean = [_softmax(context.logits(window)) for window in windows]
     new = np.concatenate(z)[:, columns].astype(np.float64).mean(axis=0) if mean else 0.0
 
     def patch(_: str, values: Array) -> Array:
         values[:, columns] = new
         return values
 
-    with Session([file], _settings(1, threads=1), Taps("llama", len(read_layout(file).heads), patch={tap: patch})) as s:
+    with open_context(
+        [file], _settings(1, threads=1), Taps("llama", len(read_layout(file).heads), patch={tap: patch})
+    ) as s:
         changed = [_softmax(s.logits(window)) for window in windows]
     rises, klds = [], []
     for window, before, after in zip(windows, clean, changed, strict=True):
@@ -190,8 +194,8 @@ def test_a_sweep_is_a_loop_over_sessions(llama_file: Path, corpus: Corpus, tmp_p
     found = _run(tmp_path, run_head_sweep, file, corpus, HEADS)
     assert found["heads"].tolist() == [list(head) for head in HEADS]
     assert found["nll_zero"].shape == (len(HEADS), WINDOWS, N - 17)
-    with Session([file], _settings()) as session:
-        windows = _windows(session, corpus)
+    with open_context([file], _settings()) as context:
+        windows = _windows(context, corpus)
     for place, (layer, head) in enumerate(HEADS):
         for mean, name in ((False, "zero"), (True, "mean")):
             rises, klds = _by_hand(file, windows, layer, slice(head * size, (head + 1) * size), mean)
@@ -227,7 +231,7 @@ def test_interchange_with_itself_leaves_no_divergence(llama_file: Path, corpus: 
         Variant(at, tuple(Change(layer, slice(0, 256), own[layer][at]) for layer in range(2))) for at in range(WINDOWS)
     ]
     logs = values["logs"]
-    for at, logits in enumerate(_logits(llama_file, windows, every, [0, 1], 2)):
+    for at, logits in enumerate(_logits(llama_file, windows, every, 2)):
         assert np.abs(logits - logits.max(axis=1, keepdims=True) - logs[at]).max() == 0
 
 
@@ -265,10 +269,10 @@ def test_removal_and_path_decode_what_they_say(llama_file: Path, corpus: Corpus,
     assert np.abs(again["nll"].astype(float) - found["nll"].astype(float)).max() < 1e-4
     assert np.abs(found["nll"][0] - sweep["nll"].astype(float)).max() < 1e-6
     assert np.abs(found["nll"][1] - sweep["nll_zero"][HEADS.index(path[0])]).max() < 1e-4
-    with Session([llama_file], _settings()) as session:
-        windows = _windows(session, corpus)
+    with open_context([llama_file], _settings()) as context:
+        windows = _windows(context, corpus)
     columns = [Change(layer, slice(64 * head, 64 * head + 64), np.zeros(1, dtype=np.float32)) for layer, head in path]
-    (logits,) = _logits(llama_file, windows, [Variant(1, tuple(columns))], [0, 1], 1)
+    (logits,) = _logits(llama_file, windows, [Variant(1, tuple(columns))], 1)
     nll = -_softmax(logits)[np.arange(N - 17), windows[1, 17:]]
     assert np.abs(found["nll"][4][1] - nll).max() < 1e-4
     none = _run(tmp_path, run_head_removal, llama_file, corpus, costs, 2, 1e-9)
@@ -353,8 +357,8 @@ def test_heads_of_other_architectures_are_columns_of_the_output_matrix(tmp_path:
             return values
 
         cut = rewrite_gguf(file, tmp_path / f"cut-{layer}.gguf", without)
-        plain, expected = (_logits(each, windows, [Variant(1)], [], 1)[0] for each in (file, cut))
-        ablated = _logits(file, windows, [_zero(1, layer, head, size)], [layer], 1)[0]
+        plain, expected = (_logits(each, windows, [Variant(1)], 1)[0] for each in (file, cut))
+        ablated = _logits(file, windows, [_zero(1, layer, head, size)], 1)[0]
         assert np.abs(expected - plain).max() > 1e-2
         assert np.abs(ablated - expected).max() < 1e-4
 

@@ -12,8 +12,8 @@ import pytest
 from numpy.typing import NDArray
 
 import gguf_harness
+from gguf_harness.engine.model import Model as LoadedModel
 from gguf_harness.engine.quantize import quantize_file
-from gguf_harness.engine.session import Session
 from gguf_harness.engine.settings import SessionSettings
 from gguf_harness.engine.worker import Worker
 from gguf_harness.errors import ModelError, StoreError
@@ -38,6 +38,7 @@ from gguf_harness.store.arrays import Arrays
 from tests.integration.attention_oracle import Model
 from tests.integration.attention_setup import make_request, make_runner
 from tests.integration.small_models import WINDOW, write_small_model
+from tests.loaded import open_context
 from tests.random_llama import write_random_llama
 
 pytestmark = pytest.mark.model
@@ -64,9 +65,9 @@ def _stored(name: str) -> dict[str, NDArray[np.float32]]:
 
 
 def _text_of(tokens: NDArray[np.generic]) -> str:
-    with Session(TINY.files, SessionSettings(n_ctx=64, n_batch=64)) as session:
-        text = session.detokenize(tokens[1:].astype(np.int32)).decode()
-        assert session.tokenize(text).tolist() == tokens.tolist()
+    with open_context(TINY.files, SessionSettings(n_ctx=64, n_batch=64)) as context:
+        text = context.model.detokenize(tokens[1:].astype(np.int32)).decode()
+        assert context.model.tokenize(text).tolist() == tokens.tolist()
     return text
 
 
@@ -184,10 +185,10 @@ def test_nothing_is_seen_beyond_a_sliding_window(tmp_path: Path, kind: str, n_ba
     request = make_request(file, tmp_path, **settings)
     part = LayerParts(n, by_key=True)
     with (
-        Session([file], request.settings) as base,
-        tapped(base, request, n, {"pattern": part}, range(request.n_layer)) as session,
+        LoadedModel([file]) as loaded,
+        tapped(loaded, request, n, {"pattern": part}, range(request.n_layer)) as context,
     ):
-        session.prefill(tokens)
+        context.prefill(tokens)
     patterns = part.take()
     distance = np.arange(n)[:, None] - np.arange(n)
     model = Model(file, kind)

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from gguf_harness.engine.session import Session
 from gguf_harness.engine.settings import SessionSettings
 from gguf_harness.engine.taps import Taps
 from tests.integration.attention_oracle import Definition, Model, Rope, Style
 from tests.integration.small_models import ARCHITECTURES, UNNAMED, WINDOW, architecture_of, write_small_model
+from tests.loaded import open_context
 
 pytestmark = pytest.mark.model
 
@@ -103,8 +103,8 @@ def _decode(file: Path, kind: str, n_batch: int, n_layer: int) -> Decoded:
         n_ctx=128, n_batch=n_batch, n_ubatch=n_batch, threads=1, flash_attention="off",
         cache_type_k="f32", cache_type_v="f32",
     )  # fmt: skip
-    with Session([file], settings, Taps(architecture_of(kind), n_layer, read=reader)) as session:
-        session.logits(TOKENS)
+    with open_context([file], settings, Taps(architecture_of(kind), n_layer, read=reader)) as context:
+        context.logits(TOKENS)
     seen = {tap: _joined(tap, values) for tap, values in parts.items()}
     if "resid_mid" in unnamed:
         # What attention adds can be seen all the same: the MLP's part is the rest of what the layer adds.

@@ -13,7 +13,8 @@ import pytest
 from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter, dequantize
 from numpy.typing import NDArray
 
-from gguf_harness.engine.session import Session
+from gguf_harness.engine.context import Context
+from gguf_harness.engine.model import Model
 from gguf_harness.engine.settings import SessionSettings
 from gguf_harness.engine.taps import Taps
 from gguf_harness.engine.worker import WorkerContext
@@ -44,6 +45,7 @@ from gguf_harness.runner.analytics import Analytics
 from gguf_harness.runner.embeddings import Embeddings
 from tests.integration.small_bert import write_small_bert
 from tests.integration.small_models import write_small_model
+from tests.loaded import open_context
 from tests.random_llama import write_random_llama
 
 pytestmark = pytest.mark.model
@@ -110,15 +112,15 @@ def test_what_is_said_is_true_of_the_matrix(tiny: _Session, name: str) -> None:
 def test_words_are_means_of_their_tokens(tiny: _Session) -> None:
     space, file = tiny.space("tiny-Q8_0"), tiny.load("tiny-Q8_0").files[0]
     matrix = _matrix(file)
-    with Session([file], SessionSettings(n_ctx=512)) as session:
+    with open_context([file], SessionSettings(n_ctx=512)) as context:
         for place, word in enumerate(WORDS.words):
-            tokens = session.tokenize(f" {word}", add_special=False)
+            tokens = context.model.tokenize(f" {word}", add_special=False)
             if len(tokens) == 1:
                 assert space["word_tokens"][place] == 1
             if space["word_tokens"][place] == len(tokens):
                 assert np.abs(space["word_vectors"][place] - matrix[tokens].mean(0)).max() < 1e-6, word
         for token, text in zip(space["map_tokens"][:20].tolist(), space["map_texts"][:20].tolist(), strict=True):
-            assert session.detokenize([token]).decode().strip() == text
+            assert context.model.detokenize([token]).decode().strip() == text
     words = WordSpace(WORDS.words, space)
     assert words.several + int((space["word_tokens"] == 1).sum()) == len(words.index) == len(WORDS.words)
     assert "is" in words.index
@@ -136,12 +138,12 @@ def test_tiny_knows_its_words(tiny: _Session) -> None:
 
 def test_contexts_are_pytorchs(tiny: _Session) -> None:
     texts, expected = [], []
-    with Session(tiny.load("tiny-F16").files, SessionSettings(n_ctx=512)) as session:
+    with open_context(tiny.load("tiny-F16").files, SessionSettings(n_ctx=512)) as context:
         for name in ("text", "repetition"):
             with np.load(DATA / f"tiny-{name}.npz") as stored:
                 tokens, states = stored["tokens"], stored["ln_final.normalized"]
-            text = session.detokenize(tokens).decode()
-            if session.tokenize(text).tolist() == tokens.tolist():
+            text = context.model.detokenize(tokens).decode()
+            if context.model.tokenize(text).tolist() == tokens.tolist():
                 texts.append(text)
                 expected.append(states)
     assert texts
@@ -247,9 +249,9 @@ def test_an_encoder_has_contexts(tmp_path: Path) -> None:
     settings = SessionSettings(n_ctx=64, n_batch=64, n_ubatch=64)
     seen: list[NDArray[np.float32]] = []
     reader = {"encoder.ln_final.normalized": lambda _, values: seen.append(values.copy())}
-    with Session([file], settings) as session, Session([file], settings, Taps("t5", 2, read=reader)) as other:
+    with Model([file]) as model, Context(model, settings, Taps("t5", 2, read=reader)) as other:
         request = ContextRequest((file,), "t5", 2, settings, ())
-        states = _final_states(WorkerContext(ours), session, request, texts)
+        states = _final_states(WorkerContext(ours), model, request, texts)
         other.encode(texts[0])
     assert [None if state is None else state.shape for state in states] == [(3, 64), None, (1, 64)]
     assert states[0] is not None

@@ -11,12 +11,13 @@ import pytest
 from gguf import GGUFReader
 from numpy.typing import NDArray
 
-from gguf_harness.engine.session import Session
+from gguf_harness.engine.context import Context
 from gguf_harness.engine.settings import SessionSettings
 from gguf_harness.engine.tap_names import expand_taps
 from gguf_harness.engine.taps import Patcher, Taps
 from gguf_harness.errors import EngineError, TapNotFound
 from tests.integration.small_models import BUCKETS, HEADS, WIDTH, write_small_model
+from tests.loaded import open_context
 
 pytestmark = pytest.mark.model
 
@@ -136,10 +137,10 @@ def _read(
         seen[tap] = values.copy()
 
     taps = Taps(file.stem, LAYERS, read=dict.fromkeys(names, keep), patch=patch)
-    with Session([file], _settings(flash_attention), taps) as session:
-        session.encode(SOURCE)
-        if session.has_decoder:
-            assert (session.logits(TARGET) == seen.get("logits", session.output_logits(len(TARGET)))).all()
+    with open_context([file], _settings(flash_attention), taps) as context:
+        context.encode(SOURCE)
+        if context.model.has_decoder:
+            assert (context.logits(TARGET) == seen.get("logits", context.output_logits(len(TARGET)))).all()
     return seen
 
 
@@ -234,9 +235,9 @@ def test_a_batch_in_several_parts_hands_out_each_part(t5: Path) -> None:
     parts: dict[str, list[Array]] = {}
     names = ("blocks.0.attn.q", "blocks.1.attn.z", "blocks.1.resid_post", "logits")
     taps = Taps("t5", LAYERS, read=dict.fromkeys(names, lambda tap, x: parts.setdefault(tap, []).append(x.copy())))
-    with Session([t5], _settings(n_ubatch=8), taps) as session:
-        session.encode(SOURCE[:8])
-        session.logits(TARGET)
+    with open_context([t5], _settings(n_ubatch=8), taps) as context:
+        context.encode(SOURCE[:8])
+        context.logits(TARGET)
     weights = _weights(t5)
     encoded = _forward(weights, "enc", SOURCE[:8])["encoder.ln_final.normalized"]
     expected = _forward(weights, "dec", TARGET, encoded)
@@ -248,23 +249,23 @@ def test_the_decoders_last_block_keeps_all_tokens_up_to_cross_attention(t5: Path
     rows: dict[str, int] = {}
     names = ("blocks.1.resid_mid", "blocks.1.resid_post")
     taps = Taps("t5", LAYERS, read=dict.fromkeys(names, lambda tap, x: rows.__setitem__(tap, len(x))))
-    with Session([t5], _settings(), taps) as session:
-        session.encode(SOURCE)
+    with open_context([t5], _settings(), taps) as context:
+        context.encode(SOURCE)
         positions = np.arange(len(TARGET), dtype=np.int32)
-        session.decode(TARGET, positions, np.zeros_like(positions), positions == len(TARGET) - 1)
+        context.decode(TARGET, positions, np.zeros_like(positions), positions == len(TARGET) - 1)
     assert rows == {"blocks.1.resid_mid": len(TARGET), "blocks.1.resid_post": 1}
 
 
 def test_an_input_holds_until_the_next_one(t5: Path) -> None:
     # Four windows share a batch in these settings: the cache is another one, and sequence 0 must not mind.
-    with Session([t5], _settings(n_batch=256)) as session:
+    with open_context([t5], _settings(n_batch=256)) as context:
         logits = []
         for source in (SOURCE, SOURCE[:9], SOURCE):
-            session.encode(source)
-            logits += [session.logits(TARGET), session.logits(TARGET)]
+            context.encode(source)
+            logits += [context.logits(TARGET), context.logits(TARGET)]
         prompt = TARGET[:1]
-        for token in session.generate(prompt, 8):
-            assert token == session.logits(prompt)[-1].argmax()
+        for token in context.generate(prompt, 8):
+            assert token == context.logits(prompt)[-1].argmax()
             prompt = np.append(prompt, np.int32(token))
             break
     for index in (1, 4, 5):
@@ -275,53 +276,53 @@ def test_an_input_holds_until_the_next_one(t5: Path) -> None:
 
 # -- what cannot be asked for ---------------------------------------------------------------------------------------
 
-DECODING: dict[str, Callable[[Session], Any]] = {
-    "logits": lambda session: session.logits(TARGET),
-    "score": lambda session: next(session.score(np.resize(TARGET, (2, 64)))),
-    "generate": lambda session: next(session.generate(TARGET, 1)),
+DECODING: dict[str, Callable[[Context], Any]] = {
+    "logits": lambda context: context.logits(TARGET),
+    "score": lambda context: next(context.score(np.resize(TARGET, (2, 64)))),
+    "generate": lambda context: next(context.generate(TARGET, 1)),
 }
 
 
 @pytest.fixture
-def session(request: pytest.FixtureRequest) -> Iterator[Session]:
-    with Session([request.getfixturevalue(request.param)], _settings(n_batch=128)) as session:
-        yield session
+def context(request: pytest.FixtureRequest) -> Iterator[Context]:
+    with open_context([request.getfixturevalue(request.param)], _settings(n_batch=128)) as context:
+        yield context
 
 
-@pytest.mark.parametrize("session", ["t5encoder"], indirect=True)
+@pytest.mark.parametrize("context", ["t5encoder"], indirect=True)
 @pytest.mark.parametrize("what", DECODING)
-def test_an_encoder_alone_decodes_nothing(session: Session, what: str) -> None:
-    session.encode(SOURCE)
+def test_an_encoder_alone_decodes_nothing(context: Context, what: str) -> None:
+    context.encode(SOURCE)
     with pytest.raises(EngineError, match=r"t5encoder\.gguf is an encoder alone.*\n.*encode\(\)"):
-        DECODING[what](session)
+        DECODING[what](context)
 
 
-@pytest.mark.parametrize("session", ["t5"], indirect=True)
+@pytest.mark.parametrize("context", ["t5"], indirect=True)
 @pytest.mark.parametrize("what", DECODING)
-def test_nothing_is_decoded_without_an_input(session: Session, what: str) -> None:
+def test_nothing_is_decoded_without_an_input(context: Context, what: str) -> None:
     with pytest.raises(EngineError, match=r"no encoded input.*\n.*Call encode\(\) first"):
-        DECODING[what](session)
+        DECODING[what](context)
 
 
-@pytest.mark.parametrize("session", ["t5"], indirect=True)
-def test_only_sequence_zero_has_an_input(session: Session) -> None:
-    session.encode(SOURCE)
+@pytest.mark.parametrize("context", ["t5"], indirect=True)
+def test_only_sequence_zero_has_an_input(context: Context) -> None:
+    context.encode(SOURCE)
     with pytest.raises(EngineError, match=r"no encoded input for these sequences"):
-        DECODING["score"](session)
+        DECODING["score"](context)
 
 
-@pytest.mark.parametrize("session", ["qwen2"], indirect=True)
-def test_a_decoder_encodes_nothing(session: Session) -> None:
-    assert not session.has_encoder
+@pytest.mark.parametrize("context", ["qwen2"], indirect=True)
+def test_a_decoder_encodes_nothing(context: Context) -> None:
+    assert not context.model.has_encoder
     with pytest.raises(EngineError, match=r"qwen2\.gguf has no encoder.*\n.*Decode"):
-        session.encode(SOURCE)
+        context.encode(SOURCE)
 
 
-@pytest.mark.parametrize("session", ["t5"], indirect=True)
+@pytest.mark.parametrize("context", ["t5"], indirect=True)
 @pytest.mark.parametrize("n", [0, 65])
-def test_an_input_of_a_wrong_size_is_refused(session: Session, n: int) -> None:
+def test_an_input_of_a_wrong_size_is_refused(context: Context, n: int) -> None:
     with pytest.raises(EngineError, match=f"input of {n} tokens cannot be encoded, expected 1 to 64"):
-        session.encode(np.zeros(n, dtype=np.int32))
+        context.encode(np.zeros(n, dtype=np.int32))
 
 
 def test_an_input_that_failed_is_none(t5: Path) -> None:
@@ -332,19 +333,19 @@ def test_an_input_that_failed_is_none(t5: Path) -> None:
         if fail:
             raise fail.pop()
 
-    with Session([t5], _settings(), Taps("t5", LAYERS, read={"encoder.embed": read})) as session:
-        session.encode(SOURCE)
+    with open_context([t5], _settings(), Taps("t5", LAYERS, read={"encoder.embed": read})) as context:
+        context.encode(SOURCE)
         with pytest.raises(EngineError, match="could not encode a batch of 1 tokens"):
-            session.encode(np.array([10_000], dtype=np.int32))
+            context.encode(np.array([10_000], dtype=np.int32))
         with pytest.raises(EngineError, match="no encoded input"):
-            session.logits(TARGET)
+            context.logits(TARGET)
         fail.append(KeyboardInterrupt())
         with pytest.raises(KeyboardInterrupt):
-            session.encode(SOURCE)
+            context.encode(SOURCE)
         with pytest.raises(EngineError, match="no encoded input"):
-            session.logits(TARGET)
-        session.encode(SOURCE)
-        assert np.isfinite(session.logits(TARGET)).all()
+            context.logits(TARGET)
+        context.encode(SOURCE)
+        assert np.isfinite(context.logits(TARGET)).all()
 
 
 @pytest.mark.parametrize(
@@ -369,8 +370,8 @@ def test_taps_that_are_not_there_are_refused(architecture: str, tap: str, messag
 
 def test_encoder_taps_that_are_missing_are_listed_with_their_prefix(t5: Path) -> None:
     taps = Taps("t5", LAYERS + 1, read={"encoder.blocks.2.attn.z": lambda *_: None})
-    with Session([t5], _settings(), taps) as session, pytest.raises(TapNotFound) as caught:
-        session.encode(SOURCE)
+    with open_context([t5], _settings(), taps) as context, pytest.raises(TapNotFound) as caught:
+        context.encode(SOURCE)
     offered = {tap.replace("blocks.0.", "blocks.{i}.") for tap in ENCODER if ".1." not in tap}
     assert set(caught.value.hint.removeprefix("It offers: ").rstrip(".").split(", ")) == offered
 
@@ -379,7 +380,7 @@ def test_encoder_taps_that_are_missing_are_listed_with_their_prefix(t5: Path) ->
 def test_two_nodes_for_one_tap_are_an_error(t5: Path, tap: str) -> None:
     """With another architecture's table nothing tells T5's self-attention from its cross-attention."""
     taps = Taps("gpt2", LAYERS, read={tap: lambda *_: None})
-    with Session([t5], _settings(), taps) as session:
-        session.encode(SOURCE)
+    with open_context([t5], _settings(), taps) as context:
+        context.encode(SOURCE)
         with pytest.raises(TapNotFound, match=rf"{tap} cannot be told apart"):
-            session.logits(TARGET)
+            context.logits(TARGET)

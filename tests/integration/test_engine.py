@@ -15,13 +15,15 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from gguf_harness.engine import binding
+from gguf_harness.engine.context import Context
+from gguf_harness.engine.model import Model
 from gguf_harness.engine.quantize import load_imatrix, quantize_file
-from gguf_harness.engine.session import Session
 from gguf_harness.engine.settings import SessionSettings
 from gguf_harness.engine.tap_names import TAPS
 from gguf_harness.engine.taps import Taps
 from gguf_harness.errors import EngineError, OptionError, QuantizeError, TapNotFound, UnsupportedEngine
 from gguf_harness.gguf.header import read_header
+from tests.loaded import open_context
 from tests.random_llama import BOS, write_random_llama
 
 pytestmark = pytest.mark.model
@@ -36,9 +38,9 @@ Array = NDArray[np.float32]
 
 
 @pytest.fixture(scope="module")
-def session(llama_file: Path) -> Iterator[Session]:
-    with Session([llama_file], SETTINGS) as session:
-        yield session
+def context(llama_file: Path) -> Iterator[Context]:
+    with open_context([llama_file], SETTINGS) as context:
+        yield context
 
 
 def _softmax(x: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -102,39 +104,39 @@ class _NumpyLlama:
 # -- sessions ---------------------------------------------------------------------------------------------------------
 
 
-def test_logits_equal_a_numpy_forward(session: Session, llama_file: Path) -> None:
-    tokens = session.tokenize(TEXT)[:48]
-    assert np.abs(session.logits(tokens) - _NumpyLlama(llama_file)(tokens)).max() < 2e-3
+def test_logits_equal_a_numpy_forward(context: Context, llama_file: Path) -> None:
+    tokens = context.model.tokenize(TEXT)[:48]
+    assert np.abs(context.logits(tokens) - _NumpyLlama(llama_file)(tokens)).max() < 2e-3
 
 
-def test_tokens_round_trip(session: Session) -> None:
+def test_tokens_round_trip(context: Context) -> None:
     text = "Grüße, 世界! \t\x00 <|bos|>".encode()
-    tokens = session.tokenize(text)
-    assert session.detokenize(tokens) == text
+    tokens = context.model.tokenize(text)
+    assert context.model.detokenize(tokens) == text
     assert BOS not in tokens
-    assert session.tokenize(b"<|bos|>", parse_special=True).tolist() == [BOS]
-    assert session.tokenize(b"").tolist() == []
+    assert context.model.tokenize(b"<|bos|>", parse_special=True).tolist() == [BOS]
+    assert context.model.tokenize(b"").tolist() == []
 
 
-def test_windows_score_what_one_by_one_decoding_scores(session: Session) -> None:
+def test_windows_score_what_one_by_one_decoding_scores(context: Context) -> None:
     """Two windows share a batch, a third stands alone: the same logits as each window alone in full."""
-    windows = np.resize(session.tokenize(TEXT), (3, 64)).astype(np.int32)
-    blocks = {block.window: (block.logits.copy(), block.targets) for block in session.score(windows)}
+    windows = np.resize(context.model.tokenize(TEXT), (3, 64)).astype(np.int32)
+    blocks = {block.window: (block.logits.copy(), block.targets) for block in context.score(windows)}
     assert sorted(blocks) == [0, 1, 2]
     for window, (logits, targets) in blocks.items():
-        alone = session.logits(windows[window])
-        assert logits.shape == (31, session.vocabulary.n_tokens)
+        alone = context.logits(windows[window])
+        assert logits.shape == (31, context.model.vocabulary.n_tokens)
         assert np.abs(logits - alone[32:63]).max() < 1e-4
         assert (targets == windows[window, 33:]).all()
 
 
-def test_a_window_longer_than_a_batch_is_scored_in_parts(llama_file: Path, session: Session) -> None:
-    windows = np.resize(session.tokenize(TEXT), (2, 64)).astype(np.int32)
-    whole = np.concatenate([block.logits.copy() for block in session.score(windows)])
+def test_a_window_longer_than_a_batch_is_scored_in_parts(llama_file: Path, context: Context) -> None:
+    windows = np.resize(context.model.tokenize(TEXT), (2, 64)).astype(np.int32)
+    whole = np.concatenate([block.logits.copy() for block in context.score(windows)])
     settings = SessionSettings(
         n_ctx=64, n_batch=24, n_ubatch=24, threads=2, cache_type_k="f32", cache_type_v="f32", flash_attention="off"
     )
-    with Session([llama_file], settings) as small:
+    with open_context([llama_file], settings) as small:
         blocks = [(b.window, b.row, b.logits.copy(), b.targets.copy()) for b in small.score(windows)]
     assert len(blocks) == 4
     assert np.abs(np.concatenate([logits for _, _, logits, _ in blocks]) - whole).max() < 1e-4
@@ -144,31 +146,31 @@ def test_a_window_longer_than_a_batch_is_scored_in_parts(llama_file: Path, sessi
 
 def test_bos_replaces_the_first_token_where_asked_for(tmp_path: Path) -> None:
     file = write_random_llama(tmp_path / "bos.gguf", add_bos=True)
-    with Session([file], SETTINGS) as session:
-        assert session.vocabulary.add_bos
-        tokens = session.tokenize(TEXT)
+    with open_context([file], SETTINGS) as context:
+        assert context.model.vocabulary.add_bos
+        tokens = context.model.tokenize(TEXT)
         assert tokens[0] == BOS
         windows = np.resize(tokens[1:], (1, 64)).astype(np.int32)
-        (block,) = session.score(windows)
+        (block,) = context.score(windows)
         scored = block.logits.copy()
         replaced = windows[0].copy()
         replaced[0] = BOS
-        assert np.abs(scored - session.logits(replaced)[32:63]).max() < 1e-4
+        assert np.abs(scored - context.logits(replaced)[32:63]).max() < 1e-4
         assert (windows[0, 0] != BOS).all()
 
 
-def test_greedy_generation_follows_the_logits(session: Session) -> None:
-    prompt = session.tokenize(TEXT[:20])
-    generated = list(session.generate(prompt, 6))
+def test_greedy_generation_follows_the_logits(context: Context) -> None:
+    prompt = context.model.tokenize(TEXT[:20])
+    generated = list(context.generate(prompt, 6))
     tokens = prompt.tolist()
     for token in generated:
-        assert token == int(session.logits(np.array(tokens, dtype=np.int32))[-1].argmax())
+        assert token == int(context.logits(np.array(tokens, dtype=np.int32))[-1].argmax())
         tokens.append(token)
-    assert list(session.generate(prompt, 6)) == generated
+    assert list(context.generate(prompt, 6)) == generated
 
 
-def test_memory_is_what_llama_cpp_reports(session: Session, llama_file: Path) -> None:
-    memory = session.memory
+def test_memory_is_what_llama_cpp_reports(context: Context, llama_file: Path) -> None:
+    memory = context.memory
     assert memory.weights == pytest.approx(llama_file.stat().st_size, rel=0.05)
     # Two sequences of 64 (padded to 256 cells), 2 layers, K and V of 2 heads of 64, four bytes each.
     assert memory.kv_cache is not None
@@ -184,7 +186,7 @@ def test_what_llama_cpp_refuses_is_one_message(tmp_path: Path, llama_file: Path)
     file = tmp_path / "unknown.gguf"
     file.write_bytes(content)
     with pytest.raises(EngineError, match=r"could not load unknown\.gguf: .*unknown model architecture: 'lamma'"):
-        Session([file], SETTINGS)
+        Model([file])
 
 
 @pytest.mark.parametrize("changes", [{"n_ctx": 0}, {"threads": 0}, {"n_ctx": 100, "n_batch": 256}])
@@ -201,9 +203,9 @@ def test_every_tap_equals_a_numpy_forward(llama_file: Path) -> None:
     seen: dict[str, Array] = {}
     taps = Taps("llama", N_LAYER, read=dict.fromkeys(names, seen.__setitem__))
     forward = _NumpyLlama(llama_file)
-    with Session([llama_file], SETTINGS, taps) as session:
-        tokens = session.tokenize(TEXT)[:40]
-        session.logits(tokens)
+    with open_context([llama_file], SETTINGS, taps) as context:
+        tokens = context.model.tokenize(TEXT)[:40]
+        context.logits(tokens)
     forward(tokens)
     for name, expected in forward.seen.items():
         found = seen[name][..., :40] if name.endswith(("scores", "pattern")) else seen[name]
@@ -218,12 +220,12 @@ def test_every_tap_equals_a_numpy_forward(llama_file: Path) -> None:
     assert not pattern[:, :, 40:].any()
 
 
-def test_an_identity_patch_changes_no_bit(llama_file: Path, session: Session) -> None:
-    tokens = session.tokenize(TEXT)[:40]
-    plain = session.logits(tokens)
+def test_an_identity_patch_changes_no_bit(llama_file: Path, context: Context) -> None:
+    tokens = context.model.tokenize(TEXT)[:40]
+    plain = context.logits(tokens)
     names = ["blocks.0.attn.z", "blocks.1.resid_mid", "blocks.1.attn.q", "blocks.0.attn.pattern"]
     taps = Taps("llama", N_LAYER, patch=dict.fromkeys(names, lambda _, values: values))
-    with Session([llama_file], SETTINGS, taps) as patched:
+    with open_context([llama_file], SETTINGS, taps) as patched:
         assert (patched.logits(tokens) == plain).all()
 
 
@@ -236,16 +238,16 @@ def test_zeroing_a_head_equals_zeroing_its_columns(llama_file: Path, tmp_path: P
         return changed
 
     taps = Taps("llama", N_LAYER, patch={"blocks.1.attn.z": zero_head})
-    with Session([llama_file], SETTINGS, taps) as session:
-        tokens = session.tokenize(TEXT)[:40]
-        ablated = session.logits(tokens)
+    with open_context([llama_file], SETTINGS, taps) as context:
+        tokens = context.model.tokenize(TEXT)[:40]
+        ablated = context.logits(tokens)
     copy = tmp_path / "ablated.gguf"
     copy.write_bytes(llama_file.read_bytes())
     tensor = next(t for t in GGUFReader(copy, "r+").tensors if t.name == "blk.1.attn_output.weight")
     tensor.data[:, 64:128] = 0
     tensor.data.flush()  # type: ignore[attr-defined]
-    with Session([copy], SETTINGS) as session:
-        assert np.abs(session.logits(tokens) - ablated).max() < 1e-3
+    with open_context([copy], SETTINGS) as context:
+        assert np.abs(context.logits(tokens) - ablated).max() < 1e-3
 
 
 def test_an_exception_in_a_reader_is_raised_after_the_decode(llama_file: Path) -> None:
@@ -253,23 +255,23 @@ def test_an_exception_in_a_reader_is_raised_after_the_decode(llama_file: Path) -
         raise ValueError(f"reader of {name}")
 
     taps = Taps("llama", N_LAYER, read={"blocks.0.resid_mid": fail})
-    with Session([llama_file], SETTINGS, taps) as session:
-        tokens = session.tokenize(TEXT)[:8]
+    with open_context([llama_file], SETTINGS, taps) as context:
+        tokens = context.model.tokenize(TEXT)[:8]
         with pytest.raises(ValueError, match=r"reader of blocks\.0\.resid_mid"):
-            session.logits(tokens)
+            context.logits(tokens)
 
 
 def test_a_patch_of_another_shape_is_refused(llama_file: Path) -> None:
     taps = Taps("llama", N_LAYER, patch={"blocks.0.attn.z": lambda _, values: values[:, :7]})
-    with Session([llama_file], SETTINGS, taps) as session, pytest.raises(EngineError, match="cannot be patched"):
-        session.logits(session.tokenize(TEXT)[:8])
+    with open_context([llama_file], SETTINGS, taps) as context, pytest.raises(EngineError, match="cannot be patched"):
+        context.logits(context.model.tokenize(TEXT)[:8])
 
 
 def test_a_pattern_under_flash_attention_is_said(llama_file: Path) -> None:
     taps = Taps("llama", N_LAYER, read={"blocks.0.attn.pattern": lambda *_: None})
     settings = SessionSettings(n_ctx=64, n_batch=64, threads=2, flash_attention="on")
-    with Session([llama_file], settings, taps) as session, pytest.raises(TapNotFound, match="flash attention off"):
-        session.logits(session.tokenize(TEXT)[:8])
+    with open_context([llama_file], settings, taps) as context, pytest.raises(TapNotFound, match="flash attention off"):
+        context.logits(context.model.tokenize(TEXT)[:8])
 
 
 # -- tensors of the engine
@@ -415,7 +417,7 @@ def test_no_space_is_said_before_starting(llama_file: Path, tmp_path: Path, monk
 
 
 @given(st.text())
-def test_every_text_comes_back_byte_for_byte(session: Session, text: str) -> None:
+def test_every_text_comes_back_byte_for_byte(context: Context, text: str) -> None:
     """Spaces before punctuation too: this vocabulary is of the kind for which llama_detokenize drops them."""
     for content in (text, f" {text} . , ?"):
-        assert session.detokenize(session.tokenize(content, add_special=False)) == content.encode()
+        assert context.model.detokenize(context.model.tokenize(content, add_special=False)) == content.encode()

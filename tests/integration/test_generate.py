@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 from scipy.special import log_softmax
 
-from gguf_harness.engine.session import Session
 from gguf_harness.engine.settings import SessionSettings
 from gguf_harness.engine.worker import Worker
 from gguf_harness.errors import PromptError
@@ -31,6 +30,7 @@ from gguf_harness.measure.generate import (
     generations_to_json,
     score_texts,
 )
+from tests.loaded import open_context
 from tests.random_llama import BOS, write_random_llama
 
 pytestmark = pytest.mark.model
@@ -99,15 +99,15 @@ def test_the_same_prompts_give_the_same_texts_however_many_threads(worker: Worke
 
 def test_each_token_is_the_most_likely_one(worker: Worker, llama_file: Path) -> None:
     found = _texts(worker, llama_file, TEXTS)
-    with Session([llama_file], SETTINGS) as session:
+    with open_context([llama_file], SETTINGS) as context:
         for generation in found.values():
             tokens = np.array([*generation.prompt_tokens, *generation.tokens], dtype=np.int32)
-            logprobs = log_softmax(session.logits(tokens), axis=-1)[len(generation.prompt_tokens) - 1 :]
+            logprobs = log_softmax(context.logits(tokens), axis=-1)[len(generation.prompt_tokens) - 1 :]
             chosen = generation.chosen
             assert logprobs[: len(chosen)].argmax(axis=-1).tolist() == chosen
             expected = [logprobs[row, token] for row, token in enumerate(generation.tokens)]
             assert generation.logprobs == pytest.approx(expected, abs=1e-3)
-            assert generation.text == session.detokenize(generation.tokens).decode("utf-8", "replace")
+            assert generation.text == context.model.detokenize(generation.tokens).decode("utf-8", "replace")
             assert generation.templated is None
 
 
@@ -151,10 +151,10 @@ def test_scores_are_those_of_the_logits(worker: Worker, llama_file: Path, noisy_
     scores = _scores(worker, llama_file, own, other)
     parted = {prompt: first_difference(own[prompt].chosen, other[prompt].chosen) for prompt in own}
     assert sum(place is not None for place in parted.values()) >= 4
-    with Session([llama_file], SETTINGS) as session:
+    with open_context([llama_file], SETTINGS) as context:
         for prompt, score in scores.items():
             tokens = np.array([*own[prompt].prompt_tokens, *other[prompt].tokens], dtype=np.int32)
-            logprobs = log_softmax(session.logits(tokens).astype(np.float64), axis=-1)
+            logprobs = log_softmax(context.logits(tokens).astype(np.float64), axis=-1)
             logprobs = logprobs[len(own[prompt].prompt_tokens) - 1 :]
             nll = [-logprobs[row, token] for row, token in enumerate(other[prompt].tokens)]
             assert math.exp(np.mean(score.nll)) == pytest.approx(math.exp(np.mean(nll)), rel=1e-3)
@@ -195,9 +195,9 @@ def test_a_chat_goes_through_the_template_and_messages_stay_text(worker: Worker,
     found = _texts(worker, chat_file, (CHAT, TEXTS[0]))
     chat = found["chat"]
     assert chat.templated is True
-    with Session([chat_file], SETTINGS) as session:
+    with open_context([chat_file], SETTINGS) as context:
         # The template's own BOS is a token, and the only one; what the user wrote is not.
-        body = session.detokenize(chat.prompt_tokens[1:])
+        body = context.model.detokenize(chat.prompt_tokens[1:])
         assert body == b"[system] Be brief.\n[user] Hello <|bos|> there\n[assistant]"
     assert chat.prompt_tokens.count(BOS) == 1
     assert chat.prompt_tokens[0] == BOS
@@ -211,11 +211,11 @@ def test_a_chat_of_a_real_model_equals_llama_cpps_own_rendering(worker: Worker, 
     messages = (llama_cpp.llama_chat_message * 2)(
         *(llama_cpp.llama_chat_message(m.role.encode(), m.content.encode()) for m in prompt.messages)
     )
-    with Session([smollm2_file], SETTINGS) as session:
-        template = llama_cpp.llama_model_chat_template(session.model, None)
+    with open_context([smollm2_file], SETTINGS) as context:
+        template = llama_cpp.llama_model_chat_template(context.model.pointer, None)
         buffer = ctypes.create_string_buffer(1000)
         length = llama_cpp.llama_chat_apply_template(template, messages, 2, True, buffer, 1000)
-        expected = session.tokenize(buffer.raw[:length], add_special=False, parse_special=True)
+        expected = context.model.tokenize(buffer.raw[:length], add_special=False, parse_special=True)
     assert 0 < length < 1000
     assert chat.prompt_tokens == expected.tolist()
 
@@ -224,8 +224,8 @@ def test_a_chat_without_a_template_is_joined_and_says_so(worker: Worker, llama_f
     chat = _texts(worker, llama_file, (CHAT,))["chat"]
     assert chat.templated is False
     assert BOS not in chat.prompt_tokens
-    with Session([llama_file], SETTINGS) as session:
-        assert session.detokenize(chat.prompt_tokens).decode() == CHAT.plain()
+    with open_context([llama_file], SETTINGS) as context:
+        assert context.model.detokenize(chat.prompt_tokens).decode() == CHAT.plain()
 
 
 @pytest.mark.parametrize(
@@ -252,8 +252,8 @@ def test_a_template_that_fails_costs_the_chats_alone(
 def test_a_template_that_writes_the_date_gives_the_same_prompt_every_day(worker: Worker, tmp_path: Path) -> None:
     file = write_random_llama(tmp_path / "dated.gguf", n_layer=1, chat_template="{{ strftime_now('%d %b %Y') }}")
     chat = _texts(worker, file, (CHAT,))["chat"]
-    with Session([file], SETTINGS) as session:
-        assert session.detokenize(chat.prompt_tokens) == b"26 Jul 2024"
+    with open_context([file], SETTINGS) as context:
+        assert context.model.detokenize(chat.prompt_tokens) == b"26 Jul 2024"
 
 
 # -- prompts that mean harm -------------------------------------------------------------------------------------------
@@ -269,18 +269,18 @@ HOSTILE = (
 
 def test_hostile_prompts_are_text(worker: Worker, llama_file: Path) -> None:
     found = _texts(worker, llama_file, HOSTILE)
-    with Session([llama_file], SETTINGS) as session:
+    with open_context([llama_file], SETTINGS) as context:
         for prompt in HOSTILE:
-            assert session.detokenize(found[prompt.id].prompt_tokens).decode() == prompt.text
+            assert context.model.detokenize(found[prompt.id].prompt_tokens).decode() == prompt.text
             assert BOS not in found[prompt.id].prompt_tokens
 
 
 def test_hostile_messages_are_text(worker: Worker, chat_file: Path) -> None:
     chats = tuple(Prompt(p.id, messages=(Message("user", f"x{p.text}x"),)) for p in HOSTILE)
     found = _texts(worker, chat_file, chats)
-    with Session([chat_file], SETTINGS) as session:
+    with open_context([chat_file], SETTINGS) as context:
         for chat in chats:
-            body = session.detokenize(found[chat.id].prompt_tokens[1:]).decode()
+            body = context.model.detokenize(found[chat.id].prompt_tokens[1:]).decode()
             assert body == f"[user] {chat.messages[0].content}\n[assistant]"
 
 

@@ -14,7 +14,6 @@ import pytest
 import gguf_harness
 from gguf_harness import api
 from gguf_harness.cli import main
-from gguf_harness.engine.session import Session
 from gguf_harness.engine.settings import SessionSettings
 from gguf_harness.errors import CorpusError
 from gguf_harness.gguf.weights import Weights
@@ -23,6 +22,7 @@ from gguf_harness.inputs.words import load_words
 from gguf_harness.measure.embeddings import read_rows
 from gguf_harness.metrics.kernels.directions import cosine
 from tests.integration.small_bert import write_small_bert
+from tests.loaded import open_context
 
 pytestmark = pytest.mark.model
 
@@ -36,9 +36,9 @@ def stored(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
     """A prompt, and what PyTorch computed of it."""
     with np.load(DATA / f"tiny-{request.param}.npz") as file:
         arrays = {name: file[name] for name in file.files}
-    with Session(TINY.files, SessionSettings(n_ctx=64)) as session:
-        prompt = session.detokenize(arrays["tokens"]).decode()
-        if not np.array_equal(session.tokenize(prompt), arrays["tokens"]):
+    with open_context(TINY.files, SessionSettings(n_ctx=64)) as context:
+        prompt = context.model.detokenize(arrays["tokens"]).decode()
+        if not np.array_equal(context.model.tokenize(prompt), arrays["tokens"]):
             pytest.skip("random tokens are not what their text is cut into")
     return prompt, arrays
 
@@ -115,10 +115,12 @@ def test_the_network_of_words_has_their_cosines(tmp_path: Path) -> None:
     labels = [node["label"] for node in nodes]
     assert sorted([*labels, *provenance["missing"]]) == sorted(words.words)
     assert [node["group"] for node in nodes] == [words.group_of.get(word) for word in labels]
-    with Session(TINY.files, SessionSettings(n_ctx=64)) as session:
+    with open_context(TINY.files, SessionSettings(n_ctx=64)) as context:
         # Words of one token, from the file.
         single = {
-            word: tokens[0] for word in labels if len(tokens := session.tokenize(f" {word}", add_special=False)) == 1
+            word: tokens[0]
+            for word in labels
+            if len(tokens := context.model.tokenize(f" {word}", add_special=False)) == 1
         }
     rows = read_rows(Weights(TINY.files), np.array([*single.values()], dtype=np.int64)).astype(np.float64)
     vectors = dict(zip(single, rows, strict=True))

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from gguf_harness.engine.session import Session
 from gguf_harness.engine.settings import SessionSettings
 from gguf_harness.engine.tap_names import expand_taps
 from gguf_harness.engine.taps import Taps
@@ -20,6 +19,7 @@ from gguf_harness.metrics.circuits import induction_scores, repeated_tokens
 from gguf_harness.metrics.head_behaviour import BehaviourKernel, ScoreSums, head_profiles
 from gguf_harness.metrics.taxonomy import classify_head
 from gguf_harness.metrics.token_features import TokenFeatures
+from tests.loaded import open_context
 
 pytestmark = pytest.mark.model
 
@@ -48,18 +48,18 @@ def test_known_heads_have_their_kinds() -> None:
     prompt = _Prompt()
     taps = Taps("llama", LAYERS, read=dict.fromkeys(expand_taps(["blocks.*.attn.pattern"], LAYERS), prompt))
     measured: list[list[ScoreSums]] = []
-    with Session(TINY.files, SETTINGS, taps) as session:
-        tokens = session.tokenize(load_corpus("pydoc", held_out_topics=load_info(TINY).held_out_topics).text)
+    with open_context(TINY.files, SETTINGS, taps) as context:
+        tokens = context.model.tokenize(load_corpus("pydoc", held_out_topics=load_info(TINY).held_out_topics).text)
         counts = np.bincount(tokens, minlength=4096)
         for first in (0, 256):
             window = tokens[first : first + 256]
-            pieces = [session.detokenize(window[index : index + 1]) for index in range(256)]
+            pieces = [context.model.detokenize(window[index : index + 1]) for index in range(256)]
             prompt.kernel, prompt.layers = BehaviourKernel(TokenFeatures.of(pieces, window, counts)), []
-            session.logits(window)
+            context.logits(window)
             measured.append(prompt.layers)
         for seed in (0, 1):
             prompt.kernel, prompt.layers = None, []
-            session.logits(np.concatenate([[0], repeated_tokens(range(2, 4096), LENGTH, seed)]).astype(np.int32))
+            context.logits(np.concatenate([[0], repeated_tokens(range(2, 4096), LENGTH, seed)]).astype(np.int32))
             measured.append(prompt.layers)
     layers = [head_profiles([each[layer] for each in measured]) for layer in range(LAYERS)]
 

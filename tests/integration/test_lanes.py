@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gguf_harness.engine.session import LogitsBlock, Session
+from gguf_harness.engine.context import Context, LogitsBlock
 from gguf_harness.engine.settings import SessionSettings
 from gguf_harness.engine.worker import Worker, WorkerContext
 from gguf_harness.errors import StoreError
@@ -16,6 +16,7 @@ from gguf_harness.measure import passes
 from gguf_harness.measure.observers import ReferenceObserver
 from gguf_harness.measure.passes import CODES_FILE, CorpusText, PassRequest, run_candidate_pass, run_reference_pass
 from gguf_harness.store.arrays import Arrays, save_arrays
+from tests.loaded import open_context
 
 pytestmark = pytest.mark.model
 
@@ -45,7 +46,7 @@ def test_numbers_are_those_of_one_context(llama_file: Path, tmp_path: Path, thre
     assert found[0][2] == found[1][2]
 
 
-def fail_in_a_lane(context: WorkerContext, request: PassRequest, seen: Path) -> Arrays:
+def fail_in_a_lane(worker: WorkerContext, request: PassRequest, seen: Path) -> Arrays:
     """A pass in which the block of one window fails."""
 
     class Failing(ReferenceObserver):
@@ -57,7 +58,7 @@ def fail_in_a_lane(context: WorkerContext, request: PassRequest, seen: Path) -> 
             super().observe(block)
 
     passes.ReferenceObserver = Failing  # type: ignore[attr-defined]
-    return run_reference_pass(context, request, False, 10**9)
+    return run_reference_pass(worker, request, False, 10**9)
 
 
 def test_an_error_in_a_lane_ends_the_pass_and_leaves_the_worker_usable(llama_file: Path, tmp_path: Path) -> None:
@@ -77,9 +78,9 @@ def test_an_error_in_a_lane_ends_the_pass_and_leaves_the_worker_usable(llama_fil
 
 def test_another_context_outlives_nothing_of_the_first(llama_file: Path) -> None:
     tokens = np.arange(40, dtype=np.int32)
-    with Session([llama_file], SessionSettings(n_ctx=64)) as session:
-        expected = session.logits(tokens)
+    with open_context([llama_file], SessionSettings(n_ctx=64)) as context:
+        expected = context.logits(tokens)
         for _ in range(2):
-            with session.another() as other:
+            with Context(context.model, context.settings) as other:
                 assert (other.logits(tokens) == expected).all()
-        assert (session.logits(tokens) == expected).all()
+        assert (context.logits(tokens) == expected).all()

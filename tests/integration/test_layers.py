@@ -15,9 +15,10 @@ from gguf import GGUFReader
 from gguf.quants import dequantize
 from numpy.typing import NDArray
 
+from gguf_harness.engine.context import Context
 from gguf_harness.engine.quantize import quantize_file
 from gguf_harness.engine.settings import SessionSettings
-from gguf_harness.engine.taps import Patcher
+from gguf_harness.engine.taps import Patcher, Taps
 from gguf_harness.engine.worker import WorkerContext
 from gguf_harness.errors import CorpusError, NoData, PromptError
 from gguf_harness.gguf.header import read_header
@@ -29,7 +30,7 @@ from gguf_harness.measure.core import Core
 from gguf_harness.measure.head import ModelFile, find_head
 from gguf_harness.measure.layers import STATES_FOLDER, LayersResult, _lens, _stream, measure_layers
 from gguf_harness.measure.patching import measure_importance, measure_interchange
-from gguf_harness.measure.states import MOST_TOKENS, LayersRequest, PromptTokens, StateFiles, decode_states, tapped
+from gguf_harness.measure.states import MOST_TOKENS, LayersRequest, PromptTokens, StateFiles, decode_states
 from gguf_harness.metrics.clusters import by_layer
 from gguf_harness.metrics.lens import head_logits
 from gguf_harness.pytest_plugin.progress import SilentProgress
@@ -51,12 +52,12 @@ SETTINGS = SessionSettings(threads=2, flash_attention="off", cache_type_k="f32",
 
 
 @pytest.fixture
-def context() -> Iterator[WorkerContext]:
-    """A task's context in this process; nobody listens to its progress."""
+def worker() -> Iterator[WorkerContext]:
+    """What a task is given, in this process; nobody listens to its progress."""
     here, there = Pipe()
-    context = WorkerContext(there)
-    yield context
-    context.close()
+    worker = WorkerContext(there)
+    yield worker
+    worker.close()
     here.close()
     there.close()
 
@@ -73,9 +74,9 @@ def _request(file: Path, folder: Path, prompts: Sequence[Prompt] = PROMPTS) -> L
     return LayersRequest(file.stem, (file,), SETTINGS, tuple(prompts), folder / STATES_FOLDER, 10**9)
 
 
-def _measure(context: WorkerContext, file: Path, folder: Path, reference: Path | None = None) -> LayersResult:
+def _measure(worker: WorkerContext, file: Path, folder: Path, reference: Path | None = None) -> LayersResult:
     """Measured and stored, states included."""
-    found = measure_layers(context, _request(file, folder), reference, True)
+    found = measure_layers(worker, _request(file, folder), reference, True)
     Entry(Cache(folder), folder, {}).save(found.facts, found.arrays)
     return found
 
@@ -85,18 +86,17 @@ def _given(*parts: NDArray[np.int32]) -> PromptTokens:
     return PromptTokens(tuple(f"p{i}" for i in range(len(parts))), np.concatenate(parts), starts, {})
 
 
-def _decode(context: WorkerContext, file: Path, folder: Path, given: PromptTokens, lanes: int = 2) -> StateFiles:
-    session = context.session([file], SETTINGS.lane(lanes))
-    return decode_states(context, session, lanes, _request(file, folder), given)
+def _decode(worker: WorkerContext, file: Path, folder: Path, given: PromptTokens, lanes: int = 2) -> StateFiles:
+    return decode_states(worker, worker.model([file], SETTINGS.n_gpu_layers), lanes, _request(file, folder), given)
 
 
 @pytest.mark.parametrize(("precision", "limit"), [("F16", 1e-2), ("F32", 1e-4)])
 def test_states_are_pytorchs(
-    context: WorkerContext, tiny_f32: Path, tmp_path: Path, precision: str, limit: float
+    worker: WorkerContext, tiny_f32: Path, tmp_path: Path, precision: str, limit: float
 ) -> None:
     stored = [dict(np.load(DATA / f"tiny-{name}.npz")) for name in ("text", "repetition")]
     file = tiny_f32 if precision == "F32" else TINY.files[0]
-    files = _decode(context, file, tmp_path, _given(*(truth["tokens"].astype(np.int32) for truth in stored)))
+    files = _decode(worker, file, tmp_path, _given(*(truth["tokens"].astype(np.int32) for truth in stored)))
 
     def compare(found: F32, tap: str) -> None:
         expected = np.concatenate([truth[tap] for truth in stored])
@@ -112,10 +112,10 @@ def test_states_are_pytorchs(
 
 @pytest.mark.parametrize("name", ["tiny", "smollm2-135m"])
 def test_the_stream_is_the_sum_of_what_is_added(
-    context: WorkerContext, tmp_path: Path, name: str, request: pytest.FixtureRequest
+    worker: WorkerContext, tmp_path: Path, name: str, request: pytest.FixtureRequest
 ) -> None:
     file = TINY.files[0] if name == "tiny" else request.getfixturevalue("smollm2_file")
-    files = StateFiles(_measured(context, file, tmp_path) / STATES_FOLDER)
+    files = StateFiles(_measured(worker, file, tmp_path) / STATES_FOLDER)
     post = files.load("resid_post")
     for layer in range(len(post)):
         middle = files.load("resid_mid")[layer]
@@ -127,8 +127,8 @@ def test_the_stream_is_the_sum_of_what_is_added(
             assert np.abs(whole - parts).max() < 1e-3
 
 
-def _measured(context: WorkerContext, file: Path, folder: Path) -> Path:
-    found = measure_layers(context, _request(file, folder, PROMPTS[:1]), None, True)
+def _measured(worker: WorkerContext, file: Path, folder: Path) -> Path:
+    found = measure_layers(worker, _request(file, folder, PROMPTS[:1]), None, True)
     Entry(Cache(folder), folder, {}).save(found.facts, found.arrays)
     return folder
 
@@ -139,11 +139,11 @@ def _measured(context: WorkerContext, file: Path, folder: Path) -> Path:
     [("F32", 2e-4), ("F16", 2e-2), ("Q8_0", 0.3), ("Q4_K_M", 0.3)],
 )
 def test_the_lens_of_the_last_layer_is_the_models_output(
-    context: WorkerContext, tmp_path: Path, quant: str, limit: float
+    worker: WorkerContext, tmp_path: Path, quant: str, limit: float
 ) -> None:
     file = tmp_path / f"{quant}.gguf"
     quantize_file(TINY.files, file, quant, threads=2)
-    found = _measure(context, file, tmp_path / quant)
+    found = _measure(worker, file, tmp_path / quant)
     files = StateFiles(tmp_path / quant / STATES_FOLDER)
     final, logits = files.load("resid_post")[-1], files.load("logits")
     head = find_head(ModelFile([file]), final, files.load("final"), logits)
@@ -159,13 +159,13 @@ def test_the_lens_of_the_last_layer_is_the_models_output(
 
 @pytest.mark.parametrize("kind", ARCHITECTURES)
 def test_the_lens_is_what_llama_cpp_makes_of_an_earlier_stream(
-    context: WorkerContext, tmp_path: Path, kind: str
+    worker: WorkerContext, tmp_path: Path, kind: str
 ) -> None:
     """The stream of each layer, put into llama.cpp behind the last block: norm, unembedding, cap are its own."""
     layers = 4 if kind == "smollm3" else 3
     file = write_small_model(tmp_path / "model.gguf", kind, layers)
     tokens = np.arange(3, 15, dtype=np.int32)
-    files = _decode(context, file, tmp_path, _given(tokens), lanes=1)
+    files = _decode(worker, file, tmp_path, _given(tokens), lanes=1)
     post = files.load("resid_post")
     weights = ModelFile([file])
     head = find_head(weights, post[-1], files.load("final"), files.load("logits"))
@@ -174,21 +174,21 @@ def test_the_lens_is_what_llama_cpp_makes_of_an_earlier_stream(
         30.0 if kind == "gemma2" else None,
     )
     settings = replace(SETTINGS, n_ctx=12, n_batch=12, n_ubatch=12)
-    session = context.session([file], SETTINGS.lane(1))
+    model = worker.model([file], SETTINGS.n_gpu_layers)
     for layer in range(layers):
         patch: dict[str, Patcher] = {f"blocks.{layers - 1}.resid_post": lambda *_, layer=layer: post[layer]}
-        with tapped(session, settings, weights.architecture, layers, patch=patch) as lane:
-            expected = lane.logits(tokens)
+        with Context(model, settings, Taps(weights.architecture, layers, patch=patch)) as context:
+            expected = context.logits(tokens)
         assert np.abs(head_logits(head, post[layer]) - expected).max() < 1e-4
 
 
 @pytest.mark.parametrize("kind", ARCHITECTURES)
-def test_parts_sum_to_logits_in_every_architecture(context: WorkerContext, tmp_path: Path, kind: str) -> None:
+def test_parts_sum_to_logits_in_every_architecture(worker: WorkerContext, tmp_path: Path, kind: str) -> None:
     """Also where llama.cpp does not name what attention or the MLP adds."""
     file = write_small_model(tmp_path / "model.gguf", kind, 4 if kind == "smollm3" else 2)
     # This vocabulary has no texts.
     given = _given(np.arange(3, 15, dtype=np.int32), np.arange(20, 28, dtype=np.int32))
-    files = _decode(context, file, tmp_path, given)
+    files = _decode(worker, file, tmp_path, given)
     measured = _stream(files, given) | _lens(_request(file, tmp_path), files)
     arrays = {name: np.asarray(values, dtype=np.float64) for name, values in measured.items()}
     whole = np.nansum(arrays["direct_attn"], 0) + np.nansum(arrays["direct_mlp"], 0)
@@ -201,17 +201,17 @@ def test_parts_sum_to_logits_in_every_architecture(context: WorkerContext, tmp_p
     assert not np.isnan(arrays["mlp_share"]).any()
 
 
-def test_identical_files_differ_by_nothing(context: WorkerContext, llama_file: Path, tmp_path: Path) -> None:
+def test_identical_files_differ_by_nothing(worker: WorkerContext, llama_file: Path, tmp_path: Path) -> None:
     base = tmp_path / "base"
-    _measure(context, llama_file, base)
-    arrays = _measure(context, llama_file, tmp_path / "twin", base).arrays
+    _measure(worker, llama_file, base)
+    arrays = _measure(worker, llama_file, tmp_path / "twin", base).arrays
     for name, values in arrays.items():
         if name.startswith("error_") or name == "kld":
             assert (values == 0).all(), name
         if name.startswith("cosine_"):
             assert (values == 1).all(), name
     assert arrays["cka"] == pytest.approx(1, abs=1e-12)
-    changed = measure_interchange(context, _request(llama_file, tmp_path / "twin"), base, [0, 1])
+    changed = measure_interchange(worker, _request(llama_file, tmp_path / "twin"), base, [0, 1])
     assert not changed["kld"].any()
     assert not changed["replaced"].any()
 
@@ -229,68 +229,66 @@ def _without(file: Path, destination: Path, layer: int) -> Path:
 
 
 @pytest.mark.parametrize("layer", [0, 2])
-def test_skipping_a_block_is_a_file_whose_block_adds_nothing(
-    context: WorkerContext, tmp_path: Path, layer: int
-) -> None:
+def test_skipping_a_block_is_a_file_whose_block_adds_nothing(worker: WorkerContext, tmp_path: Path, layer: int) -> None:
     file = write_random_llama(tmp_path / "model.gguf", n_layer=3)
     empty = _without(file, tmp_path / "empty.gguf", layer)
-    found = measure_importance(context, _request(file, tmp_path / "a"), None, [layer])
-    expected = measure_importance(context, _request(empty, tmp_path / "b"), None, [])
+    found = measure_importance(worker, _request(file, tmp_path / "a"), None, [layer])
+    expected = measure_importance(worker, _request(empty, tmp_path / "b"), None, [])
     assert expected["skipped"].shape == (0, len(expected["nll"]))
     assert (found["skipped"][0] == expected["nll"]).all()
     assert np.abs(found["skipped"][0] - found["nll"]).max() > 0.01
 
 
-def test_interchange_finds_the_layer_that_differs(context: WorkerContext, tmp_path: Path) -> None:
+def test_interchange_finds_the_layer_that_differs(worker: WorkerContext, tmp_path: Path) -> None:
     """Only block 1 of 4 differs: behind it the reference's stream mends everything, before it nothing."""
     file = write_random_llama(tmp_path / "model.gguf", n_layer=4)
     empty = _without(file, tmp_path / "empty.gguf", 1)
     base = tmp_path / "base"
-    _measure(context, file, base)
-    found = measure_interchange(context, _request(empty, tmp_path / "other"), base, [0, 1, 2, 3])
+    _measure(worker, file, base)
+    found = measure_interchange(worker, _request(empty, tmp_path / "other"), base, [0, 1, 2, 3])
     assert found["kld"].mean() > 1e-3
     assert (found["embed"] == found["kld"]).all()
     assert (found["replaced"][0] == found["kld"]).all()
     assert not found["replaced"][1:].any()
 
 
-def test_physical_batches_and_lanes_are_put_together(context: WorkerContext, llama_file: Path, tmp_path: Path) -> None:
+def test_physical_batches_and_lanes_are_put_together(worker: WorkerContext, llama_file: Path, tmp_path: Path) -> None:
     tokens = np.random.default_rng(0).integers(0, 256, 50).astype(np.int32)
     given = _given(tokens[:21], tokens[21:], tokens[:1])
-    whole = _decode(context, llama_file, tmp_path / "whole", given)
-    session = context.session([llama_file], SETTINGS)
+    whole = _decode(worker, llama_file, tmp_path / "whole", given)
+    model = worker.model([llama_file], SETTINGS.n_gpu_layers)
     request = replace(_request(llama_file, tmp_path / "parts"), settings=replace(SETTINGS, n_ubatch=8))
-    parts = decode_states(context, session, 1, request, given)
+    parts = decode_states(worker, model, 1, request, given)
     for name in ("embed", "attn_out", "resid_mid", "mlp_out", "resid_post", "final", "logits"):
         assert np.abs(whole.load(name) - parts.load(name)).max() < 1e-4, name
     base = tmp_path / "base"
-    _measure(context, llama_file, base)
+    _measure(worker, llama_file, base)
     for n_ubatch in (8, 512):
         twin = replace(_request(llama_file, tmp_path / "twin"), settings=replace(SETTINGS, n_ubatch=n_ubatch))
-        assert measure_interchange(context, twin, base, [0])["replaced"].max() < 1e-6
+        assert measure_interchange(worker, twin, base, [0])["replaced"].max() < 1e-6
 
 
 def test_long_prompts_are_cut_and_impossible_ones_left_out(
-    context: WorkerContext, llama_file: Path, tmp_path: Path
+    worker: WorkerContext, llama_file: Path, tmp_path: Path
 ) -> None:
     prompts = (Prompt("empty", ""), Prompt("long", "x" * 400), Prompt("too long", "x" * 4000))
-    found = measure_layers(context, _request(llama_file, tmp_path, prompts), None, False)
+    found = measure_layers(worker, _request(llama_file, tmp_path, prompts), None, False)
     assert found.facts["prompts"] == ["long"]
     assert set(found.facts["problems"]) == {"empty", "too long"}
     assert found.arrays["starts"].tolist() == [0, MOST_TOKENS]
     assert not (tmp_path / STATES_FOLDER).exists()
     with pytest.raises(PromptError, match="no tokens"):
-        measure_layers(context, _request(llama_file, tmp_path, prompts[:1]), None, False)
+        measure_layers(worker, _request(llama_file, tmp_path, prompts[:1]), None, False)
 
 
-def test_states_beyond_the_limit_are_refused(context: WorkerContext, llama_file: Path, tmp_path: Path) -> None:
+def test_states_beyond_the_limit_are_refused(worker: WorkerContext, llama_file: Path, tmp_path: Path) -> None:
     request = replace(_request(llama_file, tmp_path), limit_bytes=1000)
     with pytest.raises(CorpusError, match=r"hidden states of \d+ tokens of 2 prompts would take"):
-        measure_layers(context, request, None, True)
+        measure_layers(worker, request, None, True)
 
 
-def test_a_head_that_does_not_fit_is_not_offered(context: WorkerContext, llama_file: Path, tmp_path: Path) -> None:
-    _measure(context, llama_file, tmp_path)
+def test_a_head_that_does_not_fit_is_not_offered(worker: WorkerContext, llama_file: Path, tmp_path: Path) -> None:
+    _measure(worker, llama_file, tmp_path)
     files, weights = StateFiles(tmp_path / STATES_FOLDER), ModelFile([llama_file])
     final, normalized, logits = (files.load("resid_post")[-1], files.load("final"), files.load("logits"))
     find_head(weights, final, normalized, logits)

@@ -102,7 +102,7 @@ def _tolerance(metric: str) -> dict[str, Any]:
 
 def test_where_the_tool_is_off_float64_is_on_our_side(measured: Measured) -> None:
     """KL of a few windows in float64 from both models' logits: no codes, no single precision."""
-    from gguf_harness.engine.session import Session
+    from tests.loaded import open_context
 
     settings = measured.options.session_settings
     windows = measured.reference["tokens"][:2].astype(np.int32)
@@ -110,8 +110,8 @@ def test_where_the_tool_is_off_float64_is_on_our_side(measured: Measured) -> Non
     assert measured.ladder.reference is not None
     logits = []
     for model in (measured.ladder.reference, planned["Q8_0"]):
-        with Session(measured.core.subject(model).files, settings) as session:
-            logits.append(np.concatenate([block.logits.astype(np.float64) for block in session.score(windows)]))
+        with open_context(measured.core.subject(model).files, settings) as context:
+            logits.append(np.concatenate([block.logits.astype(np.float64) for block in context.score(windows)]))
     log_p, log_q = (rows - np.logaddexp.reduce(rows, axis=1, keepdims=True) for rows in logits)
     exact = (np.exp(log_p) * (log_p - log_q)).sum(axis=1)
     ours = measured.candidates["Q8_0"]["kld"][:2].astype(np.float64).ravel()

@@ -24,11 +24,11 @@ VALUES = {"bool": scalar(7, True), "float": scalar(6, 2.5), "text": string("2"),
 SETTINGS = SessionSettings(n_ctx=16, n_batch=16, n_ubatch=16, threads=1, n_gpu_layers=0)
 
 
-def decode(context: WorkerContext, files: Sequence[Path]) -> int:
+def decode(worker: WorkerContext, files: Sequence[Path]) -> int:
     """Load a model, and use it."""
-    session = context.session(files, SETTINGS)
-    session.prefill(session.tokenize("some words"))
-    return session.vocabulary.n_tokens
+    context = worker.context(files, SETTINGS)
+    context.prefill(context.model.tokenize("some words"))
+    return context.model.vocabulary.n_tokens
 
 
 def test_what_llama_cpp_makes_of_wrong_types_is_an_error_or_an_answer(tmp_path: Path) -> None:

@@ -10,11 +10,12 @@ import pytest
 from gguf import GGUFReader, PoolingType
 from numpy.typing import NDArray
 
+from gguf_harness.engine.context import Context
 from gguf_harness.engine.pooling import embed, pools
-from gguf_harness.engine.session import Session
 from gguf_harness.engine.settings import SessionSettings
 from gguf_harness.errors import EngineError, NoLanguageHead
 from tests.integration.small_bert import HEADS, LAYERS, WIDTH, write_small_bert
+from tests.loaded import open_context
 from tests.random_llama import write_random_llama
 
 pytestmark = pytest.mark.model
@@ -60,35 +61,35 @@ def _forward(file: Path, tokens: NDArray[np.int32]) -> Exact:
 @pytest.mark.parametrize("pooling", [PoolingType.MEAN, PoolingType.CLS, PoolingType.LAST])
 def test_embeddings_are_pooled_as_the_file_says(tmp_path: Path, pooling: PoolingType) -> None:
     file = write_small_bert(tmp_path / "bert.gguf", pooling)
-    with Session([file], SETTINGS) as session:
-        assert pools(session)
+    with open_context([file], SETTINGS) as context:
+        assert pools(context)
         for text in ("the dog is red", "one cat", "abc"):
-            tokens = session.tokenize(text)
+            tokens = context.model.tokenize(text)
             assert tokens[0] == 2
             assert tokens[-1] == 3
             states = _forward(file, tokens)
             expected = {"MEAN": states.mean(axis=0), "CLS": states[0], "LAST": states[-1]}[pooling.name]
             # GELU is a table in F16 there.
-            assert np.abs(embed(session, tokens) - expected).max() < 5e-3
+            assert np.abs(embed(context, tokens) - expected).max() < 5e-3
 
 
 def test_what_cannot_be_embedded_is_said(tmp_path: Path) -> None:
-    with Session([write_small_bert(tmp_path / "bert.gguf")], SETTINGS) as session:
+    with open_context([write_small_bert(tmp_path / "bert.gguf")], SETTINGS) as context:
         for count in (0, 65):
             with pytest.raises(EngineError, match=f"A text of {count} tokens"):
-                embed(session, np.full(count, 5, dtype=np.int32))
-    with Session([write_random_llama(tmp_path / "llama.gguf")], SETTINGS) as session:
-        assert not pools(session)
+                embed(context, np.full(count, 5, dtype=np.int32))
+    with open_context([write_random_llama(tmp_path / "llama.gguf")], SETTINGS) as context:
+        assert not pools(context)
         with pytest.raises(EngineError, match="no pooled embeddings"):
-            embed(session, np.array([1], dtype=np.int32))
+            embed(context, np.array([1], dtype=np.int32))
 
 
 def test_logits_that_were_never_written_are_not_read(tmp_path: Path) -> None:
-    with Session([write_small_bert(tmp_path / "bert.gguf")], SETTINGS) as session:
+    with open_context([write_small_bert(tmp_path / "bert.gguf")], SETTINGS) as context:
         windows = np.full((2, 64), 5, dtype=np.int32)
         with pytest.raises(NoLanguageHead, match=r"bert\.gguf has no language head.*\n.*suites/embeddings"):
-            list(session.score(windows))
+            list(context.score(windows))
         with pytest.raises(NoLanguageHead):
-            session.another().logits(windows[0])
+            Context(context.model, SETTINGS).logits(windows[0])
         with pytest.raises(NoLanguageHead):
-            next(session.generate(windows[0, :8], 4))
+            next(context.generate(windows[0, :8], 4))

@@ -25,27 +25,27 @@ WINDOWS, KILLED_AT = 12, 6
 SETTINGS = SessionSettings(n_ctx=64, n_batch=128, threads=2)
 
 
-def _die_in_the_middle(context: WorkerContext) -> None:
+def _die_in_the_middle(worker: WorkerContext) -> None:
     """From here on, save after each group of windows, and die when the seventh window is reached."""
     passes._SAVE_EVERY_S = -1.0  # type: ignore[misc]
-    report = context.progress
+    report = worker.progress
 
     def progress(done: int, total: int) -> None:
         report(done, total)
         if done > KILLED_AT:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    context.progress = progress  # type: ignore[method-assign]
+    worker.progress = progress  # type: ignore[method-assign]
 
 
-def killed_reference(context: WorkerContext, request: PassRequest) -> Arrays:
-    _die_in_the_middle(context)
-    return run_reference_pass(context, request, True, 10**9)
+def killed_reference(worker: WorkerContext, request: PassRequest) -> Arrays:
+    _die_in_the_middle(worker)
+    return run_reference_pass(worker, request, True, 10**9)
 
 
-def killed_candidate(context: WorkerContext, request: PassRequest, reference: Path) -> Arrays:
-    _die_in_the_middle(context)
-    return run_candidate_pass(context, request, reference, reference / "arrays.npz")
+def killed_candidate(worker: WorkerContext, request: PassRequest, reference: Path) -> Arrays:
+    _die_in_the_middle(worker)
+    return run_candidate_pass(worker, request, reference, reference / "arrays.npz")
 
 
 def _request(file: Path, folder: Path) -> PassRequest:

@@ -19,12 +19,12 @@ import psutil
 import pytest
 
 from gguf_harness.engine.server import Server, ServerPool
-from gguf_harness.engine.session import Session
 from gguf_harness.engine.settings import ServedRequest, ServerSettings, SessionSettings
 from gguf_harness.errors import EngineCrashed, EngineError, EngineTimeout, NoData, OptionError
 from gguf_harness.measure.client import Client, Percentiles
 from gguf_harness.measure.served import ServedResult, measure_served
 from tests.busy import busy_core
+from tests.loaded import open_context
 from tests.random_llama import write_random_llama
 
 pytestmark = pytest.mark.model
@@ -71,8 +71,8 @@ def test_the_same_prompt_gets_the_same_answer(client: Client, chat: bool) -> Non
 
 def test_a_completion_is_what_the_model_says(client: Client, llama_file: Path) -> None:
     """Against a decode of the same model in this process."""
-    with Session([llama_file], SessionSettings(n_ctx=64, n_batch=64)) as session:
-        expected = session.detokenize(list(session.generate(session.tokenize("the quick brown fox"), 8)))
+    with open_context([llama_file], SessionSettings(n_ctx=64, n_batch=64)) as context:
+        expected = context.model.detokenize(list(context.generate(context.model.tokenize("the quick brown fox"), 8)))
     answer = client.complete("the quick brown fox", max_tokens=8)
     assert answer.error is None
     assert answer.text == expected.decode("ascii")
@@ -318,10 +318,15 @@ parser = argparse.ArgumentParser(allow_abbrev=False)
 names = ["model", "alias", "host", "port", "ctx-size", "parallel", "threads", "n-gpu-layers"]
 for name in names:
     parser.add_argument(f"--{{name}}", required=True)
+types = {{"f16": "1", "q8_0": "8"}}
+parser.add_argument("--cache-type-k", choices=types)
+parser.add_argument("--cache-type-v", choices=types)
 given = parser.parse_args()
 os.environ["API_KEY"] = os.environ["LLAMA_API_KEY"]
 words = ["--model", given.model, "--model_alias", given.alias, "--host", given.host, "--port", given.port,
          "--n_ctx", given.ctx_size, "--interrupt_requests", "False"]
+if given.cache_type_k:
+    words += ["--type_k", types[given.cache_type_k], "--type_v", types[given.cache_type_v], "--flash_attn", "True"]
 assert not [name for name in os.environ if name.startswith("LLAMA_ARG_")]
 os.execv("{python}", ["{python}", "-m", "llama_cpp.server", *words])
 """
@@ -356,6 +361,25 @@ def test_a_binary_serves_as_well(
         assert refused.startswith("the server answered 401")
         pid = server.pid
     assert not psutil.pid_exists(pid)
+
+
+@pytest.mark.parametrize("served", ["llama_cpp.server", "stand-in"])
+def test_types_of_the_cache_reach_the_server(llama_file: Path, tmp_path: Path, served: str) -> None:
+    """llama.cpp's log says what the cache is made of; by default nothing is asked for."""
+    binary = None
+    if served == "stand-in":
+        binary = tmp_path / "llama-server"
+        binary.write_text(STAND_IN.format(python=sys.executable))
+        binary.chmod(0o755)
+    for k, v in (("q8_0", "q8_0"), ("q8_0", "f16"), ("f16", "f16")):
+        settings = ServerSettings(n_ctx=128, cache_type_k=k, cache_type_v=v)  # type: ignore[arg-type]
+        log = tmp_path / f"{k}-{v}.log"
+        with Server("random", [llama_file], log, settings, binary=binary) as server:
+            assert Client(server.url, server.api_key).complete("a", max_tokens=4).error is None
+        assert re.search(rf"K \({k}\): .*V \({v}\): ", log.read_text())
+    assert ServerSettings().to_json() == {"n_ctx": 2048, "threads": 1, "n_gpu_layers": -1, "parallel": 1}
+    assert settings.to_json().keys() == ServerSettings().to_json().keys()
+    assert ServerSettings(cache_type_k="q8_0").to_json()["cache_type_v"] == "f16"
 
 
 @pytest.mark.parametrize(

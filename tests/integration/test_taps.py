@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from gguf_harness.engine.session import Session
 from gguf_harness.engine.settings import SessionSettings
 from gguf_harness.engine.tap_names import expand_taps, graph_nodes
 from gguf_harness.engine.taps import Patcher, Taps
 from gguf_harness.errors import EngineError, TapNotFound
 from tests.integration.small_models import ARCHITECTURES, UNNAMED, architecture_of, write_small_model
+from tests.loaded import open_context
 
 pytestmark = pytest.mark.model
 
@@ -65,8 +65,8 @@ def _run(
         seen[tap] = values.copy()
 
     taps = Taps(architecture_of(kind), _layers(kind), read=dict.fromkeys(read, keep), patch=patch)
-    with Session([file], _settings(flash_attention), taps) as session:
-        logits = session.logits(TOKENS)
+    with open_context([file], _settings(flash_attention), taps) as context:
+        logits = context.logits(TOKENS)
     return seen, logits
 
 
@@ -110,8 +110,8 @@ def test_views_have_the_values_of_copies(model: Callable[[str], Path], kind: str
         seen[tap] = values.copy(), values.flags.writeable
 
     taps = Taps(architecture_of(kind), _layers(kind), read=dict.fromkeys(copies, keep), views=set(copies) - {"embed"})
-    with Session([model(kind)], _settings("off"), taps) as session:
-        session.logits(TOKENS)
+    with open_context([model(kind)], _settings("off"), taps) as context:
+        context.logits(TOKENS)
     assert seen.keys() == copies.keys()
     assert all((seen[tap][0] == values).all() for tap, values in copies.items())
     assert {tap for tap, (_, writeable) in seen.items() if writeable} == {"embed"}
@@ -166,8 +166,8 @@ def test_z_of_zero_skips_attention_in_a_real_model(smollm2_file: Path) -> None:
         read=dict.fromkeys(["blocks.2.resid_post", "blocks.3.attn_out", "blocks.3.resid_mid"], seen.__setitem__),
         patch={"blocks.3.attn.z": lambda _, values: np.zeros_like(values)},
     )  # fmt: skip
-    with Session([smollm2_file], _settings(), taps) as session:
-        session.logits(session.tokenize(b"The capital of France is"))
+    with open_context([smollm2_file], _settings(), taps) as context:
+        context.logits(context.model.tokenize(b"The capital of France is"))
     assert not seen["blocks.3.attn_out"].any()
     assert (seen["blocks.3.resid_mid"] == seen["blocks.2.resid_post"]).all()
 
@@ -176,17 +176,17 @@ def test_the_last_block_keeps_only_the_tokens_with_logits(model: Callable[[str],
     rows: dict[str, list[int]] = {}
     names = ["blocks.0.resid_post", "blocks.1.attn.z", "blocks.1.resid_post", "logits"]
     taps = Taps("qwen2", 2, read=dict.fromkeys(names, lambda tap, x: rows.setdefault(tap, []).append(len(x))))
-    with Session([model("qwen2")], _settings(n_batch=16), taps) as session:
+    with open_context([model("qwen2")], _settings(n_batch=16), taps) as context:
         windows = np.resize(TOKENS, (1, 64)).astype(np.int32)
-        assert sum(len(block.targets) for block in session.score(windows)) == 31
+        assert sum(len(block.targets) for block in context.score(windows)) == 31
     assert rows["blocks.0.resid_post"] == rows["blocks.1.attn.z"] == [16] * 4
     assert rows["blocks.1.resid_post"] == rows["logits"] == [0, 0, 16, 15]
 
 
 def test_a_missing_tap_lists_what_there_is(model: Callable[[str], Path]) -> None:
     taps = Taps("qwen2", 2, read={"blocks.0.attn_out": lambda *_: None})
-    with Session([model("qwen2")], _settings(), taps) as session, pytest.raises(TapNotFound) as caught:
-        session.logits(TOKENS)
+    with open_context([model("qwen2")], _settings(), taps) as context, pytest.raises(TapNotFound) as caught:
+        context.logits(TOKENS)
     offered = {tap.replace("blocks.0.", "blocks.{i}.") for tap in _offered("qwen2") if not tap.startswith("blocks.1.")}
     assert set(caught.value.hint.removeprefix("It offers: ").rstrip(".").split(", ")) == offered
 
@@ -200,11 +200,11 @@ def test_after_a_failure_no_more_is_read_and_the_next_decode_is_whole(model: Cal
             raise KeyboardInterrupt
 
     taps = Taps("qwen2", 2, read=dict.fromkeys(["blocks.0.resid_mid", "blocks.1.resid_mid"], fail_once))
-    with Session([model("qwen2")], _settings(), taps) as session:
+    with open_context([model("qwen2")], _settings(), taps) as context:
         with pytest.raises(KeyboardInterrupt):
-            session.logits(TOKENS)
+            context.logits(TOKENS)
         assert calls == ["blocks.0.resid_mid"]
-        session.logits(TOKENS)
+        context.logits(TOKENS)
     assert calls[1:] == ["blocks.0.resid_mid", "blocks.1.resid_mid"]
 
 
@@ -213,8 +213,11 @@ def test_a_patch_of_the_right_size_in_another_shape_is_refused(
     model: Callable[[str], Path], change: Callable[[Array], Array]
 ) -> None:
     taps = Taps("qwen2", 2, patch={"blocks.0.attn.z": lambda _, values: change(values)})
-    with Session([model("qwen2")], _settings(), taps) as session, pytest.raises(EngineError, match="cannot be patched"):
-        session.logits(TOKENS)
+    with (
+        open_context([model("qwen2")], _settings(), taps) as context,
+        pytest.raises(EngineError, match="cannot be patched"),
+    ):
+        context.logits(TOKENS)
 
 
 def test_with_nothing_wanted_llama_cpp_does_not_call() -> None:
@@ -223,6 +226,27 @@ def test_with_nothing_wanted_llama_cpp_does_not_call() -> None:
 
     assert address(Taps("llama", 2)) is None
     assert address(Taps("llama", 2, read={"logits": lambda *_: None}))
+
+
+def test_taps_change_between_decodes(model: Callable[[str], Path]) -> None:
+    """In one context, what a context with these taps alone gives, to the bit."""
+    file = model("qwen2")
+    patches: list[dict[str, Patcher]] = [{}, *({f"blocks.{i}.attn.z": lambda _, z: 0 * z} for i in range(2)), {}]
+    alone = [_run(file, "qwen2", ["blocks.1.resid_post"], patch) for patch in patches]
+    taps, seen = Taps("qwen2", 2, changing=True), dict[str, Array]()
+    with open_context([file], _settings(), taps) as context:
+        for patch, (values, logits) in zip(patches, alone, strict=True):
+            seen.clear()
+            taps.watch(read={"blocks.1.resid_post": seen.__setitem__}, patch=patch)
+            assert (context.logits(TOKENS) == logits).all()
+            assert (seen["blocks.1.resid_post"] == values["blocks.1.resid_post"]).all()
+            assert len(seen) == 1
+        taps.watch()
+        seen.clear()
+        assert (context.logits(TOKENS) == alone[0][1]).all()
+        assert not seen
+    with pytest.raises(EngineError, match="cannot be changed"):
+        Taps("qwen2", 2).watch()
 
 
 def test_every_unnamed_tensor_is_refused_or_missing() -> None:

@@ -18,8 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from gguf_harness.engine.context import Context
 from gguf_harness.engine.quantize import quantize_file
-from gguf_harness.engine.session import Session
 from gguf_harness.engine.settings import CacheType, SessionSettings
 from gguf_harness.engine.tap_names import expand_taps
 from gguf_harness.engine.taps import Taps
@@ -37,6 +37,7 @@ from gguf_harness.metrics.stats import mean_with_errors
 from gguf_harness.pytest_plugin.progress import SilentProgress
 from gguf_harness.runner.passes import CorpusPass
 from gguf_harness.store.arrays import Arrays
+from tests.loaded import open_context
 
 pytestmark = pytest.mark.model
 
@@ -59,9 +60,9 @@ def tiny_f32(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def session() -> Iterator[Session]:
-    with Session(TINY.files, SessionSettings(n_ctx=512)) as session:
-        yield session
+def context() -> Iterator[Context]:
+    with open_context(TINY.files, SessionSettings(n_ctx=512)) as context:
+        yield context
 
 
 def _taps_of(file: Path, cache: CacheType, prompt: str) -> tuple[dict[str, Array], dict[str, Array]]:
@@ -74,8 +75,8 @@ def _taps_of(file: Path, cache: CacheType, prompt: str) -> tuple[dict[str, Array
     settings = SessionSettings(
         n_ctx=256, n_batch=256, threads=2, flash_attention="off", cache_type_k=cache, cache_type_v=cache
     )
-    with Session([file], settings, taps) as session:
-        session.logits(tokens)
+    with open_context([file], settings, taps) as context:
+        context.logits(tokens)
     return {tap: v[..., : len(tokens)] if tap.endswith("pattern") else v for tap, v in seen.items()}, expected
 
 
@@ -105,16 +106,16 @@ def _patterns(tokens: NDArray[np.int32]) -> list[Array]:
     seen: dict[str, Array] = {}
     wanted = expand_taps(["blocks.*.attn.pattern"], LAYERS)
     taps = Taps("llama", LAYERS, read=dict.fromkeys(wanted, lambda tap, values: seen.update({tap: values.copy()})))
-    with Session(TINY.files, SessionSettings(n_ctx=256, n_batch=256, flash_attention="off"), taps) as session:
-        session.logits(tokens)
+    with open_context(TINY.files, SessionSettings(n_ctx=256, n_batch=256, flash_attention="off"), taps) as context:
+        context.logits(tokens)
     return [seen[tap] for tap in wanted]
 
 
-def test_a_head_looks_at_the_previous_token_as_the_card_says(session: Session) -> None:
+def test_a_head_looks_at_the_previous_token_as_the_card_says(context: Context) -> None:
     scores = np.array(CARD["previous_token_on_text"])
     assert scores.max() > 0.8
     text = load_corpus("pydoc", held_out_topics=load_info(TINY).held_out_topics).text
-    patterns = _patterns(session.tokenize(text)[:128])
+    patterns = _patterns(context.model.tokenize(text)[:128])
     layer, head = np.unravel_index(int(scores.argmax()), scores.shape)
     position = np.arange(2, 128)
     assert patterns[layer][head][position, position - 1].mean() == pytest.approx(scores.max(), abs=0.1)
@@ -131,23 +132,23 @@ def test_a_head_looks_for_an_earlier_occurrence_as_the_card_says() -> None:
 
 
 @given(st.text())
-def test_any_text_has_tokens_and_gives_itself_back(session: Session, text: str) -> None:
-    tokens = session.tokenize(text, add_special=False)
-    assert session.detokenize(tokens) == text.encode()
+def test_any_text_has_tokens_and_gives_itself_back(context: Context, text: str) -> None:
+    tokens = context.model.tokenize(text, add_special=False)
+    assert context.model.detokenize(tokens) == text.encode()
 
 
 TOKENIZER = load_tokenizer(TINY.files[0])
 
 
 @given(st.text())
-def test_token_ids_are_those_of_tokenizers(session: Session, text: str) -> None:
-    assert session.tokenize(text, add_special=False).tolist() == TOKENIZER.encode(text).ids
+def test_token_ids_are_those_of_tokenizers(context: Context, text: str) -> None:
+    assert context.model.tokenize(text, add_special=False).tolist() == TOKENIZER.encode(text).ids
 
 
-def test_a_real_text_has_the_same_tokens(session: Session) -> None:
+def test_a_real_text_has_the_same_tokens(context: Context) -> None:
     text = load_corpus("pydoc").text.decode()
-    tokens = session.tokenize(text)
-    assert tokens[0] == session.vocabulary.bos == 0
+    tokens = context.model.tokenize(text)
+    assert tokens[0] == context.model.vocabulary.bos == 0
     assert tokens[1:].tolist() == TOKENIZER.encode(text).ids
 
 

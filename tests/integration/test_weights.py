@@ -13,7 +13,6 @@ from gguf import GGMLQuantizationType, GGUFWriter, quants
 from numpy.typing import NDArray
 
 from gguf_harness.engine.quantize import quantize_file
-from gguf_harness.engine.session import Session
 from gguf_harness.engine.settings import SessionSettings
 from gguf_harness.errors import ModelError
 from gguf_harness.gguf.groups import by_role
@@ -22,6 +21,7 @@ from gguf_harness.gguf.types import DEFAULT_QUANTS
 from gguf_harness.gguf.weights import Weights
 from gguf_harness.measure.weights import measure_weight_errors
 from gguf_harness.metrics.weight_errors import TensorError
+from tests.loaded import open_context
 
 pytestmark = pytest.mark.model
 
@@ -90,8 +90,8 @@ def test_other_models_have_nothing_in_common(llama_file: Path, tmp_path: Path) -
 
 def _logits(*files: Path) -> NDArray[np.float32]:
     tokens = np.random.default_rng(0).integers(2, 4096, 64).astype(np.int32)
-    with Session(files, SessionSettings(n_ctx=64, threads=1)) as session:
-        return np.array(session.logits(tokens))
+    with open_context(files, SessionSettings(n_ctx=64, threads=1)) as context:
+        return np.array(context.logits(tokens))
 
 
 @pytest.mark.parametrize("quant", ["Q8_0", "Q4_K_M", "Q2_K"])

@@ -17,9 +17,9 @@ from gguf_harness.engine.worker import Worker, WorkerContext
 from gguf_harness.errors import CorpusError, EngineCrashed, EngineError, EngineTimeout
 
 
-def double(context: WorkerContext, value: int) -> int:
-    context.progress(1, 2)
-    context.progress(2, 2)
+def double(worker: WorkerContext, value: int) -> int:
+    worker.progress(1, 2)
+    worker.progress(2, 2)
     return 2 * value
 
 
@@ -28,15 +28,15 @@ def die(_: WorkerContext, number: int) -> None:
     time.sleep(5)
 
 
-def slow_double(context: WorkerContext, value: int) -> int:
-    context.progress(0, 1)
+def slow_double(worker: WorkerContext, value: int) -> int:
+    worker.progress(0, 1)
     time.sleep(0.3)
     return 2 * value
 
 
-def forge(context: WorkerContext) -> int:
+def forge(worker: WorkerContext) -> int:
     """An answer to a request that is none, before the own one."""
-    context._connection.send((0, "result", 99))
+    worker._connection.send((0, "result", 99))
     return 1
 
 

@@ -1,1 +1,1 @@
-"""The only package that touches llama.cpp: sessions, taps, quantization, and the worker process they run in."""
+"""The only package that touches llama.cpp: models, contexts, taps, quantization, and the worker process they run in."""

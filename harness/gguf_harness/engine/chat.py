@@ -19,7 +19,7 @@ from gguf_harness.engine.vocabulary import control_texts, token_text
 from gguf_harness.errors import PromptError
 
 if TYPE_CHECKING:
-    from gguf_harness.engine.session import Session, Tokens
+    from gguf_harness.engine.model import Model, Tokens
 
 __all__ = ["ChatTemplate", "chat_template"]
 
@@ -28,24 +28,24 @@ _TODAY: Final = datetime(2024, 7, 26, tzinfo=UTC)
 _NONCHARACTERS: Final = tuple(chr(code) for code in range(0xFDD0, 0xFDF0))
 
 
-def chat_template(session: Session) -> ChatTemplate | None:
+def chat_template(model: Model) -> ChatTemplate | None:
     """The template of a model; None where its file has none."""
-    raw = llama_cpp.llama_model_chat_template(session.model, None)
-    return ChatTemplate(session, bytes(raw).decode("utf-8", "replace")) if raw else None
+    raw = llama_cpp.llama_model_chat_template(model.pointer, None)
+    return ChatTemplate(model, bytes(raw).decode("utf-8", "replace")) if raw else None
 
 
 class ChatTemplate:
     """Makes tokens of chats.
 
     Args:
-        session: the model, for its tokens.
+        model: whose tokens they are.
         source: the template, in Jinja.
     """
 
-    def __init__(self, session: Session, source: str) -> None:
-        self._session = session
+    def __init__(self, model: Model, source: str) -> None:
+        self._model = model
         self._source = source
-        self._vocab = llama_cpp.llama_model_get_vocab(session.model)
+        self._vocab = model.vocabulary_pointer
         texts = sorted(filter(None, control_texts(self._vocab)), key=len, reverse=True)
         self._special = re.compile("|".join(map(re.escape, texts)) or r"(?!)")
 
@@ -77,7 +77,7 @@ class ChatTemplate:
         parts = self._render(fenced).split(fence)
         return np.concatenate(
             [
-                self._session.tokenize(part, add_special=False, parse_special=number % 2 == 0)
+                self._model.tokenize(part, add_special=False, parse_special=number % 2 == 0)
                 for number, part in enumerate(parts)
             ]
         )
@@ -90,7 +90,7 @@ class ChatTemplate:
             def strftime_now(form: str) -> str:
                 return _TODAY.strftime(form)
 
-        vocabulary = self._session.vocabulary
+        vocabulary = self._model.vocabulary
         try:
             formatter = Formatter(
                 self._source,

@@ -1,4 +1,4 @@
-"""Settings of a session as llama.cpp's parameters of a context."""
+"""Settings as llama.cpp's parameters of a context."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import llama_cpp
 
-from gguf_harness.engine.settings import SessionSettings
+from gguf_harness.engine.settings import GGML_TYPES, SessionSettings
 
 __all__ = ["context_parameters"]
 
@@ -14,17 +14,6 @@ _FLASH: Final[dict[str, int]] = {
     "auto": llama_cpp.LLAMA_FLASH_ATTN_TYPE_AUTO,
     "off": llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED,
     "on": llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED,
-}
-# enum ggml_type; llama-cpp-python does not name bf16.
-_CACHE_TYPES: Final[dict[str, int]] = {
-    "f32": llama_cpp.GGML_TYPE_F32,
-    "f16": llama_cpp.GGML_TYPE_F16,
-    "bf16": 30,
-    "q8_0": llama_cpp.GGML_TYPE_Q8_0,
-    "q5_1": llama_cpp.GGML_TYPE_Q5_1,
-    "q5_0": llama_cpp.GGML_TYPE_Q5_0,
-    "q4_1": llama_cpp.GGML_TYPE_Q4_1,
-    "q4_0": llama_cpp.GGML_TYPE_Q4_0,
 }
 
 
@@ -42,8 +31,8 @@ def context_parameters(settings: SessionSettings, model: Any) -> Any:
     parameters.n_seq_max = settings.n_seq
     parameters.n_threads = parameters.n_threads_batch = settings.threads
     parameters.flash_attn_type = _FLASH[settings.flash_attention]
-    parameters.type_k = _CACHE_TYPES[settings.cache_type_k]
-    parameters.type_v = _CACHE_TYPES[settings.cache_type_v]
+    parameters.type_k = GGML_TYPES[settings.cache_type_k]
+    parameters.type_v = GGML_TYPES[settings.cache_type_v]
     # Cross-attention is made for a cache that sequences share, and aborts with another one.
     parameters.kv_unified = bool(llama_cpp.llama_model_has_encoder(model))
     return parameters

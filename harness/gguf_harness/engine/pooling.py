@@ -8,7 +8,8 @@ import llama_cpp
 import numpy as np
 from numpy.typing import NDArray
 
-from gguf_harness.engine.session import Session, Tokens
+from gguf_harness.engine.context import Context
+from gguf_harness.engine.model import Tokens
 from gguf_harness.errors import EngineError
 
 __all__ = ["embed", "pools"]
@@ -18,32 +19,32 @@ _POOLED: Final = frozenset({
 })  # fmt: skip
 
 
-def pools(session: Session) -> bool:
+def pools(context: Context) -> bool:
     """Whether a model is one for embeddings: its file says how the tokens of a text become one vector."""
-    return int(llama_cpp.llama_pooling_type(session.context)) in _POOLED
+    return int(llama_cpp.llama_pooling_type(context.pointer)) in _POOLED
 
 
-def embed(session: Session, tokens: Tokens) -> NDArray[np.float32]:
+def embed(context: Context, tokens: Tokens) -> NDArray[np.float32]:
     """[d] the embedding of a text, not normalized.
 
     Args:
-        session: of a model that pools.
+        context: of a model that pools.
         tokens: [n] token ids, n at most `n_ubatch`: such a model sees all of its text at once.
 
     Raises:
         EngineError: a model that does not pool, or a text of no tokens or too many.
     """
-    if not pools(session):
-        raise EngineError(f"{session.files[0].name} has no pooled embeddings.", "Read the tap ln_final.normalized.")
-    most = int(llama_cpp.llama_n_ubatch(session.context))
+    if not pools(context):
+        raise EngineError(f"{context.model.name} has no pooled embeddings.", "Read the tap ln_final.normalized.")
+    most = context.n_ubatch
     if not 1 <= len(tokens) <= most:
         raise EngineError(f"A text of {len(tokens)} tokens cannot be embedded, expected 1 to {most}.", "Shorten it.")
-    session.clear()
-    llama_cpp.llama_set_embeddings(session.context, True)
+    context.clear()
+    llama_cpp.llama_set_embeddings(context.pointer, True)
     positions = np.arange(len(tokens), dtype=np.int32)
-    session.decode(tokens, positions, np.zeros_like(positions), np.ones(len(tokens), dtype=np.bool_))
-    pointer = llama_cpp.llama_get_embeddings_seq(session.context, 0)
+    context.decode(tokens, positions, np.zeros_like(positions), np.ones(len(tokens), dtype=np.bool_))
+    pointer = llama_cpp.llama_get_embeddings_seq(context.pointer, 0)
     if not pointer:
-        raise EngineError(f"llama.cpp has no embedding of this text for {session.files[0].name}.")
-    size = int(llama_cpp.llama_model_n_embd_out(session.model))
+        raise EngineError(f"llama.cpp has no embedding of this text for {context.model.name}.")
+    size = int(llama_cpp.llama_model_n_embd_out(context.model.pointer))
     return np.array(np.ctypeslib.as_array(pointer, (size,)), dtype=np.float32)

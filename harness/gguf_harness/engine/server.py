@@ -32,7 +32,7 @@ from gguf_harness.engine.child import (
     start_child,
     stop_child,
 )
-from gguf_harness.engine.settings import ServerSettings
+from gguf_harness.engine.settings import GGML_TYPES, ServerSettings
 from gguf_harness.errors import EngineCrashed, EngineError, EngineTimeout, is_utf8
 
 __all__ = ["Server", "ServerPool", "require_binary", "serve"]
@@ -53,7 +53,7 @@ class Server:
         label: what is served, for error messages (usually the model's name).
         files: the GGUF file, or its splits.
         log: file that collects the server's output.
-        settings: context, threads, layers on the GPU, parallel requests.
+        settings: context, threads, layers on the GPU, parallel requests, types of the KV cache.
         binary: llama-server to run; None for llama_cpp.server of this Python.
         port: to listen on; None for a free one.
         gpu: index for CUDA_VISIBLE_DEVICES; -1 hides all GPUs; None leaves the environment as it is.
@@ -190,6 +190,11 @@ class Server:
             "logits_all": False,
             "use_mlock": False,
         }
+        if settings.changes_cache:
+            model |= {"type_k": GGML_TYPES[settings.cache_type_k], "type_v": GGML_TYPES[settings.cache_type_v]}
+        if settings.has_quantized_v:
+            # Its default is none, with which llama.cpp refuses such a cache; llama-server's is llama.cpp's own choice.
+            model["flash_attn"] = True
         # Its default ends a stream as soon as another request comes.
         server = {"host": _HOST, "port": self.port, "api_key": self.api_key, "interrupt_requests": False}
         return {**server, "models": [model]}
@@ -220,6 +225,8 @@ class Server:
             "threads": settings.threads,
             "n-gpu-layers": settings.n_gpu_layers if settings.n_gpu_layers >= 0 else _ALL_LAYERS,
         }
+        if settings.changes_cache:
+            values |= {"cache-type-k": settings.cache_type_k, "cache-type-v": settings.cache_type_v}
         return [part for name, value in values.items() for part in (f"--{name}", str(value))]
 
     def _wait_until_ready(self) -> None:

@@ -8,7 +8,9 @@ from typing import Any, Final, Literal
 from gguf_harness.errors import OptionError
 
 __all__ = [
+    "CACHE_BLOCK",
     "DEFAULT_KV",
+    "GGML_TYPES",
     "CacheType",
     "FlashAttention",
     "KVTypes",
@@ -33,6 +35,15 @@ KVTypes = tuple[CacheType, CacheType]
 
 DEFAULT_KV: Final[KVTypes] = ("f16", "f16")
 
+GGML_TYPES: Final[dict[CacheType, int]] = {
+    "f32": 0, "f16": 1, "bf16": 30, "q8_0": 8, "q5_1": 7, "q5_0": 6, "q4_1": 3, "q4_0": 2,
+}  # fmt: skip
+"""Numbers in `enum ggml_type` (ggml/include/ggml.h)."""
+
+_QUANTIZED: Final = frozenset({"q8_0", "q5_1", "q5_0", "q4_1", "q4_0"})
+CACHE_BLOCK: Final = 32
+"""Values that the quantized types of a cache store together."""
+
 
 @dataclass(frozen=True, slots=True)
 class SessionSettings:
@@ -45,7 +56,7 @@ class SessionSettings:
         threads: CPU threads for prompts and generation.
         flash_attention: "auto" lets llama.cpp decide; taps on the attention pattern need "off".
         cache_type_k: data type of the K cache.
-        cache_type_v: data type of the V cache.
+        cache_type_v: data type of the V cache; a quantized one needs flash attention, which "auto" then turns on.
         n_gpu_layers: layers offloaded to the GPU; negative for all.
         beyond_context: whether to go on where a text is longer than what the model was trained on.
     """
@@ -69,6 +80,44 @@ class SessionSettings:
                 f"A batch of {self.n_batch} tokens does not hold whole windows of {self.n_ctx}.",
                 "Make the batch a multiple of the context, or the context a power of two.",
             )
+        if self.has_quantized_v and self.flash_attention == "off":
+            raise OptionError(
+                f"A V cache of type {self.cache_type_v} needs flash attention, which is off: without it llama.cpp"
+                " stores V transposed, where blocks of a quantized type do not fit.",
+                "Leave flash attention on auto, or keep V in f16; K may be quantized without it.",
+            )
+
+    @property
+    def has_quantized_k(self) -> bool:
+        """Whether the K cache has a quantized type."""
+        return self.cache_type_k in _QUANTIZED
+
+    @property
+    def has_quantized_v(self) -> bool:
+        """Whether the V cache has a quantized type."""
+        return self.cache_type_v in _QUANTIZED
+
+    def require_pattern(self) -> None:
+        """Make sure that contexts with these settings can form attention scores and patterns.
+
+        Raises:
+            OptionError: the V cache is quantized: llama.cpp computes with flash attention then, which forms neither.
+        """
+        if self.has_quantized_v:
+            raise OptionError(
+                f"Attention patterns cannot be read with a V cache of type {self.cache_type_v}: it needs flash"
+                " attention, and that never forms the pattern.",
+                "Read attention with V in f16, bf16 or f32; K may be quantized.",
+            )
+
+    def with_pattern(self) -> SessionSettings:
+        """These settings without flash attention, so that attention scores and patterns are formed.
+
+        Raises:
+            OptionError: as `require_pattern`.
+        """
+        self.require_pattern()
+        return replace(self, flash_attention="off")
 
     @property
     def n_seq(self) -> int:
@@ -104,21 +153,38 @@ class ServerSettings:
         n_gpu_layers: layers offloaded to the GPU; negative for all.
         parallel: requests that llama-server decodes at once. llama_cpp.server decodes one at a time whatever is asked
             for; the others wait in its queue.
+        cache_type_k: data type of the K cache.
+        cache_type_v: data type of the V cache; a quantized one is used with flash attention.
     """
 
     n_ctx: int = 2048
     threads: int = 1
     n_gpu_layers: int = -1
     parallel: int = 1
+    cache_type_k: CacheType = "f16"
+    cache_type_v: CacheType = "f16"
 
     def __post_init__(self) -> None:
         for name in ("n_ctx", "threads", "parallel"):
             if getattr(self, name) < 1:
                 raise OptionError(f"{name} is {getattr(self, name)}, expected at least 1.")
 
+    @property
+    def changes_cache(self) -> bool:
+        """Whether the cache has other types than llama.cpp's own, f16."""
+        return (self.cache_type_k, self.cache_type_v) != ("f16", "f16")
+
+    @property
+    def has_quantized_v(self) -> bool:
+        """Whether the V cache has a quantized type."""
+        return self.cache_type_v in _QUANTIZED
+
     def to_json(self) -> dict[str, Any]:
-        """A dictionary of JSON types only."""
-        return asdict(self)
+        """A dictionary of JSON types only; without types of the cache where both are llama.cpp's own, f16."""
+        values = asdict(self)
+        if not self.changes_cache:
+            del values["cache_type_k"], values["cache_type_v"]
+        return values
 
 
 @dataclass(frozen=True, slots=True)

@@ -80,7 +80,11 @@ TAPS: dict[str, TapInfo] = {
     "blocks.{i}.attn.z": TapInfo(
         "kqv_out", "[pos, head * d_head]", "Mixed values, before the output projection.", operations=_MIXED
     ),
-    "blocks.{i}.attn_out": TapInfo("attn_out", "[pos, d_model]", "What attention adds to the residual stream."),
+    "blocks.{i}.attn_out": TapInfo(
+        "attn_out",
+        "[pos, d_model]",
+        "What attention adds to the residual stream, or what mixes tokens in its place in a layer without it.",
+    ),
     "blocks.{i}.resid_mid": TapInfo("ffn_inp", "[pos, d_model]", "Residual stream between attention and MLP."),
     "blocks.{i}.mlp_out": TapInfo("ffn_out", "[pos, d_model]", "What the MLP adds to the residual stream."),
     "blocks.{i}.resid_post": TapInfo("l_out", "[pos, d_model]", "Residual stream after the block."),
@@ -89,7 +93,7 @@ TAPS: dict[str, TapInfo] = {
 }
 """Tap names follow TransformerLens. Graph names are those that llama.cpp's graph builders give (src/models).
 
-`encoder.` in front of a name means the encoder's: those are there while a session encodes, the others while it
+`encoder.` in front of a name means the encoder's: those are there while a context encodes, the others while it
 decodes. An encoder has no logits, its pattern no padding, and its last block keeps all tokens.
 
 From the last block's `resid_mid` on (its `attn_out` too where a norm follows attention), llama.cpp keeps only the
@@ -119,6 +123,8 @@ _OTHERWISE: dict[str, dict[str, str | None]] = {
         "embed": "inp_scaled", _Q: "Qcur_pos", _K: "Kcur_pos", _V: "Vcur_normed",
         _ATTN: "attn_post_norm", _MID: "attn_out", _MLP: "ffn_post_norm",
     },
+    # Its `ffn_inp` is what the mixer gives, before it is added to the stream.
+    "jamba": {_ATTN: "ffn_inp", _MID: None},
     "minicpm3": {"embed": "inp_scaled"},
     "olmo2": {_ATTN: "attn_post_norm", _MLP: None},
 }  # fmt: skip
@@ -189,7 +195,7 @@ def graph_nodes(tap: str, architecture: str, n_layer: int) -> tuple[GraphNode, .
     _check_known(tap, n_layer)
     if encoder and (architecture not in _ENCODERS or generic == "logits"):
         reason = "an encoder has no logits" if architecture in _ENCODERS else f"{architecture} has no encoder"
-        way_out = f"Read {tap.removeprefix(ENCODER_PREFIX)!r}, which is there while a session decodes."
+        way_out = f"Read {tap.removeprefix(ENCODER_PREFIX)!r}, which is there while a context decodes."
         raise TapNotFound(f"{tap!r}: {reason}.", way_out)
     if not encoder and architecture in _ENCODER_ONLY:
         raise TapNotFound(f"{tap!r}: {architecture} has no decoder.", f"Its taps begin with {ENCODER_PREFIX!r}.")

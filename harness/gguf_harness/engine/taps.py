@@ -1,4 +1,4 @@
-"""Taps: tensors of llama.cpp's graph, read or patched while it decodes."""
+"""Taps: tensors of llama.cpp's graph, read or patched while a context decodes."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from gguf_harness.engine.binding import (
     view_tensor,
     write_tensor,
 )
+from gguf_harness.engine.settings import SessionSettings
 from gguf_harness.engine.tap_names import (
     ENCODER_PREFIX,
     NEEDS_FLASH_ATTENTION_OFF,
@@ -42,12 +43,12 @@ Patcher = Callable[[str, NDArray[np.float32]], NDArray[np.float32]]
 
 
 class Taps:
-    """The tensors that a session reads or patches, and the callback that llama.cpp calls for each node of its graph.
+    """The tensors that a context reads or patches, and the callback that llama.cpp calls for each node of its graph.
 
     llama.cpp asks about every node before it computes it; only nodes that are wanted are computed on their own and
     handed out. An exception in a reader or patcher is kept, and raised by `finish` after the decode: raised inside a
     ctypes callback it would vanish. A tap that is both patched and read is patched first. Taps of an encoder are
-    handed out while the session encodes, the others while it decodes.
+    handed out while the context encodes, the others while it decodes.
 
     Args:
         architecture: `general.architecture` of the model.
@@ -57,6 +58,7 @@ class Taps:
         views: taps whose readers keep nothing of what they are given without copying it. These need not be copied for
             them, where llama.cpp has them in this process's memory.
         some: whether one of these taps is enough; otherwise each has to be there in every decode.
+        changing: whether `watch` will be called; llama.cpp is not to call where nothing will ever be wanted.
 
     Raises:
         TapNotFound: a name that is no tap, a layer that the model does not have, or a tensor that llama.cpp does not
@@ -72,22 +74,15 @@ class Taps:
         patch: Mapping[str, Patcher] | None = None,
         views: Collection[str] = (),
         some: bool = False,
+        changing: bool = False,
     ) -> None:
         require_supported_engine()
         self._views = frozenset(views)
         self._some = some
-        self._readers = dict(read or {})
-        self._patchers = dict(patch or {})
+        self._changing = changing
         self._architecture, self._n_layer = architecture, n_layer
-        # By whether it is the encoder's graph: the two give the same names.
-        self._graphs: dict[bool, dict[bytes, list[_Wanted]]] = {False: {}, True: {}}
-        for tap in dict.fromkeys([*self._readers, *self._patchers]):
-            graph = self._graphs[tap.startswith(ENCODER_PREFIX)]
-            for node in graph_nodes(tap, architecture, n_layer):
-                operations = frozenset(operation.encode() for operation in node.operations)
-                graph.setdefault(node.name.encode(), []).append((tap, operations, node.root.encode()))
         self._encoder = False
-        self._wanted = self._graphs[self._encoder]
+        self._watch(read or {}, patch or {})
         self._describe = library().ggml_op_desc
         self._failure: BaseException | None = None
         self._missing: set[str] = set()
@@ -97,17 +92,48 @@ class Taps:
         # llama.cpp holds the address only: this object must live as long as the context. With nothing wanted it is
         # null, and llama.cpp does not call at all.
         kind = llama_cpp.ggml_backend_sched_eval_callback
-        self.callback = kind(self._on_node) if any(self._graphs.values()) else kind()
+        self.callback = kind(self._on_node) if changing or any(self._graphs.values()) else kind()
+
+    def watch(self, *, read: Mapping[str, Reader] | None = None, patch: Mapping[str, Patcher] | None = None) -> None:
+        """From the next decode on, read and patch these taps and no others.
+
+        Raises:
+            TapNotFound: as in the constructor.
+            EngineError: this was not said to come.
+        """
+        if not self._changing:
+            raise EngineError("These taps cannot be changed.", "Make them with changing=True.")
+        self._watch(read or {}, patch or {})
+
+    def _watch(self, read: Mapping[str, Reader], patch: Mapping[str, Patcher]) -> None:
+        self._readers, self._patchers = dict(read), dict(patch)
+        # By whether it is the encoder's graph: the two give the same names.
+        self._graphs: dict[bool, dict[bytes, list[_Wanted]]] = {False: {}, True: {}}
+        for tap in dict.fromkeys([*self._readers, *self._patchers]):
+            graph = self._graphs[tap.startswith(ENCODER_PREFIX)]
+            for node in graph_nodes(tap, self._architecture, self._n_layer):
+                operations = frozenset(operation.encode() for operation in node.operations)
+                graph.setdefault(node.name.encode(), []).append((tap, operations, node.root.encode()))
+        self._wanted = self._graphs[self._encoder]
+
+    def require_possible(self, settings: SessionSettings) -> None:
+        """Make sure that a context with these settings can have these taps.
+
+        Raises:
+            OptionError: the attention pattern is wanted, which is never formed where the V cache is quantized.
+        """
+        if any(generic_tap(tap) in NEEDS_FLASH_ATTENTION_OFF for tap in (*self._readers, *self._patchers)):
+            settings.require_pattern()
 
     def begin(self, *, encoder: bool = False) -> None:
-        """Called by the session before each decode, and before it encodes."""
+        """Called by the context before each decode, and before it encodes."""
         self._encoder, self._wanted = encoder, self._graphs[encoder]
         self._missing = {tap for nodes in self._wanted.values() for tap, *_ in nodes}
         self._offered.clear()
         self._first = self._failure = None
 
     def finish(self) -> None:
-        """Called by the session after each decode, and after it encoded.
+        """Called by the context after each decode, and after it encoded.
 
         Raises:
             TapNotFound: the graph had no such tensor (lists those that it has), or several.
@@ -183,11 +209,21 @@ class Taps:
         self._missing.discard(tap)
 
     def _advice(self, missing: list[str]) -> str:
+        if layers := self._layers_with(missing[0]):
+            return f"Layers that have it: {', '.join(map(str, layers))}. The others mix tokens without attention."
         if any(generic_tap(tap) in NEEDS_FLASH_ATTENTION_OFF and not self._is_offered(tap) for tap in missing):
             return "Attention scores and patterns exist only with flash attention off (flash_attention='off')."
         prefix = ENCODER_PREFIX if self._encoder else ""
         offered = {generic_tap(tap) for tap in expand_taps([f"{prefix}*"], self._n_layer) if self._is_offered(tap)}
         return f"It offers: {', '.join(prefix + tap for tap in TAPS if tap in offered) or 'none of the known taps'}."
+
+    def _layers_with(self, tap: str) -> list[int]:
+        """Layers whose part of attention of this name was in the graph: some, of a model that has it in some only."""
+        before, part, name = tap.partition(".attn.")
+        if not part:
+            return []
+        block = before.rpartition(".")[0]
+        return [layer for layer in range(self._n_layer) if self._is_offered(f"{block}.{layer}{part}{name}")]
 
     def _is_offered(self, tap: str) -> bool:
         try:

@@ -69,15 +69,18 @@ def identify_engine(description: dict[str, Any], build: str) -> dict[str, Any]:
 
 
 def ggml_environment() -> dict[str, str]:
-    """Settings of ggml in the environment, such as GGML_CUDA_FORCE_MMQ: some change what is computed."""
+    """Settings in the environment that change what is computed: ggml's (GGML_CUDA_FORCE_MMQ), and one of llama.cpp's.
+
+    LLAMA_ATTN_ROT_DISABLE is whether K and V are rotated before they are quantized in the cache.
+    """
     return {
         name: value
         for name, value in sorted(os.environ.items())
-        if name.startswith("GGML_") and name != "GGML_NO_BACKTRACE"
+        if (name.startswith("GGML_") and name != "GGML_NO_BACKTRACE") or name == "LLAMA_ATTN_ROT_DISABLE"
     }
 
 
-def describe_engine(context: WorkerContext) -> dict[str, Any]:
+def describe_engine(worker: WorkerContext) -> dict[str, Any]:
     """What llama.cpp says of itself; loading its libraries takes a second, and fails here if they do not fit.
 
     Raises:
@@ -87,7 +90,7 @@ def describe_engine(context: WorkerContext) -> dict[str, Any]:
 
     require_supported_engine()
     info = engine_info().to_json()
-    context.progress(1, 1)
+    worker.progress(1, 1)
     return info
 
 
@@ -99,14 +102,9 @@ def count_tokens(_: WorkerContext, files: Sequence[Path], text: bytes) -> int:
 
 
 def quantize_task(
-    context: WorkerContext,
-    files: Sequence[Path],
-    destination: Path,
-    quant: str,
-    threads: int,
-    imatrix: Path | None,
+    worker: WorkerContext, files: Sequence[Path], destination: Path, quant: str, threads: int, imatrix: Path | None
 ) -> None:
     """Quantize a model; see `gguf_harness.engine.quantize.quantize_file`."""
     from gguf_harness.engine.quantize import quantize_file
 
-    quantize_file(files, destination, quant, threads=threads, imatrix=imatrix, progress=context.progress)
+    quantize_file(files, destination, quant, threads=threads, imatrix=imatrix, progress=worker.progress)

@@ -36,7 +36,7 @@ class Vocabulary:
 
 
 def count_tokens(file: Path, text: bytes) -> int:
-    """Tokens of a text as `Session.tokenize` has them; of the file, only the vocabulary is loaded.
+    """Tokens of a text as `Model.tokenize` has them; of the file, only the vocabulary is loaded.
 
     Raises:
         EngineError: llama.cpp refused the file.

@@ -1,8 +1,8 @@
 """One child process per model: llama.cpp may abort, hang or be killed there, and that is an ordinary error here.
 
-A task is a module-level function `task(context, *args, **kwargs)`. It is sent by reference and runs in the child,
-where `context` gives it a loaded `Session` and a way to report progress. Only its result comes back: tensors never
-cross the process border.
+A task is a module-level function `task(worker, *args, **kwargs)`. It is sent by reference and runs in the child,
+where `worker` gives it the loaded `Model`, contexts of it, and a way to report progress. Only its result comes back:
+tensors never cross the process border.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, Final, Literal, ParamSpec, Self, TypeVar
 
 from gguf_harness.engine.child import (
     child_environment,
@@ -32,13 +32,17 @@ from gguf_harness.engine.child import (
 from gguf_harness.errors import EngineCrashed, EngineError, EngineTimeout, HarnessError
 
 if TYPE_CHECKING:
-    from gguf_harness.engine.session import Session
+    from gguf_harness.engine.context import Context
+    from gguf_harness.engine.model import Model
     from gguf_harness.engine.settings import SessionSettings
 
 __all__ = ["ProgressCallback", "Worker", "WorkerContext", "serve"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+_MOST_CONTEXTS: Final = 2
+"""Of one model that are kept for the next task: two settings in turns, without their caches being made anew."""
 
 ProgressCallback = Callable[[int, int], None]
 """Called with (done, total) in the task's own unit."""
@@ -50,8 +54,9 @@ class WorkerContext:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._request = 0
-        self._session: Session | None = None
-        self._key: tuple[tuple[str, ...], SessionSettings] | None = None
+        self._model: Model | None = None
+        # The least recently used first.
+        self._contexts: dict[SessionSettings, Context] = {}
 
     def begin(self, request: int) -> None:
         """Say which request the task belongs to that runs now."""
@@ -61,21 +66,38 @@ class WorkerContext:
         """Report progress to the parent. Also how a parent that is gone is noticed: the send fails."""
         self._connection.send((self._request, "progress", (done, total)))
 
-    def session(self, files: Sequence[Path], settings: SessionSettings) -> Session:
-        """The model, loaded with these settings; kept until other settings are asked for."""
-        from gguf_harness.engine.session import Session
+    def model(self, files: Sequence[Path], n_gpu_layers: int) -> Model:
+        """The loaded model; kept until another one is asked for, so that one is in memory at a time."""
+        from gguf_harness.engine.model import Model
 
-        key = (tuple(str(file) for file in files), settings)
-        if self._session is None or key != self._key:
+        if self._model is None or (self._model.files, self._model.n_gpu_layers) != (tuple(files), n_gpu_layers):
             self.close()
-            self._session, self._key = Session(files, settings), key
-        return self._session
+            self._model = Model(files, n_gpu_layers)
+        return self._model
+
+    def context(self, files: Sequence[Path], settings: SessionSettings) -> Context:
+        """A context of the model with these settings; kept for later tasks, the least recently used ones closed.
+
+        It holds what was decoded last: clear it first. Taps need a context of their own.
+        """
+        from gguf_harness.engine.context import Context
+
+        model = self.model(files, settings.n_gpu_layers)
+        context = self._contexts.pop(settings, None)
+        if context is None:
+            while len(self._contexts) >= _MOST_CONTEXTS:
+                self._contexts.pop(next(iter(self._contexts))).close()
+            context = Context(model, settings)
+        self._contexts[settings] = context
+        return context
 
     def close(self) -> None:
-        """Free the loaded session, if any."""
-        if self._session is not None:
-            self._session.close()
-            self._session = self._key = None
+        """Free the loaded model and its contexts, if any."""
+        while self._contexts:
+            self._contexts.popitem()[1].close()
+        if self._model is not None:
+            self._model.close()
+            self._model = None
 
 
 class Worker:
@@ -114,7 +136,7 @@ class Worker:
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> T:
-        """Run `task(context, *args, **kwargs)` in the child and return its result.
+        """Run `task(worker, *args, **kwargs)` in the child and return its result.
 
         Raises:
             EngineCrashed: the child died; the message has the signal and the last lines of its log.
@@ -217,23 +239,23 @@ def serve(file_descriptor: int) -> None:
     die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     connection = Connection(file_descriptor)
-    context = WorkerContext(connection)
+    worker = WorkerContext(connection)
     try:
         while (message := connection.recv()) is not None:
             request, task, args, kwargs = message
-            context.begin(request)
-            connection.send((request, *_run(context, task, args, kwargs)))
+            worker.begin(request)
+            connection.send((request, *_run(worker, task, args, kwargs)))
     except (EOFError, ConnectionError, BrokenPipeError):
         pass  # the parent is gone: there is nobody to tell
     finally:
-        context.close()
+        worker.close()
 
 
 def _run(
-    context: WorkerContext, task: Callable[..., object], args: Any, kwargs: Any
+    worker: WorkerContext, task: Callable[..., object], args: Any, kwargs: Any
 ) -> tuple[Literal["result", "error"], object]:
     try:
-        return "result", task(context, *args, **kwargs)
+        return "result", task(worker, *args, **kwargs)
     except (BrokenPipeError, ConnectionError):
         raise
     except HarnessError as error:

@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 from gguf_harness.engine.settings import SessionSettings
 from gguf_harness.errors import CorpusError, EngineError, VocabularyMismatch
 from gguf_harness.measure.inputs import check_context
-from gguf_harness.measure.passes import CorpusText, open_lanes
+from gguf_harness.measure.passes import CorpusText
 from gguf_harness.measure.patched import Change, Distributions, Job, Patched, Variant, read_layout, read_values
 from gguf_harness.metrics.importance import Head, greedy_removal, random_subsets
 from gguf_harness.store.arrays import load_arrays
 
 if TYPE_CHECKING:
-    from gguf_harness.engine.session import Session, Tokens
+    from gguf_harness.engine.model import Model, Tokens
     from gguf_harness.engine.worker import WorkerContext
     from gguf_harness.measure.patched import Values
     from gguf_harness.store.arrays import Arrays
@@ -69,19 +69,20 @@ class HeadRequest:
 class _Measurement:
     """A loaded model, its windows, and what it makes of them unchanged."""
 
-    def __init__(self, context: WorkerContext, request: HeadRequest, tokens: Tokens | None = None) -> None:
-        self.context = context
+    def __init__(self, worker: WorkerContext, request: HeadRequest, tokens: Tokens | None = None) -> None:
+        self.worker = worker
         self.name = request.model
         self.layout = read_layout(request.files[0])
-        self.session, self.lanes = open_lanes(context, request.files, request.settings)
-        windows = spread_windows(self.session, request) if tokens is None else tokens
-        vocabulary = self.session.vocabulary.n_tokens
+        self.settings = request.settings
+        self.loaded = worker.model(request.files, request.settings.n_gpu_layers)
+        windows = spread_windows(self.loaded, request) if tokens is None else tokens
+        vocabulary = self.loaded.vocabulary.n_tokens
         _check_memory(len(windows) * windows.shape[1] * vocabulary * 4, "Next-token distributions")
         self.clean = Distributions(windows, vocabulary)
-        self.values = read_values(self.session, self.layout, self.clean)
+        self.values = read_values(self.loaded, self.settings, self.layout, self.clean)
 
-    def patched(self, layers: Sequence[int]) -> Patched:
-        return Patched(self.session, self.lanes, self.layout, layers)
+    def patched(self) -> Patched:
+        return Patched(self.loaded, self.settings, self.layout)
 
     def nll(self) -> NDArray[np.float64]:
         """[windows, scored] of the model as it is."""
@@ -98,7 +99,7 @@ class _Measurement:
         return self.layout.columns(*head, self.values[head[0]].shape[-1])
 
 
-def spread_windows(session: Session, request: HeadRequest) -> Tokens:
+def spread_windows(model: Model, request: HeadRequest) -> Tokens:
     """[windows, n_ctx]: of the windows that a pass would cut, as many as asked for, evenly spread over the corpus.
 
     BOS replaces the first token of each where the vocabulary asks for it.
@@ -106,8 +107,8 @@ def spread_windows(session: Session, request: HeadRequest) -> Tokens:
     Raises:
         CorpusError: there are not that many.
     """
-    check_context(session, request.model, request.settings)
-    tokens, n_ctx = session.tokenize(request.corpus.text), request.settings.n_ctx
+    check_context(model, request.model, request.settings)
+    tokens, n_ctx = model.tokenize(request.corpus.text), request.settings.n_ctx
     available = len(tokens) // n_ctx
     if available < request.windows:
         fewer = f"Use --gguf-head-windows={available} or less, or a" if available > 1 else "Use a"
@@ -118,19 +119,19 @@ def spread_windows(session: Session, request: HeadRequest) -> Tokens:
         )
     chosen = np.linspace(0, available - 1, request.windows).round().astype(int)
     windows: Tokens = tokens[: available * n_ctx].reshape(available, n_ctx)[chosen]
-    if session.vocabulary.add_bos:
-        windows[:, 0] = session.vocabulary.bos
+    if model.vocabulary.add_bos:
+        windows[:, 0] = model.vocabulary.bos
     return windows
 
 
-def run_head_sweep(context: WorkerContext, request: HeadRequest, heads: Sequence[Head]) -> Arrays:
+def run_head_sweep(worker: WorkerContext, request: HeadRequest, heads: Sequence[Head]) -> Arrays:
     """Ablate each head alone: its z becomes zero, or its mean over all tokens of the windows.
 
     Returns:
         heads, [heads, 2] layer and head; nll, [windows, scored] of the model as it is; nll_zero, kld_zero, nll_mean and
         kld_mean, [heads, windows, scored], the KLs from the model as it is.
     """
-    model = _Measurement(context, request)
+    model = _Measurement(worker, request)
     _check_heads(model, heads)
     windows, scored = model.clean.shape
     found = {name: np.empty((len(heads), windows, scored)) for name in ("nll_zero", "kld_zero", "nll_mean", "kld_mean")}
@@ -146,26 +147,24 @@ def run_head_sweep(context: WorkerContext, request: HeadRequest, heads: Sequence
     return {"heads": _pairs(heads), "nll": model.nll(), **found}
 
 
-def run_head_values(context: WorkerContext, request: HeadRequest) -> Arrays:
+def run_head_values(worker: WorkerContext, request: HeadRequest) -> Arrays:
     """Keep what a candidate is compared with.
 
     Returns:
         tokens, [windows, n_ctx]; logs, [windows, scored, vocabulary] log-probabilities up to a constant; z0, z1, ...:
         the mixed values of each layer, [windows, n_ctx, width].
     """
-    model = _Measurement(context, request)
+    model = _Measurement(worker, request)
     _check_memory(sum(values.nbytes for values in model.values.values()), "Values of all heads")
     values = {f"z{layer}": values for layer, values in model.values.items()}
     return {"tokens": model.clean.windows, "logs": model.clean.logs, **values}
 
 
-def run_head_interchange(
-    context: WorkerContext, request: HeadRequest, reference: Path, heads: Sequence[Head]
-) -> Arrays:
+def run_head_interchange(worker: WorkerContext, request: HeadRequest, reference: Path, heads: Sequence[Head]) -> Arrays:
     """Put the reference's z into the candidate, a head at a time and a layer at a time.
 
     Args:
-        context: of the worker.
+        worker: that the task runs in.
         request: the candidate.
         reference: the arrays of `run_head_values`.
         heads: those to put in alone.
@@ -176,7 +175,7 @@ def run_head_interchange(
     """
     stored = load_arrays(reference)
     tokens = stored["tokens"].astype(np.int32)
-    model = _Measurement(context, request, tokens)
+    model = _Measurement(worker, request, tokens)
     theirs = {layer: stored[f"z{layer}"].astype(np.float32) for layer in model.layout.layers if f"z{layer}" in stored}
     logs = stored["logs"].astype(np.float32, copy=False)
     if logs.shape != model.clean.logs.shape:
@@ -212,14 +211,14 @@ def run_head_interchange(
     }
 
 
-def run_head_screen(context: WorkerContext, request: HeadRequest) -> Arrays:
+def run_head_screen(worker: WorkerContext, request: HeadRequest) -> Arrays:
     """Ablate random subsets of heads together, each in one window: two sequences per head, whatever the windows.
 
     Returns:
         heads, [heads, 2]; subsets, [rows, heads] which heads were zero; rises, [rows] of the mean negative
         log-likelihood of that window. See `main_effects`.
     """
-    model = _Measurement(context, request)
+    model = _Measurement(worker, request)
     heads = model.layout.all
     windows, base = model.clean.shape[0], model.nll().mean(axis=1)
     size = max(1, min(_SUBSET, len(heads) // _SHARE))
@@ -233,29 +232,29 @@ def run_head_screen(context: WorkerContext, request: HeadRequest) -> Arrays:
         )
         for row, (window, subset) in enumerate(zip(drawn, subsets, strict=True))
     ]
-    with model.patched(model.layout.layers) as patched:
+    with model.patched() as patched:
         for done in patched.decode(model.clean, jobs):
-            context.progress(done, len(jobs))
+            worker.progress(done, len(jobs))
     return {"heads": _pairs(heads), "subsets": subsets, "rises": nll.mean(axis=1) - base[drawn]}
 
 
 def run_head_removal(
-    context: WorkerContext, request: HeadRequest, costs: dict[Head, float], tries: int, limit: float
+    worker: WorkerContext, request: HeadRequest, costs: dict[Head, float], tries: int, limit: float
 ) -> Arrays:
     """Remove heads (their z becomes zero) until the loss has risen by `limit` nats; see `greedy_removal`.
 
     Returns:
         heads, [removed, 2] in their order; nll, [removed + 1, windows, scored], from none removed on.
     """
-    model = _Measurement(context, request)
+    model = _Measurement(worker, request)
     base = model.nll()
     measured: dict[tuple[Head, ...], NDArray[np.float64]] = {}
-    with model.patched(sorted({layer for layer, _ in costs})) as patched:
+    with model.patched() as patched:
 
         def losses(sets: list[tuple[Head, ...]]) -> list[float]:
             nll = _without(model, patched, sets)
             measured.update(zip(sets, nll, strict=True))
-            context.progress(len(sets[0]), len(costs))
+            worker.progress(len(sets[0]), len(costs))
             return [float(values.mean()) for values in nll]
 
         path = greedy_removal(costs, losses, float(base.mean()), tries=tries, limit=limit)
@@ -263,13 +262,13 @@ def run_head_removal(
     return {"heads": _pairs(path), "nll": np.stack(curve)}
 
 
-def run_head_path(context: WorkerContext, request: HeadRequest, path: Sequence[Head]) -> Arrays:
+def run_head_path(worker: WorkerContext, request: HeadRequest, path: Sequence[Head]) -> Arrays:
     """Remove heads in a given order, such as another model's; returns as `run_head_removal`."""
-    model = _Measurement(context, request)
+    model = _Measurement(worker, request)
     _check_heads(model, path)
     sets = [tuple(path[:count]) for count in range(len(path) + 1)]
-    with model.patched(sorted({layer for layer, _ in path})) as patched:
-        curve = _without(model, patched, sets, context.progress)
+    with model.patched() as patched:
+        curve = _without(model, patched, sets, worker.progress)
     return {"heads": _pairs(path), "nll": curve}
 
 
@@ -294,13 +293,13 @@ def _without(
 
 
 def _work(model: _Measurement, jobs: Mapping[int, Sequence[Job]]) -> None:
-    """Do the jobs of each layer in contexts of its own: llama.cpp stops at no other."""
+    """Do the jobs layer by layer: llama.cpp stops at the layers that a batch changes."""
     before, total = 0, sum(len(of_layer) for of_layer in jobs.values())
-    for layer, of_layer in jobs.items():
-        with model.patched([layer]) as patched:
+    with model.patched() as patched:
+        for of_layer in jobs.values():
             for done in patched.decode(model.clean, of_layer):
-                model.context.progress(before + done, total)
-        before += len(of_layer)
+                model.worker.progress(before + done, total)
+            before += len(of_layer)
 
 
 def _keep(

@@ -29,7 +29,8 @@ from gguf_harness.metrics.taxonomy import redundancy
 from gguf_harness.metrics.token_features import TokenFeatures
 
 if TYPE_CHECKING:
-    from gguf_harness.engine.session import Session, Tokens
+    from gguf_harness.engine.context import Context
+    from gguf_harness.engine.model import Model, Tokens
     from gguf_harness.engine.taps import Reader
     from gguf_harness.engine.worker import WorkerContext
     from gguf_harness.store.arrays import Arrays
@@ -93,7 +94,7 @@ class AttentionRequest:
     kept: KeptPatterns = KeptPatterns()
 
 
-def observe_attention(context: WorkerContext, request: AttentionRequest) -> Arrays:
+def observe_attention(worker: WorkerContext, request: AttentionRequest) -> Arrays:
     """Decode every prompt, sum up what each head does, and write what comparisons need into the folder.
 
     Returns:
@@ -110,23 +111,23 @@ def observe_attention(context: WorkerContext, request: AttentionRequest) -> Arra
         NoPrompt: no prompt can be decoded.
         StoreError: what is to be kept takes more than `limit_bytes`, or cannot be written.
     """
-    base = context.session(request.files, request.settings)
-    inputs, problems = _inputs(base, request)
-    layers = attention_layers(base, request)
-    counts = np.bincount(base.tokenize(request.text[:_COUNTED_BYTES]), minlength=base.vocabulary.n_tokens)
+    model = worker.model(request.files, request.settings.n_gpu_layers)
+    inputs, problems = _inputs(model, request)
+    layers = attention_layers(model, request)
+    counts = np.bincount(model.tokenize(request.text[:_COUNTED_BYTES]), minlength=model.vocabulary.n_tokens)
     writer = ActivationWriter(request.folder, request.limit_bytes)
     watch = BehaviourWatch(request.settings.threads, writer)
     longest = max(len(tokens) for tokens in inputs.values())
     found, texts = [], {}
     try:
         readers = dict.fromkeys(ATTENTION_KINDS, watch)
-        with tapped(base, request, longest, readers, layers, views=["pattern"]) as session:
+        with tapped(model, request, longest, readers, layers, views=["pattern"]) as context:
             for done, (prompt, tokens) in enumerate(inputs.items()):
-                context.progress(done, len(inputs))
-                pieces = [session.detokenize([token], special=True) for token in tokens.tolist()]
+                worker.progress(done, len(inputs))
+                pieces = [model.detokenize([token], special=True) for token in tokens.tolist()]
                 texts[prompt] = np.array(pieces, dtype=np.bytes_)
                 watch.begin(prompt, TokenFeatures.of(pieces, tokens, counts))
-                session.prefill(tokens)
+                context.prefill(tokens)
                 found.append(watch.totals())
         writer.close()
     except BaseException:
@@ -142,14 +143,14 @@ def observe_attention(context: WorkerContext, request: AttentionRequest) -> Arra
         "scores": np.array(BEHAVIOURS),
         "sums": np.stack([sums for sums, _ in found]),
         "counts": np.stack([counts for _, counts in found]),
-        **_induction(base, request, layers),
+        **_induction(model, request, layers),
         "redundancy": _redundancy(request, layers, [prompt for prompt, tokens in inputs.items() if len(tokens) > 1]),
         "copy_score": copy_scores(request.files, request.n_layer, watch.heads),
         **_kept(request, watch.heads, texts),
     }
 
 
-def read_attention(context: WorkerContext, request: AttentionRequest) -> Arrays:
+def read_attention(worker: WorkerContext, request: AttentionRequest) -> Arrays:
     """Everything about the attention of one prompt.
 
     Returns:
@@ -163,16 +164,16 @@ def read_attention(context: WorkerContext, request: AttentionRequest) -> Arrays:
         ModelError: layers have different numbers of heads.
         CorpusError: pattern and scores would take more than the limit.
     """
-    base = context.session(request.files, request.settings)
-    inputs, _ = _inputs(base, request)
+    model = worker.model(request.files, request.settings.n_gpu_layers)
+    inputs, _ = _inputs(model, request)
     (tokens,) = inputs.values()
-    layers = attention_layers(base, request)
+    layers = attention_layers(model, request)
     _check_memory(request, len(tokens))
     kinds = (*ATTENTION_KINDS, "scores")
     parts = {kind: LayerParts(len(tokens), by_key=kind in {"pattern", "scores"}) for kind in kinds}
-    with tapped(base, request, len(tokens), parts, layers) as session:
-        session.prefill(tokens)
-        pieces = [session.detokenize([token], special=True) for token in tokens.tolist()]
+    with tapped(model, request, len(tokens), parts, layers) as context:
+        context.prefill(tokens)
+    pieces = [model.detokenize([token], special=True) for token in tokens.tolist()]
     tensors = {kind: _stacked(request, kind, part.take()) for kind, part in parts.items()}
     # As objects: an array of bytes would lose the zero at the end of a piece.
     return {"tokens": tokens, "pieces": np.array(pieces, dtype=np.object_), "layers": np.array(layers), **tensors}
@@ -239,7 +240,7 @@ def _kept(request: AttentionRequest, heads: NDArray[np.int64], texts: Mapping[st
 # -- decoding ---------------------------------------------------------------------------------------------------------
 
 
-def attention_layers(base: Session, request: AttentionRequest) -> tuple[int, ...]:
+def attention_layers(model: Model, request: AttentionRequest) -> tuple[int, ...]:
     """The layers that have an attention pattern: all of most models, few of a hybrid with state-space layers.
 
     llama.cpp's graph of one token says so: metadata has many ways to.
@@ -252,14 +253,14 @@ def attention_layers(base: Session, request: AttentionRequest) -> tuple[int, ...
     def notice(tap: str, _: NDArray[np.float32]) -> None:
         seen.add(int(tap.split(".")[1]))
 
-    with tapped(base, request, 1, {"pattern": notice}, range(request.n_layer), some=True) as session:
-        session.prefill(np.array([max(base.vocabulary.bos, 0)], dtype=np.int32))
+    with tapped(model, request, 1, {"pattern": notice}, range(request.n_layer), some=True) as context:
+        context.prefill(np.array([max(model.vocabulary.bos, 0)], dtype=np.int32))
     return tuple(sorted(seen))
 
 
 @contextmanager
 def tapped(
-    base: Session,
+    model: Model,
     request: AttentionRequest,
     longest: int,
     readers: Mapping[str, Reader],
@@ -267,54 +268,55 @@ def tapped(
     *,
     views: Collection[str] = (),
     some: bool = False,
-) -> Iterator[Session]:
+) -> Iterator[Context]:
     """A context of a loaded model, without flash attention, whose attention is read.
 
     Args:
-        base: the loaded model.
+        model: the loaded model.
         request: says which model that is, and how to run it.
         longest: tokens of the longest text to decode.
         readers: by kind ("pattern", "q"): called with the taps of these layers.
         layers: whose attention is read.
         views: kinds whose readers keep nothing of what they are given without copying it.
         some: whether one of the taps is enough.
+
+    Raises:
+        OptionError: the settings ask for a quantized V cache.
     """
-    from gguf_harness.engine.session import Session
+    from gguf_harness.engine.context import Context
     from gguf_harness.engine.taps import Taps
 
     n_batch = min(longest, request.settings.n_batch)
     n_ctx = -(-longest // n_batch) * n_batch
-    settings = replace(request.settings, n_ctx=n_ctx, n_batch=n_batch, flash_attention="off")
+    settings = replace(request.settings.with_pattern(), n_ctx=n_ctx, n_batch=n_batch)
     read = {f"blocks.{layer}.attn.{kind}": each for layer in layers for kind, each in readers.items()}
     viewed = [tap for tap in read if tap.rpartition(".")[2] in views]
     taps = Taps(request.architecture, request.n_layer, read=read, views=viewed, some=some)
-    with Session(base.files, settings, taps, model_of=base) as session:
-        yield session
+    with Context(model, settings, taps) as context:
+        yield context
 
 
-def _inputs(base: Session, request: AttentionRequest) -> tuple[dict[str, Tokens], dict[str, PromptError]]:
-    inputs, problems = prompt_inputs(base, request.model, request.prompts, 0, request.settings)
+def _inputs(model: Model, request: AttentionRequest) -> tuple[dict[str, Tokens], dict[str, PromptError]]:
+    inputs, problems = prompt_inputs(model, request.model, request.prompts, 0, request.settings)
     if not inputs:
         first = next(iter(problems.values()))
         raise NoPrompt(f"No prompt can be decoded. {first.message}", first.hint)
     return {prompt: tokens for prompt, (tokens, _) in inputs.items()}, problems
 
 
-def _induction(base: Session, request: AttentionRequest, layers: Sequence[int]) -> Arrays:
+def _induction(model: Model, request: AttentionRequest, layers: Sequence[int]) -> Arrays:
     """Induction and duplicate_token of each head: [sequence, H], means over the tokens that come again."""
-    import llama_cpp
-
     from gguf_harness.engine.vocabulary import ordinary_tokens
 
-    candidates = ordinary_tokens(llama_cpp.llama_model_get_vocab(base.model))
-    offset = int(base.vocabulary.add_bos)
-    length = min(_REPEATED, len(candidates), (base.n_ctx_train - offset) // 2)
-    bos = np.full(offset, base.vocabulary.bos, dtype=np.int32)
+    candidates = ordinary_tokens(model.vocabulary_pointer)
+    offset = int(model.vocabulary.add_bos)
+    length = min(_REPEATED, len(candidates), (model.n_ctx_train - offset) // 2)
+    bos = np.full(offset, model.vocabulary.bos, dtype=np.int32)
     patterns = LayerParts(offset + 2 * length, by_key=True)
     found: dict[str, list[NDArray[np.float64]]] = {}
-    with tapped(base, request, offset + 2 * length, {"pattern": patterns}, layers) as session:
+    with tapped(model, request, offset + 2 * length, {"pattern": patterns}, layers) as context:
         for seed in range(_SEQUENCES):
-            session.prefill(np.concatenate([bos, repeated_tokens(candidates, length, seed)]))
+            context.prefill(np.concatenate([bos, repeated_tokens(candidates, length, seed)]))
             scores = [induction_scores(layer, length, offset) for layer in patterns.take()]
             for name in scores[0]:
                 found.setdefault(name, []).append(np.concatenate([score[name].mean(axis=1) for score in scores]))

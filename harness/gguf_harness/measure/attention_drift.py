@@ -29,7 +29,7 @@ Vectors = NDArray[np.floating[Any]]
 
 
 def compare_attention(
-    context: WorkerContext, request: AttentionRequest, reference: Path, base: Arrays
+    worker: WorkerContext, request: AttentionRequest, reference: Path, base: Arrays
 ) -> tuple[Arrays, Arrays]:
     """Decode every prompt with a candidate, and compare its attention with the reference's; patterns in half precision.
 
@@ -37,7 +37,7 @@ def compare_attention(
     cannot be given.
 
     Args:
-        context: of the worker.
+        worker: that the task runs in.
         request: the candidate; its folder is empty again afterwards.
         reference: folder of the reference's activations.
         base: what `observe_attention` returned of the reference.
@@ -55,7 +55,7 @@ def compare_attention(
         NoPrompt: no prompt that both can be given has two tokens.
     """
     try:
-        own = observe_attention(context, request)
+        own = observe_attention(worker, request)
         ours, theirs = ActivationReader(request.folder), ActivationReader(reference)
         if not np.array_equal(own["heads"], base["heads"]):
             raise ModelError(
@@ -78,7 +78,7 @@ def compare_attention(
         layers = list(dict.fromkeys(own["heads"][:, 0].tolist()))
         found = []
         for done, prompt in enumerate(prompts):
-            context.progress(done, len(prompts))
+            worker.progress(done, len(prompts))
             found.append(_of_prompt(prompt, layers, ours, theirs))
         drift = {name: np.stack([each[name] for each in found]) for name in found[0] if name not in ROW_MEASURES}
         drift |= {name: np.concatenate([each[name] for each in found], axis=1) for name in ROW_MEASURES}

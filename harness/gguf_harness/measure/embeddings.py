@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gguf_harness.engine.lanes import Lanes
 from gguf_harness.engine.settings import SessionSettings
 from gguf_harness.gguf.weights import Weights
 from gguf_harness.measure.inputs import longest_text
@@ -28,7 +27,7 @@ from gguf_harness.metrics.kernels.directions import directions
 from gguf_harness.metrics.kernels.nearest import Block, nearest_by_cosine
 
 if TYPE_CHECKING:
-    from gguf_harness.engine.session import Session, Tokens
+    from gguf_harness.engine.model import Model, Tokens
     from gguf_harness.engine.worker import ProgressCallback, WorkerContext
     from gguf_harness.inputs.prompts import Prompt
 
@@ -71,7 +70,7 @@ class EmbeddingRequest:
     words: tuple[str, ...]
 
 
-def measure_embeddings(context: WorkerContext, request: EmbeddingRequest) -> Arrays:
+def measure_embeddings(worker: WorkerContext, request: EmbeddingRequest) -> Arrays:
     """The space of a model's token embeddings, and the words in it.
 
     Returns:
@@ -88,13 +87,13 @@ def measure_embeddings(context: WorkerContext, request: EmbeddingRequest) -> Arr
     """
     weights = Weights(request.files)
     with blas_threads(request.settings.threads, weights.shape(MATRIX)[-1]):
-        found = describe_matrix(weights, context.progress)
-    session = context.session(request.files, _one_text(request.settings))
-    found |= _words(session, weights, request.words)
-    return found | _common_tokens(session, weights, {word.strip() for word in request.words})
+        found = describe_matrix(weights, worker.progress)
+    model = worker.model(request.files, request.settings.n_gpu_layers)
+    found |= _words(model, weights, request.words)
+    return found | _common_tokens(model, weights, {word.strip() for word in request.words})
 
 
-def measure_words(context: WorkerContext, request: EmbeddingRequest) -> Arrays:
+def measure_words(worker: WorkerContext, request: EmbeddingRequest) -> Arrays:
     """The words alone, without what `measure_embeddings` says of the whole space.
 
     Returns:
@@ -103,8 +102,8 @@ def measure_words(context: WorkerContext, request: EmbeddingRequest) -> Arrays:
     Raises:
         ModelError: a file without token embeddings, or of a type that cannot be dequantized.
     """
-    session = context.session(request.files, _one_text(request.settings))
-    return _words(session, Weights(request.files), request.words)
+    model = worker.model(request.files, request.settings.n_gpu_layers)
+    return _words(model, Weights(request.files), request.words)
 
 
 def _one_text(settings: SessionSettings) -> SessionSettings:
@@ -188,8 +187,8 @@ def _count_neighbours(weights: Weights) -> int:
 # -- words ------------------------------------------------------------------------------------------------------------
 
 
-def _words(session: Session, weights: Weights, words: Sequence[str]) -> Arrays:
-    tokens = [_word_tokens(session, word) for word in words]
+def _words(model: Model, weights: Weights, words: Sequence[str]) -> Arrays:
+    tokens = [_word_tokens(model, word) for word in words]
     flat = np.concatenate([*tokens, np.empty(0, dtype=np.int32)]).astype(np.int64)
     rows = read_rows(weights, flat)
     lengths = np.array([len(each) for each in tokens], dtype=np.int64)
@@ -201,24 +200,24 @@ def _words(session: Session, weights: Weights, words: Sequence[str]) -> Arrays:
     return {"word_vectors": vectors, "word_tokens": lengths}
 
 
-def _word_tokens(session: Session, word: str) -> Tokens:
+def _word_tokens(model: Model, word: str) -> Tokens:
     """A word as it stands in a text: behind a space, unless it is fewer tokens without; none if it cannot be written.
 
     Some vocabularies put a space in front themselves.
     """
-    written = [session.tokenize(text, add_special=False) for text in (f" {word}", word)]
+    written = [model.tokenize(text, add_special=False) for text in (f" {word}", word)]
     tokens = min(written, key=len)
-    back = session.detokenize(tokens).decode("utf-8", "replace").strip()
+    back = model.detokenize(tokens).decode("utf-8", "replace").strip()
     # Vocabularies without upper case still have the word.
     return tokens if back.casefold() == word.casefold() else tokens[:0]
 
 
-def _common_tokens(session: Session, weights: Weights, known: set[str]) -> Arrays:
+def _common_tokens(model: Model, weights: Weights, known: set[str]) -> Arrays:
     """Tokens that are words, by id: vocabularies are made from the most common pieces on."""
     found: dict[int, str] = {}
     seen = set(known)
-    for token in range(min(session.vocabulary.n_tokens, weights.count_rows(MATRIX), _TOKENIZED)):
-        text = session.detokenize([token]).decode("utf-8", "replace").strip()
+    for token in range(min(model.vocabulary.n_tokens, weights.count_rows(MATRIX), _TOKENIZED)):
+        text = model.detokenize([token]).decode("utf-8", "replace").strip()
         if len(text) > 2 and text.isalpha() and text not in seen:
             seen.add(text)
             found[token] = text
@@ -254,7 +253,7 @@ class ContextRequest:
     prompts: tuple[Prompt, ...]
 
 
-def measure_contexts(context: WorkerContext, request: ContextRequest) -> Arrays:
+def measure_contexts(worker: WorkerContext, request: ContextRequest) -> Arrays:
     """A vector for each prompt, in as many ways as the model has.
 
     Returns:
@@ -267,14 +266,14 @@ def measure_contexts(context: WorkerContext, request: ContextRequest) -> Arrays:
     """
     from gguf_harness.engine.pooling import embed, pools
 
-    session = context.session(request.files, _one_text(request.settings))
-    texts = [session.tokenize(prompt.plain()) for prompt in request.prompts]
-    room = min(session.settings.n_ctx, longest_text(session, request.settings))
+    context = worker.context(request.files, _one_text(request.settings))
+    texts = [context.model.tokenize(prompt.plain()) for prompt in request.prompts]
+    room = min(context.settings.n_ctx, longest_text(context.model, request.settings))
     fitting = [tokens if len(tokens) <= room else tokens[:0] for tokens in texts]
     found: Arrays = {"prompt_tokens": np.array([len(tokens) for tokens in fitting], dtype=np.int64)}
-    if pools(session):
-        return found | {"prompt_pooled": _stacked([embed(session, each) if len(each) else None for each in fitting])}
-    states = _final_states(context, session, request, fitting)
+    if pools(context):
+        return found | {"prompt_pooled": _stacked([embed(context, each) if len(each) else None for each in fitting])}
+    states = _final_states(worker, context.model, request, fitting)
     return found | {
         "prompt_mean": _stacked([None if state is None else state.mean(axis=0) for state in states]),
         "prompt_last": _stacked([None if state is None else state[-1] for state in states]),
@@ -282,49 +281,34 @@ def measure_contexts(context: WorkerContext, request: ContextRequest) -> Arrays:
 
 
 def _final_states(
-    context: WorkerContext, session: Session, request: ContextRequest, texts: Sequence[Tokens]
+    worker: WorkerContext, model: Model, request: ContextRequest, texts: Sequence[Tokens]
 ) -> list[Float32 | None]:
     """[tokens, d] after the final norm, of each text that is not empty; of the encoder where there is one.
 
     On the CPU, contexts of one thread each work side by side.
     """
-    from gguf_harness.engine.session import offloads
+    settings = _one_text(request.settings)
+    count = 1 if model.offloads else min(settings.threads, max(1, len(texts)))
+    settings = replace(settings, threads=settings.threads // count)
 
-    lanes = 1 if offloads(session.settings) else min(session.settings.threads, max(1, len(texts)))
-    idle: SimpleQueue[_Reading] = SimpleQueue()
+    def read(lane: _Reading, tokens: Tokens) -> Float32 | None:
+        return lane.read(tokens) if len(tokens) else None
 
-    def read(tokens: Tokens) -> Float32 | None:
-        if len(tokens) == 0:
-            return None
-        lane = idle.get()
-        try:
-            return lane.read(tokens)
-        finally:
-            idle.put(lane)
-
-    states = []
-    with contextlib.ExitStack() as stack:
-        for _ in range(lanes):
-            idle.put(stack.enter_context(_Reading(session, request, session.settings.threads // lanes)))
-        pool = stack.enter_context(ThreadPoolExecutor(lanes))
-        for done, state in enumerate(pool.map(read, texts), 1):
-            states.append(state)
-            context.progress(done, len(texts))
-    return states
+    with Lanes(count, lambda: _Reading(model, settings, request)) as lanes:
+        return list(lanes.map(read, texts, worker.progress))
 
 
 class _Reading(contextlib.AbstractContextManager["_Reading"]):
     """A context of a loaded model that hands out final hidden states."""
 
-    def __init__(self, session: Session, request: ContextRequest, threads: int) -> None:
-        from gguf_harness.engine.session import Session
+    def __init__(self, model: Model, settings: SessionSettings, request: ContextRequest) -> None:
+        from gguf_harness.engine.context import Context
         from gguf_harness.engine.taps import Taps
 
         self._parts: list[Float32] = []
-        tap = "encoder.ln_final.normalized" if session.has_encoder else "ln_final.normalized"
+        tap = "encoder.ln_final.normalized" if model.has_encoder else "ln_final.normalized"
         taps = Taps(request.architecture, request.n_layer, read={tap: self._keep})
-        settings = replace(session.settings, threads=threads)
-        self._session = Session(request.files, settings, taps, model_of=session)
+        self._context = Context(model, settings, taps)
 
     def _keep(self, _: str, values: Float32) -> None:
         self._parts.append(values.copy())
@@ -332,16 +316,16 @@ class _Reading(contextlib.AbstractContextManager["_Reading"]):
     def read(self, tokens: Tokens) -> Float32:
         """[tokens, d] of a text in an empty context."""
         self._parts.clear()
-        if self._session.has_encoder:
-            self._session.encode(tokens)
+        if self._context.model.has_encoder:
+            self._context.encode(tokens)
         else:
             positions = np.arange(len(tokens), dtype=np.int32)
-            self._session.clear()
-            self._session.decode(tokens, positions, np.zeros_like(positions), np.ones(len(tokens), dtype=np.bool_))
+            self._context.clear()
+            self._context.decode(tokens, positions, np.zeros_like(positions), np.ones(len(tokens), dtype=np.bool_))
         return np.concatenate(self._parts)
 
     def __exit__(self, *_: object) -> None:
-        self._session.close()
+        self._context.close()
 
 
 def _stacked(vectors: Sequence[Float32 | None]) -> Float32:
@@ -370,7 +354,7 @@ class AlignRequest:
     threads: int
 
 
-def align_embeddings(context: WorkerContext, request: AlignRequest) -> Arrays:
+def align_embeddings(worker: WorkerContext, request: AlignRequest) -> Arrays:
     """Procrustes' error and CKA over a sample of the tokens.
 
     Returns:
@@ -381,10 +365,10 @@ def align_embeddings(context: WorkerContext, request: AlignRequest) -> Arrays:
     count = min(side.count_rows(MATRIX) for side in sides)
     rows = sample_rows(count)
     candidate, reference = (read_rows(side, rows) for side in sides)
-    context.progress(1, 2)
+    worker.progress(1, 2)
     with blas_threads(request.threads, max(candidate.shape[1], reference.shape[1])):
         aligned = align(candidate, reference)
-    context.progress(2, 2)
+    worker.progress(2, 2)
     return {
         "procrustes_error": pack(aligned.procrustes_error),
         "embedding_cka": pack(aligned.cka),

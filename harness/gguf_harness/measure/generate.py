@@ -5,27 +5,25 @@ Prompts stand alone, each in an empty context: what one is continued with does n
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gguf_harness.engine.lanes import Lanes, count_lanes
 from gguf_harness.engine.settings import SessionSettings
 from gguf_harness.errors import EngineError, PromptError
 from gguf_harness.inputs.prompts import Prompt
 from gguf_harness.measure.inputs import prompt_inputs
-from gguf_harness.measure.passes import open_lanes
 from gguf_harness.metrics.kernels.log_softmax import log_softmax
 
 if TYPE_CHECKING:
-    from gguf_harness.engine.session import Session, Tokens
+    from gguf_harness.engine.context import Context
+    from gguf_harness.engine.model import Model, Tokens
     from gguf_harness.engine.worker import WorkerContext
 
 __all__ = [
@@ -133,35 +131,34 @@ class TextScore:
     gap: float | None
 
 
-def generate_texts(context: WorkerContext, request: GenerateRequest) -> Generations:
+def generate_texts(worker: WorkerContext, request: GenerateRequest) -> Generations:
     """Continue all prompts greedily.
 
     Raises:
         EngineError: the model cannot generate at all.
     """
-    session, lanes = open_lanes(context, request.files, request.settings)
-    inputs, problems = prompt_inputs(session, request.model, request.prompts, request.limit, request.settings)
+    model = worker.model(request.files, request.settings.n_gpu_layers)
+    inputs, problems = prompt_inputs(model, request.model, request.prompts, request.limit, request.settings)
     longest = max((len(tokens) for tokens, _ in inputs.values()), default=0) + request.limit
 
-    def generate(lane: Session, prompt: str) -> Generation:
+    def generate(context: Context, prompt: str) -> Generation:
         tokens, templated = inputs[prompt]
-        return _generate(lane, tokens, request.limit, templated)
+        return _generate(context, tokens, request.limit, templated)
 
-    done = _side_by_side(context, session, lanes, _fitting(request.settings, longest), list(inputs), generate)
+    done = _side_by_side(worker, model, request.settings, longest, list(inputs), generate)
     found: Generations = {**problems, **done}
     return {prompt.id: found[prompt.id] for prompt in request.prompts}
 
 
-def score_texts(context: WorkerContext, request: ScoreRequest) -> dict[str, TextScore]:
+def score_texts(worker: WorkerContext, request: ScoreRequest) -> dict[str, TextScore]:
     """Decode each prompt with the candidate's text behind it, and look the candidate's tokens up."""
-    session, lanes = open_lanes(context, request.files, request.settings)
+    model = worker.model(request.files, request.settings.n_gpu_layers)
     longest = max((len(text.prompt) + text.text for text in request.texts.values()), default=0)
 
-    def score(lane: Session, prompt: str) -> TextScore:
-        return _score(lane, request.texts[prompt])
+    def score(context: Context, prompt: str) -> TextScore:
+        return _score(context, request.texts[prompt])
 
-    settings = _fitting(request.settings, longest)
-    return _side_by_side(context, session, lanes, settings, list(request.texts), score)
+    return _side_by_side(worker, model, request.settings, longest, list(request.texts), score)
 
 
 def continuations(reference: Generations, candidate: Generations) -> dict[str, Continuation]:
@@ -207,57 +204,40 @@ def _fitting(settings: SessionSettings, length: int) -> SessionSettings:
 
 
 def _side_by_side(
-    context: WorkerContext,
-    session: Session,
-    lanes: int,
+    worker: WorkerContext,
+    model: Model,
     settings: SessionSettings,
+    length: int,
     prompts: list[str],
-    work: Callable[[Session, str], T],
+    work: Callable[[Context, str], T],
 ) -> dict[str, T]:
-    """Results by prompt, from contexts of the loaded model that share the threads."""
-    from gguf_harness.engine.session import Session
+    """Results by prompt, from contexts of the loaded model that hold one sequence of this length each."""
+    from gguf_harness.engine.context import Context
 
-    settings = replace(settings, threads=settings.threads // lanes)
-    idle: SimpleQueue[Session] = SimpleQueue()
-
-    def run(prompt: str) -> T:
-        lane = idle.get()
-        try:
-            return work(lane, prompt)
-        finally:
-            idle.put(lane)
-
-    results: dict[str, T] = {}
-    context.progress(0, len(prompts))
-    with contextlib.ExitStack() as stack:
-        for _ in range(min(lanes, len(prompts))):
-            idle.put(stack.enter_context(Session(session.files, settings, model_of=session)))
-        pool = stack.enter_context(ThreadPoolExecutor(lanes))
-        # In case of an error: what has not begun never does.
-        stack.callback(pool.shutdown, cancel_futures=True)
-        for prompt, result in zip(prompts, pool.map(run, prompts), strict=True):
-            results[prompt] = result
-            context.progress(len(results), len(prompts))
-    return results
+    count = count_lanes(settings)
+    settings = replace(_fitting(settings, length), threads=settings.threads // count)
+    # At least one, so that what cannot be opened at all is an error also where there is nothing to decode.
+    with Lanes(max(1, min(count, len(prompts))), lambda: Context(model, settings)) as lanes:
+        return dict(zip(prompts, lanes.map(work, prompts, worker.progress), strict=True))
 
 
-def _generate(session: Session, prompt: Tokens, limit: int, templated: bool | None) -> Generation:
+def _generate(context: Context, prompt: Tokens, limit: int, templated: bool | None) -> Generation:
     tokens: list[int] = []
     logprobs: list[float] = []
-    for token in session.generate(prompt, limit):
+    for token in context.generate(prompt, limit):
         tokens.append(token)
         # Still the logits that this token was chosen from: the next decode comes when the next token is asked for.
-        logprobs.append(float(_log_softmax(session.output_logits(1)[0])[token]))
-    end = int(_log_softmax(session.output_logits(1)[0]).argmax()) if len(tokens) < limit else None
-    text = session.detokenize(tokens).decode("utf-8", "replace")
+        logprobs.append(float(_log_softmax(context.output_logits(1)[0])[token]))
+    end = int(_log_softmax(context.output_logits(1)[0]).argmax()) if len(tokens) < limit else None
+    text = context.model.detokenize(tokens).decode("utf-8", "replace")
     return Generation(prompt.tolist(), tokens, logprobs, text, end, templated)
 
 
-def _score(session: Session, text: Continuation) -> TextScore:
+def _score(context: Context, text: Continuation) -> TextScore:
     parted = first_difference(text.reference, text.candidate)
     nll: list[float] = []
     gap = None
-    for position, logprobs in enumerate(_teacher_forced(session, text.prompt, text.candidate[: text.text])):
+    for position, logprobs in enumerate(_teacher_forced(context, text.prompt, text.candidate[: text.text])):
         if position < text.text:
             nll.append(-float(logprobs[text.candidate[position]]))
         if position == parted:
@@ -266,17 +246,17 @@ def _score(session: Session, text: Continuation) -> TextScore:
     return TextScore(nll, gap)
 
 
-def _teacher_forced(session: Session, prompt: Sequence[int], text: Sequence[int]) -> Iterator[NDArray[np.float64]]:
+def _teacher_forced(context: Context, prompt: Sequence[int], text: Sequence[int]) -> Iterator[NDArray[np.float64]]:
     """[vocabulary] log-probabilities of the first token of a text, and so on, to those of the one after its last."""
-    session.clear()
+    context.clear()
     tokens = np.array([*prompt, *text], dtype=np.int32)
-    for start in range(0, len(tokens), session.settings.n_batch):
-        part = tokens[start : start + session.settings.n_batch]
+    for start in range(0, len(tokens), context.settings.n_batch):
+        part = tokens[start : start + context.settings.n_batch]
         positions = np.arange(start, start + len(part), dtype=np.int32)
         outputs = positions >= len(prompt) - 1
-        session.decode(part, positions, np.zeros_like(positions), outputs)
+        context.decode(part, positions, np.zeros_like(positions), outputs)
         if outputs.any():
-            yield from map(_log_softmax, session.output_logits(int(outputs.sum())))
+            yield from map(_log_softmax, context.output_logits(int(outputs.sum())))
 
 
 def _log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -14,41 +14,41 @@ from gguf_harness.inputs.prompts import Prompt
 
 if TYPE_CHECKING:
     from gguf_harness.engine.chat import ChatTemplate
-    from gguf_harness.engine.session import Session, Tokens
+    from gguf_harness.engine.model import Model, Tokens
     from gguf_harness.engine.settings import SessionSettings
 
 __all__ = ["check_context", "longest_text", "prompt_inputs"]
 
 
-def check_context(session: Session, model: str, settings: SessionSettings) -> None:
+def check_context(model: Model, name: str, settings: SessionSettings) -> None:
     """Refuse windows that are longer than what the model was trained on, unless they were asked for.
 
     Raises:
         OptionError: names both lengths.
     """
-    trained = session.n_ctx_train
+    trained = model.n_ctx_train
     if settings.n_ctx > trained > 0 and not settings.beyond_context:
         raise OptionError(
-            f"{model} was trained on texts of {trained} tokens, and is to predict in windows of {settings.n_ctx}"
+            f"{name} was trained on texts of {trained} tokens, and is to predict in windows of {settings.n_ctx}"
             f" (--gguf-ctx): what it says beyond {trained} means little.",
             f"Use --gguf-ctx={trained} or less, or measure it all the same with --gguf-beyond-context.",
         )
 
 
-def longest_text(session: Session, settings: SessionSettings) -> int:
+def longest_text(model: Model, settings: SessionSettings) -> int:
     """Tokens that a text may have: what the model was trained on, or where more was asked for, the context."""
-    trained = session.n_ctx_train or settings.n_ctx
+    trained = model.n_ctx_train or settings.n_ctx
     return max(settings.n_ctx, trained) if settings.beyond_context else trained
 
 
 def prompt_inputs(
-    session: Session, model: str, prompts: Sequence[Prompt], limit: int, settings: SessionSettings
+    model: Model, name: str, prompts: Sequence[Prompt], limit: int, settings: SessionSettings
 ) -> tuple[dict[str, tuple[Tokens, bool | None]], dict[str, PromptError]]:
     """Tokens of the prompts and whether a template made them; and the prompts that the model cannot have.
 
     Args:
-        session: the model.
-        model: its name, for error messages.
+        model: what they are for.
+        name: its name, for error messages.
         prompts: with distinct ids.
         limit: tokens that are to be generated behind each.
         settings: how the model is run; its context counts where one beyond the model's own was asked for.
@@ -58,25 +58,25 @@ def prompt_inputs(
     """
     from gguf_harness.engine.chat import chat_template
 
-    template = chat_template(session) if any(prompt.messages for prompt in prompts) else None
-    room = longest_text(session, settings)
+    template = chat_template(model) if any(prompt.messages for prompt in prompts) else None
+    room = longest_text(model, settings)
     inputs: dict[str, tuple[Tokens, bool | None]] = {}
     problems: dict[str, PromptError] = {}
     for prompt in prompts:
         try:
-            tokens, templated = _tokens(session, template, prompt)
+            tokens, templated = _tokens(model, template, prompt)
             _check_length(len(tokens), limit, room)
             inputs[prompt.id] = tokens, templated
         except PromptError as error:
-            where = f"{model}, prompt {prompt.id!r}"
+            where = f"{name}, prompt {prompt.id!r}"
             problems[prompt.id] = PromptError(f"{where}: {error.message}", error.hint)
     return inputs, problems
 
 
-def _tokens(session: Session, template: ChatTemplate | None, prompt: Prompt) -> tuple[Tokens, bool | None]:
+def _tokens(model: Model, template: ChatTemplate | None, prompt: Prompt) -> tuple[Tokens, bool | None]:
     if prompt.messages and template is not None:
         return template.tokens([{"role": m.role, "content": m.content} for m in prompt.messages]), True
-    return session.tokenize(prompt.plain()), False if prompt.messages else None
+    return model.tokenize(prompt.plain()), False if prompt.messages else None
 
 
 def _check_length(length: int, limit: int, room: int) -> None:

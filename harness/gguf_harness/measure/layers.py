@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from gguf_harness.engine.lanes import count_lanes
 from gguf_harness.errors import FilesLost, ModelError, NoData
 from gguf_harness.measure.head import ModelFile, find_head
-from gguf_harness.measure.passes import open_lanes
 from gguf_harness.measure.states import KINDS, LayersRequest, PromptTokens, StateFiles, decode_states, prompt_tokens
 from gguf_harness.metrics.divergence import DivergenceKernel
 from gguf_harness.metrics.hidden import (
@@ -33,7 +33,7 @@ from gguf_harness.metrics.lens import Head, attribute, decided_at, logit_lens, n
 from gguf_harness.store.arrays import load_arrays
 
 if TYPE_CHECKING:
-    from gguf_harness.engine.session import Session
+    from gguf_harness.engine.model import Model
     from gguf_harness.engine.worker import WorkerContext
     from gguf_harness.store.arrays import Arrays
 
@@ -61,11 +61,11 @@ class LayersResult:
     facts: dict[str, Any]
 
 
-def measure_layers(context: WorkerContext, request: LayersRequest, reference: Path | None, keep: bool) -> LayersResult:
+def measure_layers(worker: WorkerContext, request: LayersRequest, reference: Path | None, keep: bool) -> LayersResult:
     """Decode the prompts once, and look at the hidden states from all sides.
 
     Args:
-        context: of the worker.
+        worker: that the task runs in.
         request: the model.
         reference: folder of the cache entry of the reference, whose tokens are decoded, and whose states are compared
             with; None for the model alone.
@@ -85,9 +85,9 @@ def measure_layers(context: WorkerContext, request: LayersRequest, reference: Pa
     Raises:
         HarnessError: the model cannot be decoded, its stream not be read, or the reference is of another shape.
     """
-    session, lanes = open_lanes(context, request.files, request.settings)
-    given = prompt_tokens(session, request) if reference is None else stored_tokens(reference)
-    files = decode_states(context, session, lanes, request, given)
+    model = worker.model(request.files, request.settings.n_gpu_layers)
+    given = prompt_tokens(model, request) if reference is None else stored_tokens(reference)
+    files = decode_states(worker, model, count_lanes(request.settings), request, given)
     try:
         arrays: Arrays = {"tokens": given.tokens, "starts": given.starts, "nll": _next_nll(files, given)}
         arrays |= _stream(files, given) | _shapes(files, given)
@@ -97,7 +97,7 @@ def measure_layers(context: WorkerContext, request: LayersRequest, reference: Pa
             arrays |= _lens(request, files)
         except NoData as error:
             facts["lens_problem"] = error.message
-        facts["pieces"] = _pieces(session, arrays)
+        facts["pieces"] = _pieces(model, arrays)
         if reference is not None:
             arrays |= _compare(request, files, StateFiles(reference / STATES_FOLDER), given)
         facts["states"] = {"bytes": files.sizes, "crc": files.checksums} if keep else {}
@@ -284,14 +284,14 @@ def _norm_gains(weights: ModelFile, files: StateFiles, head: Head) -> Arrays:
     return found
 
 
-def _pieces(session: Session, arrays: Arrays) -> dict[str, str]:
+def _pieces(model: Model, arrays: Arrays) -> dict[str, str]:
     """Text of the first prompt's tokens, and of what the lens sees there."""
     part = slice(0, int(arrays["starts"][1]))
     tokens = [arrays["tokens"][part]]
     if "lens_top" in arrays:
         tokens.append(arrays["lens_top"][:, part].ravel())
     wanted = np.unique(np.concatenate(tokens)).tolist()
-    return {str(token): session.detokenize([token], special=True).decode("utf-8", "replace") for token in wanted}
+    return {str(token): model.detokenize([token], special=True).decode("utf-8", "replace") for token in wanted}
 
 
 def _compare(request: LayersRequest, files: StateFiles, base: StateFiles, given: PromptTokens) -> Arrays:

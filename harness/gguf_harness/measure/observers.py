@@ -19,7 +19,7 @@ from gguf_harness.store.arrays import Arrays
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from gguf_harness.engine.session import LogitsBlock
+    from gguf_harness.engine.context import LogitsBlock
     from gguf_harness.measure.logprobs import LogprobReader, LogprobWriter
 
 __all__ = ["DivergenceObserver", "Observer", "ReferenceObserver"]

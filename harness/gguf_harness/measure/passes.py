@@ -5,20 +5,17 @@ Progress is kept on disk every few seconds: a killed pass resumes at the window 
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from queue import SimpleQueue
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gguf_harness.engine.lanes import Lanes, count_lanes
 from gguf_harness.engine.settings import SessionSettings, WindowOrder
 from gguf_harness.errors import CorpusError, FilesLost, VocabularyMismatch
 from gguf_harness.measure.inputs import check_context
@@ -30,7 +27,7 @@ from gguf_harness.store.arrays import Arrays, load_arrays, save_arrays
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from gguf_harness.engine.session import Session, Tokens
+    from gguf_harness.engine.model import Model, Tokens
     from gguf_harness.engine.worker import WorkerContext
 
 __all__ = [
@@ -41,7 +38,6 @@ __all__ = [
     "check_room",
     "cut_windows",
     "has_codes",
-    "open_lanes",
     "reference_shape",
     "require_windows",
     "run_candidate_pass",
@@ -90,11 +86,11 @@ class PassRequest:
     order: WindowOrder = "sampled"
 
 
-def reference_shape(context: WorkerContext, request: PassRequest) -> tuple[int, int, int]:
+def reference_shape(worker: WorkerContext, request: PassRequest) -> tuple[int, int, int]:
     """(windows, scored tokens of each, vocabulary) of a reference's pass: what its log-probabilities are sized by."""
-    session, _ = open_lanes(context, request.files, request.settings)
-    windows = len(cut_windows(session.tokenize(request.corpus.text), request)["window"])
-    return windows, _scored(request.settings.n_ctx), session.vocabulary.n_tokens
+    model = worker.model(request.files, request.settings.n_gpu_layers)
+    windows = len(cut_windows(model.tokenize(request.corpus.text), request)["window"])
+    return windows, _scored(request.settings.n_ctx), model.vocabulary.n_tokens
 
 
 def check_room(shape: tuple[int, int, int], limit: int, option: str) -> None:
@@ -129,7 +125,7 @@ def _scored(n_ctx: int) -> int:
     return n_ctx - 1 - n_ctx // 2
 
 
-def run_reference_pass(context: WorkerContext, request: PassRequest, keep_logprobs: bool, limit_bytes: int) -> Arrays:
+def run_reference_pass(worker: WorkerContext, request: PassRequest, keep_logprobs: bool, limit_bytes: int) -> Arrays:
     """Decode the corpus and keep, per scored token, nll and top token; with `keep_logprobs` also the distributions.
 
     Returns:
@@ -137,12 +133,12 @@ def run_reference_pass(context: WorkerContext, request: PassRequest, keep_logpro
         these are, and available, [1], how many it has; with log-probabilities also scale and total, [windows, scored
         tokens], and vocabulary, [1]. The codes themselves are in `request.folder`.
     """
-    session, lanes = open_lanes(context, request.files, request.settings)
-    check_context(session, request.model, request.settings)
-    cut = cut_windows(session.tokenize(request.corpus.text), request)
+    model = worker.model(request.files, request.settings.n_gpu_layers)
+    check_context(model, request.model, request.settings)
+    cut = cut_windows(model.tokenize(request.corpus.text), request)
     windows = cut["tokens"].astype(np.int32)
     shape = (len(windows), _scored(request.settings.n_ctx))
-    vocabulary = session.vocabulary.n_tokens
+    vocabulary = model.vocabulary.n_tokens
     writer = None
     if keep_logprobs:
         check_room((*shape, vocabulary), limit_bytes, "--gguf-logprobs-limit")
@@ -150,9 +146,9 @@ def run_reference_pass(context: WorkerContext, request: PassRequest, keep_logpro
         if not writer.continues:
             # Of the windows that were done, the log-probabilities are gone.
             (request.folder / _PARTIAL_FILE).unlink(missing_ok=True)
-    observer = ReferenceObserver(shape, vocabulary, request.settings.threads, lanes, writer)
+    observer = ReferenceObserver(shape, vocabulary, request.settings.threads, count_lanes(request.settings), writer)
     try:
-        _decode(context, session, lanes, request, windows, observer)
+        _decode(worker, model, request, windows, observer)
     finally:
         if writer is not None:
             writer.close()
@@ -160,7 +156,7 @@ def run_reference_pass(context: WorkerContext, request: PassRequest, keep_logpro
 
 
 def run_candidate_pass(
-    context: WorkerContext,
+    worker: WorkerContext,
     request: PassRequest,
     reference: Path,
     arrays_file: Path,
@@ -171,7 +167,7 @@ def run_candidate_pass(
     With limits, the pass stops as soon as all of them are decided.
 
     Args:
-        context: of the worker.
+        worker: that the task runs in.
         request: the candidate.
         reference: folder of the reference's pass, with its codes.
         arrays_file: the reference's arrays.
@@ -183,35 +179,35 @@ def run_candidate_pass(
     """
     base = load_arrays(arrays_file)
     vocabulary = int(base["vocabulary"].item())
-    session, lanes = open_lanes(context, request.files, request.settings)
-    if session.vocabulary.n_tokens != vocabulary:
+    model = worker.model(request.files, request.settings.n_gpu_layers)
+    if model.vocabulary.n_tokens != vocabulary:
         raise VocabularyMismatch(
-            f"{request.model} computes logits of {session.vocabulary.n_tokens} tokens, its reference of {vocabulary}.",
+            f"{request.model} computes logits of {model.vocabulary.n_tokens} tokens, its reference of {vocabulary}.",
             "Compare models that share a vocabulary.",
         )
-    check_context(session, request.model, request.settings)
+    check_context(model, request.model, request.settings)
     scales = base["scale"].astype(np.float32)
     reader = LogprobReader(reference / CODES_FILE, scales, base["total"].astype(np.float32), vocabulary)
     windows = base["tokens"][: request.chunks].astype(np.int32)
     shape = (len(windows), scales.shape[1])
-    observer = DivergenceObserver(shape, vocabulary, request.settings.threads, lanes, reader)
+    observer = DivergenceObserver(shape, vocabulary, request.settings.threads, count_lanes(request.settings), reader)
 
     def decided(done: int) -> bool:
         so_far = {name: array[:done] for name, array in observer.arrays.items()}
         same = {name: base[name][:done] for name in ("nll", "top")}
         return done >= MIN_WINDOWS and None not in decided_so_far(limits, so_far, same).values()
 
-    done = _decode(context, session, lanes, request, windows, observer, decided if limits else None)
+    done = _decode(worker, model, request, windows, observer, decided if limits else None)
     arrays = {name: array[:done] for name, array in observer.arrays.items()}
     return arrays | {"window": base["window"][:done], "available": base["available"]}
 
 
-def run_mixture_pass(context: WorkerContext, request: PassRequest, reference: Path, arrays_file: Path) -> Arrays:
+def run_mixture_pass(worker: WorkerContext, request: PassRequest, reference: Path, arrays_file: Path) -> Arrays:
     """The same for a model whose files go afterwards: it is closed, for what is mapped keeps its place on the disk."""
     try:
-        return run_candidate_pass(context, request, reference, arrays_file)
+        return run_candidate_pass(worker, request, reference, arrays_file)
     finally:
-        context.close()
+        worker.close()
 
 
 def has_codes(folder: Path, arrays: Arrays) -> bool:
@@ -286,54 +282,33 @@ def window_order(available: int, text: bytes, order: WindowOrder) -> NDArray[np.
     return np.array(sorted(keys, key=keys.__getitem__), dtype=np.int64)
 
 
-def open_lanes(context: WorkerContext, files: Sequence[Path], settings: SessionSettings) -> tuple[Session, int]:
-    """The model with the settings of one lane, and the number of lanes: contexts that decode side by side."""
-    from gguf_harness.engine.session import offloads
-
-    lanes = 1 if offloads(settings) else settings.lanes
-    return context.session(files, settings.lane(lanes)), lanes
-
-
 def _decode(
-    context: WorkerContext,
-    session: Session,
-    lanes: int,
+    worker: WorkerContext,
+    model: Model,
     request: PassRequest,
     windows: Tokens,
     observer: Observer,
     decided: Callable[[int], bool] | None = None,
 ) -> int:
     """Decode windows in their order until all are done, or `decided` says so of the first ones; how many are done."""
-    partial = request.folder / _PARTIAL_FILE
-    start, total, size = _resume(partial, observer, request.key), len(windows), session.settings.n_seq
-    idle: SimpleQueue[Session] = SimpleQueue()
-    idle.put(session)
-    failed = threading.Event()
+    from gguf_harness.engine.context import Context
 
-    def measure(group: range) -> int:
-        if failed.is_set():
-            raise CancelledError  # never seen: the error of an earlier group is
-        lane = idle.get()
-        try:
-            for block in lane.score(windows, group.start, group.stop):
-                observer.observe(block)
-        except BaseException:
-            failed.set()
-            raise
-        finally:
-            idle.put(lane)
+    partial = request.folder / _PARTIAL_FILE
+    count = count_lanes(request.settings)
+    settings = request.settings.lane(count)
+    start, total, size = _resume(partial, observer, request.key), len(windows), settings.n_seq
+
+    def measure(context: Context, group: range) -> int:
+        for block in context.score(windows, group.start, group.stop):
+            observer.observe(block)
         return group.stop
 
     done = start
-    context.progress(done, total)
-    with contextlib.ExitStack() as stack:
-        for _ in range(lanes - 1):
-            idle.put(stack.enter_context(session.another()))
-        pool = stack.enter_context(ThreadPoolExecutor(lanes))
+    worker.progress(done, total)
+    with Lanes(count, lambda: Context(model, settings)) as lanes:
         saved = time.monotonic()
-        groups = [range(first, min(first + size, total)) for first in range(start, total, size)]
-        for done in pool.map(measure, groups):
-            context.progress(done, total)
+        for done in lanes.map(measure, [range(first, min(first + size, total)) for first in range(start, total, size)]):
+            worker.progress(done, total)
             if time.monotonic() - saved > _SAVE_EVERY_S:
                 save_arrays(partial, {**observer.arrays, "done": np.array([done]), "key": np.array([request.key])})
                 saved = time.monotonic()

@@ -8,22 +8,23 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from queue import SimpleQueue
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gguf_harness.engine.lanes import Lanes, count_lanes
+from gguf_harness.engine.settings import SessionSettings
 from gguf_harness.errors import EngineError, ModelError
 from gguf_harness.gguf.header import read_header
 from gguf_harness.metrics.divergence import DivergenceKernel
 
 if TYPE_CHECKING:
-    from gguf_harness.engine.session import Session, Tokens
+    from gguf_harness.engine.context import Context
+    from gguf_harness.engine.model import Model, Tokens
 
 __all__ = ["Change", "Distributions", "HeadLayout", "Job", "Patched", "Values", "Variant", "read_layout", "read_values"]
 
@@ -151,18 +152,17 @@ Job = tuple[Variant, Callable[[Values], None]]
 """What to decode, and what takes its [scored, vocabulary] logits: a view that is valid only then, in any thread."""
 
 
-class _Lane:
-    """A context whose patches are set from outside, before each decode."""
+class _Lane(contextlib.AbstractContextManager["_Lane"]):
+    """A context whose patches are set before each decode."""
 
-    def __init__(self, session: Session, layout: HeadLayout, layers: Sequence[int]) -> None:
+    def __init__(self, model: Model, settings: SessionSettings, layout: HeadLayout) -> None:
+        from gguf_harness.engine.context import Context
         from gguf_harness.engine.taps import Taps
 
         self._changes: dict[str, list[tuple[slice, slice, Values]]] = {}
         self._rows = 0
-        taps = [_z(layer) for layer in layers]
-        self.session = session.another(
-            Taps(layout.architecture, len(layout.heads), patch=dict.fromkeys(taps, self._patch))
-        )
+        self._taps = Taps(layout.architecture, len(layout.heads), changing=True)
+        self._context = Context(model, settings, self._taps)
 
     def decode(self, windows: Tokens, variants: Sequence[Variant], first: int) -> list[Values]:
         """[scored, vocabulary] logits of each variant: views, valid until the next decode."""
@@ -172,7 +172,8 @@ class _Lane:
             rows = slice(place * n, (place + 1) * n)
             for change in variant.changes:
                 self._changes.setdefault(_z(change.layer), []).append((rows, change.columns, change.values))
-        return _decode(self.session, windows[[variant.window for variant in variants]], first)
+        self._taps.watch(patch=dict.fromkeys(self._changes, self._patch))
+        return _decode(self._context, windows[[variant.window for variant in variants]], first)
 
     def _patch(self, tap: str, values: Values) -> Values:
         if len(values) != self._rows:
@@ -180,65 +181,55 @@ class _Lane:
                 f"{tap} has {len(values)} rows, expected the {self._rows} of the whole batch.",
                 "The physical batch has to hold the logical one.",
             )
-        for rows, columns, new in self._changes.get(tap, ()):
+        for rows, columns, new in self._changes[tap]:
             values[rows, columns] = new
         return values
 
+    def __exit__(self, *_: object) -> None:
+        self._context.close()
 
-class Patched:
-    """Contexts side by side over one loaded model, all with the same layers open to changes: a context manager.
+
+class Patched(contextlib.AbstractContextManager["Patched"]):
+    """Contexts side by side over one loaded model, whose heads can be changed; a context manager, which closes them.
 
     Args:
-        session: the loaded model; its physical batch holds its logical one.
-        lanes: how many contexts.
+        model: the loaded model.
+        settings: of all contexts together; the physical batch holds the logical one.
         layout: the model's heads.
-        layers: those that variants change.
     """
 
-    def __init__(self, session: Session, lanes: int, layout: HeadLayout, layers: Iterable[int]) -> None:
-        self._stack = contextlib.ExitStack()
-        self._size = session.settings.n_seq
-        self._idle: SimpleQueue[_Lane] = SimpleQueue()
-        with contextlib.ExitStack() as stack:
-            for _ in range(lanes):
-                lane = _Lane(session, layout, list(layers))
-                stack.enter_context(lane.session)
-                self._idle.put(lane)
-            self._pool = stack.enter_context(ThreadPoolExecutor(lanes))
-            self._stack = stack.pop_all()
+    def __init__(self, model: Model, settings: SessionSettings, layout: HeadLayout) -> None:
+        count = count_lanes(settings)
+        lane = settings.lane(count)
+        self._size = lane.n_seq
+        self._lanes = Lanes(count, lambda: _Lane(model, lane, layout))
 
     def decode(self, kept: Distributions, jobs: Sequence[Job]) -> Iterator[int]:
         """Do all jobs on windows of `kept`, and yield how many of the first are done, now and then."""
-        failures: list[BaseException] = []
 
-        def work(group: Sequence[Job]) -> int:
-            if failures:
-                raise failures[0]
-            lane = self._idle.get()
-            try:
-                logits = lane.decode(kept.windows, [variant for variant, _ in group], kept.first)
-                for (_, take), rows in zip(group, logits, strict=True):
-                    take(rows)
-            except BaseException as error:
-                failures.append(error)
-                raise
-            finally:
-                self._idle.put(lane)
+        def work(lane: _Lane, group: Sequence[Job]) -> int:
+            logits = lane.decode(kept.windows, [variant for variant, _ in group], kept.first)
+            for (_, take), rows in zip(group, logits, strict=True):
+                take(rows)
             return len(group)
 
-        starts = range(0, len(jobs), self._size)
-        yield from itertools.accumulate(self._pool.map(work, [jobs[at : at + self._size] for at in starts]))
+        groups = [jobs[at : at + self._size] for at in range(0, len(jobs), self._size)]
+        yield from itertools.accumulate(self._lanes.map(work, groups))
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Free the contexts."""
-        self._stack.close()
+    def __exit__(self, *exception: object) -> None:
+        self._lanes.__exit__(*exception)
 
 
-def read_values(session: Session, layout: HeadLayout, kept: Distributions) -> dict[int, Values]:
-    """Decode the windows as they are: fill the distributions, and hand out z by layer, each [windows, n_ctx, width]."""
+def read_values(model: Model, settings: SessionSettings, layout: HeadLayout, kept: Distributions) -> dict[int, Values]:
+    """Decode the windows as they are: fill the distributions, and hand out z by layer, each [windows, n_ctx, width].
+
+    Args:
+        model: the loaded model.
+        settings: as for `Patched`; batches are those of one of its contexts.
+        layout: the model's heads.
+        kept: has the windows, and takes the distributions.
+    """
+    from gguf_harness.engine.context import Context
     from gguf_harness.engine.taps import Taps
 
     z: dict[int, list[Values]] = {layer: [] for layer in layout.layers}
@@ -249,21 +240,22 @@ def read_values(session: Session, layout: HeadLayout, kept: Distributions) -> di
         read=dict.fromkeys(taps, lambda tap, values: z[taps[tap]].append(values)),
     )
     count, n = kept.windows.shape
-    with session.another(reading) as reader:
-        for start in range(0, count, session.settings.n_seq):
-            group = range(start, min(start + session.settings.n_seq, count))
-            for window, logits in zip(group, _decode(reader, kept.windows[group], kept.first), strict=True):
+    settings = settings.lane(count_lanes(settings))
+    with Context(model, settings, reading) as context:
+        for start in range(0, count, settings.n_seq):
+            group = range(start, min(start + settings.n_seq, count))
+            for window, logits in zip(group, _decode(context, kept.windows[group], kept.first), strict=True):
                 kept.keep(window, logits)
     return {layer: np.concatenate(parts).reshape(count, n, -1) for layer, parts in z.items()}
 
 
-def _decode(session: Session, tokens: Tokens, first: int) -> list[Values]:
+def _decode(context: Context, tokens: Tokens, first: int) -> list[Values]:
     count, n = tokens.shape
     positions = np.tile(np.arange(n, dtype=np.int32), count)
     outputs = (positions >= first) & (positions < n - 1)
-    session.clear()
-    session.decode(tokens.ravel(), positions, np.repeat(np.arange(count, dtype=np.int32), n), outputs)
-    return list(session.output_logits(int(outputs.sum())).reshape(count, n - 1 - first, -1))
+    context.clear()
+    context.decode(tokens.ravel(), positions, np.repeat(np.arange(count, dtype=np.int32), n), outputs)
+    return list(context.output_logits(int(outputs.sum())).reshape(count, n - 1 - first, -1))
 
 
 def _z(layer: int) -> str:

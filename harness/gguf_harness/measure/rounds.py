@@ -20,30 +20,30 @@ if TYPE_CHECKING:
 __all__ = ["clear_round", "empty_round", "generation_round", "load_round", "prompt_round", "unload_round"]
 
 
-def clear_round(context: WorkerContext, files: Sequence[Path], settings: SessionSettings) -> None:
+def clear_round(worker: WorkerContext, files: Sequence[Path], settings: SessionSettings) -> None:
     """Load the model where it is not loaded yet, and forget all tokens."""
-    context.session(files, settings).clear()
+    worker.context(files, settings).clear()
 
 
-def prompt_round(context: WorkerContext, files: Sequence[Path], settings: SessionSettings, tokens: int) -> None:
+def prompt_round(worker: WorkerContext, files: Sequence[Path], settings: SessionSettings, tokens: int) -> None:
     """llama-bench's pp, after `clear_round`."""
-    decode_prompt(context.session(files, settings), tokens, random.Random(0))  # noqa: S311 - any tokens will do
+    decode_prompt(worker.context(files, settings), tokens, random.Random(0))  # noqa: S311 - any tokens will do
 
 
-def generation_round(context: WorkerContext, files: Sequence[Path], settings: SessionSettings, tokens: int) -> None:
+def generation_round(worker: WorkerContext, files: Sequence[Path], settings: SessionSettings, tokens: int) -> None:
     """llama-bench's tg, after `clear_round`."""
-    decode_singly(context.session(files, settings), tokens, random.Random(0))  # noqa: S311 - any tokens will do
+    decode_singly(worker.context(files, settings), tokens, random.Random(0))  # noqa: S311 - any tokens will do
 
 
-def unload_round(context: WorkerContext) -> None:
+def unload_round(worker: WorkerContext) -> None:
     """Free the loaded model, if any."""
-    context.close()
+    worker.close()
 
 
-def load_round(context: WorkerContext, files: Sequence[Path], settings: SessionSettings) -> None:
+def load_round(worker: WorkerContext, files: Sequence[Path], settings: SessionSettings) -> None:
     """Load the model and create a context, after `unload_round`."""
-    context.session(files, settings)
+    worker.context(files, settings)
 
 
-def empty_round(_context: WorkerContext) -> None:
+def empty_round(_worker: WorkerContext) -> None:
     """Nothing: what a call of the worker takes by itself."""

@@ -26,7 +26,7 @@ from gguf_harness.measure.machine_use import Watch
 from gguf_harness.metrics.timings import Repetition
 
 if TYPE_CHECKING:
-    from gguf_harness.engine.session import Session
+    from gguf_harness.engine.context import Context
     from gguf_harness.engine.worker import WorkerContext
 
 __all__ = [
@@ -68,16 +68,16 @@ class Memory:
     compute_bytes: int | None
 
 
-def start_bench(context: WorkerContext, files: Sequence[Path], settings: SessionSettings) -> tuple[int, float]:
+def start_bench(worker: WorkerContext, files: Sequence[Path], settings: SessionSettings) -> tuple[int, float]:
     """Load a model: (resident bytes before it, seconds that the load took)."""
     before = psutil.Process().memory_info().rss
     start = time.perf_counter()
-    context.session(files, settings)
+    worker.context(files, settings)
     return before, time.perf_counter() - start
 
 
 def timed_decode(
-    context: WorkerContext,
+    worker: WorkerContext,
     files: Sequence[Path],
     settings: SessionSettings,
     test: SpeedTest,
@@ -85,29 +85,29 @@ def timed_decode(
     least_s: float = _LEAST_S,
 ) -> Repetition:
     """One repetition of pp or tg, in tokens per second, after a warm-up of one token."""
-    session, numbers = context.session(files, settings), random.Random(0)  # noqa: S311 - any tokens will do
+    context, numbers = worker.context(files, settings), random.Random(0)  # noqa: S311 - any tokens will do
     decode = decode_prompt if test == "pp" else decode_singly
-    session.clear()
+    context.clear()
     # The other model of a pair has had the caches meanwhile.
-    decode_singly(session, 1, numbers)
+    decode_singly(context, 1, numbers)
     on_gpu = _offloads(settings)
     watch = Watch(settings.threads, on_gpu=on_gpu, computes=not on_gpu)
-    repetition = _repeated(session.clear, lambda: decode(session, tokens, numbers), watch, least_s)
+    repetition = _repeated(context.clear, lambda: decode(context, tokens, numbers), watch, least_s)
     return Repetition(tokens / repetition.value, repetition.use)
 
 
 def timed_load(
-    context: WorkerContext, files: Sequence[Path], settings: SessionSettings, least_s: float = _LEAST_S
+    worker: WorkerContext, files: Sequence[Path], settings: SessionSettings, least_s: float = _LEAST_S
 ) -> Repetition:
     """One repetition of loading the model and creating a context, in seconds; the files were read before."""
     watch = Watch(settings.threads, on_gpu=_offloads(settings))
-    return _repeated(context.close, lambda: context.session(files, settings), watch, least_s)
+    return _repeated(worker.close, lambda: worker.context(files, settings), watch, least_s)
 
 
 def _offloads(settings: SessionSettings) -> bool:
-    from gguf_harness.engine.session import offloads
+    from gguf_harness.engine.model import offloads
 
-    return offloads(settings)
+    return offloads(settings.n_gpu_layers)
 
 
 def _repeated(prepare: Callable[[], object], run: Callable[[], object], watch: Watch, least_s: float) -> Repetition:
@@ -122,16 +122,16 @@ def _repeated(prepare: Callable[[], object], run: Callable[[], object], watch: W
     return Repetition(timed / runs, watch.stop())
 
 
-def read_memory(context: WorkerContext, files: Sequence[Path], settings: SessionSettings, before: int) -> Memory:
+def read_memory(worker: WorkerContext, files: Sequence[Path], settings: SessionSettings, before: int) -> Memory:
     """What the model has taken at most, once everything was timed.
 
     Args:
-        context: of the worker.
+        worker: that the task runs in.
         files: of the model.
         settings: as it was timed.
         before: resident bytes before it was loaded.
     """
-    memory = context.session(files, settings).memory
+    memory = worker.context(files, settings).memory
     return Memory(
         resident_bytes=max(0, peak_resident() - before),
         vram_bytes=process_memory(),
@@ -155,26 +155,28 @@ def bench_settings(settings: SessionSettings, length: int) -> SessionSettings:
     )
 
 
-def decode_prompt(session: Session, length: int, numbers: random.Random) -> None:
+def decode_prompt(context: Context, length: int, numbers: random.Random) -> None:
     """llama-bench's test_prompt: random tokens in batches, logits of the last of each."""
-    tokens = np.array([numbers.randrange(session.vocabulary.n_tokens) for _ in range(length)], dtype=np.int32)
-    if session.vocabulary.add_bos:
-        tokens[0] = session.vocabulary.bos
-    for start in range(0, length, session.settings.n_batch):
-        part = tokens[start : start + session.settings.n_batch]
+    vocabulary = context.model.vocabulary
+    tokens = np.array([numbers.randrange(vocabulary.n_tokens) for _ in range(length)], dtype=np.int32)
+    if vocabulary.add_bos:
+        tokens[0] = vocabulary.bos
+    for start in range(0, length, context.settings.n_batch):
+        part = tokens[start : start + context.settings.n_batch]
         positions = np.arange(start, start + len(part), dtype=np.int32)
         outputs = np.zeros(len(part), dtype=np.bool_)
         outputs[-1] = True
-        session.decode(part, positions, np.zeros_like(positions), outputs)
+        context.decode(part, positions, np.zeros_like(positions), outputs)
 
 
-def decode_singly(session: Session, length: int, numbers: random.Random) -> None:
+def decode_singly(context: Context, length: int, numbers: random.Random) -> None:
     """llama-bench's test_gen: random tokens one by one, with the logits of each."""
+    vocabulary = context.model.vocabulary
     zero, wanted = np.zeros(1, dtype=np.int32), np.ones(1, dtype=np.bool_)
-    token = session.vocabulary.bos if session.vocabulary.add_bos else numbers.randrange(session.vocabulary.n_tokens)
+    token = vocabulary.bos if vocabulary.add_bos else numbers.randrange(vocabulary.n_tokens)
     for position in range(length):
-        session.decode(np.array([token], dtype=np.int32), zero + position, zero, wanted)
-        token = numbers.randrange(session.vocabulary.n_tokens)
+        context.decode(np.array([token], dtype=np.int32), zero + position, zero, wanted)
+        token = numbers.randrange(vocabulary.n_tokens)
 
 
 def peak_resident() -> int:

@@ -10,14 +10,14 @@ from __future__ import annotations
 import contextlib
 import shutil
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gguf_harness.engine.lanes import Lanes
 from gguf_harness.engine.settings import SessionSettings
 from gguf_harness.errors import CorpusError, FilesLost, ModelError, NoPrompt, TapNotFound, write_error
 from gguf_harness.inputs.prompts import Prompt
@@ -26,16 +26,14 @@ from gguf_harness.measure.inputs import prompt_inputs
 from gguf_harness.store.arrays import file_checksum
 
 if TYPE_CHECKING:
-    from gguf_harness.engine.session import Session, Tokens
-    from gguf_harness.engine.taps import Patcher, Reader
-    from gguf_harness.engine.worker import ProgressCallback, WorkerContext
+    from gguf_harness.engine.model import Model, Tokens
+    from gguf_harness.engine.worker import WorkerContext
     from gguf_harness.store.arrays import Arrays
 
 __all__ = [
     "KINDS",
     "MOST_TOKENS",
     "NOT_ALONE",
-    "Job",
     "LayersRequest",
     "PromptTokens",
     "StateFiles",
@@ -43,15 +41,9 @@ __all__ = [
     "prompt_tokens",
     "read_states",
     "short_settings",
-    "side_by_side",
-    "tapped",
 ]
 
 F32 = NDArray[np.float32]
-R = TypeVar("R")
-
-Job = tuple[Callable[[], "Session"], Callable[["Session"], R]]
-"""What opens a context, and what is done with it."""
 
 KINDS: Final = ("attn_out", "resid_mid", "mlp_out", "resid_post")
 MOST_TOKENS: Final = 128
@@ -177,13 +169,13 @@ class StateFiles:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def prompt_tokens(session: Session, request: LayersRequest) -> PromptTokens:
+def prompt_tokens(model: Model, request: LayersRequest) -> PromptTokens:
     """Tokens of each prompt as the model is given it, chats through its template, at most `MOST_TOKENS`.
 
     Raises:
         NoPrompt: the model can have none of them.
     """
-    inputs, problems = prompt_inputs(session, request.model, request.prompts, 0, request.settings)
+    inputs, problems = prompt_inputs(model, request.model, request.prompts, 0, request.settings)
     if not inputs:
         first = next(iter(problems.values()))
         raise NoPrompt(f"No prompt can be decoded. {first.message}", first.hint)
@@ -195,9 +187,9 @@ def prompt_tokens(session: Session, request: LayersRequest) -> PromptTokens:
 
 
 def decode_states(
-    context: WorkerContext, session: Session, lanes: int, request: LayersRequest, given: PromptTokens
+    worker: WorkerContext, model: Model, lanes: int, request: LayersRequest, given: PromptTokens
 ) -> StateFiles:
-    """Decode every prompt once and keep all hidden states and logits.
+    """Decode every prompt once and keep all hidden states and logits, in so many contexts side by side.
 
     Raises:
         ModelError: the residual stream of this architecture cannot be read.
@@ -205,10 +197,10 @@ def decode_states(
     """
     weights = ModelFile(request.files)
     n_layer, d_model = int(weights.number("block_count") or 0), int(weights.number("embedding_length") or 0)
-    n, vocabulary = len(given.tokens), session.vocabulary.n_tokens
+    n, vocabulary = len(given.tokens), model.vocabulary.n_tokens
     _check_size(4 * n * ((4 * n_layer + 2) * d_model + vocabulary), n, request)
     settings = short_settings(request.settings, given.longest, lanes)
-    kinds = _readable(session, settings, weights.architecture, n_layer, request.model)
+    kinds = _readable(model, settings, weights.architecture, n_layer, request.model)
     files = StateFiles(request.folder)
     files.remove()
     stores = {kind: files.create(kind, (n_layer, n, d_model)) for kind in kinds}
@@ -217,33 +209,52 @@ def decode_states(
     places: dict[str, F32] = {"embed": stores["embed"], "ln_final.normalized": stores["final"]}
     places |= {f"blocks.{layer}.{kind}": stores[kind][layer] for kind in kinds for layer in range(n_layer)}
 
-    def job(parts: list[slice]) -> Job[None]:
-        filled = dict.fromkeys(places, 0)
+    def decode(lane: _Lane, part: slice) -> None:
+        logits[part] = lane.logits(given.tokens[part], part.start)
+        if lane.filled != {part.stop}:
+            raise ModelError(f"{request.model}: taps gave tokens up to {lane.filled}, not {part.stop}.")
 
-        def keep(tap: str, values: F32) -> None:
-            # A prompt longer than a physical batch comes in several, in order.
-            at = filled[tap]
-            places[tap][at : at + len(values)] = values
-            filled[tap] = at + len(values)
-
-        def decode(lane: Session) -> None:
-            for part in parts:
-                filled.update(dict.fromkeys(places, part.start))
-                logits[part] = lane.logits(given.tokens[part])
-                if set(filled.values()) != {part.stop}:
-                    raise ModelError(
-                        f"{request.model}: taps gave tokens up to {set(filled.values())}, not {part.stop}."
-                    )
-
-        read: dict[str, Reader] = dict.fromkeys(places, keep)
-        return lambda: tapped(session, settings, weights.architecture, n_layer, read=read), decode
-
-    side_by_side(context.progress, lanes, [job(given.slices[lane::lanes]) for lane in range(lanes)])
+    with Lanes(lanes, lambda: _Lane(model, settings, weights.architecture, n_layer, places)) as opened:
+        for _ in opened.map(decode, given.slices, worker.progress):
+            pass
     _complete(files, all(name not in weights for name in NOT_ALONE))
     return files
 
 
-def read_states(context: WorkerContext, request: LayersRequest) -> Arrays:
+class _Lane(contextlib.AbstractContextManager["_Lane"]):
+    """A context that writes what its taps give to where it belongs."""
+
+    def __init__(
+        self, model: Model, settings: SessionSettings, architecture: str, n_layer: int, places: dict[str, F32]
+    ) -> None:
+        from gguf_harness.engine.context import Context
+        from gguf_harness.engine.taps import Taps
+
+        self._places = places
+        self._filled: dict[str, int] = {}
+        self._context = Context(model, settings, Taps(architecture, n_layer, read=dict.fromkeys(places, self._keep)))
+
+    def logits(self, tokens: Tokens, start: int) -> F32:
+        """[n, vocabulary] of a text whose states go to rows from `start` on."""
+        self._filled = dict.fromkeys(self._places, start)
+        return self._context.logits(tokens)
+
+    @property
+    def filled(self) -> set[int]:
+        """Where the rows of the last text end, of all taps: the same for all, or some gave too much or too little."""
+        return set(self._filled.values())
+
+    def _keep(self, tap: str, values: F32) -> None:
+        # A prompt longer than a physical batch comes in several, in order.
+        at = self._filled[tap]
+        self._places[tap][at : at + len(values)] = values
+        self._filled[tap] = at + len(values)
+
+    def __exit__(self, *_: object) -> None:
+        self._context.close()
+
+
+def read_states(worker: WorkerContext, request: LayersRequest) -> Arrays:
     """All hidden states of one prompt, however long it is.
 
     Returns:
@@ -255,14 +266,14 @@ def read_states(context: WorkerContext, request: LayersRequest) -> Arrays:
         ModelError: the residual stream of this architecture cannot be read.
         CorpusError: the states would take more than the limit.
     """
-    session = context.session(request.files, request.settings)
-    inputs, problems = prompt_inputs(session, request.model, request.prompts, 0, request.settings)
+    model = worker.model(request.files, request.settings.n_gpu_layers)
+    inputs, problems = prompt_inputs(model, request.model, request.prompts, 0, request.settings)
     for error in problems.values():
         raise error
     ((tokens, _),) = inputs.values()
     given = PromptTokens(tuple(inputs), np.asarray(tokens, dtype=np.int32), np.array([0, len(tokens)]), {})
-    files = decode_states(context, session, 1, request, given)
-    pieces = [session.detokenize([token], special=True) for token in given.tokens.tolist()]
+    files = decode_states(worker, model, 1, request, given)
+    pieces = [model.detokenize([token], special=True) for token in given.tokens.tolist()]
     found: Arrays = {"tokens": given.tokens, "pieces": np.array(pieces, dtype=np.bytes_)}
     # Copies: the files go with the folder.
     return found | {name: np.array(files.load(name)) for name in ("embed", *files.kinds)}
@@ -279,51 +290,18 @@ def short_settings(settings: SessionSettings, longest: int, lanes: int) -> Sessi
     )
 
 
-def tapped(
-    session: Session,
-    settings: SessionSettings,
-    architecture: str,
-    n_layer: int,
-    *,
-    read: dict[str, Reader] | None = None,
-    patch: dict[str, Patcher] | None = None,
-) -> Session:
-    """Another context of a loaded model, with taps; close it before the model."""
-    from gguf_harness.engine.session import Session
-    from gguf_harness.engine.taps import Taps
-
-    return Session(session.files, settings, Taps(architecture, n_layer, read=read, patch=patch), model_of=session)
-
-
-def side_by_side(progress: ProgressCallback, lanes: int, jobs: Sequence[Job[R]]) -> list[R]:
-    """Results of all jobs in their order, `lanes` at a time.
-
-    Contexts are opened and closed while nothing decodes: llama.cpp's log has one receiver for the whole process.
-    """
-    results: list[R] = []
-    progress(0, len(jobs))
-    with ThreadPoolExecutor(lanes) as pool:
-        for first in range(0, len(jobs), lanes):
-            with contextlib.ExitStack() as stack:
-                opened = [(stack.enter_context(start()), work) for start, work in jobs[first : first + lanes]]
-                running = [pool.submit(work, lane) for lane, work in opened]
-                # Whatever fails, no context is closed under another's decode.
-                wait(running)
-                results += [task.result() for task in running]
-            progress(len(results), len(jobs))
-    return results
-
-
-def _readable(session: Session, settings: SessionSettings, architecture: str, n_layer: int, model: str) -> list[str]:
+def _readable(model: Model, settings: SessionSettings, architecture: str, n_layer: int, name: str) -> list[str]:
     """Those of `KINDS` that llama.cpp names in this architecture: usually all, seen with one token."""
+    from gguf_harness.engine.context import Context
+    from gguf_harness.engine.taps import Taps
 
     def offered(kinds: Sequence[str]) -> TapNotFound | None:
         names = ["embed", "ln_final.normalized"]
         names += [f"blocks.{layer}.{kind}" for kind in kinds for layer in range(n_layer)]
         read: dict[str, Any] = dict.fromkeys(names, lambda *_: None)
         try:
-            with tapped(session, settings, architecture, n_layer, read=read) as lane:
-                lane.logits(np.zeros(1, dtype=np.int32))
+            with Context(model, settings, Taps(architecture, n_layer, read=read)) as context:
+                context.logits(np.zeros(1, dtype=np.int32))
         except TapNotFound as error:
             return error
         return None
@@ -333,7 +311,7 @@ def _readable(session: Session, settings: SessionSettings, architecture: str, n_
     missing = offered(["resid_post"])
     if missing is not None:
         raise ModelError(
-            f"{model}: the residual stream of the architecture {architecture} cannot be read. {missing.message}",
+            f"{name}: the residual stream of the architecture {architecture} cannot be read. {missing.message}",
             "Leave this model out.",
         ) from None
     return [kind for kind in KINDS if offered([kind]) is None]

@@ -24,7 +24,7 @@ _BLOCK: Final = 1 << 17
 
 
 def measure_weight_errors(
-    context: WorkerContext, files: Sequence[Path], reference_files: Sequence[Path]
+    worker: WorkerContext, files: Sequence[Path], reference_files: Sequence[Path]
 ) -> list[TensorError]:
     """Compare every tensor that both models have; see `compare_weights`.
 
@@ -44,7 +44,7 @@ def measure_weight_errors(
     for name in shared:
         errors.append(compare_weights(candidate, reference, name))
         done += errors[-1].weights
-        context.progress(done // 10**6, total // 10**6)
+        worker.progress(done // 10**6, total // 10**6)
     return errors
 
 

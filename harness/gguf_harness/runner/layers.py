@@ -27,8 +27,8 @@ __all__ = ["Layers"]
 _RESULT: Final[Format[LayersResult]] = Format(
     lambda result: (result.facts, result.arrays), lambda facts, arrays: LayersResult(arrays, facts)
 )
-_ALONE: Final = Measurement("layers/alone", 2, layers.measure_layers, "contexts", _RESULT)
-_COMPARED: Final = Measurement("layers/compared", 2, layers.measure_layers, "contexts", _RESULT)
+_ALONE: Final = Measurement("layers/alone", 3, layers.measure_layers, "contexts", _RESULT)
+_COMPARED: Final = Measurement("layers/compared", 3, layers.measure_layers, "contexts", _RESULT)
 _IMPORTANCE: Final = Measurement("layers/importance", 2, patching.measure_importance, "layers", ARRAYS)
 _INTERCHANGE: Final = Measurement("layers/interchange", 2, patching.measure_interchange, "layers", ARRAYS)
 _STATES: Final[Files[LayersResult]] = Files("states", lambda folder, result: layers.has_states(folder, result.facts))

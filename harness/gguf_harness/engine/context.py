@@ -1,0 +1,286 @@
+"""A context of a loaded model: tokens in, logits out.
+
+Decoding follows llama-perplexity, so that numbers can be compared.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import llama_cpp
+import numpy as np
+from numpy.typing import NDArray
+
+from gguf_harness.engine.batch import Batch
+from gguf_harness.engine.language_head import logits_of
+from gguf_harness.engine.logs import EngineLog, MemoryBreakdown, parse_memory
+from gguf_harness.engine.model import Model, Tokens
+from gguf_harness.engine.parameters import context_parameters
+from gguf_harness.engine.settings import CACHE_BLOCK, SessionSettings
+from gguf_harness.errors import EngineError
+
+if TYPE_CHECKING:
+    from gguf_harness.engine.taps import Taps
+
+__all__ = ["Context", "LogitsBlock"]
+
+
+@dataclass(frozen=True, slots=True)
+class LogitsBlock:
+    """Logits of consecutive scored positions of one window.
+
+    Attributes:
+        window: index of the window.
+        row: index of the first row among the window's scored positions.
+        logits: [rows, vocabulary] float32, a view that is valid until the next block is asked for.
+        targets: [rows] the tokens that these logits predict.
+    """
+
+    window: int
+    row: int
+    logits: NDArray[np.float32]
+    targets: Tokens
+
+
+class Context:
+    """llama.cpp's `llama_context`: a KV cache and buffers to decode with, on a model that is loaded already.
+
+    Args:
+        model: whose weights it uses; close it last.
+        settings: how to run it; the model is where it is, whatever they say of layers on the GPU.
+        taps: tensors to read or patch during every decode.
+
+    Attributes:
+        model: as given.
+        settings: as given.
+        taps: as given.
+
+    Raises:
+        EngineError: llama.cpp refused the settings; the message has its own words. Or taps that such a context has not.
+    """
+
+    def __init__(self, model: Model, settings: SessionSettings, taps: Taps | None = None) -> None:
+        self.model = model
+        self.settings = settings
+        self.taps = taps
+        self._encoded = False
+        _check_blocks(model, settings)
+        parameters = context_parameters(settings, model.pointer)
+        if taps is not None:
+            taps.require_possible(settings)
+            parameters.cb_eval = taps.callback
+        log = EngineLog()
+        with log.capture():
+            self._pointer: Any = llama_cpp.llama_init_from_model(model.pointer, parameters)
+        if not self._pointer:
+            raise EngineError(
+                f"llama.cpp could not create a context of {settings.n_seq} x {settings.n_ctx} tokens"
+                f" for {model.name}: {log.last_problem()}",
+                "Use a smaller --gguf-ctx, or check that there is enough memory.",
+            )
+        self._memory = parse_memory(log.lines)
+        self._batch = Batch(settings.n_batch)
+        llama_cpp.llama_set_n_threads(self._pointer, settings.threads, settings.threads)
+
+    @property
+    def pointer(self) -> Any:
+        """llama.cpp's `llama_context *`, for its functions that have no method here; None once closed."""
+        return self._pointer
+
+    @property
+    def memory(self) -> MemoryBreakdown:
+        """Bytes of weights, and of this context's KV cache and compute buffers, as llama.cpp reported them."""
+        return replace(self._memory, weights=self.model.memory.weights)
+
+    @property
+    def n_ubatch(self) -> int:
+        """Tokens that are computed at once, at most."""
+        return int(llama_cpp.llama_n_ubatch(self._pointer))
+
+    def close(self) -> None:
+        """Free the cache and the buffers; the model stays loaded. May be called twice."""
+        if self._pointer is not None:
+            llama_cpp.llama_free(self._pointer)
+        self._pointer = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def clear(self) -> None:
+        """Forget all decoded tokens; what was encoded stays."""
+        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self._pointer), True)
+
+    def encode(self, tokens: Tokens) -> None:
+        """Run the encoder: what it makes of its input is what sequence 0 is decoded with, until the next call.
+
+        All tokens are forgotten: they were decoded with another input.
+
+        Args:
+            tokens: [n] token ids, n at most `n_ubatch`: an encoder sees all of its input at once.
+
+        Raises:
+            EngineError: a model without an encoder, or an input of no tokens or too many.
+        """
+        if not self.model.has_encoder:
+            raise EngineError(f"{self.model.name} has no encoder.", "Decode its tokens instead: they need no input.")
+        n, most = len(tokens), self.n_ubatch
+        if not 1 <= n <= most:
+            raise EngineError(
+                f"An input of {n} tokens cannot be encoded, expected 1 to {most}.",
+                "Raise n_ubatch, n_batch and n_ctx to encode more at once.",
+            )
+        self.clear()
+        self._encoded = False
+        positions = np.arange(n, dtype=np.int32)
+        self._run("encode", tokens, positions, np.zeros_like(positions), np.ones(n, dtype=np.bool_))
+        self._encoded = True
+
+    def _require_decodable(self, sequences: Tokens) -> None:
+        # llama.cpp aborts on a decoder whose input is missing, and returns NaN for a sequence without one.
+        if not self.model.has_decoder:
+            raise EngineError(
+                f"{self.model.name} is an encoder alone: it predicts no tokens and has no logits.",
+                "Use encode(), with taps of the encoder.",
+            )
+        if self.model.has_encoder and not (self._encoded and not sequences.any()):
+            raise EngineError(
+                f"The decoder of {self.model.name} has no encoded input for these sequences.",
+                "Call encode() first, and decode sequence 0 alone: texts cannot be scored without an input.",
+            )
+
+    def decode(self, tokens: Tokens, positions: Tokens, sequences: Tokens, outputs: NDArray[np.bool_]) -> None:
+        """Run one batch.
+
+        Args:
+            tokens: [n] token ids, n at most `n_batch`.
+            positions: [n] position of each token in its sequence.
+            sequences: [n] sequence of each token.
+            outputs: [n] true where logits are wanted.
+
+        Raises:
+            EngineError: llama.cpp could not; a model that cannot decode, or has to encode something first.
+        """
+        self._require_decodable(sequences)
+        self._run("decode", tokens, positions, sequences, outputs)
+
+    def _run(
+        self,
+        verb: Literal["encode", "decode"],
+        tokens: Tokens,
+        positions: Tokens,
+        sequences: Tokens,
+        outputs: NDArray[np.bool_],
+    ) -> None:
+        batch = self._batch.fill(tokens, positions, sequences, outputs)
+        if self.taps is not None:
+            self.taps.begin(encoder=verb == "encode")
+        run = llama_cpp.llama_encode if verb == "encode" else llama_cpp.llama_decode
+        status = run(self._pointer, batch)
+        llama_cpp.llama_synchronize(self._pointer)
+        # First: of a batch that was refused no tap can be there.
+        if status != 0:
+            raise EngineError(
+                f"llama.cpp could not {verb} a batch of {len(tokens)} tokens (llama_{verb} returned {status})."
+            )
+        if self.taps is not None:
+            self.taps.finish()
+
+    def output_logits(self, rows: int) -> NDArray[np.float32]:
+        """[rows, vocabulary] logits of the last batch, in batch order: a view, valid until the next decode.
+
+        Raises:
+            NoLanguageHead: the model computes none.
+        """
+        self.model.require_language_head()
+        return logits_of(self._pointer, rows, self.model.vocabulary.n_tokens)
+
+    def logits(self, tokens: Tokens) -> NDArray[np.float32]:
+        """[n, vocabulary] logits after every token of one sequence, a copy. The cache is cleared first."""
+        self.clear()
+        blocks = []
+        for start in range(0, len(tokens), self.settings.n_batch):
+            part = tokens[start : start + self.settings.n_batch]
+            positions = np.arange(start, start + len(part), dtype=np.int32)
+            self.decode(part, positions, np.zeros_like(positions), np.ones(len(part), dtype=np.bool_))
+            blocks.append(self.output_logits(len(part)).copy())
+        return np.concatenate(blocks)
+
+    def score(self, windows: Tokens, start: int = 0, stop: int | None = None) -> Iterator[LogitsBlock]:
+        """Decode windows of a corpus and yield the logits of their second halves.
+
+        As llama-perplexity does it: each window stands alone, BOS replaces its first token where the vocabulary
+        asks for it, and positions n_ctx/2 .. n_ctx-2 predict the tokens after them. `n_seq` windows share a batch;
+        a window longer than a batch is decoded in several.
+
+        Args:
+            windows: [windows, n_ctx] tokens.
+            start: first window to decode.
+            stop: the window after the last one; None for all.
+        """
+        stop, n_ctx = len(windows) if stop is None else stop, windows.shape[1]
+        for first in range(start, stop, self.settings.n_seq):
+            group = range(first, min(first + self.settings.n_seq, stop))
+            self.clear()
+            for offset in range(0, n_ctx, self.settings.n_batch):
+                length = min(self.settings.n_batch, n_ctx - offset)
+                yield from self._score_slice(windows, group, offset, length)
+
+    def _score_slice(self, windows: Tokens, group: range, offset: int, length: int) -> Iterator[LogitsBlock]:
+        n_ctx = windows.shape[1]
+        first = n_ctx // 2
+        tokens = windows[group.start : group.stop, offset : offset + length].copy()
+        if offset == 0 and self.model.vocabulary.add_bos:
+            tokens[:, 0] = self.model.vocabulary.bos
+        positions = np.tile(np.arange(offset, offset + length, dtype=np.int32), len(group))
+        # The last position predicts a token of the next window: nothing to compare it with.
+        outputs = (positions >= first) & (positions < n_ctx - 1)
+        sequences = np.repeat(np.arange(len(group), dtype=np.int32), length)
+        self.decode(tokens.ravel(), positions, sequences, outputs)
+        rows = int(outputs.sum()) // len(group)
+        if rows == 0:
+            return
+        logits = self.output_logits(rows * len(group))
+        row = max(offset, first) - first
+        targets = windows[:, first + row + 1 : first + row + 1 + rows]
+        for index, window in enumerate(group):
+            yield LogitsBlock(window, row, logits[index * rows : (index + 1) * rows], targets[window])
+
+    def prefill(self, tokens: Tokens) -> None:
+        """Decode one text in an empty context; only the logits of its last token are there afterwards."""
+        self.clear()
+        for start in range(0, len(tokens), self.settings.n_batch):
+            part = tokens[start : start + self.settings.n_batch]
+            positions = np.arange(start, start + len(part), dtype=np.int32)
+            self.decode(part, positions, np.zeros_like(positions), positions == len(tokens) - 1)
+
+    def generate(self, prompt: Tokens, limit: int) -> Iterator[int]:
+        """Greedy continuation of a prompt, token by token, until an end-of-generation token or `limit` tokens."""
+        self.prefill(prompt)
+        position = len(prompt)
+        zero, one = np.zeros(1, dtype=np.int32), np.ones(1, dtype=np.bool_)
+        for count in itertools.count(1):
+            token = int(self.output_logits(1)[0].argmax())
+            if self.model.ends_generation(token):
+                return
+            yield token
+            if count >= limit or position >= self.settings.n_ctx:
+                return
+            self.decode(np.array([token], dtype=np.int32), zero + position, zero, one)
+            position += 1
+
+
+def _check_blocks(model: Model, settings: SessionSettings) -> None:
+    """Refuse what llama.cpp refuses with flash attention only: without, it aborts or mixes the heads' blocks."""
+    size = model.d_key if settings.has_quantized_k and settings.flash_attention == "off" else None
+    if size is not None and size % CACHE_BLOCK:
+        raise EngineError(
+            f"A K cache of type {settings.cache_type_k} has blocks of {CACHE_BLOCK} values, which do not divide the"
+            f" {size} of a head's keys in {model.name}.",
+            "Keep the K cache of this model in f16, bf16 or f32.",
+        )
