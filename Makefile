@@ -13,9 +13,11 @@ demo: $(VENV)/.demo
 	if [ $$status -eq 1 ]; then echo "Some models failed their gates. That is a finding: the table says which, and why."; \
 	else exit $$status; fi
 
+# Tests start more than a thousand Python processes, each of which would compile the whole package.
+test: export PYTHONDONTWRITEBYTECODE =
 test: $(VENV)/.dev lint
-	$(BIN)/python -m pytest tests/integration -n 2 --timeout=600
-	$(BIN)/python -m pytest tests/unit tests/plugin -n 2 --timeout=600
+	$(BIN)/python -m pytest tests -m "not exclusive" -n 2 --dist loadgroup --timeout=600
+	$(BIN)/python -m pytest tests -m exclusive --timeout=600
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
