@@ -1,11 +1,11 @@
-# make demo, make test, make lint, make bench: on a machine with Python >= 3.11, a C++ compiler and make.
+# make demo, make test, make coverage, make lint, make bench: on a machine with Python >= 3.11, a C++ compiler and make.
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test coverage lint bench clean
 
 demo: $(VENV)/.demo
 	@echo "Measuring tiny, the model that comes along, and six quantizations of it."
@@ -14,10 +14,19 @@ demo: $(VENV)/.demo
 	else exit $$status; fi
 
 # Tests start more than a thousand Python processes, each of which would compile the whole package.
-test: export PYTHONDONTWRITEBYTECODE =
+test coverage: export PYTHONDONTWRITEBYTECODE =
 test: $(VENV)/.dev lint
 	$(BIN)/python -m pytest tests -m "not exclusive" -n 2 --dist loadgroup --timeout=600
 	$(BIN)/python -m pytest tests -m exclusive --timeout=600
+
+# The same tests, with every process measured: sessions, workers and servers too.
+coverage: $(VENV)/.dev
+	rm -rf .cache/coverage
+	mkdir -p .cache/coverage
+	$(BIN)/coverage run -m pytest tests -m "not exclusive" -n 2 --dist loadgroup --timeout=600
+	$(BIN)/coverage run -m pytest tests -m exclusive --timeout=600
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
