@@ -3,6 +3,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Collecting all tests takes longer than running those few.
+EXCLUSIVE = $$(grep -rl --include='test_*.py' mark.exclusive tests)
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .PHONY: demo test coverage lint bench clean
@@ -17,14 +19,14 @@ demo: $(VENV)/.demo
 test coverage: export PYTHONDONTWRITEBYTECODE =
 test: $(VENV)/.dev lint
 	$(BIN)/python -m pytest tests -m "not exclusive" -n 2 --dist loadgroup --timeout=600
-	$(BIN)/python -m pytest tests -m exclusive --timeout=600
+	$(BIN)/python -m pytest $(EXCLUSIVE) -m exclusive --timeout=600
 
 # The same tests, with every process measured: sessions, workers and servers too.
 coverage: $(VENV)/.dev
 	rm -rf .cache/coverage
 	mkdir -p .cache/coverage
 	$(BIN)/coverage run -m pytest tests -m "not exclusive" -n 2 --dist loadgroup --timeout=600
-	$(BIN)/coverage run -m pytest tests -m exclusive --timeout=600
+	$(BIN)/coverage run -m pytest $(EXCLUSIVE) -m exclusive --timeout=600
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 

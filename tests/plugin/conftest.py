@@ -36,14 +36,20 @@ def llama_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
+def pytester(pytester: pytest.Pytester) -> pytest.Pytester:
+    """Sessions without hypothesis: importing it takes as long as all else in a small one, and is for our own tests."""
+    pytester.plugins = ["no:hypothesispytest"]
+    return pytester
+
+
+@pytest.fixture
 def run_suite(request: pytest.FixtureRequest, pytester: pytest.Pytester, shared_folder: Path) -> RunSuite:
     """`run_suite("--models=...", tests="test_file.py")`: a suite, small and quick.
 
     Tests with the mark `shared_cache` find what other tests have measured; all others begin with an empty cache.
     """
     shared = request.node.get_closest_marker("shared_cache") is not None
-    # The plugins are for our own tests; importing hypothesis takes as long as all of a small session.
-    always = ["-p", "no:cacheprovider", "-p", "no:hypothesispytest", "-p", "no:anyio", "-W", "error"]
+    always = ["-p", "no:cacheprovider", "-p", "no:anyio", "-W", "error"]
     if shared:
         always.append(f"--gguf-cache={shared_folder / 'cache'}")
 
