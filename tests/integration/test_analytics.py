@@ -24,6 +24,7 @@ from gguf_harness.measure.core import Core
 from gguf_harness.metrics.similarity import linear_cka
 from gguf_harness.pytest_plugin.progress import SilentProgress
 from gguf_harness.runner.analytics import Analytics
+from tests.command_line import parse_command_line
 
 RNG = np.random.default_rng(0)
 POINTS = RNG.normal(size=(60, 8)) + 5 * np.eye(3, 8)[np.arange(60) % 3]
@@ -31,7 +32,7 @@ POINTS = RNG.normal(size=(60, 8)) + 5 * np.eye(3, 8)[np.arange(60) % 3]
 
 def _options(cache: Path) -> Options:
     arguments = ["--models=tiny", f"--gguf-cache={cache}", "--gguf-threads=1"]
-    return read_options(pytest.Config.fromdictargs({}, ["-p", "no:cacheprovider", *arguments]))
+    return read_options(parse_command_line(*arguments))
 
 
 def loaded_modules(_: WorkerContext) -> list[str]:
