@@ -82,7 +82,7 @@ def test_junit_has_what_was_measured(
     )
     run = read_run()
     text = (pytester.path / "junit.xml").read_text(encoding="utf-8")
-    assert "gguf_" not in text
+    assert "gguf_" not in text.replace("gguf_harness", ""), "properties that the plugin keeps for itself"
     suite = ET.fromstring(text)[0]  # noqa: S314 - our own
     facts = _properties(suite)
     assert facts["gguf.run"] == run["id"]
