@@ -1,11 +1,13 @@
-# make demo, make test, make lint, make bench: on a machine with Python >= 3.11, a C++ compiler and make.
+# make demo, make test, make coverage, make lint, make bench: on a machine with Python >= 3.11, a C++ compiler and make.
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Collecting all tests takes longer than running those few.
+EXCLUSIVE = $$(grep -rl --include='test_*.py' mark.exclusive tests)
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test coverage lint bench clean
 
 demo: $(VENV)/.demo
 	@echo "Measuring tiny, the model that comes along, and six quantizations of it."
@@ -13,9 +15,20 @@ demo: $(VENV)/.demo
 	if [ $$status -eq 1 ]; then echo "Some models failed their gates. That is a finding: the table says which, and why."; \
 	else exit $$status; fi
 
+# Tests start more than a thousand Python processes, each of which would compile the whole package.
+test coverage: export PYTHONDONTWRITEBYTECODE =
 test: $(VENV)/.dev lint
-	$(BIN)/python -m pytest tests/integration -n 2 --timeout=600
-	$(BIN)/python -m pytest tests/unit tests/plugin -n 2 --timeout=600
+	$(BIN)/python -m pytest tests -m "not exclusive" -n 2 --dist loadgroup --timeout=600
+	$(BIN)/python -m pytest $(EXCLUSIVE) -m exclusive --timeout=600
+
+# The same tests, with every process measured: sessions, workers and servers too.
+coverage: $(VENV)/.dev
+	rm -rf .cache/coverage
+	mkdir -p .cache/coverage
+	$(BIN)/coverage run -m pytest tests -m "not exclusive" -n 2 --dist loadgroup --timeout=600
+	$(BIN)/coverage run -m pytest $(EXCLUSIVE) -m exclusive --timeout=600
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
 
+from tests.model_store import STORE
 from tests.random_llama import write_random_llama
 from tests.rewritten import rewrite_gguf
 
@@ -24,17 +26,55 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("filterwarnings", "error")
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _on_their_own() -> Iterator[None]:
-    """What sessions that tests start must not find in their environment.
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whole sessions come before unit tests: short tests fill the end, when the other process has nothing else."""
+    order = {"integration": 0, "plugin": 1, "unit": 2}
+    items.sort(key=lambda item: order.get(item.path.parent.name, 3))
 
-    They would write into the summary of the workflow that runs the tests; and pytest-benchmark takes them for processes
-    of xdist where the tests are run by several.
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Under `--dist loadgroup`, a module of integration tests runs in one process, which loads its models once.
+
+    The largest of these groups come first, all other tests are groups of one. Marks of groups do nothing with
+    pytest 9.2 (see `gguf_harness.pytest_plugin.distribution`).
     """
-    names = ("GITHUB_ACTIONS", "GITHUB_STEP_SUMMARY", "PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT")
+    if config.getoption("dist") != "loadgroup":
+        return None
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ModuleScheduling(LoadScopeScheduling):  # type: ignore[misc]  # xdist is untyped
+        def _split_scope(self, nodeid: str) -> str:
+            module, _, _ = nodeid.partition("::")
+            return module if module.startswith("tests/integration/") else nodeid
+
+    return ModuleScheduling(config, log)
+
+
+@pytest.fixture(scope="session")
+def shared_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of this test session, the same one in all processes of xdist."""
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if hasattr(request.config, "workerinput") else own) / "shared"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _on_their_own(shared_folder: Path) -> Iterator[None]:
+    """What sessions that tests start find in their environment, and what they must not find.
+
+    They would write into the summary of the workflow that runs the tests; pytest-benchmark takes them for processes of
+    xdist where the tests are run by several; and without files of bytecode each of them compiles all of the package.
+    """
+    names = (
+        *("GITHUB_ACTIONS", "GITHUB_STEP_SUMMARY", "PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT"),
+        "PYTHONDONTWRITEBYTECODE",
+    )
     with pytest.MonkeyPatch.context() as patch:
         for name in names:
             patch.delenv(name, raising=False)
+        patch.setenv(STORE, str(shared_folder / "models"))
         # Workers run tasks that are defined in these tests.
         root = str(Path(__file__).parent.parent)
         patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")])))

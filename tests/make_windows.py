@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import pytest
 from numpy.typing import NDArray
 
 from gguf_harness.inputs.corpora import load_corpus
@@ -28,6 +27,7 @@ from gguf_harness.inputs.options import read_options
 from gguf_harness.measure.core import Core
 from gguf_harness.pytest_plugin.progress import SilentProgress
 from gguf_harness.runner.passes import CorpusPass
+from tests.command_line import parse_command_line
 
 __all__ = ["LADDERS", "measure"]
 
@@ -42,7 +42,7 @@ _DROPPED_BITS: Final = 13
 def measure(arguments: tuple[str, ...], cache: Path) -> dict[str, NDArray[Any]]:
     """Per-token values of a reference and its candidates on the whole text, by name."""
     given = ["-p", "no:cacheprovider", f"--gguf-cache={cache}", "--gguf-threads=1", *arguments]
-    options = read_options(pytest.Config.fromdictargs({}, given))
+    options = read_options(parse_command_line(*given))
     core, plan, corpus = Core(options, SilentProgress()), plan_ladder(options), load_corpus("pydoc")
     assert plan.reference is not None
     try:

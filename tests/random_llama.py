@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 from gguf import GGUFWriter, LlamaFileType, TokenType
 
+from tests.model_store import written_once
+
 __all__ = ["byte_alphabet", "write_random_llama"]
 
 BOS, N_BYTES = 256, 256
@@ -19,6 +21,7 @@ def byte_alphabet() -> list[str]:
     return [chr(byte if byte in kept else next(spare)) for byte in range(256)]
 
 
+@written_once
 def write_random_llama(
     path: Path,
     *,

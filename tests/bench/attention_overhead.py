@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-import pytest
 
 from gguf_harness.engine.settings import SessionSettings
 from gguf_harness.engine.worker import Worker
@@ -33,6 +32,7 @@ from gguf_harness.measure.attention import AttentionRequest
 from gguf_harness.measure.core import Core
 from gguf_harness.pytest_plugin.progress import SilentProgress
 from tests.bench.attention_timing import MAX_TOKENS, PHYSICAL_BATCH, Case, Timing, measure, peak
+from tests.command_line import parse_command_line
 
 TOKENS: Final = (64, 128, 256, 512, 1024)
 LAYERS: Final = (1, 10, 20, 30)
@@ -75,7 +75,7 @@ def main() -> None:
 
 def _models(cache: Path) -> list[Subject]:
     arguments = ["--models=smollm2-135m", "--gguf-quants=Q8_0", f"--gguf-cache={cache}"]
-    options = read_options(pytest.Config.fromdictargs({}, ["-p", "no:cacheprovider", *arguments]))
+    options = read_options(parse_command_line(*arguments))
     core = Core(options, SilentProgress())
     try:
         return [core.subject(planned) for planned in plan_ladder(options).models]

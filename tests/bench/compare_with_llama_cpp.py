@@ -26,8 +26,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-import pytest
-
 from gguf_harness.inputs.corpora import load_corpus
 from gguf_harness.inputs.ladder import Ladder, plan_ladder
 from gguf_harness.inputs.options import Options, read_options
@@ -40,6 +38,7 @@ from gguf_harness.pytest_plugin.progress import SilentProgress
 from gguf_harness.runner.passes import CorpusPass
 from gguf_harness.runner.speed import Speed
 from tests.bench.tools import build_tools
+from tests.command_line import parse_command_line
 
 T = TypeVar("T")
 
@@ -86,7 +85,7 @@ def main() -> None:
 def _options(cache: Path, chunks: int, repetitions: int) -> Options:
     arguments = ["--models=smollm2-135m", f"--gguf-quants={QUANTS}", f"--gguf-chunks={chunks}", f"--gguf-cache={cache}"]
     arguments += ["--gguf-windows=first", "--gguf-pp=512", "--gguf-tg=128", f"--gguf-repetitions={repetitions}"]
-    config = pytest.Config.fromdictargs({}, ["-p", "no:cacheprovider", *arguments])
+    config = parse_command_line(*arguments)
     return read_options(config)
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from gguf_harness.engine.settings import SessionSettings
 from gguf_harness.inputs.ladder import plan_ladder
 from gguf_harness.inputs.models import load_info
@@ -17,6 +15,7 @@ from gguf_harness.inputs.subjects import Subject
 from gguf_harness.measure.attention import AttentionRequest, KeptPatterns
 from gguf_harness.measure.core import Core, Progress
 from gguf_harness.pytest_plugin.progress import SilentProgress
+from tests.command_line import parse_command_line
 
 __all__ = ["PROMPTS", "make_request", "make_runner"]
 
@@ -48,6 +47,6 @@ def make_request(file: Path, folder: Path, prompts: tuple[Prompt, ...] = PROMPTS
 def make_runner(cache: Path, *arguments: str, progress: Progress | None = None) -> tuple[Core, list[Subject]]:
     """A core of its own with these options, and the models of its ladder, the reference first."""
     given = ["-p", "no:cacheprovider", f"--gguf-cache={cache}", *arguments]
-    options = read_options(pytest.Config.fromdictargs({}, given))
+    options = read_options(parse_command_line(*given))
     core = Core(options, progress or SilentProgress())
     return core, [core.subject(planned) for planned in plan_ladder(options).models]

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 from gguf import GGUFWriter, RopeScalingType, TokenType
 
+from tests.model_store import written_once
+
 __all__ = ["ARCHITECTURES", "BUCKETS", "HEADS", "UNNAMED", "WINDOW", "architecture_of", "write_small_model"]
 
 WIDTH, HEADS, FF, EXPERTS, CONTEXT = 64, 4, 96, 4, 128
@@ -42,6 +44,7 @@ _T5 = frozenset({"t5", "t5encoder"})
 Tensor = tuple[str, tuple[int, ...]]
 
 
+@written_once
 def write_small_model(path: Path, kind: str, n_layer: int) -> Path:
     """Write a model in F32.
 

@@ -24,6 +24,7 @@ from gguf_harness.measure.core import Core
 from gguf_harness.metrics.kernels.cka import linear_cka
 from gguf_harness.pytest_plugin.progress import SilentProgress
 from gguf_harness.runner.analytics import Analytics
+from tests.command_line import parse_command_line
 
 RNG = np.random.default_rng(0)
 POINTS = RNG.normal(size=(60, 8)) + 5 * np.eye(3, 8)[np.arange(60) % 3]
@@ -31,7 +32,7 @@ POINTS = RNG.normal(size=(60, 8)) + 5 * np.eye(3, 8)[np.arange(60) % 3]
 
 def _options(cache: Path) -> Options:
     arguments = ["--models=tiny", f"--gguf-cache={cache}", "--gguf-threads=1"]
-    return read_options(pytest.Config.fromdictargs({}, ["-p", "no:cacheprovider", *arguments]))
+    return read_options(parse_command_line(*arguments))
 
 
 def loaded_modules(_: WorkerContext) -> list[str]:
@@ -70,6 +71,14 @@ def analytics(core: Core) -> Analytics:
     return Analytics(core)
 
 
+@pytest.fixture(scope="module")
+def other(core: Core) -> Iterator[Analytics]:
+    """Another process, which finds nothing in its cache. UMAP takes half a minute to compile itself in each."""
+    options = dataclasses.replace(core.options, cache=core.cache.root / "other")
+    with Analytics(Core(options, SilentProgress())) as analytics:
+        yield analytics
+
+
 def test_every_analysis_says_what_computed_it(analytics: Analytics) -> None:
     labels = np.arange(60) % 3
     outcomes = [
@@ -100,16 +109,14 @@ def test_clusters_of_cosines_do_not_see_lengths(analytics: Analytics) -> None:
 
 
 @pytest.mark.parametrize("dimensions", [2, 3])
-def test_umap_is_seeded_and_says_who_it_is(analytics: Analytics, core: Core, dimensions: int) -> None:
+def test_umap_is_seeded_and_says_who_it_is(analytics: Analytics, other: Analytics, dimensions: int) -> None:
     first = analytics.project(POINTS, "umap", dimensions=dimensions, seed=4)
     assert first.backend.startswith("umap-learn ")
     assert first.coordinates.shape == (60, dimensions)
     # Measured again, in a process of its own.
-    other = dataclasses.replace(core.options, cache=core.cache.root / "other")
-    with Analytics(Core(other, SilentProgress())) as o:
-        again = o.project(POINTS, "umap", dimensions=dimensions, seed=4)
-        assert (again.coordinates == first.coordinates).all()
-        assert (o.project(POINTS, "umap", dimensions=dimensions, seed=5).coordinates != first.coordinates).any()
+    again = other.project(POINTS, "umap", dimensions=dimensions, seed=4)
+    assert (again.coordinates == first.coordinates).all()
+    assert (other.project(POINTS, "umap", dimensions=dimensions, seed=5).coordinates != first.coordinates).any()
 
 
 def test_umap_of_few_points(analytics: Analytics) -> None:

@@ -29,6 +29,7 @@ from gguf_harness.runner.speed import Speed
 from gguf_harness.runner.texts import Texts
 from gguf_harness.store.arrays import Arrays
 from gguf_harness.store.cache import Cache
+from tests.command_line import parse_command_line
 from tests.random_llama import write_random_llama
 
 pytestmark = pytest.mark.model
@@ -62,7 +63,7 @@ def cores(files: tuple[Path, Path], tmp_path: Path) -> Iterator[Cores]:
             "--gguf-pp=8",
             "--gguf-tg=4",
         ]
-        options = read_options(pytest.Config.fromdictargs({}, ["-p", "no:cacheprovider", *given, *arguments]))
+        options = read_options(parse_command_line(*given, *arguments))
         core = Core(options, SilentProgress(), session)
         opened.append(core)
         reference, candidate = (core.subject(planned) for planned in plan_ladder(options).models[:2])

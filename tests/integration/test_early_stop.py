@@ -20,6 +20,7 @@ from gguf_harness.metrics.windows import WindowLimit, decided_so_far
 from gguf_harness.pytest_plugin.progress import SilentProgress
 from gguf_harness.runner.passes import CorpusPass
 from gguf_harness.store.arrays import save_arrays
+from tests.command_line import parse_command_line
 from tests.random_llama import write_random_llama
 
 pytestmark = pytest.mark.model
@@ -74,8 +75,8 @@ def test_windows_are_the_same_in_any_order(llama_file: Path, tmp_path: Path, thr
 def test_tiny_is_decided_with_a_quarter_of_the_tokens(tmp_path: Path) -> None:
     """The built-in gates, of a candidate that is clearly good and one that is clearly bad."""
     arguments = ["--models=tiny", "--gguf-quants=Q8_0,Q2_K", f"--gguf-cache={tmp_path}", "--gguf-until-decided"]
-    arguments += ["--gguf-ctx=256", "--gguf-chunks=all", "-p", "no:cacheprovider"]
-    options = read_options(pytest.Config.fromdictargs({}, arguments))
+    arguments += ["--gguf-ctx=256", "--gguf-chunks=all"]
+    options = read_options(parse_command_line(*arguments))
     core, plan = Core(options, SilentProgress()), plan_ladder(options)
     try:
         reference, *candidates = (core.subject(planned) for planned in plan.models)

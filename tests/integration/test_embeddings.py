@@ -43,6 +43,7 @@ from gguf_harness.metrics.kernels.nearest import nearest_by_cosine, row_blocks
 from gguf_harness.pytest_plugin.progress import SilentProgress
 from gguf_harness.runner.analytics import Analytics
 from gguf_harness.runner.embeddings import Embeddings
+from tests.command_line import parse_command_line
 from tests.integration.small_bert import write_small_bert
 from tests.integration.small_models import write_small_model
 from tests.loaded import open_context
@@ -59,7 +60,7 @@ class _Session:
 
     def __init__(self, folder: Path, *arguments: str) -> None:
         given = ["-p", "no:cacheprovider", f"--gguf-results={folder}", "--gguf-threads=2", *arguments]
-        options = read_options(pytest.Config.fromdictargs({}, given))
+        options = read_options(parse_command_line(*given))
         self.core = Core(options, SilentProgress())
         self.models = {model.name: model for model in plan_ladder(options).models}
 

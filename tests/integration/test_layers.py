@@ -36,6 +36,7 @@ from gguf_harness.metrics.lens import head_logits
 from gguf_harness.pytest_plugin.progress import SilentProgress
 from gguf_harness.runner.layers import Layers
 from gguf_harness.store.cache import Cache, Entry
+from tests.command_line import parse_command_line
 from tests.integration.small_models import ARCHITECTURES, write_small_model
 from tests.random_llama import write_random_llama
 
@@ -317,7 +318,7 @@ def test_rows_are_those_of_ggufs_reader(tmp_path: Path, quant: str) -> None:
 
 def test_errors_of_every_layer_fall_with_bits(tmp_path: Path) -> None:
     arguments = ["--models=tiny", f"--gguf-quants={','.join(QUANTS)}", f"--gguf-cache={tmp_path}"]
-    options = read_options(pytest.Config.fromdictargs({}, ["-p", "no:cacheprovider", *arguments]))
+    options = read_options(parse_command_line(*arguments))
     prompts = PromptSet("some", load_prompts().prompts[:12])
     core, plan = Core(options, SilentProgress()), plan_ladder(options)
     try:

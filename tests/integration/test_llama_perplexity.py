@@ -25,6 +25,7 @@ from gguf_harness.metrics.records import Estimate
 from gguf_harness.pytest_plugin.progress import SilentProgress
 from gguf_harness.runner.passes import CorpusPass
 from gguf_harness.store.arrays import Arrays
+from tests.command_line import parse_command_line
 
 pytestmark = pytest.mark.model
 
@@ -51,7 +52,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory, smollm2_file: Path) -> It
     quants = ",".join(ORACLE["candidates"])
     arguments = ["--models=smollm2-135m", f"--gguf-quants={quants}", "--gguf-chunks=4", f"--gguf-cache={cache}"]
     arguments.append("--gguf-windows=first")
-    options = read_options(pytest.Config.fromdictargs({}, ["-p", "no:cacheprovider", *arguments]))
+    options = read_options(parse_command_line(*arguments))
     core, ladder = Core(options, SilentProgress()), plan_ladder(options)
     assert ladder.reference is not None
     reference = core.subject(ladder.reference)

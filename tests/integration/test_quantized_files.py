@@ -14,6 +14,7 @@ from gguf_harness.inputs.subjects import Subject
 from gguf_harness.measure.core import Core
 from gguf_harness.pytest_plugin.progress import SilentProgress
 from gguf_harness.store.file_hashes import hash_files
+from tests.command_line import parse_command_line
 
 pytestmark = pytest.mark.model
 
@@ -21,7 +22,7 @@ pytestmark = pytest.mark.model
 def _quantized(llama_file: Path, cache: Path) -> Subject:
     """Q8_0 of a small model, in a session of its own."""
     arguments = [f"--models={llama_file}", "--gguf-quants=Q8_0", f"--gguf-cache={cache}", "-p", "no:cacheprovider"]
-    options = read_options(pytest.Config.fromdictargs({}, arguments))
+    options = read_options(parse_command_line(*arguments))
     core = Core(options, SilentProgress())
     (model,) = plan_ladder(options).candidates
     try:

@@ -37,6 +37,7 @@ def _best(prepare: Callable[[], None], run: Callable[[], None]) -> float:
     return min(times)
 
 
+@pytest.mark.exclusive
 def test_rounds_agree_with_measure_speed(worker: Worker) -> None:
     """The best of each, taken in turns: other work on the machine makes single ones slower, never faster.
 

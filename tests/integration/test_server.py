@@ -425,6 +425,7 @@ def test_a_measurement_has_every_value(server: Server) -> None:
     assert ServedResult.from_json(result.to_json()) == result
 
 
+@pytest.mark.exclusive
 def test_a_measurement_beside_two_busy_processes_is_in_doubt(llama_file: Path, tmp_path: Path) -> None:
     request = ServedRequest(requests=4, concurrency=4, max_tokens=32, repetitions=2)
     with busy_core(), Server("random", [llama_file], tmp_path / "log", SETTINGS) as server:

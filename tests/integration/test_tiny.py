@@ -37,6 +37,7 @@ from gguf_harness.metrics.stats import mean_with_errors
 from gguf_harness.pytest_plugin.progress import SilentProgress
 from gguf_harness.runner.passes import CorpusPass
 from gguf_harness.store.arrays import Arrays
+from tests.command_line import parse_command_line
 from tests.loaded import open_context
 
 pytestmark = pytest.mark.model
@@ -165,7 +166,7 @@ class Ladder:
 def ladder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ladder]:
     cache = tmp_path_factory.mktemp("cache")
     arguments = ["--models=tiny", f"--gguf-quants={','.join(QUANTS)}", f"--gguf-cache={cache}", "--gguf-chunks=all"]
-    options = read_options(pytest.Config.fromdictargs({}, ["-p", "no:cacheprovider", *arguments]))
+    options = read_options(parse_command_line(*arguments))
     core, plan = Core(options, SilentProgress()), plan_ladder(options)
     reference, *candidates = (core.subject(planned) for planned in plan.models)
     corpus = load_corpus("pydoc", held_out_topics=reference.info.held_out_topics)

@@ -38,8 +38,22 @@ def llama_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def run_suite(pytester: pytest.Pytester) -> RunSuite:
-    """`run_suite("--models=...", tests="test_file.py")`: a suite, small and quick."""
+def pytester(pytester: pytest.Pytester) -> pytest.Pytester:
+    """Sessions without hypothesis: importing it takes as long as all else in a small one, and is for our own tests."""
+    pytester.plugins = ["no:hypothesispytest"]
+    return pytester
+
+
+@pytest.fixture
+def run_suite(request: pytest.FixtureRequest, pytester: pytest.Pytester, shared_folder: Path) -> RunSuite:
+    """`run_suite("--models=...", tests="test_file.py")`: a suite, small and quick.
+
+    Tests with the mark `shared_cache` find what other tests have measured; all others begin with an empty cache.
+    """
+    shared = request.node.get_closest_marker("shared_cache") is not None
+    always = ["-p", "no:cacheprovider", "-p", "no:anyio", "-W", "error"]
+    if shared:
+        always.append(f"--gguf-cache={shared_folder / 'cache'}")
 
     def run(*arguments: str, tests: str = "", quick: bool = True, suite: str = "quant") -> pytest.RunResult:
         settings = []
@@ -49,7 +63,7 @@ def run_suite(pytester: pytest.Pytester) -> RunSuite:
             prompts.write_text(PROMPTS, encoding="utf-8")
             settings += [f"--gguf-prompts={prompts}", "--gguf-gen-tokens=8"]
         target = str(SUITES / suite / tests)
-        root = ["-c", str(INI), "--rootdir", str(pytester.path), "-p", "no:cacheprovider", "-W", "error"]
+        root = ["-c", str(INI), "--rootdir", str(pytester.path), *always]
         return pytester.runpytest_subprocess(target, *root, *settings, *arguments, timeout=120)
 
     return run

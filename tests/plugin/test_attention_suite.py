@@ -92,6 +92,7 @@ def test_attention(run_suite: RunSuite, read_run: ReadRun, arguments: list[str],
     assert again["estimates"] == run["estimates"]
 
 
+@pytest.mark.shared_cache
 def test_groups_of_heads(run_suite: RunSuite, read_run: ReadRun, arguments: list[str]) -> None:
     run_suite(*arguments[:-2], "-k", "test_clusters", tests=HEADS).assert_outcomes(passed=2)
     for model in ("one", "two"):
@@ -131,6 +132,7 @@ def test_heads(run_suite: RunSuite, read_run: ReadRun, arguments: list[str], pyt
     assert read_run()["cache"]["misses"] == 0
 
 
+@pytest.mark.shared_cache
 @pytest.mark.parametrize(("limit", "verdict"), [(0.5, "pass"), (0.9999, "fail")])
 def test_a_gate_decides(
     run_suite: RunSuite, read_run: ReadRun, arguments: list[str], tmp_path: Path, limit: float, verdict: str
@@ -179,6 +181,7 @@ def test_a_crashing_candidate_costs_its_own_tests(
     assert {row["model"] for row in run["estimates"]} == ({"two"} if suite == ATTENTION else {"one", "two"})
 
 
+@pytest.mark.shared_cache
 def test_another_shape_is_told_by_name(run_suite: RunSuite, read_run: ReadRun, models: tuple[Path, Path]) -> None:
     one, _ = models
     deep = write_random_llama(one.with_name("deep.gguf"), n_layer=3)
@@ -191,6 +194,7 @@ def test_another_shape_is_told_by_name(run_suite: RunSuite, read_run: ReadRun, m
     assert len(_rows(read_run(), "head_entropy", "deep")) == 12
 
 
+@pytest.mark.shared_cache
 def test_twins_have_not_moved(run_suite: RunSuite, read_run: ReadRun, models: tuple[Path, Path]) -> None:
     one, two = models
     shutil.copy(one, two)
@@ -227,6 +231,7 @@ def test_many_processes_share_the_work(
     assert sorted(read_run()["estimates"], key=key) == sorted(run["estimates"], key=key)
 
 
+@pytest.mark.shared_cache
 def test_layers_and_heads_to_show(run_suite: RunSuite, read_run: ReadRun, arguments: list[str]) -> None:
     result = run_suite(*arguments, "--gguf-layers=1", "--gguf-heads=0,2-3", tests=HEADS)
     result.assert_outcomes(passed=5)

@@ -12,7 +12,7 @@ import pytest
 from tests.plugin.conftest import INI, ReadRun, RunSuite
 from tests.random_llama import write_random_llama
 
-pytestmark = pytest.mark.model
+pytestmark = [pytest.mark.model, pytest.mark.shared_cache]
 
 
 def _models(folder: Path, llama_file: Path, noise: float) -> list[str]:

@@ -22,6 +22,7 @@ BROKEN = {
 }
 
 
+@pytest.mark.shared_cache
 @pytest.mark.model
 def test_broken_files_cost_their_own_tests(run_suite: RunSuite, read_run: ReadRun, tmp_path: Path) -> None:
     """They come first, and would be the reference: all are of the highest precision."""

@@ -12,7 +12,7 @@ from gguf_harness.judge.claims import CLAIMS, judge_claims
 from tests.busy import busy_core
 from tests.plugin.conftest import ReadRun, RunSuite
 
-pytestmark = pytest.mark.model
+pytestmark = [pytest.mark.model, pytest.mark.exclusive]
 
 REASON = r"other processes took 0\.\d+ of 1 core during \d+ of \d+ repetitions"
 RATIOS = {"pp_speed_ratio", "tg_speed_ratio", "load_ratio"}

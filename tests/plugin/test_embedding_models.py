@@ -9,7 +9,7 @@ import pytest
 from tests.integration.small_bert import write_small_bert
 from tests.plugin.conftest import ReadRun, RunSuite
 
-pytestmark = pytest.mark.model
+pytestmark = [pytest.mark.model, pytest.mark.shared_cache]
 
 
 @pytest.fixture

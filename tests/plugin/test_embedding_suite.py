@@ -76,6 +76,7 @@ def test_a_ladder(
     assert read_run()["estimates"] == run["estimates"]
 
 
+@pytest.mark.shared_cache
 def test_gates_of_embeddings(run_suite: RunSuite, tmp_path: Path, words: str, llama_file: Path) -> None:
     noisy = write_random_llama(tmp_path / "noisy.gguf", text=True, noise=0.3)
     limits = tmp_path / "gates.toml"
@@ -89,6 +90,7 @@ def test_gates_of_embeddings(run_suite: RunSuite, tmp_path: Path, words: str, ll
     result.stdout.fnmatch_lines(["*noisy: neighbours is * %; the limit is at least 99 %.*"])
 
 
+@pytest.mark.shared_cache
 def test_models_of_two_vocabularies(run_suite: RunSuite, read_run: ReadRun, llama_file: Path, tmp_path: Path) -> None:
     other = write_random_llama(tmp_path / "other.gguf", extra_tokens=7, width=512, seed=4)
     result = run_suite(f"--models={llama_file},{other}", f"--reference={llama_file}", "-rs", tests=SUITE)
@@ -115,6 +117,7 @@ def test_mistakes_in_words_end_the_session(
     result.stderr.fnmatch_lines([message])
 
 
+@pytest.mark.shared_cache
 def test_words_that_no_model_has_are_said(
     run_suite: RunSuite, read_run: ReadRun, pytester: pytest.Pytester, tmp_path: Path
 ) -> None:
@@ -128,6 +131,7 @@ def test_words_that_no_model_has_are_said(
     assert {row["metric"] for row in read_run()["estimates"]} == {m for m in PER_MODEL if m.startswith("embedding_")}
 
 
+@pytest.mark.shared_cache
 @pytest.mark.parametrize("method", ["umap", "tsne"])
 def test_other_maps(
     run_suite: RunSuite, read_run: ReadRun, llama_file: Path, words: str, pytester: pytest.Pytester, method: str

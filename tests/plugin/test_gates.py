@@ -10,7 +10,7 @@ from gguf_harness.metrics.records import Place
 from tests.plugin.conftest import ReadRun, RunSuite
 from tests.random_llama import write_random_llama
 
-pytestmark = pytest.mark.model
+pytestmark = [pytest.mark.model, pytest.mark.shared_cache]
 
 
 @pytest.fixture(scope="module")

@@ -20,6 +20,7 @@ def _run_all(run_suite: RunSuite, *arguments: str) -> list[pytest.RunResult]:
     return [run_suite(*QUICK, *arguments, tests=tests) for tests in (IMPORTANCE, INTERCHANGE, REMOVAL)]
 
 
+@pytest.mark.shared_cache
 def test_every_head_of_every_model_has_its_rows(
     run_suite: RunSuite, read_run: ReadRun, llama_file: Path, pytester: pytest.Pytester
 ) -> None:
@@ -46,6 +47,7 @@ def test_every_head_of_every_model_has_its_rows(
     assert "Which heads matter" in report.read_text(encoding="utf-8")
 
 
+@pytest.mark.shared_cache
 def test_interchange_and_removal(
     run_suite: RunSuite, read_run: ReadRun, llama_file: Path, pytester: pytest.Pytester
 ) -> None:
@@ -79,6 +81,7 @@ def test_a_second_run_decodes_nothing(run_suite: RunSuite, read_run: ReadRun, ll
     assert read_run()["cache"]["hits"] == 0
 
 
+@pytest.mark.shared_cache
 def test_of_many_heads_those_that_a_screen_puts_first(run_suite: RunSuite, read_run: ReadRun, llama_file: Path) -> None:
     arguments = [f"--models={llama_file}", "--gguf-quants=Q8_0", "--gguf-head-limit=3", *QUICK]
     run_suite(*arguments, tests=IMPORTANCE).assert_outcomes(passed=4)
@@ -93,6 +96,7 @@ def test_of_many_heads_those_that_a_screen_puts_first(run_suite: RunSuite, read_
     assert sum("3 of 8 heads were ablated" in warning for warning in run["warnings"]) == 2
 
 
+@pytest.mark.shared_cache
 def test_agreement_can_be_gated(
     run_suite: RunSuite, read_run: ReadRun, llama_file: Path, pytester: pytest.Pytester
 ) -> None:
@@ -109,6 +113,7 @@ def test_agreement_can_be_gated(
     assert gate["verdict"] in {"fail", "inconclusive"}
 
 
+@pytest.mark.shared_cache
 def test_layers_that_mix_no_values_have_no_heads(
     run_suite: RunSuite, read_run: ReadRun, llama_file: Path, without_z: Path
 ) -> None:
@@ -121,6 +126,7 @@ def test_layers_that_mix_no_values_have_no_heads(
     assert {row["layer"] for row in rows} == {0}
 
 
+@pytest.mark.shared_cache
 def test_candidates_that_cannot_be_compared(run_suite: RunSuite, llama_file: Path, tmp_path: Path) -> None:
     twin = shutil.copy(llama_file, tmp_path / "twin.gguf")
     deeper = write_random_llama(tmp_path / "deeper.gguf", n_layer=3, text=True)

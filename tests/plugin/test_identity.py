@@ -15,6 +15,7 @@ from tests.random_llama import write_random_llama
 pytestmark = pytest.mark.model
 
 
+@pytest.mark.shared_cache
 def test_a_folder_as_people_have_them(run_suite: RunSuite, read_run: ReadRun, llama_file: Path, tmp_path: Path) -> None:
     """A bad file with a good name, a link, a projector, a draft model: each is measured or named, none is replaced."""
     shutil.copy(llama_file, tmp_path / "random-F32.gguf")
@@ -59,6 +60,7 @@ def test_other_bytes_are_measured_again(
     assert measured(1.0) > 0.1
 
 
+@pytest.mark.shared_cache
 def test_shapes_that_differ_are_compared_when_asked(
     run_suite: RunSuite, read_run: ReadRun, llama_file: Path, tmp_path: Path
 ) -> None:

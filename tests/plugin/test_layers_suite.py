@@ -96,6 +96,7 @@ def test_layers_are_selected(run_suite: RunSuite, read_run: ReadRun, llama_file:
     result.stderr.fnmatch_lines(["*--gguf-layers names layer 2, and no model has more than 2 layers.", "*from 0 to 1."])
 
 
+@pytest.mark.shared_cache
 def test_a_twin_has_no_error_and_nothing_to_explain(
     run_suite: RunSuite, read_run: ReadRun, llama_file: Path, tmp_path: Path
 ) -> None:
@@ -110,6 +111,7 @@ def test_a_twin_has_no_error_and_nothing_to_explain(
             assert row["se"] in {0, None}
 
 
+@pytest.mark.shared_cache
 def test_models_of_another_shape_are_measured_alone(
     run_suite: RunSuite, read_run: ReadRun, llama_file: Path, tmp_path: Path
 ) -> None:
@@ -120,6 +122,7 @@ def test_models_of_another_shape_are_measured_alone(
     assert set(_rows(read_run(), "deep", "resid_norm")) == {(0, None), (1, None), (2, None), (None, None)}
 
 
+@pytest.mark.shared_cache
 def test_a_gate_of_a_persons_own(
     run_suite: RunSuite, read_run: ReadRun, llama_file: Path, noisy_file: Path, pytester: pytest.Pytester
 ) -> None:
@@ -136,6 +139,7 @@ def test_a_gate_of_a_persons_own(
     assert Counter(gate["metric"] for gate in read_run()["gates"]) == {"resid_relative_error": 1}
 
 
+@pytest.mark.shared_cache
 def test_hostile_prompts_and_tokens_are_text(
     run_suite: RunSuite, llama_file: Path, noisy_file: Path, pytester: pytest.Pytester
 ) -> None:

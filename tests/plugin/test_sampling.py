@@ -11,7 +11,7 @@ from gguf_harness.inputs.corpora import load_corpus
 from tests.plugin.conftest import ReadRun, RunSuite
 from tests.random_llama import write_random_llama
 
-pytestmark = pytest.mark.model
+pytestmark = [pytest.mark.model, pytest.mark.shared_cache]
 
 LOOSE = {"kld_mean": 100.0, "ppl_ratio": 1e9, "delta_p_rms": 1.0, "same_top": 1e-4}
 

@@ -77,6 +77,7 @@ def test_a_cache_that_cannot_stay_within_its_limit_says_so(
     assert not model.exists()
 
 
+@pytest.mark.shared_cache
 def test_identical_files_do_not_differ(
     run_suite: RunSuite, read_run: ReadRun, llama_file: Path, tmp_path: Path
 ) -> None:
@@ -91,6 +92,7 @@ def test_identical_files_do_not_differ(
     assert "twin and random-F32 hold the same bytes." in run["warnings"]
 
 
+@pytest.mark.shared_cache
 def test_a_failing_gate_keeps_its_rows(run_suite: RunSuite, read_run: ReadRun, tmp_path: Path) -> None:
     good = write_random_llama(tmp_path / "good-F32.gguf")
     bad = write_random_llama(tmp_path / "bad.gguf", noise=1.0)
@@ -111,6 +113,7 @@ def test_a_failing_gate_keeps_its_rows(run_suite: RunSuite, read_run: ReadRun, t
     assert all("limit" in test["message"] for test in failed)
 
 
+@pytest.mark.shared_cache
 def test_broken_files_cost_their_own_tests(
     run_suite: RunSuite, read_run: ReadRun, llama_file: Path, tmp_path: Path
 ) -> None:
@@ -128,6 +131,7 @@ def test_broken_files_cost_their_own_tests(
     assert outcomes == {"random-F32": "passed", "truncated": "error", "text": "error", "zero": "error"}
 
 
+@pytest.mark.shared_cache
 def test_another_vocabulary_names_both(run_suite: RunSuite, llama_file: Path, tmp_path: Path) -> None:
     other = write_random_llama(tmp_path / "other.gguf", extra_tokens=2)
     result = run_suite(f"--models={llama_file},{other}", f"--reference={llama_file}", tests="test_divergence.py")
@@ -169,12 +173,14 @@ def test_an_unwritable_results_folder_is_one_message(
     assert "INTERNALERROR" not in f"{result.stdout}{result.stderr}"
 
 
+@pytest.mark.shared_cache
 def test_it_works_without_other_plugins(run_suite: RunSuite, llama_file: Path) -> None:
     """A person may have neither xdist nor timeout installed."""
     result = run_suite(f"--models={llama_file}", "-p", "no:xdist", "-p", "no:timeout", tests="test_file.py")
     result.assert_outcomes(passed=1)
 
 
+@pytest.mark.shared_cache
 def test_without_candidates_their_tests_are_skipped_with_a_reason(run_suite: RunSuite, llama_file: Path) -> None:
     result = run_suite(f"--models={llama_file}", "-rs", tests="test_divergence.py")
     result.assert_outcomes(passed=1, skipped=3)

@@ -80,6 +80,7 @@ def test_prompts_are_tests_and_rows(run_suite: RunSuite, read_run: ReadRun, llam
     assert read_run()["cache"]["hits"] == 0
 
 
+@pytest.mark.shared_cache
 def test_hostile_prompts_cost_their_own_tests_and_are_text(
     run_suite: RunSuite, read_run: ReadRun, llama_file: Path, other_file: Path, pytester: pytest.Pytester
 ) -> None:
@@ -112,6 +113,7 @@ def test_hostile_prompts_cost_their_own_tests_and_are_text(
     assert "(100100 characters)" in page
 
 
+@pytest.mark.shared_cache
 def test_another_chat_template_is_no_comparison(
     run_suite: RunSuite, read_run: ReadRun, llama_file: Path, tmp_path: Path
 ) -> None:
@@ -123,6 +125,7 @@ def test_another_chat_template_is_no_comparison(
     assert "the chat templates" in next(t["message"] for t in read_run()["tests"] if t["outcome"] == "failed")
 
 
+@pytest.mark.shared_cache
 def test_a_model_that_cannot_generate_costs_its_own_tests(
     run_suite: RunSuite, llama_file: Path, tmp_path: Path
 ) -> None:
@@ -134,6 +137,7 @@ def test_a_model_that_cannot_generate_costs_its_own_tests(
     result.stdout.no_fnmatch_line("*Traceback*")
 
 
+@pytest.mark.shared_cache
 def test_a_text_that_ends_at_once_is_skipped(run_suite: RunSuite, tmp_path: Path) -> None:
     """This model repeats the last token of "The quick brown fox", and here that token is the end of a text."""
     mute = write_random_llama(tmp_path / "mute.gguf", eos=ord("x"))
@@ -142,6 +146,7 @@ def test_a_text_that_ends_at_once_is_skipped(run_suite: RunSuite, tmp_path: Path
     result.stdout.fnmatch_lines(["*The reference's text is empty: there is nothing to compare with*"])
 
 
+@pytest.mark.shared_cache
 def test_without_candidates_one_test_is_skipped_and_not_one_per_prompt(run_suite: RunSuite, llama_file: Path) -> None:
     result = run_suite(f"--models={llama_file}", "-rs", tests="test_text.py")
     result.assert_outcomes(skipped=2)

@@ -47,6 +47,7 @@ def _planned(run: dict[str, Any]) -> set[tuple[str, str]]:
     return {(gate["model"], gate["metric"]) for gate in run["planned"]}
 
 
+@pytest.mark.shared_cache
 @pytest.mark.parametrize("processes", [0, 2])
 def test_one_file_of_a_suite_leaves_its_other_gates_undecided(
     run_suite: RunSuite,
@@ -81,6 +82,7 @@ def test_one_file_of_a_suite_leaves_its_other_gates_undecided(
         assert "### Not decided\n\n- worse: 1 of 4 gates decided" in told
 
 
+@pytest.mark.shared_cache
 def test_a_test_that_ends_without_deciding_its_gate_fails(
     run_suite: RunSuite, read_run: ReadRun, pytester: pytest.Pytester, tmp_path: Path
 ) -> None:
@@ -103,12 +105,14 @@ def test_a_test_that_ends_without_deciding_its_gate_fails(
     assert {test["kind"] for test in read_run()["tests"] if test["outcome"] == "failed"} == {"undecided"}
 
 
+@pytest.mark.shared_cache
 def test_a_limit_that_no_test_knows_fails(run_suite: RunSuite, pytester: pytest.Pytester, pair: list[str]) -> None:
     result = run_suite(*pair, _gates(pytester, "[floor_kld_mean]\nlimit = 1\n"), tests="test_file.py")
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     assert "--gguf-gates has a limit for floor_kld_mean, and no test holds it against that" in _words(result)
 
 
+@pytest.mark.shared_cache
 def test_a_limit_of_a_suite_that_takes_no_part_is_named(
     run_suite: RunSuite, pytester: pytest.Pytester, pair: list[str]
 ) -> None:
@@ -119,12 +123,14 @@ def test_a_limit_of_a_suite_that_takes_no_part_is_named(
     assert "attn_cosine" not in _words(result)
 
 
+@pytest.mark.shared_cache
 def test_a_reference_without_candidates_fails(run_suite: RunSuite, llama_file: Path) -> None:
     result = run_suite(f"--reference={llama_file}", tests="test_file.py")
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     assert "note: --reference was given, and there is no candidate to compare with it" in _words(result)
 
 
+@pytest.mark.shared_cache
 def test_suites_without_limits_measure_and_do_not_pass(
     run_suite: RunSuite, pytester: pytest.Pytester, pair: list[str]
 ) -> None:
@@ -272,6 +278,7 @@ def test_a_persons_own_failures_are_shown_as_they_are(
     } <= kinds
 
 
+@pytest.mark.shared_cache
 def test_a_prompt_that_a_template_refuses_costs_that_prompt(
     run_suite: RunSuite, read_run: ReadRun, pytester: pytest.Pytester, tmp_path: Path
 ) -> None:
@@ -346,6 +353,7 @@ def test_collecting_alone_leaves_no_run(run_suite: RunSuite, pytester: pytest.Py
     assert not list(pytester.path.glob("results/runs/*"))
 
 
+@pytest.mark.shared_cache
 def test_suites_decide_what_the_plan_says(
     run_suite: RunSuite, read_run: ReadRun, pytester: pytest.Pytester, pair: list[str]
 ) -> None:

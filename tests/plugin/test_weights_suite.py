@@ -66,6 +66,7 @@ def test_groups_of_tensors(run_suite: RunSuite, read_run: ReadRun, llama_file: P
     run_suite(*arguments, "--gguf-sensitivity=0", tests=SENSITIVITY).assert_outcomes(skipped=3)
 
 
+@pytest.mark.shared_cache
 def test_a_twin_has_no_groups(run_suite: RunSuite, read_run: ReadRun, tmp_path: Path) -> None:
     one, two = (write_random_llama(tmp_path / f"{name}.gguf") for name in ("one", "two"))
     result = run_suite(f"--models={one},{two}", f"--reference={one}", "-rs", tests=SENSITIVITY)
@@ -77,6 +78,7 @@ def test_a_twin_has_no_groups(run_suite: RunSuite, read_run: ReadRun, tmp_path: 
     assert "weight_snr_db" not in values
 
 
+@pytest.mark.shared_cache
 def test_weights_of_another_model_are_refused(run_suite: RunSuite, tmp_path: Path) -> None:
     one = write_random_llama(tmp_path / "one.gguf")
     narrow = write_random_llama(tmp_path / "narrow.gguf", width=128)
@@ -85,6 +87,7 @@ def test_weights_of_another_model_are_refused(run_suite: RunSuite, tmp_path: Pat
     result.stdout.no_fnmatch_line("*Traceback*")
 
 
+@pytest.mark.shared_cache
 def test_a_gate_on_weights(run_suite: RunSuite, llama_file: Path, tmp_path: Path) -> None:
     gates = tmp_path / "gates.toml"
     gates.write_text("[weight_relative_rmse]\nlimit = 0.02\n", encoding="utf-8")

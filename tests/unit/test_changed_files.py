@@ -17,6 +17,7 @@ from gguf_harness.inputs.subjects import Subject
 from gguf_harness.measure.core import Core
 from gguf_harness.measure.measurement import Job, Measurement, as_json
 from gguf_harness.pytest_plugin.progress import SilentProgress
+from tests.command_line import parse_command_line
 
 
 @pytest.fixture
@@ -27,7 +28,7 @@ def file(llama_file: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def planned(file: Path, tmp_path: Path) -> tuple[Core, PlannedSubject]:
     arguments = [f"--models={file}", f"--gguf-results={tmp_path / 'results'}", "-p", "no:cacheprovider"]
-    options = read_options(pytest.Config.fromdictargs({}, arguments))
+    options = read_options(parse_command_line(*arguments))
     (model,) = plan_ladder(options).models
     return Core(options, SilentProgress()), model
 
@@ -105,7 +106,7 @@ def test_another_name_or_time_is_no_change(planned: tuple[Core, PlannedSubject],
 
 def test_others_are_still_measured(planned: tuple[Core, PlannedSubject], file: Path, llama_file: Path) -> None:
     core, model = planned
-    other = plan_ladder(read_options(pytest.Config.fromdictargs({}, [f"--models={llama_file}"]))).models[0]
+    other = plan_ladder(read_options(parse_command_line(f"--models={llama_file}"))).models[0]
     core.subject(model)
     subject = core.subject(other)
     _in_place(file)

@@ -9,11 +9,12 @@ import pytest
 from gguf_harness.errors import HarnessError
 from gguf_harness.pytest_plugin.checks import check_options
 from gguf_harness.pytest_plugin.state import State
+from tests.command_line import parse_command_line
 from tests.random_llama import write_random_llama
 
 
 def _check(*arguments: str, **values: object) -> None:
-    config = pytest.Config.fromdictargs({}, ["-p", "no:cacheprovider", *arguments])
+    config = parse_command_line(*arguments)
     vars(config.option).update(values)
     check_options(State(config, "run"), measures=False)
 

@@ -21,6 +21,7 @@ from gguf_harness.inputs.sources import ModelSource
 from gguf_harness.measure.head import ModelFile
 from gguf_harness.measure.patched import read_layout
 from gguf_harness.report.inspect import render_info
+from tests.command_line import parse_command_line
 from tests.random_llama import write_random_llama
 from tests.raw_gguf import ARRAY, SCALARS, STRING, RawGGUF, array, read_raw, scalar, string
 
@@ -171,7 +172,7 @@ def test_the_reference_is_chosen_among_sound_files(raw: RawGGUF, tmp_path: Path)
     for name, changes in broken.items():
         raw.write(tmp_path / name, changes)
     arguments = ["-p", "no:cacheprovider", f"--models={tmp_path}"]
-    ladder = plan_ladder(read_options(pytest.Config.fromdictargs({}, arguments)))
+    ladder = plan_ladder(read_options(parse_command_line(*arguments)))
     assert ladder.reference is not None
     assert ladder.reference.name == "a-sound"
     assert ladder.reference.model.source is not None

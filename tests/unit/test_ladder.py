@@ -13,12 +13,13 @@ from gguf_harness.gguf.types import DEFAULT_QUANTS
 from gguf_harness.inputs.ladder import Ladder, plan_ladder, quantized_name
 from gguf_harness.inputs.options import read_options
 from gguf_harness.inputs.sources import TINY_FILE
+from tests.command_line import parse_command_line
 from tests.companions import write_gguf
 from tests.random_llama import write_random_llama
 
 
 def _plan(*arguments: str) -> Ladder:
-    return plan_ladder(read_options(pytest.Config.fromdictargs({}, ["-p", "no:cacheprovider", *arguments])))
+    return plan_ladder(read_options(parse_command_line(*arguments)))
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from gguf_harness.errors import HarnessError
 from gguf_harness.inputs.corpora import load_corpus
 from gguf_harness.inputs.ladder import plan_ladder
 from gguf_harness.inputs.options import Options, read_options
+from tests.command_line import parse_command_line
 
 PATHS = ("imatrix", "llama-server", "prompts", "words", "results", "cache", "gates", "baseline", "corpus")
 OPTIONS = (*(f"--gguf-{name}" for name in PATHS), "--models", "--reference")
@@ -21,7 +22,7 @@ MISTAKES = {"": "is empty", "x" * 300: "File name too long", "~nobody-at-all/x":
 
 
 def _options(*arguments: str) -> Options:
-    return read_options(pytest.Config.fromdictargs({}, ["-p", "no:cacheprovider", *arguments]))
+    return read_options(parse_command_line(*arguments))
 
 
 def _prepare(argument: str) -> None:
@@ -55,7 +56,7 @@ def test_paths_begin_where_pytest_was_started(monkeypatch: pytest.MonkeyPatch, t
     monkeypatch.chdir(tmp_path)
     given = ["--models=a.gguf,tiny", "--reference=b.gguf", "--gguf-corpus=c.txt", "--gguf-prompts=d.toml"]
     more = ["--gguf-baseline=base.json", "--gguf-results=res"]
-    config = pytest.Config.fromdictargs({}, ["-p", "no:cacheprovider", *given, *more])
+    config = parse_command_line(*given, *more)
     monkeypatch.chdir("sub")
     options = read_options(config)
     assert (options.models, options.reference) == ((str(tmp_path / "a.gguf"), "tiny"), str(tmp_path / "b.gguf"))

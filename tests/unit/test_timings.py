@@ -248,6 +248,7 @@ def test_a_process_that_stands_still_is_seen() -> None:
     assert 1 <= use.cores <= (os.cpu_count() or 1)
 
 
+@pytest.mark.exclusive
 @pytest.mark.skipif(not Path("/proc/self/schedstat").is_file(), reason="only Linux tells who waits")
 def test_others_and_our_own_are_told_apart() -> None:
     """One other process on our only core, while we compute: each of us is known by its share."""
