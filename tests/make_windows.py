@@ -25,8 +25,8 @@ from gguf_harness.inputs.corpora import load_corpus
 from gguf_harness.inputs.ladder import plan_ladder
 from gguf_harness.inputs.options import read_options
 from gguf_harness.measure.core import Core
+from gguf_harness.measure.passes.calls import CorpusPass
 from gguf_harness.pytest_plugin.progress import SilentProgress
-from gguf_harness.runner.passes import CorpusPass
 from tests.command_line import parse_command_line
 
 __all__ = ["LADDERS", "measure"]

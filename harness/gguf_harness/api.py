@@ -20,10 +20,10 @@ from gguf_harness.inputs.options import default_threads
 from gguf_harness.inputs.prompts import Prompt, load_prompts
 from gguf_harness.inputs.sources import expand_all
 from gguf_harness.inputs.words import load_words
-from gguf_harness.measure.attention import AttentionRequest, observe_attention, read_attention
-from gguf_harness.measure.attention_results import HeadBehaviour
-from gguf_harness.measure.embeddings import EmbeddingRequest, measure_words
-from gguf_harness.measure.states import LayersRequest, read_states
+from gguf_harness.measure.attention.attention_results import HeadBehaviour
+from gguf_harness.measure.attention.tasks import AttentionRequest, observe_attention, read_attention
+from gguf_harness.measure.embeddings.tasks import EmbeddingRequest, measure_words
+from gguf_harness.measure.layers.states import LayersRequest, read_states
 from gguf_harness.store.frames import StoredRun, open_run
 from gguf_harness.store.paths import option_path
 from gguf_harness.store.runs import find_run

@@ -7,9 +7,9 @@ import pytest
 from gguf_harness.fixtures.record import GateCheck, Record
 from gguf_harness.inputs.prompts import Prompt
 from gguf_harness.inputs.subjects import Subject
+from gguf_harness.measure.attention.calls import Attention
 from gguf_harness.metrics.pattern_comparison import attention_estimates, head_estimates
 from gguf_harness.metrics.records import whole
-from gguf_harness.runner.attention import Attention
 
 
 @pytest.mark.metric("attn_cosine")

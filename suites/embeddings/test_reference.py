@@ -8,8 +8,8 @@ from gguf_harness.errors import NoData, VocabularyMismatch
 from gguf_harness.fixtures.record import GateCheck, Record
 from gguf_harness.inputs.models import check_same_vocabulary
 from gguf_harness.inputs.subjects import Subject
+from gguf_harness.measure.embeddings.calls import Embeddings
 from gguf_harness.metrics.embedding_estimates import compare_neighbours, compare_prompts, compare_word_spaces, unpack
-from gguf_harness.runner.embeddings import Embeddings
 from gguf_harness.store.arrays import Arrays
 
 

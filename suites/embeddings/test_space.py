@@ -8,9 +8,9 @@ from gguf_harness.errors import NoData
 from gguf_harness.fixtures.record import GateCheck, Record
 from gguf_harness.inputs.subjects import Subject
 from gguf_harness.inputs.words import WordList
+from gguf_harness.measure.embeddings.calls import Embeddings
 from gguf_harness.metrics.embedding_estimates import describe_analogies, describe_groups, describe_space
 from gguf_harness.metrics.records import Estimate
-from gguf_harness.runner.embeddings import Embeddings
 
 
 @pytest.mark.metric("embedding_anisotropy")

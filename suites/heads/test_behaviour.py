@@ -8,10 +8,10 @@ import pytest
 from gguf_harness.errors import NoData
 from gguf_harness.fixtures.record import GateCheck, Record
 from gguf_harness.inputs.subjects import Subject
+from gguf_harness.measure.analyses.calls import Analytics
+from gguf_harness.measure.attention.calls import Attention
 from gguf_harness.metrics.records import Estimate
 from gguf_harness.metrics.taxonomy import head_groups, match_heads, profile_vector, shared_features
-from gguf_harness.runner.analytics import Analytics
-from gguf_harness.runner.attention import Attention
 
 
 @pytest.mark.metric("head_entropy")

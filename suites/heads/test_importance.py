@@ -6,6 +6,7 @@ import pytest
 
 from gguf_harness.fixtures.record import GateCheck, Record
 from gguf_harness.inputs.subjects import Subject
+from gguf_harness.measure.heads.calls import HeadAblation
 from gguf_harness.metrics.importance import (
     importance_of_heads,
     rank_correlation,
@@ -14,7 +15,6 @@ from gguf_harness.metrics.importance import (
     window_rises,
 )
 from gguf_harness.metrics.records import Place
-from gguf_harness.runner.heads import HeadAblation
 
 _TOP = 8
 

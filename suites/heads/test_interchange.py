@@ -7,8 +7,8 @@ import pytest
 from gguf_harness.errors import NoData
 from gguf_harness.fixtures.record import Record
 from gguf_harness.inputs.subjects import Subject
+from gguf_harness.measure.heads.calls import HeadAblation
 from gguf_harness.metrics.importance import interchange_shares
-from gguf_harness.runner.heads import HeadAblation
 
 
 @pytest.mark.metric("layer_interchange_share")

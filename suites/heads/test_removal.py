@@ -6,8 +6,8 @@ import pytest
 
 from gguf_harness.fixtures.record import Record
 from gguf_harness.inputs.subjects import Subject
+from gguf_harness.measure.heads.calls import HeadAblation
 from gguf_harness.metrics.importance import removable
-from gguf_harness.runner.heads import HeadAblation
 
 
 @pytest.mark.metric("heads_removable")

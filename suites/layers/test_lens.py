@@ -7,10 +7,10 @@ import pytest
 
 from gguf_harness.fixtures.record import Record
 from gguf_harness.inputs.subjects import Subject
-from gguf_harness.measure.layers import LayersResult
+from gguf_harness.measure.layers.calls import Layers
+from gguf_harness.measure.layers.tasks import LayersResult
 from gguf_harness.metrics.clusters import by_layer, cluster_mean, layers_and_means
 from gguf_harness.metrics.stats import as_estimate
-from gguf_harness.runner.layers import Layers
 
 _SAME_TOP = 0.9
 """llama.cpp rounds activations to the precision of its weights, which turns some of the closest calls around."""

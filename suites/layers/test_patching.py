@@ -7,10 +7,10 @@ import pytest
 from gguf_harness.errors import NoData
 from gguf_harness.fixtures.record import Record
 from gguf_harness.inputs.subjects import Subject
+from gguf_harness.measure.layers.calls import Layers
 from gguf_harness.metrics.clusters import cluster_mean, cluster_ratio
 from gguf_harness.metrics.records import Place
 from gguf_harness.metrics.stats import as_estimate
-from gguf_harness.runner.layers import Layers
 
 
 @pytest.mark.metric("layer_importance")

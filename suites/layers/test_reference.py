@@ -9,10 +9,10 @@ from gguf_harness.errors import NoData
 from gguf_harness.fixtures.record import GateCheck, Record
 from gguf_harness.inputs.prompts import Prompt
 from gguf_harness.inputs.subjects import Subject
+from gguf_harness.measure.layers.calls import Layers
 from gguf_harness.metrics.clusters import cluster_mean, cluster_ratio, layers_and_means, over_layers
 from gguf_harness.metrics.records import Estimate, Place, whole
 from gguf_harness.metrics.stats import as_estimate
-from gguf_harness.runner.layers import Layers
 
 _KINDS = {"resid": "resid_post", "resid_mid": "resid_mid", "attn_out": "attn_out", "mlp_out": "mlp_out"}
 _ENDS = ("embed", "final")

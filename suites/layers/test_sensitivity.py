@@ -6,9 +6,9 @@ import pytest
 
 from gguf_harness.fixtures.record import GateCheck, Record
 from gguf_harness.inputs.subjects import Subject
+from gguf_harness.measure.weights.calls import TensorSensitivity
 from gguf_harness.metrics.records import WHOLE
 from gguf_harness.metrics.sensitivity import sensitivity_estimates
-from gguf_harness.runner.weights import TensorSensitivity
 
 
 @pytest.mark.metric("tensor_group_kld")

@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 from gguf_harness.errors import NoData
 from gguf_harness.fixtures.record import Record
 from gguf_harness.inputs.subjects import Subject
-from gguf_harness.measure.layers import LayersResult
+from gguf_harness.measure.layers.calls import Layers
+from gguf_harness.measure.layers.tasks import LayersResult
 from gguf_harness.metrics.clusters import by_layer, cluster_mean, cluster_ratio, layers_and_means, over_layers
 from gguf_harness.metrics.records import Place
 from gguf_harness.metrics.stats import as_estimate
-from gguf_harness.runner.layers import Layers
 
 _SHAPES = {
     "token_similarity": "similarity",

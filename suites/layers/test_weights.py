@@ -7,9 +7,9 @@ import pytest
 from gguf_harness.fixtures.record import GateCheck, Record
 from gguf_harness.gguf.groups import by_layers, by_role
 from gguf_harness.inputs.subjects import Subject
+from gguf_harness.measure.weights.calls import WeightErrors
 from gguf_harness.metrics.records import Estimate, Place
 from gguf_harness.metrics.weight_errors import TensorError, merge_errors, summarize_error
-from gguf_harness.runner.weights import WeightErrors
 
 _OF_PARTS = frozenset({"weight_relative_rmse", "weight_max_error", "weight_cosine", "weight_snr_db", "weight_bits"})
 

@@ -6,8 +6,8 @@ import pytest
 
 from gguf_harness.fixtures.baselines import BaselineCheck
 from gguf_harness.inputs.subjects import Subject
+from gguf_harness.measure.passes.calls import CorpusPass
 from gguf_harness.metrics.registry import compared_by_window
-from gguf_harness.runner.passes import CorpusPass
 
 
 @pytest.mark.parametrize("metric", compared_by_window())

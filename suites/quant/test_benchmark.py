@@ -7,7 +7,7 @@ test_speed.py measures the same for the report, and keeps it in the cache.
 from __future__ import annotations
 
 from gguf_harness.inputs.subjects import Subject
-from gguf_harness.runner.benchmarks import Throughput
+from gguf_harness.measure.speed.benchmarks import Throughput
 
 
 def test_prompt_processing(model: Subject, throughput: Throughput) -> None:

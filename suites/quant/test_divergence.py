@@ -8,9 +8,9 @@ import pytest
 
 from gguf_harness.fixtures.record import GateCheck, Record
 from gguf_harness.inputs.subjects import Subject
+from gguf_harness.measure.passes.calls import CorpusPass
 from gguf_harness.metrics.divergence import summarize_delta_p, summarize_divergence, summarize_same_top
 from gguf_harness.metrics.perplexity import compare_perplexity
-from gguf_harness.runner.passes import CorpusPass
 
 
 @pytest.mark.metric("floor_kld_mean")

@@ -6,9 +6,9 @@ import pytest
 
 from gguf_harness.fixtures.record import GateCheck, Record
 from gguf_harness.inputs.subjects import Subject
+from gguf_harness.measure.passes.calls import CorpusPass
 from gguf_harness.metrics.perplexity import compare_perplexity, perplexity
 from gguf_harness.metrics.records import Estimate
-from gguf_harness.runner.passes import CorpusPass
 
 
 @pytest.mark.metric("ppl")

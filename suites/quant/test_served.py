@@ -9,10 +9,10 @@ import pytest
 from gguf_harness.fixtures.record import GateCheck, Record
 from gguf_harness.inputs.options import Options
 from gguf_harness.inputs.subjects import Subject
-from gguf_harness.measure.client import Percentiles
+from gguf_harness.measure.speed.calls import Served, Speed
+from gguf_harness.measure.speed.client import Percentiles
 from gguf_harness.metrics.records import Estimate
 from gguf_harness.metrics.timings import streams_disagree
-from gguf_harness.runner.speed import Served, Speed
 from gguf_harness.store.run_draft import RunPart
 
 

@@ -10,10 +10,10 @@ import pytest
 from gguf_harness.fixtures.record import GateCheck, Record
 from gguf_harness.inputs.options import Options
 from gguf_harness.inputs.subjects import Subject
-from gguf_harness.measure.side_by_side import SpeedResult
+from gguf_harness.measure.speed.calls import Speed
+from gguf_harness.measure.speed.side_by_side import SpeedResult
 from gguf_harness.metrics.records import Estimate
 from gguf_harness.metrics.timings import Timing
-from gguf_harness.runner.speed import Speed
 
 
 @pytest.mark.metric("pp_tokens_per_s")

@@ -9,8 +9,8 @@ from gguf_harness.fixtures.record import GateCheck, Record
 from gguf_harness.inputs.options import Options
 from gguf_harness.inputs.prompts import Prompt, PromptSet
 from gguf_harness.inputs.subjects import Subject
+from gguf_harness.measure.texts.calls import Texts
 from gguf_harness.metrics.perplexity import perplexity
-from gguf_harness.runner.texts import Texts
 
 
 @pytest.mark.metric("edit_similarity")

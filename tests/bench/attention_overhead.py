@@ -28,7 +28,7 @@ from gguf_harness.inputs.corpora import load_corpus
 from gguf_harness.inputs.ladder import plan_ladder
 from gguf_harness.inputs.options import default_threads, read_options
 from gguf_harness.inputs.subjects import Subject
-from gguf_harness.measure.attention import AttentionRequest
+from gguf_harness.measure.attention.tasks import AttentionRequest
 from gguf_harness.measure.core import Core
 from gguf_harness.pytest_plugin.progress import SilentProgress
 from tests.bench.attention_timing import MAX_TOKENS, PHYSICAL_BATCH, Case, Timing, measure, peak

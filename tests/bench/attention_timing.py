@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from gguf_harness.engine.context import Context
 from gguf_harness.engine.model import Model
 from gguf_harness.engine.worker import WorkerContext
-from gguf_harness.measure.attention import AttentionRequest, tapped
-from gguf_harness.measure.behaviour import BehaviourWatch
-from gguf_harness.measure.speed import peak_resident
+from gguf_harness.measure.attention.behaviour import BehaviourWatch
+from gguf_harness.measure.attention.tasks import AttentionRequest, tapped
+from gguf_harness.measure.speed.tasks import peak_resident
 from gguf_harness.metrics.token_features import TokenFeatures
 
 __all__ = ["MAX_TOKENS", "PHYSICAL_BATCH", "Case", "Timing", "measure", "peak"]

@@ -31,12 +31,12 @@ from gguf_harness.inputs.ladder import Ladder, plan_ladder
 from gguf_harness.inputs.options import Options, read_options
 from gguf_harness.inputs.subjects import Subject
 from gguf_harness.measure.core import Core
-from gguf_harness.measure.passes import CODES_FILE
+from gguf_harness.measure.passes.calls import CorpusPass
+from gguf_harness.measure.passes.tasks import CODES_FILE
+from gguf_harness.measure.speed.calls import Speed
 from gguf_harness.metrics.divergence import summarize_divergence
 from gguf_harness.metrics.perplexity import perplexity
 from gguf_harness.pytest_plugin.progress import SilentProgress
-from gguf_harness.runner.passes import CorpusPass
-from gguf_harness.runner.speed import Speed
 from tests.bench.tools import build_tools
 from tests.command_line import parse_command_line
 

@@ -22,7 +22,7 @@ from gguf_harness.engine.settings import SessionSettings
 from gguf_harness.engine.worker import Worker
 from gguf_harness.inputs.options import default_threads
 from gguf_harness.inputs.sources import TINY_FILE
-from gguf_harness.measure.side_by_side import SpeedRequest, Timed, measure_speed
+from gguf_harness.measure.speed.side_by_side import SpeedRequest, Timed, measure_speed
 from gguf_harness.metrics.stats import confidence_bound
 
 TESTS: Final = {"pp": "pp_speed_ratio", "tg": "tg_speed_ratio"}

@@ -18,7 +18,16 @@ from gguf_harness.engine.worker import Worker
 from gguf_harness.errors import CorpusError, EngineError, ModelError, VocabularyMismatch
 from gguf_harness.inputs.corpora import Corpus, load_corpus
 from gguf_harness.inputs.sources import expand
-from gguf_harness.measure.ablation import (
+from gguf_harness.measure.heads.patched import (
+    Change,
+    Distributions,
+    HeadLayout,
+    Patched,
+    Variant,
+    read_layout,
+    read_values,
+)
+from gguf_harness.measure.heads.tasks import (
     HeadRequest,
     run_head_interchange,
     run_head_path,
@@ -27,8 +36,7 @@ from gguf_harness.measure.ablation import (
     run_head_sweep,
     run_head_values,
 )
-from gguf_harness.measure.passes import CorpusText
-from gguf_harness.measure.patched import Change, Distributions, HeadLayout, Patched, Variant, read_layout, read_values
+from gguf_harness.measure.passes.tasks import CorpusText
 from gguf_harness.metrics.importance import Head, window_rises
 from gguf_harness.store.arrays import Arrays, save_arrays
 from tests.integration.small_models import write_small_model

@@ -20,10 +20,10 @@ from gguf_harness.analytics.tasks import Setup, _computing, neighbors_task, proj
 from gguf_harness.engine.worker import Worker, WorkerContext
 from gguf_harness.errors import AnalyticsError, EngineCrashed, NoData, OptionError
 from gguf_harness.inputs.options import Options, read_options
+from gguf_harness.measure.analyses.calls import Analytics
 from gguf_harness.measure.core import Core
 from gguf_harness.metrics.kernels.cka import linear_cka
 from gguf_harness.pytest_plugin.progress import SilentProgress
-from gguf_harness.runner.analytics import Analytics
 from tests.command_line import parse_command_line
 
 RNG = np.random.default_rng(0)
@@ -192,13 +192,13 @@ def test_each_analysis_is_done_once(tmp_path: Path) -> None:
 def test_large_arrays_travel_as_files_that_go(tmp_path: Path) -> None:
     large = RNG.normal(size=(3000, 64))
     np.save(tmp_path / "x.npy", large)
-    left = tmp_path / "cache" / "analytics" / ".sent-999999999-x"
+    left = tmp_path / "cache" / "analyses" / ".sent-999999999-x"
     left.mkdir(parents=True)
     with Analytics(Core(_options(tmp_path / "cache"), SilentProgress())) as analytics:
         by_array = analytics.neighbors(large, 2, rows=np.arange(9))
         by_file = analytics.neighbors(tmp_path / "x.npy", 2, rows=np.arange(9))
     assert by_array.indices.tolist() == by_file.indices.tolist()
-    assert not list((tmp_path / "cache" / "analytics").glob(".sent*"))
+    assert not list((tmp_path / "cache" / "analyses").glob(".sent*"))
 
 
 def test_a_death_is_one_error_and_the_same_call_works(analytics: Analytics) -> None:
@@ -247,7 +247,7 @@ def test_the_child_sees_its_gpu(
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if allowed is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", allowed)
-    monkeypatch.setattr("gguf_harness.runner.analytics.list_gpus", lambda: [{"name": "pretend"}] * gpus)
+    monkeypatch.setattr("gguf_harness.measure.analyses.calls.list_gpus", lambda: [{"name": "pretend"}] * gpus)
     options = dataclasses.replace(_options(tmp_path), analytics_gpu=wanted)
     with Analytics(Core(options, SilentProgress())) as analytics:
         assert analytics._child().call(visible_gpus, None) == expected
@@ -255,7 +255,7 @@ def test_the_child_sees_its_gpu(
 
 def test_a_gpu_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setattr("gguf_harness.runner.analytics.list_gpus", lambda: [{"name": "pretend"}])
+    monkeypatch.setattr("gguf_harness.measure.analyses.calls.list_gpus", lambda: [{"name": "pretend"}])
     options = dataclasses.replace(_options(tmp_path), analytics_gpu=3)
     with pytest.raises(OptionError, match="--gguf-analytics-gpu=3: there is no such GPU, only 0"):
         Analytics(Core(options, SilentProgress())).project(POINTS)

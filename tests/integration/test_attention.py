@@ -20,20 +20,20 @@ from gguf_harness.errors import ModelError, StoreError
 from gguf_harness.inputs.corpora import load_corpus
 from gguf_harness.inputs.prompts import Prompt, PromptSet, load_prompts
 from gguf_harness.inputs.sources import expand
-from gguf_harness.measure.activations import ActivationReader
-from gguf_harness.measure.attention import (
+from gguf_harness.measure.attention.activations import ActivationReader
+from gguf_harness.measure.attention.attention_results import AttentionDrift
+from gguf_harness.measure.attention.behaviour import LayerParts
+from gguf_harness.measure.attention.calls import Attention
+from gguf_harness.measure.attention.drift import compare_attention
+from gguf_harness.measure.attention.tasks import (
     ATTENTION_KINDS,
     observe_attention,
     read_attention,
     tapped,
 )
-from gguf_harness.measure.attention_drift import compare_attention
-from gguf_harness.measure.attention_results import AttentionDrift
-from gguf_harness.measure.behaviour import LayerParts
 from gguf_harness.metrics.head_behaviour import BEHAVIOURS
 from gguf_harness.metrics.pattern_comparison import attention_estimates
 from gguf_harness.metrics.records import whole
-from gguf_harness.runner.attention import Attention
 from gguf_harness.store.arrays import Arrays
 from tests.integration.attention_oracle import Model
 from tests.integration.attention_setup import make_request, make_runner

@@ -18,10 +18,10 @@ from gguf_harness.engine.worker import ProgressCallback, Worker
 from gguf_harness.errors import EngineCrashed, HarnessError, OptionError, PromptError, StoreError
 from gguf_harness.inputs.corpora import load_corpus
 from gguf_harness.inputs.prompts import Prompt, PromptSet
-from gguf_harness.measure.activations import ActivationReader
-from gguf_harness.measure.attention import observe_attention, read_attention
-from gguf_harness.measure.attention_results import HeadBehaviour
-from gguf_harness.runner.attention import Attention
+from gguf_harness.measure.attention.activations import ActivationReader
+from gguf_harness.measure.attention.attention_results import HeadBehaviour
+from gguf_harness.measure.attention.calls import Attention
+from gguf_harness.measure.attention.tasks import observe_attention, read_attention
 from tests.integration.attention_setup import make_request, make_runner
 from tests.integration.small_models import write_small_model
 

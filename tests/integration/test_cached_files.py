@@ -19,14 +19,14 @@ from gguf_harness.inputs.ladder import plan_ladder
 from gguf_harness.inputs.options import read_options
 from gguf_harness.inputs.prompts import Prompt, PromptSet
 from gguf_harness.inputs.subjects import Subject
+from gguf_harness.measure.attention.calls import Attention
 from gguf_harness.measure.core import Core
-from gguf_harness.measure.side_by_side import SpeedResult
+from gguf_harness.measure.layers.calls import Layers
+from gguf_harness.measure.passes.calls import CorpusPass
+from gguf_harness.measure.speed.calls import Speed
+from gguf_harness.measure.speed.side_by_side import SpeedResult
+from gguf_harness.measure.texts.calls import Texts
 from gguf_harness.pytest_plugin.progress import SilentProgress
-from gguf_harness.runner.attention import Attention
-from gguf_harness.runner.layers import Layers
-from gguf_harness.runner.passes import CorpusPass
-from gguf_harness.runner.speed import Speed
-from gguf_harness.runner.texts import Texts
 from gguf_harness.store.arrays import Arrays
 from gguf_harness.store.cache import Cache
 from tests.command_line import parse_command_line

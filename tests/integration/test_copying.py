@@ -10,7 +10,7 @@ from gguf import GGUFReader, GGUFWriter
 from numpy.typing import NDArray
 
 from gguf_harness.inputs.sources import expand
-from gguf_harness.measure.copying import copy_scores
+from gguf_harness.measure.attention.copying import copy_scores
 from tests.integration.small_models import HEADS, write_small_model
 from tests.random_llama import write_random_llama
 

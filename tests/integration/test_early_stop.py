@@ -15,10 +15,10 @@ from gguf_harness.inputs.ladder import plan_ladder
 from gguf_harness.inputs.options import read_options
 from gguf_harness.judge.gates import early_limits, load_gates
 from gguf_harness.measure.core import Core
-from gguf_harness.measure.passes import CorpusText, PassRequest, run_candidate_pass, run_reference_pass
+from gguf_harness.measure.passes.calls import CorpusPass
+from gguf_harness.measure.passes.tasks import CorpusText, PassRequest, run_candidate_pass, run_reference_pass
 from gguf_harness.metrics.windows import WindowLimit, decided_so_far
 from gguf_harness.pytest_plugin.progress import SilentProgress
-from gguf_harness.runner.passes import CorpusPass
 from gguf_harness.store.arrays import save_arrays
 from tests.command_line import parse_command_line
 from tests.random_llama import write_random_llama

@@ -26,8 +26,10 @@ from gguf_harness.inputs.options import read_options
 from gguf_harness.inputs.prompts import Prompt, PromptSet
 from gguf_harness.inputs.subjects import Subject
 from gguf_harness.inputs.words import load_words
+from gguf_harness.measure.analyses.calls import Analytics
 from gguf_harness.measure.core import Core
-from gguf_harness.measure.embeddings import ContextRequest, _final_states, describe_matrix
+from gguf_harness.measure.embeddings.calls import Embeddings
+from gguf_harness.measure.embeddings.tasks import ContextRequest, _final_states, describe_matrix
 from gguf_harness.metrics.embedding_estimates import (
     WordSpace,
     compare_neighbours,
@@ -41,8 +43,6 @@ from gguf_harness.metrics.embedding_estimates import (
 from gguf_harness.metrics.geometry import align
 from gguf_harness.metrics.kernels.nearest import nearest_by_cosine, row_blocks
 from gguf_harness.pytest_plugin.progress import SilentProgress
-from gguf_harness.runner.analytics import Analytics
-from gguf_harness.runner.embeddings import Embeddings
 from tests.command_line import parse_command_line
 from tests.integration.small_bert import write_small_bert
 from tests.integration.small_models import write_small_model

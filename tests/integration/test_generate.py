@@ -18,7 +18,7 @@ from gguf_harness.engine.settings import SessionSettings
 from gguf_harness.engine.worker import Worker
 from gguf_harness.errors import PromptError
 from gguf_harness.inputs.prompts import Message, Prompt, load_prompts
-from gguf_harness.measure.generate import (
+from gguf_harness.measure.texts.tasks import (
     GenerateRequest,
     Generation,
     ScoreRequest,

@@ -19,7 +19,7 @@ from gguf_harness.errors import CorpusError
 from gguf_harness.gguf.weights import Weights
 from gguf_harness.inputs.sources import expand
 from gguf_harness.inputs.words import load_words
-from gguf_harness.measure.embeddings import read_rows
+from gguf_harness.measure.embeddings.tasks import read_rows
 from gguf_harness.metrics.kernels.directions import cosine
 from tests.integration.small_bert import write_small_bert
 from tests.loaded import open_context

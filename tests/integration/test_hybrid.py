@@ -18,10 +18,10 @@ from gguf_harness.engine.taps import Reader, Taps
 from gguf_harness.engine.worker import WorkerContext
 from gguf_harness.errors import TapNotFound
 from gguf_harness.inputs.prompts import Prompt
-from gguf_harness.measure.attention import AttentionRequest, observe_attention
-from gguf_harness.measure.head import ModelFile, find_head
-from gguf_harness.measure.layers import measure_layers
-from gguf_harness.measure.states import LayersRequest, StateFiles
+from gguf_harness.measure.attention.tasks import AttentionRequest, observe_attention
+from gguf_harness.measure.layers.states import LayersRequest, StateFiles
+from gguf_harness.measure.layers.tasks import measure_layers
+from gguf_harness.measure.layers.unembedding import ModelFile, find_head
 from gguf_harness.metrics.lens import head_logits
 from tests.integration.small_jamba import ATTENTION_LAYERS, HEADS, KV_HEADS, LAYERS, WIDTH, write_small_jamba
 

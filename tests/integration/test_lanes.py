@@ -12,9 +12,15 @@ from gguf_harness.engine.settings import SessionSettings
 from gguf_harness.engine.worker import Worker, WorkerContext
 from gguf_harness.errors import StoreError
 from gguf_harness.inputs.corpora import load_corpus
-from gguf_harness.measure import passes
-from gguf_harness.measure.observers import ReferenceObserver
-from gguf_harness.measure.passes import CODES_FILE, CorpusText, PassRequest, run_candidate_pass, run_reference_pass
+from gguf_harness.measure.passes import tasks as passes
+from gguf_harness.measure.passes.observers import ReferenceObserver
+from gguf_harness.measure.passes.tasks import (
+    CODES_FILE,
+    CorpusText,
+    PassRequest,
+    run_candidate_pass,
+    run_reference_pass,
+)
 from gguf_harness.store.arrays import Arrays, save_arrays
 from tests.loaded import open_context
 

@@ -27,14 +27,14 @@ from gguf_harness.inputs.options import read_options
 from gguf_harness.inputs.prompts import Prompt, PromptSet, load_prompts
 from gguf_harness.inputs.sources import expand
 from gguf_harness.measure.core import Core
-from gguf_harness.measure.head import ModelFile, find_head
-from gguf_harness.measure.layers import STATES_FOLDER, LayersResult, _lens, _stream, measure_layers
-from gguf_harness.measure.patching import measure_importance, measure_interchange
-from gguf_harness.measure.states import MOST_TOKENS, LayersRequest, PromptTokens, StateFiles, decode_states
+from gguf_harness.measure.layers.calls import Layers
+from gguf_harness.measure.layers.patching import measure_importance, measure_interchange
+from gguf_harness.measure.layers.states import MOST_TOKENS, LayersRequest, PromptTokens, StateFiles, decode_states
+from gguf_harness.measure.layers.tasks import STATES_FOLDER, LayersResult, _lens, _stream, measure_layers
+from gguf_harness.measure.layers.unembedding import ModelFile, find_head
 from gguf_harness.metrics.clusters import by_layer
 from gguf_harness.metrics.lens import head_logits
 from gguf_harness.pytest_plugin.progress import SilentProgress
-from gguf_harness.runner.layers import Layers
 from gguf_harness.store.cache import Cache, Entry
 from tests.command_line import parse_command_line
 from tests.integration.small_models import ARCHITECTURES, write_small_model

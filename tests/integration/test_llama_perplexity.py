@@ -19,11 +19,11 @@ from gguf_harness.inputs.corpora import load_corpus
 from gguf_harness.inputs.ladder import Ladder, plan_ladder
 from gguf_harness.inputs.options import Options, read_options
 from gguf_harness.measure.core import Core
+from gguf_harness.measure.passes.calls import CorpusPass
 from gguf_harness.metrics.divergence import summarize_delta_p, summarize_divergence, summarize_same_top
 from gguf_harness.metrics.perplexity import compare_perplexity, perplexity
 from gguf_harness.metrics.records import Estimate
 from gguf_harness.pytest_plugin.progress import SilentProgress
-from gguf_harness.runner.passes import CorpusPass
 from gguf_harness.store.arrays import Arrays
 from tests.command_line import parse_command_line
 

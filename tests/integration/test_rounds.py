@@ -12,9 +12,9 @@ from gguf_harness.engine.settings import SessionSettings
 from gguf_harness.engine.worker import Worker
 from gguf_harness.inputs.options import default_threads
 from gguf_harness.inputs.sources import TINY_FILE
-from gguf_harness.measure.rounds import clear_round, generation_round, load_round, prompt_round, unload_round
-from gguf_harness.measure.side_by_side import SpeedRequest, Timed, measure_speed
-from gguf_harness.runner.rounds import call_overhead
+from gguf_harness.measure.speed.round_tasks import clear_round, generation_round, load_round, prompt_round, unload_round
+from gguf_harness.measure.speed.rounds import call_overhead
+from gguf_harness.measure.speed.side_by_side import SpeedRequest, Timed, measure_speed
 
 pytestmark = pytest.mark.model
 

@@ -21,8 +21,8 @@ import pytest
 from gguf_harness.engine.server import Server, ServerPool
 from gguf_harness.engine.settings import ServedRequest, ServerSettings, SessionSettings
 from gguf_harness.errors import EngineCrashed, EngineError, EngineTimeout, NoData, OptionError
-from gguf_harness.measure.client import Client, Percentiles
-from gguf_harness.measure.served import ServedResult, measure_served
+from gguf_harness.measure.speed.client import Client, Percentiles
+from gguf_harness.measure.speed.served import ServedResult, measure_served
 from tests.busy import busy_core
 from tests.loaded import open_context
 from tests.random_llama import write_random_llama

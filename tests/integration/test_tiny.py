@@ -31,11 +31,11 @@ from gguf_harness.inputs.options import read_options
 from gguf_harness.inputs.sources import expand
 from gguf_harness.inputs.subjects import Subject
 from gguf_harness.measure.core import Core
+from gguf_harness.measure.passes.calls import CorpusPass
 from gguf_harness.metrics.divergence import summarize_divergence
 from gguf_harness.metrics.perplexity import perplexity
 from gguf_harness.metrics.stats import mean_with_errors
 from gguf_harness.pytest_plugin.progress import SilentProgress
-from gguf_harness.runner.passes import CorpusPass
 from gguf_harness.store.arrays import Arrays
 from tests.command_line import parse_command_line
 from tests.loaded import open_context

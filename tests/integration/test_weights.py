@@ -19,7 +19,7 @@ from gguf_harness.gguf.groups import by_role
 from gguf_harness.gguf.mixture import differing_tensors, write_mixture
 from gguf_harness.gguf.types import DEFAULT_QUANTS
 from gguf_harness.gguf.weights import Weights
-from gguf_harness.measure.weights import measure_weight_errors
+from gguf_harness.measure.weights.tasks import measure_weight_errors
 from gguf_harness.metrics.weight_errors import TensorError
 from tests.loaded import open_context
 
@@ -152,7 +152,7 @@ def _write_large(path: Path, kind: GGMLQuantizationType, piece: NDArray[np.float
 MEASURE = """
 import sys
 from pathlib import Path
-from gguf_harness.measure.weights import compare_weights
+from gguf_harness.measure.weights.tasks import compare_weights
 from gguf_harness.gguf.weights import Weights
 
 def peak():

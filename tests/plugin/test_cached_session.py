@@ -18,7 +18,11 @@ SCORERS = {"sacrebleu", "rouge_score", "nltk"}
 HEAVY = SCORERS | {
     *("gguf", "llama_cpp", "huggingface_hub", "httpx2", "plotly"),
     *("scipy.stats", "scipy.optimize", "scipy.sparse", "sklearn", "umap", "numba", "pyarrow", "pandas"),
-    *("gguf_harness.measure.patched", "gguf_harness.measure.layers", "gguf_harness.measure.embeddings"),
+    *(
+        "gguf_harness.measure.heads.patched",
+        "gguf_harness.measure.layers.tasks",
+        "gguf_harness.measure.embeddings.tasks",
+    ),
 }
 
 DUMP = """

@@ -20,7 +20,7 @@ TEST = """
 import time
 from pathlib import Path
 
-from gguf_harness.measure.client import Client
+from gguf_harness.measure.speed.client import Client
 
 def test_mine(model, server):
     running = server(model)

@@ -16,7 +16,7 @@ from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
 
 from gguf_harness.errors import FilesLost, StoreError
-from gguf_harness.measure.activations import ActivationReader, ActivationWriter
+from gguf_harness.measure.attention.activations import ActivationReader, ActivationWriter
 
 Values = NDArray[np.floating[Any]]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gguf_harness.measure import behaviour
-from gguf_harness.measure.behaviour import BehaviourWatch
+from gguf_harness.measure.attention import behaviour
+from gguf_harness.measure.attention.behaviour import BehaviourWatch
 from gguf_harness.metrics.head_behaviour import BEHAVIOURS, BehaviourKernel, ScoreSums
 from gguf_harness.metrics.token_features import TokenFeatures
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from gguf_harness.errors import NoData
-from gguf_harness.measure.client import Client, Percentiles
+from gguf_harness.measure.speed.client import Client, Percentiles
 
 Answer = Callable[[dict[str, Any]], tuple[int, str, str]]
 """From the body of a request to (status, content type, content)."""

@@ -8,14 +8,14 @@ from importlib import metadata
 import pytest
 
 from gguf_harness.errors import NoData, PromptError
-from gguf_harness.measure.compared_texts import (
+from gguf_harness.measure.texts.comparison import (
     ComparedTexts,
     compare_generations,
     compared_from_json,
     text_metrics_key,
     text_pair,
 )
-from gguf_harness.measure.generate import Generation, Generations, TextScore
+from gguf_harness.measure.texts.tasks import Generation, Generations, TextScore
 from gguf_harness.metrics.text import compare_text, compare_texts
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-CHILD = "from gguf_harness.measure.speed import peak_resident; print(peak_resident())"
+CHILD = "from gguf_harness.measure.speed.tasks import peak_resident; print(peak_resident())"
 PARENT = (
     "import subprocess, sys; x = bytearray(600_000_000); x[::4096] = b'1' * len(x[::4096]);"
     "sys.stdout.write(subprocess.run([sys.executable, '-c', sys.argv[1]], capture_output=True, text=True).stdout)"

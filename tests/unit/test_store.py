@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from gguf_harness.errors import StoreError
-from gguf_harness.measure.logprobs import LogprobReader, LogprobWriter
+from gguf_harness.measure.passes.logprobs import LogprobReader, LogprobWriter
 from gguf_harness.store.arrays import load_arrays, save_arrays
 from gguf_harness.store.runs import find_run, load_run, prepare_folder, run_file, write_json
 

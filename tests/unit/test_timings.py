@@ -13,9 +13,15 @@ import pytest
 from scipy import stats
 
 from gguf_harness.errors import NoData
-from gguf_harness.measure.machine_use import Watch
-from gguf_harness.measure.side_by_side import SpeedResult, Timed, _container_memory, fit_together, repeat_undisturbed
-from gguf_harness.measure.speed import Memory
+from gguf_harness.measure.speed.machine_use import Watch
+from gguf_harness.measure.speed.side_by_side import (
+    SpeedResult,
+    Timed,
+    _container_memory,
+    fit_together,
+    repeat_undisturbed,
+)
+from gguf_harness.measure.speed.tasks import Memory
 from gguf_harness.metrics.timings import (
     Repetition,
     Timing,
@@ -186,7 +192,7 @@ def test_two_ways_to_the_same_speed(bench: float, served: float, disagree: bool)
 
 def test_repetitions_are_taken_again_within_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     pauses: list[float] = []
-    monkeypatch.setattr("gguf_harness.measure.side_by_side.time.sleep", pauses.append)
+    monkeypatch.setattr("gguf_harness.measure.speed.side_by_side.time.sleep", pauses.append)
 
     def takes(*outcomes: bool) -> tuple[bool, int]:
         taken: list[int] = []

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from gguf_harness.errors import ModelError, NoData
 from gguf_harness.gguf.weights import Weights
-from gguf_harness.measure.weights import compare_weights
+from gguf_harness.measure.weights.tasks import compare_weights
 from gguf_harness.metrics.weight_errors import TensorError, compare_blocks, merge_errors, spread, summarize_error
 
 Floats = NDArray[np.float32]

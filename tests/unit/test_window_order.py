@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from gguf_harness.engine.settings import SessionSettings
 from gguf_harness.errors import CorpusError
-from gguf_harness.measure.passes import CorpusText, PassRequest, cut_windows, require_windows, window_order
+from gguf_harness.measure.passes.tasks import CorpusText, PassRequest, cut_windows, require_windows, window_order
 
 
 def _request(text: bytes, chunks: int | None, n_ctx: int = 8) -> PassRequest:

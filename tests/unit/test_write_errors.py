@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from gguf_harness.errors import StoreError, write_error
-from gguf_harness.measure.activations import ActivationWriter
-from gguf_harness.measure.logprobs import LogprobWriter
-from gguf_harness.measure.states import StateFiles
+from gguf_harness.measure.attention.activations import ActivationWriter
+from gguf_harness.measure.layers.states import StateFiles
+from gguf_harness.measure.passes.logprobs import LogprobWriter
 from gguf_harness.store.arrays import save_arrays
 from gguf_harness.store.cache import Cache
 from gguf_harness.store.runs import write_json

@@ -1,7 +1,7 @@
 """Estimates of a model's embeddings, and of a candidate's beside its reference's, from what was measured of each.
 
-The arrays are those of `gguf_harness.measure.embeddings`. Tokens and pairs are a random sample of the vocabulary, the
-same for every model of its size; what has no direction in one of both models is left out.
+The arrays are those of `gguf_harness.measure.embeddings.tasks`. Tokens and pairs are a random sample of the vocabulary,
+the same for every model of its size; what has no direction in one of both models is left out.
 """
 
 from __future__ import annotations

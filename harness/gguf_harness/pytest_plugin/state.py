@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from gguf_harness.judge.baselines import Baseline
     from gguf_harness.judge.gates import Gate
     from gguf_harness.judge.regressions import Comparison
+    from gguf_harness.measure.passes.calls import TextRead
     from gguf_harness.metrics.records import Row
     from gguf_harness.metrics.windows import WindowLimit
     from gguf_harness.report.charts import ChartBuilder
-    from gguf_harness.runner.passes import TextRead
 
 __all__ = ["BASELINE_PROPERTY", "ESTIMATE_PROPERTY", "FINDINGS", "GATE_PROPERTY", "STATE", "State", "only_plans"]
 

@@ -9,7 +9,7 @@ from gguf_harness.engine.worker import Worker
 from gguf_harness.errors import CorpusError, HarnessError
 from gguf_harness.inputs.corpora import load_corpus
 from gguf_harness.inputs.models import load_info
-from gguf_harness.measure.passes import MIN_WINDOWS, require_windows
+from gguf_harness.measure.passes.tasks import MIN_WINDOWS, require_windows
 
 if TYPE_CHECKING:
     from gguf_harness.inputs.ladder import Ladder, PlannedModel

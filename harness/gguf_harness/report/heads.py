@@ -10,7 +10,7 @@ from gguf_harness.metrics.taxonomy import match_heads
 from gguf_harness.report.data import visible
 
 if TYPE_CHECKING:
-    from gguf_harness.measure.attention_results import HeadBehaviour
+    from gguf_harness.measure.attention.attention_results import HeadBehaviour
 
 __all__ = ["render_heads", "render_matched_heads"]
 

@@ -1,0 +1,1 @@
+"""Projections, clusters, neighbours and similarity of points; the work is done in analytics/."""

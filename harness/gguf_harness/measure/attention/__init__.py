@@ -1,0 +1,1 @@
+"""Attention of heads on prompts, and its distance from the reference's."""

@@ -1,0 +1,170 @@
+"""Attention on prompts: one decode per subject serves every test."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from gguf_harness.errors import OptionError, PromptError, VocabularyMismatch
+from gguf_harness.measure.attention.activations import ActivationReader
+from gguf_harness.measure.attention.attention_results import AttentionDrift, HeadBehaviour
+from gguf_harness.measure.attention.drift import compare_attention
+from gguf_harness.measure.attention.tasks import AttentionRequest, KeptPatterns, observe_attention
+from gguf_harness.measure.measurement import ARRAYS, Files, Format, Job, Measurement
+from gguf_harness.store.arrays import Arrays
+
+if TYPE_CHECKING:
+    from gguf_harness.inputs.corpora import Corpus
+    from gguf_harness.inputs.ladder import PlannedSubject
+    from gguf_harness.inputs.prompts import PromptSet
+    from gguf_harness.inputs.subjects import Subject
+    from gguf_harness.measure.core import Core
+    from gguf_harness.store.cache import Entry
+
+__all__ = ["Attention"]
+
+_KEPT_PROMPTS: Final = 2
+_OWN, _DRIFT = "own.", "drift."
+
+
+def _pack(both: tuple[Arrays, Arrays]) -> tuple[dict[str, Any], Arrays]:
+    own, drift = ({f"{prefix}{name}": values for name, values in arrays.items()}
+                  for prefix, arrays in zip((_OWN, _DRIFT), both, strict=True))  # fmt: skip
+    return {}, own | drift
+
+
+def _unpack(_: dict[str, Any], arrays: Arrays) -> tuple[Arrays, Arrays]:
+    own, drift = ({name.removeprefix(prefix): values for name, values in arrays.items() if name.startswith(prefix)}
+                  for prefix in (_OWN, _DRIFT))  # fmt: skip
+    return own, drift
+
+
+_OBSERVED: Final = Measurement("attention/observed", 2, observe_attention, "prompts", ARRAYS)
+_COMPARED: Final = Measurement("attention/compared", 3, compare_attention, "prompts", Format(_pack, _unpack))
+_ACTIVATIONS: Final[Files[Arrays]] = Files("activations", lambda folder, _: ActivationReader.is_there(folder))
+
+
+class Attention:
+    """What heads do with a set of prompts, and how far a candidate's attention is from the reference's.
+
+    Args:
+        core: measures.
+        prompts: what is read.
+        corpus: says which tokens are rare.
+        reference: on whose tokens candidates are measured; None where there is none.
+    """
+
+    def __init__(self, core: Core, prompts: PromptSet, corpus: Corpus, reference: PlannedSubject | None = None) -> None:
+        self._core = core
+        self._prompts = prompts
+        self._corpus = corpus
+        self._reference = reference
+
+    def __call__(self, model: Subject) -> HeadBehaviour:
+        """What each head of a subject does with the prompts."""
+        reference = self._reference_of(model)
+        if reference is None:
+            own = self.observe(model)
+        else:
+            # The same decode serves the comparison, which some test of a candidate is about to ask for.
+            try:
+                own, _ = self.compare(model, reference)
+            except (PromptError, VocabularyMismatch):
+                # Other tokens, or a single one: what it does by itself can be told all the same.
+                own = self.observe(model)
+        self._keep(model, own)
+        behaviour = HeadBehaviour.of(own)
+        self._core.notes.add_heads(
+            model.name,
+            [
+                {"layer": layer, "head": head, "kind": kind.kind, "reason": kind.reason}
+                for (layer, head), kind in zip(behaviour.heads, behaviour.kinds, strict=True)
+            ],
+        )
+        return behaviour
+
+    def drift(self, candidate: Subject, reference: Subject) -> AttentionDrift:
+        """How far a candidate's attention is from the reference's, on the same tokens."""
+        own, drift = self.compare(candidate, reference)
+        self._keep(candidate, own)
+        self._keep(reference, self.observe(reference))
+        return AttentionDrift.of(drift)
+
+    def observe(self, model: Subject) -> Arrays:
+        """What each head does; see `observe_attention`. The activations stay in the cache, for candidates."""
+        return self._core.measure(self._observed(model))
+
+    def compare(self, model: Subject, reference: Subject) -> tuple[Arrays, Arrays]:
+        """(what each head of a candidate does, how far its attention is from the reference's)."""
+        base_job = self._observed(reference)
+        base = self._core.entry(base_job)
+        job = Job(
+            _COMPARED,
+            f"attention of {model.name}",
+            self._key(model) | {"reference": base.digest},
+            lambda entry: (self._request(model, entry), base.folder, self._core.measure(base_job)),
+            subjects=(model,),
+            reads=base_job,
+        )
+        return self._core.measure(job)
+
+    def _observed(self, model: Subject) -> Job[Arrays]:
+        return Job(
+            _OBSERVED,
+            f"attention of {model.name}",
+            self._key(model),
+            lambda entry: (self._request(model, entry),),
+            subjects=(model,),
+            files=_ACTIVATIONS,
+        )
+
+    def _key(self, model: Subject) -> dict[str, Any]:
+        key = self._core.key(model) | {"prompts": self._prompts.sha256, "text": self._corpus.sha256}
+        kept = self._kept(model)
+        if (kept.layers, kept.heads) != (None, None):
+            key["kept"] = {"layers": kept.layers, "heads": kept.heads}
+        return key
+
+    def _kept(self, model: Subject) -> KeptPatterns:
+        """The patterns to show, of layers and heads that the model has."""
+        asked = self._core.options.layers, self._core.options.heads
+        counts = model.info.n_layer, model.info.n_head
+        for what, numbers, count in zip(("layer", "head"), asked, counts, strict=True):
+            beyond = [number for number in numbers or () if count is not None and number >= count]
+            if beyond:
+                raise OptionError(
+                    f"--gguf-{what}s names {what} {beyond[0]}, {model.name} has {count} {what}s.",
+                    f"They are counted from 0 to {(count or 0) - 1}.",
+                )
+        return KeptPatterns(_KEPT_PROMPTS, *asked)
+
+    def _request(self, model: Subject, entry: Entry) -> AttentionRequest:
+        return AttentionRequest(
+            model=model.name,
+            files=model.files,
+            architecture=model.info.architecture,
+            n_layer=model.info.n_layer or 0,
+            settings=model.settings,
+            prompts=self._prompts.prompts,
+            text=self._corpus.text,
+            folder=entry.folder,
+            limit_bytes=self._core.entry_limit,
+            kept=self._kept(model),
+        )
+
+    def _reference_of(self, model: Subject) -> Subject | None:
+        if self._reference is None or self._reference.name == model.name:
+            return None
+        reference = self._core.sound(self._reference)
+        if reference is None:
+            return None
+        ours, theirs = ((info.vocab_sha256, info.n_layer, info.n_head) for info in (model.info, reference.info))
+        return reference if ours == theirs else None
+
+    def _keep(self, model: Subject, arrays: Arrays) -> None:
+        notes = self._core.notes
+        notes.set("prompts", self._prompts.to_json() | {"tokens": self._core.options.gen_tokens})
+        problems = [str(problem) for problem in arrays["problems"]]
+        notes.warn_of_prompts(model.name, problems, len(self._prompts.prompts))
+        kept = {name: values for name, values in arrays.items() if name.startswith(("kept", "pattern_", "pieces_"))}
+        if kept:
+            notes.add_arrays(model.name, "attention", "attention patterns of some prompts", kept)

@@ -1,0 +1,323 @@
+"""Attention of prompts, read while llama.cpp decodes them. Runs in a worker.
+
+What heads do is summed up as their patterns come by, layer by layer: a model of any size needs memory for one layer's
+pattern. What candidates are compared with goes to disk, and a candidate's own until it has been compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gguf_harness.engine.settings import SessionSettings
+from gguf_harness.errors import CorpusError, ModelError, NoPrompt, PromptError
+from gguf_harness.inputs.prompts import Prompt
+from gguf_harness.measure.attention.activations import ActivationReader, ActivationWriter
+from gguf_harness.measure.attention.behaviour import BehaviourWatch, LayerParts
+from gguf_harness.measure.attention.copying import copy_scores
+from gguf_harness.measure.layers.unembedding import ModelFile
+from gguf_harness.measure.prompt_inputs import prompt_inputs
+from gguf_harness.metrics.circuits import induction_scores, repeated_tokens
+from gguf_harness.metrics.head_behaviour import BEHAVIOURS
+from gguf_harness.metrics.taxonomy import redundancy
+from gguf_harness.metrics.token_features import TokenFeatures
+
+if TYPE_CHECKING:
+    from gguf_harness.engine.context import Context
+    from gguf_harness.engine.model import Model, Tokens
+    from gguf_harness.engine.taps import Reader
+    from gguf_harness.engine.worker import WorkerContext
+    from gguf_harness.store.arrays import Arrays
+
+__all__ = [
+    "ATTENTION_KINDS",
+    "AttentionRequest",
+    "KeptPatterns",
+    "attention_layers",
+    "observe_attention",
+    "read_attention",
+    "tapped",
+]
+
+ATTENTION_KINDS: Final = ("q", "k", "v", "pattern")
+"""What comparisons need of each layer, under `prompt/layer/kind`: q, k and v in single, patterns in half precision."""
+
+_COUNTED_BYTES: Final = 1_000_000
+_REPEATED: Final = 64
+_SEQUENCES: Final = 4
+_LOOKED_AT: Final = 8
+_COMPARED_TOKENS: Final = 128
+_KEPT_TOKENS: Final = 256
+
+
+@dataclass(frozen=True, slots=True)
+class KeptPatterns:
+    """Patterns to keep for pictures: of how many prompts, and of which layers and heads (None for all)."""
+
+    prompts: int = 0
+    layers: tuple[int, ...] | None = None
+    heads: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionRequest:
+    """What to decode.
+
+    Attributes:
+        model: name for error messages.
+        files: the GGUF file or its splits.
+        architecture: as the file names it.
+        n_layer: layers of the model.
+        settings: how to run it; flash attention is turned off, the context made as long as the prompts need.
+        prompts: with distinct ids.
+        text: how rare tokens are is counted in this.
+        folder: where patterns, queries, keys and values go.
+        limit_bytes: most that these may take.
+        kept: what patterns to return whole; none of them is kept for pictures otherwise.
+    """
+
+    model: str
+    files: tuple[Path, ...]
+    architecture: str
+    n_layer: int
+    settings: SessionSettings
+    prompts: tuple[Prompt, ...]
+    text: bytes
+    folder: Path
+    limit_bytes: int
+    kept: KeptPatterns = KeptPatterns()
+
+
+def observe_attention(worker: WorkerContext, request: AttentionRequest) -> Arrays:
+    """Decode every prompt, sum up what each head does, and write what comparisons need into the folder.
+
+    Returns:
+        prompts, [P] ids of those that the model could be given; causal, [1] whether tokens attend to earlier ones only;
+        tokens, [all of them], and lengths, [P]; heads, [H, 2]
+        layer and head; scores, [S] names as in `BEHAVIOURS`, with sums over rows and counts of rows, [P, S, H];
+        induction and duplicate_token, [sequence, H], means over the second half of random tokens that come twice;
+        redundancy, [H, H], how alike heads attend; copy_score, [H], NaN where the file has no matrices for it;
+        problems, [.] what was wrong with other prompts; and of the i-th kept prompt pattern_i, [K, pos, key] of its
+        first 256 tokens in half precision, with kept, [K, 2] layer and head, and pieces_i, [pos] the text of all its
+        tokens as bytes.
+
+    Raises:
+        NoPrompt: no prompt can be decoded.
+        StoreError: what is to be kept takes more than `limit_bytes`, or cannot be written.
+    """
+    model = worker.model(request.files, request.settings.n_gpu_layers)
+    inputs, problems = _inputs(model, request)
+    layers = attention_layers(model, request)
+    counts = np.bincount(model.tokenize(request.text[:_COUNTED_BYTES]), minlength=model.vocabulary.n_tokens)
+    writer = ActivationWriter(request.folder, request.limit_bytes)
+    watch = BehaviourWatch(request.settings.threads, writer)
+    longest = max(len(tokens) for tokens in inputs.values())
+    found, texts = [], {}
+    try:
+        readers = dict.fromkeys(ATTENTION_KINDS, watch)
+        with tapped(model, request, longest, readers, layers, views=["pattern"]) as context:
+            for done, (prompt, tokens) in enumerate(inputs.items()):
+                worker.progress(done, len(inputs))
+                pieces = [model.detokenize([token], special=True) for token in tokens.tolist()]
+                texts[prompt] = np.array(pieces, dtype=np.bytes_)
+                watch.begin(prompt, TokenFeatures.of(pieces, tokens, counts))
+                context.prefill(tokens)
+                found.append(watch.totals())
+        writer.close()
+    except BaseException:
+        writer.discard()
+        raise
+    return {
+        "prompts": np.array(list(inputs)),
+        "tokens": np.concatenate(list(inputs.values())),
+        "lengths": np.array([len(tokens) for tokens in inputs.values()]),
+        "problems": np.array([error.message for error in problems.values()], dtype=np.str_),
+        "heads": watch.heads,
+        "causal": np.array([watch.causal]),
+        "scores": np.array(BEHAVIOURS),
+        "sums": np.stack([sums for sums, _ in found]),
+        "counts": np.stack([counts for _, counts in found]),
+        **_induction(model, request, layers),
+        "redundancy": _redundancy(request, layers, [prompt for prompt, tokens in inputs.items() if len(tokens) > 1]),
+        "copy_score": copy_scores(request.files, request.n_layer, watch.heads),
+        **_kept(request, watch.heads, texts),
+    }
+
+
+def read_attention(worker: WorkerContext, request: AttentionRequest) -> Arrays:
+    """Everything about the attention of one prompt.
+
+    Returns:
+        tokens, [pos]; pieces, [pos] their text as bytes; layers, [layer] those that have attention; pattern and scores,
+        [layer, head, pos, key]; q, [layer, pos, head, d_head]; k and v, [layer, pos, kv_head, d_head]; all tensors
+        float32.
+
+    Raises:
+        PromptError: the model cannot be given the prompt.
+        TapNotFound: llama.cpp does not offer a tensor in this architecture.
+        ModelError: layers have different numbers of heads.
+        CorpusError: pattern and scores would take more than the limit.
+    """
+    model = worker.model(request.files, request.settings.n_gpu_layers)
+    inputs, _ = _inputs(model, request)
+    (tokens,) = inputs.values()
+    layers = attention_layers(model, request)
+    _check_memory(request, len(tokens))
+    kinds = (*ATTENTION_KINDS, "scores")
+    parts = {kind: LayerParts(len(tokens), by_key=kind in {"pattern", "scores"}) for kind in kinds}
+    with tapped(model, request, len(tokens), parts, layers) as context:
+        context.prefill(tokens)
+    pieces = [model.detokenize([token], special=True) for token in tokens.tolist()]
+    tensors = {kind: _stacked(request, kind, part.take()) for kind, part in parts.items()}
+    # As objects: an array of bytes would lose the zero at the end of a piece.
+    return {"tokens": tokens, "pieces": np.array(pieces, dtype=np.object_), "layers": np.array(layers), **tensors}
+
+
+def _stacked(request: AttentionRequest, kind: str, parts: list[NDArray[np.float32]]) -> NDArray[np.float32]:
+    shapes = dict.fromkeys(part.shape for part in parts)
+    if len(shapes) > 1:
+        raise ModelError(
+            f"{request.model}: {kind} differs in shape between layers ({', '.join(map(str, shapes))}), so that they do"
+            " not fit into one array.",
+            "suites/attention measures such models layer by layer.",
+        )
+    return np.stack(parts)
+
+
+def _check_memory(request: AttentionRequest, n: int) -> None:
+    model = ModelFile(request.files)
+    by_layer = model.metadata.by_layer(f"{model.architecture}.attention.head_count", request.n_layer)
+    size = 8 * n * n * sum(by_layer or ())
+    if size > request.limit_bytes:
+        raise CorpusError(
+            f"{request.model}: attention of {n} tokens would take {size / 1e9:.1f} GB, the limit is"
+            f" {request.limit_bytes / 1e9:.1f} GB.",
+            "Use a shorter prompt.",
+        )
+
+
+def _redundancy(request: AttentionRequest, layers: Sequence[int], prompts: list[str]) -> NDArray[np.float64]:
+    """How alike heads attend, over the first tokens of the prompts; NaN without a prompt of two tokens."""
+    reader = ActivationReader(request.folder)
+    part = slice(0, _COMPARED_TOKENS)
+    patterns = (
+        np.concatenate([reader.array(f"{prompt}/{layer}/pattern", 1)[:, part, part] for layer in layers])
+        for prompt in prompts
+    )
+    total, count = np.zeros(()), 0
+    for pattern in patterns:
+        total, count = total + redundancy([pattern]), count + 1
+    return np.asarray(total / count if count else np.full((1, 1), np.nan))
+
+
+def _kept(request: AttentionRequest, heads: NDArray[np.int64], texts: Mapping[str, NDArray[np.bytes_]]) -> Arrays:
+    """The patterns that are kept: of the first prompts of the set that have enough tokens to be looked at."""
+    chosen = [prompt for prompt, pieces in texts.items() if len(pieces) >= _LOOKED_AT][: request.kept.prompts]
+    if not chosen:
+        return {}
+    layers, numbers = request.kept.layers, request.kept.heads
+    wanted = np.array(
+        [(layers is None or layer in layers) and (numbers is None or head in numbers) for layer, head in heads.tolist()]
+    )
+    arrays: Arrays = {"kept": heads[wanted], "kept_prompts": np.array(chosen)}
+    reader = ActivationReader(request.folder)
+    part = slice(0, _KEPT_TOKENS)
+    for index, prompt in enumerate(chosen):
+        patterns = [
+            reader.array(f"{prompt}/{layer}/pattern", 1)[heads[wanted & (heads[:, 0] == layer), 1], part, part]
+            for layer in dict.fromkeys(heads[:, 0].tolist())
+        ]
+        arrays |= {f"pattern_{index}": np.concatenate(patterns), f"pieces_{index}": texts[prompt]}
+    return arrays
+
+
+# -- decoding ---------------------------------------------------------------------------------------------------------
+
+
+def attention_layers(model: Model, request: AttentionRequest) -> tuple[int, ...]:
+    """The layers that have an attention pattern: all of most models, few of a hybrid with state-space layers.
+
+    llama.cpp's graph of one token says so: metadata has many ways to.
+
+    Raises:
+        TapNotFound: no layer has one.
+    """
+    seen: set[int] = set()
+
+    def notice(tap: str, _: NDArray[np.float32]) -> None:
+        seen.add(int(tap.split(".")[1]))
+
+    with tapped(model, request, 1, {"pattern": notice}, range(request.n_layer), some=True) as context:
+        context.prefill(np.array([max(model.vocabulary.bos, 0)], dtype=np.int32))
+    return tuple(sorted(seen))
+
+
+@contextmanager
+def tapped(
+    model: Model,
+    request: AttentionRequest,
+    longest: int,
+    readers: Mapping[str, Reader],
+    layers: Iterable[int],
+    *,
+    views: Collection[str] = (),
+    some: bool = False,
+) -> Iterator[Context]:
+    """A context of a loaded model, without flash attention, whose attention is read.
+
+    Args:
+        model: the loaded model.
+        request: says which model that is, and how to run it.
+        longest: tokens of the longest text to decode.
+        readers: by kind ("pattern", "q"): called with the taps of these layers.
+        layers: whose attention is read.
+        views: kinds whose readers keep nothing of what they are given without copying it.
+        some: whether one of the taps is enough.
+
+    Raises:
+        OptionError: the settings ask for a quantized V cache.
+    """
+    from gguf_harness.engine.context import Context
+    from gguf_harness.engine.taps import Taps
+
+    n_batch = min(longest, request.settings.n_batch)
+    n_ctx = -(-longest // n_batch) * n_batch
+    settings = replace(request.settings.with_pattern(), n_ctx=n_ctx, n_batch=n_batch)
+    read = {f"blocks.{layer}.attn.{kind}": each for layer in layers for kind, each in readers.items()}
+    viewed = [tap for tap in read if tap.rpartition(".")[2] in views]
+    taps = Taps(request.architecture, request.n_layer, read=read, views=viewed, some=some)
+    with Context(model, settings, taps) as context:
+        yield context
+
+
+def _inputs(model: Model, request: AttentionRequest) -> tuple[dict[str, Tokens], dict[str, PromptError]]:
+    inputs, problems = prompt_inputs(model, request.model, request.prompts, 0, request.settings)
+    if not inputs:
+        first = next(iter(problems.values()))
+        raise NoPrompt(f"No prompt can be decoded. {first.message}", first.hint)
+    return {prompt: tokens for prompt, (tokens, _) in inputs.items()}, problems
+
+
+def _induction(model: Model, request: AttentionRequest, layers: Sequence[int]) -> Arrays:
+    """Induction and duplicate_token of each head: [sequence, H], means over the tokens that come again."""
+    from gguf_harness.engine.vocabulary import ordinary_tokens
+
+    candidates = ordinary_tokens(model.vocabulary_pointer)
+    offset = int(model.vocabulary.add_bos)
+    length = min(_REPEATED, len(candidates), (model.n_ctx_train - offset) // 2)
+    bos = np.full(offset, model.vocabulary.bos, dtype=np.int32)
+    patterns = LayerParts(offset + 2 * length, by_key=True)
+    found: dict[str, list[NDArray[np.float64]]] = {}
+    with tapped(model, request, offset + 2 * length, {"pattern": patterns}, layers) as context:
+        for seed in range(_SEQUENCES):
+            context.prefill(np.concatenate([bos, repeated_tokens(candidates, length, seed)]))
+            scores = [induction_scores(layer, length, offset) for layer in patterns.take()]
+            for name in scores[0]:
+                found.setdefault(name, []).append(np.concatenate([score[name].mean(axis=1) for score in scores]))
+    return {name: np.stack(rows) for name, rows in found.items()}

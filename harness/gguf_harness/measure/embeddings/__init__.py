@@ -1,0 +1,1 @@
+"""Token embeddings, words and prompts as vectors."""

@@ -1,0 +1,207 @@
+"""Heads that are changed: the reference says which ones, and all subjects are measured on the same tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final
+
+from gguf_harness.measure.heads import tasks
+from gguf_harness.measure.heads.patched import read_layout
+from gguf_harness.measure.measurement import ARRAYS, Files, Job, Measurement
+from gguf_harness.measure.passes.tasks import CorpusText
+from gguf_harness.metrics.importance import Head, main_effects, window_rises
+from gguf_harness.store.arrays import Arrays
+
+if TYPE_CHECKING:
+    from gguf_harness.engine.settings import SessionSettings
+    from gguf_harness.inputs.corpora import Corpus
+    from gguf_harness.inputs.subjects import Subject
+    from gguf_harness.measure.core import Core
+
+__all__ = ["HeadAblation"]
+
+_WINDOW: Final = 96
+"""Tokens of a window: 40 heads of the model tiny, four windows, zero and mean are 31 000 tokens."""
+
+_SEQUENCES: Final = 4
+"""Of a batch of one context: one alone takes 6 % more processor time, and more than four take no less."""
+
+_MOST_LOGITS: Final = 1 << 28
+"""Bytes of logits in flight, of all contexts together."""
+
+_MOST_SEQUENCES: Final = 64
+"""Of a batch: llama.cpp has room for 256."""
+
+_TRIES: Final = 4
+_MOST_RISE: Final = 1.0
+"""Of the greedy removal: heads measured again at each step, and the rise of the loss in nats at which it ends."""
+
+
+def _measurement(name: str, task: Callable[..., Arrays]) -> Measurement[Arrays]:
+    return Measurement(f"heads/{name}", 2, task, "sequences", ARRAYS)
+
+
+_SCREEN: Final = _measurement("screen", tasks.run_head_screen)
+_SWEEP: Final = _measurement("sweep", tasks.run_head_sweep)
+_VALUES: Final = _measurement("values", tasks.run_head_values)
+_INTERCHANGE: Final = _measurement("interchange", tasks.run_head_interchange)
+_REMOVAL: Final = _measurement("removal", tasks.run_head_removal)
+_PATH: Final = _measurement("path", tasks.run_head_path)
+_IN_PLACE: Final[Files[Arrays]] = Files("values", lambda *_: True)
+"""The reference's values are read from the entry's own arrays."""
+
+
+class HeadAblation:
+    """Changes heads and measures what that does, once per subject however many tests ask.
+
+    Values are per token, [..., windows, scored], on the same tokens for all subjects; `detail` says which.
+
+    Args:
+        core: measures.
+        corpus: windows of it are read.
+        reference: chooses the heads of all subjects that have its shape; None where there is none.
+    """
+
+    def __init__(self, core: Core, corpus: Corpus, reference: Subject | None = None) -> None:
+        self._core = core
+        self._corpus = corpus
+        self._reference = reference
+
+    @property
+    def detail(self) -> str:
+        """How many windows of how many tokens."""
+        options = self._core.options
+        return f"{options.head_windows} windows of {min(_WINDOW, options.ctx)} tokens"
+
+    def sweep(self, model: Subject) -> Arrays:
+        """Each head ablated alone; see `run_head_sweep`."""
+        arrays = self._core.measure(self._sweep(model, self._heads(model)))
+        base = arrays["nll"]
+        self._core.notes.add_arrays(
+            model.name,
+            "head_importance",
+            "What the ablation of each head does, by window, in nats: rise of the loss, and KL from the whole model.",
+            {
+                "heads": arrays["heads"],
+                "zero": window_rises(arrays["nll_zero"], base),
+                "zero_kl": window_rises(arrays["kld_zero"], 0),
+                "mean": window_rises(arrays["nll_mean"], base),
+                "mean_kl": window_rises(arrays["kld_mean"], 0),
+            },
+        )
+        return arrays
+
+    def screen(self, model: Subject) -> Arrays:
+        """Random subsets of heads ablated together; see `run_head_screen`."""
+        label = f"screen of heads of {model.name}"
+        return self._core.measure(self._job(_SCREEN, label, model, lambda request: (request,)))
+
+    def interchange(self, candidate: Subject, reference: Subject) -> Arrays:
+        """The reference's heads in a candidate; see `run_head_interchange`."""
+        heads = self._heads(candidate)
+        theirs = self._job(_VALUES, f"heads of {reference.name}", reference, lambda request: (request,))
+        # They are large, and only needed where there is something to measure.
+        theirs = replace(theirs, files=_IN_PLACE)
+        base = self._core.entry(theirs)
+        job = self._job(
+            _INTERCHANGE,
+            f"interchanging heads of {candidate.name}",
+            candidate,
+            lambda request: (request, base.arrays_file, heads),
+            heads=heads,
+            reference=base.digest,
+        )
+        return self._core.measure(replace(job, reads=theirs))
+
+    def removal(self, model: Subject, along: Subject | None = None) -> Arrays:
+        """Heads removed one after the other; see `run_head_removal`.
+
+        Args:
+            model: the subject to remove heads from.
+            along: the one whose order to follow, rather than to look for one.
+        """
+        label = f"removing heads of {model.name}"
+        if along is None:
+            job = self._removal(model, self._heads(model), label)
+        else:
+            path = [(int(layer), int(head)) for layer, head in self.removal(along)["heads"]]
+            job = self._job(_PATH, label, model, lambda request: (request, path), path=path)
+        arrays = self._core.measure(job)
+        self._core.notes.add_arrays(
+            model.name,
+            "head_removal",
+            "The loss by window, in nats, with more and more heads removed.",
+            {"heads": arrays["heads"], "nll": window_rises(arrays["nll"], 0)},
+        )
+        return arrays
+
+    def _sweep(self, model: Subject, heads: list[Head]) -> Job[Arrays]:
+        label = f"ablating heads of {model.name}"
+        return self._job(_SWEEP, label, model, lambda request: (request, heads), heads=heads)
+
+    def _removal(self, model: Subject, heads: list[Head], label: str) -> Job[Arrays]:
+        sweep_job = self._sweep(model, heads)
+
+        def arguments(request: tasks.HeadRequest) -> tuple[Any, ...]:
+            sweep = self._core.measure(sweep_job)
+            rises = window_rises(sweep["nll_zero"], sweep["nll"]).mean(axis=1)
+            costs = {head: float(rise) for head, rise in zip(heads, rises, strict=True)}
+            return request, costs, _TRIES, _MOST_RISE
+
+        sweep = self._core.entry(sweep_job).digest
+        more = {"heads": heads, "sweep": sweep, "tries": _TRIES, "most_rise": _MOST_RISE}
+        return self._job(_REMOVAL, label, model, arguments, **more)
+
+    def _job(
+        self,
+        measurement: Measurement[Arrays],
+        label: str,
+        model: Subject,
+        arguments: Callable[[tasks.HeadRequest], tuple[Any, ...]],
+        **more: Any,
+    ) -> Job[Arrays]:
+        windows = self._core.options.head_windows
+        settings = _settings(model)
+        request = tasks.HeadRequest(
+            model.name, model.files, settings, CorpusText(self._corpus.name, self._corpus.text), windows
+        )
+        key = self._core.key(replace(model, settings=settings)) | {"corpus": self._corpus.sha256, "windows": windows}
+        return Job(measurement, label, key | more, lambda _: arguments(request), subjects=(model,))
+
+    def _heads(self, model: Subject) -> list[Head]:
+        """The same heads of all subjects that have the reference's shape, so that they can be compared."""
+        every, chooser = self._all(model), model
+        if self._reference is not None and self._all(self._reference) == every:
+            chooser = self._reference
+        heads = self._chosen(chooser)
+        if len(heads) < len(every):
+            self._core.notes.warn(
+                f"{model.name}: {len(heads)} of {len(every)} heads were ablated, those that a screen of {chooser.name}"
+                " put first; --gguf-head-limit=all takes all."
+            )
+        return heads
+
+    def _all(self, model: Subject) -> list[Head]:
+        """(layer, head) of every head of a model."""
+        return self._core.once(("heads", model.sha256), lambda: read_layout(model.files[0]).all)
+
+    def _chosen(self, model: Subject) -> list[Head]:
+        """The heads that are ablated one by one: all, or where there are too many those that the screen puts first."""
+        heads, limit = self._all(model), self._core.options.head_limit
+        if limit is None or len(heads) <= limit:
+            return heads
+        screen = self.screen(model)
+        effects = [e.value for e in main_effects("head_importance_screen", screen["subsets"] != 0, screen["rises"])]
+        best = sorted(zip(effects, heads, strict=True), reverse=True)[:limit]
+        return sorted(head for _, head in best)
+
+
+def _settings(model: Subject) -> SessionSettings:
+    """Short windows, and batches that are decoded at once: rows of z are told apart by where they stand."""
+    given = model.settings
+    n_ctx = min(_WINDOW, given.n_ctx)
+    room = max(1, _MOST_LOGITS // (4 * n_ctx * (model.info.n_vocab or 1)))
+    per_lane = min(_SEQUENCES, max(1, room // given.threads), max(1, _MOST_SEQUENCES // given.threads))
+    n_batch = n_ctx * min(per_lane * given.threads, room, _MOST_SEQUENCES)
+    return replace(given, n_ctx=n_ctx, n_batch=n_batch, n_ubatch=n_batch)

@@ -1,0 +1,336 @@
+"""What each head does to the next-token distribution: ablation, interchange, removal. Runs in a worker."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gguf_harness.engine.settings import SessionSettings
+from gguf_harness.errors import CorpusError, EngineError, VocabularyMismatch
+from gguf_harness.measure.heads.patched import Change, Distributions, Job, Patched, Variant, read_layout, read_values
+from gguf_harness.measure.passes.tasks import CorpusText
+from gguf_harness.measure.prompt_inputs import check_context
+from gguf_harness.metrics.importance import Head, greedy_removal, random_subsets
+from gguf_harness.store.arrays import load_arrays
+
+if TYPE_CHECKING:
+    from gguf_harness.engine.model import Model, Tokens
+    from gguf_harness.engine.worker import WorkerContext
+    from gguf_harness.measure.heads.patched import Values
+    from gguf_harness.store.arrays import Arrays
+
+__all__ = [
+    "HeadRequest",
+    "run_head_interchange",
+    "run_head_path",
+    "run_head_removal",
+    "run_head_screen",
+    "run_head_sweep",
+    "run_head_values",
+]
+
+_MOST_BYTES: Final = 1 << 30
+"""Of distributions and activations in memory."""
+
+_SUBSET, _SHARE, _ROWS_PER_HEAD, _SEED = 8, 4, 2, 1
+"""Of the screen: heads that are ablated together, up to a quarter of all, and sequences that it decodes per head.
+
+On the model tiny, eight together order the heads better than four or two, at the same cost. A gradient along the direct
+path (each head's output through the final norm and the output matrix) sees nothing of what the heads of the first layer
+do, which matter most there, by way of the layers above them.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class HeadRequest:
+    """What to decode.
+
+    Attributes:
+        model: name for error messages.
+        files: the GGUF file or its splits.
+        settings: how to run it; `n_ctx` is the window, and the physical batch holds the logical one.
+        corpus: the text.
+        windows: how many windows of it.
+    """
+
+    model: str
+    files: tuple[Path, ...]
+    settings: SessionSettings
+    corpus: CorpusText
+    windows: int
+
+
+class _Measurement:
+    """A loaded model, its windows, and what it makes of them unchanged."""
+
+    def __init__(self, worker: WorkerContext, request: HeadRequest, tokens: Tokens | None = None) -> None:
+        self.worker = worker
+        self.name = request.model
+        self.layout = read_layout(request.files[0])
+        self.settings = request.settings
+        self.loaded = worker.model(request.files, request.settings.n_gpu_layers)
+        windows = spread_windows(self.loaded, request) if tokens is None else tokens
+        vocabulary = self.loaded.vocabulary.n_tokens
+        _check_memory(len(windows) * windows.shape[1] * vocabulary * 4, "Next-token distributions")
+        self.clean = Distributions(windows, vocabulary)
+        self.values = read_values(self.loaded, self.settings, self.layout, self.clean)
+
+    def patched(self) -> Patched:
+        return Patched(self.loaded, self.settings, self.layout)
+
+    def nll(self) -> NDArray[np.float64]:
+        """[windows, scored] of the model as it is."""
+        return np.stack([self.clean.compare(window, logs)[0] for window, logs in enumerate(self.clean.logs)])
+
+    def zeros(self, window: int, heads: Sequence[Head]) -> Variant:
+        """A window with heads that contribute nothing."""
+        return Variant(window, tuple(self.change(head, np.zeros(1, dtype=np.float32)) for head in heads))
+
+    def change(self, head: Head, values: Values) -> Change:
+        return Change(head[0], self.columns(head), values)
+
+    def columns(self, head: Head) -> slice:
+        return self.layout.columns(*head, self.values[head[0]].shape[-1])
+
+
+def spread_windows(model: Model, request: HeadRequest) -> Tokens:
+    """[windows, n_ctx]: of the windows that a pass would cut, as many as asked for, evenly spread over the corpus.
+
+    BOS replaces the first token of each where the vocabulary asks for it.
+
+    Raises:
+        CorpusError: there are not that many.
+    """
+    check_context(model, request.model, request.settings)
+    tokens, n_ctx = model.tokenize(request.corpus.text), request.settings.n_ctx
+    available = len(tokens) // n_ctx
+    if available < request.windows:
+        fewer = f"Use --gguf-head-windows={available} or less, or a" if available > 1 else "Use a"
+        raise CorpusError(
+            f"Corpus {request.corpus.name!r} has {available} windows of {n_ctx} tokens, --gguf-head-windows asks for"
+            f" {request.windows}.",
+            f"{fewer} longer text.",
+        )
+    chosen = np.linspace(0, available - 1, request.windows).round().astype(int)
+    windows: Tokens = tokens[: available * n_ctx].reshape(available, n_ctx)[chosen]
+    if model.vocabulary.add_bos:
+        windows[:, 0] = model.vocabulary.bos
+    return windows
+
+
+def run_head_sweep(worker: WorkerContext, request: HeadRequest, heads: Sequence[Head]) -> Arrays:
+    """Ablate each head alone: its z becomes zero, or its mean over all tokens of the windows.
+
+    Returns:
+        heads, [heads, 2] layer and head; nll, [windows, scored] of the model as it is; nll_zero, kld_zero, nll_mean and
+        kld_mean, [heads, windows, scored], the KLs from the model as it is.
+    """
+    model = _Measurement(worker, request)
+    _check_heads(model, heads)
+    windows, scored = model.clean.shape
+    found = {name: np.empty((len(heads), windows, scored)) for name in ("nll_zero", "kld_zero", "nll_mean", "kld_mean")}
+    jobs: dict[int, list[Job]] = {layer: [] for layer, _ in heads}
+    for place, head in enumerate(heads):
+        mean = model.values[head[0]][..., model.columns(head)].mean(axis=(0, 1))
+        for kind, values in (("zero", np.zeros_like(mean)), ("mean", mean)):
+            for window in range(windows):
+                into = (found[f"nll_{kind}"][place, window], found[f"kld_{kind}"][place, window])
+                variant = Variant(window, (model.change(head, values),))
+                jobs[head[0]].append((variant, partial(_keep, model.clean, window, *into)))
+    _work(model, jobs)
+    return {"heads": _pairs(heads), "nll": model.nll(), **found}
+
+
+def run_head_values(worker: WorkerContext, request: HeadRequest) -> Arrays:
+    """Keep what a candidate is compared with.
+
+    Returns:
+        tokens, [windows, n_ctx]; logs, [windows, scored, vocabulary] log-probabilities up to a constant; z0, z1, ...:
+        the mixed values of each layer, [windows, n_ctx, width].
+    """
+    model = _Measurement(worker, request)
+    _check_memory(sum(values.nbytes for values in model.values.values()), "Values of all heads")
+    values = {f"z{layer}": values for layer, values in model.values.items()}
+    return {"tokens": model.clean.windows, "logs": model.clean.logs, **values}
+
+
+def run_head_interchange(worker: WorkerContext, request: HeadRequest, reference: Path, heads: Sequence[Head]) -> Arrays:
+    """Put the reference's z into the candidate, a head at a time and a layer at a time.
+
+    Args:
+        worker: that the task runs in.
+        request: the candidate.
+        reference: the arrays of `run_head_values`.
+        heads: those to put in alone.
+
+    Returns:
+        heads, [heads, 2]; layers, [layers]; KL(reference || candidate): kld, [windows, scored], as it is; kld_heads,
+        [heads, windows, scored]; kld_layers, [layers, windows, scored].
+    """
+    stored = load_arrays(reference)
+    tokens = stored["tokens"].astype(np.int32)
+    model = _Measurement(worker, request, tokens)
+    theirs = {layer: stored[f"z{layer}"].astype(np.float32) for layer in model.layout.layers if f"z{layer}" in stored}
+    logs = stored["logs"].astype(np.float32, copy=False)
+    if logs.shape != model.clean.logs.shape:
+        raise VocabularyMismatch(
+            f"{request.model} computes logits of {model.clean.logs.shape[2]} tokens, its reference of {logs.shape[2]}.",
+            "Compare models that share a vocabulary.",
+        )
+    if {layer: z.shape for layer, z in theirs.items()} != {layer: z.shape for layer, z in model.values.items()}:
+        raise EngineError(
+            f"{request.model} has other heads than its reference.", "Compare a model with one that it was made from."
+        )
+    _check_heads(model, heads)
+    compared = Distributions(tokens, logs.shape[2], logs)
+    windows, scored = compared.shape
+    layers = model.layout.layers
+    of_heads, of_layers = np.empty((len(heads), windows, scored)), np.empty((len(layers), windows, scored))
+    # What to put in, by layer: the columns, and where the KL goes.
+    parts = {layer: [(slice(0, theirs[layer].shape[-1]), of_layers[row])] for row, layer in enumerate(layers)}
+    for place, head in enumerate(heads):
+        parts[head[0]].append((model.columns(head), of_heads[place]))
+    jobs: dict[int, list[Job]] = {layer: [] for layer in layers}
+    for layer, (columns, into) in ((layer, part) for layer, of_layer in parts.items() for part in of_layer):
+        for window in range(windows):
+            change = Change(layer, columns, theirs[layer][window][:, columns])
+            jobs[layer].append((Variant(window, (change,)), partial(_keep, compared, window, None, into[window])))
+    _work(model, jobs)
+    return {
+        "heads": _pairs(heads),
+        "layers": np.array(layers, dtype=np.int64),
+        "kld": np.stack([compared.compare(window, logs)[1] for window, logs in enumerate(model.clean.logs)]),
+        "kld_heads": of_heads,
+        "kld_layers": of_layers,
+    }
+
+
+def run_head_screen(worker: WorkerContext, request: HeadRequest) -> Arrays:
+    """Ablate random subsets of heads together, each in one window: two sequences per head, whatever the windows.
+
+    Returns:
+        heads, [heads, 2]; subsets, [rows, heads] which heads were zero; rises, [rows] of the mean negative
+        log-likelihood of that window. See `main_effects`.
+    """
+    model = _Measurement(worker, request)
+    heads = model.layout.all
+    windows, base = model.clean.shape[0], model.nll().mean(axis=1)
+    size = max(1, min(_SUBSET, len(heads) // _SHARE))
+    subsets = random_subsets(len(heads), size, _ROWS_PER_HEAD * len(heads))
+    drawn = np.random.default_rng(_SEED).integers(windows, size=len(subsets))
+    nll = np.empty((len(subsets), model.clean.shape[1]))
+    jobs: list[Job] = [
+        (
+            model.zeros(int(window), [heads[place] for place in np.flatnonzero(subset)]),
+            partial(_keep, model.clean, int(window), nll[row], None),
+        )
+        for row, (window, subset) in enumerate(zip(drawn, subsets, strict=True))
+    ]
+    with model.patched() as patched:
+        for done in patched.decode(model.clean, jobs):
+            worker.progress(done, len(jobs))
+    return {"heads": _pairs(heads), "subsets": subsets, "rises": nll.mean(axis=1) - base[drawn]}
+
+
+def run_head_removal(
+    worker: WorkerContext, request: HeadRequest, costs: dict[Head, float], tries: int, limit: float
+) -> Arrays:
+    """Remove heads (their z becomes zero) until the loss has risen by `limit` nats; see `greedy_removal`.
+
+    Returns:
+        heads, [removed, 2] in their order; nll, [removed + 1, windows, scored], from none removed on.
+    """
+    model = _Measurement(worker, request)
+    base = model.nll()
+    measured: dict[tuple[Head, ...], NDArray[np.float64]] = {}
+    with model.patched() as patched:
+
+        def losses(sets: list[tuple[Head, ...]]) -> list[float]:
+            nll = _without(model, patched, sets)
+            measured.update(zip(sets, nll, strict=True))
+            worker.progress(len(sets[0]), len(costs))
+            return [float(values.mean()) for values in nll]
+
+        path = greedy_removal(costs, losses, float(base.mean()), tries=tries, limit=limit)
+    curve = [base, *(measured[tuple(path[:count])] for count in range(1, len(path) + 1))]
+    return {"heads": _pairs(path), "nll": np.stack(curve)}
+
+
+def run_head_path(worker: WorkerContext, request: HeadRequest, path: Sequence[Head]) -> Arrays:
+    """Remove heads in a given order, such as another model's; returns as `run_head_removal`."""
+    model = _Measurement(worker, request)
+    _check_heads(model, path)
+    sets = [tuple(path[:count]) for count in range(len(path) + 1)]
+    with model.patched() as patched:
+        curve = _without(model, patched, sets, worker.progress)
+    return {"heads": _pairs(path), "nll": curve}
+
+
+def _without(
+    model: _Measurement,
+    patched: Patched,
+    sets: Sequence[tuple[Head, ...]],
+    progress: Callable[[int, int], None] | None = None,
+) -> NDArray[np.float64]:
+    """[sets, windows, scored] negative log-likelihood without each set of heads."""
+    windows, scored = model.clean.shape
+    nll = np.empty((len(sets), windows, scored))
+    jobs: list[Job] = [
+        (model.zeros(window, heads), partial(_keep, model.clean, window, nll[row, window], None))
+        for row, heads in enumerate(sets)
+        for window in range(windows)
+    ]
+    for done in patched.decode(model.clean, jobs):
+        if progress is not None:
+            progress(done, len(jobs))
+    return nll
+
+
+def _work(model: _Measurement, jobs: Mapping[int, Sequence[Job]]) -> None:
+    """Do the jobs layer by layer: llama.cpp stops at the layers that a batch changes."""
+    before, total = 0, sum(len(of_layer) for of_layer in jobs.values())
+    with model.patched() as patched:
+        for of_layer in jobs.values():
+            for done in patched.decode(model.clean, of_layer):
+                model.worker.progress(before + done, total)
+            before += len(of_layer)
+
+
+def _keep(
+    kept: Distributions,
+    window: int,
+    nll: NDArray[np.float64] | None,
+    kld: NDArray[np.float64] | None,
+    logits: Values,
+) -> None:
+    found = kept.compare(window, logits)
+    for into, values in zip((nll, kld), found, strict=True):
+        if into is not None:
+            into[:] = values
+
+
+def _check_heads(model: _Measurement, heads: Sequence[Head]) -> None:
+    unknown = sorted(set(heads) - set(model.layout.all))
+    if unknown:
+        raise EngineError(
+            f"{model.name} has no head {unknown[0][1]} in a layer {unknown[0][0]}.",
+            "Compare heads of models of the same shape.",
+        )
+
+
+def _pairs(heads: Sequence[Head]) -> NDArray[np.int64]:
+    return np.array(heads, dtype=np.int64).reshape(-1, 2)
+
+
+def _check_memory(needed: int, what: str) -> None:
+    if needed > _MOST_BYTES:
+        raise CorpusError(
+            f"{what} would take {needed / 1e9:.1f} GB of memory, the limit is {_MOST_BYTES / 1e9:.1f} GB.",
+            "Use fewer --gguf-head-windows.",
+        )

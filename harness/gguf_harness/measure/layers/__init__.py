@@ -1,0 +1,1 @@
+"""Hidden states of layers: what they hold, what they add, and what goes without them."""

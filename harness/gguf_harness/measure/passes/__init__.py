@@ -1,0 +1,1 @@
+"""Passes over a corpus: perplexity, and divergence from the reference."""

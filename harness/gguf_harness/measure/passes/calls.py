@@ -1,0 +1,325 @@
+"""Passes over the corpus, a decode of each subject for all tests that ask."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from gguf_harness.errors import HarnessError
+from gguf_harness.inputs.subjects import Subject
+from gguf_harness.measure.measurement import ARRAYS, Files, Job, Measurement
+from gguf_harness.measure.passes.logprobs import logprob_bytes
+from gguf_harness.measure.passes.tasks import (
+    CorpusText,
+    PassRequest,
+    check_room,
+    has_codes,
+    reference_shape,
+    run_candidate_pass,
+    run_mixture_pass,
+    run_reference_pass,
+)
+from gguf_harness.metrics.windows import EarlyDecisions, decided_so_far, window_means
+from gguf_harness.store.arrays import Arrays
+
+if TYPE_CHECKING:
+    from gguf_harness.inputs.corpora import Corpus
+    from gguf_harness.measure.core import Core
+    from gguf_harness.metrics.windows import WindowLimit
+    from gguf_harness.store.cache import Entry
+
+__all__ = ["CorpusPass", "Mixture", "TextRead"]
+
+_REFERENCE: Final = Measurement("passes/reference", 2, run_reference_pass, "windows", ARRAYS)
+_CANDIDATE: Final = Measurement("passes/candidate", 2, run_candidate_pass, "windows", ARRAYS)
+_FLOOR: Final = Measurement("passes/floor", 2, run_candidate_pass, "windows", ARRAYS)
+_MIXTURE: Final = Measurement("passes/mixture", 2, run_mixture_pass, "windows", ARRAYS)
+_LOGPROBS: Final[Files[Arrays]] = Files("log-probabilities", has_codes)
+
+_FLOOR_WINDOWS: Final = 4
+"""Windows of the noise floor: a check of llama.cpp and the machine, which shows in any text, and not a measurement."""
+_CURVE_POINTS: Final = 401
+
+
+@dataclass(frozen=True, slots=True)
+class Mixture:
+    """A model whose files are there only while it is decoded.
+
+    Attributes:
+        label: for the line of progress.
+        sha256: hash of what it is made of.
+        worker: name of the worker process that decodes it, the same for many mixtures.
+        written: writes the files, and removes them at the end of the block.
+    """
+
+    label: str
+    sha256: str
+    worker: str
+    written: Callable[[], contextlib.AbstractContextManager[Sequence[Path]]]
+
+
+@dataclass(slots=True)
+class TextRead:
+    """What became known of the corpus while it was read, for those who say more than its numbers.
+
+    Attributes:
+        text_bytes: of the text.
+        windows: how many the text has; None until a pass was made.
+        window_bytes: of a window's log-probabilities; 0 where none are kept.
+        beyond: by subject, what is to be said of numbers that were measured beyond its context.
+        early: by subject and metric, what a pass decided on its way, with --gguf-until-decided.
+    """
+
+    text_bytes: int = 0
+    windows: int | None = None
+    window_bytes: int = 0
+    beyond: dict[str, str] = field(default_factory=dict)
+    early: EarlyDecisions = field(default_factory=dict)
+
+
+class CorpusPass:
+    """Decodes the corpus, once per subject however many tests ask.
+
+    Args:
+        core: measures.
+        corpus: the text.
+        reference: what candidates are compared with; None where there is nothing to compare with, or it has an error.
+        divergence: some test compares a candidate with the reference: its distributions are kept.
+        limits: what stops a candidate's pass once all of it is decided; none for all windows.
+        text: takes what becomes known of the corpus.
+    """
+
+    def __init__(
+        self,
+        core: Core,
+        corpus: Corpus,
+        reference: Subject | None = None,
+        *,
+        divergence: bool = False,
+        limits: tuple[WindowLimit, ...] = (),
+        text: TextRead | None = None,
+    ) -> None:
+        self.corpus = corpus
+        self._core = core
+        self._reference = reference
+        self._divergence = divergence
+        self._limits = limits
+        self._text = text or TextRead()
+
+    def __call__(self, model: Subject, *, against: Subject | None = None, windows_of: Arrays | None = None) -> Arrays:
+        """Per-token values of a subject, each [windows, scored tokens].
+
+        Args:
+            model: the subject to decode.
+            against: the reference to compare with.
+            windows_of: values of a candidate: only its windows. With --gguf-until-decided these are not all; without,
+                it changes nothing.
+
+        Returns:
+            nll (nats) and top (token ids); with `against` also kld and kld_reverse (nats); and window, [windows]: which
+            windows of the text these are. They are drawn from all of it (--gguf-windows).
+        """
+        self._warn_beyond_context(model)
+        if against is not None:
+            arrays = self._compared(model, against)
+            self._keep_curve(model.name, arrays)
+        else:
+            arrays = self._alone(model)
+        if windows_of is not None and len(windows_of["nll"]) < len(arrays["nll"]):
+            # A pass that stopped early has the first windows of the same order.
+            arrays = {name: arrays[name][: len(windows_of["nll"])] for name in ("nll", "top", "window")}
+        return arrays
+
+    def floor(self, reference: Subject) -> tuple[Arrays, Arrays]:
+        """The reference with one window a batch and a smaller physical batch, against itself: what differs is noise.
+
+        Returns:
+            (per-token values of the second decode, those of the first on the same windows).
+        """
+        settings, options = reference.settings, self._core.options
+        other = replace(
+            settings,
+            n_batch=min(settings.n_ctx, settings.n_batch),
+            n_ubatch=max(8, min(settings.n_ubatch, settings.n_ctx) // 2),
+        )
+        chunks = min(_FLOOR_WINDOWS, options.chunks or _FLOOR_WINDOWS)
+        job = self._against(_FLOOR, replace(reference, settings=other), reference, chunks)
+        floor = self._core.measure(replace(job, label=f"noise floor of {reference.name}"))
+        base = self.reference(reference, logprobs=True)
+        return floor, {name: base[name][: len(floor["nll"])] for name in ("nll", "top")}
+
+    def reference(self, model: Subject, *, logprobs: bool) -> Arrays:
+        """Nll and top token of every scored token; see `run_reference_pass`.
+
+        Args:
+            model: the subject to decode.
+            logprobs: also keep its distributions, for candidates to be compared with.
+        """
+        return self._core.measure(self._by_itself(model, logprobs=logprobs))
+
+    def candidate(self, model: Subject, reference: Subject) -> Arrays:
+        """nll, top token and divergence in both directions of every scored token; see `run_candidate_pass`."""
+        return self._core.measure(self._against(_CANDIDATE, model, reference, self._core.options.chunks, self._limits))
+
+    def mixture(self, mixture: Mixture, of: Subject, reference: Subject, chunks: int) -> Arrays:
+        """A mixture of a candidate and its reference on the first windows of the pass; see `run_candidate_pass`.
+
+        Args:
+            mixture: what is decoded.
+            of: the subject that it is a mixture of, and is run like.
+            reference: what it is compared with.
+            chunks: number of windows.
+        """
+        job = self._against(_MIXTURE, of, reference, chunks)
+        written: list[Path] = []
+
+        @contextlib.contextmanager
+        def around() -> Iterator[None]:
+            with mixture.written() as files:
+                written[:] = files
+                yield
+
+        def arguments(entry: Entry) -> tuple[object, ...]:
+            request, *rest = job.arguments(entry)
+            return replace(request, model=mixture.label, files=tuple(written)), *rest
+
+        return self._core.measure(
+            replace(
+                job,
+                label=f"{mixture.label} on {self.corpus.name}",
+                key=job.key | {"model": mixture.sha256},
+                arguments=arguments,
+                subjects=(),
+                around=around,
+                worker=lambda: self._core.shared_worker(mixture.worker),
+            )
+        )
+
+    # -- jobs -------------------------------------------------------------------------------------------------------
+
+    def _by_itself(self, model: Subject, *, logprobs: bool) -> Job[Arrays]:
+        options = self._core.options
+
+        def prepare(entry: Entry) -> None:
+            # Room for a reference's log-probabilities, or an error before anything is decoded.
+            request = self._request(model, options.chunks, entry)
+            shape = self._core.shared_worker(model.model.name).call(reference_shape, None, request)
+            check_room(shape, options.logprobs_limit, "--gguf-logprobs-limit")
+            check_room(shape, options.cache_limit, "--gguf-cache-limit")
+            self._core.cache.make_room(logprob_bytes(*shape), entry)
+
+        return Job(
+            _REFERENCE,
+            f"{model.name} on {self.corpus.name}",
+            self._key(model, options.chunks),
+            lambda entry: (self._request(model, options.chunks, entry), logprobs, options.logprobs_limit),
+            subjects=(model,),
+            files=_LOGPROBS if logprobs else None,
+            prepare=prepare if logprobs else None,
+        )
+
+    def _against(
+        self,
+        measurement: Measurement[Arrays],
+        model: Subject,
+        reference: Subject,
+        chunks: int | None,
+        limits: tuple[WindowLimit, ...] = (),
+    ) -> Job[Arrays]:
+        base_job = self._by_itself(reference, logprobs=True)
+        base = self._core.entry(base_job)
+        key = self._key(model, chunks) | {"reference": base.digest}
+        if limits:
+            # In whatever order a file of gates has them.
+            key["until_decided"] = sorted((asdict(limit) for limit in limits), key=str)
+        more = (limits,) if measurement is not _MIXTURE else ()
+        return Job(
+            measurement,
+            f"{model.name} on {self.corpus.name}",
+            key,
+            lambda entry: (self._request(model, chunks, entry), base.folder, base.arrays_file, *more),
+            subjects=(model,),
+            reads=base_job,
+        )
+
+    def _key(self, model: Subject, chunks: int | None) -> dict[str, object]:
+        about = {"corpus": self.corpus.sha256, "chunks": chunks, "windows": self._core.options.windows}
+        return self._core.key(model) | about
+
+    def _request(self, model: Subject, chunks: int | None, entry: Entry) -> PassRequest:
+        return PassRequest(
+            model=model.name,
+            files=model.files,
+            settings=model.settings,
+            corpus=CorpusText(self.corpus.name, self.corpus.text),
+            chunks=chunks,
+            folder=entry.folder,
+            key=entry.digest,
+            order=self._core.options.windows,
+        )
+
+    # -- what the run is told ---------------------------------------------------------------------------------------
+
+    def _compared(self, model: Subject, reference: Subject) -> Arrays:
+        options, notes = self._core.options, self._core.notes
+        arrays = self.candidate(model, reference)
+        if not self._limits:
+            self._describe(arrays)
+        if options.save_baseline is None and not self._limits:
+            return arrays
+        base = self.reference(reference, logprobs=True)
+        same = {name: base[name][: len(arrays["nll"])] for name in ("nll", "top")}
+        if options.save_baseline is not None:
+            means = window_means(arrays, same) | {"window": arrays["window"]}
+            notes.add_arrays(model.name, "window_means", "Means of windows, for a baseline.", means)
+        if self._limits and model.name not in self._text.early:
+            self._describe(base)
+            self._text.early[model.name] = decided_so_far(self._limits, arrays, same)
+            notes.add_early(model.name, len(arrays["nll"]), len(base["nll"]), options.ctx)
+        return arrays
+
+    def _alone(self, model: Subject) -> Arrays:
+        is_reference = self._reference is not None and model.name == self._reference.name
+        if self._divergence and not is_reference and self._reference is not None:
+            try:
+                # The comparison that other tests ask for has these values too: decode once.
+                return self._compared(model, self._reference)
+            except HarnessError:
+                pass  # no reason to go without a perplexity, if this model itself is sound
+        arrays = self.reference(model, logprobs=self._divergence and is_reference)
+        self._describe(arrays)
+        return arrays
+
+    def _describe(self, arrays: Arrays) -> None:
+        (windows, scored), available = arrays["nll"].shape, int(arrays["available"].item())
+        options = self._core.options
+        taken = {"windows": windows, "available": available, "order": options.windows, "n_ctx": options.ctx}
+        counts = {"tokens": windows * options.ctx, "scored_tokens": windows * scored}
+        self._core.notes.set("corpus", self.corpus.to_json() | taken | counts)
+        keeps = self._divergence and self._reference is not None
+        vocabulary = self._reference.info.n_vocab if keeps and self._reference is not None else None
+        text = self._text
+        text.windows, text.window_bytes = available, logprob_bytes(1, scored, vocabulary or 0)
+        text.text_bytes = len(self.corpus.text)
+
+    def _warn_beyond_context(self, model: Subject) -> None:
+        """Measured all the same, as was asked for; whoever reads the numbers is told."""
+        n_ctx, trained = model.settings.n_ctx, model.info.n_ctx_train
+        if model.settings.beyond_context and trained and n_ctx > trained:
+            said = f"measured in windows of {n_ctx} tokens, and trained on {trained}: numbers beyond that mean little"
+            self._text.beyond[model.name] = said
+            self._core.notes.warn(f"{model.name}: {said}.")
+
+    def _keep_curve(self, model: str, arrays: Arrays) -> None:
+        shares = np.linspace(0, 1, _CURVE_POINTS)
+        self._core.notes.add_arrays(
+            model,
+            "kld_quantiles",
+            "Quantiles of KL(reference || candidate) per token, in nats.",
+            {"q": shares, "kld": np.quantile(arrays["kld"].astype(np.float64), shares)},
+        )

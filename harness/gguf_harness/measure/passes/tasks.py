@@ -1,0 +1,338 @@
+"""A pass: one decode of a model over a corpus, for whatever observers are there. Runs in a worker.
+
+Progress is kept on disk every few seconds: a killed pass resumes at the window where it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gguf_harness.engine.lanes import Lanes, count_lanes
+from gguf_harness.engine.settings import SessionSettings, WindowOrder
+from gguf_harness.errors import CorpusError, FilesLost, VocabularyMismatch
+from gguf_harness.measure.passes.logprobs import LogprobReader, LogprobWriter, logprob_bytes
+from gguf_harness.measure.passes.observers import DivergenceObserver, Observer, ReferenceObserver
+from gguf_harness.measure.prompt_inputs import check_context
+from gguf_harness.metrics.windows import WindowLimit, decided_so_far
+from gguf_harness.store.arrays import Arrays, load_arrays, save_arrays
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from gguf_harness.engine.model import Model, Tokens
+    from gguf_harness.engine.worker import WorkerContext
+
+__all__ = [
+    "CODES_FILE",
+    "MIN_WINDOWS",
+    "CorpusText",
+    "PassRequest",
+    "check_room",
+    "cut_windows",
+    "has_codes",
+    "reference_shape",
+    "require_windows",
+    "run_candidate_pass",
+    "run_mixture_pass",
+    "run_reference_pass",
+    "window_order",
+]
+
+CODES_FILE: Final = "logprobs.u16"
+_PARTIAL_FILE: Final = "partial.npz"
+_SAVE_EVERY_S: Final = 10.0
+MIN_WINDOWS: Final = 2
+"""A single one would have no error."""
+
+
+@dataclass(frozen=True, slots=True)
+class CorpusText:
+    """A corpus as it is sent to a worker."""
+
+    name: str
+    text: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class PassRequest:
+    """What to decode, and where to keep the progress.
+
+    Attributes:
+        model: name for error messages.
+        files: the GGUF file or its splits.
+        settings: how to run it; `n_ctx` is the window.
+        corpus: the text.
+        chunks: number of windows, None for all.
+        folder: where partial results and log-probabilities go; belongs to this pass alone.
+        key: hash of what the pass depends on: partial results of another are not continued.
+        order: which windows come first.
+    """
+
+    model: str
+    files: tuple[Path, ...]
+    settings: SessionSettings
+    corpus: CorpusText
+    chunks: int | None
+    folder: Path
+    key: str = ""
+    order: WindowOrder = "sampled"
+
+
+def reference_shape(worker: WorkerContext, request: PassRequest) -> tuple[int, int, int]:
+    """(windows, scored tokens of each, vocabulary) of a reference's pass: what its log-probabilities are sized by."""
+    model = worker.model(request.files, request.settings.n_gpu_layers)
+    windows = len(cut_windows(model.tokenize(request.corpus.text), request)["window"])
+    return windows, _scored(request.settings.n_ctx), model.vocabulary.n_tokens
+
+
+def check_room(shape: tuple[int, int, int], limit: int, option: str) -> None:
+    """Make sure, before anything is decoded, that a reference's log-probabilities fit.
+
+    Args:
+        shape: (windows, scored tokens of each, vocabulary).
+        limit: most bytes that they may take.
+        option: what sets the limit.
+
+    Raises:
+        CorpusError: they do not; with the number of windows that would.
+    """
+    windows, scored, vocabulary = shape
+    size = logprob_bytes(*shape)
+    if size > limit:
+        fit = limit // logprob_bytes(1, scored, vocabulary)
+        fewer = f"Use --gguf-chunks={fit} or less, or raise {option}." if fit >= MIN_WINDOWS else f"Raise {option}."
+        raise CorpusError(
+            f"The reference's log-probabilities would take {_gigabytes(size)} ({windows} windows x {scored} tokens"
+            f" x {vocabulary} entries x 2 bytes), {option} is {_gigabytes(limit)}.",
+            fewer,
+        )
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / 1e9:.2f} GB" if size >= 10**8 else f"{size / 1e6:.3g} MB"
+
+
+def _scored(n_ctx: int) -> int:
+    """Tokens of a window that are scored: those with at least half a window before them, as llama-perplexity does."""
+    return n_ctx - 1 - n_ctx // 2
+
+
+def run_reference_pass(worker: WorkerContext, request: PassRequest, keep_logprobs: bool, limit_bytes: int) -> Arrays:
+    """Decode the corpus and keep, per scored token, nll and top token; with `keep_logprobs` also the distributions.
+
+    Returns:
+        nll and top, [windows, scored tokens]; tokens, [windows, n_ctx]; window, [windows], which of the text's windows
+        these are, and available, [1], how many it has; with log-probabilities also scale and total, [windows, scored
+        tokens], and vocabulary, [1]. The codes themselves are in `request.folder`.
+    """
+    model = worker.model(request.files, request.settings.n_gpu_layers)
+    check_context(model, request.model, request.settings)
+    cut = cut_windows(model.tokenize(request.corpus.text), request)
+    windows = cut["tokens"].astype(np.int32)
+    shape = (len(windows), _scored(request.settings.n_ctx))
+    vocabulary = model.vocabulary.n_tokens
+    writer = None
+    if keep_logprobs:
+        check_room((*shape, vocabulary), limit_bytes, "--gguf-logprobs-limit")
+        writer = LogprobWriter(request.folder / CODES_FILE, (*shape, vocabulary))
+        if not writer.continues:
+            # Of the windows that were done, the log-probabilities are gone.
+            (request.folder / _PARTIAL_FILE).unlink(missing_ok=True)
+    observer = ReferenceObserver(shape, vocabulary, request.settings.threads, count_lanes(request.settings), writer)
+    try:
+        _decode(worker, model, request, windows, observer)
+    finally:
+        if writer is not None:
+            writer.close()
+    return {**observer.arrays, **cut, "vocabulary": np.array([vocabulary], dtype=np.int64)}
+
+
+def run_candidate_pass(
+    worker: WorkerContext,
+    request: PassRequest,
+    reference: Path,
+    arrays_file: Path,
+    limits: Sequence[WindowLimit] = (),
+) -> Arrays:
+    """Decode the reference's windows, in its order, and compare with its distributions, token by token.
+
+    With limits, the pass stops as soon as all of them are decided.
+
+    Args:
+        worker: that the task runs in.
+        request: the candidate.
+        reference: folder of the reference's pass, with its codes.
+        arrays_file: the reference's arrays.
+        limits: what is to be decided; none to decode all windows.
+
+    Returns:
+        nll, top, kld and kld_reverse, each [windows, scored tokens]; window, [windows], and available, [1], as the
+        reference's: these are its first windows.
+    """
+    base = load_arrays(arrays_file)
+    vocabulary = int(base["vocabulary"].item())
+    model = worker.model(request.files, request.settings.n_gpu_layers)
+    if model.vocabulary.n_tokens != vocabulary:
+        raise VocabularyMismatch(
+            f"{request.model} computes logits of {model.vocabulary.n_tokens} tokens, its reference of {vocabulary}.",
+            "Compare models that share a vocabulary.",
+        )
+    check_context(model, request.model, request.settings)
+    scales = base["scale"].astype(np.float32)
+    reader = LogprobReader(reference / CODES_FILE, scales, base["total"].astype(np.float32), vocabulary)
+    windows = base["tokens"][: request.chunks].astype(np.int32)
+    shape = (len(windows), scales.shape[1])
+    observer = DivergenceObserver(shape, vocabulary, request.settings.threads, count_lanes(request.settings), reader)
+
+    def decided(done: int) -> bool:
+        so_far = {name: array[:done] for name, array in observer.arrays.items()}
+        same = {name: base[name][:done] for name in ("nll", "top")}
+        return done >= MIN_WINDOWS and None not in decided_so_far(limits, so_far, same).values()
+
+    done = _decode(worker, model, request, windows, observer, decided if limits else None)
+    arrays = {name: array[:done] for name, array in observer.arrays.items()}
+    return arrays | {"window": base["window"][:done], "available": base["available"]}
+
+
+def run_mixture_pass(worker: WorkerContext, request: PassRequest, reference: Path, arrays_file: Path) -> Arrays:
+    """The same for a model whose files go afterwards: it is closed, for what is mapped keeps its place on the disk."""
+    try:
+        return run_candidate_pass(worker, request, reference, arrays_file)
+    finally:
+        worker.close()
+
+
+def has_codes(folder: Path, arrays: Arrays) -> bool:
+    """Whether the distributions of a reference's pass are (still) there, whole."""
+    if "total" not in arrays:
+        return False
+    expected = 2 * arrays["scale"].size * int(arrays["vocabulary"].item())
+    try:
+        return (folder / CODES_FILE).stat().st_size == expected
+    except OSError:
+        return False
+
+
+def cut_windows(tokens: Tokens, request: PassRequest) -> Arrays:
+    """Windows of a text, without overlap and the tail dropped, as llama-perplexity cuts them; the first of an order.
+
+    Returns:
+        tokens, [windows, n_ctx]; window, [windows], which of the text's windows these are; available, [1], how many it
+        has.
+
+    Raises:
+        CorpusError: fewer than two windows, or fewer than asked for.
+    """
+    n_ctx = request.settings.n_ctx
+    available = require_windows(request.corpus.name, len(tokens), n_ctx, request.chunks)
+    window = window_order(available, request.corpus.text, request.order)[: request.chunks]
+    return {
+        "tokens": tokens[: available * n_ctx].reshape(available, n_ctx)[window],
+        "window": window,
+        "available": np.array([available], dtype=np.int64),
+    }
+
+
+def require_windows(name: str, tokens: int, n_ctx: int, chunks: int | None) -> int:
+    """How many windows a text of so many tokens has.
+
+    Args:
+        name: of the text.
+        tokens: in the model's vocabulary.
+        n_ctx: tokens of a window.
+        chunks: how many are asked for; None for all.
+
+    Raises:
+        CorpusError: fewer than two windows, or fewer than asked for.
+    """
+    available = tokens // n_ctx
+    if available < MIN_WINDOWS:
+        raise CorpusError(
+            f"Corpus {name!r} has {tokens} tokens in this vocabulary, expected at least {MIN_WINDOWS * n_ctx} (two"
+            f" windows of {n_ctx}).",
+            "Use a longer text, or a smaller --gguf-ctx.",
+        )
+    if chunks is not None and chunks > available:
+        raise CorpusError(
+            f"Corpus {name!r} has {available} windows of {n_ctx} tokens, --gguf-chunks asks for {chunks}.",
+            f"Use --gguf-chunks={available} or less, a longer text, or a smaller --gguf-ctx.",
+        )
+    return available
+
+
+def window_order(available: int, text: bytes, order: WindowOrder) -> NDArray[np.int64]:
+    """[available]: the windows of a text in the order in which they are taken.
+
+    "sampled" is a fixed permutation, so that its first windows are a random sample of the whole text and a longer run's
+    are more of the same: windows sorted by the hash of the text's hash and their number. Neighbouring windows resemble
+    each other, and a text's first pages are no sample of it. It is the same for all vocabularies and versions of numpy.
+    """
+    if order == "first":
+        return np.arange(available, dtype=np.int64)
+    seed = hashlib.sha256(text).digest()
+    keys = {window: hashlib.sha256(seed + window.to_bytes(8, "little")).digest() for window in range(available)}
+    return np.array(sorted(keys, key=keys.__getitem__), dtype=np.int64)
+
+
+def _decode(
+    worker: WorkerContext,
+    model: Model,
+    request: PassRequest,
+    windows: Tokens,
+    observer: Observer,
+    decided: Callable[[int], bool] | None = None,
+) -> int:
+    """Decode windows in their order until all are done, or `decided` says so of the first ones; how many are done."""
+    from gguf_harness.engine.context import Context
+
+    partial = request.folder / _PARTIAL_FILE
+    count = count_lanes(request.settings)
+    settings = request.settings.lane(count)
+    start, total, size = _resume(partial, observer, request.key), len(windows), settings.n_seq
+
+    def measure(context: Context, group: range) -> int:
+        for block in context.score(windows, group.start, group.stop):
+            observer.observe(block)
+        return group.stop
+
+    done = start
+    worker.progress(done, total)
+    with Lanes(count, lambda: Context(model, settings)) as lanes:
+        saved = time.monotonic()
+        for done in lanes.map(measure, [range(first, min(first + size, total)) for first in range(start, total, size)]):
+            worker.progress(done, total)
+            if time.monotonic() - saved > _SAVE_EVERY_S:
+                save_arrays(partial, {**observer.arrays, "done": np.array([done]), "key": np.array([request.key])})
+                saved = time.monotonic()
+            if decided is not None and decided(done):
+                break
+    partial.unlink(missing_ok=True)
+    return done
+
+
+def _resume(partial: Path, observer: Observer, key: str) -> int:
+    """Windows that an earlier, killed pass finished; their values go into the observer.
+
+    None where what is there is damaged, or of another pass.
+    """
+    try:
+        stored = load_arrays(partial)
+        done, of = int(stored.pop("done").item()), str(stored.pop("key").item())
+    except (FilesLost, KeyError, ValueError):
+        return 0
+    kept, wanted = (
+        {name: (array.shape, array.dtype) for name, array in arrays.items()} for arrays in (stored, observer.arrays)
+    )
+    if of != key or kept != wanted:
+        return 0
+    for name, array in stored.items():
+        observer.arrays[name][...] = array
+    return done

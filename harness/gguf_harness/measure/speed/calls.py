@@ -1,0 +1,172 @@
+"""What is timed: speed and memory of a subject, and what clients of its server see."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final
+
+from gguf_harness.engine.server import Server
+from gguf_harness.errors import HarnessError
+from gguf_harness.measure.measurement import Job, Measurement, as_json
+from gguf_harness.measure.speed.served import ServedResult, measure_served
+from gguf_harness.measure.speed.side_by_side import SpeedRequest, SpeedResult, Timed, fit_together, measure_speed
+from gguf_harness.metrics.timings import describe_disturbance
+
+if TYPE_CHECKING:
+    from gguf_harness.engine.settings import ServedRequest
+    from gguf_harness.engine.worker import ProgressCallback
+    from gguf_harness.inputs.ladder import PlannedSubject
+    from gguf_harness.inputs.subjects import Subject
+    from gguf_harness.measure.core import Core
+
+__all__ = ["Served", "Servers", "Speed"]
+
+
+def _time(show: ProgressCallback, ours: Timed, theirs: Timed | None, request: SpeedRequest) -> SpeedResult:
+    both = [timed for timed in (ours, theirs) if timed is not None]
+    in_turns = fit_together(both, on_gpu=request.settings.n_gpu_layers != 0)
+    return measure_speed(ours, theirs, request, show, in_turns=in_turns)
+
+
+def _serve(show: ProgressCallback, servers: Servers, model: Subject, request: ServedRequest) -> ServedResult:
+    with servers.started(model) as server:
+        return measure_served(server, request, show)
+
+
+_SPEED: Final = Measurement(
+    "speed/speed", 2, _time, "repetitions", as_json(SpeedResult.to_json, SpeedResult.from_json),
+    runs="in the session", exclusive=True, keep=lambda result: not result.is_disturbed,
+)  # fmt: skip
+_SERVED: Final = Measurement(
+    "speed/served", 2, _serve, "requests", as_json(ServedResult.to_json, ServedResult.from_json),
+    runs="in the session", exclusive=True, keep=lambda result: not result.is_disturbed,
+)  # fmt: skip
+"""What was disturbed is not kept: the next session measures it again."""
+
+
+class Speed:
+    """Timings and memory of subjects, in a process of their own, in turns with the reference's.
+
+    Args:
+        core: measures.
+        reference: what subjects are timed beside; None where there is none.
+    """
+
+    def __init__(self, core: Core, reference: PlannedSubject | None = None) -> None:
+        self._core = core
+        self._reference = reference
+
+    def __call__(self, model: Subject) -> SpeedResult:
+        """Speed and memory of a subject; from the cache if they are there."""
+        reference = None
+        if self._reference is not None and self._reference.name != model.name:
+            reference = self._core.sound(self._reference)
+        result = self.beside(model, reference)
+        for doubt in _doubts(result):
+            self._core.notes.warn(f"{model.name}: {doubt}")
+        return result
+
+    def beside(self, model: Subject, reference: Subject | None = None) -> SpeedResult:
+        """Speed and memory beside a reference's, for their ratio.
+
+        A reference that cannot be timed by itself leaves the subject alone.
+        """
+        if reference is not None:
+            try:
+                self.beside(reference)
+            except HarnessError:
+                reference = None
+        options = self._core.options
+        request = SpeedRequest(model.settings, options.pp, options.tg, options.repetitions)
+        key: dict[str, Any] = {
+            "model": model.sha256,
+            "settings": request.bench.to_json(),
+            "reference": reference.sha256 if reference else None,
+            "reference_settings": replace(request, settings=reference.settings).bench.to_json() if reference else None,
+            "pp": request.n_prompt,
+            "tg": request.n_gen,
+            "repetitions": request.repetitions,
+            "engine": self._core.llama_cpp.key,
+            "machine": self._core.machine_key,
+        }
+        ours, theirs = self._timed(model), self._timed(reference) if reference else None
+        label = f"speed of {model.name}" + (f" beside {reference.name}" if reference else "")
+        return self._core.measure(Job(_SPEED, label, key, lambda _: (ours, theirs, request), subjects=(model,)))
+
+    def _timed(self, model: Subject) -> Timed:
+        return Timed(model.files, lambda: self._core.new_worker(model.model.name), model.settings)
+
+
+def _doubts(result: SpeedResult) -> Iterator[str]:
+    """What cannot be said of a model's speed, and why."""
+    names = {"pp": "prompt speed", "tg": "generation speed", "load": "load time"}
+    own = [test for test in names if result.timings[test].doubt]
+    beside = [test for test in names if test not in own and result.timings[test].theirs]
+    ratios = [test for test in beside if result.timings[test].ratio_doubt]
+    for tests, what, mark in ((own, "ratio, claim or gate on", " (marked ?)"), (ratios, "ratio or claim on", "")):
+        if not tests:
+            continue
+        timings = [result.timings[test] for test in tests]
+        reason = describe_disturbance([use for timing in timings for use in timing.uses])
+        again = ". The next run measures it again" if reason else ""
+        about = " and ".join(names[test] for test in tests)
+        yield f"no {what} its {about}{mark}: {reason or timings[0].doubt or timings[0].ratio_doubt}{again}"
+
+
+class Servers:
+    """Running servers of subjects, behind an OpenAI-compatible API.
+
+    Args:
+        core: starts them.
+    """
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+
+    def __call__(self, model: Subject) -> Server:
+        """A running server; until that of another subject is asked for, or a timing needs the machine for itself."""
+        self._core.stop_worker()
+        return self._core.servers.get(model.name, lambda: self.started(model))
+
+    def started(self, model: Subject) -> Server:
+        """A server of its own, to be closed by the caller."""
+        options = self._core.options
+        return Server(
+            model.name,
+            model.files,
+            self._core.log(f"{model.name}.server"),
+            options.server_settings,
+            binary=options.llama_server,
+            gpu=options.gpu,
+            timeout_s=options.timeout_s,
+        )
+
+
+class Served:
+    """What clients of a server see: throughput and latency.
+
+    Args:
+        core: measures.
+        servers: start the server.
+    """
+
+    def __init__(self, core: Core, servers: Servers) -> None:
+        self._core = core
+        self._servers = servers
+
+    def __call__(self, model: Subject) -> ServedResult:
+        """Throughput and latency under several clients, of a server of its own; from the cache if they are there."""
+        options = self._core.options
+        request = options.served_request
+        key = {
+            "model": model.sha256,
+            "settings": options.server_settings.to_json(),
+            "request": request.to_json(),
+            "engine": self._core.llama_cpp.key,
+            "server": self._core.llama_cpp.build_hash(options.llama_server) if options.llama_server else None,
+            "machine": self._core.machine_key,
+        }
+        label = f"{model.name}, {request.concurrency} clients"
+        job = Job(_SERVED, label, key, lambda _: (self._servers, model, request), subjects=(model,))
+        return self._core.measure(job)

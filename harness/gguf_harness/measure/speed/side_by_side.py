@@ -1,0 +1,268 @@
+"""Speed of a model beside its reference's. Runs in the session's process, with a worker for each of both.
+
+Both models stay loaded and are timed in turns, reference first, then candidate first (ABBA), so that what changes
+slowly on the machine meets both alike; the reference once more at the end. Where memory does not hold both, the
+reference is timed before and after.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Self
+
+import psutil
+
+from gguf_harness.engine.gpu import free_memory
+from gguf_harness.measure.speed.tasks import (
+    Memory,
+    SpeedTest,
+    bench_settings,
+    read_memory,
+    start_bench,
+    timed_decode,
+    timed_load,
+)
+from gguf_harness.metrics.timings import Repetition, Timing, Use
+
+if TYPE_CHECKING:
+    from gguf_harness.engine.settings import SessionSettings
+    from gguf_harness.engine.worker import ProgressCallback, Worker
+
+__all__ = [
+    "SpeedRequest",
+    "SpeedResult",
+    "Timed",
+    "fit_together",
+    "measure_speed",
+    "now",
+    "repeat_undisturbed",
+    "timing_from_json",
+]
+
+_TESTS: Final[tuple[SpeedTest, ...]] = ("load", "pp", "tg")
+_SLOW_LOAD_S: Final = 3.0
+_SLOW_LOADS: Final = 2
+"""Loads that are timed where one takes longer than 3 s: fewer have no error."""
+_LEAST_PAUSE_S, _MOST_PAUSE_S = 0.25, 2.0
+"""Before a disturbed repetition is taken again; doubled each time, so that what lasts a moment has passed."""
+_HEADROOM: Final = 1.25
+"""Memory over the size of the files that two loaded models need: caches, compute buffers, what else runs."""
+
+
+@dataclass(frozen=True, slots=True)
+class SpeedRequest:
+    """What to time.
+
+    Attributes:
+        settings: threads, batches, attention and cache types; the context is sized by the test as llama-bench does.
+        n_prompt: tokens of the prompt-processing test.
+        n_gen: tokens of the generation test.
+        repetitions: how many undisturbed ones are wanted of each test; up to twice as many are taken.
+    """
+
+    settings: SessionSettings
+    n_prompt: int
+    n_gen: int
+    repetitions: int
+
+    @property
+    def bench(self) -> SessionSettings:
+        """Settings of the sessions."""
+        return bench_settings(self.settings, max(self.n_prompt, self.n_gen))
+
+
+@dataclass(frozen=True, slots=True)
+class SpeedResult:
+    """Timings and memory of a model.
+
+    Attributes:
+        timings: of "load" (seconds), "pp" and "tg" (tokens per second).
+        memory: what it takes.
+        measured: when, in UTC to the second.
+    """
+
+    timings: dict[str, Timing]
+    memory: Memory
+    measured: str
+
+    @property
+    def is_disturbed(self) -> bool:
+        """Whether measuring again might bring what is missing here."""
+        return any(
+            use.is_disturbed
+            for timing in self.timings.values()
+            if timing.doubt or (timing.theirs and timing.ratio_doubt)
+            for use in timing.uses
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """A dictionary of JSON types only."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Self:
+        """What `to_json` made."""
+        timings = {test: timing_from_json(timing) for test, timing in value["timings"].items()}
+        return cls(timings, Memory(**value["memory"]), value["measured"])
+
+
+def timing_from_json(value: dict[str, Any]) -> Timing:
+    """A timing of JSON types."""
+    repetitions = {
+        name: tuple(Repetition(part["value"], Use(**part["use"])) for part in value[name])
+        for name in ("ours", "theirs", "again")
+    }
+    return Timing(wanted=value["wanted"], in_turns=value["in_turns"], **repetitions)
+
+
+def now() -> str:
+    """The moment in UTC, to the second."""
+    return datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+@dataclass(frozen=True, slots=True)
+class Timed:
+    """A model to time: its files, how to start a worker for it, and how it is run, if not as the request says."""
+
+    files: tuple[Path, ...]
+    open_worker: Callable[[], contextlib.AbstractContextManager[Worker]]
+    settings: SessionSettings | None = None
+
+
+def fit_together(models: Sequence[Timed], *, on_gpu: bool) -> bool:
+    """Whether memory holds all of some models at once."""
+    needed = _HEADROOM * sum(file.stat().st_size for model in models for file in model.files)
+    if on_gpu and (free := free_memory()) is not None and needed > free:
+        return False
+    return needed <= min(psutil.virtual_memory().available, _container_memory())
+
+
+def _container_memory(cgroup: Path = Path("/sys/fs/cgroup")) -> float:
+    """Bytes that a container may still take, what it has read from files not counted; infinite without a limit."""
+    with contextlib.suppress(OSError, ValueError, StopIteration):
+        limit, current = (int((cgroup / f"memory.{name}").read_text(encoding="ascii")) for name in ("max", "current"))
+        lines = (cgroup / "memory.stat").read_text(encoding="ascii").splitlines()
+        files = next(int(line.split()[1]) for line in lines if line.startswith("file "))
+        return limit - current + files
+    return math.inf
+
+
+def measure_speed(
+    ours: Timed, theirs: Timed | None, request: SpeedRequest, progress: ProgressCallback, *, in_turns: bool = True
+) -> SpeedResult:
+    """Time loading, prompt processing and generation of a model, and read the memory that it took.
+
+    Args:
+        ours: the model.
+        theirs: its reference; None to time a model alone.
+        request: what to time.
+        progress: called with repetitions (done, total).
+        in_turns: whether both may be loaded at once; otherwise the reference is timed before and after.
+    """
+    count = 1 if theirs is None else 2 if in_turns else 3
+    steps = _Steps(progress, count * len(_TESTS) * request.repetitions)
+    if theirs is None or in_turns:
+        with _opened(ours, request, steps) as bench, contextlib.ExitStack() as stack:
+            other = stack.enter_context(_opened(theirs, request, steps)) if theirs is not None else None
+            timings: dict[str, Timing] = {test: _in_turns(bench, other, test, request.repetitions) for test in _TESTS}
+            return SpeedResult(timings, bench.memory(), now())
+    before = _timed_alone(theirs, request, steps)
+    with _opened(ours, request, steps) as bench:
+        mine = {test: _in_turns(bench, None, test, request.repetitions) for test in _TESTS}
+        memory = bench.memory()
+    after = _timed_alone(theirs, request, steps)
+    compared: dict[str, Timing] = {
+        test: Timing(min(alone.wanted, before[test].wanted), alone.ours, before[test].ours, after[test].ours, False)
+        for test, alone in mine.items()
+    }
+    return SpeedResult(compared, memory, now())
+
+
+def repeat_undisturbed(wanted: int, take: Callable[[int], bool]) -> bool:
+    """Repeat until enough repetitions are undisturbed, at most twice as often as that; whether there are enough.
+
+    Args:
+        wanted: undisturbed repetitions.
+        take: called with the number of the repetition; whether it was undisturbed.
+    """
+    undisturbed, pause = 0, _LEAST_PAUSE_S
+    for turn in range(2 * wanted):
+        if turn >= wanted:
+            time.sleep(pause)
+            pause = min(2 * pause, _MOST_PAUSE_S)
+        undisturbed += take(turn)
+        if undisturbed == wanted or wanted - undisturbed > 2 * wanted - turn - 1:  # done, or out of reach
+            break
+    return undisturbed == wanted
+
+
+class _Steps:
+    """Counts repetitions for the progress bar."""
+
+    def __init__(self, progress: ProgressCallback, total: int) -> None:
+        self._progress, self._total, self._done = progress, total, 0
+        progress(0, total)
+
+    def step(self) -> None:
+        self._done = min(self._done + 1, self._total)
+        self._progress(self._done, self._total)
+
+
+class _Bench:
+    """A loaded model in its worker."""
+
+    def __init__(self, worker: Worker, files: tuple[Path, ...], request: SpeedRequest, steps: _Steps) -> None:
+        self._worker, self._files, self._request, self._steps = worker, files, request, steps
+        self._before, first_load_s = worker.call(start_bench, None, files, request.bench)
+        self.loads = _SLOW_LOADS if first_load_s > _SLOW_LOAD_S else request.repetitions
+
+    def repeat(self, test: SpeedTest) -> Repetition:
+        files, settings = self._files, self._request.bench
+        if test == "load":
+            repetition = self._worker.call(timed_load, None, files, settings)
+        else:
+            tokens = self._request.n_prompt if test == "pp" else self._request.n_gen
+            repetition = self._worker.call(timed_decode, None, files, settings, test, tokens)
+        self._steps.step()
+        return repetition
+
+    def memory(self) -> Memory:
+        return self._worker.call(read_memory, None, self._files, self._request.bench, self._before)
+
+
+@contextlib.contextmanager
+def _opened(timed: Timed, request: SpeedRequest, steps: _Steps) -> Iterator[_Bench]:
+    with timed.open_worker() as worker:
+        yield _Bench(worker, timed.files, replace(request, settings=timed.settings or request.settings), steps)
+
+
+def _timed_alone(timed: Timed, request: SpeedRequest, steps: _Steps) -> dict[SpeedTest, Timing]:
+    with _opened(timed, request, steps) as bench:
+        return {test: _in_turns(bench, None, test, request.repetitions) for test in _TESTS}
+
+
+def _in_turns(ours: _Bench, theirs: _Bench | None, test: SpeedTest, wanted: int) -> Timing:
+    """Repetitions until enough of them, or pairs, are undisturbed; at most twice as many as are wanted."""
+    if test == "load":
+        wanted = min(wanted, *(bench.loads for bench in (ours, theirs) if bench is not None))
+    benches = [ours] if theirs is None else [theirs, ours]
+    taken: dict[int, list[Repetition]] = {id(bench): [] for bench in benches}
+
+    def take(turn: int) -> bool:
+        for bench in benches if turn % 2 == 0 else benches[::-1]:
+            taken[id(bench)].append(bench.repeat(test))
+        return not any(some[-1].use.is_disturbed for some in taken.values())
+
+    is_complete = repeat_undisturbed(wanted, take)
+    if theirs is None:
+        return Timing(wanted, tuple(taken[id(ours)]))
+    again = [theirs.repeat(test)]
+    if again[0].use.is_disturbed and is_complete:
+        again.append(theirs.repeat(test))
+    return Timing(wanted, tuple(taken[id(ours)]), tuple(taken[id(theirs)]), tuple(again))

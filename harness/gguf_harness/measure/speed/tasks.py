@@ -1,0 +1,192 @@
+"""Speed and memory in llama-bench's way: tasks of a worker of its own, so that nothing else counts in.
+
+As tools/llama-bench of llama.cpp does it: pp decodes `n_prompt` random tokens in batches, tg decodes `n_gen` random
+tokens one by one, both from an empty cache, after a warm-up; speed is tokens over wall time. `side_by_side` repeats
+them, in turns with the reference. A repetition of a small model is several of them, so that it can be told who else
+used the machine meanwhile.
+"""
+
+from __future__ import annotations
+
+import random
+import resource
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Literal
+
+import numpy as np
+import psutil
+
+from gguf_harness.engine.gpu import process_memory
+from gguf_harness.engine.settings import SessionSettings
+from gguf_harness.measure.speed.machine_use import Watch
+from gguf_harness.metrics.timings import Repetition
+
+if TYPE_CHECKING:
+    from gguf_harness.engine.context import Context
+    from gguf_harness.engine.worker import WorkerContext
+
+__all__ = [
+    "Memory",
+    "SpeedTest",
+    "bench_settings",
+    "decode_prompt",
+    "decode_singly",
+    "peak_resident",
+    "read_memory",
+    "start_bench",
+    "timed_decode",
+    "timed_load",
+]
+
+SpeedTest = Literal["pp", "tg", "load"]
+
+_LEAST_S: Final = 0.2
+"""Shortest repetition. Linux counts others' time in ticks of 10 ms: with a tick lost at each end, others that take a
+tenth of a core are seen from 0.2 s on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What a model takes.
+
+    Attributes:
+        resident_bytes: peak resident memory of the worker less what it held before the model was loaded.
+        vram_bytes: GPU memory of this process; None without an NVIDIA GPU.
+        weights_bytes: model buffers, as llama.cpp reports them; None where it does not.
+        kv_cache_bytes: KV cache buffers.
+        compute_bytes: compute buffers.
+    """
+
+    resident_bytes: int
+    vram_bytes: int | None
+    weights_bytes: int | None
+    kv_cache_bytes: int | None
+    compute_bytes: int | None
+
+
+def start_bench(worker: WorkerContext, files: Sequence[Path], settings: SessionSettings) -> tuple[int, float]:
+    """Load a model: (resident bytes before it, seconds that the load took)."""
+    before = psutil.Process().memory_info().rss
+    start = time.perf_counter()
+    worker.context(files, settings)
+    return before, time.perf_counter() - start
+
+
+def timed_decode(
+    worker: WorkerContext,
+    files: Sequence[Path],
+    settings: SessionSettings,
+    test: SpeedTest,
+    tokens: int,
+    least_s: float = _LEAST_S,
+) -> Repetition:
+    """One repetition of pp or tg, in tokens per second, after a warm-up of one token."""
+    context, numbers = worker.context(files, settings), random.Random(0)  # noqa: S311 - any tokens will do
+    decode = decode_prompt if test == "pp" else decode_singly
+    context.clear()
+    # The other model of a pair has had the caches meanwhile.
+    decode_singly(context, 1, numbers)
+    on_gpu = _offloads(settings)
+    watch = Watch(settings.threads, on_gpu=on_gpu, computes=not on_gpu)
+    repetition = _repeated(context.clear, lambda: decode(context, tokens, numbers), watch, least_s)
+    return Repetition(tokens / repetition.value, repetition.use)
+
+
+def timed_load(
+    worker: WorkerContext, files: Sequence[Path], settings: SessionSettings, least_s: float = _LEAST_S
+) -> Repetition:
+    """One repetition of loading the model and creating a context, in seconds; the files were read before."""
+    watch = Watch(settings.threads, on_gpu=_offloads(settings))
+    return _repeated(worker.close, lambda: worker.context(files, settings), watch, least_s)
+
+
+def _offloads(settings: SessionSettings) -> bool:
+    from gguf_harness.engine.model import offloads
+
+    return offloads(settings.n_gpu_layers)
+
+
+def _repeated(prepare: Callable[[], object], run: Callable[[], object], watch: Watch, least_s: float) -> Repetition:
+    """Mean seconds of runs that follow each other until they have taken `least_s`; what prepares them is not timed."""
+    timed, runs = 0.0, 0
+    while timed < least_s or not runs:
+        prepare()
+        start = time.perf_counter()
+        run()
+        timed += time.perf_counter() - start
+        runs += 1
+    return Repetition(timed / runs, watch.stop())
+
+
+def read_memory(worker: WorkerContext, files: Sequence[Path], settings: SessionSettings, before: int) -> Memory:
+    """What the model has taken at most, once everything was timed.
+
+    Args:
+        worker: that the task runs in.
+        files: of the model.
+        settings: as it was timed.
+        before: resident bytes before it was loaded.
+    """
+    memory = worker.context(files, settings).memory
+    return Memory(
+        resident_bytes=max(0, peak_resident() - before),
+        vram_bytes=process_memory(),
+        weights_bytes=memory.weights,
+        kv_cache_bytes=memory.kv_cache,
+        compute_bytes=memory.compute,
+    )
+
+
+def bench_settings(settings: SessionSettings, length: int) -> SessionSettings:
+    """One sequence, just long enough: llama-bench's n_ctx = n_prompt + n_gen + n_depth, one test at a time."""
+    return SessionSettings(
+        n_ctx=length,
+        n_batch=min(settings.n_batch, length),
+        n_ubatch=settings.n_ubatch,
+        threads=settings.threads,
+        flash_attention=settings.flash_attention,
+        cache_type_k=settings.cache_type_k,
+        cache_type_v=settings.cache_type_v,
+        n_gpu_layers=settings.n_gpu_layers,
+    )
+
+
+def decode_prompt(context: Context, length: int, numbers: random.Random) -> None:
+    """llama-bench's test_prompt: random tokens in batches, logits of the last of each."""
+    vocabulary = context.model.vocabulary
+    tokens = np.array([numbers.randrange(vocabulary.n_tokens) for _ in range(length)], dtype=np.int32)
+    if vocabulary.add_bos:
+        tokens[0] = vocabulary.bos
+    for start in range(0, length, context.settings.n_batch):
+        part = tokens[start : start + context.settings.n_batch]
+        positions = np.arange(start, start + len(part), dtype=np.int32)
+        outputs = np.zeros(len(part), dtype=np.bool_)
+        outputs[-1] = True
+        context.decode(part, positions, np.zeros_like(positions), outputs)
+
+
+def decode_singly(context: Context, length: int, numbers: random.Random) -> None:
+    """llama-bench's test_gen: random tokens one by one, with the logits of each."""
+    vocabulary = context.model.vocabulary
+    zero, wanted = np.zeros(1, dtype=np.int32), np.ones(1, dtype=np.bool_)
+    token = vocabulary.bos if vocabulary.add_bos else numbers.randrange(vocabulary.n_tokens)
+    for position in range(length):
+        context.decode(np.array([token], dtype=np.int32), zero + position, zero, wanted)
+        token = numbers.randrange(vocabulary.n_tokens)
+
+
+def peak_resident() -> int:
+    """Most resident memory that this process has had, in bytes.
+
+    On Linux not from getrusage: its maximum survives exec, and would be that of the process that started this one.
+    """
+    status = Path("/proc/self/status")
+    if status.is_file():
+        line = next(line for line in status.read_text(encoding="ascii").splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,1 @@
+"""Continuations of prompts, and what the reference says of them."""

@@ -1,0 +1,197 @@
+"""Texts that models write, once per subject however many tests ask, and what the reference says of them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, Final
+
+from gguf_harness.errors import HarnessError, ModelError, NoPrompt, PromptError
+from gguf_harness.measure.measurement import Job, Measurement, as_json
+from gguf_harness.measure.texts import comparison, tasks
+from gguf_harness.measure.texts.comparison import ComparedTexts, text_pair
+from gguf_harness.measure.texts.tasks import Generation, Generations, TextScore
+from gguf_harness.metrics.text import TextPair
+
+if TYPE_CHECKING:
+    from gguf_harness.engine.worker import ProgressCallback
+    from gguf_harness.inputs.prompts import Prompt, PromptSet
+    from gguf_harness.inputs.subjects import Subject
+    from gguf_harness.measure.core import Core
+
+__all__ = ["Texts"]
+
+_SHOWN_CHARACTERS: Final = 2000
+
+
+def _scores_to_json(scores: dict[str, TextScore]) -> dict[str, Any]:
+    return {prompt: asdict(score) for prompt, score in scores.items()}
+
+
+def _scores_from_json(stored: dict[str, Any]) -> dict[str, TextScore]:
+    return {prompt: TextScore(**score) for prompt, score in stored.items()}
+
+
+_GENERATIONS: Final[Measurement[Generations]] = Measurement(
+    "texts/generations", 2, tasks.generate_texts, "prompts",
+    as_json(tasks.generations_to_json, tasks.generations_from_json),
+)  # fmt: skip
+_SCORES: Final = Measurement(
+    "texts/scores", 2, tasks.score_texts, "prompts", as_json(_scores_to_json, _scores_from_json)
+)
+
+
+def _compare(show: ProgressCallback, of: Generations, to: Generations, scores: dict[str, TextScore]) -> ComparedTexts:
+    compared = comparison.compare_generations(of, to, scores)
+    show(1, 1)
+    return compared
+
+
+_COMPARED: Final = Measurement(
+    "texts/compared", 2, _compare, "steps", as_json(ComparedTexts.to_json, comparison.compared_from_json),
+    runs="in the session",
+)  # fmt: skip
+
+
+class Texts:
+    """Continuations of a set of prompts, greedy.
+
+    Args:
+        core: measures.
+        prompts: what is continued.
+    """
+
+    def __init__(self, core: Core, prompts: PromptSet) -> None:
+        self._core = core
+        self._prompts = prompts
+        self._told: set[str] = set()
+
+    def __call__(self, model: Subject, prompt: Prompt) -> Generation:
+        """How a subject continues a prompt.
+
+        Raises:
+            PromptError: the model cannot have this prompt.
+        """
+        continued = self._all(model)[prompt.id]
+        if isinstance(continued, PromptError):
+            raise continued.with_traceback(None)
+        return continued
+
+    def compare(self, candidate: Subject, reference: Subject, prompt: Prompt) -> TextPair:
+        """A candidate's continuation of a prompt beside the reference's.
+
+        Raises:
+            PromptError: one of both cannot have this prompt.
+            ModelError: their chat templates made different prompts of it.
+            NoPrompt: none of the prompts can be compared.
+        """
+        problems = self._problems(candidate, reference)
+        if prompt.id in problems:
+            raise problems[prompt.id].with_traceback(None)
+        own, other = self(reference, prompt), self(candidate, prompt)
+        score = self.scores(candidate, reference)[prompt.id]
+        return text_pair(own, other, score)
+
+    def compare_all(
+        self, candidate: Subject, reference: Subject
+    ) -> tuple[dict[str, TextPair], dict[str, HarnessError]]:
+        """All prompts by id: (those that can be compared, those that cannot and why)."""
+        problems = self._problems(candidate, reference)
+        left = [prompt for prompt in self._prompts.prompts if prompt.id not in problems]
+        return {prompt.id: self.compare(candidate, reference, prompt) for prompt in left}, dict(problems)
+
+    def compared(self, candidate: Subject, reference: Subject) -> ComparedTexts:
+        """All texts by every metric of texts, prompt by prompt and together.
+
+        Raises:
+            NoPrompt: none of the prompts can be compared.
+        """
+        self._problems(candidate, reference)
+        # The digest of the scores stands for both models' texts as well.
+        scores = self._core.entry(self._scores(candidate, reference)).digest
+        key = {"scores": scores, "metrics": comparison.text_metrics_key()}
+
+        def arguments(_: object) -> tuple[Generations, Generations, dict[str, TextScore]]:
+            return self.generations(reference), self.generations(candidate), self.scores(candidate, reference)
+
+        return self._core.measure(Job(_COMPARED, f"scores of texts of {candidate.name}", key, arguments))
+
+    def generations(self, model: Subject) -> Generations:
+        """How a subject continues each prompt, or why it cannot; see `generate_texts`."""
+        return self._core.measure(self._generations(model))
+
+    def scores(self, candidate: Subject, reference: Subject) -> dict[str, TextScore]:
+        """What the reference says of a candidate's texts, for all prompts that both were given alike."""
+        return self._core.measure(self._scores(candidate, reference))
+
+    def _scores(self, candidate: Subject, reference: Subject) -> Job[dict[str, TextScore]]:
+        of, under = (self._core.entry(self._generations(each)).digest for each in (candidate, reference))
+
+        def arguments(_: object) -> tuple[tasks.ScoreRequest]:
+            texts = tasks.continuations(self.generations(reference), self.generations(candidate))
+            return (tasks.ScoreRequest(reference.files, reference.settings, texts),)
+
+        label = f"texts of {candidate.name} under {reference.name}"
+        return Job(_SCORES, label, {"of": of, "under": under}, arguments, subjects=(reference,))
+
+    def _generations(self, model: Subject) -> Job[Generations]:
+        limit = self._core.options.gen_tokens
+        request = tasks.GenerateRequest(model.name, model.files, model.settings, self._prompts.prompts, limit)
+        key = self._core.key(model) | {"prompts": self._prompts.sha256, "tokens": limit}
+        return Job(_GENERATIONS, f"texts of {model.name}", key, lambda _: (request,), subjects=(model,))
+
+    def _problems(self, candidate: Subject, reference: Subject) -> dict[str, HarnessError]:
+        """Why prompts cannot be compared; where none can, that is no matter of single prompts."""
+        key = ("text problems", candidate.name, reference.name, self._prompts.sha256)
+        return self._core.once(key, lambda: self._find_problems(candidate, reference))
+
+    def _find_problems(self, candidate: Subject, reference: Subject) -> dict[str, HarnessError]:
+        problems: dict[str, HarnessError] = {}
+        own, other = self._all(reference), self._all(candidate)
+        for prompt in self._prompts.prompts:
+            ours, theirs = own[prompt.id], other[prompt.id]
+            if isinstance(ours, PromptError):
+                problems[prompt.id] = ours
+            elif isinstance(theirs, PromptError):
+                problems[prompt.id] = theirs
+            elif ours.prompt_tokens != theirs.prompt_tokens:
+                # No matter of this prompt: the files differ in more than their weights.
+                problems[prompt.id] = ModelError(
+                    f"Prompt {prompt.id!r}: the chat templates of {candidate.name} and {reference.name} make different"
+                    " prompts of it.",
+                    "Give both files the same template: texts are compared where only the weights differ.",
+                )
+        if len(problems) == len(self._prompts.prompts):
+            first = problems[self._prompts.prompts[0].id]
+            raise NoPrompt(
+                f"None of the {len(problems)} prompts can be compared between {candidate.name} and {reference.name}."
+                f" {first.message}",
+                first.hint,
+            )
+        return problems
+
+    def _all(self, model: Subject) -> Generations:
+        generations, notes = self.generations(model), self._core.notes
+        if model.name in self._told:
+            return generations
+        refused = [each for each in generations.values() if isinstance(each, PromptError)]
+        if len(refused) == len(generations):
+            message = f"None of the {len(generations)} prompts can be given to {model.name}. {refused[0].message}"
+            raise NoPrompt(message, refused[0].hint)
+        notes.warn_of_prompts(model.name, [each.message for each in refused], len(generations))
+        notes.set("prompts", self._prompts.to_json() | {"tokens": self._core.options.gen_tokens})
+        notes.add_texts(model.name, [_row(prompt, generations[prompt.id]) for prompt in self._prompts.prompts])
+        self._told.add(model.name)
+        return generations
+
+
+def _row(prompt: Prompt, generation: Generation | PromptError) -> dict[str, object]:
+    """What run.json keeps of a continuation."""
+    given = prompt.plain()
+    if len(given) > _SHOWN_CHARACTERS:
+        given = f"{given[:_SHOWN_CHARACTERS]}… ({len(given)} characters)"
+    row: dict[str, object] = {"prompt": prompt.id, "given": given, "text": None, "tokens": None, "templated": None}
+    if isinstance(generation, PromptError):
+        return row | {"problem": generation.message}
+    return row | {
+        "text": generation.text, "tokens": len(generation.tokens), "templated": generation.templated, "problem": None
+    }  # fmt: skip

@@ -1,0 +1,274 @@
+"""Greedy continuations of prompts, and what the reference makes of a candidate's. Runs in a worker.
+
+Prompts stand alone, each in an empty context: what one is continued with does not depend on the others.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gguf_harness.engine.lanes import Lanes, count_lanes
+from gguf_harness.engine.settings import SessionSettings
+from gguf_harness.errors import EngineError, PromptError
+from gguf_harness.inputs.prompts import Prompt
+from gguf_harness.measure.prompt_inputs import prompt_inputs
+from gguf_harness.metrics.kernels.log_softmax import log_softmax
+
+if TYPE_CHECKING:
+    from gguf_harness.engine.context import Context
+    from gguf_harness.engine.model import Model, Tokens
+    from gguf_harness.engine.worker import WorkerContext
+
+__all__ = [
+    "Continuation",
+    "GenerateRequest",
+    "Generation",
+    "Generations",
+    "ScoreRequest",
+    "TextScore",
+    "continuations",
+    "first_difference",
+    "generate_texts",
+    "generations_from_json",
+    "generations_to_json",
+    "score_texts",
+]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateRequest:
+    """What to continue.
+
+    Attributes:
+        model: name for error messages.
+        files: the GGUF file or its splits.
+        settings: how to run it; the context is made as long as the prompts need.
+        prompts: with distinct ids.
+        limit: most tokens to generate for each.
+    """
+
+    model: str
+    files: tuple[Path, ...]
+    settings: SessionSettings
+    prompts: tuple[Prompt, ...]
+    limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """How a model continues a prompt.
+
+    Attributes:
+        prompt_tokens: the prompt, as the model was given it.
+        tokens: what it chose, up to the end of its text or the limit.
+        logprobs: log-probability of each, in nats.
+        text: the tokens as text; a character that was cut off at the end is shown as U+FFFD.
+        end: the end-of-generation token that it chose last; None where the limit ended the text.
+        templated: whether a chat went through the model's own template; None for a prompt that is no chat.
+    """
+
+    prompt_tokens: list[int]
+    tokens: list[int]
+    logprobs: list[float]
+    text: str
+    end: int | None
+    templated: bool | None
+
+    @property
+    def chosen(self) -> list[int]:
+        """All tokens that the model chose, the end included."""
+        return self.tokens if self.end is None else [*self.tokens, self.end]
+
+
+Generations = dict[str, Generation | PromptError]
+"""By prompt: how a model continues it, or why it cannot."""
+
+
+@dataclass(frozen=True, slots=True)
+class Continuation:
+    """Two continuations of a prompt: the tokens that reference and candidate chose, ends included.
+
+    Attributes:
+        prompt: the prompt's tokens.
+        text: how many of the candidate's tokens are text: its end is none.
+    """
+
+    prompt: tuple[int, ...]
+    reference: tuple[int, ...]
+    candidate: tuple[int, ...]
+    text: int
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreRequest:
+    """Texts of a candidate, by prompt, for the reference to score."""
+
+    files: tuple[Path, ...]
+    settings: SessionSettings
+    texts: dict[str, Continuation]
+
+
+@dataclass(frozen=True, slots=True)
+class TextScore:
+    """What the reference says of a candidate's text.
+
+    Attributes:
+        nll: negative log-likelihood of each of its tokens, in nats, given the prompt and the tokens before it.
+        gap: where the continuations part, the probability of the reference's token less that of the candidate's. Below
+            0 by rounding at most: tokens are chosen one by one and scored in batches. None where they do not part.
+    """
+
+    nll: list[float]
+    gap: float | None
+
+
+def generate_texts(worker: WorkerContext, request: GenerateRequest) -> Generations:
+    """Continue all prompts greedily.
+
+    Raises:
+        EngineError: the model cannot generate at all.
+    """
+    model = worker.model(request.files, request.settings.n_gpu_layers)
+    inputs, problems = prompt_inputs(model, request.model, request.prompts, request.limit, request.settings)
+    longest = max((len(tokens) for tokens, _ in inputs.values()), default=0) + request.limit
+
+    def generate(context: Context, prompt: str) -> Generation:
+        tokens, templated = inputs[prompt]
+        return _generate(context, tokens, request.limit, templated)
+
+    done = _side_by_side(worker, model, request.settings, longest, list(inputs), generate)
+    found: Generations = {**problems, **done}
+    return {prompt.id: found[prompt.id] for prompt in request.prompts}
+
+
+def score_texts(worker: WorkerContext, request: ScoreRequest) -> dict[str, TextScore]:
+    """Decode each prompt with the candidate's text behind it, and look the candidate's tokens up."""
+    model = worker.model(request.files, request.settings.n_gpu_layers)
+    longest = max((len(text.prompt) + text.text for text in request.texts.values()), default=0)
+
+    def score(context: Context, prompt: str) -> TextScore:
+        return _score(context, request.texts[prompt])
+
+    return _side_by_side(worker, model, request.settings, longest, list(request.texts), score)
+
+
+def continuations(reference: Generations, candidate: Generations) -> dict[str, Continuation]:
+    """What there is to score: all prompts that both continued, and that came to the same tokens for both."""
+    found = {}
+    for prompt, own in reference.items():
+        other = candidate[prompt]
+        if isinstance(own, PromptError) or isinstance(other, PromptError) or own.prompt_tokens != other.prompt_tokens:
+            continue
+        text = len(other.tokens)
+        found[prompt] = Continuation(tuple(own.prompt_tokens), tuple(own.chosen), tuple(other.chosen), text)
+    return found
+
+
+def generations_to_json(generations: Generations) -> dict[str, Any]:
+    """A dictionary of JSON types only."""
+    return {
+        prompt: {"problem": [found.message, found.hint]} if isinstance(found, PromptError) else asdict(found)
+        for prompt, found in generations.items()
+    }
+
+
+def generations_from_json(value: Mapping[str, Any]) -> Generations:
+    """What `generations_to_json` made."""
+    return {
+        prompt: PromptError(*found["problem"]) if "problem" in found else Generation(**found)
+        for prompt, found in value.items()
+    }
+
+
+def first_difference(first: Sequence[int], second: Sequence[int]) -> int | None:
+    """Where two sequences part; None where they do not, or one only ends before the other."""
+    return next((i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), None)
+
+
+# -- decoding ---------------------------------------------------------------------------------------------------------
+
+
+def _fitting(settings: SessionSettings, length: int) -> SessionSettings:
+    """One sequence, just long enough."""
+    length = max(length, 1)
+    return replace(settings, n_ctx=length, n_batch=min(settings.n_batch, length))
+
+
+def _side_by_side(
+    worker: WorkerContext,
+    model: Model,
+    settings: SessionSettings,
+    length: int,
+    prompts: list[str],
+    work: Callable[[Context, str], T],
+) -> dict[str, T]:
+    """Results by prompt, from contexts of the loaded model that hold one sequence of this length each."""
+    from gguf_harness.engine.context import Context
+
+    count = count_lanes(settings)
+    settings = replace(_fitting(settings, length), threads=settings.threads // count)
+    # At least one, so that what cannot be opened at all is an error also where there is nothing to decode.
+    with Lanes(max(1, min(count, len(prompts))), lambda: Context(model, settings)) as lanes:
+        return dict(zip(prompts, lanes.map(work, prompts, worker.progress), strict=True))
+
+
+def _generate(context: Context, prompt: Tokens, limit: int, templated: bool | None) -> Generation:
+    tokens: list[int] = []
+    logprobs: list[float] = []
+    for token in context.generate(prompt, limit):
+        tokens.append(token)
+        # Still the logits that this token was chosen from: the next decode comes when the next token is asked for.
+        logprobs.append(float(_log_softmax(context.output_logits(1)[0])[token]))
+    end = int(_log_softmax(context.output_logits(1)[0]).argmax()) if len(tokens) < limit else None
+    text = context.model.detokenize(tokens).decode("utf-8", "replace")
+    return Generation(prompt.tolist(), tokens, logprobs, text, end, templated)
+
+
+def _score(context: Context, text: Continuation) -> TextScore:
+    parted = first_difference(text.reference, text.candidate)
+    nll: list[float] = []
+    gap = None
+    for position, logprobs in enumerate(_teacher_forced(context, text.prompt, text.candidate[: text.text])):
+        if position < text.text:
+            nll.append(-float(logprobs[text.candidate[position]]))
+        if position == parted:
+            own, other = (math.exp(logprobs[tokens[position]]) for tokens in (text.reference, text.candidate))
+            gap = own - other
+    return TextScore(nll, gap)
+
+
+def _teacher_forced(context: Context, prompt: Sequence[int], text: Sequence[int]) -> Iterator[NDArray[np.float64]]:
+    """[vocabulary] log-probabilities of the first token of a text, and so on, to those of the one after its last."""
+    context.clear()
+    tokens = np.array([*prompt, *text], dtype=np.int32)
+    for start in range(0, len(tokens), context.settings.n_batch):
+        part = tokens[start : start + context.settings.n_batch]
+        positions = np.arange(start, start + len(part), dtype=np.int32)
+        outputs = positions >= len(prompt) - 1
+        context.decode(part, positions, np.zeros_like(positions), outputs)
+        if outputs.any():
+            yield from map(_log_softmax, context.output_logits(int(outputs.sum())))
+
+
+def _log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    """[vocabulary] log-probabilities in float64.
+
+    Raises:
+        EngineError: logits that are NaN or infinite.
+    """
+    logprobs = log_softmax(logits)
+    if np.isnan(logprobs).any():
+        raise EngineError(
+            "The model computes NaN or infinity while it generates.",
+            "Such a file is broken for use as well; quantize it again, or try another KV-cache type.",
+        )
+    return logprobs

@@ -1,0 +1,1 @@
+"""Weights beside the reference's, and what each group of tensors costs."""

@@ -1,1 +1,0 @@
-"""What fixtures and the API call, a module for each capability."""
