@@ -15,8 +15,8 @@ import numpy as np
 import psutil
 import pytest
 
+from gguf_harness.analytics.analyses import Setup, _computing, neighbors_task, project_task
 from gguf_harness.analytics.neighbors import plan_blocks
-from gguf_harness.analytics.tasks import Setup, _computing, neighbors_task, project_task
 from gguf_harness.engine.worker import Worker, WorkerContext
 from gguf_harness.errors import AnalyticsError, EngineCrashed, NoData, OptionError
 from gguf_harness.inputs.options import Options, read_options

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gguf_harness.analytics.analyses import Setup, cka_task, project_task
 from gguf_harness.analytics.backend import can_accelerate, choose_gpu, count_visible, versions
-from gguf_harness.analytics.tasks import Setup, cka_task, project_task
 from gguf_harness.engine.worker import Worker
 from gguf_harness.errors import AnalyticsError, OptionError
 

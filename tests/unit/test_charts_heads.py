@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gguf_harness.report.charts.heads import head_charts
+from gguf_harness.report.charts.head_charts import head_charts
 from gguf_harness.report.data import RunView
 from gguf_harness.report.html import write_html
 from gguf_harness.store.arrays import save_arrays

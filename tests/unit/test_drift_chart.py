@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from gguf_harness.report.charts import build_charts
-from gguf_harness.report.charts.drift import drift_charts
+from gguf_harness.report.charts.drift_charts import drift_charts
 from gguf_harness.report.data import RunView
 from gguf_harness.store.arrays import save_arrays
 from tests.unit.test_report import HOSTILE, STORED

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from gguf_harness.metrics.registry import METRICS
-from gguf_harness.report.charts.embeddings import embedding_charts
+from gguf_harness.report.charts.embedding_charts import embedding_charts
 from gguf_harness.report.data import RunView
 from gguf_harness.report.html import write_html
 from gguf_harness.store.arrays import save_arrays

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from gguf_harness.engine.machine import describe_machine, identify_machine
-from gguf_harness.engine.tasks import build_files, ggml_environment, identify_engine
+from gguf_harness.engine.worker_tasks import build_files, ggml_environment, identify_engine
 from gguf_harness.store.file_hashes import hash_files
 
 CPU = {"name": "CPU", "description": "AMD EPYC 7763", "memory_bytes": 16 * 2**30}

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gguf_harness.report.charts.layers import layers_charts
+from gguf_harness.report.charts.layers_charts import layers_charts
 from gguf_harness.report.data import RunView
 from gguf_harness.store.arrays import save_arrays
 

@@ -12,7 +12,7 @@ from multiprocessing import Pipe
 
 import pytest
 
-from gguf_harness.analytics import tasks
+from gguf_harness.analytics import analyses as tasks
 from gguf_harness.engine.worker import WorkerContext
 from gguf_harness.pytest_plugin.progress import _new_bar
 

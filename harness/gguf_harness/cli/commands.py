@@ -233,7 +233,7 @@ def _compare(known: argparse.Namespace, _: list[str]) -> int:
 
 def _heads(known: argparse.Namespace, _: list[str]) -> int:
     from gguf_harness import api
-    from gguf_harness.report.heads import render_heads, render_matched_heads
+    from gguf_harness.report.head_summary import render_heads, render_matched_heads
 
     if len(known.models) > 2:
         raise OptionError(f"{len(known.models)} models were given.", "Give one, or two to see side by side.")
@@ -267,8 +267,8 @@ def _inspect(known: argparse.Namespace, _: list[str]) -> int:
 def _quantize(known: argparse.Namespace, _: list[str]) -> int:
     import tempfile
 
-    from gguf_harness.engine.tasks import quantize_task
     from gguf_harness.engine.worker import Worker
+    from gguf_harness.engine.worker_tasks import quantize_task
     from gguf_harness.gguf.types import parse_quants
     from gguf_harness.inputs.ladder import quantized_name
     from gguf_harness.inputs.options import default_threads

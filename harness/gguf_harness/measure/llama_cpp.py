@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from gguf_harness.engine.tasks import build_files, describe_engine, ggml_environment, identify_engine
+from gguf_harness.engine.worker_tasks import build_files, describe_engine, ggml_environment, identify_engine
 from gguf_harness.measure.measurement import Job, Measurement, as_json
 from gguf_harness.store.file_hashes import hash_files
 

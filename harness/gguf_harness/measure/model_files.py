@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from gguf_harness.engine.tasks import quantize_task
+from gguf_harness.engine.worker_tasks import quantize_task
 from gguf_harness.errors import ModelError
 from gguf_harness.inputs.models import load_info, twins
 from gguf_harness.inputs.sources import ModelSource

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from gguf_harness.engine.tasks import count_tokens
 from gguf_harness.engine.worker import Worker
+from gguf_harness.engine.worker_tasks import count_tokens
 from gguf_harness.errors import CorpusError, HarnessError
 from gguf_harness.inputs.corpora import load_corpus
 from gguf_harness.inputs.models import load_info

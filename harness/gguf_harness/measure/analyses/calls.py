@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from gguf_harness.analytics.analyses import Found
     from gguf_harness.analytics.points import Metric, Points
     from gguf_harness.analytics.results import Clustering, Neighbors, Projection, Silhouette
-    from gguf_harness.analytics.tasks import Found
     from gguf_harness.measure.core import Core
 
 __all__ = ["Analytics"]
@@ -89,9 +89,9 @@ class Analytics:
             size: of a neighborhood: UMAP's n_neighbors (15, or all others), t-SNE's perplexity (30, or a third).
             seed: of whatever is random.
         """
+        from gguf_harness.analytics.analyses import project_task
         from gguf_harness.analytics.projection import PROJECTORS
         from gguf_harness.analytics.results import Projection
-        from gguf_harness.analytics.tasks import project_task
 
         _check("method", method, PROJECTORS)
         _check("number of dimensions", dimensions, (2, 3))
@@ -121,9 +121,9 @@ class Analytics:
             metric: "euclidean" or "cosine".
             seed: of whatever is random.
         """
+        from gguf_harness.analytics.analyses import cluster_task
         from gguf_harness.analytics.clustering import CLUSTERERS
         from gguf_harness.analytics.results import Clustering
-        from gguf_harness.analytics.tasks import cluster_task
 
         _check("method", method, CLUSTERERS)
         facts, arrays = self._run(
@@ -152,8 +152,8 @@ class Analytics:
             rows: [m], whose neighbors; all if not given.
             memory: bytes that the search may take; `gguf_harness.analytics.neighbors.plan_blocks` has the formula.
         """
+        from gguf_harness.analytics.analyses import neighbors_task
         from gguf_harness.analytics.results import Neighbors
-        from gguf_harness.analytics.tasks import neighbors_task
 
         facts, arrays = self._run(
             neighbors_task, {"points": points, "rows": rows},
@@ -182,8 +182,8 @@ class Analytics:
             limit: of more points, a random sample of this size is taken.
             seed: of the sample.
         """
+        from gguf_harness.analytics.analyses import silhouette_task
         from gguf_harness.analytics.results import Silhouette
-        from gguf_harness.analytics.tasks import silhouette_task
 
         facts, arrays = self._run(
             silhouette_task, {"points": points, "labels": labels},
@@ -199,7 +199,7 @@ class Analytics:
             points: [n, d1].
             others: [n, d2], another representation of the same examples.
         """
-        from gguf_harness.analytics.tasks import cka_task
+        from gguf_harness.analytics.analyses import cka_task
 
         facts, _ = self._run(cka_task, {"points": points, "others": others}, {}, "CKA of {} points")
         return float(facts["cka"])
@@ -225,8 +225,8 @@ class Analytics:
         self, task: Callable[..., Found], inputs: dict[str, Points | None], parameters: dict[str, Any], label: str
     ) -> Found:
         """What a task finds, from the cache where it can. A failure is not kept: the next call tries again."""
+        from gguf_harness.analytics.analyses import Setup, run_task
         from gguf_harness.analytics.points import open_points
-        from gguf_harness.analytics.tasks import Setup, run_task
 
         name = task.__name__.removesuffix("_task")
         if (metric := parameters.get("metric")) is not None:

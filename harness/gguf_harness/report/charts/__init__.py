@@ -6,15 +6,15 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final
 
-from gguf_harness.report.charts.attention import attention_charts
+from gguf_harness.report.charts.attention_charts import attention_charts
 from gguf_harness.report.charts.base import Chart
-from gguf_harness.report.charts.drift import drift_charts
-from gguf_harness.report.charts.embeddings import embedding_charts
-from gguf_harness.report.charts.heads import head_charts
+from gguf_harness.report.charts.drift_charts import drift_charts
+from gguf_harness.report.charts.embedding_charts import embedding_charts
+from gguf_harness.report.charts.head_charts import head_charts
 from gguf_harness.report.charts.kept import kept_charts
-from gguf_harness.report.charts.layers import layers_charts
-from gguf_harness.report.charts.quant import quant_charts
-from gguf_harness.report.charts.weights import weight_charts
+from gguf_harness.report.charts.layers_charts import layers_charts
+from gguf_harness.report.charts.quant_charts import quant_charts
+from gguf_harness.report.charts.weight_charts import weight_charts
 from gguf_harness.report.data import RunView
 
 __all__ = ["ChartBuilder", "build_charts"]

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from gguf_harness.metrics.registry import METRICS
 from gguf_harness.report.charts.base import Chart, Figure, label, make_chart, short
-from gguf_harness.report.charts.weights import Columns, load_columns
+from gguf_harness.report.charts.weight_charts import Columns, load_columns
 from gguf_harness.report.data import Candidate, RunView, visible
 from gguf_harness.report.numbers import format_value
 
