@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gguf_harness.fixtures.baselines import BaselineCheck
+from gguf_harness.fixtures.comparing import BaselineCheck
 from gguf_harness.inputs.subjects import Subject
 from gguf_harness.measure.passes.calls import CorpusPass
 from gguf_harness.metrics.registry import compared_by_window

@@ -34,7 +34,7 @@ def test_the_wheel_owns_one_package_and_holds_everything(built: Path) -> None:
     for needed in (
         "gguf_harness/py.typed",
         "gguf_harness/suites/quant/test_perplexity.py",
-        "gguf_harness/fixtures/models.py",
+        "gguf_harness/fixtures/asked_for.py",
         "gguf_harness/fixtures/data/gates.toml",
         "gguf_harness/fixtures/data/prompts.toml",
         "gguf_harness/report/assets/report.html.j2",
