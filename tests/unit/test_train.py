@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gguf_harness.fixtures.train import text
+from gguf_harness.fixtures.train import training_text as text
 from gguf_harness.fixtures.train.batches import Batches
 from gguf_harness.fixtures.train.card import write_card
-from gguf_harness.fixtures.train.text import held_out_texts, held_out_topics, paragraphs, training_texts
 from gguf_harness.fixtures.train.tokenizer import BOS, EOS, SPECIAL, VOCABULARY, train_tokenizer
+from gguf_harness.fixtures.train.training_text import held_out_texts, held_out_topics, paragraphs, training_texts
 from gguf_harness.inputs.corpora import pydoc_topics
 from gguf_harness.inputs.models import load_info
 from gguf_harness.inputs.sources import TINY_FILE, expand
