@@ -13,7 +13,8 @@ from gguf_harness.inputs.prompts import Prompt
 from gguf_harness.inputs.sources import expand
 from gguf_harness.inputs.subjects import Subject
 from gguf_harness.measure.attention.tasks import AttentionRequest, KeptPatterns
-from gguf_harness.measure.core import Core, Progress
+from gguf_harness.measure.core import Core
+from gguf_harness.measure.measuring import Progress
 from gguf_harness.pytest_plugin.progress import SilentProgress
 from tests.command_line import parse_command_line
 

@@ -1,74 +1,37 @@
-"""The one way to measure: once in a session, from the cache where it can, in a worker process otherwise."""
+"""What measures in a session: the one way to measure, with the models and the llama.cpp that there are."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from gguf_harness.engine.machine import identify_machine
-from gguf_harness.engine.server import ServerPool
-from gguf_harness.engine.worker import ProgressCallback, Worker
-from gguf_harness.errors import FilesLost, HarnessError
+from gguf_harness.errors import HarnessError
 from gguf_harness.measure.llama_cpp import LlamaCpp
+from gguf_harness.measure.measuring import Measuring, Progress
 from gguf_harness.measure.model_files import ModelFiles
-from gguf_harness.measure.notes import NoNotes, Notes
-from gguf_harness.store.cache import Cache
-from gguf_harness.store.cache_space import cap_log
-from gguf_harness.store.paths import file_name
 
 if TYPE_CHECKING:
     from gguf_harness.inputs.ladder import PlannedSubject
     from gguf_harness.inputs.options import Options
     from gguf_harness.inputs.subjects import Subject
     from gguf_harness.measure.measurement import Job
-    from gguf_harness.store.cache import Entry
+    from gguf_harness.measure.notes import Notes
 
-__all__ = ["Core", "Progress"]
+__all__ = ["Core"]
 
 R = TypeVar("R")
-T = TypeVar("T")
-
-_OF_ANOTHER_SHAPE = (KeyError, IndexError, TypeError, ValueError, AttributeError)
-"""What reading a stored value raises where it is not what is expected."""
 
 
-class Progress(Protocol):
-    """Shows how far a piece of work is."""
-
-    def task(self, label: str, unit: str) -> contextlib.AbstractContextManager[ProgressCallback]:
-        """Show one piece of work while the block runs."""
-
-
-class Core:
-    """Measures for one session.
-
-    A failure is remembered as well: a model that makes llama.cpp abort is tried once, and every test that needs it
-    fails with the same message.
-
-    Args:
-        options: what was asked for.
-        progress: where progress is shown.
-        session: name that all processes of a session share; None for one of its own.
-        notes: takes what is to be known of the run beside its numbers.
-    """
+class Core(Measuring):
+    """Measures subjects; arguments as for `Measuring`."""
 
     def __init__(
         self, options: Options, progress: Progress, session: str | None = None, notes: Notes | None = None
     ) -> None:
-        self.options = options
-        self.progress = progress
-        self.notes: Notes = notes or NoNotes()
-        self.cache = Cache(options.cache, options.cache_limit, session)
-        self.hits = 0
-        self.misses = 0
-        self.servers = ServerPool()
-        self.models = ModelFiles(self)
+        super().__init__(options, progress, session, notes)
         self.llama_cpp = LlamaCpp(self)
-        self._done: dict[tuple[str, ...], object | HarnessError] = {}
-        self._worker: Worker | None = None
-        self._at_close: list[Callable[[], None]] = []
+        self.models = ModelFiles(self, self.llama_cpp)
 
     def subject(self, planned: PlannedSubject) -> Subject:
         """Make sure that the model of a subject is on disk: validate it, or quantize it first.
@@ -89,171 +52,22 @@ class Core:
         """What numbers that llama.cpp computes of a subject depend on: its file, how it is run, and the build."""
         return subject.key() | {"engine": self.llama_cpp.key}
 
-    # -- measuring --------------------------------------------------------------------------------------------------
-
-    def entry(self, job: Job[Any]) -> Entry:
-        """Where the result of a job lies, or will lie."""
-        return self.cache.entry(job.measurement.kind, job.measurement.version, job.key)
-
-    def measure(self, job: Job[R]) -> R:
-        """The result of a job.
-
-        Raises:
-            HarnessError: what the task raised, today or the first time that this session asked.
-        """
-        entry = self.entry(job)
-        if "engine" in job.key:
-            self.notes.set("engine", self.llama_cpp.description)
-        if not job.measurement.remembered:
-            return self._cached(job, entry)
-        what = job.files.name if job.files is not None else ""
-        return self.once(("measured", str(entry.folder), what), lambda: self._cached(job, entry))
-
-    def _cached(self, job: Job[R], entry: Entry) -> R:
-        with entry.lock():
-            self._forget_if_stale(entry)
-            stored = self._load(job, entry)
-            if stored is not None:
-                self.hits += job.measurement.counted
-                (result,) = stored
-            else:
-                self.misses += job.measurement.counted
-                result = self._measured(job, entry)
-            if job.files is not None:
-                self.cache.keep(entry)
-            return result
-
-    def _load(self, job: Job[R], entry: Entry) -> tuple[R] | None:
-        stored = entry.load()
-        if stored is None:
-            return None
-        with contextlib.suppress(*_OF_ANOTHER_SHAPE):
-            result = job.measurement.format.unpack(*stored)
-            if job.files is None or job.files.are_there(entry.folder, result):
-                return (result,)
-        return None
-
-    def _measured(self, job: Job[R], entry: Entry) -> R:
-        measured = self._run(job, entry) if job.reads is None else self._run_reading(job, job.reads, entry)
-        self.models.check_unchanged(*(subject.model for subject in job.subjects))
-        self.models.check_used()
-        if job.check is not None:
-            job.check()
-        value, arrays = job.measurement.format.pack(measured)
-        # As the next session will read it.
-        result = job.measurement.format.unpack(value, arrays or {})
-        if job.measurement.keep(result):
-            entry.save(value, arrays, job.label)
-        return result
-
-    def _run_reading(self, job: Job[R], reads: Job[Any], entry: Entry) -> R:
-        """Run a job that reads the files of another, and once more where they are gone or damaged.
-
-        Another session may have removed them, or a person.
-        """
-        base = self.entry(reads)
-        self.measure(reads)
-        before = base.stamp
-        try:
-            return self._run(job, entry)
-        except FilesLost:
-            with base.lock():
-                # Unless somebody has measured it again by now.
-                if base.stamp == before:
-                    base.remove()
-            self._done = {key: outcome for key, outcome in self._done.items() if str(base.folder) not in key}
-            self.measure(reads)
-            return self._run(job, entry)
-
-    def _run(self, job: Job[R], entry: Entry) -> R:
-        measurement = job.measurement
-        if measurement.exclusive:
-            self.close()
-        if job.prepare is not None:
-            job.prepare(entry)
-        with job.around(), contextlib.ExitStack() as stack:
-            arguments = job.arguments(entry)
-            show = stack.enter_context(self.progress.task(job.label, measurement.unit))
-            if measurement.runs == "in the session":
-                return measurement.task(show, *arguments)
-            if measurement.runs == "in its own worker":
-                worker = stack.enter_context(self.new_worker(self._worker_name(job)))
-            else:
-                worker = job.worker() if job.worker is not None else self.shared_worker(self._worker_name(job))
-            return worker.call(measurement.task, show, *arguments)
-
-    def _worker_name(self, job: Job[Any]) -> str:
-        return job.subjects[0].model.name if job.subjects else job.measurement.kind.partition("/")[0]
-
-    def _forget_if_stale(self, entry: Entry) -> None:
-        """With --gguf-fresh, what another session has stored goes, leftovers of an interrupted pass included.
-
-        What another process of the same session (`pytest -n`) has measured stays.
-        """
-        if self.options.fresh and not entry.is_of_this_session:
-            entry.remove()
-
-    def once(self, key: tuple[str, ...], work: Callable[[], T]) -> T:
-        """What `work` returned or raised the first time, in this session, that this key came."""
-        if key not in self._done:
-            try:
-                self._done[key] = work()
-            except HarnessError as error:
-                self._done[key] = error
-        outcome = self._done[key]
-        if isinstance(outcome, HarnessError):
-            # The same exception object would grow a traceback with each test that meets it.
-            raise outcome.with_traceback(None)
-        return outcome  # type: ignore[return-value]
-
-    def fail(self, key: tuple[str, ...], error: HarnessError) -> None:
-        """Have `once` raise an error for a key from now on."""
-        self._done[key] = error
-
     @property
     def machine_key(self) -> dict[str, Any]:
         """What of the machine timings depend on, for the keys of measurements."""
         return self.once(("machine key",), identify_machine)
 
-    @property
-    def entry_limit(self) -> int:
-        """Most bytes that may be stored of one reference."""
-        return min(self.options.logprobs_limit, self.options.cache_limit)
+    def measure(self, job: Job[R]) -> R:
+        """The result of a job; see `Measuring.measure`. What llama.cpp computes is of a build that the run names."""
+        if "engine" in job.key:
+            self.notes.set("engine", self.llama_cpp.description)
+        return super().measure(job)
 
-    # -- processes --------------------------------------------------------------------------------------------------
-
-    def shared_worker(self, model: str) -> Worker:
-        """The worker of a model; only one model is kept in memory."""
+    def will_read(self, model: str) -> None:
+        """Note that a worker was asked for a model."""
         self.models.use(model)
-        if self._worker is None or self._worker.label != model:
-            self.stop_worker()
-            self._worker = self.new_worker(model)
-        return self._worker
 
-    def new_worker(self, model: str) -> Worker:
-        """A worker process of its own, to be closed by the caller."""
-        self.models.use(model)
-        return Worker(model, self.log(model), gpu=self.options.gpu, timeout_s=self.options.timeout_s)
-
-    def log(self, name: str) -> Path:
-        """Where a child process logs."""
-        log = self.options.cache / "logs" / f"{file_name(name)}.log"
-        cap_log(log)
-        return log
-
-    def stop_worker(self) -> None:
-        """Stop the worker that is alive, if any."""
-        if self._worker is not None:
-            self._worker.close()
-            self._worker = None
-
-    def at_close(self, close: Callable[[], None]) -> None:
-        """Have something else stopped as well, at the end and whenever a timing needs the machine for itself."""
-        self._at_close.append(close)
-
-    def close(self) -> None:
-        """Stop the worker, the servers and whatever else is alive."""
-        self.stop_worker()
-        self.servers.close()
-        for close in self._at_close:
-            close()
+    def check_read(self, subjects: Sequence[Subject]) -> None:
+        """Refuse what was measured of files that have changed meanwhile."""
+        self.models.check_unchanged(*(subject.model for subject in subjects))
+        self.models.check_used()

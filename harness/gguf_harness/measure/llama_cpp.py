@@ -6,12 +6,13 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from gguf_harness.engine.machine import identify_machine
 from gguf_harness.engine.worker_tasks import build_files, describe_engine, ggml_environment, identify_engine
 from gguf_harness.measure.measurement import Job, Measurement, as_json
 from gguf_harness.store.file_hashes import hash_files
 
 if TYPE_CHECKING:
-    from gguf_harness.measure.core import Core
+    from gguf_harness.measure.measuring import Measuring
 
 __all__ = ["LlamaCpp"]
 
@@ -23,7 +24,7 @@ _DESCRIPTION: Final = Measurement(
 class LlamaCpp:
     """llama.cpp, described once per installation."""
 
-    def __init__(self, core: Core) -> None:
+    def __init__(self, core: Measuring) -> None:
         self._core = core
 
     @property
@@ -32,7 +33,7 @@ class LlamaCpp:
         # It names the processor and the memory: what it says holds for this machine.
         key = {
             "build": self.build_hash(),
-            "machine": self._core.machine_key,
+            "machine": identify_machine(),
             "gpu": self._core.options.gpu,
             "visible": os.environ.get("CUDA_VISIBLE_DEVICES"),
             "environment": ggml_environment(),

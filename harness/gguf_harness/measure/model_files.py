@@ -18,7 +18,8 @@ from gguf_harness.store.file_hashes import FileState, file_states, hash_files
 if TYPE_CHECKING:
     from gguf_harness.engine.worker import WorkerContext
     from gguf_harness.inputs.ladder import PlannedModel, PlannedSubject
-    from gguf_harness.measure.core import Core
+    from gguf_harness.measure.llama_cpp import LlamaCpp
+    from gguf_harness.measure.measuring import Measuring
     from gguf_harness.store.cache import Entry
 
 __all__ = ["ModelFiles"]
@@ -46,8 +47,9 @@ _QUANTIZED: Final = Measurement(
 class ModelFiles:
     """The models of a session."""
 
-    def __init__(self, core: Core) -> None:
+    def __init__(self, core: Measuring, llama_cpp: LlamaCpp) -> None:
         self._core = core
+        self._llama_cpp = llama_cpp
         self._states: dict[tuple[Path, ...], tuple[FileState | None, ...]] = {}
         self._loaded: dict[str, Model] = {}
         self._used: set[str] = set()
@@ -120,7 +122,7 @@ class ModelFiles:
             "source": source.sha256,
             "quant": quant,
             "imatrix": hash_files([imatrix], options.cache) if imatrix else None,
-            "engine": self._core.llama_cpp.key,
+            "engine": self._llama_cpp.key,
         }
         job = Job(
             _QUANTIZED,

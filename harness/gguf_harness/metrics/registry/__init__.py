@@ -19,7 +19,7 @@ from gguf_harness.metrics.registry import (
     heads,
     layers,
     perplexity,
-    served,
+    serving,
     speed,
     tensors,
     texts,
@@ -53,7 +53,7 @@ __all__ = [
 
 # Tables show their columns in this order.
 _FAMILIES: Final = (
-    files, perplexity, divergence, texts, speed, served, attention, heads, layers, embeddings, tensors,
+    files, perplexity, divergence, texts, speed, serving, attention, heads, layers, embeddings, tensors,
 )  # fmt: skip
 
 
