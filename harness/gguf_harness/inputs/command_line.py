@@ -33,6 +33,8 @@ __all__ = [
     "add_short_names",
     "given_options",
     "option_attributes",
+    "option_value",
+    "short_name",
     "with_full_names",
 ]
 
@@ -126,13 +128,34 @@ def _free_names(parser: pytest.Parser, arguments: Sequence[str], namespace: argp
     """Short names that were given and that nobody has registered."""
     if not any(word.partition("=")[0] in _SHORT_NAMES or word.startswith("@") for word in arguments):
         return set()  # as in nearly all sessions: nothing is parsed
-    _, unknown = parser.parse_known_and_unknown_args(arguments, namespace=copy.copy(namespace))
-    return {word.partition("=")[0] for word in unknown} & _SHORT_NAMES.keys()
+    # Makes pytest's parser of what is registered by now. What it says of unknown words is of no use: an option whose
+    # value has a space in it passes for a path.
+    parser.parse_known_and_unknown_args([], namespace=copy.copy(namespace))
+    words = parser.optparser._read_args_from_files(list(arguments))  # noqa: SLF001 - as argparse reads it
+    given = {word.partition("=")[0] for word in words} & _SHORT_NAMES.keys()
+    return given - parser.optparser._option_string_actions.keys()  # noqa: SLF001
 
 
 def _full_name(word: str, names: set[str]) -> str:
     name, equals, value = word.partition("=")
     return f"{_SHORT_NAMES[name]}{equals}{value}" if name in names else word
+
+
+def short_name(name: str) -> str:
+    """The name of an option that people type: `--models` for `--gguf-models`."""
+    return next((short for short, full in _SHORT_NAMES.items() if full == name), name)
+
+
+def option_value(config: pytest.Config, name: str) -> Any:
+    """The value of an option; of one with a short name, also what a conftest has set by that name."""
+    value, short = config.getoption(name), short_name(name)
+    if short == name:
+        return value
+    try:
+        config.getoption(short)
+    except ValueError:
+        return getattr(config.option, _dest(short), value)
+    return value  # that of the short name is another plugin's
 
 
 def given_options(config: pytest.Config) -> list[str]:
@@ -144,7 +167,7 @@ def given_options(config: pytest.Config) -> list[str]:
     return [
         name
         for name, attributes in option_attributes().items()
-        if config.getoption(name) != attributes["default"] or _dest(name) in given
+        if option_value(config, name) != attributes["default"] or _dest(name) in given
     ]
 
 

@@ -13,7 +13,7 @@ from gguf_harness.engine.settings import FlashAttention, KVTypes, ServerSettings
 from gguf_harness.errors import OptionError, visible
 from gguf_harness.gguf.types import parse_quants
 from gguf_harness.inputs.baseline_names import check_name, find_baseline
-from gguf_harness.inputs.command_line import DEFAULT_MODEL, option_attributes
+from gguf_harness.inputs.command_line import DEFAULT_MODEL, option_attributes, option_value, short_name
 from gguf_harness.inputs.option_values import checked_value
 from gguf_harness.store.paths import option_path
 
@@ -148,7 +148,7 @@ def read_options(config: pytest.Config) -> Options:
     known = option_attributes()
 
     def get(name: str) -> Any:
-        return checked_value(name, config.getoption(name), known[name])
+        return checked_value(short_name(name), option_value(config, name), known[name])
 
     start = Path(getattr(config, "workerinput", {}).get("gguf_start") or config.invocation_params.dir)
     _refuse_empty(get)
@@ -233,7 +233,7 @@ def _refuse_empty(get: Callable[[str], Any]) -> None:
         value = get(name)
         if value is not None and not value.strip():
             raise OptionError(
-                f"{name} is empty.", "Give a value, or leave it out; a variable that is not set leaves nothing."
+                f"{short_name(name)} is empty.", "Give a value, or leave it out; a variable that is not set leaves nothing."
             )
 
 
