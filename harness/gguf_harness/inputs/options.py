@@ -233,7 +233,8 @@ def _refuse_empty(get: Callable[[str], Any]) -> None:
         value = get(name)
         if value is not None and not value.strip():
             raise OptionError(
-                f"{short_name(name)} is empty.", "Give a value, or leave it out; a variable that is not set leaves nothing."
+                f"{short_name(name)} is empty.",
+                "Give a value, or leave it out; a variable that is not set leaves nothing.",
             )
 
 
