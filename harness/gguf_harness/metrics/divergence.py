@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -27,6 +27,8 @@ from gguf_harness.metrics.stats import (
 )
 
 __all__ = [
+    "TOKEN_VALUES",
+    "TOKEN_VALUES_VERSION",
     "DivergenceKernel",
     "RowDivergence",
     "probability_change",
@@ -36,7 +38,29 @@ __all__ = [
 ]
 
 Row = NDArray[np.float32]
-RowDivergence = tuple[float, float, float, int, float]
+
+TOKEN_VALUES: Final[dict[str, type[np.generic]]] = {"kld": np.float64, "kld_reverse": np.float64}
+"""What is kept of each token that a candidate's pass compares, in the order in which `DivergenceKernel` gives it."""
+
+TOKEN_VALUES_VERSION: Final = 2
+"""Raise it with what `DivergenceKernel` computes: passes are then decoded again."""
+
+
+class RowDivergence(NamedTuple):
+    """What two rows of logits give.
+
+    Attributes:
+        values: of `TOKEN_VALUES`.
+        log_normalizer: ln sum exp(logits) of the candidate.
+        top: the candidate's first most likely token.
+        total: sum exp(reference), which tells whether what was stored of the reference is whole.
+    """
+
+    values: tuple[float, ...]
+    log_normalizer: float
+    top: int
+    total: float
+
 
 KLD_QUANTILES: Final[dict[str, float]] = {
     "kld_p99_9": 0.999,
@@ -88,7 +112,7 @@ class DivergenceKernel:
             logits: [vocabulary] raw logits of the candidate.
 
         Returns:
-            (KL(reference || candidate), KL(candidate || reference), ln sum exp(logits), argmax, sum exp(reference)).
+            The values are (KL(reference || candidate), KL(candidate || reference)).
         """
         shifted, difference, weights = self._shifted, self._difference, self._weights
         top, largest, total_q = shifted_exp(logits, shifted, weights)
@@ -98,13 +122,8 @@ class DivergenceKernel:
         total_p = float(weights.sum())
         forward = float(weights @ difference)
         log_ratio = math.log(total_q) - math.log(total_p)
-        return (
-            forward / total_p + log_ratio,
-            -backward / total_q - log_ratio,
-            largest + math.log(total_q),
-            top,
-            total_p,
-        )
+        values = (forward / total_p + log_ratio, -backward / total_q - log_ratio)
+        return RowDivergence(values, largest + math.log(total_q), top, total_p)
 
 
 def summarize_divergence(kld: ArrayLike, kld_reverse: ArrayLike) -> list[Estimate]:

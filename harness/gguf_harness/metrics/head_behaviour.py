@@ -42,6 +42,7 @@ BEHAVIOURS: Final = (
 )
 """Scores of `BehaviourKernel`; with `head_` before, names of metrics."""
 
+_PIECE: Final = 64
 _TINY: Final = np.finfo(np.float32).tiny
 _ROWS: Final = 32
 _CELLS: Final = 2**18
@@ -117,7 +118,7 @@ class BehaviourKernel:
         if heads == 0 or rows == 0:
             raise NoData(f"An attention pattern of shape {pattern.shape} has no rows to score.")
         sums = np.empty((heads, rows, _COLUMNS), dtype=np.float32)
-        logs, same = np.empty((2, heads, rows), dtype=np.float32)
+        logs, same = np.empty((heads, rows)), np.empty((heads, rows), dtype=np.float32)
         group = max(1, _CELLS // (_ROWS * end))
         for first in range(0, rows, _ROWS):
             block = slice(first, min(first + _ROWS, rows))
@@ -125,7 +126,7 @@ class BehaviourKernel:
             for head in range(0, heads, group):
                 at = slice(head, head + group), block
                 self._sum_block(pattern[at][:, :, : len(weights)], weights, mask, sums[at], logs[at], same[at])
-        return self._results(pattern, start, sums.astype(np.float64), logs.astype(np.float64), same)
+        return self._results(pattern, start, sums.astype(np.float64), logs, same)
 
     def _weights_of(self, first: int, last: int) -> tuple[Pattern, Pattern]:
         """Weights [key, column] of positions first .. last, offsets counted from `first`, and their same-word mask.
@@ -140,17 +141,23 @@ class BehaviourKernel:
         return weights, mask
 
     def _sum_block(
-        self, block: Pattern, weights: Pattern, mask: Pattern, sums: Pattern, logs: Pattern, same: Pattern
+        self, block: Pattern, weights: Pattern, mask: Pattern, sums: Pattern, logs: Floats, same: Pattern
     ) -> None:
         scratch = self._scratch[: block.size].reshape(block.shape)
         # What is not finite is found in the sums: there it raises.
         with np.errstate(invalid="ignore"):
             np.matmul(block, weights, out=sums)
+            # Pairwise, for entropies: a product of matrices adds in whatever order its processor likes.
+            sums[..., _ONES] = block.sum(axis=-1)
             np.vecdot(block, mask, out=same)
             # w ln w of 0 is 0. What is above 1e-30 stays as it is, to the bit; numpy adds faster than it compares.
             np.add(block, _TINY, out=scratch)
             np.log(scratch, out=scratch)
-            np.vecdot(block, scratch, out=logs)
+            # In pieces, for the same reason.
+            logs[...] = sum(
+                np.vecdot(block[..., keys], scratch[..., keys]).astype(np.float64)
+                for keys in (slice(first, first + _PIECE) for first in range(0, block.shape[-1], _PIECE))
+            )
 
     def _results(self, pattern: Pattern, start: int, sums: Floats, logs: Floats, same: Pattern) -> dict[str, Floats]:
         rows = pattern.shape[1]

@@ -24,6 +24,7 @@ from gguf_harness.measure.passes.tasks import (
     run_mixture_pass,
     run_reference_pass,
 )
+from gguf_harness.metrics.divergence import TOKEN_VALUES_VERSION
 from gguf_harness.metrics.windows import EarlyDecisions, decided_so_far, window_means
 from gguf_harness.store.arrays import Arrays
 
@@ -36,9 +37,9 @@ if TYPE_CHECKING:
 __all__ = ["CorpusPass", "Mixture", "TextRead"]
 
 _REFERENCE: Final = Measurement("passes/reference", 2, run_reference_pass, "windows", ARRAYS)
-_CANDIDATE: Final = Measurement("passes/candidate", 2, run_candidate_pass, "windows", ARRAYS)
-_FLOOR: Final = Measurement("passes/floor", 2, run_candidate_pass, "windows", ARRAYS)
-_MIXTURE: Final = Measurement("passes/mixture", 2, run_mixture_pass, "windows", ARRAYS)
+_CANDIDATE: Final = Measurement("passes/candidate", TOKEN_VALUES_VERSION, run_candidate_pass, "windows", ARRAYS)
+_FLOOR: Final = Measurement("passes/floor", TOKEN_VALUES_VERSION, run_candidate_pass, "windows", ARRAYS)
+_MIXTURE: Final = Measurement("passes/mixture", TOKEN_VALUES_VERSION, run_mixture_pass, "windows", ARRAYS)
 _LOGPROBS: Final[Files[Arrays]] = Files("log-probabilities", has_codes)
 
 _FLOOR_WINDOWS: Final = 4

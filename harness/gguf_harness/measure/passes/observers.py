@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from gguf_harness.errors import EngineError, FilesLost
 from gguf_harness.metrics.codec import RowCodec
-from gguf_harness.metrics.divergence import DivergenceKernel
+from gguf_harness.metrics.divergence import TOKEN_VALUES, DivergenceKernel
 from gguf_harness.store.arrays import Arrays
 
 if TYPE_CHECKING:
@@ -153,15 +153,14 @@ class DivergenceObserver(_RowObserver[tuple[RowCodec, DivergenceKernel]]):
     def __init__(
         self, shape: tuple[int, int], vocabulary: int, threads: int, lanes: int, reader: LogprobReader
     ) -> None:
-        fields: dict[str, type[np.generic]] = {"nll": np.float64, "top": np.int32}
-        fields |= {"kld": np.float64, "kld_reverse": np.float64}
+        fields: dict[str, type[np.generic]] = {"nll": np.float64, "top": np.int32, **TOKEN_VALUES}
         super().__init__(shape, fields, threads, lanes, lambda: (RowCodec(vocabulary), DivergenceKernel(vocabulary)))
         self._reader = reader
 
     def observe(self, block: LogitsBlock) -> None:
         """Take one block."""
         window = block.window
-        nll, top, kld, reverse = (self.arrays[name][block.window] for name in ("nll", "top", "kld", "kld_reverse"))
+        nll, top, *compared = (self.arrays[name][block.window] for name in ("nll", "top", *TOKEN_VALUES))
         codes, scales, totals = self._reader.rows(window, block.row, len(block.targets))
 
         def work(scratch: tuple[RowCodec, DivergenceKernel], row: int) -> None:
@@ -169,7 +168,9 @@ class DivergenceObserver(_RowObserver[tuple[RowCodec, DivergenceKernel]]):
             logits = block.logits[row]
             position = block.row + row
             reference = codec.decode(codes[row], float(scales[row]))
-            kld[position], reverse[position], log_normalizer, top[position], total = compare(reference, logits)
+            values, log_normalizer, top[position], total = compare(reference, logits)
+            for array, value in zip(compared, values, strict=True):
+                array[position] = value
             nll[position] = log_normalizer - float(logits[block.targets[row]])
             # Codes are off by far less; pages that never reached the disk are off by far more.
             if abs(total - totals[row]) > _TOTAL_TOLERANCE * totals[row]:
