@@ -14,7 +14,7 @@ from gguf_harness.measure.speed.side_by_side import SpeedRequest, SpeedResult, T
 from gguf_harness.metrics.timings import describe_disturbance
 
 if TYPE_CHECKING:
-    from gguf_harness.engine.settings import ServedRequest
+    from gguf_harness.engine.settings import ServedRequest, ServerSettings
     from gguf_harness.engine.worker import ProgressCallback
     from gguf_harness.inputs.ladder import PlannedSubject
     from gguf_harness.inputs.subjects import Subject
@@ -129,6 +129,11 @@ class Servers:
         self._core.stop_worker()
         return self._core.servers.get(model.name, lambda: self.started(model))
 
+    def settings(self, model: Subject) -> ServerSettings:
+        """How a subject is served: with the types of its KV cache."""
+        own = model.settings
+        return replace(self._core.options.server_settings, cache_type_k=own.cache_type_k, cache_type_v=own.cache_type_v)
+
     def started(self, model: Subject) -> Server:
         """A server of its own, to be closed by the caller."""
         options = self._core.options
@@ -136,7 +141,7 @@ class Servers:
             model.name,
             model.files,
             self._core.log(f"{model.name}.server"),
-            options.server_settings,
+            self.settings(model),
             binary=options.llama_server,
             gpu=options.gpu,
             timeout_s=options.timeout_s,
@@ -161,7 +166,7 @@ class Served:
         request = options.served_request
         key = {
             "model": model.sha256,
-            "settings": options.server_settings.to_json(),
+            "settings": self._servers.settings(model).to_json(),
             "request": request.to_json(),
             "engine": self._core.llama_cpp.key,
             "server": self._core.llama_cpp.build_hash(options.llama_server) if options.llama_server else None,
