@@ -220,7 +220,8 @@ class Taps:
     def _layers_with(self, tap: str) -> list[int]:
         """Layers whose part of attention of this name was in the graph: some, of a model that has it in some only."""
         before, part, name = tap.partition(".attn.")
-        if not part:
+        # A layer that is not there at all has no other way to mix tokens.
+        if not part or not self._is_offered(f"{before}.mlp_out"):
             return []
         block = before.rpartition(".")[0]
         return [layer for layer in range(self._n_layer) if self._is_offered(f"{block}.{layer}{part}{name}")]

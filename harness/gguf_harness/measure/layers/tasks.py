@@ -148,7 +148,7 @@ def nll_rows(logits: F32, targets: NDArray[np.int32]) -> F64:
 def kld_rows(reference: F32, logits: F32) -> F64:
     """[n] KL(reference || candidate), in nats, of rows of raw logits: exactly 0 for equal rows."""
     kernel = DivergenceKernel(logits.shape[1])
-    return np.array([kernel(own - own.max(), other)[0] for own, other in zip(reference, logits, strict=True)])
+    return np.array([kernel(own - own.max(), other).values[0] for own, other in zip(reference, logits, strict=True)])
 
 
 def _next_nll(files: StateFiles, given: PromptTokens) -> F64:
