@@ -9,7 +9,7 @@ import pytest
 from gguf_harness.fixtures.record import GateCheck, Record
 from gguf_harness.inputs.subjects import Subject
 from gguf_harness.measure.passes.calls import CorpusPass
-from gguf_harness.metrics.divergence import summarize_delta_p, summarize_divergence, summarize_same_top
+from gguf_harness.metrics.divergence import summarize_delta_p, summarize_divergence, summarize_same_top, summarize_top5
 from gguf_harness.metrics.perplexity import compare_perplexity
 
 
@@ -44,6 +44,16 @@ def test_most_likely_token_stays_the_same(
     """Share of positions where greedy decoding would go on as the reference does."""
     arrays = corpus_pass(candidate, against=reference)
     estimate = summarize_same_top(arrays["top"], corpus_pass(reference, windows_of=arrays)["top"])
+    record(estimate)
+    gate(estimate)
+
+
+@pytest.mark.metric("top5_agreement")
+def test_most_likely_token_stays_among_the_first(
+    candidate: Subject, reference: Subject, corpus_pass: CorpusPass, record: Record, gate: GateCheck
+) -> None:
+    """Share of positions where the reference's most likely token is among the candidate's five likeliest."""
+    estimate = summarize_top5(corpus_pass(candidate, against=reference)["in_top5"])
     record(estimate)
     gate(estimate)
 

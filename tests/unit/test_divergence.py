@@ -16,6 +16,7 @@ from gguf_harness.metrics.divergence import (
     summarize_delta_p,
     summarize_divergence,
     summarize_same_top,
+    summarize_top5,
 )
 
 seeds = st.integers(0, 2**32 - 1)
@@ -35,12 +36,30 @@ def _kl(p: NDArray[np.float32], q: NDArray[np.float32]) -> float:
 @given(seeds, st.floats(0.0, 2.0))
 def test_kernel_equals_scipy(seed: int, noise: float) -> None:
     p, q = _rows(seed, noise=noise)
-    (forward, backward), log_normalizer, top, total = DivergenceKernel(len(p))(p - p.max(), q)
+    (forward, backward, _), log_normalizer, top, total = DivergenceKernel(len(p))(p - p.max(), q)
     assert forward == pytest.approx(_kl(p, q), rel=1e-5, abs=2e-6)
     assert backward == pytest.approx(_kl(q, p), rel=1e-5, abs=2e-6)
     assert log_normalizer == pytest.approx(float(special.logsumexp(q.astype(np.float64))), abs=1e-5)
     assert top == int(np.argmax(q))
     assert total == pytest.approx(float(np.exp(p.astype(np.float64) - p.max()).sum()), rel=1e-5)
+
+
+@given(seeds, st.integers(0, 12))
+def test_top5_is_by_rank(seed: int, rank: int) -> None:
+    """The token that the reference likes best stands in any place of the candidate's order."""
+    p, q = _rows(seed)
+    order = np.argsort(-q, kind="stable")
+    p[order[rank]] = p.max() + 1
+    assert DivergenceKernel(len(p))(p - p.max(), q).values[2] == (rank < 5)
+
+
+def test_top5_agreement_is_a_share() -> None:
+    hits = np.array([[True, True, False, True], [True, True, True, True]])
+    estimate = summarize_top5(hits)
+    assert (estimate.metric, estimate.value, estimate.n, estimate.clusters) == ("top5_agreement", 7 / 8, 8, 2)
+    assert summarize_top5(np.ones((2, 4), dtype=bool)).value == 1
+    with pytest.raises(NoData):
+        summarize_top5(np.empty((0, 4)))
 
 
 @given(seeds, st.floats(-50, 50))
@@ -56,7 +75,7 @@ def test_shifting_logits_changes_nothing(seed: int, shift: float) -> None:
 def test_two_tokens_in_closed_form() -> None:
     """Bernoulli 1/2 against p: ln(1/2) - (ln p + ln(1 - p)) / 2."""
     q = np.log(np.array([0.9, 0.1], dtype=np.float32))
-    (forward, _), *_ = DivergenceKernel(2)(np.zeros(2, dtype=np.float32), q)
+    (forward, *_), *_ = DivergenceKernel(2)(np.zeros(2, dtype=np.float32), q)
     assert forward == pytest.approx(np.log(0.5) - (np.log(0.9) + np.log(0.1)) / 2, rel=1e-6)
 
 
@@ -86,7 +105,7 @@ def test_stored_reference_against_itself_is_nothing(seed: int) -> None:
     codec, kernel = RowCodec(len(logits)), DivergenceKernel(len(logits))
     codes = np.empty(len(logits), dtype=np.uint16)
     scale, *_ = codec.encode(logits, codes)
-    (forward, backward), *_ = kernel(codec.decode(codes, scale), logits)
+    (forward, backward, _), *_ = kernel(codec.decode(codes, scale), logits)
     assert abs(forward) < 1e-6
     assert abs(backward) < 1e-6
     assert kernel(codec.decode(codes, scale), other).values[0] == pytest.approx(_kl(logits, other), rel=1e-3, abs=1e-6)

@@ -35,15 +35,23 @@ __all__ = [
     "summarize_delta_p",
     "summarize_divergence",
     "summarize_same_top",
+    "summarize_top5",
 ]
 
 Row = NDArray[np.float32]
 
-TOKEN_VALUES: Final[dict[str, type[np.generic]]] = {"kld": np.float64, "kld_reverse": np.float64}
+TOKEN_VALUES: Final[dict[str, type[np.generic]]] = {
+    "kld": np.float64,
+    "kld_reverse": np.float64,
+    "in_top5": np.bool_,
+}
 """What is kept of each token that a candidate's pass compares, in the order in which `DivergenceKernel` gives it."""
 
-TOKEN_VALUES_VERSION: Final = 2
+TOKEN_VALUES_VERSION: Final = 3
 """Raise it with what `DivergenceKernel` computes: passes are then decoded again."""
+
+
+_FIRST: Final = 5
 
 
 class RowDivergence(NamedTuple):
@@ -112,7 +120,8 @@ class DivergenceKernel:
             logits: [vocabulary] raw logits of the candidate.
 
         Returns:
-            The values are (KL(reference || candidate), KL(candidate || reference)).
+            The values are KL(reference || candidate), KL(candidate || reference), and whether the reference's most
+            likely token is among the candidate's five: fewer than five are likelier.
         """
         shifted, difference, weights = self._shifted, self._difference, self._weights
         top, largest, total_q = shifted_exp(logits, shifted, weights)
@@ -122,7 +131,8 @@ class DivergenceKernel:
         total_p = float(weights.sum())
         forward = float(weights @ difference)
         log_ratio = math.log(total_q) - math.log(total_p)
-        values = (forward / total_p + log_ratio, -backward / total_q - log_ratio)
+        likelier = np.count_nonzero(logits > logits[reference.argmax()])
+        values = (forward / total_p + log_ratio, -backward / total_q - log_ratio, float(likelier < _FIRST))
         return RowDivergence(values, largest + math.log(total_q), top, total_p)
 
 
@@ -190,11 +200,25 @@ def summarize_same_top(top: ArrayLike, top_reference: ArrayLike) -> Estimate:
     candidate, reference = np.atleast_2d(np.asarray(top)), np.atleast_2d(np.asarray(top_reference))
     if candidate.shape != reference.shape:
         raise NoData(f"Top tokens of different positions: {candidate.shape} against {reference.shape}.")
-    same = require_samples(candidate == reference, "top tokens")
-    mean = mean_with_errors(same)
-    unseen = 1 - ((1 - INTERVAL) / 2) ** (1 / same.size)
+    return _share("same_top", require_samples(candidate == reference, "top tokens"))
+
+
+def summarize_top5(in_top5: ArrayLike) -> Estimate:
+    """Share of positions where the reference's most likely token is among the candidate's five likeliest.
+
+    Errors are those of `summarize_same_top`.
+
+    Args:
+        in_top5: [windows, scored tokens] whether it is.
+    """
+    return _share("top5_agreement", require_samples(in_top5, "top-5 agreement"))
+
+
+def _share(metric: str, samples: NDArray[np.float64]) -> Estimate:
+    mean = mean_with_errors(samples)
+    unseen = 1 - ((1 - INTERVAL) / 2) ** (1 / samples.size)
     if mean.value == 1:
         mean = replace(mean, low=1 - unseen)
     elif mean.value == 0:
         mean = replace(mean, high=unseen)
-    return as_estimate("same_top", mean)
+    return as_estimate(metric, mean)

@@ -13,7 +13,13 @@ from gguf_harness.report.numbers import doubt_mark, format_bytes, format_value
 __all__ = ["quant_charts"]
 
 _TYPE_COLORS: Final = ("#0072B2", "#56B4E9", "#009E73", "#E69F00", "#CC79A7", "#D55E00", "#F0E442", "#7F7F7F")
-_QUALITY: Final = (("kld_mean", "log"), ("ppl_ratio", "linear"), ("ppl", "linear"), ("same_top", "linear"))
+_QUALITY: Final = (
+    ("kld_mean", "log"),
+    ("ppl_ratio", "linear"),
+    ("ppl", "linear"),
+    ("same_top", "linear"),
+    ("top5_agreement", "linear"),
+)
 
 
 def quant_charts(view: RunView, run_dir: Path) -> list[Chart]:
