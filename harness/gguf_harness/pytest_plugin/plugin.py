@@ -79,7 +79,8 @@ def pytest_cmdline_main(config: pytest.Config) -> Generator[None, object, object
     try:
         return (yield)
     except KeyboardInterrupt:
-        if not config.pluginmanager.hasplugin(_SESSION):
+        # xdist ends its workers with an interrupt: that is nothing to tell anybody.
+        if not config.pluginmanager.hasplugin(_SESSION) or hasattr(config, "workerinput"):
             raise
         sys.stderr.write("\n!!!!!!!!!! KeyboardInterrupt !!!!!!!!!!\n")
         return pytest.ExitCode.INTERRUPTED
