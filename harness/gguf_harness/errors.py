@@ -1,11 +1,11 @@
-"""Every error that a user can meet, each with one clear message.
+"""Errors that users can see. Each has one clear message.
 
 A message says what was wrong, the value, what was expected, and the next step. The plugin prints it without a
 traceback; the CLI prints it and exits with 2.
 
-`visible` makes any text one that can be shown and stored. Names of files are bytes. Python carries those that are not
-UTF-8 as lone surrogates (PEP 383), which no JSON, HTML or XML in UTF-8 can hold. Names of models, messages of errors
-and what a run keeps are made visible where they are made; paths stay as they are.
+`visible` makes any text safe to show and store. File names are bytes. Python represents bytes that are not UTF-8 as
+lone surrogates (PEP 383), which JSON, HTML and XML in UTF-8 cannot hold. Model names, error messages and the content of
+a run are made visible when they are created; paths are not changed.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ _SURROGATE: Final = 0xDC00
 
 
 def visible(text: str) -> str:
-    r"""A text with control characters shown as symbols: it cannot move the cursor or break a line.
+    r"""Replace control characters by visible symbols, so that the text cannot move the cursor or break a line.
 
-    Bytes of a file's name that were not UTF-8 are shown as such, `tiny-\xff`. What comes out can be stored as UTF-8.
+    Bytes of a file name that are not UTF-8 are shown as escapes: `tiny-\xff`. The result can be stored as UTF-8.
     """
     if text.isprintable():
         return text
@@ -61,12 +61,12 @@ def visible(text: str) -> str:
 
 
 def visible_lines(text: str) -> str:
-    """The same with the lines and tabs of a text kept."""
+    """Like `visible`, but keep line breaks and tabs."""
     return "\n".join(visible(line.expandtabs(4)) for line in text.split("\n"))
 
 
 def is_utf8(text: str) -> bool:
-    """Whether UTF-8 can hold a text: no name of a file in other bytes stands in it."""
+    """Whether the text can be encoded as UTF-8, i.e. has no lone surrogates from a file name."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -80,11 +80,11 @@ def _code(character: str) -> int:
 
 
 class HarnessError(Exception):
-    """Base of all errors raised on purpose. Whatever names stand in its message, it can be shown and stored.
+    """Base of all errors raised on purpose. Its message can always be shown and stored, whatever names it contains.
 
     Args:
         message: what was wrong, with the value and what was expected.
-        hint: the next step a person can take.
+        hint: what the user can do next.
     """
 
     def __init__(self, message: str, hint: str = "") -> None:
@@ -105,11 +105,11 @@ class ModelError(HarnessError):
 
 
 class ModelNotFound(ModelError):
-    """A model spec names nothing: no such file, alias, quantization or repository."""
+    """A model spec matches nothing: there is no such file, alias, quantization or repository."""
 
 
 class InvalidGGUF(ModelError):
-    """A file is not a valid GGUF file; found before llama.cpp sees it."""
+    """A file is not a valid GGUF file; detected before llama.cpp reads it."""
 
 
 class VocabularyMismatch(ModelError):
@@ -117,7 +117,7 @@ class VocabularyMismatch(ModelError):
 
 
 class ShapeMismatch(ModelError):
-    """Candidate and reference are models of different shapes, and nobody asked to compare them."""
+    """Candidate and reference have different shapes, and the user did not ask to compare them."""
 
 
 class CorpusError(HarnessError):
@@ -125,23 +125,23 @@ class CorpusError(HarnessError):
 
 
 class PromptError(HarnessError):
-    """A prompt set is malformed, or a prompt is none for a model: too long, or refused by its chat template."""
+    """A prompt set is malformed, or a model cannot take a prompt: too long, or refused by its chat template."""
 
 
 class NoPrompt(PromptError):
-    """A model can be given none of the prompts of a set, or none that it can be compared on."""
+    """A model can take none of the prompts of a set, or none that it can be compared on."""
 
 
 class EngineError(HarnessError):
-    """llama.cpp could not do what it was asked."""
+    """llama.cpp could not carry out a request."""
 
 
 class NoLanguageHead(EngineError):
-    """Next-token predictions were asked of a model that makes none: one for embeddings."""
+    """Next-token predictions were requested from an embedding model, which has none."""
 
 
 class UnsupportedEngine(EngineError):
-    """The installed llama-cpp-python is outside the supported range, or its structs differ from what we read."""
+    """The installed llama-cpp-python is outside the supported range, or its structs differ from the expected layout."""
 
 
 class EngineCrashed(EngineError):
@@ -149,8 +149,8 @@ class EngineCrashed(EngineError):
 
     Args:
         message: which model, doing what, and the signal or exit status.
-        hint: the last lines of the worker's log, and where the whole log is.
-        exit_status: as `subprocess.Popen.returncode` gives it: negative for a signal.
+        hint: the last lines of the worker's log, and the path of the full log.
+        exit_status: as in `subprocess.Popen.returncode`: negative for a signal.
     """
 
     def __init__(self, message: str, hint: str = "", exit_status: int | None = None) -> None:
@@ -162,11 +162,11 @@ class EngineCrashed(EngineError):
 
 
 class EngineTimeout(EngineError):
-    """The worker process reported nothing for longer than the timeout, and was stopped."""
+    """The worker process sent nothing for longer than the timeout and was stopped."""
 
 
 class TapNotFound(EngineError):
-    """A tap name that the model's graph does not offer; the message lists what it does."""
+    """The model's graph has no tap of this name; the message lists the available ones."""
 
 
 class QuantizeError(EngineError):
@@ -178,15 +178,18 @@ class StoreError(HarnessError):
 
 
 class FilesLost(StoreError):
-    """Files of a stored measurement are gone or damaged: it has to be measured again."""
+    """Files of a stored measurement are missing or damaged; it must be measured again."""
 
 
 class NoData(HarnessError):
-    """A statistic was asked of no samples, or of samples that are not finite. No data is never a number."""
+    """A statistic was requested for no samples, or for samples that are not finite.
+
+    Missing data is reported as missing, never as 0.
+    """
 
 
 class AnalyticsError(HarnessError):
-    """An analysis of points cannot be done as asked: settings do not fit the points, or a library cannot be used."""
+    """An analysis of points cannot be done: its settings do not fit the points, or a library is not usable."""
 
 
 class GateError(HarnessError):
@@ -198,7 +201,7 @@ class GraphError(HarnessError):
 
 
 class HubError(HarnessError):
-    """The Hugging Face hub did not give what it was asked for; callers say what for."""
+    """The Hugging Face hub did not return what was requested; callers add what it was for."""
 
 
 _ROOM: Final = (
@@ -206,27 +209,27 @@ _ROOM: Final = (
 )
 _RIGHTS: Final = "Choose folders that you may write to with --gguf-results and --gguf-cache."
 _IN_THE_WAY: Final = (
-    "A file stands where a folder is needed, or a folder where a file is: move it, or choose other folders."
+    "There is a file where a folder is needed, or a folder where a file is needed: move it, or choose other folders."
 )
 _WRITE_HINTS: Final[dict[int, str]] = {
     errno.ENOSPC: _ROOM,
     errno.EDQUOT: _ROOM,
-    errno.EFBIG: "Choose a file system that takes files of this size, with --gguf-cache.",
+    errno.EFBIG: "Choose a file system that supports files of this size, with --gguf-cache.",
     errno.EACCES: _RIGHTS,
     errno.EPERM: _RIGHTS,
     errno.EROFS: _RIGHTS,
-    errno.ENAMETOOLONG: "Use shorter names of models or folders: a file system takes 255 bytes for each.",
+    errno.ENAMETOOLONG: "Use shorter names for models or folders: a file system allows 255 bytes for each.",
     errno.ENOTDIR: _IN_THE_WAY,
     errno.EISDIR: _IN_THE_WAY,
     errno.EEXIST: _IN_THE_WAY,
     errno.EMFILE: "This process has too many files open: raise the limit (`ulimit -n`).",
     errno.ENFILE: "The system has too many files open: close other programs.",
-    errno.ENOLCK: "The file system has no locks: choose another folder with --gguf-cache.",
-    errno.EOPNOTSUPP: "The file system has no locks: choose another folder with --gguf-cache.",
+    errno.ENOLCK: "The file system does not support locks: choose another folder with --gguf-cache.",
+    errno.EOPNOTSUPP: "The file system does not support locks: choose another folder with --gguf-cache.",
 }
 
 
 def write_error(path: Path, error: OSError) -> StoreError:
-    """Why a file or folder could not be written, and what to do about just that."""
+    """The error for a file or folder that could not be written, with advice for its cause."""
     hint = _WRITE_HINTS.get(error.errno or 0, "Choose other folders with --gguf-results and --gguf-cache.")
     return StoreError(f"{path} could not be written: {error.strerror or error}.", hint)

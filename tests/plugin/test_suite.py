@@ -169,7 +169,7 @@ def test_an_unwritable_results_folder_is_one_message(
     pytester.path.joinpath("file").write_text("in the way")
     result = run_suite(f"--models={llama_file}", "--gguf-results=file/results", tests="test_file.py")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    result.stderr.fnmatch_lines(["ERROR: --gguf-results=*the folder cannot be written*"])
+    result.stderr.fnmatch_lines(["ERROR: --gguf-results=*the folder is not writable*"])
     assert "INTERNALERROR" not in f"{result.stdout}{result.stderr}"
 
 

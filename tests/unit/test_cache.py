@@ -51,7 +51,7 @@ def test_another_version_is_measured_again(tmp_path: Path) -> None:
 
 def test_what_has_no_name_is_not_stored(tmp_path: Path) -> None:
     for unknown in ("passes", "passes/", "/reference", "", "a/b/c", "../x", "Passes/x", "logs/x", "scratch/x"):
-        with pytest.raises(ValueError, match="is no name of a measurement"):
+        with pytest.raises(ValueError, match="is not a valid name of a measurement"):
             Cache(tmp_path).entry(unknown, 1, {})
 
 

@@ -32,7 +32,7 @@ def test_one_trailing_newline_is_stripped(tmp_path: Path) -> None:
         (b"", "is empty"),
         (b" \n\n", "is empty"),
         (b"ab\xff\xfe", "not UTF-8 text: byte 0xff at offset 2"),
-        (b"a\0b\0", "no text in UTF-8: byte 0x00 at offset 1"),
+        (b"a\0b\0", "not UTF-8 text: byte 0x00 at offset 1"),
     ],
 )
 def test_bad_texts_are_named(tmp_path: Path, content: bytes, message: str) -> None:

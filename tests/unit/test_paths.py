@@ -35,8 +35,8 @@ def test_a_home_folder_is_expanded(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     ("text", "message"),
     [
         ("", "A path is empty"),
-        ("a\0b", "is no path on this system"),
-        ("\ud83d", "is no path on this system"),
+        ("a\0b", "is not a valid path on this system"),
+        ("\ud83d", "is not a valid path on this system"),
         ("x" * 300, "File name too long"),
         ("~nobody-has-this-name/x", "there is no home folder ~nobody-has-this-name"),
     ],

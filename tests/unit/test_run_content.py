@@ -70,7 +70,7 @@ def test_what_a_run_has_written_can_be_read() -> None:
         (_changed("texts", {}), "texts is a table, expected a list or null"),
         (_changed("started", "yesterday"), "started is 'yesterday', expected a time with its zone"),
         (_changed("started", "2026-11-24T12:30:21"), "started is '2026-11-24T12:30:21', expected a time with its zone"),
-        (_changed("warnings", ["a", 1]), "warnings holds something other than texts"),
+        (_changed("warnings", ["a", 1]), "warnings contains values that are not strings"),
         ({"schema_version": 1}, "it has no id or no estimates"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

@@ -15,7 +15,7 @@ from gguf_harness.store.runs import find_run, load_run, prepare_folder, run_file
 
 
 def test_not_a_number_is_never_written(tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match="JSON does not know"):
+    with pytest.raises(StoreError, match="JSON cannot represent"):
         write_json(tmp_path / "x.json", {"value": float("nan")})
     assert list(tmp_path.iterdir()) == []
 

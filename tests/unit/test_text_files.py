@@ -49,7 +49,7 @@ def test_a_byte_order_mark_changes_nothing(reader: str, tmp_path: Path) -> None:
     [
         ("[a]\n".encode("utf-16"), "is UTF-16, expected UTF-8"),
         ("[a]\n".encode("utf-32"), "is UTF-32, expected UTF-8"),
-        ("[a]\n".encode("utf-16-le"), "is no text in UTF-8: byte 0x00 at offset 1, as in UTF-16 without a byte order"),
+        ("[a]\n".encode("utf-16-le"), "is not UTF-8 text: byte 0x00 at offset 1, as in UTF-16 without a byte order"),
         (b"[a]\nb = '\xe9'\n", "is not UTF-8 text: byte 0xe9 at offset 9, line 2"),
         (b"\xef\xbb\xbf[a]\nb = '\xe9'\n", "byte 0xe9 at offset 12, line 2"),
     ],

@@ -1,1 +1,1 @@
-"""What is on disk: files written whole or not at all, the cache of measurements, runs."""
+"""Everything on disk: atomic writes, the cache of measurements, runs."""

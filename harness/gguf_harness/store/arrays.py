@@ -17,17 +17,17 @@ from gguf_harness.store.atomic_file import replacing
 __all__ = ["Arrays", "checksums", "file_checksum", "load_arrays", "save_arrays"]
 
 Arrays = dict[str, NDArray[np.generic]]
-"""What a measurement ends in: arrays by name."""
+"""The result of a measurement: arrays by name."""
 
 _UNREADABLE: Final = (
     *(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile),
-    # What zipfile and numpy make of damage before they come to the checksum: other flags, types or sizes.
+    # What zipfile and numpy raise for damage that they notice before the checksum: wrong flags, types or sizes.
     *(RuntimeError, TypeError, AttributeError, MemoryError, OverflowError, SyntaxError, zlib.error, struct.error),
 )
 
 
 def save_arrays(path: Path, arrays: Arrays) -> None:
-    """Write all arrays into one .npz file: whole or not at all.
+    """Write all arrays into one .npz file, atomically.
 
     Raises:
         StoreError: no space, or no permission.
@@ -41,7 +41,7 @@ def save_arrays(path: Path, arrays: Arrays) -> None:
 
 
 def load_arrays(path: Path) -> Arrays:
-    """Read all arrays of an .npz file. The zip format's checksums are verified on the way.
+    """Read all arrays of an .npz file. The checksums of the zip format are verified.
 
     Raises:
         FilesLost: the file is missing or damaged.
@@ -54,7 +54,7 @@ def load_arrays(path: Path) -> Arrays:
 
 
 def checksums(path: Path) -> dict[str, int]:
-    """CRC-32 of each array's file in an .npz file, from its directory: what `load_arrays` compares the content with.
+    """CRC-32 of each array in an .npz file, as its directory gives it: `load_arrays` compares the content with these.
 
     Raises:
         FilesLost: the file is missing or damaged.
@@ -76,4 +76,4 @@ def file_checksum(path: Path) -> int:
 
 
 def _lost(path: Path, error: Exception) -> FilesLost:
-    return FilesLost(f"{path} cannot be read: {error}.", "Delete it; what it held will be measured again.")
+    return FilesLost(f"{path} cannot be read: {error}.", "Delete it; its content will be measured again.")

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all: written to a temporary name beside them, then renamed."""
+"""Atomic file writes: to a temporary name in the same folder, then renamed."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ __all__ = ["replacing"]
 
 @contextlib.contextmanager
 def replacing(path: Path, *, lasting: bool = True) -> Iterator[BinaryIO]:
-    """A file to write to, which takes the place of `path` when the block ends; where it raises, nothing changes.
+    """Open a file that replaces `path` when the block ends; if the block raises, nothing changes.
 
     Args:
-        path: where it will be.
-        lasting: also after a power failure. What outlives the process, and need not outlive the system, is written
+        path: the final path.
+        lasting: whether the file must survive a power failure. A file that only has to survive the process is written
             without waiting for the disk.
 
     Raises:
@@ -31,7 +31,7 @@ def replacing(path: Path, *, lasting: bool = True) -> Iterator[BinaryIO]:
             if lasting:
                 file.flush()
                 os.fsync(file.fileno())
-        # mkstemp makes private files; results and caches are for everyone who may read the folder.
+        # mkstemp makes private files; results and caches are readable for everyone who may read the folder.
         Path(name).chmod(0o644)
         Path(name).replace(path)
     except BaseException:

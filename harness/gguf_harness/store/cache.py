@@ -1,13 +1,13 @@
 """Measurements on disk, by content.
 
     <cache>/passes/<key>/             meta.json and arrays.npz of one pass, and the reference's log-probabilities
-    <cache>/speed/<key>/              the same for timings, and so on: a folder for each family of measurements
+    <cache>/speed/<key>/              the same for timings, and so on: one folder for each kind of measurement
     <cache>/models/<key>/             quantized models
-    <cache>/scratch/                  large files of a moment
-    <cache>/logs/                     llama.cpp's own words, one file per model
+    <cache>/scratch/                  large temporary files
+    <cache>/logs/                     llama.cpp's log, one file per model
 
 A key is the hash of everything a measurement depends on, its version included. A description holds its own checksum and
-those of the arrays: what does not fit is measured again.
+those of the arrays: an entry that does not match is measured again.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ __all__ = ["Cache", "Entry"]
 
 _WORD: Final = re.compile(r"[a-z][a-z_]*")
 _COUNT_EVERY_S: Final = 60.0
-"""Other processes add to a cache as well: its size is counted anew after so long."""
+"""Other processes also add to a cache: its size is counted again after this time."""
 
 
 class Entry:
@@ -62,16 +62,16 @@ class Entry:
 
     @cached_property
     def digest(self) -> str:
-        """Hash of the whole key."""
+        """The hash of the whole key."""
         return _digest(self._key)
 
     @property
     def arrays_file(self) -> Path:
-        """Where the arrays are."""
+        """Path of the arrays."""
         return self.folder / ARRAYS_FILE
 
     def load(self) -> tuple[dict[str, Any], Arrays] | None:
-        """The stored description and arrays; None when there are none (yet), or they are damaged."""
+        """The stored description and arrays; None when there is nothing yet, or it is damaged."""
         meta = self._read()
         if meta is None:
             return None
@@ -80,7 +80,7 @@ class Entry:
             from gguf_harness.store.arrays import checksums, load_arrays
 
             try:
-                # Arrays and description are two files: a process may have ended between them.
+                # Arrays and description are two files: a process may have ended after writing only one of them.
                 if meta["arrays"] != checksums(self.arrays_file):
                     return None
                 arrays = load_arrays(self.arrays_file)
@@ -90,7 +90,7 @@ class Entry:
         return dict(meta["value"]), arrays
 
     def _read(self) -> dict[str, Any] | None:
-        """What the description's file says, if it is whole and belongs to this key."""
+        """Content of the description file, if it is complete and belongs to this key."""
         try:
             meta = json.loads((self.folder / META_FILE).read_text(encoding="utf-8"))
             belongs = isinstance(meta, dict) and meta.get("key") == self._key and isinstance(meta.get("value"), dict)
@@ -100,13 +100,13 @@ class Entry:
 
     @property
     def is_of_this_session(self) -> bool:
-        """Whether a process of this session has stored it."""
+        """Whether a process of this session stored it."""
         meta = self._read()
         return meta is not None and meta.get("session") == self._cache.session
 
     @property
     def stamp(self) -> tuple[int, int] | None:
-        """Tells whether another process has stored the entry again: it then changes. None where nothing is stored."""
+        """A value that changes when another process stores the entry again; None if nothing is stored."""
         try:
             status = (self.folder / META_FILE).stat()
         except OSError:
@@ -114,15 +114,15 @@ class Entry:
         return status.st_ino, status.st_mtime_ns
 
     def save(self, value: dict[str, Any], arrays: Arrays | None = None, about: str = "") -> None:
-        """Keep a result. The description is written last: an entry without one does not count.
+        """Store a result. The description is written last: an entry without one does not count.
 
         Args:
             value: of JSON types.
             arrays: kept beside it.
-            about: for people who look into the cache: what this is.
+            about: what the entry is, for people who look into the cache.
 
         Raises:
-            StoreError: no space, no permission, or a number that JSON does not know.
+            StoreError: no space, no permission, or a number that JSON cannot represent.
         """
         from gguf_harness.store.arrays import checksums, save_arrays
 
@@ -131,7 +131,7 @@ class Entry:
             save_arrays(self.arrays_file, arrays)
             meta["arrays"] = checksums(self.arrays_file)
         file = self.folder / META_FILE
-        # As it will be read: JSON turns numbers that are keys into strings.
+        # As it will be read: JSON turns numeric keys into strings.
         stored = json.loads(to_json(value, file.name))
         write_json(file, {**meta, "value": stored, "check": _digest(stored)})
         self._cache.used(self)
@@ -139,10 +139,10 @@ class Entry:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the entry while it is being measured: with `pytest -n` others wait, and then find it done.
+        """Lock the entry while it is being measured: with `pytest -n`, other processes wait and then load the result.
 
         Raises:
-            StoreError: the lock cannot be taken. Errors of the block are its own.
+            StoreError: the lock cannot be taken. Errors of the block pass through.
         """
         try:
             self.folder.parent.mkdir(parents=True, exist_ok=True)
@@ -152,11 +152,11 @@ class Entry:
         try:
             yield
         finally:
-            # A measurement that failed leaves nothing behind.
+            # A failed measurement leaves nothing behind.
             lock.release(remove=not self.folder.is_dir())
 
     def remove(self) -> None:
-        """Forget the entry, its description first: what is left of it does not count."""
+        """Remove the entry, its description first: an entry without one does not count."""
         with contextlib.suppress(OSError):
             (self.folder / META_FILE).unlink()
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -167,8 +167,8 @@ class Cache:
 
     Args:
         root: its folder.
-        limit: bytes that it may take, least recently used first to go; None for any number.
-        session: name that all processes of a session share; None for one of its own.
+        limit: most bytes that it may take; the least recently used entries are removed first. None for no limit.
+        session: name that all processes of a session share; None for a new one.
     """
 
     def __init__(self, root: Path, limit: int | None = None, session: str | None = None) -> None:
@@ -184,36 +184,38 @@ class Cache:
         """The entry of a measurement.
 
         Args:
-            measurement: its family, which is a folder of the cache, and its name: "passes/reference".
+            measurement: folder of the cache and name: "passes/reference".
             version: of the measurement.
-            key: everything that it depends on but its version, as JSON types.
+            key: everything that it depends on except its version, as JSON types.
 
         Raises:
-            ValueError: no such name, or a key that is not of JSON types.
+            ValueError: an invalid name, or a key that is not of JSON types.
         """
         kind, _, name = measurement.partition("/")
         if not (_WORD.fullmatch(kind) and _WORD.fullmatch(name)) or kind in OTHER_FOLDERS:
-            raise ValueError(f"{measurement!r} is no name of a measurement, expected family/name in lower case.")
+            raise ValueError(
+                f"{measurement!r} is not a valid name of a measurement, expected family/name in lower case."
+            )
         full = _canonical({"measurement": name, "version": version, "key": key})
         return Entry(self, self.root / kind / _digest(full)[:24], full)
 
     def used(self, entry: Entry) -> None:
         """Note that an entry was used now."""
         self._used.add(entry.folder)
-        # A cache that can only be read serves what it has.
+        # A read-only cache still serves its entries.
         with contextlib.suppress(OSError):
             (entry.folder / USED_FILE).touch(mode=0o666)
 
     def keep(self, entry: Entry) -> None:
-        """Keep the files of an entry, as long as this process lives, from what other processes remove."""
+        """Protect the files of an entry from removal by other processes, as long as this process lives."""
         held = self._held.get(entry.folder)
         if held is None or not held.is_current:
-            # Where the file system has no locks, what was just used goes last all the same.
+            # Without locks, an entry that was just used is still removed last.
             with contextlib.suppress(OSError):
                 self._held[entry.folder] = hold(entry.folder / USED_FILE, shared=True)
 
     def grown(self, entry: Entry) -> None:
-        """Note that an entry was stored; where the cache has become too large, something else goes."""
+        """Note that an entry was stored; if the cache is now too large, remove other entries."""
         self._mark()
         if self.limit is None:
             return
@@ -223,13 +225,10 @@ class Cache:
             self._shrink(self.limit)
 
     def make_room(self, needed: int, entry: Entry) -> None:
-        """Remove what was least recently used until the files of an entry, of `needed` bytes, have room.
-
-        Where all else is in use, the cache grows beyond its limit.
-        """
+        """Remove the least recently used entries until an entry of `needed` bytes has room."""
         if self.limit is not None:
             self._used.add(entry.folder)
-            # Those of an interrupted measurement are there already.
+            # Files of an interrupted measurement already take space.
             self._shrink(self.limit - max(0, needed - folder_bytes(entry.folder)))
 
     def _shrink(self, target: int) -> None:
@@ -238,7 +237,7 @@ class Cache:
 
     @property
     def excess(self) -> int:
-        """Bytes by which the cache is larger than its limit; what is left is in use."""
+        """Bytes by which the cache exceeds its limit, when all the rest is in use."""
         return 0 if self._size is None or self.limit is None else max(0, self._size - self.limit)
 
     def _mark(self) -> None:
@@ -249,10 +248,10 @@ class Cache:
 
     @contextlib.contextmanager
     def scratch(self) -> Iterator[Path]:
-        """An empty folder for large files, gone when the block ends; what a killed process left goes now.
+        """An empty folder for large files, removed when the block ends; leftovers of killed processes are removed now.
 
         Raises:
-            StoreError: no permission. Errors of the block are its own.
+            StoreError: no permission. Errors of the block pass through.
         """
         sweep_scratch(self.root)
         try:
@@ -267,7 +266,7 @@ class Cache:
 
 
 def _canonical(value: object) -> Any:
-    """A key in JSON types, the same for values that are the same: 1 and 1.0, tuples and lists.
+    """A key in JSON types; equal values give equal keys: 1 and 1.0, tuples and lists.
 
     Raises:
         ValueError: another type, or a number that is not finite.

@@ -1,8 +1,9 @@
-"""What the cache takes on disk, and how it is kept within a limit.
+"""The size of the cache on disk, and how it is kept within a limit.
 
-What was least recently used goes first, and of that first what only later measurements would read: log-probabilities,
-activations, hidden states, quantized models. Results go when that is not enough. An entry's `.used` is touched with
-every use, since times of access are not kept everywhere; who needs its files later holds a shared lock on it.
+The least recently used entries are removed first; of these, first the files that only later measurements would read:
+log-probabilities, activations, hidden states, quantized models. Results are removed when that is not enough. An entry's
+`.used` is touched at every use, since not all file systems keep access times; a process that needs its files later
+holds a shared lock on it.
 """
 
 from __future__ import annotations
@@ -51,19 +52,19 @@ SCRATCH: Final = "scratch"
 _RESULTS: Final = frozenset({ARRAYS_FILE, META_FILE, USED_FILE})
 _FILES: Final = ("hashes", "logs")
 OTHER_FOLDERS: Final = frozenset({*_FILES, SCRATCH})
-"""Folders of the cache that hold no entries."""
+"""Folders of the cache that do not hold entries."""
 
 _TAG_CONTENT: Final = f"{CACHE_SIGNATURE}\n# This is a cache of gguf-harness. Everything in it can be measured again.\n"
 _ENTRY: Final = re.compile(r"[0-9a-f]{24}")
 _QUIET_S: Final = 3600.0
-"""A log that was written to within an hour may be that of a running process."""
+"""A log written to within the last hour may belong to a running process."""
 _LARGE_LOG: Final = 16_000_000
 _KEPT_OF_LOG: Final = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """Something in the cache that can be removed by itself: an entry's folder, or a file.
+    """A removable part of the cache: an entry's folder, or a file.
 
     Attributes:
         kind: the folder of the cache that it is in: "passes".
@@ -79,12 +80,12 @@ class Item:
 
 
 def kinds(root: Path) -> list[str]:
-    """Folders of a cache whose content can be listed and removed: families of measurements, hashes and logs."""
+    """Folders of a cache whose content can be listed and removed: measurements by kind, hashes and logs."""
     return sorted((*_families(root), *_FILES))
 
 
 def _families(root: Path) -> list[str]:
-    """Folders of a cache that hold entries. Which there are is for measurements to say, and not known here."""
+    """Folders of a cache that hold entries. Measurements choose their names; they are not known here."""
     return sorted(path.name for path in _children(root) if path.is_dir() and path.name not in OTHER_FOLDERS)
 
 
@@ -94,7 +95,7 @@ def entry_lock(folder: Path) -> Path:
 
 
 def mark_cache(root: Path) -> None:
-    """Say in the folder that it is a cache: backups leave it out, and `gguf-harness cache clear` believes it.
+    """Mark a folder as a cache: backups skip it, and `gguf-harness cache clear` accepts it.
 
     Raises:
         OSError: the folder cannot be written.
@@ -106,13 +107,13 @@ def mark_cache(root: Path) -> None:
 
 
 def check_cache(root: Path) -> str | None:
-    """Why a folder is no cache of ours; None if it is one."""
+    """Why a folder is not a cache of this harness; None if it is one."""
     if not root.is_dir():
         return "there is no such folder"
     with contextlib.suppress(OSError, ValueError):
         if (root / CACHE_TAG).read_text(encoding="utf-8").startswith(_TAG_CONTENT):
             return None
-    # Before there were tags.
+    # A cache from before caches were tagged.
     names = sorted({path.name.removesuffix(".lock") for path in root.iterdir()})
     strange = next((name for name in names if name not in OTHER_FOLDERS and not _holds_entries(root / name)), None)
     if strange is not None:
@@ -121,7 +122,7 @@ def check_cache(root: Path) -> str | None:
 
 
 def _holds_entries(folder: Path) -> bool:
-    """Whether there is nothing but entries and their locks in a folder."""
+    """Whether a folder holds only entries and their locks."""
     if folder.is_symlink() or not folder.is_dir():
         return False
     return all(_ENTRY.fullmatch(path.name.removesuffix(".lock")) for path in folder.iterdir())
@@ -146,20 +147,20 @@ def list_items(root: Path) -> list[Item]:
 
 
 def scratch_bytes(root: Path) -> int:
-    """Bytes of large files of a moment."""
+    """Bytes of large temporary files."""
     return sum(folder_bytes(folder) for folder in _children(root / SCRATCH) if folder.is_dir())
 
 
 def shrink(root: Path, target: int, spare: Collection[Path] = ()) -> int:
-    """Remove what was least recently used until the cache takes `target` bytes, or nothing more can go.
+    """Remove the least recently used entries until the cache takes `target` bytes, or nothing more can be removed.
 
     Args:
         root: the cache.
         target: bytes that may stay.
-        spare: entries that stay. What other processes measure or hold stays as well.
+        spare: entries to keep. Entries that other processes measure or hold are kept as well.
 
     Returns:
-        Bytes that the cache takes.
+        Bytes that the cache takes afterwards.
     """
     sweep_locks(root)
     sweep_scratch(root)
@@ -182,7 +183,7 @@ def remove_item(root: Path, item: Item, *, whole: bool = True) -> int | None:
     Args:
         root: the cache.
         item: from `list_items`.
-        whole: results as well; otherwise only files that later measurements would read.
+        whole: remove results as well; otherwise only files that later measurements would read.
 
     Returns:
         Bytes that it took; None where it is in use, or cannot be removed.
@@ -197,7 +198,7 @@ def remove_item(root: Path, item: Item, *, whole: bool = True) -> int | None:
             return _remove_entry(root, item, whole=whole)
         finally:
             lock.release(remove=not item.path.is_dir())
-    except OSError:  # gone, read-only, or a file system without locks: it is left alone
+    except OSError:  # missing, read-only, or on a file system without locks: leave it
         return None
 
 
@@ -213,7 +214,7 @@ def _remove_entry(root: Path, item: Item, *, whole: bool) -> int | None:
     if used is None:
         return None
     try:
-        # To take the lock is no use of the entry, also where that has just made the file.
+        # Taking the lock does not count as a use of the entry, even if that created the file.
         os.utime(item.path / USED_FILE, (item.last_used, item.last_used))
         parts = [path for path in item.path.iterdir() if path.name not in _RESULTS]
         freed = item.size if whole else sum(_size(path) for path in parts)
@@ -224,7 +225,7 @@ def _remove_entry(root: Path, item: Item, *, whole: bool) -> int | None:
 
 
 def _discard(root: Path, paths: Iterable[Path]) -> None:
-    """Remove files and folders, each as a whole: first out of the way, and then from the disk."""
+    """Remove files and folders, each as a whole: renamed first, then deleted."""
     trash, lock = new_scratch(root)
     try:
         for path in paths:
@@ -235,7 +236,7 @@ def _discard(root: Path, paths: Iterable[Path]) -> None:
 
 
 def new_scratch(root: Path) -> tuple[Path, HeldLock]:
-    """An empty folder for files of a moment, and the lock that says that it is in use.
+    """An empty folder for temporary files, and the lock that marks it as in use.
 
     Raises:
         OSError: the folder cannot be written.
@@ -248,7 +249,7 @@ def new_scratch(root: Path) -> tuple[Path, HeldLock]:
 
 @contextlib.contextmanager
 def _scratch_guard(root: Path) -> Iterator[None]:
-    """Between making a folder and locking it, nobody may take it for one that was left."""
+    """Until a new folder is locked, other processes must not take it for a leftover."""
     guard = hold(root / SCRATCH / ".lock")
     try:
         yield
@@ -257,7 +258,7 @@ def _scratch_guard(root: Path) -> Iterator[None]:
 
 
 def sweep_locks(root: Path) -> None:
-    """Remove locks of entries that are gone."""
+    """Remove the locks of removed entries."""
     for kind in _families(root):
         for lock in _children(root / kind):
             folder = lock.with_name(lock.name.removesuffix(".lock"))
@@ -269,11 +270,11 @@ def sweep_locks(root: Path) -> None:
 
 
 def sweep_scratch(root: Path) -> int:
-    """Remove what killed processes have left in the scratch folder; how many bytes."""
+    """Remove what killed processes left in the scratch folder. Returns the number of bytes."""
     freed = 0
     with contextlib.suppress(OSError), _scratch_guard(root):
         for folder in _children(root / SCRATCH):
-            # A lock ends with the process that held it.
+            # A lock is released when its process ends.
             lock = hold(folder / ".lock", wait=False) if folder.is_dir() else None
             if lock is not None:
                 freed += folder_bytes(folder)
@@ -293,11 +294,11 @@ def cap_log(log: Path) -> None:
         with replacing(log) as file:
             file.write(b"(what came before was removed)\n" + end.partition(b"\n")[2])
     except OSError:
-        return  # a log that cannot be shortened is no reason not to measure
+        return  # a log that cannot be shortened must not stop the measurement
 
 
 def _children(folder: Path) -> Iterator[Path]:
-    """What is in a folder, without links; nothing where it is a link, is not there, or cannot be read."""
+    """Content of a folder, without links; empty if it is a link, missing, or not readable."""
     if folder.is_symlink():
         return
     with contextlib.suppress(OSError):
@@ -305,7 +306,7 @@ def _children(folder: Path) -> Iterator[Path]:
 
 
 def folder_bytes(folder: Path) -> int:
-    """Bytes of the files below a folder; 0 where it is not there."""
+    """Bytes of the files below a folder; 0 if it does not exist."""
     return _content(folder)[0]
 
 
@@ -314,7 +315,7 @@ def _size(path: Path) -> int:
 
 
 def _content(folder: Path) -> tuple[int, float]:
-    """Bytes of the files below a folder, and when the newest was changed; files may go meanwhile."""
+    """Bytes of the files below a folder, and when the newest was changed; files may disappear meanwhile."""
     size, newest = 0, 0.0
     for parent, _, names in os.walk(folder):
         for name in names:

@@ -1,4 +1,4 @@
-"""Tables of a run as files that other programs read: Parquet or CSV, one file for each."""
+"""Export the tables of a run for other programs: Parquet or CSV, one file for each table."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ FORMATS: Final = ("parquet", "csv")
 def export_run(
     run: StoredRun, folder: Path, kind: Literal["parquet", "csv"], *, replace: bool = False
 ) -> dict[str, Path]:
-    """Write <table>.parquet or <table>.csv for each table, empty ones too; each whole or not at all.
+    """Write <table>.parquet or <table>.csv for each table, including empty ones; each file atomically.
 
-    Columns and types are those of the DataFrames. Lists and tables are written as JSON; of a file name that is not
-    UTF-8, the bytes are written as escapes. In CSV (UTF-8) a missing value is an empty field, and an empty text `""`.
-    The metadata of a Parquet file has `gguf_harness.run` (its id), `gguf_harness.started`, `gguf_harness.schema`
-    (version of run.json) and `gguf_harness.version`.
+    Columns and types are those of the DataFrames. Lists and tables are written as JSON; bytes of a file name that are
+    not UTF-8 are written as escapes. In CSV (UTF-8) a missing value is an empty field, and an empty text `""`. The
+    metadata of a Parquet file has `gguf_harness.run` (its id), `gguf_harness.started`, `gguf_harness.schema` (version
+    of run.json) and `gguf_harness.version`.
 
     Args:
         run: what to write.
-        folder: it is made where it does not exist.
+        folder: created if it does not exist.
         kind: of the files.
-        replace: files that are there already.
+        replace: replace existing files.
 
     Returns:
         The files by table.
 
     Raises:
-        StoreError: a file is there already, no space, or no permission.
+        StoreError: a file exists already, no space, or no permission.
     """
     files = {name: folder / f"{name}.{kind}" for name in FRAMES}
     present = [file.name for file in files.values() if os.path.lexists(file)]
@@ -57,7 +57,7 @@ def export_run(
 
 
 def _to_arrow(frame: pd.DataFrame, name: str, run: StoredRun) -> Any:
-    """A DataFrame as a `pyarrow.Table`, from which pandas makes the same types again."""
+    """Convert a DataFrame to a `pyarrow.Table`, from which pandas restores the same types."""
     import pyarrow as pa
 
     storable = frame.assign(**{column: _storable(frame[column], kind) for column, kind in TABLES[name].items()})
@@ -83,7 +83,7 @@ def _storable(column: pd.Series[Any], kind: Kind) -> pd.Series[Any]:
 
 
 def _utf8(text: str) -> str:
-    r"""Halves of characters cannot be stored: they are written as `\udcff`, which JSON reads as it was."""
+    r"""Lone surrogates cannot be stored: they are written as `\udcff`, which JSON reads back unchanged."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 

@@ -95,7 +95,7 @@ def hash_files(files: Sequence[Path], cache: Path, progress: Callable[[int, int]
 def _hash_file(file: Path, cache: Path, progress: Callable[[int, int], None] | None) -> str:
     try:
         with file.open("rb") as stream:
-            # Of the open file: what the path leads to may be exchanged meanwhile.
+            # Of the open file: the path may lead to another file by now.
             state = FileState.of(os.fstat(stream.fileno()))
             if state.size <= _SMALL:
                 return _read(stream, state, progress)
@@ -116,7 +116,7 @@ def _hash_file(file: Path, cache: Path, progress: Callable[[int, int], None] | N
 def _read(stream: BinaryIO, state: FileState, progress: Callable[[int, int], None] | None) -> str:
     hasher, done = hashlib.sha256(), 0
     stream.seek(0)
-    # A file that grows as fast as it is read would have no end.
+    # A file that grows as fast as it is read would never end.
     while done <= state.size and (block := stream.read(_HASH_BLOCK)):
         hasher.update(block)
         done += len(block)
@@ -131,7 +131,7 @@ def _read(stream: BinaryIO, state: FileState, progress: Callable[[int, int], Non
 
 def _sample(stream: BinaryIO, size: int) -> str:
     """Hash of the start and of one block in each of 64 stretches of a file, always the same ones."""
-    chosen = random.Random(size)  # noqa: S311 - nobody is to be kept from guessing it
+    chosen = random.Random(size)  # noqa: S311 - not used for security
     hasher = hashlib.sha256(stream.read(_SAMPLE_HEAD))
     stretch = size // _SAMPLE_BLOCKS
     for index in range(_SAMPLE_BLOCKS):
@@ -143,7 +143,7 @@ def _sample(stream: BinaryIO, size: int) -> str:
 
 
 def has_change_time(stream: BinaryIO, state: FileState) -> bool:
-    """Whether the file system keeps a time of change of its own."""
+    """Whether the file system keeps its own change time."""
     if os.name == "nt" or state.changed_ns % _SECOND_NS == 0:
         return False
     read_only = os.fstatvfs(stream.fileno()).f_flag & os.ST_RDONLY
@@ -161,7 +161,7 @@ def _recall(note: Path, identity: dict[str, int | str]) -> str | None:
 
 
 def _remember(note: Path, content: dict[str, object]) -> None:
-    # Without a note, the file is only hashed again: what keeps the cache from being written is said elsewhere.
+    # Without a note, the file is only hashed again. Another place reports why the cache cannot be written.
     with contextlib.suppress(OSError):
         note.parent.mkdir(parents=True, exist_ok=True)
         with replacing(note) as stream:

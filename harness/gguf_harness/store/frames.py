@@ -23,7 +23,7 @@ FRAMES: Final = tuple(name for name in TABLES if name != "arrays")
 
 
 class RunArrays(Mapping[tuple[str, str], Arrays]):
-    """Arrays of a run by model and name. Each is read when it is asked for, from the run's folder only.
+    """Arrays of a run by model and name. Each is read on first use, and only from the run's folder.
 
     Args:
         folder: the run's.
@@ -44,7 +44,7 @@ class RunArrays(Mapping[tuple[str, str], Arrays]):
         return load_arrays(run_file(self._folder, self._files[key]))
 
     def __contains__(self, key: object) -> bool:
-        """Whether the run names them; no file is opened."""
+        """Whether the run lists them; no file is opened."""
         return key in self._files
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
@@ -59,23 +59,23 @@ class RunArrays(Mapping[tuple[str, str], Arrays]):
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class StoredRun:
-    """A stored run, its tables as DataFrames.
+    """A stored run, with its tables as DataFrames.
 
     Their columns are the same in every run, those of `gguf_harness.store.run_tables.TABLES`: texts are `string`;
     counts, layers and heads `Int64`; measured numbers `float64`; truth values `boolean`; lists and tables Python's.
-    What a run does not say is missing (`isna()`), never 0. Times are in seconds, shares are fractions, sizes are in
-    bytes.
+    Values that a run does not have are missing (`isna()`), never 0. Times are in seconds, shares are fractions, sizes
+    are in bytes.
 
     Attributes:
         id: the run's.
-        started: when, with its time zone; NaT where the run does not say.
-        folder: that it is in.
+        started: start time with time zone; NaT if the run does not say.
+        folder: the run's folder.
         settings: of the session; empty where the run has none.
-        machine: that it ran on; empty where the run does not say.
+        machine: the machine that it ran on; empty if the run does not say.
         arrays: by (model, name), dictionaries of NumPy arrays.
         models: a row for each subject: a model file, and how it was run.
-        estimates: a row for each value: its errors and unit, and what of the model it is about.
-        gates: limits that estimates were held against, with their verdicts.
+        estimates: a row for each value, with its errors, unit and place (prompt, layer, head, part).
+        gates: limits that estimates were checked against, with their verdicts.
         comparisons: with a baseline.
         planned: gates that the suites were to decide.
         tests: outcomes.
@@ -115,7 +115,7 @@ def open_run(path: Path) -> StoredRun:
         import pandas as pd
     except ImportError as error:
         raise StoreError(
-            f"Tables of a run need the package pandas, which cannot be imported: {error}.", "pip install pandas"
+            f"The tables of a run need the package pandas, which cannot be imported: {error}.", "pip install pandas"
         ) from error
 
     run = load_run(path)
@@ -136,7 +136,7 @@ def open_run(path: Path) -> StoredRun:
 def _frame(rows: Sequence[Mapping[str, Any]], kinds: Mapping[str, Kind]) -> pd.DataFrame:
     import pandas as pd
 
-    # Strings of Python's: Arrow's cannot hold what a name of a file may, bytes that are not UTF-8.
+    # Python strings: Arrow strings cannot hold file names with bytes that are not UTF-8.
     text = pd.StringDtype("python")
     return pd.DataFrame(
         {

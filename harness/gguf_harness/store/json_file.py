@@ -1,4 +1,4 @@
-"""JSON that others may have changed: read whole, every value checked, and a message that says what is wrong."""
+"""JSON files that may have been edited: every value is checked, and messages say what is wrong."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ _LARGEST: Final = 1e300
 
 
 class JsonFile:
-    """A file's content, and lookups that say what is wrong with a value.
+    """The content of a file, and lookups that say what is wrong with a value.
 
     Args:
         path: the file.
         what: what it should be, for messages: "Baseline".
-        hint: the next step that every message ends with.
+        hint: the next step, appended to every message.
         most_bytes: a larger file is refused unread.
 
     Raises:
-        StoreError: unreadable, too large, no JSON, no numbers of finite size, or a name twice in one table.
+        StoreError: unreadable, too large, not JSON, numbers that are not finite, or a duplicate name in a table.
     """
 
     def __init__(self, path: Path, what: str, hint: str, most_bytes: int) -> None:
@@ -38,7 +38,7 @@ class JsonFile:
             raise self.invalid(f"has {size} bytes, expected at most {most_bytes}")
         self.content: Any = read_json(path, what, StoreError, hint)
         try:
-            # Half a character, which an escape can hold, can be written nowhere.
+            # A lone surrogate, which JSON escapes can contain, cannot be written anywhere.
             json.dumps(self.content, ensure_ascii=False).encode()
         except (UnicodeEncodeError, RecursionError) as error:
             raise self.invalid(f"cannot be read: {error}") from None
@@ -48,10 +48,10 @@ class JsonFile:
         return StoreError(f"{self.path} {problem}.", self._hint)
 
     def get(self, table: Any, key: str, *kinds: type) -> Any:
-        """A value of a table, of one of these types; numbers are finite, and a truth value is no number.
+        """A value of a table, of one of these types; numbers are finite, and booleans do not count as numbers.
 
         Raises:
-            StoreError: it is not there, or something else.
+            StoreError: it is missing, or of another type.
         """
         value = table.get(key) if isinstance(table, dict) else None
         if not isinstance(value, kinds) or isinstance(value, bool):
@@ -63,7 +63,7 @@ class JsonFile:
 
 
 def is_usual(value: Any) -> bool:
-    """Whether a value is a number that arithmetic can be done with."""
+    """Whether a value is a finite number that is safe for arithmetic."""
     return type(value) in {int, float} and abs(value) < _LARGEST
 
 

@@ -1,6 +1,6 @@
-"""Locks between processes, on files: one process measures, or several only use what is there.
+"""File locks between processes: one process measures, or several read what is stored.
 
-A lock ends with the process that holds it, however it ends.
+A lock is released when its process ends, however it ends.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ class HeldLock:
 
     @property
     def is_current(self) -> bool:
-        """Whether the lock still counts: the file is where it was, and no other one in its place."""
+        """Whether the lock is still valid: its file has been neither removed nor replaced."""
         try:
             return self._close.alive and os.path.samestat(self.path.stat(), self._status)
         except OSError:
             return False
 
     def release(self, *, remove: bool = False) -> None:
-        """Let go of the lock.
+        """Release the lock.
 
         Args:
-            remove: the file goes first; whoever waits for it then notices, and takes a new one.
+            remove: remove the file first; waiting processes notice that and take a new lock.
         """
         if remove and self.is_current:
-            # It may stay where the folder has become read-only: it is empty, and anybody can take it.
+            # It may stay in a folder that has become read-only: it is empty, and others can lock it.
             with contextlib.suppress(OSError):
                 self.path.unlink()
         self._close()
@@ -56,19 +56,19 @@ def hold(path: Path, *, shared: bool = False, wait: bool = True) -> HeldLock | N
     """Take a lock.
 
     Args:
-        path: a file, made where there is none; its folder has to be there.
-        shared: others may hold it as well, if they share it too.
+        path: a file, created if missing; its folder must exist.
+        shared: others may also hold it as shared.
         wait: until it is free.
 
     Returns:
-        The lock; None where another holds it and `wait` is false.
+        The lock; None if another process holds it and `wait` is false.
 
     Raises:
-        OSError: the file cannot be made, or the file system has no locks.
+        OSError: the file cannot be created, or the file system does not support locks.
     """
     operation = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
     while True:
-        # Readable and writable for those whom the umask allows: caches are shared.
+        # Readable and writable as the umask allows: caches are shared.
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
             fcntl.flock(descriptor, operation)
@@ -81,5 +81,5 @@ def hold(path: Path, *, shared: bool = False, wait: bool = True) -> HeldLock | N
         lock = HeldLock(path, descriptor)
         if lock.is_current:
             return lock
-        # Its holder removed the file while we waited: that lock is no longer anybody's.
+        # Its holder removed the file while we waited: that lock is no longer valid.
         lock.release()

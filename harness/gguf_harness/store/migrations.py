@@ -1,7 +1,7 @@
-"""Runs of earlier versions of run.json as the current one: step by step, and nothing that they hold is lost.
+"""Convert earlier versions of run.json to the current one, step by step, without losing anything.
 
 Version 2: an entry of `models` is a subject, a model file and how it is run (`file`, `variant`, `context`, `adapters`).
-Estimates, gates and comparisons say what of the model they are about by the same four keys: prompt, layer, head, part.
+Estimates, gates and comparisons give their place by the same four keys: prompt, layer, head, part.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ __all__ = ["migrate"]
 
 
 def migrate(content: Mapping[str, Any], source: str = "The run") -> dict[str, Any]:
-    """The content of a run.json in the current version; the same where it is of that.
+    """The content of a run.json, converted to the current version if it is older.
 
-    What is damaged stays so: `gguf_harness.store.run_content` looks at what comes out.
+    Damage is not repaired: `gguf_harness.store.run_content` checks the result.
 
     Args:
-        content: of a run.json of any version so far; it is not changed.
+        content: of a run.json of any version so far; not modified.
         source: begins the message of an error.
 
     Raises:
-        StoreError: there is no version, or one that this harness does not read.
+        StoreError: no version, or one that this harness does not read.
     """
     version = content.get("schema_version")
     if type(version) is not int:
@@ -38,7 +38,7 @@ def migrate(content: Mapping[str, Any], source: str = "The run") -> dict[str, An
     if version < 1:
         raise StoreError(
             f"{source} is not a run: it has schema version {str(version)[:20]}, expected 1 to {SCHEMA_VERSION}.",
-            "Give a run.json as a run wrote it.",
+            "Give a run.json in the form in which a run wrote it.",
         )
     migrated = dict(content)
     for earlier in range(version, SCHEMA_VERSION):
@@ -71,4 +71,4 @@ def _with_place(rows: list[Any]) -> list[Any]:
 
 
 _STEPS: Final[Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]]] = {1: _to_version_2}
-"""What makes the next version of each."""
+"""The step from each version to the next one."""

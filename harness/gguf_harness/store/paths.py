@@ -1,4 +1,4 @@
-"""Paths that people write, and names of files for things of any name."""
+"""Paths that users write, and safe file names for arbitrary names."""
 
 from __future__ import annotations
 
@@ -21,31 +21,31 @@ _NOT_KEPT: Final = re.compile(r"[^A-Za-z0-9._+() -]+")
 
 
 def option_path(text: str | os.PathLike[str], start: Path | None = None) -> Path:
-    """The path that a person wrote: `~` and `~user` expanded, absolute; it need not exist.
+    """Turn a path that a user wrote into an absolute one, with `~` and `~user` expanded; it need not exist.
 
     Args:
         text: as written.
-        start: the folder that a relative path begins in; None for the current one.
+        start: the folder that relative paths start from; None for the current one.
 
     Raises:
-        OptionError: empty, no path for this system, too long, below a folder that may not be entered, or the home
-            folder of nobody.
+        OptionError: empty, invalid on this system, too long, below a folder without access, or the home folder of an
+            unknown user.
     """
     written = os.fspath(text)
     if not written:
-        raise OptionError("A path is empty.", "Give one; a variable that is not set in the shell leaves nothing.")
+        raise OptionError("A path is empty.", "Give one; an unset shell variable expands to nothing.")
     try:
         path = Path(start or Path(), Path(written).expanduser()).absolute()
         path.stat()
     except (FileNotFoundError, NotADirectoryError):
-        pass  # it may be about to be made; whoever reads it says that it is missing
+        pass  # it may be created later; the code that reads it reports a missing file
     except OSError as error:
         raise OptionError(f"{written}: {error.strerror or error}.", "Give another path.") from None
     except RuntimeError:
         user = written.split("/", 1)[0]
         raise OptionError(f"{written}: there is no home folder {user}.", "Give the whole path.") from None
     except ValueError:
-        raise OptionError(f"{written!r} is no path on this system.", "Give one without NUL bytes.") from None
+        raise OptionError(f"{written!r} is not a valid path on this system.", "Give one without NUL bytes.") from None
     return path
 
 
@@ -58,12 +58,12 @@ def path_argument(text: str) -> Path:
 
 
 def file_name(name: str) -> str:
-    """A name for a file about something of any name, such as a model: short, plain, neither hidden nor an option.
+    """A safe file name for an arbitrary name, such as a model's: short, plain, neither hidden nor like an option.
 
-    There is room for suffixes, and for what temporary files add.
+    It leaves room for suffixes, and for what temporary files add.
 
     Args:
-        name: stays as it is where it can; otherwise a short hash of it keeps different names apart.
+        name: kept if possible; otherwise a short hash of it keeps different names apart.
     """
     kept = _NOT_KEPT.sub("_", name).lstrip(".- ")
     if kept == name and 0 < len(kept) <= _MOST_BYTES:
@@ -71,6 +71,6 @@ def file_name(name: str) -> str:
     digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:_HASH_DIGITS]
     room = _MOST_BYTES - _HASH_DIGITS - 1
     if len(kept) > room:
-        # The end of a model's name says its type.
+        # The end of a model's name gives its quantization.
         kept = f"{kept[: room - _KEPT_END - 1]}_{kept[-_KEPT_END:]}"
     return f"{kept}-{digest}".lstrip("-")

@@ -1,4 +1,4 @@
-"""What a run.json must hold to be read: it may come from anywhere."""
+"""Check the content of a run.json before it is used: it may come from anywhere."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ _RUN: Final[_Kinds] = {
     **dict.fromkeys(("models", "tests", "estimates", "gates", "arrays"), LIST),
     **dict.fromkeys(("planned", "texts", "heads", "metrics"), LIST.or_null),
 }
-"""Kinds of what a run holds, where it holds it."""
+"""Expected kinds of a run's values, by place."""
 
 _PARTS: Final[Mapping[str, _Kinds]] = {
     "corpus": {"name": TEXT, "sha256": TEXT, **dict.fromkeys(("windows", "n_ctx", "scored_tokens"), NUMBER)},
     "cache": {"hits": NUMBER, "misses": NUMBER},
     "baseline": {"comparisons": LIST},
 }
-"""The same of tables that it holds once."""
+"""The same for tables that occur once."""
 
 _ADAPTER: Final[_Kinds] = {"name": TEXT, "sha256": TEXT, "scale": NUMBER}
 
@@ -67,7 +67,7 @@ _NEEDED: Final[Mapping[str, Sequence[str]]] = {
 
 
 def content_problem(run: Mapping[str, Any]) -> str | None:
-    """What of a run cannot be read, as the end of a sentence; None where all can be.
+    """What makes a run unreadable, as the end of a sentence; None if nothing does.
 
     Args:
         run: content of a run.json of the current version, as `gguf_harness.store.migrations.migrate` gives it.
@@ -76,7 +76,7 @@ def content_problem(run: Mapping[str, Any]) -> str | None:
         return "it has no id or no estimates"
     problem = _wrong_value(run, _RUN, "") or _unknown_time(run.get("started"))
     if problem is None and any(type(warning) is not str for warning in run.get("warnings", [])):
-        problem = "warnings holds something other than texts"
+        problem = "warnings contains values that are not strings"
     for name, kinds in _PARTS.items():
         if problem is None and run.get(name) is not None:
             problem = _wrong_table(run[name], kinds, tuple(kinds), name)
@@ -92,7 +92,7 @@ def content_problem(run: Mapping[str, Any]) -> str | None:
 
 
 def _wrong_metric(entries: list[object]) -> str | None:
-    """Of the entries of metrics that are not built in."""
+    """The first problem in the entries of plugin metrics."""
     for index, entry in enumerate(entries):
         try:
             Metric.from_json(entry)
@@ -118,13 +118,13 @@ def _wrong_value(table: Mapping[str, Any], kinds: _Kinds, place: str) -> str | N
         if key not in table:
             continue
         value = table[key]
-        # By type, not isinstance: true is no number.
+        # By type, not isinstance: booleans are not numbers.
         if type(value) not in kind.types:
             return f"{place}{key} is {_TYPE_NAMES[type(value)]}, expected {_expected(kind)}"
         if type(value) in NUMBER.types:
             largest = _LARGEST_WHOLE if kind.dtype == WHOLE.dtype else _LARGEST
             if not -largest <= value <= largest:
-                return f"{place}{key} is a number beyond {largest:.2g}, expected one that can be computed with"
+                return f"{place}{key} is a number beyond {largest:.2g}, expected a smaller one"
     return None
 
 
@@ -134,7 +134,7 @@ def _expected(kind: Kind) -> str:
 
 
 def _unknown_time(started: str | None) -> str | None:
-    """Why the beginning of a run is none; None where it is a time with its zone, or not said."""
+    """What is wrong with the start time of a run; None if it is a time with a zone, or missing."""
     if started is None:
         return None
     try:

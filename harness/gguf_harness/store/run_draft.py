@@ -1,7 +1,7 @@
-"""A run: everything that one pytest invocation measured, on its way into run.json.
+"""A run while it is being measured: collects everything from one pytest invocation for run.json.
 
 With `pytest -n` several processes measure. Rows and verdicts travel with the test reports; what belongs to no single
-test (models, corpus, engine, arrays) is written by each process into a part of its own, and put together at the end.
+test (models, corpus, engine, arrays) is written by each process into its own part, and the parts are merged at the end.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ __all__ = ["Course", "Findings", "RunDraft", "RunPart", "TestRecord", "new_run_i
 
 
 def new_run_id() -> str:
-    """Sorts by time; the random end keeps runs of the same second apart."""
+    """An id that sorts by time; its random end keeps runs of the same second apart."""
     return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
 
 
 class RunPart:
-    """What one process adds to a run beside its rows. Saved whenever something is added.
+    """What one process adds to a run besides its rows. Saved at each addition.
 
     Args:
         folder: the run's folder.
-        process: name of the process: "main", or xdist's worker id.
+        process: name of the process: "main", or the worker id of xdist.
     """
 
     def __init__(self, folder: Path, process: str) -> None:
@@ -57,7 +57,7 @@ class RunPart:
         }
 
     def add_early(self, model: str, windows: int, planned: int, n_ctx: int) -> None:
-        """Say how much of the corpus a model needed with --gguf-until-decided."""
+        """Record how much of the corpus a model needed with --gguf-until-decided."""
         self._content["early"][model] = {
             "model": model,
             "windows": windows,
@@ -84,17 +84,17 @@ class RunPart:
             self._save()
 
     def warn(self, message: str) -> None:
-        """Say something that the person should read after the run."""
+        """Add a warning to be shown after the run."""
         if message not in self._content["warnings"]:
             self._content["warnings"].append(message)
             self._save()
 
     def warn_of_prompts(self, model: str, problems: Sequence[str], prompts: int) -> None:
-        """Say which prompts a model could not be given: they cost themselves, and not the model.
+        """Warn about prompts that a model could not take: only these are lost, not the model.
 
         Args:
             model: its name.
-            problems: why, a sentence for each of them.
+            problems: the reasons, a sentence each.
             prompts: how many there are in all.
         """
         if problems:
@@ -104,19 +104,19 @@ class RunPart:
             self.warn(f"{len(problems)} of {prompts} prompts could not be given to {model}: {told}{more}")
 
     def add_texts(self, model: str, rows: list[dict[str, Any]]) -> None:
-        """Keep how a model continued the prompts; the first time counts."""
+        """Store how a model continued the prompts; the first call counts."""
         if model not in self._content["texts"]:
             self._content["texts"][model] = [{"model": model, **row} for row in rows]
             self._save()
 
     def add_heads(self, model: str, rows: list[dict[str, Any]]) -> None:
-        """Say what kind each head of a model is; the first time counts."""
+        """Store the kind of each head of a model; the first call counts."""
         if model not in self._content["heads"]:
             self._content["heads"][model] = [{"model": model, **row} for row in rows]
             self._save()
 
     def add_arrays(self, model: str, name: str, description: str, arrays: dict[str, Any]) -> None:
-        """Keep arrays for a picture, once per model and name."""
+        """Store arrays for a chart, once per model and name."""
         from gguf_harness.store.arrays import save_arrays
 
         key = f"{model}/{name}"
@@ -137,10 +137,10 @@ class TestRecord:
     """One test's outcome.
 
     Attributes:
-        kind: of a failure, one of `gguf_harness.judge.outcomes.Kind`; a test that was skipped for its prompt has
-            "prompt".
-        summary: the failure in a line.
-        attempts: how often it was tried (--reruns); what stands in the run is of the last attempt.
+        kind: of a failure, one of `gguf_harness.judge.outcomes.Kind`; "prompt" for a test that was skipped because of
+            its prompt.
+        summary: the failure in one line.
+        attempts: number of attempts (--reruns); the run holds the results of the last one.
     """
 
     id: str
@@ -153,24 +153,24 @@ class TestRecord:
     summary: str | None = None
     attempts: int = 1
 
-    __test__ = False  # it is a record, not a test class
+    __test__ = False  # a record, not a test class
 
     def to_json(self) -> dict[str, Any]:
         """A dictionary of JSON types only."""
-        # Not asdict, which copies all that it finds, value by value.
+        # Not asdict, which copies every value deeply.
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return values | {"duration_s": round(self.duration_s, 3)}
 
 
 @dataclass(slots=True)
 class Course:
-    """How far a session has come.
+    """Progress of a session.
 
     Attributes:
-        selected: ids of all tests that are to run, of other projects as well.
+        selected: ids of all tests that are to run, including those of other projects.
         ended: those with a final outcome.
-        stopped: why the session was ended before its tests were; None where it was not.
-        exit_status: pytest's, when the run was stored for the last time.
+        stopped: why the session ended before its tests; None if it did not.
+        exit_status: exit status of pytest when the run was last stored.
     """
 
     selected: set[str] = field(default_factory=set)
@@ -180,7 +180,7 @@ class Course:
 
     @property
     def complete(self) -> bool:
-        """Whether every test that was selected has its outcome, and nothing stopped the session."""
+        """Whether every selected test has an outcome and nothing stopped the session."""
         return self.stopped is None and self.selected <= self.ended
 
     def to_json(self) -> dict[str, Any]:
@@ -192,7 +192,7 @@ class Course:
 
 @dataclass(slots=True)
 class Findings:
-    """What one test found: rows, verdicts of gates, comparisons with a baseline."""
+    """The results of one test: rows, verdicts of gates, comparisons with a baseline."""
 
     estimates: list[dict[str, Any]] = field(default_factory=list)
     gates: list[dict[str, Any]] = field(default_factory=list)
@@ -201,12 +201,12 @@ class Findings:
 
 @dataclass(slots=True)
 class RunDraft:
-    """A run.json while the session goes on. Saved after every test, so that a killed session keeps its results.
+    """The run.json of a running session. Saved after every test, so that a killed session keeps its results.
 
     Attributes:
-        found: by test id; a later attempt at a test takes the place of the earlier one.
-        planned: gates that the suites are to decide, as `gguf_harness.judge.plan.plan_gates` gives them.
-        planned_comparisons: the same of comparisons with the baseline.
+        found: by test id; a later attempt at a test replaces the earlier one.
+        planned: gates that the suites must decide, as `gguf_harness.judge.plan.plan_gates` gives them.
+        planned_comparisons: the same for comparisons with the baseline.
         warnings: of the session as a whole.
     """
 
@@ -229,30 +229,30 @@ class RunDraft:
 
     @property
     def gates(self) -> list[dict[str, Any]]:
-        """All that were decided."""
+        """All gate verdicts."""
         return [gate for findings in self.found.values() for gate in findings.gates]
 
     @property
     def comparisons(self) -> list[dict[str, Any]]:
-        """All that were made."""
+        """All comparisons."""
         return [comparison for findings in self.found.values() for comparison in findings.comparisons]
 
     def settle(self, gates: list[dict[str, Any]], comparisons: list[dict[str, Any]]) -> None:
-        """Put what the whole run says of gates and comparisons in the place of what each said by itself."""
+        """Replace individual verdicts and comparisons by those decided over the whole run."""
         for findings in self.found.values():
             findings.gates, findings.comparisons = [], []
         for gate in gates:
             self.found[gate["test"]].gates.append(gate)
         for comparison in comparisons:
-            # One that could not be made belongs to no test.
+            # A comparison that could not be made belongs to no test.
             self.found.setdefault(comparison.get("test", ""), Findings()).comparisons.append(comparison)
 
     def save(self, *, settled: bool, last: bool = False) -> dict[str, Any]:
         """Write run.json and return its content.
 
         Args:
-            settled: all has been said that only the whole run can tell; before that, no run is finished.
-            last: nothing is to be added: the parts of other processes may go.
+            settled: results that need the whole run are decided; without them, the run is not finished.
+            last: nothing more will be added: the parts of other processes can be removed.
         """
         content = self._assemble(settled and self.course.complete)
         write_json(self.folder / "run.json", content, lasting=settled)
@@ -306,7 +306,7 @@ class RunDraft:
         }
 
     def _foreign_metrics(self) -> list[dict[str, Any]]:
-        """Entries of the metrics in use that are of other people's plugins: a reader may not have these."""
+        """Entries of used metrics that come from plugins: a reader of the run may not have these plugins."""
         rows = (row for findings in self.found.values() for row in (*findings.estimates, *findings.gates))
         used = dict.fromkeys(row["metric"] for row in rows)
         theirs = [name for name in used if name in METRICS and not METRICS.is_built_in(name)]

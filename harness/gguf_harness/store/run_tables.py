@@ -1,4 +1,4 @@
-"""The tables of a run.json and their columns: what each holds, for the check of its content and for DataFrames."""
+"""Tables and columns of a run.json, used to check its content and to build DataFrames."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ _NOTHING: Final = type(None)
 
 
 class Kind(NamedTuple):
-    """What a value may be.
+    """The types that a value may have.
 
     Attributes:
-        types: of JSON, as Python reads it.
-        dtype: of a DataFrame's column.
+        types: JSON types, as Python reads them.
+        dtype: type of a DataFrame column.
     """
 
     types: tuple[type, ...]
@@ -23,7 +23,7 @@ class Kind(NamedTuple):
 
     @property
     def or_null(self) -> Kind:
-        """The same, or nothing."""
+        """The same kind, or null."""
         return Kind((*self.types, _NOTHING), self.dtype)
 
 
@@ -136,11 +136,11 @@ TABLES: Final[Mapping[str, Mapping[str, Kind]]] = {
     "heads": {"model": TEXT, "layer": WHOLE, "head": WHOLE, "kind": TEXT, "reason": TEXT.or_null},
     "arrays": {"model": TEXT, "name": TEXT, "file": TEXT, "description": TEXT.or_null},
 }
-"""Columns by table, in the order of DataFrames. A key that a version of run.json gains belongs here."""
+"""Columns by table, in the order of the DataFrames. Add new keys of run.json here."""
 
 
 def rows_of(run: Mapping[str, Any], table: str) -> Any:
-    """The rows of a table, where the run has it: comparisons are part of `baseline`. None where it does not."""
+    """The rows of a table; None if the run does not have it. Comparisons are part of `baseline`."""
     if table == "comparisons":
         baseline = run.get("baseline")
         return baseline.get("comparisons") if isinstance(baseline, dict) else None

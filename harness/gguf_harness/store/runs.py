@@ -1,9 +1,9 @@
-"""Runs on disk, and how files are written.
+"""Runs on disk, and writing of their files.
 
-    <results>/runs/<id>/run.json      one pytest invocation; arrays/*.npz beside it, and the report
+    <results>/runs/<id>/run.json      one pytest invocation; arrays/*.npz and the report are next to it
     <results>/cache/                  measurements by content; see `gguf_harness.store.cache`
 
-Every file is written to a temporary name and renamed: it is there whole, or not at all.
+Every file is written to a temporary name and renamed, so that it is never incomplete.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ def write_json(path: Path, content: dict[str, Any], *, lasting: bool = True) -> 
 
     Args:
         path: the file.
-        content: what it is to hold.
-        lasting: for people, and after a power failure. What is soon written again stands in one line, which takes a
-            fifth of the time, and is not waited for.
+        content: the content.
+        lasting: indent for readers, and survive a power failure. Files that will soon be rewritten are one line, which
+            takes a fifth of the time, and are not synced.
 
     Raises:
         StoreError: NaN or infinity in the content, no space, or no permission.
     """
     text = to_json(content, path.name, indent=1 if lasting else None)
-    # Of a file name that is not UTF-8, this leaves JSON's own escapes.
+    # File names that are not UTF-8 become JSON escapes here.
     write_bytes(path, text.encode("utf-8", "backslashreplace"), lasting=lasting)
 
 
@@ -49,7 +49,7 @@ def to_json(content: dict[str, Any], name: str, *, indent: int | None = 1) -> st
     try:
         return json.dumps(content, indent=indent, allow_nan=False, ensure_ascii=False)
     except ValueError as error:
-        raise StoreError(f"{name} would hold a number that JSON does not know: {error}.") from error
+        raise StoreError(f"{name} would contain a number that JSON cannot represent: {error}.") from error
 
 
 def write_text(path: Path, text: str) -> None:
@@ -58,7 +58,7 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         StoreError: no space, or no permission.
     """
-    # Halves of characters, as names of files may have, are written as escapes: in JSON they are read as they were.
+    # Lone surrogates from file names are written as escapes, which JSON reads back unchanged.
     write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
@@ -77,10 +77,10 @@ def write_bytes(path: Path, content: bytes, *, lasting: bool = True) -> None:
 
 
 def prepare_folder(path: Path, option: str) -> Path:
-    """Create a folder and make sure that it can be written.
+    """Create a folder and check that it is writable.
 
     Raises:
-        StoreError: it cannot.
+        StoreError: it is not.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -88,16 +88,16 @@ def prepare_folder(path: Path, option: str) -> Path:
             pass
     except OSError as error:
         raise StoreError(
-            f"{option}={path}: the folder cannot be written ({error.strerror}).", f"Choose another {option} folder."
+            f"{option}={path}: the folder is not writable ({error.strerror}).", f"Choose another {option} folder."
         ) from error
     return path
 
 
 def find_run(spec: str, results: Path) -> Path:
-    """The run.json that a person means: a file, a run's folder, its id or the start of it, or `last`.
+    """Find a run.json from what a user gives: a file, a run's folder, its id or the start of it, or `last`.
 
     Raises:
-        StoreError: none, or several, fit.
+        StoreError: no run matches, or several do.
     """
     path = option_path(spec)
     if path.is_file():
@@ -126,19 +126,19 @@ def load_run(path: Path) -> dict[str, Any]:
     run = migrate(content if isinstance(content, dict) else {}, str(path))
     problem = content_problem(run)
     if problem is not None:
-        raise StoreError(f"{path} is not a run: {problem}.", "Give a run.json as a run wrote it.")
+        raise StoreError(f"{path} is not a run: {problem}.", "Give a run.json in the form in which a run wrote it.")
     return run
 
 
 def run_file(folder: Path, name: object) -> Path:
-    """A file of a run, by the name that its run.json gives: a run that comes from elsewhere may name anything.
+    """Path of a file that a run.json names, checked: a run from elsewhere may name any path.
 
     Args:
         folder: the run's.
         name: relative to it.
 
     Raises:
-        StoreError: it is none, or leads out of the folder: an absolute path, `..`, a symbolic link.
+        StoreError: the name is invalid or leads out of the folder: an absolute path, `..`, a symbolic link.
     """
     if isinstance(name, str) and name and "\0" not in name:
         path = folder / name
@@ -146,5 +146,5 @@ def run_file(folder: Path, name: object) -> Path:
             return path
     raise StoreError(
         f"{folder / 'run.json'} names the file {name!r}, expected one in the folder of the run.",
-        "Nothing outside of that folder is read. Measure again, or remove the entry from `arrays`.",
+        "Files outside that folder are not read. Measure again, or remove the entry from `arrays`.",
     )

@@ -1,6 +1,6 @@
-"""Files that people write: text, TOML and JSON, each read in one way and with the same messages.
+"""Reading of text, TOML and JSON files that users write, with uniform messages.
 
-UTF-8, with or without a byte order mark. Each function takes the kind of error that its caller promises.
+UTF-8, with or without a byte order mark. Each function takes the error class to raise.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from gguf_harness.errors import HarnessError
 
 __all__ = ["decode_text", "parse_toml", "read_bytes", "read_json", "read_text", "read_toml"]
 
-# UTF-32's begins with UTF-16's: it comes first.
+# UTF-32 first: its byte order mark begins with that of UTF-16.
 _OTHER_MARKS: Final = {
     codecs.BOM_UTF32_LE: "UTF-32",
     codecs.BOM_UTF32_BE: "UTF-32",
@@ -35,16 +35,16 @@ def read_bytes(path: Path, what: str, error: type[HarnessError]) -> bytes:
         error: what is raised.
 
     Raises:
-        HarnessError: of that kind: it is missing, a folder, or not readable; or a pipe or a device, which can be read
-            once, or without end, and files are read by several processes.
+        HarnessError: of that kind: missing, a folder, or not readable; or a pipe or a device, which cannot be read by
+            several processes.
     """
     try:
         if not stat.S_ISREG(mode := path.stat().st_mode) and not stat.S_ISDIR(mode):
-            raise error(f"{_named(what, path)} is a pipe or a device, not a file.", "Save what it gives to a file.")
+            raise error(f"{_named(what, path)} is a pipe or a device, not a file.", "Save its output to a file.")
         return path.read_bytes()
     except OSError as problem:
         reason = problem.strerror or str(problem)
-    except ValueError as problem:  # a path that no file can have
+    except ValueError as problem:  # an invalid path
         reason = str(problem)
     raise error(f"{_named(what, path)} cannot be read: {reason}.", "Give the path of a readable file.")
 
@@ -55,7 +55,7 @@ def read_text(path: Path, what: str, error: type[HarnessError]) -> str:
 
 
 def decode_text(raw: bytes, where: str, error: type[HarnessError]) -> str:
-    """The text of bytes in UTF-8, without the byte order mark that some editors put before it.
+    """Decode UTF-8 bytes, without the byte order mark that some editors add.
 
     Args:
         raw: bytes.
@@ -78,16 +78,16 @@ def decode_text(raw: bytes, where: str, error: type[HarnessError]) -> str:
             "Convert it to UTF-8.",
         ) from None
     if b"\0" in raw:
-        # English in UTF-16 is UTF-8 as well, with a NUL behind each letter.
+        # English text in UTF-16 is also valid UTF-8, with a NUL after each letter.
         raise error(
-            f"{where} is no text in UTF-8: byte 0x00 at offset {raw.index(0)}, as in UTF-16 without a byte order mark.",
+            f"{where} is not UTF-8 text: byte 0x00 at offset {raw.index(0)}, as in UTF-16 without a byte order mark.",
             "Save it as UTF-8.",
         )
     return text
 
 
 def read_toml(path: Path, what: str, error: type[HarnessError], example: str) -> dict[str, Any]:
-    """A TOML file's tables; as `read_text`, with an example of what is expected for those who wrote something else."""
+    """A TOML file's tables; as `read_text`, with an example of the expected form for the message."""
     return parse_toml(read_bytes(path, what, error), _named(what, path), error, example)
 
 
@@ -95,14 +95,14 @@ def parse_toml(raw: bytes, where: str, error: type[HarnessError], example: str) 
     """The tables of TOML in UTF-8; as `decode_text`."""
     try:
         return tomllib.loads(decode_text(raw, where, error))
-    except (ValueError, RecursionError) as problem:  # numbers of thousands of digits are no TOMLDecodeError
+    except (ValueError, RecursionError) as problem:  # numbers of thousands of digits raise another error
         raise error(f"{where} is not TOML: {problem}.", f"Expected {example}") from None
 
 
 def read_json(path: Path, what: str, error: type[HarnessError], hint: str) -> Any:
-    """A JSON file's content; as `read_text`, with the next step for what is no JSON.
+    """A JSON file's content; as `read_text`, with the next step for invalid JSON.
 
-    Refused are NaN, infinity and what would become infinity, and a name that stands twice in one table.
+    NaN, infinity, numbers that overflow, and duplicate names in a table are refused.
     """
     text = read_text(path, what, error)
     try:
@@ -115,18 +115,18 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     table = dict(pairs)
     if len(table) != len(pairs):
         names = [name for name, _ in pairs]
-        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} stands there twice")
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} is there twice")
     return table
 
 
 def _no_constant(text: str) -> float:
-    raise ValueError(f"{text} is no number")
+    raise ValueError(f"{text} is not a number")
 
 
 def _finite(text: str) -> float:
     number = float(text)
     if math.isinf(number):
-        raise ValueError(f"{text[:40]} is too large a number")
+        raise ValueError(f"{text[:40]} is too large")
     return number
 
 
