@@ -30,6 +30,9 @@ class LlamaCpp:
     @property
     def description(self) -> dict[str, Any]:
         """llama.cpp's build and backends."""
+        return self._core.once(("engine description",), self._describe)
+
+    def _describe(self) -> dict[str, Any]:
         # It names the processor and the memory: what it says holds for this machine.
         key = {
             "build": self.build_hash(),

@@ -34,7 +34,13 @@ class Format(Generic[R]):
     unpack: Callable[[dict[str, Any], Arrays], R]
 
 
-ARRAYS: Final[Format[Arrays]] = Format(lambda arrays: ({}, arrays), lambda _, arrays: arrays)
+def _arrays_alone(_: dict[str, Any], arrays: Arrays) -> Arrays:
+    if not arrays:
+        raise KeyError("an entry without arrays")
+    return arrays
+
+
+ARRAYS: Final[Format[Arrays]] = Format(lambda arrays: ({}, arrays), _arrays_alone)
 """A result that is arrays and nothing else."""
 
 
