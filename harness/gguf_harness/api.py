@@ -252,7 +252,7 @@ def load_run(run: str | Path = "last", results: str | Path = "results") -> Store
 def _model(spec: str | Path) -> ModelInfo:
     sources = expand_all([str(spec)])
     if len(sources) != 1:
-        raise OptionError(f"{str(spec)!r} names {len(sources)} models.", "Give exactly one.")
+        raise OptionError(f"{str(spec)!r} matches {len(sources)} models.", "Give exactly one.")
     return load_info(sources[0])
 
 

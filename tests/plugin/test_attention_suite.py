@@ -86,7 +86,7 @@ def test_attention(run_suite: RunSuite, read_run: ReadRun, arguments: list[str],
     assert "onerror=alert(1)>" not in page
 
     second = run_suite(*arguments, tests=ATTENTION)
-    second.stdout.fnmatch_lines(["cache: all * measurements came from it, nothing was decoded*"])
+    second.stdout.fnmatch_lines(["cache: all * measurements came from the cache, nothing was decoded*"])
     again = read_run()
     assert again["cache"]["misses"] == 0
     assert again["estimates"] == run["estimates"]

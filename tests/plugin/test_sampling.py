@@ -51,7 +51,7 @@ def test_windows_are_drawn_from_the_whole_text_or_the_first(
         ),
         (["--gguf-chunks=all", "--gguf-ctx=1024"], "expected at least 2048 (two windows of 1024)"),
         (["--gguf-windows=last"], "invalid choice: 'last'"),
-        (["--gguf-until-decided", "--gguf-windows=first"], "the first windows are no sample of the text"),
+        (["--gguf-until-decided", "--gguf-windows=first"], "the first windows are not a sample of the text"),
     ],
 )
 def test_what_the_text_does_not_have_ends_the_session_at_once(

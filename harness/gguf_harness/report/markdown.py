@@ -32,13 +32,13 @@ _MOST_CHARACTERS: Final = 2000
 
 
 def render_markdown(run: Mapping[str, Any]) -> str:
-    """Headline, table, what failed and why, the baseline, warnings, and what was run.
+    """Headline, table, failures with reasons, the baseline, warnings, and what was run.
 
     Args:
         run: content of a run.json.
     """
     view = RunView(run)
-    interrupted = ["This run was interrupted: what it had measured is shown.", ""]
+    interrupted = ["This run was interrupted: results up to then are shown.", ""]
     lines = [f"## {_safe(view.headline())}", "", *(interrupted if view.interrupted else [])]
     lines += _table(view)
     good = _items(verdict_line(view, model) for model in view.candidates if model.verdict in {"pass", ""})
@@ -77,7 +77,7 @@ def _cell(view: RunView, model: str, metric: Metric) -> str:
 
 
 def _baseline(view: RunView) -> list[str]:
-    """What the notes say, and every comparison."""
+    """The notes, and every comparison."""
     notes = view.baseline_notes()
     if not notes:
         return []
@@ -101,7 +101,7 @@ def _baseline(view: RunView) -> list[str]:
 
 
 def _warnings(run: Mapping[str, Any]) -> list[str]:
-    """The run's, but for those that only say which gates are undecided: these have a section of their own."""
+    """Warnings of the run, except those about undecided gates, which have their own section."""
     undecided = {(gate["model"], gate["metric"]) for gate in run.get("gates", []) if gate["verdict"] == "inconclusive"}
     told = tuple(f"{model}: {metric} is inconclusive." for model, metric in undecided)
     return [warning for warning in run.get("warnings", []) if not warning.startswith(told)]
@@ -140,7 +140,7 @@ def _row(cells: list[str]) -> str:
 
 
 def _safe(text: str) -> str:
-    """Names are text: no HTML, no markdown, no formulas, no table separators, no end of line, no novel."""
+    """Escape and shorten names: no HTML, markdown, formulas, table separators or line breaks."""
     if len(text) > _MOST_CHARACTERS:
         text = f"{text[:_MOST_CHARACTERS]}…"
     line = visible(" ".join(text.splitlines()) if "\n" in text else text)
