@@ -121,7 +121,7 @@ def test_heads(run_suite: RunSuite, read_run: ReadRun, arguments: list[str], pyt
     prompts = run["prompts"]["prompts"]
     assert [warning for warning in run["warnings"] if "'nothing'" in warning] == [
         f"1 of {prompts} prompts could not be given to {model}: prompt 'nothing': it has no tokens, and this vocabulary"
-        " begins texts with none: there is nothing to continue"
+        " adds none at the start: there is nothing to continue"
         for model in ("one", "two")
     ]
     (report,) = pytester.path.glob("results/runs/*/report.html")

@@ -1,4 +1,4 @@
-"""What was measured of attention, from the arrays that workers return."""
+"""Results of attention measurements, from the arrays that workers return."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ class HeadBehaviour:
     Attributes:
         heads: layer and head of each profile.
         profiles: scores on the prompts; induction and duplicate_token on repeated random tokens.
-        copy_scores: of each head, from its weights; None where the file does not tell.
+        copy_scores: of each head, from its weights; None if the file does not have them.
         similarity: [head, head] cosine of patterns, over the first tokens of the prompts.
-        prompts: those that the model could be given.
-        problems: what was wrong with the others.
+        prompts: those that the model could take.
+        problems: reasons for the others.
     """
 
     heads: list[HeadPlace]
@@ -54,9 +54,9 @@ class HeadBehaviour:
         """
         if not arrays["causal"].item():
             raise ModelError(
-                "Tokens of this model attend to later ones, as in an encoder: scores of heads such as induction are"
-                " defined for models whose tokens look back.",
-                "suites/attention and suites/embeddings measure such models.",
+                "Tokens of this model attend to later ones, as in an encoder: head scores such as induction are "
+                "defined only for causal models.",
+                "Use suites/attention and suites/embeddings for such models.",
             )
         names = [str(name) for name in arrays["scores"]]
         per_prompt = [
@@ -90,7 +90,7 @@ class HeadBehaviour:
 
     @property
     def kinds(self) -> list[HeadKind]:
-        """Of each head, by the rules of `gguf_harness.metrics.taxonomy`."""
+        """Kind of each head, by the rules of `gguf_harness.metrics.taxonomy`."""
         return [classify_head(profile.values) for profile in self.profiles]
 
 
@@ -142,7 +142,7 @@ class AttentionDrift:
         return found
 
     def _mean(self, name: str, values: NDArray[np.float64]) -> Estimate | None:
-        """None where no head has a value: of keys that are zero there is no relative error."""
+        """The mean; None if no head has a value: keys that are zero have no relative error."""
         if name in _CKA:
             there = values[~np.isnan(values)]
             return Estimate(f"attn_{name}", float(there.mean()), there.size) if there.size else None

@@ -1,6 +1,6 @@
-"""What happens in the layers of a model, from its hidden states; and how far a candidate's are from its reference's.
+"""Measurements of the layers of a model from its hidden states, and the distance of a candidate's from its reference's.
 
-Runs in a worker. One decode per prompt serves everything here.
+Runs in a worker. One decode per prompt gives all results.
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ F64 = NDArray[np.float64]
 
 STATES_FOLDER: Final = "states"
 _FEWEST_TOKENS: Final = 4
-"""Of a prompt, without its first token, for the shape of its states to mean something."""
+"""Fewest tokens of a prompt, without its first, for which the shape of its states is meaningful."""
 
 
 @dataclass(frozen=True, slots=True)
 class LayersResult:
-    """What was measured.
+    """The result.
 
     Attributes:
         arrays: per layer and token or prompt; see `measure_layers`.
@@ -69,18 +69,18 @@ class LayersResult:
 
 
 def measure_layers(worker: WorkerContext, request: LayersRequest, reference: Path | None, keep: bool) -> LayersResult:
-    """Decode the prompts once, and look at the hidden states from all sides.
+    """Decode the prompts once, and compute all measurements of the hidden states.
 
     Args:
         worker: that the task runs in.
         request: the model.
         reference: folder of the cache entry of the reference, whose tokens are decoded, and whose states are compared
-            with; None for the model alone.
-        keep: leave the states on disk: the reference's, for candidates to be compared with.
+            with; None to measure the model alone.
+        keep: keep the states on disk: the reference's, for comparisons with candidates.
 
     Returns:
-        n tokens, of all prompts one after the other; layers L; prompts P; NaN where something is not known.
-        tokens [n], starts [P + 1], nll [n] of the next token (NaN after the last of a prompt);
+        n tokens, of all prompts one after the other; layers L; prompts P; NaN for unknown values.
+        tokens [n], starts [P + 1], nll [n] of the next token (NaN for the last of a prompt);
         norm_embed [n]; norm, attn_share, mlp_share, attn_cosine, mlp_cosine, massive [L, n];
         similarity, similarity_centered, effective_rank, participation_ratio, kurtosis [L, P];
         final_norm_gain, final_norm_cosine [n]; attn_norm_gain, mlp_norm_gain [L, n] where the file has their weights;
@@ -90,7 +90,7 @@ def measure_layers(worker: WorkerContext, request: LayersRequest, reference: Pat
         cka_se [L].
 
     Raises:
-        HarnessError: the model cannot be decoded, its stream not be read, or the reference is of another shape.
+        HarnessError: the model cannot be decoded, its stream cannot be read, or the reference has another shape.
     """
     model = worker.model(request.files, request.settings.n_gpu_layers)
     given = prompt_tokens(model, request) if reference is None else stored_tokens(reference)
@@ -115,16 +115,16 @@ def measure_layers(worker: WorkerContext, request: LayersRequest, reference: Pat
 
 
 def has_states(folder: Path, facts: dict[str, Any]) -> bool:
-    """Whether the hidden states that a measurement has kept in its folder are (still) there, all of them."""
+    """Whether all hidden states that a measurement kept in its folder are still there."""
     kept = facts.get("states")
     return isinstance(kept, dict) and bool(kept) and kept["bytes"] == StateFiles(folder / STATES_FOLDER).sizes
 
 
 def stored_tokens(entry: Path) -> PromptTokens:
-    """The tokens that a model was measured with.
+    """The tokens of a stored measurement of a model.
 
     Raises:
-        FilesLost: they, or its hidden states, are no longer there.
+        FilesLost: they or its hidden states are missing.
     """
     import json
 
@@ -132,7 +132,7 @@ def stored_tokens(entry: Path) -> PromptTokens:
     try:
         facts = json.loads((entry / "meta.json").read_text(encoding="utf-8"))["value"]
         if not has_states(entry, facts) or facts["states"]["crc"] != StateFiles(entry / STATES_FOLDER).checksums:
-            raise FilesLost(f"Hidden states in {entry} are gone or damaged.", "Measure again with --gguf-fresh.")
+            raise FilesLost(f"Hidden states in {entry} are missing or damaged.", "Measure again with --gguf-fresh.")
         tokens, starts = arrays["tokens"].astype(np.int32), arrays["starts"].astype(np.int64)
         return PromptTokens(tuple(facts["prompts"]), tokens, starts, dict(facts["problems"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -141,7 +141,7 @@ def stored_tokens(entry: Path) -> PromptTokens:
 
 def nll_rows(logits: F32, targets: NDArray[np.int32]) -> F64:
     """[n] negative log-likelihood, in nats, of each target under [n, vocabulary] logits."""
-    # A row at a time: in float64 all of them could be gigabytes.
+    # One row at a time: in float64 all rows could take gigabytes.
     return np.array([-log_softmax(row)[target] for row, target in zip(logits, targets, strict=True)])
 
 
@@ -161,7 +161,7 @@ def _next_nll(files: StateFiles, given: PromptTokens) -> F64:
 
 
 def _stream(files: StateFiles, given: PromptTokens) -> Arrays:
-    """Norms, and what blocks add."""
+    """Norms of the stream, and updates of the blocks."""
     post, n = files.load("resid_post"), len(given.tokens)
     shape = (len(post), n)
     names = ("attn_share", "mlp_share", "attn_cosine", "mlp_cosine")
@@ -186,7 +186,7 @@ def _stream(files: StateFiles, given: PromptTokens) -> Arrays:
 
 
 def _shapes(files: StateFiles, given: PromptTokens) -> Arrays:
-    """The shape of the states of each prompt, its first token aside: many models park attention there.
+    """The shape of the states of each prompt without its first token, which is an attention sink in many models.
 
     (Xiao et al. 2024, "Efficient Streaming Language Models with Attention Sinks": its norm dwarfs those of the others.)
     """
@@ -214,11 +214,11 @@ def _shape(states: F64) -> dict[str, float]:
             "kurtosis": outlier_kurtosis(states),
         }
     except NoData:
-        return {}  # one token over and over, which nothing has told apart yet
+        return {}  # one repeated token, with identical states
 
 
 def _massive(files: StateFiles, given: PromptTokens) -> list[list[dict[str, Any]]]:
-    """By layer: the largest massive activations, and where they are."""
+    """By layer: the largest massive activations and their places."""
     post = files.load("resid_post")
     found = []
     for layer in range(len(post)):
@@ -239,7 +239,7 @@ def _massive(files: StateFiles, given: PromptTokens) -> list[list[dict[str, Any]
 
 
 def _lens(request: LayersRequest, files: StateFiles) -> Arrays:
-    """The logit lens, direct logit attribution, and what the norms of blocks do."""
+    """The logit lens, direct logit attribution, and gains of the norms."""
     weights = ModelFile(request.files)
     post, logits = files.load("resid_post"), files.load("logits")
     head = find_head(weights, post[-1], files.load("final"), logits)
@@ -262,7 +262,7 @@ def _direct(files: StateFiles, head: Head, tokens: NDArray[np.int64]) -> Arrays:
     found: Arrays = {name: np.full(shape, np.nan) for name in ("direct_attn", "direct_mlp")}
     if "resid_mid" not in files:
         return {}
-    # What is not known of the first block's attention is the embeddings' part: the stream that it leaves.
+    # If the first block's attention is unknown, its output stream counts as the embeddings' part.
     unknown = bool(np.isnan(files.load("attn_out")[0, 0, 0]))
     first = files.load("resid_mid")[0] if unknown else files.load("embed")
     (embed,), constant = attribute(head, post[-1], [first], tokens)
@@ -275,7 +275,7 @@ def _direct(files: StateFiles, head: Head, tokens: NDArray[np.int64]) -> Arrays:
 
 
 def _norm_gains(weights: ModelFile, files: StateFiles, head: Head) -> Arrays:
-    """Norm of what attention and MLP read, after their norm, over that of the stream."""
+    """Norm of the inputs of attention and MLP, after their norm, divided by that of the stream."""
     n_layer = len(files.load("resid_post"))
     found: Arrays = {}
     for name, tensor in (("attn", "attn_norm"), ("mlp", "ffn_norm")):
@@ -292,7 +292,7 @@ def _norm_gains(weights: ModelFile, files: StateFiles, head: Head) -> Arrays:
 
 
 def _pieces(model: Model, arrays: Arrays) -> dict[str, str]:
-    """Text of the first prompt's tokens, and of what the lens sees there."""
+    """Text of the first prompt's tokens, and of the lens's predictions there."""
     part = slice(0, int(arrays["starts"][1]))
     tokens = [arrays["tokens"][part]]
     if "lens_top" in arrays:
@@ -302,7 +302,7 @@ def _pieces(model: Model, arrays: Arrays) -> dict[str, str]:
 
 
 def _compare(request: LayersRequest, files: StateFiles, base: StateFiles, given: PromptTokens) -> Arrays:
-    """Token by token, the states of a candidate beside the reference's."""
+    """Compare the states of a candidate with the reference's, token by token."""
     own, other = (each.load("resid_post").shape for each in (files, base))
     if own != other or files.load("logits").shape != base.load("logits").shape:
         raise ModelError(
