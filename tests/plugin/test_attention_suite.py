@@ -58,7 +58,7 @@ def _rows(run: dict[str, Any], metric: str, model: str = "two") -> list[dict[str
 def test_attention(run_suite: RunSuite, read_run: ReadRun, arguments: list[str], pytester: pytest.Pytester) -> None:
     result = run_suite(*arguments, "-rs", tests=ATTENTION)
     result.assert_outcomes(passed=5, skipped=2)
-    result.stdout.fnmatch_lines(["*one token, or the model cannot be given it*"])
+    result.stdout.fnmatch_lines(["*one token, or the model cannot take it*"])
     run = read_run()
     cosines = _rows(run, "attn_cosine")
     whole = [row for row in cosines if (row["prompt"], row["layer"], row["head"]) == (None, None, None)]

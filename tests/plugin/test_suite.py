@@ -69,7 +69,7 @@ def test_a_cache_that_cannot_stay_within_its_limit_says_so(
     arguments = [f"--models={llama_file}", "--gguf-quants=Q8_0"]
     run_suite(*arguments, "--gguf-cache-limit=100K", tests="test_file.py").assert_outcomes(passed=2)
     (warning,) = read_run()["warnings"]
-    assert "more than --gguf-cache-limit allows: what is left in it is in use" in warning
+    assert "more than --gguf-cache-limit allows: its remaining entries are in use" in warning
     (model,) = pytester.path.glob("results/cache/models/*/Q8_0.gguf")
     result = pytester.run(sys.executable, "-m", "gguf_harness.cli", "cache", "clear", "models", "logs", "hashes")
     assert result.ret == 0

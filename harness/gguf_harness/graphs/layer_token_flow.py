@@ -1,4 +1,4 @@
-"""How tokens flow through the layers: what stays in the residual stream, and what attention brings into it."""
+"""Flow of tokens through the layers: the residual stream, and the input from attention."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ __all__ = ["LayerTokenFlow"]
 
 @dataclass(frozen=True, slots=True)
 class LayerTokenFlow:
-    """Residual edges from a token to itself one layer up, and attention edges to the tokens that look at it.
+    """Residual edges from a token to itself one layer up, and attention edges to the tokens that attend to it.
 
-    The weight of a residual edge is the cosine of the stream before and after the layer, from -1 to 1; there is none
-    where one of both is zero. The weight of an attention edge is the mean over heads of the attention weight.
+    The weight of a residual edge is the cosine of the stream before and after the layer, from -1 to 1; missing if one
+    of them is zero. The weight of an attention edge is the mean over heads of the attention weight.
 
     Args:
-        name: what of: a model and a prompt.
-        states: [layers + 1, positions, d], the residual stream: the embeddings, then what comes out of each layer.
+        name: the model and prompt shown.
+        states: [layers + 1, positions, d], the residual stream: the embeddings, then the output of each layer.
         pattern: [layers, heads, positions, keys], weights from 0 to 1.
         tokens: pieces of text, one per position.
         threshold: least weight of an attention edge.
         top_k: most attention edges into a token.
-        provenance: what else to keep of where it is from.
+        provenance: additional information on its origin.
 
     Raises:
         NoData: from `build`: states or a pattern that are empty or not finite.
