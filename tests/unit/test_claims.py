@@ -271,7 +271,7 @@ def test_reports_show_prices_and_claims_as_text(stored: dict[str, Any], tmp_path
         assert "<img" not in section
         assert "\x1b" not in section
     assert claims.count('class="chip fail">not held') == 3
-    assert "dominated: not a step to take" in prices
+    assert "dominated: not a useful step" in prices
     terminal = render_terminal(run, width=100, color=False)
     assert "\x1b[2J" not in terminal
     words = " ".join(terminal.split())

@@ -229,7 +229,7 @@ def test_every_run_renders(name: str, tmp_path: Path) -> None:
     assert "NaN" not in page.split('id="charts"')[0]
     assert render_markdown(run).startswith("## ")
     expected = {
-        "empty": ("No candidates", "No data: no model was measured"),
+        "empty": ("No candidates", "No data: this run measured no models"),
         "killed": ("interrupted", "interrupted"),
         "speed only": ("Measured, not gated", "no data"),
         "reference only": ("No candidates", "No candidates"),
