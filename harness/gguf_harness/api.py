@@ -125,8 +125,8 @@ def attention(model: str | Path, prompt: str, *, threads: int | None = None, gpu
     """Decode a prompt, and return the attention of every head of every layer.
 
         import gguf_harness
-        found = gguf_harness.attention("model-Q4_K_M.gguf", "The cat sat on the mat")
-        found.pattern[2, 7]    # layer 2, head 7: [pos, key]
+        attention = gguf_harness.attention("model-Q4_K_M.gguf", "The cat sat on the mat")
+        attention.pattern[2, 7]    # layer 2, head 7: [pos, key]
 
     Memory for n tokens is 8 n^2 bytes per head, and twice that during the transfer; for longer texts, use
     suites/attention, which sums up the behaviour of heads.
@@ -144,17 +144,17 @@ def attention(model: str | Path, prompt: str, *, threads: int | None = None, gpu
     with tempfile.TemporaryDirectory() as folder:
         request = _request(info, (_prompt(prompt),), Path(folder), threads, gpu)
         with Worker(info.name, Path(folder) / "worker.log", gpu=gpu) as worker:
-            found = _read(worker, read_attention, request)
-    pattern, scores, q, k, v = (found[name].astype(np.float32, copy=False) for name in ("pattern", "scores", *"qkv"))
-    layers = tuple(found["layers"].tolist())
-    return Attention(found["tokens"].astype(np.int32), _texts(found), layers, pattern, scores, q, k, v)
+            arrays = _read(worker, read_attention, request)
+    pattern, scores, q, k, v = (arrays[name].astype(np.float32, copy=False) for name in ("pattern", "scores", *"qkv"))
+    layers = tuple(arrays["layers"].tolist())
+    return Attention(arrays["tokens"].astype(np.int32), _texts(arrays), layers, pattern, scores, q, k, v)
 
 
 def hidden_states(model: str | Path, prompt: str, *, threads: int | None = None, gpu: int = 0) -> HiddenStates:
     """Decode a prompt, and return the residual stream around every block; arguments as for `attention`.
 
-        found = gguf_harness.hidden_states("model-Q4_K_M.gguf", "The cat sat on the mat")
-        found.resid_post[2, -1]    # [d_model] after layer 2, of the last token
+        states = gguf_harness.hidden_states("model-Q4_K_M.gguf", "The cat sat on the mat")
+        states.resid_post[2, -1]    # [d_model] after layer 2, of the last token
 
     Decoded as by `attention`, without flash attention, so patterns and states match. Memory and disk for n
     tokens are 16 n d_model bytes per layer.
@@ -174,15 +174,15 @@ def hidden_states(model: str | Path, prompt: str, *, threads: int | None = None,
         states = Path(folder) / "states"
         request = LayersRequest(info.name, info.files, settings, (_prompt(prompt),), states, _LIMIT_BYTES)
         with Worker(info.name, Path(folder) / "worker.log", gpu=gpu) as worker:
-            found = _read(worker, read_states, request)
+            arrays = _read(worker, read_states, request)
     return HiddenStates(
-        tokens=found["tokens"],
-        pieces=_texts(found),
-        embed=found["embed"],
-        resid_mid=found.get("resid_mid"),
-        attn_out=found.get("attn_out"),
-        mlp_out=found.get("mlp_out"),
-        resid_post=found["resid_post"],
+        tokens=arrays["tokens"],
+        pieces=_texts(arrays),
+        embed=arrays["embed"],
+        resid_mid=arrays.get("resid_mid"),
+        attn_out=arrays.get("attn_out"),
+        mlp_out=arrays.get("mlp_out"),
+        resid_post=arrays["resid_post"],
     )
 
 
@@ -204,13 +204,13 @@ def word_embeddings(
     info = _model(model)
     request = EmbeddingRequest(info.files, _settings(threads, gpu), listed.words)
     with tempfile.TemporaryDirectory() as folder, Worker(info.name, Path(folder) / "worker.log", gpu=gpu) as worker:
-        found = worker.call(measure_words, None, request)
-    there = found["word_tokens"] > 0
+        arrays = worker.call(measure_words, None, request)
+    there = arrays["word_tokens"] > 0
     known = tuple(word for word, written in zip(listed.words, there.tolist(), strict=True) if written)
     return WordEmbeddings(
         words=known,
         groups=tuple(listed.group_of.get(word) for word in known),
-        vectors=found["word_vectors"][there],
+        vectors=arrays["word_vectors"][there],
         missing=tuple(word for word in listed.words if word not in known),
     )
 
@@ -271,8 +271,8 @@ def _read(worker: Worker, task: Callable[[WorkerContext, R], Arrays], request: R
         raise PromptError(error.message, "Give a prompt of at least one token that fits into the context.") from None
 
 
-def _texts(found: Mapping[str, Any]) -> tuple[str, ...]:
-    return tuple(piece.decode("utf-8", "replace") for piece in found["pieces"].tolist())
+def _texts(arrays: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(piece.decode("utf-8", "replace") for piece in arrays["pieces"].tolist())
 
 
 def _settings(threads: int | None, gpu: int) -> SessionSettings:

@@ -60,12 +60,12 @@ def test_words_stay(
     """Words that both models have, for any vocabularies: neighbours, similarities, Procrustes and CKA."""
     candidate, base = embeddings.words(any_candidate), embeddings.words(reference)
     try:
-        found = compare_word_spaces(candidate, base)
+        estimates = compare_word_spaces(candidate, base)
     except NoData as error:
         pytest.skip(error.message)
-    for estimate, chance in found:
+    for estimate, chance in estimates:
         record(estimate, detail=f"by chance {chance:.2g}; {candidate.detail()}")
-    gate([estimate for estimate, _ in found])
+    gate([estimate for estimate, _ in estimates])
 
 
 def _types(candidate: Arrays, reference: Arrays) -> str:

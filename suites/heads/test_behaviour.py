@@ -42,15 +42,15 @@ def test_clusters(model: Subject, attention: Attention, analytics: Analytics, re
     points = np.stack([profile_vector(profile, features) for profile in profiles])
     for method in ("kmeans", "hdbscan"):
         try:
-            found = analytics.cluster(points, method)
+            clustering = analytics.cluster(points, method)
         except NoData as error:
             pytest.skip(f"{len(points)} heads cannot be grouped. {error.message}")
-        detail = f"{method}, {found.backend}"
-        if found.clusters:
-            record(Estimate("head_clusters", found.clusters, len(points)), detail=detail)
-        if found.clusters > 1:
-            spread = analytics.silhouette(points, found.labels)
-            record(Estimate("head_cluster_silhouette", spread.mean, int((found.labels >= 0).sum())), detail=detail)
+        detail = f"{method}, {clustering.backend}"
+        if clustering.clusters:
+            record(Estimate("head_clusters", clustering.clusters, len(points)), detail=detail)
+        if clustering.clusters > 1:
+            spread = analytics.silhouette(points, clustering.labels)
+            record(Estimate("head_cluster_silhouette", spread.mean, int((clustering.labels >= 0).sum())), detail=detail)
 
 
 @pytest.mark.metric("head_kind_kept")

@@ -20,9 +20,9 @@ _LENS = ("lens_final_p", "lens_entropy", "lens_kl")
 @pytest.mark.metric("lens_decided_layer")
 def test_logit_lens(model: Subject, layers_of: Layers, record: Record) -> None:
     """First layer with the final prediction, and distance of each layer's distribution from the last one's."""
-    found, layers = layers_of(model), layers_of.selected(model)
-    _skip_without_lens(found)
-    arrays, starts = found.arrays, found.arrays["starts"]
+    result, layers = layers_of(model), layers_of.selected(model)
+    _skip_without_lens(result)
+    arrays, starts = result.arrays, result.arrays["starts"]
     agree = (arrays["lens_top"] == arrays["lens_top"][-1]).astype(np.float64)
     record(by_layer("lens_agreement", agree, starts, layers))
     record([by_layer(metric, arrays[metric], starts, layers) for metric in _LENS])
@@ -36,9 +36,9 @@ def test_logit_lens(model: Subject, layers_of: Layers, record: Record) -> None:
 @pytest.mark.metric("direct_mlp")
 def test_direct_logit_attribution(model: Subject, layers_of: Layers, record: Record) -> None:
     """Contributions of the embeddings, and of attention and MLP of each layer, to the predicted token's logit."""
-    found, layers = layers_of(model), layers_of.selected(model)
-    _skip_without_lens(found)
-    arrays, starts = found.arrays, found.arrays["starts"]
+    result, layers = layers_of(model), layers_of.selected(model)
+    _skip_without_lens(result)
+    arrays, starts = result.arrays, result.arrays["starts"]
     if "direct_logit" not in arrays:
         pytest.skip("llama.cpp does not separate attention and MLP in this architecture")
     parts = {name: arrays[name] for name in ("direct_attn", "direct_mlp")}
@@ -49,6 +49,6 @@ def test_direct_logit_attribution(model: Subject, layers_of: Layers, record: Rec
     assert np.abs(whole + arrays["direct_constant"] - arrays["direct_logit"]).max() < 1e-3 * scale
 
 
-def _skip_without_lens(found: LayersResult) -> None:
-    if found.facts["lens_problem"]:
-        pytest.skip(found.facts["lens_problem"])
+def _skip_without_lens(result: LayersResult) -> None:
+    if result.facts["lens_problem"]:
+        pytest.skip(result.facts["lens_problem"])

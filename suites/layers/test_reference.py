@@ -82,15 +82,15 @@ def test_states_of_a_prompt(
     candidate: Subject, reference: Subject, prompt: Prompt, layers_of: Layers, record: Record
 ) -> None:
     """One prompt's states compared with the reference's: the stream, averaged over layers, and after the final norm."""
-    found, layers = layers_of.compare(candidate, reference), layers_of.selected(candidate)
-    if prompt.id in found.facts["problems"]:
-        pytest.skip(found.facts["problems"][prompt.id])
-    index = found.facts["prompts"].index(prompt.id)
-    part = slice(*(int(place) for place in found.arrays["starts"][index : index + 2]))
+    result, layers = layers_of.compare(candidate, reference), layers_of.selected(candidate)
+    if prompt.id in result.facts["problems"]:
+        pytest.skip(result.facts["problems"][prompt.id])
+    index = result.facts["prompts"].index(prompt.id)
+    part = slice(*(int(place) for place in result.arrays["starts"][index : index + 2]))
     together = [0, part.stop - part.start]
-    stream = over_layers("resid_relative_error", found.arrays["error_resid_post"][:, part], together, layers)
+    stream = over_layers("resid_relative_error", result.arrays["error_resid_post"][:, part], together, layers)
     final = [
-        as_estimate(f"final_{metric}", cluster_mean(found.arrays[f"{what}_final"][part], together))
+        as_estimate(f"final_{metric}", cluster_mean(result.arrays[f"{what}_final"][part], together))
         for metric, what in _DISTANCES.items()
     ]
     assert stream is not None

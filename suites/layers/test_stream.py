@@ -34,14 +34,14 @@ _GAINS = ("attn_norm_gain", "mlp_norm_gain")
 @pytest.mark.metric("resid_norm")
 def test_residual_stream(model: Subject, layers_of: Layers, record: Record) -> None:
     """Its norm, its growth, and massive activations."""
-    found, layers = layers_of(model), layers_of.selected(model)
-    arrays, starts = found.arrays, found.arrays["starts"]
+    result, layers = layers_of(model), layers_of.selected(model)
+    arrays, starts = result.arrays, result.arrays["starts"]
     before = np.concatenate([arrays["norm_embed"][None], arrays["norm"][:-1]])
     for layer, norm in by_layer("resid_norm", arrays["norm"], starts, layers).items():
         growth = cluster_ratio(arrays["norm"][layer], before[layer], starts)
         record(norm, as_estimate("resid_growth", growth, Place(layer)))
     for layer, count in by_layer("massive_activations", arrays["massive"], starts, layers).items():
-        record(count, detail=_where(found, layer))
+        record(count, detail=_where(result, layer))
     for metric, name in (("resid_norm", "norm"), ("massive_activations", "massive")):
         mean = over_layers(metric, arrays[name], starts, layers)
         record([] if mean is None else mean)
@@ -79,10 +79,10 @@ def test_norms(model: Subject, layers_of: Layers, record: Record) -> None:
         record(layers_and_means(gains, arrays["starts"], layers))
 
 
-def _where(found: LayersResult, layer: int) -> str | None:
+def _where(result: LayersResult, layer: int) -> str | None:
     places = [
         f"dimension {entry['dimension']} at token {entry['position']} of {entry['prompt']!r}: {entry['value']:.4g},"
         f" {entry['ratio']:.0f} times the median"
-        for entry in found.facts["massive"][layer][:3]
+        for entry in result.facts["massive"][layer][:3]
     ]
     return "; ".join(places) or None

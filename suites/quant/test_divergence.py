@@ -17,13 +17,13 @@ from gguf_harness.metrics.perplexity import compare_perplexity
 def test_noise_floor(reference: Subject, corpus_pass: CorpusPass, record: Record) -> None:
     """The reference against itself, decoded in other batches: smaller differences are meaningless."""
     floor, base = corpus_pass.floor(reference)
-    found = {e.metric: e for e in summarize_divergence(floor["kld"], floor["kld_reverse"])}
-    found |= {e.metric: e for e in compare_perplexity(floor["nll"], base["nll"])}
-    found["same_top"] = summarize_same_top(floor["top"], base["top"])
+    estimates = {e.metric: e for e in summarize_divergence(floor["kld"], floor["kld_reverse"])}
+    estimates |= {e.metric: e for e in compare_perplexity(floor["nll"], base["nll"])}
+    estimates["same_top"] = summarize_same_top(floor["top"], base["top"])
     names = ("kld_mean", "kld_max", "ln_ppl_ratio", "same_top")
-    record([replace(found[name], metric=f"floor_{name}") for name in names])
+    record([replace(estimates[name], metric=f"floor_{name}") for name in names])
     # A tenth of the built-in limit for candidates: beyond it, verdicts would not be about quantization.
-    assert found["kld_mean"].value < 0.01, "the reference does not agree with itself"
+    assert estimates["kld_mean"].value < 0.01, "the reference does not agree with itself"
 
 
 @pytest.mark.metric("kld_mean")

@@ -97,14 +97,14 @@ def project_task(
         if count_distinct(values, 2) < 2:
             raise NoData(f"{method}: all {len(values)} points are the same.", "There is nothing to project.")
         with _alive(context):
-            found = projector.project(values, dimensions, seed, size)
-        if not np.isfinite(found.coordinates).all():
+            projection = projector.project(values, dimensions, seed, size)
+        if not np.isfinite(projection.coordinates).all():
             raise AnalyticsError(
                 f"{method} lost these {len(values)} points: its coordinates are not finite.", "Scale them."
             )
         context.progress(1, 1)
-        facts["settings"] = found.settings
-    return facts, {"coordinates": found.coordinates, **found.arrays}
+        facts["settings"] = projection.settings
+    return facts, {"coordinates": projection.coordinates, **projection.arrays}
 
 
 def cluster_task(
@@ -128,9 +128,9 @@ def cluster_task(
     """
     with _computing(setup, parallel=False) as facts:
         context.progress(0, 1)
-        found = CLUSTERERS[method].cluster(load_points(points, metric), size, seed, limit, context.progress)
-        facts |= {"settings": found.settings, "scores": {str(k): score for k, score in found.scores.items()}}
-    return facts, {"labels": found.labels}
+        clustering = CLUSTERERS[method].cluster(load_points(points, metric), size, seed, limit, context.progress)
+        facts |= {"settings": clustering.settings, "scores": {str(k): score for k, score in clustering.scores.items()}}
+    return facts, {"labels": clustering.labels}
 
 
 def neighbors_task(
@@ -176,8 +176,8 @@ def silhouette_task(
         values = load_points(points, metric)
         if labels.shape != (len(values),):
             raise AnalyticsError(f"{len(values)} points have labels of shape {labels.shape}.", "Give one per point.")
-        rows, found = sampled_silhouette(values, labels, seed, limit)
-    return facts, {"rows": rows, "values": found}
+        rows, silhouettes = sampled_silhouette(values, labels, seed, limit)
+    return facts, {"rows": rows, "values": silhouettes}
 
 
 def cka_task(context: WorkerContext, setup: Setup, points: Points, others: Points) -> Found:

@@ -82,16 +82,16 @@ class _KMeans:
                 f"Clusters of {n} points that are all the same, or fewer than three, are not defined.",
                 "Give more points.",
             )
-        found: dict[int, NDArray[np.int64]] = {}
+        labels_by_count: dict[int, NDArray[np.int64]] = {}
         scores: dict[int, float] = {}
         for k in range(2, most + 1):
             step(k - 2, most - 1)
             labels = self._fit(points, k, seed)
             if len(np.unique(labels)) == k:
-                found[k] = labels
+                labels_by_count[k] = labels
                 scores[k] = float(sampled_silhouette(points, labels, seed, limit)[1].mean())
         best = max(scores, key=lambda k: (scores[k], -k))
-        return Clustered(found[best], {"k": best, "n_init": _STARTS, "k_from": 2, "k_to": most}, scores)
+        return Clustered(labels_by_count[best], {"k": best, "n_init": _STARTS, "k_from": 2, "k_to": most}, scores)
 
     @staticmethod
     def _fit(points: NDArray[np.float64], k: int, seed: int) -> NDArray[np.int64]:
@@ -111,8 +111,8 @@ class _HDBSCAN:
             raise AnalyticsError(f"HDBSCAN cannot have clusters of {smallest} points.", "Give 2 or more.")
         if len(points) < smallest:
             raise NoData(f"HDBSCAN of {len(points)} points is not defined: its smallest cluster has {smallest}.")
-        found = HDBSCAN(min_cluster_size=smallest, copy=True).fit(points)
-        return Clustered(_by_size(np.asarray(found.labels_)), {"min_cluster_size": smallest}, {})
+        fitted = HDBSCAN(min_cluster_size=smallest, copy=True).fit(points)
+        return Clustered(_by_size(np.asarray(fitted.labels_)), {"min_cluster_size": smallest}, {})
 
 
 CLUSTERERS: Final[dict[str, Clusterer]] = {"kmeans": _KMeans(), "hdbscan": _HDBSCAN()}

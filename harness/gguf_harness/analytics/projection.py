@@ -79,10 +79,10 @@ class _PCA:
         # For many points the covariance is the smaller matrix, and precise enough since they are centered.
         solver = "covariance_eigh" if n > d > 1 else "full"
         pca = PCA(kept, svd_solver=solver, random_state=seed)
-        found = np.asarray(pca.fit_transform(points), dtype=np.float64)
+        projected = np.asarray(pca.fit_transform(points), dtype=np.float64)
         axes = np.asarray(pca.components_, dtype=np.float64)
         coordinates, explained = np.zeros((n, dimensions)), np.zeros(dimensions)
-        coordinates[:, :kept] = found * axis_signs(axes)
+        coordinates[:, :kept] = projected * axis_signs(axes)
         explained[:kept] = np.clip(np.asarray(pca.explained_variance_ratio_, dtype=np.float64), 0.0, 1.0)
         return Projected(coordinates, {"solver": solver}, {"explained": explained})
 
@@ -110,8 +110,8 @@ class _UMAP:
         init = "spectral" if n > 2 * dimensions + 2 else "random"
         settings = {"n_neighbors": neighbors, "min_dist": _UMAP_MIN_DIST, "init": init}
         # With a seed umap-learn uses one thread; set explicitly, it does not warn.
-        found = umap.UMAP(n_components=dimensions, random_state=seed, n_jobs=1, **settings).fit_transform(points)
-        return Projected(np.asarray(found, dtype=np.float64), settings)
+        coordinates = umap.UMAP(n_components=dimensions, random_state=seed, n_jobs=1, **settings).fit_transform(points)
+        return Projected(np.asarray(coordinates, dtype=np.float64), settings)
 
 
 class _TSNE:
@@ -134,8 +134,8 @@ class _TSNE:
                 f"Give from 1 to less than {n}, or leave it to the method.",
             )
         settings = {"perplexity": perplexity, "init": "pca" if min(n, d) >= dimensions else "random"}
-        found = TSNE(dimensions, random_state=seed, **settings).fit_transform(points)
-        return Projected(np.asarray(found, dtype=np.float64), settings)
+        coordinates = TSNE(dimensions, random_state=seed, **settings).fit_transform(points)
+        return Projected(np.asarray(coordinates, dtype=np.float64), settings)
 
 
 PROJECTORS: Final[dict[str, Projector]] = {"pca": _PCA(), "umap": _UMAP(), "tsne": _TSNE()}

@@ -242,12 +242,12 @@ def _heads(known: argparse.Namespace, _: list[str]) -> int:
 
     if len(known.models) > 2:
         raise OptionError(f"{len(known.models)} models were given.", "Give one, or two to see side by side.")
-    found = [api.heads(model, known.prompts, threads=known.threads) for model in known.models]
+    behaviours = [api.heads(model, known.prompts, threads=known.threads) for model in known.models]
     width, color = _terminal_width(), sys.stdout.isatty()
-    if len(found) == 2:
-        print(render_matched_heads(known.models, found[0], found[1], width=width, color=color), end="")
+    if len(behaviours) == 2:
+        print(render_matched_heads(known.models, behaviours[0], behaviours[1], width=width, color=color), end="")
     else:
-        print(render_heads(known.models[0], found[0], width=width, color=color), end="")
+        print(render_heads(known.models[0], behaviours[0], width=width, color=color), end="")
     return 0
 
 

@@ -54,37 +54,37 @@ def graph_of(
 
 
 def _of_prompt(source: ModelSource, model: str, kind: str, prompt: str, threads: int | None) -> Graph:
-    found = api.attention(model, prompt, threads=threads)
-    if found.layers != tuple(range(len(found.layers))) or len(found.layers) != load_info(source).n_layer:
+    attention = api.attention(model, prompt, threads=threads)
+    if attention.layers != tuple(range(len(attention.layers))) or len(attention.layers) != load_info(source).n_layer:
         raise GraphError(
-            f"{source.name} has attention in layers {', '.join(map(str, found.layers))} only: the graph would have "
+            f"{source.name} has attention in layers {', '.join(map(str, attention.layers))} only: the graph would have "
             "no edges for the others.",
             "Give a model with attention in every layer; use suites/attention to measure others.",
         )
-    provenance = {"model": source.name, "prompt": prompt, "tokens": found.tokens.tolist()}
+    provenance = {"model": source.name, "prompt": prompt, "tokens": attention.tokens.tolist()}
     if kind == "attention":
-        return AttentionGraph(source.name, found.pattern, found.pieces, provenance=provenance).build()
+        return AttentionGraph(source.name, attention.pattern, attention.pieces, provenance=provenance).build()
     states = api.hidden_states(model, prompt, threads=threads)
     stream = np.concatenate([states.embed[None], states.resid_post])
-    return LayerTokenFlow(source.name, stream, found.pattern, found.pieces, provenance=provenance).build()
+    return LayerTokenFlow(source.name, stream, attention.pattern, attention.pieces, provenance=provenance).build()
 
 
 def _cosine(source: ModelSource, model: str, words: Path | None, threads: int | None) -> Graph:
-    found = api.word_embeddings(model, words, threads=threads)
+    embeddings = api.word_embeddings(model, words, threads=threads)
     # Untrained rows may be zero: they have no similar rows.
-    there = np.logical_and(np.isfinite(found.vectors).all(axis=1), found.vectors.any(axis=1))
+    there = np.logical_and(np.isfinite(embeddings.vectors).all(axis=1), embeddings.vectors.any(axis=1))
     if not there.any():
         raise NoData(f"{source.name}: it has embeddings of none of the words.", "Give other words: --words=FILE.")
     kept = np.flatnonzero(there).tolist()
-    zero = [found.words[index] for index in np.flatnonzero(~there).tolist()]
+    zero = [embeddings.words[index] for index in np.flatnonzero(~there).tolist()]
     return CosineNetwork(
         source.name,
-        found.vectors[kept],
-        [found.words[index] for index in kept],
+        embeddings.vectors[kept],
+        [embeddings.words[index] for index in kept],
         provenance={
             "model": source.name,
             "words": "built-in" if words is None else words.name,
-            "missing": [*found.missing, *zero],
+            "missing": [*embeddings.missing, *zero],
         },
-        groups=[found.groups[index] for index in kept],
+        groups=[embeddings.groups[index] for index in kept],
     ).build()

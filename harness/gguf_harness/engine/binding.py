@@ -104,15 +104,15 @@ def require_supported_engine() -> None:
     """
     oldest, newest = (".".join(map(str, version)) for version in (OLDEST, NEWEST_BEFORE))
     try:
-        found = metadata.version("llama-cpp-python")
+        installed = metadata.version("llama-cpp-python")
     except metadata.PackageNotFoundError:
         raise UnsupportedEngine(
             "llama-cpp-python is not installed.", f"pip install 'llama-cpp-python=={oldest}'"
         ) from None
-    numbers = tuple(int(part) for part in found.split("+")[0].split(".")[:3] if part.isdigit())
+    numbers = tuple(int(part) for part in installed.split("+")[0].split(".")[:3] if part.isdigit())
     if not OLDEST <= numbers < NEWEST_BEFORE:
         raise UnsupportedEngine(
-            f"llama-cpp-python {found} is installed; this version of gguf-harness supports {oldest} up to, but not"
+            f"llama-cpp-python {installed} is installed; this version of gguf-harness supports {oldest} up to, but not"
             f" including, {newest}.",
             f"pip install 'llama-cpp-python=={oldest}'",
         )
@@ -162,7 +162,7 @@ def check_layout() -> None:
         ggml.ggml_set_name(source, b"layout-probe")
         view = ggml.ggml_view_4d(context, source, 3, 2, 2, 1, 28, 140, 420, 56)
         tensor, seen = source.contents, view.contents
-        found = {
+        layout = {
             "type": tensor.type,
             "ne": list(tensor.ne),
             "nb": list(tensor.nb),
@@ -186,7 +186,7 @@ def check_layout() -> None:
         "src": True,
         "op": b"VIEW",
     }
-    wrong = {name: value for name, value in found.items() if value != expected[name]}
+    wrong = {name: value for name, value in layout.items() if value != expected[name]}
     if wrong:
         raise UnsupportedEngine(
             f"The loaded ggml has another tensor layout than expected: {wrong}.",

@@ -47,15 +47,15 @@ def driver_version() -> str | None:
 
 def process_memory() -> int | None:
     """GPU memory of this process in bytes over all GPUs; None if unknown."""
-    found: int | None = None
+    used_bytes: int | None = None
     with _nvml() as nvml:
         for index in range(nvml.nvmlDeviceGetCount() if nvml else 0):
             handle = nvml.nvmlDeviceGetHandleByIndex(index)
             for process in nvml.nvmlDeviceGetComputeRunningProcesses(handle):
                 # None inside some containers and on WSL, where the driver does not report it.
                 if process.pid == os.getpid() and process.usedGpuMemory is not None:
-                    found = (found or 0) + int(process.usedGpuMemory)
-    return found
+                    used_bytes = (used_bytes or 0) + int(process.usedGpuMemory)
+    return used_bytes
 
 
 def free_memory() -> int | None:

@@ -258,7 +258,7 @@ def expand_taps(patterns: Iterable[str], n_layer: int) -> tuple[str, ...]:
     layered = [name for name in TAPS if "{i}" in name]
     names = [name.replace("{i}", str(layer)) for layer in range(n_layer) for name in layered]
     names = ["embed", *names, *(name for name in TAPS if "{i}" not in name and name != "embed")]
-    found: dict[str, None] = {}
+    taps: dict[str, None] = {}
     for pattern in patterns:
         prefix = ENCODER_PREFIX if pattern.startswith(ENCODER_PREFIX) else ""
         plain = pattern.removeprefix(prefix)
@@ -269,8 +269,8 @@ def expand_taps(patterns: Iterable[str], n_layer: int) -> tuple[str, ...]:
             # A plain name gets its own message: an invalid layer, or a spelling mistake.
             _check_known(pattern, n_layer)
             raise TapNotFound(f"No tap matches {pattern!r}.", f"Known taps: {', '.join(TAPS)}.")
-        found.update(dict.fromkeys(matches))
-    return tuple(found)
+        taps.update(dict.fromkeys(matches))
+    return tuple(taps)
 
 
 def generic_tap(tap: str) -> str:

@@ -76,10 +76,10 @@ def _same(one: Place, other: Place) -> bool:
 
 def _find(headers: Sequence[GGUFHeader], others: Sequence[GGUFHeader], names: set[str]) -> dict[str, Place]:
     own = {info.name: info for header in headers for info in header.tensors}
-    found = {info.name: (header, info) for header in others for info in header.tensors if info.name in names}
+    tensors = {info.name: (header, info) for header in others for info in header.tensors if info.name in names}
     for name in sorted(names):
         shapes = [
-            place.shape if place else None for place in (own.get(name), found[name][1] if name in found else None)
+            place.shape if place else None for place in (own.get(name), tensors[name][1] if name in tensors else None)
         ]
         if shapes[0] is None or shapes[0] != shapes[1]:
             described = " and ".join("missing" if shape is None else str(list(shape)) for shape in shapes)
@@ -87,7 +87,7 @@ def _find(headers: Sequence[GGUFHeader], others: Sequence[GGUFHeader], names: se
                 f"Tensor {name!r} of {headers[0].path.name} and {others[0].path.name} is {described}.",
                 "Tensors can only be exchanged between files made from the same model.",
             )
-    return found
+    return tensors
 
 
 def _check_room(headers: Sequence[GGUFHeader], plans: Sequence[Sequence[Place]], folder: Path) -> None:

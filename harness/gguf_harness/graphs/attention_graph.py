@@ -45,7 +45,7 @@ class AttentionGraph:
     def build(self) -> Graph:
         """The graph on a grid of layers and tokens."""
         check_pattern(self.pattern, self.tokens)
-        found = attention_edges(self.pattern, self.threshold, self.top_k)
+        edges = attention_edges(self.pattern, self.threshold, self.top_k)
         nodes = grid_nodes(len(self.pattern) + 1, self.tokens)
         ids, width = np.asarray(nodes["id"].values), len(self.tokens)
         return Graph(
@@ -55,12 +55,12 @@ class AttentionGraph:
             " each head. An edge goes from the attended token, below, to the attending token, above.",
             nodes=nodes,
             edges={
-                "source": Column("string", ids[found.layer * width + found.key]),
-                "target": Column("string", ids[(found.layer + 1) * width + found.query]),
-                "kind": Column("string", ["attention"] * len(found.weight)),
-                "weight": Column("float64", found.weight),
-                "layer": Column("int64", found.layer),
-                "head": Column("int64", found.head),
+                "source": Column("string", ids[edges.layer * width + edges.key]),
+                "target": Column("string", ids[(edges.layer + 1) * width + edges.query]),
+                "kind": Column("string", ["attention"] * len(edges.weight)),
+                "weight": Column("float64", edges.weight),
+                "layer": Column("int64", edges.layer),
+                "head": Column("int64", edges.head),
             },
             axes=("token", "layer"),
             provenance={"threshold": self.threshold, "top_k": self.top_k, **self.provenance},

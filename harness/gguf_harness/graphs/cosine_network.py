@@ -95,7 +95,7 @@ class CosineNetwork:
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
         """(first, second, cosine) of every pair, first < second, in order."""
         n = len(directions)
-        found: dict[tuple[int, int], float] = {}
+        cosine_by_pair: dict[tuple[int, int], float] = {}
         for start in range(0, n, _BLOCK):
             cosines = directions[start : start + _BLOCK] @ directions.T
             own = np.arange(len(cosines))
@@ -105,10 +105,10 @@ class CosineNetwork:
                 for column in columns:
                     if (value := float(cosines[row, column])) >= self.threshold:
                         # It is the same number from both sides, up to rounding: use the first.
-                        found.setdefault((min(start + row, column), max(start + row, column)), value)
-        pairs = sorted(found)
+                        cosine_by_pair.setdefault((min(start + row, column), max(start + row, column)), value)
+        pairs = sorted(cosine_by_pair)
         ends = np.array(pairs, dtype=np.int64).reshape(len(pairs), 2)
-        return ends[:, 0], ends[:, 1], np.clip(np.array([found[pair] for pair in pairs]), -1.0, 1.0)
+        return ends[:, 0], ends[:, 1], np.clip(np.array([cosine_by_pair[pair] for pair in pairs]), -1.0, 1.0)
 
     def _place(
         self,

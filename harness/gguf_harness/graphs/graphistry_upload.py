@@ -62,9 +62,9 @@ def upload(graph: Graph, environment: Mapping[str, str] = os.environ) -> str:
 
 def _credentials(environment: Mapping[str, str]) -> dict[str, str]:
     for names in _CREDENTIALS:
-        found = {argument: environment.get(name, "") for argument, name in names.items()}
-        if all(found.values()):
-            return found
+        credentials = {argument: environment.get(name, "") for argument, name in names.items()}
+        if all(credentials.values()):
+            return credentials
     pairs = (" and ".join(names.values()) for names in _CREDENTIALS)
     raise GraphError(
         "Not uploaded: there are no credentials for Graphistry.", f"Set in the environment {', or '.join(pairs)}."

@@ -55,11 +55,13 @@ class LayerTokenFlow:
             raise NoData("The residual stream is not finite.", "The model's activations overflowed: test it first.")
         kept = cosine(self.states[:-1], self.states[1:])
         layer, position = np.nonzero(np.isfinite(kept))
-        found = attention_edges(self.pattern.mean(axis=1, keepdims=True, dtype=np.float64), self.threshold, self.top_k)
+        attention = attention_edges(
+            self.pattern.mean(axis=1, keepdims=True, dtype=np.float64), self.threshold, self.top_k
+        )
         nodes = grid_nodes(layers + 1, self.tokens)
         ids = np.asarray(nodes["id"].values)
-        source = np.concatenate([layer * width + position, found.layer * width + found.key])
-        target = np.concatenate([(layer + 1) * width + position, (found.layer + 1) * width + found.query])
+        source = np.concatenate([layer * width + position, attention.layer * width + attention.key])
+        target = np.concatenate([(layer + 1) * width + position, (attention.layer + 1) * width + attention.query])
         return Graph(
             name=self.name,
             kind="flow",
@@ -69,9 +71,9 @@ class LayerTokenFlow:
             edges={
                 "source": Column("string", ids[source]),
                 "target": Column("string", ids[target]),
-                "kind": Column("string", ["residual"] * len(layer) + ["attention"] * len(found.weight)),
-                "weight": Column("float64", np.concatenate([kept[layer, position], found.weight])),
-                "layer": Column("int64", np.concatenate([layer, found.layer])),
+                "kind": Column("string", ["residual"] * len(layer) + ["attention"] * len(attention.weight)),
+                "weight": Column("float64", np.concatenate([kept[layer, position], attention.weight])),
+                "layer": Column("int64", np.concatenate([layer, attention.layer])),
             },
             axes=("token", "layer"),
             provenance={"threshold": self.threshold, "top_k": self.top_k, **self.provenance},

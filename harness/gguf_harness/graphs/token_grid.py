@@ -88,8 +88,8 @@ def attention_edges(pattern: NDArray[np.floating], threshold: float, top_k: int)
     for layer, weights in enumerate(pattern):
         # Sorted layer by layer: a whole model's patterns are large.
         kept = np.argsort(-weights, axis=-1, kind="stable")[..., :top_k]
-        found = np.take_along_axis(weights, kept, axis=-1).astype(np.float64)
-        head, query, rank = np.nonzero((found >= threshold) & (found > 0))
-        parts.append((np.full(len(head), layer), head, query, kept[head, query, rank], found[head, query, rank]))
+        largest = np.take_along_axis(weights, kept, axis=-1).astype(np.float64)
+        head, query, rank = np.nonzero((largest >= threshold) & (largest > 0))
+        parts.append((np.full(len(head), layer), head, query, kept[head, query, rank], largest[head, query, rank]))
     layers, heads, queries, keys, values = (np.concatenate(column) for column in zip(*parts, strict=True))
     return Edges(layers, heads, queries, keys, values)

@@ -115,7 +115,7 @@ def parse_layers(text: str) -> tuple[int, ...]:
     Raises:
         argparse.ArgumentTypeError: something else.
     """
-    found: set[int] = set()
+    layers: set[int] = set()
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
         if not (first.isdecimal() and (last.isdecimal() or not dash)):
@@ -125,8 +125,8 @@ def parse_layers(text: str) -> tuple[int, ...]:
             raise argparse.ArgumentTypeError(
                 f"{part!r} is not a range of layers, expected the smaller number first and less than {_MOST_LAYERS}"
             )
-        found.update(range(start, stop + 1))
-    return tuple(sorted(found))
+        layers.update(range(start, stop + 1))
+    return tuple(sorted(layers))
 
 
 def head_list(text: str) -> tuple[int, ...]:

@@ -143,8 +143,8 @@ def _readings(text: str, earlier: Sequence[Identity], now: Sequence[Identity]) -
     """All ways to read a text as OLD=NEW with names of candidates."""
     sides = [{subject.name for subject in side if not subject.reference} for side in (earlier, now)]
     ends = [index for index, character in enumerate(text) if character == "="]
-    found = [(text[:end].strip(), text[end + 1 :].strip()) for end in ends]
-    return [(old, new) for old, new in found if old in sides[0] and new in sides[1]]
+    readings = [(text[:end].strip(), text[end + 1 :].strip()) for end in ends]
+    return [(old, new) for old, new in readings if old in sides[0] and new in sides[1]]
 
 
 def _unreadable(

@@ -50,11 +50,11 @@ class WordList:
     @property
     def group_of(self) -> dict[str, str]:
         """The first group of each word; words only in analogies have none."""
-        found: dict[str, str] = {}
+        groups: dict[str, str] = {}
         for group, words in self.groups.items():
             for word in words:
-                found.setdefault(word, group)
-        return found
+                groups.setdefault(word, group)
+        return groups
 
     @property
     def sha256(self) -> str:

@@ -170,10 +170,12 @@ def build_baseline(
         if failed := _failures(run, model["name"]):
             entry["failed"] = failed
         entry |= _estimates(rows.get(model["name"], []))
-        if found := means.get(model["name"]):
-            entry["windows"] = [int(window) for window in found["window"]]
+        if model_means := means.get(model["name"]):
+            entry["windows"] = [int(window) for window in model_means["window"]]
             # Nine digits are more than float32 logits provide.
-            entry["means"] = {name: [float(f"{mean:.9g}") for mean in found[name]] for name in compared_by_window()}
+            entry["means"] = {
+                name: [float(f"{mean:.9g}") for mean in model_means[name]] for name in compared_by_window()
+            }
         models[model["name"]] = entry
     corpus = run["corpus"]
     return {
@@ -194,9 +196,9 @@ def _comparisons(run: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def _failures(run: Mapping[str, Any], model: str) -> list[str]:
-    found = [gate["detail"] for gate in run["gates"] if gate["model"] == model and gate["verdict"] == "fail"]
+    reasons = [gate["detail"] for gate in run["gates"] if gate["model"] == model and gate["verdict"] == "fail"]
     worse = [one["detail"] for one in _comparisons(run) if one["model"] == model and one.get("outcome") == "worse"]
-    return list(dict.fromkeys([*found, *worse]))
+    return list(dict.fromkeys([*reasons, *worse]))
 
 
 def _estimates(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
@@ -213,10 +215,10 @@ def _estimates(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
             placed.setdefault((row["metric"], place), {"metric": row["metric"], **where, **values})
     # A stable sort: coarse places first, in their order.
     kept = sorted(placed.items(), key=lambda item: (item[0][1].prompt is not None, item[0][1].head is not None))
-    found: dict[str, Any] = {"estimates": whole, "placed": [entry for _, entry in kept[:PLACED_LIMIT]]}
+    entries: dict[str, Any] = {"estimates": whole, "placed": [entry for _, entry in kept[:PLACED_LIMIT]]}
     if len(kept) > PLACED_LIMIT:
-        found["placed_left_out"] = len(kept) - PLACED_LIMIT
-    return found
+        entries["placed_left_out"] = len(kept) - PLACED_LIMIT
+    return entries
 
 
 def save_baseline(path: Path, content: dict[str, Any]) -> None:

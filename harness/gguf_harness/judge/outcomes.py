@@ -46,7 +46,7 @@ def begin_attempt(item: pytest.Item, ours: frozenset[str]) -> None:
         ours: names of the properties that hold results.
     """
     item.stash[_ATTEMPT] = item.stash.get(_ATTEMPT, 0) + 1
-    item.user_properties[:] = [found for found in item.user_properties if found[0] not in ours]
+    item.user_properties[:] = [entry for entry in item.user_properties if entry[0] not in ours]
 
 
 def attempt_of(item: pytest.Item) -> int:

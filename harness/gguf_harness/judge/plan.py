@@ -42,8 +42,8 @@ def gated_metrics(suite: str | None = None) -> dict[str, GatedBy]:
     Args:
         suite: suite of the tests; None for all suites.
     """
-    found = {name: metric.gate for name, metric in METRICS.items() if metric.gate is not None}
-    return {name: gate for name, gate in found.items() if suite in {None, gate.suite}}
+    tests = {name: metric.gate for name, metric in METRICS.items() if metric.gate is not None}
+    return {name: gate for name, gate in tests.items() if suite in {None, gate.suite}}
 
 
 def check_planned(path: Path, test: str, metric: str) -> None:

@@ -243,12 +243,12 @@ def judge(comparisons: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     Args:
         comparisons: `Comparison.to_json` of each; results of `missing` are left unchanged.
     """
-    found = [dict(comparison) for comparison in comparisons]
-    made = [comparison for comparison in found if comparison.get("outcome") != "missing"]
+    judged = [dict(comparison) for comparison in comparisons]
+    made = [comparison for comparison in judged if comparison.get("outcome") != "missing"]
     by_window = compared_by_window()
     _settle([comparison for comparison in made if comparison["metric"] in by_window])
     _settle([comparison for comparison in made if comparison["metric"] not in by_window])
-    return found
+    return judged
 
 
 def _settle(comparisons: Sequence[dict[str, Any]]) -> None:

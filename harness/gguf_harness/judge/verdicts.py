@@ -285,11 +285,11 @@ def adjust(verdicts: Iterable[dict[str, Any]], *, enforce: bool) -> list[dict[st
         verdicts: `Verdict.to_json` of each, in any order.
         enforce: whether the adjusted verdict becomes the verdict.
     """
-    found = [dict(verdict) for verdict in verdicts]
-    tested = [verdict for verdict in found if verdict.get("p_value") is not None]
+    adjusted_verdicts = [dict(verdict) for verdict in verdicts]
+    tested = [verdict for verdict in adjusted_verdicts if verdict.get("p_value") is not None]
     fails = [verdict["p_value"] if _points_to_fail(verdict) else 1 - verdict["p_value"] for verdict in tested]
     families = zip(tested, holm(fails), holm([1 - p for p in fails]), strict=True)
-    for verdict in found:
+    for verdict in adjusted_verdicts:
         verdict |= {"p_adjusted": None, "verdict_adjusted": verdict["verdict"]}
     for verdict, fail, passing in families:
         adjusted = fail if _points_to_fail(verdict) else passing
@@ -303,7 +303,7 @@ def adjust(verdicts: Iterable[dict[str, Any]], *, enforce: bool) -> list[dict[st
             verdict["detail"] += (
                 f" Holm's correction over {len(tested)} gates makes it inconclusive: p = {adjusted:.2g}."
             )
-    return found
+    return adjusted_verdicts
 
 
 def _points_to_fail(verdict: dict[str, Any]) -> bool:

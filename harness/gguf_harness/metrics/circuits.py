@@ -62,13 +62,13 @@ def induction_scores(pattern: Matrix, length: int, offset: int = 0) -> dict[str,
     if pattern.ndim != 3 or pattern.shape[1] != size or pattern.shape[2] < size or length < 1:
         raise ValueError(f"A pattern of shape {pattern.shape} is not [head, {size}, {size}], twice {length} tokens")
     second = pattern[:, offset + length :]
-    found = {
+    scores = {
         name: second.diagonal(key, 1, 2)[:, :length].astype(np.float64)
         for name, key in (("induction", offset + 1), ("duplicate_token", offset))
     }
-    if not all(np.isfinite(values).all() for values in found.values()):
+    if not all(np.isfinite(values).all() for values in scores.values()):
         raise NoData("Attention on repeated tokens is not finite.")
-    return found
+    return scores
 
 
 def token_product(w_e: Matrix, w_u: Matrix) -> Floats:

@@ -82,13 +82,13 @@ def by_layer(metric: str, values: ArrayLike, starts: ArrayLike, layers: Iterable
         layers: the requested layers.
     """
     rows, places = np.asarray(values, dtype=np.float64), np.asarray(starts, dtype=np.int64)
-    found = {}
+    estimates = {}
     for layer in layers:
         known = ~np.isnan(rows[layer])
         if known.any():
             kept = np.concatenate([[0], np.cumsum(known)])[places]
-            found[layer] = as_estimate(metric, cluster_mean(rows[layer][known], kept), Place(layer))
-    return found
+            estimates[layer] = as_estimate(metric, cluster_mean(rows[layer][known], kept), Place(layer))
+    return estimates
 
 
 def over_layers(metric: str, values: ArrayLike, starts: ArrayLike, layers: Iterable[int]) -> Estimate | None:
@@ -117,4 +117,7 @@ def layers_and_means(measured: Mapping[str, NDArray[Any]], starts: ArrayLike, la
     means = [over_layers(metric, values, starts, chosen) for metric, values in measured.items()]
     if not any(single):
         raise NoData("None of these metrics is known for this model.")
-    return [*(each for found in single for each in found.values()), *(mean for mean in means if mean is not None)]
+    return [
+        *(each for estimates_of_layers in single for each in estimates_of_layers.values()),
+        *(mean for mean in means if mean is not None),
+    ]

@@ -151,15 +151,17 @@ def compare_prompts(candidate: Arrays, reference: Arrays) -> list[Estimate]:
     both = candidate["prompt_tokens"].astype(bool) & reference["prompt_tokens"].astype(bool)
     if not both.any():
         raise NoData("contextual_cosine: no prompt fits both models.", "Raise --gguf-ctx, or give shorter prompts.")
-    found = []
+    estimates = []
     for pooling, metric in POOLINGS.items():
         name = f"prompt_{pooling}"
         if name in candidate and name in reference:
             cosines = cosine(candidate[name][both], reference[name][both])
             if not np.isfinite(cosines).all():
                 raise NoData(f"{metric}: the vector of some prompt has no direction.")
-            found.append(Estimate(metric, float(cosines.mean()), len(cosines), iid_se(cosines), clusters=len(cosines)))
-    return found
+            estimates.append(
+                Estimate(metric, float(cosines.mean()), len(cosines), iid_se(cosines), clusters=len(cosines))
+            )
+    return estimates
 
 
 def compare_word_spaces(candidate: WordSpace, reference: WordSpace) -> list[tuple[Estimate, float]]:

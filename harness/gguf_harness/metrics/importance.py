@@ -123,21 +123,22 @@ def interchange_share(metric: str, before: ArrayLike, after: ArrayLike, place: P
     return as_estimate(metric, mean_with_errors(b, influence=-influence, value=1 - left), place)
 
 
-def interchange_shares(found: Mapping[str, NDArray[Any]]) -> list[Estimate]:
+def interchange_shares(arrays: Mapping[str, NDArray[Any]]) -> list[Estimate]:
     """`interchange_share` of each layer, all of its heads together, followed by that of each head.
 
     Args:
-        found: kld, [windows, scored tokens] of the candidate; layers, [n], and kld_layers, [n, windows, scored tokens];
+        arrays: kld, [windows, scored tokens] of the candidate; layers, [n], and kld_layers, [n, windows, scored
+            tokens];
             heads, [m, 2] layers and heads, and kld_heads, [m, windows, scored tokens].
 
     Raises:
         NoData: the candidate does not differ from the reference.
     """
-    layers = zip(found["layers"].tolist(), found["kld_layers"], strict=True)
-    heads = zip(found["heads"].tolist(), found["kld_heads"], strict=True)
+    layers = zip(arrays["layers"].tolist(), arrays["kld_layers"], strict=True)
+    heads = zip(arrays["heads"].tolist(), arrays["kld_heads"], strict=True)
     return [
-        *(interchange_share("layer_interchange_share", found["kld"], after, Place(layer)) for layer, after in layers),
-        *(interchange_share("head_interchange_share", found["kld"], after, Place(*head)) for head, after in heads),
+        *(interchange_share("layer_interchange_share", arrays["kld"], after, Place(layer)) for layer, after in layers),
+        *(interchange_share("head_interchange_share", arrays["kld"], after, Place(*head)) for head, after in heads),
     ]
 
 
@@ -205,9 +206,9 @@ def greedy_removal(
     loss = start
     while known and loss - start < limit:
         tried = sorted(known, key=lambda head: (known[head], head))[:tries]
-        found = list(losses([(*removed, head) for head in tried]))
-        known.update({head: value - loss for head, value in zip(tried, found, strict=True)})
-        loss, best = min(zip(found, tried, strict=True))
+        tried_losses = list(losses([(*removed, head) for head in tried]))
+        known.update({head: value - loss for head, value in zip(tried, tried_losses, strict=True)})
+        loss, best = min(zip(tried_losses, tried, strict=True))
         removed.append(best)
         del known[best]
     return removed

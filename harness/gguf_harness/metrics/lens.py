@@ -199,13 +199,13 @@ def attribute(head: Head, final: ArrayLike, parts: Iterable[ArrayLike], tokens: 
     if head.norm == "layer":
         # <direction, x - mean x> = <direction - mean direction, x>
         direction = direction - direction.mean(axis=-1, keepdims=True)
-    found = [np.einsum("nd,nd->n", direction, np.asarray(part, dtype=np.float64)) for part in parts]
+    contributions = [np.einsum("nd,nd->n", direction, np.asarray(part, dtype=np.float64)) for part in parts]
     constant = np.zeros(len(rows))
     if head.bias is not None:
         constant += head.scale * rows @ head.bias.astype(np.float64)
     if head.rows_bias is not None:
         constant += head.scale * head.rows_bias.astype(np.float64)[np.asarray(tokens, dtype=np.int64)]
-    return np.array(found), constant
+    return np.array(contributions), constant
 
 
 def _centered_and_scale(norm: Norm, eps: float, x: F64) -> tuple[F64, F64]:

@@ -177,12 +177,12 @@ def head_estimates(prompts: Sequence[PatternComparison], heads: Sequence[HeadPla
     """attn_cosine and attn_jsd of each head, with errors over prompts; arguments as for `attention_estimates`."""
     _require_heads(prompts, heads)
     cosines = require_samples([each.cosine for each in prompts], "attn_cosine")
-    found = []
+    estimates = []
     for index, (layer, head) in enumerate(heads):
         place = Place(layer, head)
-        found.append(as_estimate("attn_cosine", mean_with_errors(cosines[:, index : index + 1]), place))
-        found.append(_over_rows("attn_jsd", [each.jsd[index] for each in prompts], place))
-    return found
+        estimates.append(as_estimate("attn_cosine", mean_with_errors(cosines[:, index : index + 1]), place))
+        estimates.append(_over_rows("attn_jsd", [each.jsd[index] for each in prompts], place))
+    return estimates
 
 
 def _require_heads(prompts: Sequence[PatternComparison], heads: Sequence[HeadPlace]) -> None:

@@ -161,24 +161,24 @@ def restored_gain(candidate: ArrayLike, restored: ArrayLike, extra_bytes: int) -
     return [gain, as_estimate("tensor_restored_gain_per_mb", priced)]
 
 
-def sensitivity_estimates(found: Sensitivity) -> list[Estimate]:
+def sensitivity_estimates(sensitivity: Sensitivity) -> list[Estimate]:
     """All estimates: KL of the candidate, additivity of its roles, and each group, quantized or restored.
 
     Raises:
         NoData: a KL divergence in a denominator is not positive.
     """
-    windows = f"{len(found.candidate)} windows"
-    roles = [effect.kld for effect in found.roles]
+    windows = f"{len(sensitivity.candidate)} windows"
+    roles = [effect.kld for effect in sensitivity.roles]
     estimates = [
-        replace(group_kld(found.candidate), detail=f"all that differ, {windows}"),
-        replace(additivity(roles, found.candidate), detail=f"sum of {len(roles)} roles, {windows}"),
+        replace(group_kld(sensitivity.candidate), detail=f"all that differ, {windows}"),
+        replace(additivity(roles, sensitivity.candidate), detail=f"sum of {len(roles)} roles, {windows}"),
     ]
-    for effect, share in zip(found.roles, group_shares(roles), strict=True):
+    for effect, share in zip(sensitivity.roles, group_shares(roles), strict=True):
         estimates += _of_group(effect.group, [group_kld(effect.kld), share])
-    for effect in found.layers:
+    for effect in sensitivity.layers:
         estimates += _of_group(effect.group, [group_kld(effect.kld)])
-    for effect in found.restored:
-        gains = restored_gain(found.candidate, effect.kld, effect.group.growth)
+    for effect in sensitivity.restored:
+        gains = restored_gain(sensitivity.candidate, effect.kld, effect.group.growth)
         estimates += _of_group(effect.group, gains, ", restored")
     return estimates
 

@@ -111,13 +111,13 @@ def decide_early(series: WindowSeries, confidence: float) -> EarlyDecision | Non
         confidence: in (0.5, 1).
     """
     threshold = math.log(1 / (1 - confidence))
-    found: list[EarlyDecision] = []
+    decisions: list[EarlyDecision] = []
     outcomes: tuple[Literal["pass", "fail"], ...] = ("pass", "fail")
     for outcome in outcomes:
         capital = wealth(series, outcome)
         if (crossed := np.flatnonzero(capital >= threshold)).size:
-            found.append(EarlyDecision(outcome, int(crossed[0]) + 1, math.exp(-float(capital.max()))))
-    return min(found, key=lambda decision: decision.windows, default=None)
+            decisions.append(EarlyDecision(outcome, int(crossed[0]) + 1, math.exp(-float(capital.max()))))
+    return min(decisions, key=lambda decision: decision.windows, default=None)
 
 
 def wealth(series: WindowSeries, outcome: Literal["pass", "fail"]) -> Values:

@@ -171,7 +171,7 @@ def compare_texts(pairs: Sequence[TextPair]) -> TextScores:
     """
     pairs = [pair for pair in pairs if len(pair.reference_tokens)]
     if not pairs:
-        raise NoData("The reference's text is empty for every prompt.")
+        raise NoData("There is no prompt with a non-empty text of the reference.")
     scores = TextScores()
     for metric, pool in _POOLS.items():
         try:

@@ -20,7 +20,7 @@ def dominated_by(points: Mapping[str, Point]) -> dict[str, str]:
 
     A point is dominated when another costs no more, loses no more, and is better in at least one of the two.
     """
-    found: dict[str, str] = {}
+    dominators: dict[str, str] = {}
     for name, (cost, loss) in points.items():
         better = [
             (other_loss, other_cost, other)
@@ -28,8 +28,8 @@ def dominated_by(points: Mapping[str, Point]) -> dict[str, str]:
             if other_cost <= cost and other_loss <= loss and (other_cost, other_loss) != (cost, loss)
         ]
         if better:
-            found[name] = min(better)[2]
-    return found
+            dominators[name] = min(better)[2]
+    return dominators
 
 
 def pareto_frontier(points: Mapping[str, Point]) -> list[str]:

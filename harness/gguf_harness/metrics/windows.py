@@ -126,14 +126,14 @@ def window_means(candidate: Tokens, reference: Tokens) -> dict[str, NDArray[np.f
         candidate: nll, top and kld, each [windows, scored tokens].
         reference: nll and top of the same windows.
     """
-    found = {}
+    means = {}
     for name in compared_by_window():
         early = metric_info(name).early
         if early is None or early.by == "quantile":
             raise ValueError(f"{name} has window means, but its entry does not say of what")
         values = _values(early, candidate, reference)
-        found[name] = 1 - values if early.of == "agreement" else values
-    return found
+        means[name] = 1 - values if early.of == "agreement" else values
+    return means
 
 
 def from_mean(metric: str, mean: float) -> tuple[float, float]:

@@ -94,8 +94,8 @@ def add_suite_properties(config: pytest.Config, run: Mapping[str, Any]) -> None:
         run: content of the run.json, as known after the last test.
     """
     # The plugin that writes the file is the one with this method; its class is not public.
-    found = [plugin for plugin in config.pluginmanager.get_plugins() if hasattr(plugin, "add_global_property")]
-    for plugin in found:
+    writers = [plugin for plugin in config.pluginmanager.get_plugins() if hasattr(plugin, "add_global_property")]
+    for plugin in writers:
         _describe(plugin, run)
 
 

@@ -51,7 +51,7 @@ class Reporting:
         if report.when == "call" or report.outcome != "passed":
             draft.tests[identifier] = _test_record(report)
         if report.when == "teardown" and identifier not in self._repeating:
-            draft.found[identifier] = _findings(report)
+            draft.findings[identifier] = _findings(report)
             self._save_now_and_then(draft)
         if writes_junit(self._state.config):
             model: str | None = report.gguf_model
@@ -195,7 +195,7 @@ class Reporting:
                 partners,
                 baseline,
                 comparisons,
-                [row["model"] for findings in draft.found.values() for row in findings.estimates],
+                [row["model"] for findings in draft.findings.values() for row in findings.estimates],
             )
             problems = [f"{one['model']}: {one['detail']}." for one in absent]
             draft.settle(draft.gates, [*comparisons, *absent])

@@ -71,11 +71,11 @@ def pytest_configure(config: pytest.Config) -> None:
 def _register_fixtures(pluginmanager: pytest.PytestPluginManager) -> None:
     """Register every module of our fixtures that a conftest has not registered yet."""
     package = importlib.import_module(_FIXTURES)
-    for found in pkgutil.iter_modules(package.__path__, f"{_FIXTURES}."):
-        if not found.ispkg:
-            module = importlib.import_module(found.name)
+    for module_info in pkgutil.iter_modules(package.__path__, f"{_FIXTURES}."):
+        if not module_info.ispkg:
+            module = importlib.import_module(module_info.name)
             if not pluginmanager.is_registered(module):
-                pluginmanager.register(module, found.name)
+                pluginmanager.register(module, module_info.name)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -145,7 +145,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         return
     state = metafunc.config.stash[STATE]
     try:
-        found: dict[str, list[Any]] = {
+        values_by_name: dict[str, list[Any]] = {
             "model": [pytest.param(model, id=model.name) for model in state.ladder.models],
             "candidate": [pytest.param(model, id=model.name) for model in state.ladder.candidates],
             "any_candidate": [pytest.param(model, id=model.name) for model in state.ladder.candidates],
@@ -153,8 +153,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         }
     except HarnessError as error:
         # Only the default model can be missing here: given models were checked in pytest_configure.
-        state.problem, found = error, {}
-    values = {name: found.get(name, []) for name in sorted(wanted)}
+        state.problem, values_by_name = error, {}
+    values = {name: values_by_name.get(name, []) for name in sorted(wanted)}
     if not all(values.values()):
         reason = "no candidates: give several --models, or --gguf-quants=default"
         none = pytest.param(None, id="none", marks=pytest.mark.skip(reason=reason))

@@ -230,8 +230,8 @@ class RunView:
         return [visible(line) for line in (summary, *baseline.get("notes", []), *sentences)]
 
     def _comparisons(self, outcome: str) -> list[Mapping[str, Any]]:
-        found = (self.run.get("baseline") or {}).get("comparisons", [])
-        return [comparison for comparison in found if comparison.get("outcome") == outcome]
+        comparisons = (self.run.get("baseline") or {}).get("comparisons", [])
+        return [comparison for comparison in comparisons if comparison.get("outcome") == outcome]
 
     def early_notes(self) -> list[str]:
         """Notes on the tokens that --gguf-until-decided saved."""

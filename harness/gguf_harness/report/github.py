@@ -97,15 +97,15 @@ def annotation_lines(run: Mapping[str, Any]) -> list[str]:
         if failure.model and failure.kind in {"measurement", "prompt"}
     ]
     errors += [_gate(view, gate) for gate in gates if gate["verdict"] in failing]
-    found = (run.get("baseline") or {}).get("comparisons", [])
+    comparisons = (run.get("baseline") or {}).get("comparisons", [])
     errors += [
         (f"{one['model']}: {_title(view, one)} is worse than the baseline", one["detail"])
-        for one in found
+        for one in comparisons
         if one.get("outcome") == "worse"
     ]
     errors += [
         (f"{one['model']} was not compared with the baseline", one["detail"])
-        for one in found
+        for one in comparisons
         if one.get("outcome") == "missing"
     ]
     errors += [
@@ -137,12 +137,12 @@ def _title(view: RunView, finding: Mapping[str, Any]) -> str:
     return title if place == WHOLE else f"{title} ({place})"
 
 
-def _commands(kind: str, found: Sequence[tuple[str, str]]) -> list[str]:
-    found = list(dict.fromkeys(found))
-    if len(found) > _MOST:
-        more = len(found) - _MOST + 1
-        found = [*found[: _MOST - 1], ("gguf-harness", f"{more} more of this kind are in the report.")]
-    return [f"::{kind} title={_property(title)}::{_data(message)}" for title, message in found]
+def _commands(kind: str, messages: Sequence[tuple[str, str]]) -> list[str]:
+    messages = list(dict.fromkeys(messages))
+    if len(messages) > _MOST:
+        more = len(messages) - _MOST + 1
+        messages = [*messages[: _MOST - 1], ("gguf-harness", f"{more} more of this kind are in the report.")]
+    return [f"::{kind} title={_property(title)}::{_data(message)}" for title, message in messages]
 
 
 def _data(text: str) -> str:

@@ -50,8 +50,8 @@ def render_markdown(run: Mapping[str, Any]) -> str:
     missing = [(model, told) for model in view.models for told in model.standing.missing]
     lines += _section("Not decided", (f"{model.name}: {told}" for model, told in missing))
     for verdict, title in (("fail", "Failed gates"), ("inconclusive", "Undecided gates")):
-        found = [gate for gate in run.get("gates", []) if gate["verdict"] == verdict]
-        lines += _section(title, (f"{gate['model']}: {gate['detail']}" for gate in found))
+        gates = [gate for gate in run.get("gates", []) if gate["verdict"] == verdict]
+        lines += _section(title, (f"{gate['model']}: {gate['detail']}" for gate in gates))
     lines += _baseline(view)
     lines += _section("Warnings", (*_warnings(run), *view.correction_notes()))
     lines += _section("What was run", (*_what_was_run(view), *view.attempt_notes(), *view.early_notes()))
@@ -82,12 +82,12 @@ def _baseline(view: RunView) -> list[str]:
     if not notes:
         return []
     lines = ["", f"### Baseline {_safe(view.run['baseline']['name'])}", "", *_items(notes), ""]
-    found = [one for one in view.run["baseline"]["comparisons"] if one["metric"]]
-    if not found:
+    comparisons = [one for one in view.run["baseline"]["comparisons"] if one["metric"]]
+    if not comparisons:
         return lines
     lines += [_row(["model", "metric", "baseline", "now", "windows", "outcome"])]
     lines += [_row(["---", "---", "---:", "---:", "---:", "---"])]
-    for comparison in found:
+    for comparison in comparisons:
         metric = comparison["metric"]
         known = view.metrics.get(metric)
         numbers = [format_metric(known, comparison[key], None) if key in comparison else "–" for key in ("old", "new")]

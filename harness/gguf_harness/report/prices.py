@@ -92,12 +92,12 @@ def _is_none_at_the_reference(view: RunView, metric: str) -> bool:
 
 def price_note(view: RunView) -> str | None:
     """The steps in one line for the terminal."""
-    found = price_list(view)
-    if found is None or not found.steps:
+    prices = price_list(view)
+    if prices is None or not prices.steps:
         return None
-    words = ", ".join(f"{visible(step.end)} {format_value(_rounded(step.price))}" for step in found.steps)
+    words = ", ".join(f"{visible(step.end)} {format_value(_rounded(step.price))}" for step in prices.steps)
     return (
-        f"price of a step down from the next bigger file on the frontier, in nats of {found.title} per halving of"
+        f"price of a step down from the next bigger file on the frontier, in nats of {prices.title} per halving of"
         f" the size: {words}"
     )
 

@@ -204,19 +204,19 @@ def _undecided(planned: Entry, test: Entry | None, run: Entry, *, compared: bool
 
 
 def _by_model(entries: Iterable[Entry]) -> dict[str, list[Entry]]:
-    found: dict[str, list[Entry]] = {}
+    entries_by_model: dict[str, list[Entry]] = {}
     for entry in entries:
-        found.setdefault(entry["model"], []).append(entry)
-    return found
+        entries_by_model.setdefault(entry["model"], []).append(entry)
+    return entries_by_model
 
 
 def _by_function(run: Entry) -> dict[tuple[str | None, str, str], list[Entry]]:
     """Tests by model, suite and name."""
-    found: dict[tuple[str | None, str, str], list[Entry]] = {}
+    entries_by_function: dict[tuple[str | None, str, str], list[Entry]] = {}
     for test in run.get("tests", []):
         name = test["id"].split("::")[-1].split("[")[0]
-        found.setdefault((test.get("model"), test["suite"], name), []).append(test)
-    return found
+        entries_by_function.setdefault((test.get("model"), test["suite"], name), []).append(test)
+    return entries_by_function
 
 
 def _function_of(planned: Entry) -> tuple[str | None, str, str]:

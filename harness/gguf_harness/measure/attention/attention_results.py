@@ -80,13 +80,13 @@ class HeadBehaviour:
 
     def estimates(self) -> list[Estimate]:
         """All scores of all heads."""
-        found = []
+        scores = []
         for (layer, head), profile, copies in zip(self.heads, self.profiles, self.copy_scores, strict=True):
             place = Place(layer, head)
-            found += [replace(estimate, place=place) for estimate in profile.estimates()]
+            scores += [replace(estimate, place=place) for estimate in profile.estimates()]
             if copies is not None:
-                found.append(Estimate("head_copy_score", copies, 1, place=place))
-        return found
+                scores.append(Estimate("head_copy_score", copies, 1, place=place))
+        return scores
 
     @property
     def kinds(self) -> list[HeadKind]:
@@ -130,7 +130,7 @@ class AttentionDrift:
         A relative error is the mean over heads and prompts of each head's own, with its error clustered by prompt. CKA
         is of all prompts' tokens together: it has no error.
         """
-        found = []
+        estimates = []
         for name in (*_ERRORS, *_CKA):
             places = self.kv_heads if name[0] in "kv" else self.heads
             layers = np.array([layer for layer, _ in places])
@@ -138,8 +138,8 @@ class AttentionDrift:
                 chosen = np.ones(len(layers), dtype=np.bool_) if layer is None else layers == layer
                 estimate = self._mean(name, _floats(self._arrays[name])[..., chosen])
                 if estimate is not None:
-                    found.append(estimate if layer is None else replace(estimate, place=Place(layer)))
-        return found
+                    estimates.append(estimate if layer is None else replace(estimate, place=Place(layer)))
+        return estimates
 
     def _mean(self, name: str, values: NDArray[np.float64]) -> Estimate | None:
         """The mean; None if no head has a value: keys that are zero have no relative error."""

@@ -76,14 +76,16 @@ def compare_attention(
         if not prompts:
             raise NoPrompt("No prompt has two tokens: there is no attention to compare.", _LONGER)
         layers = list(dict.fromkeys(own["heads"][:, 0].tolist()))
-        found = []
+        comparisons = []
         for done, prompt in enumerate(prompts):
             worker.progress(done, len(prompts))
-            found.append(_of_prompt(prompt, layers, ours, theirs))
-        drift = {name: np.stack([each[name] for each in found]) for name in found[0] if name not in ROW_MEASURES}
-        drift |= {name: np.concatenate([each[name] for each in found], axis=1) for name in ROW_MEASURES}
+            comparisons.append(_of_prompt(prompt, layers, ours, theirs))
+        drift = {
+            name: np.stack([each[name] for each in comparisons]) for name in comparisons[0] if name not in ROW_MEASURES
+        }
+        drift |= {name: np.concatenate([each[name] for each in comparisons], axis=1) for name in ROW_MEASURES}
         drift |= {f"{kind}_cka": _cka(kind, prompts, layers, ours, theirs) for kind in "qkv"}
-        rows = np.array([each["jsd"].shape[1] for each in found])
+        rows = np.array([each["jsd"].shape[1] for each in comparisons])
         return own, {
             "prompts": np.array(prompts),
             "rows": rows,
@@ -168,7 +170,7 @@ def _scores(vectors: dict[str, Vectors], head: int) -> Vectors:
 def _cka(
     kind: str, prompts: list[str], layers: list[int], ours: ActivationReader, theirs: ActivationReader
 ) -> NDArray[np.float64]:
-    found = []
+    values = []
     for layer in layers:
         a, b = (
             np.concatenate([each.array(f"{prompt}/{layer}/{kind}")[1:] for prompt in prompts])
@@ -176,10 +178,10 @@ def _cka(
         )
         for head in range(a.shape[1]):
             try:
-                found.append(linear_cka(a[:, head], b[:, head]))
+                values.append(linear_cka(a[:, head], b[:, head]))
             except NoData:
-                found.append(float("nan"))
-    return np.array(found)
+                values.append(float("nan"))
+    return np.array(values)
 
 
 def _kv_heads(reader: ActivationReader, prompt: str, layers: list[int]) -> Arrays:

@@ -120,7 +120,7 @@ def observe_attention(worker: WorkerContext, request: AttentionRequest) -> Array
     writer = ActivationWriter(request.folder, request.limit_bytes)
     watch = BehaviourWatch(request.settings.threads, writer)
     longest = max(len(tokens) for tokens in inputs.values())
-    found, texts = [], {}
+    totals, texts = [], {}
     try:
         readers = dict.fromkeys(ATTENTION_KINDS, watch)
         with tapped(model, request, longest, readers, layers, views=["pattern"]) as context:
@@ -130,7 +130,7 @@ def observe_attention(worker: WorkerContext, request: AttentionRequest) -> Array
                 texts[prompt] = np.array(pieces, dtype=np.bytes_)
                 watch.begin(prompt, TokenFeatures.of(pieces, tokens, counts))
                 context.prefill(tokens)
-                found.append(watch.totals())
+                totals.append(watch.totals())
         writer.close()
     except BaseException:
         writer.discard()
@@ -143,8 +143,8 @@ def observe_attention(worker: WorkerContext, request: AttentionRequest) -> Array
         "heads": watch.heads,
         "causal": np.array([watch.causal]),
         "scores": np.array(BEHAVIOURS),
-        "sums": np.stack([sums for sums, _ in found]),
-        "counts": np.stack([counts for _, counts in found]),
+        "sums": np.stack([sums for sums, _ in totals]),
+        "counts": np.stack([counts for _, counts in totals]),
         **_induction(model, request, layers),
         "redundancy": _redundancy(request, layers, [prompt for prompt, tokens in inputs.items() if len(tokens) > 1]),
         "copy_score": copy_scores(request.files, request.n_layer, watch.heads),
@@ -315,11 +315,13 @@ def _induction(model: Model, request: AttentionRequest, layers: Sequence[int]) -
     length = min(_REPEATED, len(candidates), (model.n_ctx_train - offset) // 2)
     bos = np.full(offset, model.vocabulary.bos, dtype=np.int32)
     patterns = LayerParts(offset + 2 * length, by_key=True)
-    found: dict[str, list[NDArray[np.float64]]] = {}
+    scores_by_name: dict[str, list[NDArray[np.float64]]] = {}
     with tapped(model, request, offset + 2 * length, {"pattern": patterns}, layers) as context:
         for seed in range(_SEQUENCES):
             context.prefill(np.concatenate([bos, repeated_tokens(candidates, length, seed)]))
             scores = [induction_scores(layer, length, offset) for layer in patterns.take()]
             for name in scores[0]:
-                found.setdefault(name, []).append(np.concatenate([score[name].mean(axis=1) for score in scores]))
-    return {name: np.stack(rows) for name, rows in found.items()}
+                scores_by_name.setdefault(name, []).append(
+                    np.concatenate([score[name].mean(axis=1) for score in scores])
+                )
+    return {name: np.stack(rows) for name, rows in scores_by_name.items()}

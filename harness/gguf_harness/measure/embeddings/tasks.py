@@ -87,10 +87,10 @@ def measure_embeddings(worker: WorkerContext, request: EmbeddingRequest) -> Arra
     """
     weights = Weights(request.files)
     with blas_threads(request.settings.threads, weights.shape(MATRIX)[-1]):
-        found = describe_matrix(weights, worker.progress)
+        arrays = describe_matrix(weights, worker.progress)
     model = worker.model(request.files, request.settings.n_gpu_layers)
-    found |= _words(model, weights, request.words)
-    return found | _common_tokens(model, weights, {word.strip() for word in request.words})
+    arrays |= _words(model, weights, request.words)
+    return arrays | _common_tokens(model, weights, {word.strip() for word in request.words})
 
 
 def measure_words(worker: WorkerContext, request: EmbeddingRequest) -> Arrays:
@@ -127,11 +127,11 @@ def read_rows(weights: Weights, rows: Ints) -> Float32:
     # A row may be requested several times: read each once.
     distinct, inverse = np.unique(rows, return_inverse=True)
     places[distinct] = np.arange(len(distinct))
-    found = np.empty((len(distinct), weights.shape(MATRIX)[-1]), dtype=np.float32)
+    values = np.empty((len(distinct), weights.shape(MATRIX)[-1]), dtype=np.float32)
     for start, block in matrix_blocks(weights):
         wanted = places[start : start + len(block)]
-        found[wanted[wanted >= 0]] = block[wanted >= 0]
-    return found if np.array_equal(inverse, np.arange(len(rows))) else found[inverse]
+        values[wanted[wanted >= 0]] = block[wanted >= 0]
+    return values if np.array_equal(inverse, np.arange(len(rows))) else values[inverse]
 
 
 def _none(weights: Weights) -> Float32:
@@ -214,19 +214,19 @@ def _word_tokens(model: Model, word: str) -> Tokens:
 
 def _common_tokens(model: Model, weights: Weights, known: set[str]) -> Arrays:
     """Tokens that are words, by id: vocabularies list the most common pieces first."""
-    found: dict[int, str] = {}
+    words: dict[int, str] = {}
     seen = set(known)
     for token in range(min(model.vocabulary.n_tokens, weights.count_rows(MATRIX), _TOKENIZED)):
         text = model.detokenize([token]).decode("utf-8", "replace").strip()
         if len(text) > 2 and text.isalpha() and text not in seen:
             seen.add(text)
-            found[token] = text
-        if len(found) == _MAP_TOKENS:
+            words[token] = text
+        if len(words) == _MAP_TOKENS:
             break
-    ids = np.array([*found], dtype=np.int64)
+    ids = np.array([*words], dtype=np.int64)
     return {
         "map_tokens": ids,
-        "map_texts": np.array([*found.values()], dtype=np.str_),
+        "map_texts": np.array([*words.values()], dtype=np.str_),
         "map_vectors": read_rows(weights, ids),
     }
 
@@ -270,11 +270,11 @@ def measure_contexts(worker: WorkerContext, request: ContextRequest) -> Arrays:
     texts = [context.model.tokenize(prompt.plain()) for prompt in request.prompts]
     room = min(context.settings.n_ctx, longest_text(context.model, request.settings))
     fitting = [tokens if len(tokens) <= room else tokens[:0] for tokens in texts]
-    found: Arrays = {"prompt_tokens": np.array([len(tokens) for tokens in fitting], dtype=np.int64)}
+    arrays: Arrays = {"prompt_tokens": np.array([len(tokens) for tokens in fitting], dtype=np.int64)}
     if pools(context):
-        return found | {"prompt_pooled": _stacked([embed(context, each) if len(each) else None for each in fitting])}
+        return arrays | {"prompt_pooled": _stacked([embed(context, each) if len(each) else None for each in fitting])}
     states = _final_states(worker, context.model, request, fitting)
-    return found | {
+    return arrays | {
         "prompt_mean": _stacked([None if state is None else state.mean(axis=0) for state in states]),
         "prompt_last": _stacked([None if state is None else state[-1] for state in states]),
     }

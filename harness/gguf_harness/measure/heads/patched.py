@@ -138,9 +138,9 @@ class Distributions:
         kernel = DivergenceKernel(logits.shape[1])
         targets = self.windows[window, self.first + 1 :]
         nll, kld = np.empty(self.shape[1]), np.empty(self.shape[1])
-        for row, (kept, found, target) in enumerate(zip(self.logs[window], logits, targets, strict=True)):
-            kld[row], _, normalizer, _, _ = kernel(kept, found)
-            nll[row] = normalizer - float(found[target])
+        for row, (kept, row_logits, target) in enumerate(zip(self.logs[window], logits, targets, strict=True)):
+            kld[row], _, normalizer, _, _ = kernel(kept, row_logits)
+            nll[row] = normalizer - float(row_logits[target])
         if not (np.isfinite(nll).all() and np.isfinite(kld).all()):
             raise EngineError(
                 f"The logits of window {window} are not finite: the model computes NaN or infinity there.",

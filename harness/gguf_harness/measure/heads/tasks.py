@@ -134,17 +134,19 @@ def run_head_sweep(worker: WorkerContext, request: HeadRequest, heads: Sequence[
     model = _Measurement(worker, request)
     _check_heads(model, heads)
     windows, scored = model.clean.shape
-    found = {name: np.empty((len(heads), windows, scored)) for name in ("nll_zero", "kld_zero", "nll_mean", "kld_mean")}
+    arrays = {
+        name: np.empty((len(heads), windows, scored)) for name in ("nll_zero", "kld_zero", "nll_mean", "kld_mean")
+    }
     jobs: dict[int, list[Job]] = {layer: [] for layer, _ in heads}
     for place, head in enumerate(heads):
         mean = model.values[head[0]][..., model.columns(head)].mean(axis=(0, 1))
         for kind, values in (("zero", np.zeros_like(mean)), ("mean", mean)):
             for window in range(windows):
-                into = (found[f"nll_{kind}"][place, window], found[f"kld_{kind}"][place, window])
+                into = (arrays[f"nll_{kind}"][place, window], arrays[f"kld_{kind}"][place, window])
                 variant = Variant(window, (model.change(head, values),))
                 jobs[head[0]].append((variant, partial(_keep, model.clean, window, *into)))
     _work(model, jobs)
-    return {"heads": _pairs(heads), "nll": model.nll(), **found}
+    return {"heads": _pairs(heads), "nll": model.nll(), **arrays}
 
 
 def run_head_values(worker: WorkerContext, request: HeadRequest) -> Arrays:
@@ -310,8 +312,8 @@ def _keep(
     kld: NDArray[np.float64] | None,
     logits: Values,
 ) -> None:
-    found = kept.compare(window, logits)
-    for into, values in zip((nll, kld), found, strict=True):
+    comparison = kept.compare(window, logits)
+    for into, values in zip((nll, kld), comparison, strict=True):
         if into is not None:
             into[:] = values
 

@@ -100,11 +100,11 @@ def measure_interchange(
     def divergence(lane: _Lane, layer: int) -> NDArray[np.float64]:
         place = _Place(layer, base)
         lane.replace(None if layer == _ALL_OWN else place)
-        found = []
+        divergences = []
         for part in given.slices:
             place.at = part.start
-            found.append(kld_rows(logits[part], lane.context.logits(given.tokens[part])))
-        return np.concatenate(found)
+            divergences.append(kld_rows(logits[part], lane.context.logits(given.tokens[part])))
+        return np.concatenate(divergences)
 
     with _lanes(model, request, given, ModelFile(request.files)) as lanes:
         own, embed, *replaced = lanes.map(divergence, (_ALL_OWN, EMBED, *layers), worker.progress)

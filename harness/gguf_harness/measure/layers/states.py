@@ -104,9 +104,9 @@ class PromptTokens:
     @property
     def predicts(self) -> NDArray[np.bool_]:
         """[n] whether the next token belongs to the same prompt: false for the last of each."""
-        found = np.ones(len(self.tokens), dtype=np.bool_)
-        found[self.starts[1:] - 1] = False
-        return found
+        mask = np.ones(len(self.tokens), dtype=np.bool_)
+        mask[self.starts[1:] - 1] = False
+        return mask
 
 
 class StateFiles:
@@ -179,7 +179,7 @@ def prompt_tokens(model: Model, request: LayersRequest) -> PromptTokens:
     if not inputs:
         first = next(iter(problems.values()))
         raise NoPrompt(f"No prompt can be decoded. {first.message}", first.hint)
-    tokens = [np.asarray(found[:MOST_TOKENS], dtype=np.int32) for found, _ in inputs.values()]
+    tokens = [np.asarray(tokens_of_prompt[:MOST_TOKENS], dtype=np.int32) for tokens_of_prompt, _ in inputs.values()]
     starts = np.concatenate([[0], np.cumsum([len(part) for part in tokens])]).astype(np.int64)
     return PromptTokens(
         tuple(inputs), np.concatenate(tokens), starts, {name: error.message for name, error in problems.items()}
@@ -274,9 +274,9 @@ def read_states(worker: WorkerContext, request: LayersRequest) -> Arrays:
     given = PromptTokens(tuple(inputs), np.asarray(tokens, dtype=np.int32), np.array([0, len(tokens)]), {})
     files = decode_states(worker, model, 1, request, given)
     pieces = [model.detokenize([token], special=True) for token in given.tokens.tolist()]
-    found: Arrays = {"tokens": given.tokens, "pieces": np.array(pieces, dtype=np.bytes_)}
+    arrays: Arrays = {"tokens": given.tokens, "pieces": np.array(pieces, dtype=np.bytes_)}
     # Copies: the files are deleted with the folder.
-    return found | {name: np.array(files.load(name)) for name in ("embed", *files.kinds)}
+    return arrays | {name: np.array(files.load(name)) for name in ("embed", *files.kinds)}
 
 
 def short_settings(settings: SessionSettings, longest: int, lanes: int) -> SessionSettings:

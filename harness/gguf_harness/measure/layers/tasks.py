@@ -152,12 +152,12 @@ def kld_rows(reference: F32, logits: F32) -> F64:
 
 
 def _next_nll(files: StateFiles, given: PromptTokens) -> F64:
-    found = np.full(len(given.tokens), np.nan)
+    nll = np.full(len(given.tokens), np.nan)
     predicts = np.flatnonzero(given.predicts)
     logits = files.load("logits")
     for index in predicts:
-        found[index] = nll_rows(logits[index : index + 1], given.tokens[index + 1 : index + 2])[0]
-    return found
+        nll[index] = nll_rows(logits[index : index + 1], given.tokens[index + 1 : index + 2])[0]
+    return nll
 
 
 def _stream(files: StateFiles, given: PromptTokens) -> Arrays:
@@ -165,24 +165,24 @@ def _stream(files: StateFiles, given: PromptTokens) -> Arrays:
     post, n = files.load("resid_post"), len(given.tokens)
     shape = (len(post), n)
     names = ("attn_share", "mlp_share", "attn_cosine", "mlp_cosine")
-    found: Arrays = {name: np.full(shape, np.nan) for name in names}
-    found |= {
+    arrays: Arrays = {name: np.full(shape, np.nan) for name in names}
+    arrays |= {
         "norm": np.empty(shape),
         "massive": np.zeros(shape, dtype=np.int64),
         "norm_embed": norms(files.load("embed")),
     }
     for layer in range(len(post)):
-        found["norm"][layer] = norms(post[layer])
-        found["massive"][layer] = massive_per_token(post[layer])
+        arrays["norm"][layer] = norms(post[layer])
+        arrays["massive"][layer] = massive_per_token(post[layer])
         for name, kind in (("attn", "attn_out"), ("mlp", "mlp_out")):
             if kind not in files or np.isnan(files.load(kind)[layer, 0, 0]):
                 continue
             update = files.load(kind)[layer]
             stream = files.inputs(layer) if name == "attn" else files.load("resid_mid")[layer]
-            found[f"{name}_share"][layer] = update_share(update, stream)
-            found[f"{name}_cosine"][layer] = cosine(update, stream)
+            arrays[f"{name}_share"][layer] = update_share(update, stream)
+            arrays[f"{name}_cosine"][layer] = cosine(update, stream)
     last, final = post[-1], files.load("final")
-    return found | {"final_norm_gain": norms(final) / norms(last), "final_norm_cosine": cosine(final, last)}
+    return arrays | {"final_norm_gain": norms(final) / norms(last), "final_norm_cosine": cosine(final, last)}
 
 
 def _shapes(files: StateFiles, given: PromptTokens) -> Arrays:
@@ -192,15 +192,15 @@ def _shapes(files: StateFiles, given: PromptTokens) -> Arrays:
     """
     post = files.load("resid_post")
     names = ("similarity", "similarity_centered", "effective_rank", "participation_ratio", "kurtosis")
-    found: Arrays = {name: np.full((len(post), len(given.ids)), np.nan) for name in names}
+    arrays: Arrays = {name: np.full((len(post), len(given.ids)), np.nan) for name in names}
     for layer in range(len(post)):
         for index, part in enumerate(given.slices):
             states = post[layer, part.start + 1 : part.stop].astype(np.float64)
             if len(states) < _FEWEST_TOKENS:
                 continue
             for name, value in _shape(states).items():
-                found[name][layer, index] = value
-    return found
+                arrays[name][layer, index] = value
+    return arrays
 
 
 def _shape(states: F64) -> dict[str, float]:
@@ -220,7 +220,7 @@ def _shape(states: F64) -> dict[str, float]:
 def _massive(files: StateFiles, given: PromptTokens) -> list[list[dict[str, Any]]]:
     """By layer: the largest massive activations and their places."""
     post = files.load("resid_post")
-    found = []
+    activations = []
     for layer in range(len(post)):
         rows = []
         for entry in massive_activations(post[layer]):
@@ -234,8 +234,8 @@ def _massive(files: StateFiles, given: PromptTokens) -> list[list[dict[str, Any]
                     "ratio": entry.ratio,
                 }
             )
-        found.append(rows)
-    return found
+        activations.append(rows)
+    return activations
 
 
 def _lens(request: LayersRequest, files: StateFiles) -> Arrays:
@@ -244,7 +244,7 @@ def _lens(request: LayersRequest, files: StateFiles) -> Arrays:
     post, logits = files.load("resid_post"), files.load("logits")
     head = find_head(weights, post[-1], files.load("final"), logits)
     lens = logit_lens(head, list(post))
-    found: Arrays = {
+    arrays: Arrays = {
         "lens_top": lens.top,
         "lens_p": lens.top_p,
         "lens_final_p": lens.final_p,
@@ -253,13 +253,13 @@ def _lens(request: LayersRequest, files: StateFiles) -> Arrays:
         "lens_decided": decided_at(lens.top),
         "output_top": files.load("logits").argmax(axis=-1),
     }
-    return found | _direct(files, head, lens.top[-1]) | _norm_gains(weights, files, head)
+    return arrays | _direct(files, head, lens.top[-1]) | _norm_gains(weights, files, head)
 
 
 def _direct(files: StateFiles, head: Head, tokens: NDArray[np.int64]) -> Arrays:
     post = files.load("resid_post")
     shape = (len(post), len(tokens))
-    found: Arrays = {name: np.full(shape, np.nan) for name in ("direct_attn", "direct_mlp")}
+    arrays: Arrays = {name: np.full(shape, np.nan) for name in ("direct_attn", "direct_mlp")}
     if "resid_mid" not in files:
         return {}
     # If the first block's attention is unknown, its output stream counts as the embeddings' part.
@@ -269,15 +269,15 @@ def _direct(files: StateFiles, head: Head, tokens: NDArray[np.int64]) -> Arrays:
     for layer in range(len(post)):
         parts = (files.load("attn_out")[layer], files.load("mlp_out")[layer])
         (attention, mlp), _ = attribute(head, post[-1], parts, tokens)
-        found["direct_attn"][layer], found["direct_mlp"][layer] = attention, mlp
+        arrays["direct_attn"][layer], arrays["direct_mlp"][layer] = attention, mlp
     (whole,), _ = attribute(head, post[-1], [post[-1]], tokens)
-    return found | {"direct_embed": embed, "direct_constant": constant, "direct_logit": whole + constant}
+    return arrays | {"direct_embed": embed, "direct_constant": constant, "direct_logit": whole + constant}
 
 
 def _norm_gains(weights: ModelFile, files: StateFiles, head: Head) -> Arrays:
     """Norm of the inputs of attention and MLP, after their norm, divided by that of the stream."""
     n_layer = len(files.load("resid_post"))
-    found: Arrays = {}
+    gains_by_name: Arrays = {}
     for name, tensor in (("attn", "attn_norm"), ("mlp", "ffn_norm")):
         gains = [weights.vector(f"blk.{layer}.{tensor}.weight") for layer in range(n_layer)]
         if any(gain is None for gain in gains) or (name == "mlp" and "resid_mid" not in files):
@@ -287,8 +287,8 @@ def _norm_gains(weights: ModelFile, files: StateFiles, head: Head) -> Arrays:
             stream = files.inputs(layer) if name == "attn" else files.load("resid_mid")[layer]
             bias = weights.vector(f"blk.{layer}.{tensor}.bias")
             rows.append(norms(normalize(stream, head.norm, head.eps, gain, bias)) / norms(stream))
-        found[f"{name}_norm_gain"] = np.array(rows)
-    return found
+        gains_by_name[f"{name}_norm_gain"] = np.array(rows)
+    return gains_by_name
 
 
 def _pieces(model: Model, arrays: Arrays) -> dict[str, str]:
@@ -309,24 +309,24 @@ def _compare(request: LayersRequest, files: StateFiles, base: StateFiles, given:
             f"{request.model} has {own[0]} layers of width {own[2]}, its reference {other[0]} of {other[2]}.",
             "Compare models of the same shape layer by layer.",
         )
-    found: Arrays = {"kld": kld_rows(base.load("logits"), files.load("logits"))}
+    arrays: Arrays = {"kld": kld_rows(base.load("logits"), files.load("logits"))}
     for name in ("embed", "final"):
-        found[f"error_{name}"] = relative_errors(files.load(name), base.load(name))
-        found[f"cosine_{name}"] = cosine(files.load(name), base.load(name))
+        arrays[f"error_{name}"] = relative_errors(files.load(name), base.load(name))
+        arrays[f"cosine_{name}"] = cosine(files.load(name), base.load(name))
     n_layer = own[0]
     for kind in KINDS:
         if kind not in files or kind not in base:
             continue
-        found |= {f"{what}_{kind}": np.full(own[:2], np.nan) for what in ("error", "cosine")}
+        arrays |= {f"{what}_{kind}": np.full(own[:2], np.nan) for what in ("error", "cosine")}
         for layer in range(n_layer):
             mine, theirs = files.load(kind)[layer], base.load(kind)[layer]
             if not np.isnan(theirs[0, 0]):
-                found[f"error_{kind}"][layer] = relative_errors(mine, theirs)
-                found[f"cosine_{kind}"][layer] = cosine(mine, theirs)
+                arrays[f"error_{kind}"][layer] = relative_errors(mine, theirs)
+                arrays[f"cosine_{kind}"][layer] = cosine(mine, theirs)
     pairs = [
         cka_with_error(files.load("resid_post")[layer], base.load("resid_post")[layer], given.starts)
         for layer in range(n_layer)
     ]
-    found["cka"] = np.array([value for value, _ in pairs])
-    found["cka_se"] = np.array([np.nan if error is None else error for _, error in pairs])
-    return found
+    arrays["cka"] = np.array([value for value, _ in pairs])
+    arrays["cka_se"] = np.array([np.nan if error is None else error for _, error in pairs])
+    return arrays

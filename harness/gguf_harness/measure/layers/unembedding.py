@@ -134,10 +134,10 @@ def _scaled(weights: ModelFile, head: Head, final: F32, logits: F32) -> Head:
     return heads[best]
 
 
-def _error(found: F32, expected: F32) -> float:
+def _error(values: F32, expected: F32) -> float:
     """Norm of the difference divided by the norm of the expected values, after subtracting the common offset."""
     spread = expected - expected.mean(axis=-1, keepdims=True)
-    return float(np.linalg.norm(found - expected)) / max(float(np.linalg.norm(spread)), _TINY)
+    return float(np.linalg.norm(values - expected)) / max(float(np.linalg.norm(spread)), _TINY)
 
 
 def _not_offered(weights: ModelFile) -> str:

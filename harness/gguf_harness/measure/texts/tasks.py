@@ -147,8 +147,8 @@ def generate_texts(worker: WorkerContext, request: GenerateRequest) -> Generatio
         return _generate(context, tokens, request.limit, templated)
 
     done = _side_by_side(worker, model, request.settings, longest, list(inputs), generate)
-    found: Generations = {**problems, **done}
-    return {prompt.id: found[prompt.id] for prompt in request.prompts}
+    generations: Generations = {**problems, **done}
+    return {prompt.id: generations[prompt.id] for prompt in request.prompts}
 
 
 def score_texts(worker: WorkerContext, request: ScoreRequest) -> dict[str, TextScore]:
@@ -164,29 +164,31 @@ def score_texts(worker: WorkerContext, request: ScoreRequest) -> dict[str, TextS
 
 def continuations(reference: Generations, candidate: Generations) -> dict[str, Continuation]:
     """The texts to score: all prompts that both continued, with the same prompt tokens."""
-    found = {}
+    pairs = {}
     for prompt, own in reference.items():
         other = candidate[prompt]
         if isinstance(own, PromptError) or isinstance(other, PromptError) or own.prompt_tokens != other.prompt_tokens:
             continue
         text = len(other.tokens)
-        found[prompt] = Continuation(tuple(own.prompt_tokens), tuple(own.chosen), tuple(other.chosen), text)
-    return found
+        pairs[prompt] = Continuation(tuple(own.prompt_tokens), tuple(own.chosen), tuple(other.chosen), text)
+    return pairs
 
 
 def generations_to_json(generations: Generations) -> dict[str, Any]:
     """A dictionary of JSON types only."""
     return {
-        prompt: {"problem": [found.message, found.hint]} if isinstance(found, PromptError) else asdict(found)
-        for prompt, found in generations.items()
+        prompt: {"problem": [generation.message, generation.hint]}
+        if isinstance(generation, PromptError)
+        else asdict(generation)
+        for prompt, generation in generations.items()
     }
 
 
 def generations_from_json(value: Mapping[str, Any]) -> Generations:
     """Inverse of `generations_to_json`."""
     return {
-        prompt: PromptError(*found["problem"]) if "problem" in found else Generation(**found)
-        for prompt, found in value.items()
+        prompt: PromptError(*entry["problem"]) if "problem" in entry else Generation(**entry)
+        for prompt, entry in value.items()
     }
 
 

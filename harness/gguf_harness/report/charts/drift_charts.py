@@ -45,8 +45,8 @@ def drift_charts(view: RunView, run_dir: Path) -> list[Chart]:
     """The chart, if the run has errors of weights and of hidden states of a candidate."""
     arrays = load_columns(view, run_dir, "weight_errors")
     figures = [_figure(view, model, arrays.get(model.name)) for model in view.models]
-    found = [figure for figure in figures if figure is not None]
-    if not found:
+    present = [figure for figure in figures if figure is not None]
+    if not present:
         return []
     chart = make_chart(
         "drift",
@@ -56,8 +56,8 @@ def drift_charts(view: RunView, run_dir: Path) -> list[Chart]:
         "after the block divided by that before it; above 1 the block increases the error. The weights' error is each "
         "layer's own, the stream's comes from all layers so far, and the growth in the first layer is over the error"
         " of the embeddings alone. Bars are one standard error to each side, clustered by prompt.",
-        found,
-        f"Curves over layers for {len(found)} candidates: weights, residual stream, growth.",
+        present,
+        f"Curves over layers for {len(present)} candidates: weights, residual stream, growth.",
     )
     return [chart]
 

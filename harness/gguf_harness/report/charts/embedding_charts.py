@@ -40,13 +40,13 @@ def _load(view: RunView, run_dir: Path, name: str) -> dict[str, Points]:
     from gguf_harness.store.arrays import load_arrays
     from gguf_harness.store.runs import run_file
 
-    found = {}
+    points = {}
     known = {model.name for model in view.models}
     for entry in view.run.get("arrays", []):
         if entry["name"] == name and entry["model"] in known and run_file(run_dir, entry["file"]).is_file():
             arrays = load_arrays(run_file(run_dir, entry["file"]))
-            found[entry["model"]] = {key: array.tolist() for key, array in arrays.items()}
-    return found
+            points[entry["model"]] = {key: array.tolist() for key, array in arrays.items()}
+    return points
 
 
 def _map(view: RunView, run_dir: Path) -> Chart | None:

@@ -43,7 +43,7 @@ def _importance(view: RunView) -> Chart | None:
     models = [model for model in view.models if any("head_importance" in c for c in cells.get(model.name, {}).values())]
     if not models:
         return None
-    measured = [found["head_importance"]["value"] for m in models for found in cells[m.name].values() if _has(found)]
+    measured = [rows["head_importance"]["value"] for m in models for rows in cells[m.name].values() if _has(rows)]
     # One scale for all models. Some heads matter a hundred times more than others: colours use the square root.
     top = max(abs(value) for value in measured) or 1.0
     return make_chart(
@@ -57,8 +57,8 @@ def _importance(view: RunView) -> Chart | None:
     )
 
 
-def _has(found: Rows) -> bool:
-    return "head_importance" in found
+def _has(rows: Rows) -> bool:
+    return "head_importance" in rows
 
 
 def _map(model: Candidate, name: str, cells: Mapping[Place, Rows], top: float) -> Figure:
@@ -99,25 +99,25 @@ def _map(model: Candidate, name: str, cells: Mapping[Place, Rows], top: float) -
     }
 
 
-def _value(found: Rows) -> float | None:
-    return float(found["head_importance"]["value"]) if _has(found) else None
+def _value(rows: Rows) -> float | None:
+    return float(rows["head_importance"]["value"]) if _has(rows) else None
 
 
-def _hover(layer: int, head: int, found: Rows) -> str:
+def _hover(layer: int, head: int, rows: Rows) -> str:
     lines = [f"layer {layer}, head {head}"]
     for metric, words in _SHOWN.items():
-        if metric in found:
-            row = found[metric]
+        if metric in rows:
+            row = rows[metric]
             sign = "" if row["value"] < 0 else "+" if words.endswith("+") else ""
             lines.append(f"{words.removesuffix('+')}{sign}{format_estimate(row['value'], row['se'])}")
     return "<br>".join(label(line) for line in lines)
 
 
 def _most_important(model: Candidate, cells: Mapping[Place, Rows]) -> str:
-    found = {place: value for place, rows in cells.items() if (value := _value(rows)) is not None}
-    best = sorted(found, key=lambda place: -found[place])[:3]
+    values = {place: value for place, rows in cells.items() if (value := _value(rows)) is not None}
+    best = sorted(values, key=lambda place: -values[place])[:3]
     return f"{visible(model.name)}: " + ", ".join(
-        f"layer {layer} head {head} {format_value(found[layer, head])} nats" for layer, head in best
+        f"layer {layer} head {head} {format_value(values[layer, head])} nats" for layer, head in best
     )
 
 

@@ -67,15 +67,15 @@ def layers_charts(view: RunView, run_dir: Path) -> list[Chart]:
 
 
 def _rows(view: RunView, metric: str) -> Rows:
-    found: Rows = {}
+    rows_by_model: Rows = {}
     for row in view.run.get("estimates", []):
         alone = row.get("prompt") is None and row.get("head") is None
         if row["metric"] == metric and row.get("layer") is not None and alone:
-            found.setdefault(row["model"], []).append(row)
+            rows_by_model.setdefault(row["model"], []).append(row)
     return {
-        model.name: sorted(found[model.name], key=lambda row: int(row["layer"]))
+        model.name: sorted(rows_by_model[model.name], key=lambda row: int(row["layer"]))
         for model in view.models
-        if model.name in found
+        if model.name in rows_by_model
     }
 
 
@@ -100,11 +100,11 @@ def _curves(
         {
             "name": METRICS[metric].title,
             "meaning": METRICS[metric].meaning,
-            "traces": [_curve(view, model, rows) for model, rows in found.items()],
-            "layout": _by_layer(metric, scale, max(len(rows) for rows in found.values())),
+            "traces": [_curve(view, model, rows) for model, rows in metric_rows.items()],
+            "layout": _by_layer(metric, scale, max(len(rows) for rows in metric_rows.values())),
         }
         for metric, scale in metrics
-        if (found := _rows(view, metric))
+        if (metric_rows := _rows(view, metric))
     ]
     if not figures:
         return None
@@ -157,7 +157,7 @@ def _contributions(view: RunView) -> Chart | None:
     for model in view.models:
         for name, parts, scale in (("size", _SHARES, "log"), ("logit", _DIRECT, "linear")):
             rows = [(title, _rows(view, metric).get(model.name)) for metric, title in parts]
-            traces = [_bars(title, found) for title, found in rows if found]
+            traces = [_bars(title, title_rows) for title, title_rows in rows if title_rows]
             if traces:
                 figures.append(_contribution_figure(view, model, name, scale, traces))
     if not figures:

@@ -33,13 +33,13 @@ def load_columns(view: RunView, run_dir: Path, name: str) -> dict[str, Columns]:
     from gguf_harness.store.arrays import load_arrays
     from gguf_harness.store.runs import run_file
 
-    found = {}
+    columns = {}
     for entry in view.run.get("arrays", []):
         if entry["name"] == name and run_file(run_dir, entry["file"]).is_file():
             arrays = load_arrays(run_file(run_dir, entry["file"]))
-            found[entry["model"]] = {key: array.tolist() for key, array in arrays.items()}
-    order = [model.name for model in view.models if model.name in found]
-    return {model: found[model] for model in order}
+            columns[entry["model"]] = {key: array.tolist() for key, array in arrays.items()}
+    order = [model.name for model in view.models if model.name in columns]
+    return {model: columns[model] for model in order}
 
 
 def _error_map(candidates: dict[str, Columns]) -> Chart | None:
@@ -168,7 +168,7 @@ def _bars(
 ) -> Figure | None:
     traces = []
     for model, columns in candidates.items():
-        rows = [index for index, found in enumerate(columns["kind"]) if found == kind]
+        rows = [index for index, row_kind in enumerate(columns["kind"]) if row_kind == kind]
         if kind == "restored":
             rows = [index for index in rows if columns["growth"][index] > 0]
         bars = [_bar(columns, index, priced=kind == "restored") for index in rows]
