@@ -1,1 +1,1 @@
-"""Test suites that users run: one folder per question. Importable as `gguf_harness.suites`."""
+"""Test suites for users: one folder per question. Importable as `gguf_harness.suites`."""

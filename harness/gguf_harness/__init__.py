@@ -19,7 +19,7 @@ _API = frozenset({"Attention", "HiddenStates", "StoredRun", "attention", "heads"
 
 
 def __getattr__(name: str) -> Any:
-    """What notebooks call, imported when it is: pytest loads this package in every session."""
+    """Import the API on first use, since pytest loads this package in every session."""
     if name in _API:
         from gguf_harness import api
 

@@ -1,4 +1,4 @@
-"""For notebooks and scripts: one call, arrays or tables out. What needs a model runs in a worker process of its own."""
+"""API for notebooks and scripts: one call returns arrays or tables. Models run in a separate worker process."""
 
 from __future__ import annotations
 
@@ -57,12 +57,12 @@ class Attention:
     """The attention of one prompt, as llama.cpp computed it; all float32.
 
     Attributes:
-        tokens: [pos] token ids, BOS included where the vocabulary asks for it.
+        tokens: [pos] token ids, including BOS if the vocabulary requires it.
         pieces: [pos] their text; parts of characters are shown as U+FFFD.
-        layers: numbers of the layers that have attention, the first axis of what follows: all of most models, few of
-            a hybrid.
+        layers: numbers of the layers with attention, the first axis of the following arrays: all layers in most models,
+            few in hybrids.
         pattern: [layer, head, pos, key] attention weights: rows sum to one, keys after the position are 0.
-        scores: [layer, head, pos, key] q k^T: not masked, and not scaled unless the model scales q before.
+        scores: [layer, head, pos, key] q k^T: not masked, and scaled only if the model scales q first.
         q: [layer, pos, head, d_head] queries, after rope.
         k: [layer, pos, kv_head, d_head] keys, after rope.
         v: [layer, pos, kv_head, d_head] values.
@@ -82,17 +82,17 @@ class Attention:
 class HiddenStates:
     """The hidden states of one prompt, as llama.cpp computed them; all float32.
 
-    Where llama.cpp names only the stream behind a block in an architecture, what is inside of it is None. Layers whose
-    input is not known (the first one of models with embeddings of positions) have NaN for what follows from it.
+    If llama.cpp names only the stream after a block in an architecture, the states inside the block are None. Layers
+    whose input is unknown (the first one in models with position embeddings) have NaN for derived states.
 
     Attributes:
-        tokens: [pos] token ids, BOS included where the vocabulary asks for it.
+        tokens: [pos] token ids, including BOS if the vocabulary requires it.
         pieces: [pos] their text; parts of characters are shown as U+FFFD.
-        embed: [pos, d_model] what goes into the first block: token embeddings, scaled where the model scales them.
+        embed: [pos, d_model] the input of the first block: token embeddings, scaled if the model does so.
         resid_mid: [layer, pos, d_model] the residual stream between attention and MLP.
-        attn_out: [layer, pos, d_model] what attention adds to the stream.
-        mlp_out: [layer, pos, d_model] what the MLP adds to it.
-        resid_post: [layer, pos, d_model] the stream behind each block, before the final norm.
+        attn_out: [layer, pos, d_model] attention's update of the stream.
+        mlp_out: [layer, pos, d_model] the MLP's update of the stream.
+        resid_post: [layer, pos, d_model] the stream after each block, before the final norm.
     """
 
     tokens: NDArray[np.int32]
@@ -106,11 +106,11 @@ class HiddenStates:
 
 @dataclass(frozen=True, slots=True)
 class WordEmbeddings:
-    """Token embeddings of words; of a word of several tokens their mean.
+    """Token embeddings of words; for words of several tokens, their mean.
 
     Attributes:
-        words: [n] those of the list that the model's vocabulary can write.
-        groups: [n] the group of each, None for words of analogies alone.
+        words: [n] words of the list that the model's vocabulary can represent.
+        groups: [n] the group of each; None for words only in analogies.
         vectors: [n, d_model] float32, dequantized.
         missing: the other words of the list.
     """
@@ -125,11 +125,11 @@ def attention(model: str | Path, prompt: str, *, threads: int | None = None, gpu
     """Decode a prompt, and return the attention of every head of every layer.
 
         import gguf_harness
-        found = gguf_harness.attention("model-Q4_K_M.gguf", "The cat sat on the mat")
-        found.pattern[2, 7]    # layer 2, head 7: [pos, key]
+        attention = gguf_harness.attention("model-Q4_K_M.gguf", "The cat sat on the mat")
+        attention.pattern[2, 7]    # layer 2, head 7: [pos, key]
 
-    Memory for n tokens is 8 n^2 bytes per head, and as much again while they travel; for more, let suites/attention
-    sum up what heads do.
+    Memory for n tokens is 8 n^2 bytes per head, and twice that during the transfer; for longer texts, use
+    suites/attention, which sums up the behaviour of heads.
 
     Args:
         model: a path, an alias (`tiny`) or hf:org/repo:file, as for --models.
@@ -138,25 +138,25 @@ def attention(model: str | Path, prompt: str, *, threads: int | None = None, gpu
         gpu: NVIDIA GPU, -1 for none; ignored where there is none.
 
     Raises:
-        HarnessError: the model cannot be loaded, does not offer a tensor, or cannot have the prompt.
+        HarnessError: the model cannot be loaded, lacks a tensor, or cannot take the prompt.
     """
     info = _model(model)
     with tempfile.TemporaryDirectory() as folder:
         request = _request(info, (_prompt(prompt),), Path(folder), threads, gpu)
         with Worker(info.name, Path(folder) / "worker.log", gpu=gpu) as worker:
-            found = _read(worker, read_attention, request)
-    pattern, scores, q, k, v = (found[name].astype(np.float32, copy=False) for name in ("pattern", "scores", *"qkv"))
-    layers = tuple(found["layers"].tolist())
-    return Attention(found["tokens"].astype(np.int32), _texts(found), layers, pattern, scores, q, k, v)
+            arrays = _read(worker, read_attention, request)
+    pattern, scores, q, k, v = (arrays[name].astype(np.float32, copy=False) for name in ("pattern", "scores", *"qkv"))
+    layers = tuple(arrays["layers"].tolist())
+    return Attention(arrays["tokens"].astype(np.int32), _texts(arrays), layers, pattern, scores, q, k, v)
 
 
 def hidden_states(model: str | Path, prompt: str, *, threads: int | None = None, gpu: int = 0) -> HiddenStates:
     """Decode a prompt, and return the residual stream around every block; arguments as for `attention`.
 
-        found = gguf_harness.hidden_states("model-Q4_K_M.gguf", "The cat sat on the mat")
-        found.resid_post[2, -1]    # [d_model] behind layer 2, of the last token
+        states = gguf_harness.hidden_states("model-Q4_K_M.gguf", "The cat sat on the mat")
+        states.resid_post[2, -1]    # [d_model] after layer 2, of the last token
 
-    Decoded as by `attention`, without flash attention: patterns and states belong together. Memory and disk for n
+    Decoded as by `attention`, without flash attention, so patterns and states match. Memory and disk for n
     tokens are 16 n d_model bytes per layer.
 
     Args:
@@ -166,7 +166,7 @@ def hidden_states(model: str | Path, prompt: str, *, threads: int | None = None,
         gpu: NVIDIA GPU, -1 for none; ignored where there is none.
 
     Raises:
-        HarnessError: the model cannot be loaded, its residual stream not be read, or it cannot have the prompt.
+        HarnessError: the model cannot be loaded, its residual stream cannot be read, or it cannot take the prompt.
     """
     info = _model(model)
     settings = replace(_settings(threads, gpu), flash_attention="off")
@@ -174,22 +174,22 @@ def hidden_states(model: str | Path, prompt: str, *, threads: int | None = None,
         states = Path(folder) / "states"
         request = LayersRequest(info.name, info.files, settings, (_prompt(prompt),), states, _LIMIT_BYTES)
         with Worker(info.name, Path(folder) / "worker.log", gpu=gpu) as worker:
-            found = _read(worker, read_states, request)
+            arrays = _read(worker, read_states, request)
     return HiddenStates(
-        tokens=found["tokens"],
-        pieces=_texts(found),
-        embed=found["embed"],
-        resid_mid=found.get("resid_mid"),
-        attn_out=found.get("attn_out"),
-        mlp_out=found.get("mlp_out"),
-        resid_post=found["resid_post"],
+        tokens=arrays["tokens"],
+        pieces=_texts(arrays),
+        embed=arrays["embed"],
+        resid_mid=arrays.get("resid_mid"),
+        attn_out=arrays.get("attn_out"),
+        mlp_out=arrays.get("mlp_out"),
+        resid_post=arrays["resid_post"],
     )
 
 
 def word_embeddings(
     model: str | Path, words: Path | None = None, *, threads: int | None = None, gpu: int = 0
 ) -> WordEmbeddings:
-    """The token embeddings of a word list, as suites/embeddings looks them up; arguments as for `attention`.
+    """The token embeddings of a word list, as in suites/embeddings; arguments as for `attention`.
 
     Args:
         model: a path, an alias or hf:org/repo:file.
@@ -204,19 +204,19 @@ def word_embeddings(
     info = _model(model)
     request = EmbeddingRequest(info.files, _settings(threads, gpu), listed.words)
     with tempfile.TemporaryDirectory() as folder, Worker(info.name, Path(folder) / "worker.log", gpu=gpu) as worker:
-        found = worker.call(measure_words, None, request)
-    there = found["word_tokens"] > 0
+        arrays = worker.call(measure_words, None, request)
+    there = arrays["word_tokens"] > 0
     known = tuple(word for word, written in zip(listed.words, there.tolist(), strict=True) if written)
     return WordEmbeddings(
         words=known,
         groups=tuple(listed.group_of.get(word) for word in known),
-        vectors=found["word_vectors"][there],
+        vectors=arrays["word_vectors"][there],
         missing=tuple(word for word in listed.words if word not in known),
     )
 
 
 def heads(model: str | Path, prompts: Path | None = None, *, threads: int | None = None, gpu: int = 0) -> HeadBehaviour:
-    """What each head of a model does with a set of prompts; arguments as for `attention`.
+    """Behaviour of each head of a model on a set of prompts; arguments as for `attention`.
 
     Args:
         model: a path, an alias or hf:org/repo:file.
@@ -241,10 +241,10 @@ def load_run(run: str | Path = "last", results: str | Path = "results") -> Store
 
     Args:
         run: a run.json, a run's folder, its id or the start of it, or `last`; runs of every version so far.
-        results: folder with the runs that ids and `last` are about, as --gguf-results.
+        results: folder of the runs for ids and `last`, as --gguf-results.
 
     Raises:
-        StoreError: no run, or several, fit; it cannot be read, or is none; or pandas is not installed.
+        StoreError: no run matches, or several do; it cannot be read, or is not a run; or pandas is not installed.
     """
     return open_run(find_run(os.fspath(run), option_path(results)))
 
@@ -252,27 +252,27 @@ def load_run(run: str | Path = "last", results: str | Path = "results") -> Store
 def _model(spec: str | Path) -> ModelInfo:
     sources = expand_all([str(spec)])
     if len(sources) != 1:
-        raise OptionError(f"{str(spec)!r} names {len(sources)} models.", "Give exactly one.")
+        raise OptionError(f"{str(spec)!r} matches {len(sources)} models.", "Give exactly one.")
     return load_info(sources[0])
 
 
 def _prompt(text: str) -> Prompt:
-    # A command line that is not UTF-8 comes with half characters in it.
+    # A command line that is not UTF-8 contains lone surrogates.
     if not is_utf8(text):
         raise PromptError(f"The prompt {text!r} is not valid text.", "Give it in UTF-8.")
     return Prompt("prompt", text)
 
 
 def _read(worker: Worker, task: Callable[[WorkerContext, R], Arrays], request: R) -> dict[str, Any]:
-    """What a task reads of the one prompt: what a suite would do with others is no way out here."""
+    """Run a task on the single prompt; unlike in a suite, there are no other prompts to fall back on."""
     try:
         return worker.call(task, None, request)
     except PromptError as error:
         raise PromptError(error.message, "Give a prompt of at least one token that fits into the context.") from None
 
 
-def _texts(found: Mapping[str, Any]) -> tuple[str, ...]:
-    return tuple(piece.decode("utf-8", "replace") for piece in found["pieces"].tolist())
+def _texts(arrays: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(piece.decode("utf-8", "replace") for piece in arrays["pieces"].tolist())
 
 
 def _settings(threads: int | None, gpu: int) -> SessionSettings:

@@ -1,4 +1,4 @@
-"""Where do candidates look, compared with the reference?"""
+"""How does attention of candidates differ from the reference's?"""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from gguf_harness.metrics.records import whole
 def test_attention_of_a_prompt(
     candidate: Subject, reference: Subject, prompt: Prompt, attention: Attention, record: Record
 ) -> None:
-    """Patterns of all heads on one prompt, beside the reference's."""
+    """Patterns of all heads on one prompt, compared with the reference's."""
     drift = attention.drift(candidate, reference)
     if prompt.id not in drift.patterns:
-        pytest.skip("it is one token, or the model cannot be given it: there is no attention to compare")
+        pytest.skip("it is one token, or the model cannot take it: there is no attention to compare")
     record(attention_estimates([drift.patterns[prompt.id]], drift.heads))
 
 
@@ -38,7 +38,7 @@ def test_attention_stays_close_to_reference(
 def test_each_head_stays_close_to_reference(
     candidate: Subject, reference: Subject, attention: Attention, record: Record
 ) -> None:
-    """Patterns of each head, and of each layer: which moved most?"""
+    """Patterns of each head, and of each layer: which changed most?"""
     drift = attention.drift(candidate, reference)
     estimates = head_estimates(list(drift.patterns.values()), drift.heads)
     record(estimates)
@@ -49,7 +49,7 @@ def test_each_head_stays_close_to_reference(
 def test_queries_keys_and_values_stay_close_to_reference(
     candidate: Subject, reference: Subject, attention: Attention, record: Record, gate: GateCheck
 ) -> None:
-    """Relative errors and CKA of what the patterns are made of, over all and by layer."""
+    """Relative errors and CKA of queries, keys, values and scores, overall and by layer."""
     estimates = attention.drift(candidate, reference).vectors()
     record(estimates)
     gate(whole(estimates))

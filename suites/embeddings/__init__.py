@@ -1,1 +1,1 @@
-"""What does the space of a model's embeddings look like, and what of it did quantization move?"""
+"""What does a model's embedding space look like, and how does quantization change it?"""

@@ -1,4 +1,4 @@
-"""How far did a candidate's space move from the reference's?"""
+"""How far is a candidate's embedding space from the reference's?"""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gguf_harness.store.arrays import Arrays
 def test_neighbours_stay(
     any_candidate: Subject, reference: Subject, embeddings: Embeddings, record: Record, gate: GateCheck
 ) -> None:
-    """Do tokens keep their nearest neighbours, and pairs of tokens the order of their similarities?"""
+    """Do tokens keep their nearest neighbours, and pairs of tokens their order by similarity?"""
     _need_same_vocabulary(any_candidate, reference)
     candidate, base = embeddings(any_candidate), embeddings(reference)
     estimates = compare_neighbours(candidate, base)
@@ -29,7 +29,7 @@ def test_neighbours_stay(
 def test_space_stays(
     any_candidate: Subject, reference: Subject, embeddings: Embeddings, record: Record, gate: GateCheck
 ) -> None:
-    """What is left of the difference after the best rotation and scale; and linear CKA."""
+    """The difference after the best rotation and scale, and linear CKA."""
     _need_same_vocabulary(any_candidate, reference)
     aligned = embeddings.aligned(any_candidate, reference)
     estimates = [unpack(metric, aligned[metric]) for metric in ("procrustes_error", "embedding_cka")]
@@ -41,7 +41,7 @@ def test_space_stays(
 def test_contexts_stay(
     any_candidate: Subject, reference: Subject, embeddings: Embeddings, record: Record, gate: GateCheck
 ) -> None:
-    """Prompts in context: the final hidden state, or what an embedding model makes of them."""
+    """Prompts in context: the final hidden state, or an embedding model's vector."""
     _need_same_vocabulary(any_candidate, reference)
     if any_candidate.info.n_embd != reference.info.n_embd:
         pytest.skip(f"{any_candidate.info.n_embd} dimensions have no cosine with {reference.info.n_embd}")
@@ -57,19 +57,22 @@ def test_contexts_stay(
 def test_words_stay(
     any_candidate: Subject, reference: Subject, embeddings: Embeddings, record: Record, gate: GateCheck
 ) -> None:
-    """Words that both models have, whatever their vocabularies: neighbours, similarities, Procrustes and CKA."""
+    """Words that both models have, for any vocabularies: neighbours, similarities, Procrustes and CKA."""
     candidate, base = embeddings.words(any_candidate), embeddings.words(reference)
     try:
-        found = compare_word_spaces(candidate, base)
+        estimates = compare_word_spaces(candidate, base)
     except NoData as error:
         pytest.skip(error.message)
-    for estimate, chance in found:
+    for estimate, chance in estimates:
         record(estimate, detail=f"by chance {chance:.2g}; {candidate.detail()}")
-    gate([estimate for estimate, _ in found])
+    gate([estimate for estimate, _ in estimates])
 
 
 def _types(candidate: Arrays, reference: Arrays) -> str:
-    """How both store the matrix: llama.cpp keeps that of many a small model in Q6_K or Q8_0, whatever is asked for."""
+    """The types of both matrices.
+
+    llama.cpp often stores that of small models as Q6_K or Q8_0, whatever was requested.
+    """
     return f"stored as {candidate['matrix_type'].item()}, the reference's as {reference['matrix_type'].item()}"
 
 

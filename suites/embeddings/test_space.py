@@ -1,4 +1,4 @@
-"""What is each model's space of token embeddings like, and what do its words say of it?"""
+"""What is each model's space of token embeddings like, also for words?"""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_token_embeddings(model: Subject, embeddings: Embeddings, record: Record
 def test_word_groups(
     model: Subject, embeddings: Embeddings, word_list: WordList, record: Record, gate: GateCheck
 ) -> None:
-    """Do words that belong together lie together? Errors are clustered by group."""
+    """Are words of the same group near each other? Errors are clustered by group."""
 
     def measure(other: Subject) -> list[Estimate]:
         return describe_groups(embeddings.words(other), word_list.group_of)

@@ -1,4 +1,4 @@
-"""What does each head do, and does it still do it once the model is quantized?"""
+"""What does each head do, and does it still do so after quantization?"""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gguf_harness.metrics.taxonomy import head_groups, match_heads, profile_vect
 
 @pytest.mark.metric("head_entropy")
 def test_behaviour(model: Subject, attention: Attention, record: Record) -> None:
-    """Scores of each head: on the prompts, on random tokens that come twice, and of its weights."""
+    """Scores of each head: on the prompts, on repeated random tokens, and from its weights."""
     estimates = attention(model).estimates()
     record(estimates)
     assert all(0 <= estimate.value <= 1 for estimate in estimates if estimate.unit == "fraction")
@@ -24,10 +24,10 @@ def test_behaviour(model: Subject, attention: Attention, record: Record) -> None
 
 @pytest.mark.metric("heads_redundant")
 def test_redundancy(model: Subject, attention: Attention, record: Record) -> None:
-    """Heads that attend as another head does, over all prompts."""
+    """Heads that attend like another head, over all prompts."""
     behaviour = attention(model)
     if not np.isfinite(behaviour.similarity).all():
-        pytest.skip("no prompt has two tokens: heads have nothing to differ in")
+        pytest.skip("no prompt has two tokens: heads cannot differ")
     groups = [[behaviour.heads[head] for head in group] for group in head_groups(behaviour.similarity)]
     shown = "; ".join(", ".join(f"{layer}.{head}" for layer, head in group) for group in groups)
     count = sum(len(group) for group in groups)
@@ -36,31 +36,31 @@ def test_redundancy(model: Subject, attention: Attention, record: Record) -> Non
 
 @pytest.mark.metric("head_clusters")
 def test_clusters(model: Subject, attention: Attention, analytics: Analytics, record: Record) -> None:
-    """Heads grouped by their scores: how many groups are there, and how far apart?"""
+    """Heads grouped by their scores: how many groups are there, and how well separated?"""
     profiles = [profile.values for profile in attention(model).profiles]
     features = shared_features(profiles)
     points = np.stack([profile_vector(profile, features) for profile in profiles])
     for method in ("kmeans", "hdbscan"):
         try:
-            found = analytics.cluster(points, method)
+            clustering = analytics.cluster(points, method)
         except NoData as error:
             pytest.skip(f"{len(points)} heads cannot be grouped. {error.message}")
-        detail = f"{method}, {found.backend}"
-        if found.clusters:
-            record(Estimate("head_clusters", found.clusters, len(points)), detail=detail)
-        if found.clusters > 1:
-            spread = analytics.silhouette(points, found.labels)
-            record(Estimate("head_cluster_silhouette", spread.mean, int((found.labels >= 0).sum())), detail=detail)
+        detail = f"{method}, {clustering.backend}"
+        if clustering.clusters:
+            record(Estimate("head_clusters", clustering.clusters, len(points)), detail=detail)
+        if clustering.clusters > 1:
+            spread = analytics.silhouette(points, clustering.labels)
+            record(Estimate("head_cluster_silhouette", spread.mean, int((clustering.labels >= 0).sum())), detail=detail)
 
 
 @pytest.mark.metric("head_kind_kept")
 def test_heads_keep_their_behaviour(
     candidate: Subject, reference: Subject, attention: Attention, record: Record, gate: GateCheck
 ) -> None:
-    """Kinds of heads, and their scores, beside the reference's; which heads of both correspond?"""
+    """Kinds and scores of heads compared with the reference's, and matching heads of both."""
     own, base = attention(candidate), attention(reference)
     if own.heads != base.heads:
-        pytest.skip("the candidate has other layers or heads than the reference: there is nothing to keep")
+        pytest.skip("the candidate has other layers or heads than the reference: there is nothing to compare")
     changed = [
         f"{layer}.{head} {before.kind} -> {after.kind}"
         for (layer, head), before, after in zip(base.heads, base.kinds, own.kinds, strict=True)

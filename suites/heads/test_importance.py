@@ -21,7 +21,7 @@ _TOP = 8
 
 @pytest.mark.metric("head_importance")
 def test_importance_of_heads(model: Subject, head_ablation: HeadAblation, record: Record) -> None:
-    """What each head is worth: it gives zero, or its mean, and the next tokens become less likely."""
+    """Importance of each head: rise of the loss with its output set to zero, or to its mean."""
     estimates = importance_of_heads(head_ablation.sweep(model))
     record(estimates, detail=head_ablation.detail)
     assert all(estimate.value > -1e-5 for estimate in estimates if estimate.metric.endswith("_kl"))
@@ -31,7 +31,7 @@ def test_importance_of_heads(model: Subject, head_ablation: HeadAblation, record
 def test_the_same_heads_matter(
     candidate: Subject, reference: Subject, head_ablation: HeadAblation, record: Record, gate: GateCheck
 ) -> None:
-    """Do the reference's important heads stay the important ones?"""
+    """Are the reference's important heads also important in the candidate?"""
     sweeps = (head_ablation.sweep(model) for model in (candidate, reference))
     own, base = (window_rises(sweep["nll_zero"], sweep["nll"]) for sweep in sweeps)
     top = min(_TOP, len(base))

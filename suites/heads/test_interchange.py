@@ -1,4 +1,4 @@
-"""Which heads' errors make a candidate differ from its reference?"""
+"""Which heads cause the difference between a candidate and its reference?"""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from gguf_harness.metrics.importance import interchange_shares
 def test_interchange_of_heads(
     candidate: Subject, reference: Subject, head_ablation: HeadAblation, record: Record
 ) -> None:
-    """How much of the divergence is gone where a head, or all heads of a layer, give what the reference's do."""
+    """Share of the divergence removed by replacing a head, or all heads of a layer, by the reference's."""
     try:
         shares = interchange_shares(head_ablation.interchange(candidate, reference))
     except NoData as error:
         pytest.skip(error.message)
     record(shares, detail=head_ablation.detail)
-    # KL is not negative: no more than all of a divergence can go.
+    # KL is not negative: at most all of a divergence can be removed.
     assert all(share.value <= 1 + 1e-3 for share in shares if share.place.head is None)

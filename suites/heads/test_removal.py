@@ -1,4 +1,4 @@
-"""How many heads can go?"""
+"""How many heads can be removed?"""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""How does information move through the layers, and where does quantization disturb it?"""
+"""How does information flow through the layers, and where does quantization disturb it?"""

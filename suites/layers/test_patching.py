@@ -1,4 +1,4 @@
-"""What is lost without a layer, and which layers cause a candidate's loss?"""
+"""What is the effect of skipping a layer, and which layers cause a candidate's loss?"""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gguf_harness.metrics.stats import as_estimate
 
 @pytest.mark.metric("layer_importance")
 def test_layer_importance(model: Subject, layers_of: Layers, record: Record) -> None:
-    """Next-token loss on the prompts without each block, less the loss with it."""
+    """Next-token loss on the prompts without each block, minus the loss with it."""
     arrays = layers_of.importance(model)
     if arrays["nll"].size == 0:
         pytest.skip("every prompt has a single token: there is nothing to predict")
@@ -28,9 +28,9 @@ def test_layer_importance(model: Subject, layers_of: Layers, record: Record) -> 
 
 @pytest.mark.metric("layer_kl_left")
 def test_which_layers_cause_the_loss(candidate: Subject, reference: Subject, layers_of: Layers, record: Record) -> None:
-    """Share of the candidate's KL that is left with the reference's residual stream put in after each layer.
+    """Share of the candidate's KL that remains with the reference's residual stream after each layer.
 
-    What it falls by from one layer to the next is that layer's doing; layer 0 has the embeddings' part as well.
+    A layer causes the drop from the previous one; layer 0 includes the embeddings' part.
     """
     arrays = layers_of.interchange(candidate, reference)
     shares = []
@@ -38,9 +38,9 @@ def test_which_layers_cause_the_loss(candidate: Subject, reference: Subject, lay
         try:
             share = cluster_ratio(replaced, arrays["kld"], arrays["starts"])
         except NoData:
-            pytest.skip("the candidate predicts what the reference does: there is no loss to explain")
+            pytest.skip("the candidate predicts the same as the reference: there is no loss to explain")
         shares.append(as_estimate("layer_kl_left", share, Place(layer)))
     record(as_estimate("embed_kl_left", cluster_ratio(arrays["embed"], arrays["kld"], arrays["starts"])))
-    record(shares, detail="behind this layer everything is the candidate's")
-    # Rounding aside, no divergence is below zero.
+    record(shares, detail="after this layer everything is the candidate's")
+    # Up to rounding, no divergence is below zero.
     assert all(share.value > -1e-3 for share in shares)

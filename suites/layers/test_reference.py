@@ -1,4 +1,4 @@
-"""How far are a candidate's hidden states from the reference's, token by token?"""
+"""How far are a candidate's hidden states from the reference's?"""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _DISTANCES = {"relative_error": "error", "cosine": "cosine"}
 def test_states_stay_close_to_reference(
     candidate: Subject, reference: Subject, layers_of: Layers, record: Record, gate: GateCheck
 ) -> None:
-    """Relative error and cosine of the residual stream and of what attention and MLP add, by layer."""
+    """Relative error and cosine of the residual stream and of the updates by attention and MLP, by layer."""
     arrays, layers = layers_of.compare(candidate, reference).arrays, layers_of.selected(candidate)
     measured = {
         f"{name}_{metric}": arrays[f"{what}_{kind}"]
@@ -61,7 +61,7 @@ def test_representations_stay_alike(
 def test_which_layers_amplify_errors(
     candidate: Subject, reference: Subject, layers_of: Layers, record: Record, gate: GateCheck
 ) -> None:
-    """The relative error behind a block over the one in front of it: above 1 the block adds more than it forgives."""
+    """The relative error after a block divided by that before it: above 1 the block increases the error."""
     arrays, layers = layers_of.compare(candidate, reference).arrays, layers_of.selected(candidate)
     before = np.concatenate([arrays["error_embed"][None], arrays["error_resid_post"][:-1]])
     estimates = []
@@ -72,7 +72,7 @@ def test_which_layers_amplify_errors(
             continue  # no error comes in
         estimates.append(as_estimate("error_amplification", ratio, Place(layer)))
     if not estimates:
-        pytest.skip("no error comes into any of these layers: there is nothing to amplify")
+        pytest.skip("the input of these layers has no error: there is nothing to amplify")
     record(estimates)
     gate(estimates)
 
@@ -81,16 +81,16 @@ def test_which_layers_amplify_errors(
 def test_states_of_a_prompt(
     candidate: Subject, reference: Subject, prompt: Prompt, layers_of: Layers, record: Record
 ) -> None:
-    """One prompt's states beside the reference's: the stream, on average over layers, and after the final norm."""
-    found, layers = layers_of.compare(candidate, reference), layers_of.selected(candidate)
-    if prompt.id in found.facts["problems"]:
-        pytest.skip(found.facts["problems"][prompt.id])
-    index = found.facts["prompts"].index(prompt.id)
-    part = slice(*(int(place) for place in found.arrays["starts"][index : index + 2]))
+    """One prompt's states compared with the reference's: the stream, averaged over layers, and after the final norm."""
+    result, layers = layers_of.compare(candidate, reference), layers_of.selected(candidate)
+    if prompt.id in result.facts["problems"]:
+        pytest.skip(result.facts["problems"][prompt.id])
+    index = result.facts["prompts"].index(prompt.id)
+    part = slice(*(int(place) for place in result.arrays["starts"][index : index + 2]))
     together = [0, part.stop - part.start]
-    stream = over_layers("resid_relative_error", found.arrays["error_resid_post"][:, part], together, layers)
+    stream = over_layers("resid_relative_error", result.arrays["error_resid_post"][:, part], together, layers)
     final = [
-        as_estimate(f"final_{metric}", cluster_mean(found.arrays[f"{what}_final"][part], together))
+        as_estimate(f"final_{metric}", cluster_mean(result.arrays[f"{what}_final"][part], together))
         for metric, what in _DISTANCES.items()
     ]
     assert stream is not None

@@ -1,4 +1,4 @@
-"""Which tensors is it that quantization does its harm in?"""
+"""Which quantized tensors cause the loss?"""
 
 from __future__ import annotations
 
@@ -23,6 +23,6 @@ def test_groups_of_tensors(
     effects = sensitivity(candidate, reference)
     estimates = sensitivity_estimates(effects)
     record(estimates)
-    # Rounding aside: a divergence below zero would mean that a mixture is not what it is said to be.
+    # Up to rounding: a divergence below zero would mean that a mixture is wrong.
     assert all(effect.kld.mean() > -1e-4 for effect in (*effects.roles, *effects.layers, *effects.restored))
     gate([estimate for estimate in estimates if estimate.place != WHOLE])

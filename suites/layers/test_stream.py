@@ -1,4 +1,4 @@
-"""What does the residual stream look like, and what do blocks add to it?"""
+"""What does the residual stream look like, and how do blocks update it?"""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ _GAINS = ("attn_norm_gain", "mlp_norm_gain")
 
 @pytest.mark.metric("resid_norm")
 def test_residual_stream(model: Subject, layers_of: Layers, record: Record) -> None:
-    """Its norm, how it grows, and activations that dwarf the others."""
-    found, layers = layers_of(model), layers_of.selected(model)
-    arrays, starts = found.arrays, found.arrays["starts"]
+    """Its norm, its growth, and massive activations."""
+    result, layers = layers_of(model), layers_of.selected(model)
+    arrays, starts = result.arrays, result.arrays["starts"]
     before = np.concatenate([arrays["norm_embed"][None], arrays["norm"][:-1]])
     for layer, norm in by_layer("resid_norm", arrays["norm"], starts, layers).items():
         growth = cluster_ratio(arrays["norm"][layer], before[layer], starts)
         record(norm, as_estimate("resid_growth", growth, Place(layer)))
     for layer, count in by_layer("massive_activations", arrays["massive"], starts, layers).items():
-        record(count, detail=_where(found, layer))
+        record(count, detail=_where(result, layer))
     for metric, name in (("resid_norm", "norm"), ("massive_activations", "massive")):
         mean = over_layers(metric, arrays[name], starts, layers)
         record([] if mean is None else mean)
@@ -49,14 +49,14 @@ def test_residual_stream(model: Subject, layers_of: Layers, record: Record) -> N
 
 @pytest.mark.metric("attn_share")
 def test_what_blocks_add(model: Subject, layers_of: Layers, record: Record) -> None:
-    """Size and direction of what attention and MLP add, beside the stream that they add to."""
+    """Size and direction of the updates by attention and MLP, relative to the stream."""
     arrays, layers = layers_of(model).arrays, layers_of.selected(model)
     record(layers_and_means({name: arrays[key] for name, key in _UPDATES.items()}, arrays["starts"], layers))
 
 
 @pytest.mark.metric("effective_rank")
 def test_shape_of_states(model: Subject, layers_of: Layers, record: Record) -> None:
-    """How alike the tokens of a prompt are, how many directions they fill, and whether few dimensions stand out."""
+    """Similarity of the tokens of a prompt, the number of directions they fill, and outlier dimensions."""
     arrays, layers = layers_of(model).arrays, layers_of.selected(model)
     each_prompt = np.arange(arrays["similarity"].shape[1] + 1)
     try:
@@ -67,7 +67,7 @@ def test_shape_of_states(model: Subject, layers_of: Layers, record: Record) -> N
 
 @pytest.mark.metric("final_norm_gain")
 def test_norms(model: Subject, layers_of: Layers, record: Record) -> None:
-    """What the final norm does to the stream, and the norms in front of attention and MLP."""
+    """Effect of the final norm, and of the norms before attention and MLP."""
     arrays, layers = layers_of(model).arrays, layers_of.selected(model)
     final = [
         as_estimate(name, cluster_mean(arrays[name], arrays["starts"]))
@@ -79,10 +79,10 @@ def test_norms(model: Subject, layers_of: Layers, record: Record) -> None:
         record(layers_and_means(gains, arrays["starts"], layers))
 
 
-def _where(found: LayersResult, layer: int) -> str | None:
+def _where(result: LayersResult, layer: int) -> str | None:
     places = [
         f"dimension {entry['dimension']} at token {entry['position']} of {entry['prompt']!r}: {entry['value']:.4g},"
         f" {entry['ratio']:.0f} times the median"
-        for entry in found.facts["massive"][layer][:3]
+        for entry in result.facts["massive"][layer][:3]
     ]
     return "; ".join(places) or None

@@ -37,5 +37,5 @@ def test_weights_stay_close_to_reference(
 
 def _of_part(error: TensorError, place: Place) -> list[Estimate]:
     if error.squared_error == 0:
-        return []  # norms and biases, which are copied
+        return []  # copied norms and biases
     return [estimate for estimate in summarize_error(error, place) if estimate.metric in _OF_PARTS]

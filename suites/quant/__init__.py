@@ -1,1 +1,1 @@
-"""What does quantization cost, and what does it buy?"""
+"""What does quantization cost, and what does it save?"""

@@ -14,6 +14,6 @@ from gguf_harness.metrics.registry import compared_by_window
 def test_no_worse_than_the_baseline(
     candidate: Subject, reference: Subject, corpus_pass: CorpusPass, baseline: BaselineCheck, metric: str
 ) -> None:
-    """Window by window where the same text was decoded; corrected for the number of comparisons."""
+    """By window if the same text was decoded; corrected for the number of comparisons."""
     arrays = corpus_pass(candidate, against=reference)
     baseline(metric, candidate, arrays, corpus_pass(reference, windows_of=arrays))

@@ -1,4 +1,4 @@
-"""Throughput and load time with pytest-benchmark: saved, compared with earlier, failed by its own options.
+"""Throughput and load time with pytest-benchmark, which saves, compares and fails them by its own options.
 
 Collected when this file is named, or with an option of pytest-benchmark that runs, saves or compares benchmarks.
 test_speed.py measures the same for the report, and keeps it in the cache.

@@ -15,15 +15,15 @@ from gguf_harness.metrics.perplexity import compare_perplexity
 
 @pytest.mark.metric("floor_kld_mean")
 def test_noise_floor(reference: Subject, corpus_pass: CorpusPass, record: Record) -> None:
-    """The reference against itself, decoded in other batches: differences smaller than this mean nothing."""
+    """The reference against itself, decoded in other batches: smaller differences are meaningless."""
     floor, base = corpus_pass.floor(reference)
-    found = {e.metric: e for e in summarize_divergence(floor["kld"], floor["kld_reverse"])}
-    found |= {e.metric: e for e in compare_perplexity(floor["nll"], base["nll"])}
-    found["same_top"] = summarize_same_top(floor["top"], base["top"])
+    estimates = {e.metric: e for e in summarize_divergence(floor["kld"], floor["kld_reverse"])}
+    estimates |= {e.metric: e for e in compare_perplexity(floor["nll"], base["nll"])}
+    estimates["same_top"] = summarize_same_top(floor["top"], base["top"])
     names = ("kld_mean", "kld_max", "ln_ppl_ratio", "same_top")
-    record([replace(found[name], metric=f"floor_{name}") for name in names])
-    # A tenth of the built-in limit on a candidate's: beyond it, no verdict would be about quantization.
-    assert found["kld_mean"].value < 0.01, "the reference does not agree with itself"
+    record([replace(estimates[name], metric=f"floor_{name}") for name in names])
+    # A tenth of the built-in limit for candidates: beyond it, verdicts would not be about quantization.
+    assert estimates["kld_mean"].value < 0.01, "the reference does not agree with itself"
 
 
 @pytest.mark.metric("kld_mean")
@@ -41,7 +41,7 @@ def test_distribution_stays_close_to_reference(
 def test_most_likely_token_stays_the_same(
     candidate: Subject, reference: Subject, corpus_pass: CorpusPass, record: Record, gate: GateCheck
 ) -> None:
-    """Share of positions where greedy decoding would go on as the reference does."""
+    """Share of positions at which greedy decoding chooses the reference's token."""
     arrays = corpus_pass(candidate, against=reference)
     estimate = summarize_same_top(arrays["top"], corpus_pass(reference, windows_of=arrays)["top"])
     record(estimate)
@@ -62,7 +62,7 @@ def test_most_likely_token_stays_among_the_first(
 def test_probability_of_the_correct_token(
     candidate: Subject, reference: Subject, corpus_pass: CorpusPass, record: Record, gate: GateCheck
 ) -> None:
-    """How the probability of the token that really follows changes."""
+    """Change of the probability of the correct token."""
     arrays = corpus_pass(candidate, against=reference)
     estimates = summarize_delta_p(arrays["nll"], corpus_pass(reference, windows_of=arrays)["nll"])
     record(estimates)

@@ -1,4 +1,4 @@
-"""What do the files hold?"""
+"""What is in the files?"""
 
 from __future__ import annotations
 

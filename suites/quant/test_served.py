@@ -48,7 +48,7 @@ def test_serving(
 def test_a_single_stream_agrees_with_generation(
     model: Subject, served: Served, speed: Speed, record: Record, gate: GateCheck, run_part: RunPart
 ) -> None:
-    """What a client that is alone gets, held against llama-bench's generation speed: two ways to the same number."""
+    """Compare a single client's speed with llama-bench's generation speed: two ways to the same number."""
     result = served(model)
     if not result.single.ours:
         pytest.skip("answers of one token have no time between tokens; see --gguf-tg")

@@ -1,4 +1,4 @@
-"""How fast are the models, also beside the reference, and what memory do they take?"""
+"""How fast are the models, also compared with the reference, and how much memory do they use?"""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_load_time(model: Subject, speed: Speed, record: Record, gate: GateCheck
 
 @pytest.mark.metric("tg_speed_ratio")
 def test_speed_beside_the_reference(candidate: Subject, speed: Speed, record: Record, gate: GateCheck) -> None:
-    """How much faster than the reference, both timed in turns."""
+    """Speed relative to the reference, both timed in turns."""
     result = speed(candidate)
     gated, doubts = [], []
     for test, metric in (("pp", "pp_speed_ratio"), ("tg", "tg_speed_ratio"), ("load", "load_ratio")):
@@ -67,7 +67,7 @@ def test_speed_beside_the_reference(candidate: Subject, speed: Speed, record: Re
 
 @pytest.mark.metric("peak_memory_bytes")
 def test_memory(model: Subject, speed: Speed, record: Record, gate: GateCheck) -> None:
-    """Peak memory of a process that loads the model, reads a prompt and generates; and what it is made of."""
+    """Peak memory of a process that loads the model, reads a prompt and generates, with its parts."""
     result = speed(model)
     peak, *parts = _memory(result)
     on_gpu = "GPU memory of the worker process"
@@ -79,12 +79,12 @@ def test_memory(model: Subject, speed: Speed, record: Record, gate: GateCheck) -
 
 
 def _gate(gate: GateCheck, speed: Speed, estimate: Estimate, timing: Timing) -> None:
-    """Decide on a timing; a limit relative to the reference is one on the ratio of what was timed in turns."""
+    """Decide on a timing; a limit relative to the reference is applied to the ratio timed in turns."""
     metric = estimate.metric
 
     def beside(reference: Subject) -> Estimate:
         if not timing.theirs:
-            speed(reference)  # raises what kept it from being timed
+            speed(reference)  # raises the error that prevented the timing
         return timing.reference_estimate(metric)
 
     def ratio(_: Subject) -> Mapping[str, Estimate]:
@@ -94,7 +94,7 @@ def _gate(gate: GateCheck, speed: Speed, estimate: Estimate, timing: Timing) -> 
 
 
 def _in_doubt(timing: Timing, metric: str) -> Estimate:
-    """Stands for a ratio that there is not: it decides nothing, and its value is shown nowhere."""
+    """Placeholder for a missing ratio: it decides nothing, and its value is never shown."""
     return replace(timing.estimate(metric), doubt=timing.ratio_doubt)
 
 

@@ -1,4 +1,4 @@
-"""How far do the texts that candidates write differ from the reference's?"""
+"""How much do texts written by candidates differ from the reference's?"""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gguf_harness.metrics.perplexity import perplexity
 def test_text_of_a_prompt(
     candidate: Subject, reference: Subject, prompt: Prompt, generation: Texts, record: Record
 ) -> None:
-    """Greedy continuation of one prompt beside the reference's."""
+    """Greedy continuation of one prompt, compared with the reference's."""
     pair = generation.compare(candidate, reference, prompt)
     scores = generation.compared(candidate, reference).of_prompts[prompt.id]
     if isinstance(scores, NoData):
@@ -46,7 +46,7 @@ def test_texts_stay_close_to_reference(
     same = sum(pair.candidate_tokens == pair.reference_tokens for pair in pairs.values())
     left_out = f"; {len(problems)} more could not be compared" if problems else ""
     detail = f"{len(pairs)} prompts, {harness_options.gen_tokens} tokens at most, {same} texts the same{left_out}"
-    # What to compare a perplexity with: the reference's own texts.
+    # For comparison of the perplexity: that of the reference's own texts.
     own = [-p for prompt in prompts.prompts if prompt.id in pairs for p in generation(reference, prompt).logprobs]
     for estimate in scores.estimates:
         compared = estimate.metric == "text_ppl_under_reference"

@@ -347,7 +347,7 @@ def test_other_models_are_refused(llama_file: Path, corpus: Corpus, tmp_path: Pa
     with pytest.raises(VocabularyMismatch, match="260 tokens, its reference of 258"):
         _run(tmp_path, run_head_interchange, more, corpus, tmp_path / "values.npz", HEADS)
     deeper = write_random_llama(tmp_path / "deeper.gguf", n_layer=3)
-    with pytest.raises(EngineError, match="other heads than its reference"):
+    with pytest.raises(EngineError, match="different heads from its reference"):
         _run(tmp_path, run_head_interchange, deeper, corpus, tmp_path / "values.npz", HEADS)
 
 

@@ -293,7 +293,7 @@ def context(request: pytest.FixtureRequest) -> Iterator[Context]:
 @pytest.mark.parametrize("what", DECODING)
 def test_an_encoder_alone_decodes_nothing(context: Context, what: str) -> None:
     context.encode(SOURCE)
-    with pytest.raises(EngineError, match=r"t5encoder\.gguf is an encoder alone.*\n.*encode\(\)"):
+    with pytest.raises(EngineError, match=r"t5encoder\.gguf is only an encoder.*\n.*encode\(\)"):
         DECODING[what](context)
 
 
@@ -354,7 +354,7 @@ def test_an_input_that_failed_is_none(t5: Path) -> None:
         (
             "t5",
             "encoder.logits",
-            r"an encoder has no logits\.\n.*Read 'logits', which is there while a context decodes",
+            r"an encoder has no logits\.\n.*Read 'logits', which is available while a context decodes",
         ),
         ("t5encoder", "blocks.0.attn.q", r"t5encoder has no decoder\.\n.*begin with 'encoder\.'"),
         ("qwen2", "encoder.blocks.0.attn.q", r"qwen2 has no encoder\.\n.*Read 'blocks\.0\.attn\.q'"),

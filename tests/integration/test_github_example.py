@@ -149,7 +149,7 @@ def test_its_steps_gate_a_release(tmp_path: Path, workflow: dict[Any, Any], envi
 
     done = run("Gate")
     assert done.returncode == 0, told(done)
-    assert "model-v1-F16 is the reference, as asked for" in done.stdout
+    assert "model-v1-F16 is the reference, as requested" in done.stdout
     assert "::error" not in done.stdout
     assert (tmp_path / "summary.md").read_text().startswith("## Smallest candidate that passes every gate: model-v1-Q8")
 

@@ -58,7 +58,7 @@ def _rows(run: dict[str, Any], metric: str, model: str = "two") -> list[dict[str
 def test_attention(run_suite: RunSuite, read_run: ReadRun, arguments: list[str], pytester: pytest.Pytester) -> None:
     result = run_suite(*arguments, "-rs", tests=ATTENTION)
     result.assert_outcomes(passed=5, skipped=2)
-    result.stdout.fnmatch_lines(["*one token, or the model cannot be given it*"])
+    result.stdout.fnmatch_lines(["*one token, or the model cannot take it*"])
     run = read_run()
     cosines = _rows(run, "attn_cosine")
     whole = [row for row in cosines if (row["prompt"], row["layer"], row["head"]) == (None, None, None)]
@@ -86,7 +86,7 @@ def test_attention(run_suite: RunSuite, read_run: ReadRun, arguments: list[str],
     assert "onerror=alert(1)>" not in page
 
     second = run_suite(*arguments, tests=ATTENTION)
-    second.stdout.fnmatch_lines(["cache: all * measurements came from it, nothing was decoded*"])
+    second.stdout.fnmatch_lines(["cache: all * measurements came from the cache, nothing was decoded*"])
     again = read_run()
     assert again["cache"]["misses"] == 0
     assert again["estimates"] == run["estimates"]
@@ -121,7 +121,7 @@ def test_heads(run_suite: RunSuite, read_run: ReadRun, arguments: list[str], pyt
     prompts = run["prompts"]["prompts"]
     assert [warning for warning in run["warnings"] if "'nothing'" in warning] == [
         f"1 of {prompts} prompts could not be given to {model}: prompt 'nothing': it has no tokens, and this vocabulary"
-        " begins texts with none: there is nothing to continue"
+        " adds none at the start: there is nothing to continue"
         for model in ("one", "two")
     ]
     (report,) = pytester.path.glob("results/runs/*/report.html")

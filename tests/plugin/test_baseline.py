@@ -118,9 +118,10 @@ def test_a_model_without_a_partner_fails(
     result.assert_outcomes(failed=4)
     output = " ".join(str(result.stdout).split())
     assert (
-        "mine: nothing was compared: the baseline 'main' has no partner of mine: no model has its name, and none is F32"
+        "mine: nothing was compared: the baseline 'main' has no partner for mine: no model has its name, "
+        "and none is F32"
         " of its family (same architecture, parameters and vocabulary). Models of the baseline: random-F32. Candidates"
-        " of this run: mine. Say which belong together: --gguf-baseline-map=OLD=mine" in output
+        " of this run: mine. Choose the pair: --gguf-baseline-map=OLD=mine" in output
     )
     assert "could not be measured" not in output
     assert "mine: fail; nothing was compared" in output
@@ -167,7 +168,7 @@ def test_names_with_versions_are_compared_by_type_and_family(
     result = run_suite(*command, "--gguf-baseline-map=old=model-v2-Q8")
     assert result.ret == 0
     output = " ".join(str(result.stdout).split())
-    assert "model-v2-Q8 was compared with old of the baseline: as asked for" in output
+    assert "model-v2-Q8 was compared with old of the baseline: as requested" in output
     assert "type (Q8_0 -> F32)" in output
 
 
@@ -220,7 +221,7 @@ def test_a_run_that_could_not_measure_is_no_baseline(
     pytester.path.joinpath("tight.toml").write_text(f"{limits}[kld_max]\nlimit = 1e-9\n")
     result = run_suite(*tight, "--gguf-save-baseline=main", "-x", "-k", "divergence")
     assert result.ret == pytest.ExitCode.TESTS_FAILED
-    result.stdout.fnmatch_lines(["*The baseline 'main' was not saved: the session ended before all its tests did."])
+    result.stdout.fnmatch_lines(["*The baseline 'main' was not saved: the session ended before all of its tests."])
 
     # A model that fails its gates has been measured: its baseline says so, and so does what is compared with it.
     run_suite(*tight, "--gguf-save-baseline=main", "-k", "divergence")
@@ -289,15 +290,15 @@ def test_gates_of_groups_of_tensors_say_which(
     [
         (["--gguf-baseline=missing"], "--gguf-baseline=missing: neither a file nor a baseline in"),
         (["--gguf-baseline=bad.json"], "bad.json' cannot be read"),
-        (["--gguf-save-baseline=../x"], "is no name for a baseline"),
+        (["--gguf-save-baseline=../x"], "is not a valid name for a baseline"),
         (["--gguf-baseline-map=a=b"], "--gguf-baseline-map without --gguf-baseline compares nothing"),
         (["--gguf-baseline=good", "--gguf-baseline-map=a"], "'a' is not of the form OLD=NEW"),
         (
             ["--gguf-baseline=good", "--gguf-quants=Q8_0", "--gguf-baseline-map=a=random-Q8_0"],
-            "'a' is no model of the baseline.\n  Expected OLD=NEW. Candidates of the baseline (OLD): mine."
+            "'a' is not a model of the baseline.\n  Expected OLD=NEW. Candidates of the baseline (OLD): mine."
             " Candidates of this run (NEW): random-Q8_0.",
         ),
-        (["--gguf-baseline=good", "--gguf-baseline-map=mine=x"], "'x' is no model of this run"),
+        (["--gguf-baseline=good", "--gguf-baseline-map=mine=x"], "'x' is not a model of this run"),
     ],
 )
 def test_mistakes_end_the_session(

@@ -72,7 +72,7 @@ def test_a_ladder(
     assert "Words in the embedding space" in page
     assert "</script><b>" not in page
     second = run_suite(*arguments, tests=SUITE)
-    second.stdout.fnmatch_lines(["cache: all 6 measurements came from it, nothing was decoded*"])
+    second.stdout.fnmatch_lines(["cache: all 6 measurements came from the cache, nothing was decoded*"])
     assert read_run()["estimates"] == run["estimates"]
 
 

@@ -68,7 +68,7 @@ def test_interchange_and_removal(
     assert "in the reference's order" in removable["random-Q4_K_M"]["detail"]
     assert [entry["name"] for entry in run["arrays"]] == ["head_removal"] * 2
     report = max(pytester.path.glob("results/runs/*/report.html"))
-    assert "Heads that can go" in report.read_text(encoding="utf-8")
+    assert "Heads that can be removed" in report.read_text(encoding="utf-8")
 
 
 def test_a_second_run_decodes_nothing(run_suite: RunSuite, read_run: ReadRun, llama_file: Path) -> None:
@@ -76,7 +76,7 @@ def test_a_second_run_decodes_nothing(run_suite: RunSuite, read_run: ReadRun, ll
     _run_all(run_suite, *arguments)
     for tests in (IMPORTANCE, INTERCHANGE, REMOVAL):
         result = run_suite(*QUICK, *arguments, tests=tests)
-        result.stdout.fnmatch_lines(["cache: all * measurements came from it, nothing was decoded*"])
+        result.stdout.fnmatch_lines(["cache: all * measurements came from the cache, nothing was decoded*"])
     run_suite("--gguf-head-windows=3", *arguments, tests=IMPORTANCE)
     assert read_run()["cache"]["hits"] == 0
 
@@ -134,7 +134,7 @@ def test_candidates_that_cannot_be_compared(run_suite: RunSuite, llama_file: Pat
     result = run_suite(*arguments, "-rs", tests=INTERCHANGE)
     result.assert_outcomes(skipped=1, failed=1)
     result.stdout.fnmatch_lines(
-        ["*deeper has other heads than its reference*", "*the candidate does what its reference*"]
+        ["*deeper has different heads from its reference*", "*the candidate behaves like its reference*"]
     )
     result = run_suite(*arguments, "-k", "same_heads", tests=IMPORTANCE)
     result.assert_outcomes(passed=1, failed=1)

@@ -204,7 +204,7 @@ def test_a_baseline_knows_a_metric_of_another_project(
     file.write_text(json.dumps(saved), encoding="utf-8")
     result = _run(pytester, *project, limit, "--gguf-baseline=main")
     assert result.ret == pytest.ExitCode.TESTS_FAILED, "nothing was compared"
-    assert "a metric of a plugin, which is defined otherwise now: it is not compared" in " ".join(
+    assert "a metric of a plugin, which now has another definition: it is not compared" in " ".join(
         str(result.stdout).split()
     )
 
@@ -218,8 +218,8 @@ GOOD = 'name="toys", title="t", meaning="m.", definition="d.", source="s.", esti
         (f"return [Metric({GOOD.replace('toys', 'ppl')})]", "there is a metric 'ppl' already, of gguf-harness."),
         (f"return [Metric({GOOD}), Metric({GOOD})]", "there is a metric 'toys' already, of another plugin."),
         (f"return [Metric({GOOD.replace('once', 'luck')})]", "estimated of toys is 'luck', expected one of corpus,"),
-        ("return [3]", "it gave 3, expected entries of class Metric."),
-        ("return 3", "it gave no list: TypeError"),
+        ("return [3]", "it returned 3, expected entries of class Metric."),
+        ("return 3", "it did not return a list: TypeError"),
         ("raise RuntimeError('no toys')", "it failed: RuntimeError: no toys"),
     ],
 )

@@ -32,7 +32,7 @@ def test_a_folder_as_people_have_them(run_suite: RunSuite, read_run: ReadRun, ll
             "candidates: a-draft-F32, random-Q8_0, random-Q8_0 (quantized here)",
             "note: random-Q4_0.gguf is left out: it is a projector of images or sound (*",
             "note: a-link.gguf is the same file as random-F32.gguf: it is measured once, as random-F32.",
-            "note: random-Q8_0 is a file that was given; what is quantized from random-F32 is *",
+            "note: random-Q8_0 is the name of a given file; the model quantized from random-F32 is called *",
             "note: a-draft-F32 is not compared with random-F32: a-draft-F32 is a model of *1 layers*2 layers*",
         ]
     )
@@ -78,5 +78,5 @@ def test_what_is_no_model_ends_the_session_when_it_is_named(
     result = run_suite(f"--models={llama_file},{adapter}", tests="test_file.py")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(
-        ["*model-Q8_0.gguf is no model: model-Q8_0.gguf is an adapter (general.type is adapter).*"]
+        ["*model-Q8_0.gguf is not a model: model-Q8_0.gguf is an adapter (general.type is adapter).*"]
     )

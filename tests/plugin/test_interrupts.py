@@ -94,7 +94,7 @@ def test_results_are_written_in_spite_of_ctrl_c(
     result = run_suite(f"--models={llama_file}", "-p", "press", tests="test_file.py")
     assert result.ret == pytest.ExitCode.INTERRUPTED
     output = f"{result.stdout}{result.stderr}"
-    assert "Interrupted: what was measured is being written." in output
+    assert "Interrupted: results are being written." in output
     assert "!!! KeyboardInterrupt !!!" in output
     assert "Traceback" not in output
     assert [test["outcome"] for test in read_run()["tests"]] == ["passed"]

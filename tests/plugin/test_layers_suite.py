@@ -78,7 +78,7 @@ def test_rows_arrays_charts_and_cache(
     assert size < 100_000
 
     second = run_suite(*STATES, *arguments, suite="layers")
-    second.stdout.fnmatch_lines(["cache: all 5 measurements came from it, nothing was decoded*"])
+    second.stdout.fnmatch_lines(["cache: all 5 measurements came from the cache, nothing was decoded*"])
     assert read_run()["estimates"] == run["estimates"]
 
 

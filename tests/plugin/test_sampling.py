@@ -51,7 +51,7 @@ def test_windows_are_drawn_from_the_whole_text_or_the_first(
         ),
         (["--gguf-chunks=all", "--gguf-ctx=1024"], "expected at least 2048 (two windows of 1024)"),
         (["--gguf-windows=last"], "invalid choice: 'last'"),
-        (["--gguf-until-decided", "--gguf-windows=first"], "the first windows are no sample of the text"),
+        (["--gguf-until-decided", "--gguf-windows=first"], "the first windows are not a sample of the text"),
     ],
 )
 def test_what_the_text_does_not_have_ends_the_session_at_once(
@@ -109,7 +109,7 @@ def test_beyond_the_trained_context_only_if_asked_for_and_said(
     result = run_suite(*arguments, tests="test_divergence.py")
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     output = str(result.stdout)
-    assert "trained on texts of 512 tokens, and is to predict in windows of 1024" in output
+    assert "trained on texts of 512 tokens, but windows have 1024" in output
     assert "--gguf-ctx=512 or less, or measure it all the same with --gguf-beyond-context" in output
     assert not [row for row in read_run()["estimates"] if row["metric"] == "kld_mean"]
 

@@ -53,7 +53,7 @@ def test_a_second_run_decodes_nothing(run_suite: RunSuite, read_run: ReadRun, ll
     first = read_run()
     assert first["cache"]["misses"] > 0
     result = run_suite(*arguments)
-    result.stdout.fnmatch_lines(["cache: all * measurements came from it, nothing was decoded*"])
+    result.stdout.fnmatch_lines(["cache: all * measurements came from the cache, nothing was decoded*"])
     second = read_run()
     assert second["id"] != first["id"]
     assert second["cache"] == {"hits": first["cache"]["misses"], "misses": 0}
@@ -69,7 +69,7 @@ def test_a_cache_that_cannot_stay_within_its_limit_says_so(
     arguments = [f"--models={llama_file}", "--gguf-quants=Q8_0"]
     run_suite(*arguments, "--gguf-cache-limit=100K", tests="test_file.py").assert_outcomes(passed=2)
     (warning,) = read_run()["warnings"]
-    assert "more than --gguf-cache-limit allows: what is left in it is in use" in warning
+    assert "more than --gguf-cache-limit allows: its remaining entries are in use" in warning
     (model,) = pytester.path.glob("results/cache/models/*/Q8_0.gguf")
     result = pytester.run(sys.executable, "-m", "gguf_harness.cli", "cache", "clear", "models", "logs", "hashes")
     assert result.ret == 0
@@ -89,7 +89,7 @@ def test_identical_files_do_not_differ(
     assert abs(rows["kld_max"]) < 1e-6
     assert rows["same_top"] == 1
     assert rows["delta_p_rms"] < 1e-6
-    assert "twin and random-F32 hold the same bytes." in run["warnings"]
+    assert "twin and random-F32 have identical content." in run["warnings"]
 
 
 @pytest.mark.shared_cache

@@ -73,7 +73,7 @@ def test_prompts_are_tests_and_rows(run_suite: RunSuite, read_run: ReadRun, llam
     assert run["cache"] == {"hits": 0, "misses": 6}
 
     second = run_suite(*arguments, tests="test_text.py")
-    second.stdout.fnmatch_lines(["cache: all 6 measurements came from it, nothing was decoded*"])
+    second.stdout.fnmatch_lines(["cache: all 6 measurements came from the cache, nothing was decoded*"])
     assert read_run()["estimates"] == run["estimates"]
     assert read_run()["texts"] == run["texts"]
     run_suite(*arguments, "--gguf-gen-tokens=9", tests="test_text.py")

@@ -62,7 +62,7 @@ def test_one_file_of_a_suite_leaves_its_other_gates_undecided(
     # The person chose what to run: pytest's exit code stands.
     assert result.ret == 0
     said = "1 of 4 gates decided; not decided: kld_mean (test_distribution_stays_close_to_reference did not run)"
-    result.stdout.fnmatch_lines(["worse *incomplete", "Incomplete: gates that were planned were not decided*"])
+    result.stdout.fnmatch_lines(["worse *incomplete", "Incomplete: planned gates were not decided*"])
     assert f"worse: incomplete; {said}" in _words(result)
     run = read_run()
     assert _planned(run) == {("worse", metric) for metric in ("kld_mean", "same_top", "ppl_ratio", "delta_p_rms")}
@@ -109,7 +109,7 @@ def test_a_test_that_ends_without_deciding_its_gate_fails(
 def test_a_limit_that_no_test_knows_fails(run_suite: RunSuite, pytester: pytest.Pytester, pair: list[str]) -> None:
     result = run_suite(*pair, _gates(pytester, "[floor_kld_mean]\nlimit = 1\n"), tests="test_file.py")
     assert result.ret == pytest.ExitCode.TESTS_FAILED
-    assert "--gguf-gates has a limit for floor_kld_mean, and no test holds it against that" in _words(result)
+    assert "--gguf-gates has a limit for floor_kld_mean, and no test checks it" in _words(result)
 
 
 @pytest.mark.shared_cache
@@ -118,7 +118,7 @@ def test_a_limit_of_a_suite_that_takes_no_part_is_named(
 ) -> None:
     result = run_suite(*pair, _gates(pytester, "[resid_cosine]\nlimit = 0.9\n"), tests="test_file.py")
     assert result.ret == 0
-    said = "note: --gguf-gates has limits that no suite of this session holds: resid_cosine (suites/layers)"
+    said = "note: --gguf-gates has limits that no suite of this session checks: resid_cosine (suites/layers)"
     assert said in _words(result)
     assert "attn_cosine" not in _words(result)
 
@@ -127,7 +127,7 @@ def test_a_limit_of_a_suite_that_takes_no_part_is_named(
 def test_a_reference_without_candidates_fails(run_suite: RunSuite, llama_file: Path) -> None:
     result = run_suite(f"--reference={llama_file}", tests="test_file.py")
     assert result.ret == pytest.ExitCode.TESTS_FAILED
-    assert "note: --reference was given, and there is no candidate to compare with it" in _words(result)
+    assert "note: --reference was given, but there is no candidate to compare with it" in _words(result)
 
 
 @pytest.mark.shared_cache

@@ -57,7 +57,7 @@ def test_groups_of_tensors(run_suite: RunSuite, read_run: ReadRun, llama_file: P
     assert all(row["clusters"] == 4 and row["se"] > 0 for row in by["tensor_group_kld"])
     assert run["corpus"]["windows"] == 4
     (report,) = pytester.path.glob("results/runs/*/report.html")
-    assert "What each group of tensors costs" in report.read_text(encoding="utf-8")
+    assert "Cost of each group of tensors" in report.read_text(encoding="utf-8")
     # Mixtures are as large as the model: none stays.
     assert list(pytester.path.glob("results/cache/scratch/*")) == []
     run_suite(*arguments, tests=SENSITIVITY)

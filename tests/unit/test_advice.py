@@ -49,11 +49,11 @@ def test_what_the_disk_may_take_is_asked_for_as_well() -> None:
     ("metric", "total", "advice"),
     [
         ("pp_tokens_per_s", 9, "about 6 more repetitions (--gguf-repetitions=9) would"),
-        ("pp_tokens_per_s", 5000, "more than 100 repetitions would have to decide: it is too near its limit."),
+        ("pp_tokens_per_s", 5000, "more than 100 repetitions would be needed: the value is too near its limit."),
         ("bleu", 60, "about 57 more prompts (--gguf-prompts, a file of 60) would"),
-        ("bleu", 10**6, "more than 1000 prompts would have to decide"),
+        ("bleu", 10**6, "more than 1000 prompts would be needed"),
         ("head_top_overlap", 9, "about 6 more windows (--gguf-head-windows=9) would"),
-        ("head_top_overlap", 500, "more than 10 windows would have to decide: it is too near its limit."),
+        ("head_top_overlap", 500, "more than 10 windows would be needed: the value is too near its limit."),
         ("word_purity", 12, "about 9 more groups of words (--gguf-words) would"),
     ],
 )
@@ -65,4 +65,7 @@ def test_a_verdict_knows_its_text() -> None:
     estimate = Estimate("kld_mean", 0.0985, 4080, 0.003, None, 16)
     detail = decide(Gate("kld_mean", 0.1), estimate, "m", text=TEXT).detail
     assert re.search(r"about \d+ windows, of which this text has 34: a longer text, of about [\d.]+ MB", detail)
-    assert "it cannot be told" in decide(Gate("kld_mean", 0.0985), estimate, "m", text=TEXT).detail
+    assert (
+        "cannot estimate how much more data is needed"
+        in decide(Gate("kld_mean", 0.0985), estimate, "m", text=TEXT).detail
+    )

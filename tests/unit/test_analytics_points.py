@@ -68,7 +68,7 @@ def test_what_is_no_matrix_of_numbers_is_named(tmp_path: Path) -> None:
         "text.npy": "cannot be read as points",
         "missing.npy": "cannot be read as points",
         "objects.npy": "cannot be read as points",
-        "x.npz": "holds several arrays",
+        "x.npz": "contains several arrays",
     }.items():
         with pytest.raises(AnalyticsError, match=words):
             open_points(tmp_path / name)

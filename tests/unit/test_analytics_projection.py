@@ -77,7 +77,7 @@ def test_tsne_has_a_perplexity_that_fits(n: int) -> None:
         ("tsne", 20.0, "t-SNE cannot have perplexity 20 with 20 points"),
         ("tsne", 0.5, "t-SNE cannot have perplexity 0.5"),
         ("tsne", float("nan"), "t-SNE cannot have perplexity nan"),
-        ("pca", 5.0, "PCA knows no neighborhoods"),
+        ("pca", 5.0, "PCA has no neighborhoods"),
     ],
 )
 def test_a_size_that_does_not_fit_is_named(method: str, size: float, words: str) -> None:

@@ -121,9 +121,9 @@ MODEL = "models/smollm2-135m-Q8_0"
         (_change(f"{MODEL}/estimates/kld_mean/se", -0.1), "has se = -0.1, expected at least 0"),
         (_change(f"{MODEL}/estimates/kld_mean/clusters", 0), "has clusters = 0, expected at least 1"),
         (_change(f"{MODEL}/estimates/kld_mean/value", 10**400), "expected a finite number of usual size"),
-        (_change(f"{MODEL}/estimates/kld_meen", {}), "has an estimate of 'kld_meen', which is no metric"),
+        (_change(f"{MODEL}/estimates/kld_meen", {}), "has an estimate of 'kld_meen', which is not a metric"),
         (_change(f"{MODEL}/placed", {}), "has placed = '{}', expected list"),
-        (_change(f"{MODEL}/placed", [3]), "has an estimate of '3', which is no metric"),
+        (_change(f"{MODEL}/placed", [3]), "has an estimate of '3', which is not a metric"),
         (
             _change(f"{MODEL}/placed", [{"metric": "attn_cosine", "layer": "2"}]),
             "has layer = '2', expected int or null",
@@ -283,12 +283,12 @@ def test_a_model_that_failed_is_kept_as_one() -> None:
 def test_only_what_was_measured_to_its_end_is_a_baseline() -> None:
     run = _run()
     assert why_unfit(run, unfinished=False) == ""
-    assert why_unfit(run, unfinished=True) == "the session ended before all its tests did"
+    assert why_unfit(run, unfinished=True) == "the session ended before all of its tests"
     assert why_unfit(run | {"tests": [], "estimates": []}, unfinished=False) == "this run measured nothing"
     test = {"id": "t", "model": "m", "outcome": "failed", "message": "It crashed.\nTwice."}
     reason = why_unfit(run | {"tests": [test, test | {"outcome": "error"}]}, unfinished=False)
     assert reason == "2 tests of m failed for another reason than a limit, the first with: It crashed"
-    assert why_unfit(run | {"tests": []}, unfinished=False, failed=1) == "1 test failed that measured nothing"
+    assert why_unfit(run | {"tests": []}, unfinished=False, failed=1) == "1 test failed without measuring anything"
     limit = {"model": "m", "verdict": "fail", "detail": "KL is high."}
     assert why_unfit(run | {"tests": [test | {"message": "m: KL is high."}], "gates": [limit]}, unfinished=False) == ""
 
@@ -308,7 +308,7 @@ def test_a_missing_baseline_names_those_that_are_there(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["", "../x", ".hidden", "a/b", "a b", "-x", "x\n", "é"])
 def test_names_are_names_of_files(name: str) -> None:
-    with pytest.raises(OptionError, match="is no name for a baseline"):
+    with pytest.raises(OptionError, match="is not a valid name for a baseline"):
         check_name(name)
     assert check_name("main-2026.01_a") == "main-2026.01_a"
 

@@ -183,7 +183,7 @@ def test_a_lock_passes_on_what_its_block_raises(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("place", "reason", "hint"),
-    [("file/cache", "Not a directory", "stands where"), ("x" * 300, "File name too long", "shorter names")],
+    [("file/cache", "Not a directory", "a file where a folder"), ("x" * 300, "File name too long", "shorter names")],
 )
 def test_a_lock_that_cannot_be_taken_says_why(tmp_path: Path, place: str, reason: str, hint: str) -> None:
     (tmp_path / "file").write_text("in the way")

@@ -91,7 +91,7 @@ def test_a_file_that_is_gone_is_named(planned: tuple[Core, PlannedSubject], file
     core, model = planned
     core.subject(model)
     file.unlink()
-    with pytest.raises(ModelError, match=r"m: m\.gguf is gone since it was hashed"):
+    with pytest.raises(ModelError, match=r"m: m\.gguf has been missing since it was hashed"):
         core.subject(model)
 
 

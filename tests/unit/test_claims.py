@@ -190,7 +190,7 @@ def test_a_served_stream_that_contradicts_leaves_no_claim() -> None:
     rows[-1]["value"] = 70
     finding = _judge(run, FASTER)
     assert finding.verdict == "not tested"
-    assert finding.detail == "m-57: a server's only client gets another speed than generation by itself."
+    assert finding.detail == "m-57: the speed for a server's only client differs from that of plain generation."
     assert speed_ratio(run, "m-57") is None
 
 
@@ -229,7 +229,7 @@ def test_every_file_of_a_type_gets_its_answer() -> None:
     other = _model("other-4", "Q4_K_M", 49, fallbacks=[{}, {}])
     findings = [f for f in judge_claims(_run(F16, LADDER[3], other, Q4_K_M=(2, 0.1))) if f.claim is CLAIMS[Q4]]
     assert [finding.detail.split(":")[0] for finding in findings] == ["m-4", "other-4"]
-    assert findings[1].detail.endswith("; 2 of its tensors fell back to other types than the name promises.")
+    assert findings[1].detail.endswith("; 2 of its tensors fell back to other types than the name says.")
 
 
 @pytest.fixture
@@ -271,7 +271,7 @@ def test_reports_show_prices_and_claims_as_text(stored: dict[str, Any], tmp_path
         assert "<img" not in section
         assert "\x1b" not in section
     assert claims.count('class="chip fail">not held') == 3
-    assert "dominated: not a step to take" in prices
+    assert "dominated: not a useful step" in prices
     terminal = render_terminal(run, width=100, color=False)
     assert "\x1b[2J" not in terminal
     words = " ".join(terminal.split())

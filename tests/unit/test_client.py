@@ -89,8 +89,8 @@ def test_a_chat_begins_with_its_first_token(serve: Callable[[Answer], Client]) -
     ("answer", "message"),
     [
         (_events({"error": {"code": 500, "message": "no slot"}}), "the server answered 200: no slot"),
-        (_events("not json"), "the server sent what is not JSON: 'not json'"),
-        (_events("[]"), "the server sent what is no chunk of a completion: '[]'"),
+        (_events("not json"), "the server sent invalid JSON: 'not json'"),
+        (_events("[]"), "the server sent something other than a chunk of a completion: '[]'"),
         (_events(_chunk(text="a")), "the server ended the stream before the answer was complete"),
         ((200, "text/html", "<p>hello"), "Expected response with content type 'text/event-stream'"),
         (

@@ -78,5 +78,5 @@ def test_what_is_not_known_is_left_out() -> None:
     assert (whole.value, whole.place, whole.detail) == (2.0, WHOLE, "mean of 1 layers")
     assert over_layers("resid_norm", values, [0, 2, 3], [0]) is None
     assert layers_and_means({"resid_norm": np.array(values)}, [0, 2, 3], [0, 1]) == [found[1], whole]
-    with pytest.raises(NoData, match="None of it is known"):
+    with pytest.raises(NoData, match="None of these metrics is known"):
         layers_and_means({"resid_norm": np.array(values)}, [0, 2, 3], [0])

@@ -79,7 +79,7 @@ def test_the_map_links_a_candidate_with_its_reference(run: dict[str, Any], tmp_p
     assert {a for a, _ in ends} == starts
     assert {b for _, b in ends} == {x for trace in candidate.values() for x in trace["x"]}
     assert "mean of 2 tokens" in reference["animals"]["text"][1]
-    assert "1 of 2 are nearest in the reference too" in candidate["animals"]["text"][1]
+    assert "1 of 2 are also nearest in the reference" in candidate["animals"]["text"][1]
 
 
 def test_tokens_are_shown_as_text(run: dict[str, Any], tmp_path: Path) -> None:

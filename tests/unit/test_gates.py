@@ -101,8 +101,8 @@ def test_a_file_replaces_built_in_limits(tmp_path: Path) -> None:
         ("kld_mean = 3", "Expected `limit`"),
         ("[ppl]\nlimit = 20\nlimit_relative = 0.1", "one of them"),
         ("[ppl]\nlimit_relative = 'some'", "expected a finite number"),
-        ("[kld_mean]\nlimit_relative = 0.1", "nothing to relate to: the reference has no kld_mean of its own"),
-        ("[floor_kld_mean]\nlimit_relative = 0.1", "nothing to relate to"),
+        ("[kld_mean]\nlimit_relative = 0.1", "no value to relate to: the reference itself has no kld_mean"),
+        ("[floor_kld_mean]\nlimit_relative = 0.1", "no value to relate to"),
         ("[ppl]\nlimit_relative = -1", "a limit that no candidate can keep"),
         ("[tg_tokens_per_s]\nlimit_relative = 1", "a limit that every candidate keeps"),
     ],
@@ -188,7 +188,7 @@ def test_an_inconclusive_verdict_says_what_would_decide() -> None:
     assert "more repetitions (--gguf-repetitions=" in repetitions.detail
     at_the_limit = decide(Gate("kld_mean", 0.095), estimate, "m")
     assert at_the_limit.more_clusters is None
-    assert "cannot be told" in at_the_limit.detail
+    assert "cannot estimate how much more data is needed" in at_the_limit.detail
 
 
 @pytest.mark.parametrize(("value", "se"), [(0.05, 0.001), (0.2, 0.001), (0.099, 0.01), (0.11, 0.01)])
@@ -358,8 +358,8 @@ def test_what_is_in_doubt_decides_nothing(gate: Gate, value: float) -> None:
     assert (verdict.verdict, verdict.value, verdict.bound, verdict.p_value) == ("inconclusive", None, None, None)
     limit = "0.95 times the reference's" if relative else "100 tokens/s"
     assert verdict.detail == (
-        f"generation t/s was not held against its limit, at least {limit}: other processes took 1.7 of 2 cores during"
-        " 5 of 6 repetitions."
+        f"generation t/s was not checked against its limit, at least {limit}: other processes took 1.7 of 2 cores "
+        "during 5 of 6 repetitions."
     )
     (adjusted,) = adjust([verdict.to_json()], enforce=True)
     assert adjusted["verdict"] == "inconclusive"

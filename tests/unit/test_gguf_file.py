@@ -168,7 +168,7 @@ def _read_bytes(content: bytes) -> None:
 def test_a_link_to_nothing_says_where_it_leads(tmp_path: Path) -> None:
     """As downloads are left whose blobs were cleared."""
     (tmp_path / "m.gguf").symlink_to("blobs/abc")
-    with pytest.raises(InvalidGGUF, match=r"m\.gguf is a link to blobs/abc, which is not there"):
+    with pytest.raises(InvalidGGUF, match=r"m\.gguf is a link to blobs/abc, which does not exist"):
         read_header(tmp_path / "m.gguf")
 
 

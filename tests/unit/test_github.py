@@ -82,7 +82,7 @@ def test_a_summary_keeps_to_what_github_shows(run: dict[str, Any], tmp_path: Pat
     # Whole lines only.
     assert {len(line) for line in text.splitlines() if line.startswith("- warning")} <= {1913, 1914, 1915}
     file.write_bytes(b"x" * SUMMARY_BYTES)
-    with pytest.raises(StoreError, match="no room is left"):
+    with pytest.raises(StoreError, match="it is full"):
         append_summary(run, file)
     assert file.stat().st_size == SUMMARY_BYTES
 

@@ -256,7 +256,7 @@ def test_a_graph_is_whole() -> None:
         ((nodes | {"x": Column("float64", [float("nan")] * n)}, edges), "x is not finite"),
         ((nodes | {"x": Column("int64", [0] * n)}, edges), "need a column x of type float64"),
         ((nodes | {"more": Column("int64", [1])}, edges), "differ in length"),
-        ((nodes, edges | {"target": Column("string", ["nowhere"] * good.n_edges)}), "a target that is no node"),
+        ((nodes, edges | {"target": Column("string", ["nowhere"] * good.n_edges)}), "a target that is not a node"),
         ((nodes, edges | {"weight": Column("float64", [float("inf")] * good.n_edges)}), "weight is not finite"),
     ):
         with pytest.raises(ValueError, match=words):

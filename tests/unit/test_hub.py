@@ -52,8 +52,8 @@ def endpoint() -> Iterator[str]:
 @pytest.mark.parametrize(
     ("spec", "environment", "message"),
     [
-        ("hf:org/gated:Q4_K_M", {}, "org/gated is gated: its owner decides who may have it"),
-        ("hf:org/none:Q4_K_M", {}, "there is no repository org/none that you may see"),
+        ("hf:org/gated:Q4_K_M", {}, "org/gated is gated: its owner decides who may download it"),
+        ("hf:org/none:Q4_K_M", {}, "there is no repository org/none that you have access to"),
         ("hf:org/name:x.gguf", {}, "org/name has no file x.gguf"),
         ("hf:org/odd:Q4_K_M", {}, "could not be downloaded"),
         ("hf:org/name..:Q4_K_M", {}, "could not be downloaded"),

@@ -46,10 +46,10 @@ def test_a_type_or_a_file_names_one_model(what: str, expected: list[str]) -> Non
 @pytest.mark.parametrize(
     ("what", "message"),
     [
-        ("Q4_K", "'Q4_K' names nothing there"),
-        ("Q2_K", "'Q2_K' names nothing there"),
-        ("K_M", "'K_M' names nothing there"),
-        ("Flora-7B", "names 7 models"),
+        ("Q4_K", "'Q4_K' matches nothing there"),
+        ("Q2_K", "'Q2_K' matches nothing there"),
+        ("K_M", "'K_M' matches nothing there"),
+        ("Flora-7B", "matches 7 models"),
     ],
 )
 def test_a_part_of_a_type_is_not_the_type(what: str, message: str) -> None:

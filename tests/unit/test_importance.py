@@ -75,7 +75,7 @@ def test_shares_at_their_ends() -> None:
     none = interchange_share("head_interchange_share", before, before)
     assert (whole.value, none.value, none.se) == (1, 0, 0)
     assert interchange_share("head_interchange_share", before, 2 * before).value == -1
-    with pytest.raises(NoData, match="means nothing"):
+    with pytest.raises(NoData, match="is meaningless"):
         interchange_share("head_interchange_share", np.zeros((2, 3)), np.zeros((2, 3)))
     with pytest.raises(NoData, match="different tokens"):
         interchange_share("head_interchange_share", before, before[:1])

@@ -35,12 +35,12 @@ def test_charts_are_kept(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("chart", "problem"),
     [
-        (3, "3 has no id of small letters, digits and dashes"),
-        (CHART | {"id": '"><script>'}, "has no id of small letters, digits and dashes"),
+        (3, "3 has no id of lower-case letters, digits and dashes"),
+        (CHART | {"id": '"><script>'}, "has no id of lower-case letters, digits and dashes"),
         (CHART | {"title": None}, "the chart toys needs title, meaning, summary and figures"),
         (CHART | {"figures": []}, "the chart toys needs title"),
         (CHART | {"figures": [{"name": "n"}]}, "a figure of the chart toys needs name, meaning, traces and layout"),
-        (CHART | {"figures": [FIGURE | {"traces": [3]}]}, "a trace of the chart toys is no table"),
+        (CHART | {"figures": [FIGURE | {"traces": [3]}]}, "a trace of the chart toys is not a table"),
         (CHART | {"figures": [FIGURE | {"layout": {"x": float("nan")}}]}, "the chart toys is not of JSON types"),
         (CHART | {"figures": [FIGURE | {"layout": {"x": object()}}]}, "the chart toys is not of JSON types"),
     ],
@@ -68,7 +68,7 @@ def test_two_charts_of_one_name_are_a_mistake_of_the_second(tmp_path: Path) -> N
 @pytest.mark.parametrize("content", [[], {}, {"charts": 3}, {"charts": [3]}, {"charts": [{"id": "toys"}]}])
 def test_a_damaged_file_is_a_message(tmp_path: Path, content: object) -> None:
     (tmp_path / "charts.json").write_text(json.dumps(content), encoding="utf-8")
-    with pytest.raises(StoreError, match="holds no charts as a run wrote them"):
+    with pytest.raises(StoreError, match="does not contain charts as written by a run"):
         kept_charts(tmp_path)
 
 

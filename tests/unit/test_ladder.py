@@ -60,7 +60,7 @@ def test_a_named_reference_is_no_candidate(llama_file: Path, tmp_path: Path) -> 
     assert ladder.reference is not None
     assert ladder.reference.name == "other"
     assert [model.name for model in ladder.candidates] == ["random-F32"]
-    assert ladder.reason == "other is the reference, as asked for."
+    assert ladder.reason == "other is the reference, as requested."
 
 
 def test_a_reference_alone_can_be_a_ladder(llama_file: Path) -> None:
@@ -90,7 +90,7 @@ def test_without_a_valid_model_there_is_no_reference(tmp_path: Path) -> None:
 def test_several_references_are_refused(llama_file: Path, tmp_path: Path) -> None:
     for name in ("a.gguf", "b.gguf"):
         shutil.copy(llama_file, tmp_path / name)
-    with pytest.raises(ModelNotFound, match="names 2 models"):
+    with pytest.raises(ModelNotFound, match="matches 2 models"):
         _plan(f"--models={llama_file}", f"--reference={tmp_path}")
 
 
@@ -110,8 +110,8 @@ def test_a_file_is_never_replaced_by_what_is_quantized(llama_file: Path, tmp_pat
     assert ladder.reference is not None
     assert candidates["random-Q8_0 (quantized here)"].model.base is ladder.reference.model
     assert (
-        "random-Q8_0 is a file that was given; what is quantized from random-F32 is 'random-Q8_0 (quantized here)'."
-        in ladder.notes
+        "random-Q8_0 is the name of a given file; "
+        "the model quantized from random-F32 is called 'random-Q8_0 (quantized here)'." in ladder.notes
     )
 
 

@@ -60,7 +60,7 @@ def test_a_type_that_the_file_does_not_hold_is_said(llama_file: Path, tmp_path: 
 def test_a_file_without_a_model_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "empty.gguf"
     file.write_bytes(b"GGUF" + (3).to_bytes(4, "little") + bytes(16))
-    with pytest.raises(InvalidGGUF, match="holds no model"):
+    with pytest.raises(InvalidGGUF, match="contains no model"):
         load_info(ModelSource("empty", (file,), "empty"))
 
 
@@ -196,7 +196,7 @@ def test_another_vocabulary_names_both(llama_file: Path, tmp_path: Path) -> None
 
 def test_twins_are_named(llama_file: Path) -> None:
     a, b = _info(llama_file, name="IQ3_XS"), _info(llama_file, name="Q2_K")
-    assert twins([(a, "1"), (b, "1")]) == ["Q2_K and IQ3_XS hold the same bytes."]
+    assert twins([(a, "1"), (b, "1")]) == ["Q2_K and IQ3_XS have identical content."]
     assert "same size and tensor types" in twins([(a, "1"), (b, "2")])[0]
     assert twins([(a, "1"), (replace(b, bytes=7), "2")]) == []
 

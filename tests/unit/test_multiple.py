@@ -66,5 +66,5 @@ def test_the_chance_of_any_false_finding_stays_at_its_level() -> None:
 
 @pytest.mark.parametrize("bad", [math.nan, -0.1, 1.1, math.inf])
 def test_what_is_no_p_value_is_refused(bad: float) -> None:
-    with pytest.raises(NoData, match="no p-value"):
+    with pytest.raises(NoData, match="not a p-value"):
         holm([0.5, bad])

@@ -125,9 +125,9 @@ def test_blocks_of_rows_join_seamlessly() -> None:
 def test_what_is_no_distribution_is_refused(value: float, at: tuple[int, int, int]) -> None:
     p, q = _pattern(0), _pattern(1)
     q[at] = value
-    with pytest.raises(NoData, match="reference is no distribution"):
+    with pytest.raises(NoData, match="reference is not a distribution"):
         compare_patterns(p, q)
-    with pytest.raises(NoData, match="candidate is no distribution"):
+    with pytest.raises(NoData, match="candidate is not a distribution"):
         compare_patterns(q, p)
 
 

@@ -24,7 +24,7 @@ def test_estimates_are_finite(bad: float) -> None:
 
 
 def test_estimates_have_samples() -> None:
-    with pytest.raises(NoData, match="No data is never a number"):
+    with pytest.raises(NoData, match="Missing data is reported as missing, never as 0"):
         Estimate("ppl", 1.0, 0)
 
 

@@ -162,7 +162,7 @@ def test_entries_survive_a_file() -> None:
         ({"decimals": 10**6}, "decimals of toy_score is 1000000, expected a whole number from 0"),
         ({"gate": "test"}, "gate of toy_score is 'test', expected a GatedBy or None."),
         ({"gate": GatedBy("", "test_toys")}, "suite of the gate of toy_score is ''"),
-        ({"better": "neutral"}, "toy_score has a gate, and neither direction is better: better is 'neutral'."),
+        ({"better": "neutral"}, "toy_score has a gate, but neither direction is better: better is 'neutral'."),
         ({"loss": 1}, "toy_score sets early, window_means, ratio or loss, which need"),
         ({"name": "ppl"}, "there is a metric 'ppl' already, of gguf-harness."),
         ({"gate": GatedBy("quant", "test_toys")}, "names the suite 'quant', which is one of gguf-harness."),
@@ -238,4 +238,4 @@ def test_the_command_prints_what_a_run_has(capsys: pytest.CaptureFixture[str], t
     assert main(["metrics", "--run", str(file), "attn_cosine"]) == 2
     file.write_text(json.dumps(run | {"metrics": [{"name": "x"}]}), encoding="utf-8")
     assert main(["metrics", "--run", str(file)]) == 2
-    assert "metrics[0]: 'x' is no entry of a metric" in capsys.readouterr().err
+    assert "metrics[0]: 'x' is not an entry of a metric" in capsys.readouterr().err

@@ -229,7 +229,7 @@ def test_every_run_renders(name: str, tmp_path: Path) -> None:
     assert "NaN" not in page.split('id="charts"')[0]
     assert render_markdown(run).startswith("## ")
     expected = {
-        "empty": ("No candidates", "No data: no model was measured"),
+        "empty": ("No candidates", "No data: this run measured no models"),
         "killed": ("interrupted", "interrupted"),
         "speed only": ("Measured, not gated", "no data"),
         "reference only": ("No candidates", "No candidates"),
@@ -463,7 +463,7 @@ def test_notes_say_what_does_not_stand_what_was_spared_and_what_changed(run: dic
     assert (candidate.verdict, candidate.reasons) == ("fail", ("KL is worse.",))
     write_html(run, STORED, tmp_path / "report.html")
     expected = [
-        "among the run's 1 gates after Holm's correction",
+        "after Holm's correction over the run's 1 gates",
         f"{gate['metric']} (p = 0.04 -> 0.6)",
         "decided after 9 of 16 windows; 3584 tokens were saved",
         "baseline main: 2 comparisons, 1 worse, 1 better; changed since:",
@@ -543,4 +543,7 @@ def test_times_of_two_runs_are_not_compared(run: dict[str, Any]) -> None:
     assert {(difference.z, difference.direction) for difference in timed} == {(None, "")}
     text = render_comparison(compare_runs(run, faster), width=140, color=False)
     assert "9900" not in text
-    assert "times and speeds are not compared: they are of different times; ratios to the reference are" in text
+    assert (
+        "times and speeds are not compared, since they were measured at different times; ratios to the reference are"
+        in text
+    )

@@ -88,11 +88,11 @@ def test_no_data_is_never_a_number() -> None:
             additivity([one], broken)
         with pytest.raises(NoData):
             restored_gain(one, broken, 1)
-    with pytest.raises(NoData, match="mean nothing"):
+    with pytest.raises(NoData, match="are meaningless"):
         group_shares([zero])
     with pytest.raises(NoData):
         group_shares([])
-    with pytest.raises(NoData, match="means nothing"):
+    with pytest.raises(NoData, match="is meaningless"):
         additivity([one], zero)
     with pytest.raises(NoData):
         additivity([], one)

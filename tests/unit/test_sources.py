@@ -150,7 +150,7 @@ def test_companions_are_left_out_and_named(tmp_path: Path, llama_file: Path, way
 @pytest.mark.parametrize("name", COMPANIONS)
 def test_a_companion_that_is_named_is_refused(tmp_path: Path, name: str) -> None:
     file, what = COMPANIONS[name].write(tmp_path / "model-Q8_0.gguf"), COMPANIONS[name].what
-    with pytest.raises(ModelNotFound, match=rf"is no model: model-Q8_0\.gguf is {what}"):
+    with pytest.raises(ModelNotFound, match=rf"is not a model: model-Q8_0\.gguf is {what}"):
         expand(str(file))
     with pytest.raises(ModelNotFound, match=rf"model-Q8_0\.gguf is left out: it is {what}"):
         expand(str(tmp_path))
@@ -166,7 +166,7 @@ def test_what_else_is_left_out_is_named(folder: Path, llama_file: Path) -> None:
     assert [source.name for source in selection.models] == ["a-F16", "b-Q8_0", "big", "damaged"]
     assert selection.notes == (
         ".hidden.gguf is left out: its name begins with a dot.",
-        "a-F16.gguf.bak is left out: it holds GGUF, but its name does not end in .gguf.",
+        "a-F16.gguf.bak is left out: it is a GGUF file, but its name does not end in .gguf.",
         "old.gguf is left out: it is a folder.",
         "c-F16.gguf is left out: it is a projector of images or sound (general.architecture is clip).",
     )
@@ -205,7 +205,7 @@ def test_an_alias_that_is_also_here_is_said(folder: Path, monkeypatch: pytest.Mo
     (folder / "tiny").mkdir()
     selection = select(["tiny"])
     assert [source.name for source in selection.models] == ["tiny-F16"]
-    assert selection.notes == ("tiny is the model of that alias; for what is here under that name, write ./tiny.",)
+    assert selection.notes == ("tiny is the model of that alias; for the file of that name here, write ./tiny.",)
 
 
 def test_subfolders_that_hold_models_are_named(folder: Path) -> None:
@@ -231,7 +231,7 @@ def test_a_folder_that_cannot_be_read_is_one_message(folder: Path) -> None:
     [
         ("{folder}/a-F61.gguf", "Did you mean a-F16.gguf"),
         ("{folder}/*.bin", "No .gguf file matches"),
-        ("{folder}/empty", "holds no .gguf model"),
+        ("{folder}/empty", "contains no .gguf model"),
         ("{folder}/nowhere/x.gguf", "does not exist either"),
         ("smollm2-135", "Did you mean smollm2-135m"),
         ("hf:only-a-name", "Expected hf:ORG/REPO:FILE.gguf"),

@@ -99,7 +99,7 @@ def test_what_was_not_decided_is_incomplete_wherever_a_run_is_shown(decided: tup
     for name, text in _shown(run, tmp_path).items():
         assert "passes every gate" not in text, name
         assert f"{len(decided)} of 4 gates decided" in text, name
-        assert "Incomplete: gates that were planned were not decided" in text, name
+        assert "Incomplete: planned gates were not decided" in text, name
     assert any(line.startswith(f"::warning title={NAME} is incomplete::") for line in annotation_lines(run))
 
 

@@ -230,7 +230,7 @@ def test_the_same_texts_have_no_error_and_no_gap() -> None:
     for metric, best in (("bleu", 100), ("chrf", 100), ("rouge_l", 1), ("edit_similarity", 1)):
         assert found[metric].value == pytest.approx(best)
         assert found[metric].se == pytest.approx(0, abs=1e-9)
-    assert scores.missing == {"divergence_probability_gap": "The texts do not part in any prompt."}
+    assert scores.missing == {"divergence_probability_gap": "The texts do not diverge in any prompt."}
 
 
 # -- no data is never a number ----------------------------------------------------------------------------------------

@@ -93,7 +93,7 @@ def test_an_exit_is_a_crash(worker: Worker) -> None:
 
 def test_silence_is_a_timeout(tmp_path: Path) -> None:
     with Worker("slow", tmp_path / "log", timeout_s=0.5) as worker:
-        with pytest.raises(EngineTimeout, match=r"no sign of life .* for 0\.5 s"):
+        with pytest.raises(EngineTimeout, match=r"the worker sent nothing for 0\.5 s"):
             worker.call(sleep, None)
         assert worker.pid is None
 

@@ -34,7 +34,10 @@ def test_every_writer_says_the_same(tmp_path: Path) -> None:
     long = tmp_path / ("x" * 300)
     blocked = tmp_path / "file"
     blocked.write_text("in the way")
-    for folder, reason, hint in ((long, "too long", "shorter names"), (blocked / "y", "Not a dir", "stands where")):
+    for folder, reason, hint in (
+        (long, "too long", "shorter names"),
+        (blocked / "y", "Not a dir", "a file where a folder"),
+    ):
         writers = (
             lambda folder=folder: write_json(folder / "x.json", {}),
             lambda folder=folder: save_arrays(folder / "x.npz", {"a": np.zeros(3)}),

@@ -1,6 +1,6 @@
 """Worker tasks: each takes points and returns (facts as JSON types, arrays). Nothing of llama.cpp is loaded here.
 
-The same points and the same seed give the same result: on the CPU to the bit, on a GPU as far as cuML holds its seeds.
+The same points and the same seed give the same result: bit-exact on the CPU, on a GPU as far as cuML respects seeds.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ class Setup:
     """How to compute.
 
     Attributes:
-        accelerated: with cuML in the place of scikit-learn.
-        threads: at most.
+        accelerated: whether cuML replaces scikit-learn.
+        threads: most threads.
     """
 
     accelerated: bool
@@ -85,7 +85,7 @@ def project_task(
         Arrays `coordinates` [n, dimensions], and for PCA `explained` [dimensions].
 
     Raises:
-        AnalyticsError: a size of neighborhoods that does not fit the points.
+        AnalyticsError: a neighborhood size that does not fit the points.
         NoData: too few points, or all the same; see `load_points`.
     """
     projector = PROJECTORS[method]
@@ -97,14 +97,14 @@ def project_task(
         if count_distinct(values, 2) < 2:
             raise NoData(f"{method}: all {len(values)} points are the same.", "There is nothing to project.")
         with _alive(context):
-            found = projector.project(values, dimensions, seed, size)
-        if not np.isfinite(found.coordinates).all():
+            projection = projector.project(values, dimensions, seed, size)
+        if not np.isfinite(projection.coordinates).all():
             raise AnalyticsError(
                 f"{method} lost these {len(values)} points: its coordinates are not finite.", "Scale them."
             )
         context.progress(1, 1)
-        facts["settings"] = found.settings
-    return facts, {"coordinates": found.coordinates, **found.arrays}
+        facts["settings"] = projection.settings
+    return facts, {"coordinates": projection.coordinates, **projection.arrays}
 
 
 def cluster_task(
@@ -128,9 +128,9 @@ def cluster_task(
     """
     with _computing(setup, parallel=False) as facts:
         context.progress(0, 1)
-        found = CLUSTERERS[method].cluster(load_points(points, metric), size, seed, limit, context.progress)
-        facts |= {"settings": found.settings, "scores": {str(k): score for k, score in found.scores.items()}}
-    return facts, {"labels": found.labels}
+        clustering = CLUSTERERS[method].cluster(load_points(points, metric), size, seed, limit, context.progress)
+        facts |= {"settings": clustering.settings, "scores": {str(k): score for k, score in clustering.scores.items()}}
+    return facts, {"labels": clustering.labels}
 
 
 def neighbors_task(
@@ -176,8 +176,8 @@ def silhouette_task(
         values = load_points(points, metric)
         if labels.shape != (len(values),):
             raise AnalyticsError(f"{len(values)} points have labels of shape {labels.shape}.", "Give one per point.")
-        rows, found = sampled_silhouette(values, labels, seed, limit)
-    return facts, {"rows": rows, "values": found}
+        rows, silhouettes = sampled_silhouette(values, labels, seed, limit)
+    return facts, {"rows": rows, "values": silhouettes}
 
 
 def cka_task(context: WorkerContext, setup: Setup, points: Points, others: Points) -> Found:
@@ -197,9 +197,9 @@ def cka_task(context: WorkerContext, setup: Setup, points: Points, others: Point
 
 @contextlib.contextmanager
 def _alive(context: WorkerContext) -> Iterator[None]:
-    """Say once a second that something goes on, while a library computes that cannot say how far it is.
+    """Report activity once a second while a library computes without progress reports.
 
-    Nothing else of this process sends in the meantime.
+    Nothing else in this process sends messages meanwhile.
     """
     ended = threading.Event()
 
@@ -218,19 +218,19 @@ def _alive(context: WorkerContext) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _computing(setup: Setup, package: str = "scikit-learn", *, parallel: bool) -> Iterator[dict[str, Any]]:
-    """Libraries ready, their threads limited, their warnings collected: the facts that every result starts with.
+    """Prepare libraries, limit their threads, collect their warnings, and yield the common facts of results.
 
     Args:
         setup: how to compute.
-        package: what computes.
-        parallel: let OpenMP have all threads. Sums of several threads come out in any order, so that k-means and
-            t-SNE, which build on them, would differ from run to run.
+        package: the package that computes.
+        parallel: let OpenMP use all threads. Sums over threads have no fixed order, so k-means and t-SNE would differ
+            between runs.
     """
     facts: dict[str, Any] = {"settings": {}}
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         facts["backend"] = activate(package, accelerated=setup.accelerated)
-        # Libraries have to be there before their threads can be limited.
+        # Libraries must be loaded before their threads can be limited.
         import sklearn.cluster
         import sklearn.manifold
         import sklearn.neighbors  # noqa: F401

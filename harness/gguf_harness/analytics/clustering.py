@@ -1,4 +1,4 @@
-"""Clusters, and how well they are apart."""
+"""Clusters, and how well they are separated."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gguf_harness.errors import AnalyticsError, NoData
 __all__ = ["CLUSTERERS", "NOISE", "Clustered", "Clusterer", "sampled_silhouette"]
 
 NOISE: Final = -1
-"""Label of points that belong to no cluster."""
+"""Label of points without a cluster."""
 
 _MOST_CLUSTERS: Final = 10
 _STARTS: Final = 10
@@ -31,8 +31,8 @@ class Clustered:
 
     Attributes:
         labels: [n], from 0 for the largest cluster on; `NOISE` for none.
-        settings: what it used.
-        scores: mean silhouette by number of clusters, where that was how the number was chosen.
+        settings: the settings used.
+        scores: mean silhouette by number of clusters, if the number was chosen by that.
     """
 
     labels: NDArray[np.int64]
@@ -50,7 +50,7 @@ class Clusterer(Protocol):
             points: [n, d], centered and finite.
             size: k-means: the number of clusters, None to choose it; HDBSCAN: the fewest points of a cluster.
             seed: of whatever is random.
-            limit: the most points that silhouettes are computed of.
+            limit: most points for silhouettes.
             step: told (done, total).
 
         Raises:
@@ -82,16 +82,16 @@ class _KMeans:
                 f"Clusters of {n} points that are all the same, or fewer than three, are not defined.",
                 "Give more points.",
             )
-        found: dict[int, NDArray[np.int64]] = {}
+        labels_by_count: dict[int, NDArray[np.int64]] = {}
         scores: dict[int, float] = {}
         for k in range(2, most + 1):
             step(k - 2, most - 1)
             labels = self._fit(points, k, seed)
             if len(np.unique(labels)) == k:
-                found[k] = labels
+                labels_by_count[k] = labels
                 scores[k] = float(sampled_silhouette(points, labels, seed, limit)[1].mean())
         best = max(scores, key=lambda k: (scores[k], -k))
-        return Clustered(found[best], {"k": best, "n_init": _STARTS, "k_from": 2, "k_to": most}, scores)
+        return Clustered(labels_by_count[best], {"k": best, "n_init": _STARTS, "k_from": 2, "k_to": most}, scores)
 
     @staticmethod
     def _fit(points: NDArray[np.float64], k: int, seed: int) -> NDArray[np.int64]:
@@ -101,7 +101,7 @@ class _KMeans:
 
 
 class _HDBSCAN:
-    """Clusters by density, with noise (Campello, Moulavi and Sander, 2013), of scikit-learn. Nothing is random."""
+    """Clusters by density, with noise (Campello, Moulavi and Sander, 2013), by scikit-learn. Deterministic."""
 
     def cluster(self, points: NDArray[np.float64], size: int | None, seed: int, limit: int, step: Step) -> Clustered:  # noqa: ARG002 - part of the protocol
         from sklearn.cluster import HDBSCAN
@@ -111,17 +111,17 @@ class _HDBSCAN:
             raise AnalyticsError(f"HDBSCAN cannot have clusters of {smallest} points.", "Give 2 or more.")
         if len(points) < smallest:
             raise NoData(f"HDBSCAN of {len(points)} points is not defined: its smallest cluster has {smallest}.")
-        found = HDBSCAN(min_cluster_size=smallest, copy=True).fit(points)
-        return Clustered(_by_size(np.asarray(found.labels_)), {"min_cluster_size": smallest}, {})
+        fitted = HDBSCAN(min_cluster_size=smallest, copy=True).fit(points)
+        return Clustered(_by_size(np.asarray(fitted.labels_)), {"min_cluster_size": smallest}, {})
 
 
 CLUSTERERS: Final[dict[str, Clusterer]] = {"kmeans": _KMeans(), "hdbscan": _HDBSCAN()}
-"""By the name that a caller gives."""
+"""Methods by name."""
 
 
 def _by_size(labels: NDArray[np.integer]) -> NDArray[np.int64]:
-    """The same clusters, numbered from the largest to the smallest, equal ones by their first point."""
-    # Names of clusters are arbitrary, and differ between libraries.
+    """The same clusters, numbered from the largest to the smallest, ties by first point."""
+    # Cluster numbers are arbitrary and differ between libraries.
     names, first, counts = np.unique(labels, return_index=True, return_counts=True)
     order = np.lexsort((first, -counts))
     order = order[names[order] >= 0]
@@ -134,7 +134,7 @@ def _by_size(labels: NDArray[np.integer]) -> NDArray[np.int64]:
 def sampled_silhouette(
     points: NDArray[np.float64], labels: NDArray[np.integer], seed: int, limit: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Silhouette of each point, from -1 to 1; of a random sample where there are more points than `limit`.
+    """Silhouette of each point, from -1 to 1; of a random sample if there are more points than `limit`.
 
     Rousseeuw (1987), "Silhouettes": (b - a) / max(a, b), a the mean distance to the point's own cluster, b to the
     nearest other one; 0 in a cluster of one.
@@ -161,7 +161,7 @@ def sampled_silhouette(
     if not 2 <= clusters < len(rows):
         raise NoData(
             f"The silhouette of {len(rows)} points in {clusters} clusters is not defined.",
-            "It needs two clusters or more, and one of several points.",
+            "It needs at least two clusters, one of them with several points.",
         )
     with config_context(working_memory=_WORKING_MEMORY_MB):
         values = silhouette_samples(points[rows], labels[rows])

@@ -1,4 +1,4 @@
-"""Nearest neighbors of every point, in blocks: memory is bounded however many points there are."""
+"""Nearest neighbors of every point, in blocks: memory is bounded for any number of points."""
 
 from __future__ import annotations
 
@@ -16,18 +16,20 @@ from gguf_harness.metrics.kernels.nearest import Nearest
 __all__ = ["BlockPlan", "find_neighbors", "plan_blocks"]
 
 _CHUNK: Final = 256
-"""Rows that each thread of scikit-learn takes at a time, as float64 (sklearn.metrics._pairwise_distances_reduction)."""
+"""Rows that each thread of scikit-learn processes at a time, as float64
+(sklearn.metrics._pairwise_distances_reduction).
+"""
 
 _LEAST_ROWS: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
 class BlockPlan:
-    """How many rows are in memory at a time, and what that takes at most.
+    """Number of rows in memory at a time, and the most memory they take.
 
     Attributes:
-        rows: of a block; two blocks are held, one of those that seek and one of those that are found.
-        bytes: most memory that the search takes beside what the process holds already.
+        rows: of a block; two blocks are in memory, one of queries and one of candidates.
+        bytes: most additional memory of the search.
     """
 
     rows: int
@@ -35,22 +37,22 @@ class BlockPlan:
 
 
 def plan_blocks(queries: int, d: int, k: int, itemsize: int, threads: int, limit: int) -> BlockPlan:
-    """Blocks that keep within a limit, or the smallest where that is not possible.
+    """Blocks within a memory limit, or the smallest ones if that is not possible.
 
     With r rows in a block, s bytes in a number and t threads:
 
-        4 r d s          two blocks, the mapped pages that the second is copied from, and what scaling it takes
-        8 r d            where its numbers are looked through for NaN, and scikit-learn's norms
+        4 r d s          two blocks, the mapped pages that the second is copied from, and memory for scaling
+        8 r d            checks for NaN, and scikit-learn's norms
         t (4096 d + 2^19)   scikit-learn's chunks of 256 rows: both sides as float64, and their distances
-        64 r (k + 1)     candidates of a block and of those before it, while they are sorted
-        48 q k           indices and distances of all q points that seek, three times: kept, packed and sent
+        64 r (k + 1)     candidates of a block and of those before it, during sorting
+        48 q k           indices and distances of all q queries, three times: stored, packed and sent
 
     Args:
         queries: points whose neighbors are sought.
         d: features.
         k: neighbors.
         itemsize: bytes of a number.
-        threads: at most.
+        threads: most threads.
         limit: bytes.
     """
     fixed = threads * (16 * _CHUNK * d + 8 * _CHUNK * _CHUNK) + 48 * queries * k
@@ -71,17 +73,17 @@ def find_neighbors(
 
     Args:
         points: [n, d].
-        rows: [m], which points seek.
+        rows: [m], the query points.
         k: neighbors, less than n.
         metric: cosine distances are 1 - cos, from 0 to 2.
         plan: from `plan_blocks`.
         step: told (done, total).
 
     Returns:
-        (indices [m, k], distances [m, k]), nearest first; of equally near ones the first.
+        (indices [m, k], distances [m, k]), nearest first, ties by row.
 
     Raises:
-        AnalyticsError: more neighbors than points, or rows that are none.
+        AnalyticsError: more neighbors than points, or invalid rows.
         NoData: a single point; points that are not finite; with cosine, points that are zero.
     """
     n = len(open_points(points))
@@ -103,17 +105,17 @@ def find_neighbors(
             step(number * blocks + block, len(starts) * blocks)
             first = block * plan.rows
             near, far = _search(queries, read_rows(points, first, min(n, first + plan.rows), metric), k + 1)
-            # Not its own neighbor, whatever is as near.
+            # A point is not its own neighbor, even with ties.
             nearest.add(near + first, np.where(near + first == own[:, None], np.inf, far))
         indices[start : start + plan.rows], distances[start : start + plan.rows] = nearest.rows, nearest.distances
     if not np.isfinite(distances).all():
         raise NoData("Distances of these points are not finite: their numbers are too large.", "Scale them.")
-    # Of vectors of length one: |a - b|^2 = 2 (1 - cos).
+    # For unit vectors: |a - b|^2 = 2 (1 - cos).
     return indices, distances**2 / 2 if metric == "cosine" else distances
 
 
 def _runs(rows: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
-    """Stretches of consecutive rows, as (first, row after the last): each is read at once."""
+    """Ranges of consecutive rows, as (first, row after the last), each read at once."""
     ends = np.flatnonzero(np.diff(rows) != 1) + 1
     for run in np.split(rows, ends):
         yield int(run[0]), int(run[-1]) + 1

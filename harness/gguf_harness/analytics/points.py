@@ -1,4 +1,4 @@
-"""Points as tasks get them: an array, or a .npy file that is read in pieces; checked before anything is computed."""
+"""Points as inputs of tasks: an array, or a .npy file that is read in pieces; checked before use."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ __all__ = ["Metric", "Points", "count_distinct", "load_points", "open_points", "
 Float = TypeVar("Float", bound=np.floating[Any])
 
 Points = NDArray[np.generic] | Path
-"""Points [n, d]: an array, or the path of a .npy file that holds one."""
+"""Points [n, d]: an array, or the path of a .npy file with one."""
 
 Metric = Literal["euclidean", "cosine"]
-"""Cosine: points are scaled to length one first. Euclidean distances between those grow as cosines fall."""
+"""Cosine: points are scaled to length one first; their Euclidean distances decrease with the cosine."""
 
 
 def open_points(points: Points) -> NDArray[np.generic]:
-    """The points, a file's mapped into memory rather than read.
+    """The points; a file is memory-mapped instead of read.
 
     Returns:
         [n, d] of integers or floating-point numbers, n and d at least 1.
@@ -50,12 +50,12 @@ def _map(path: Path) -> NDArray[np.generic]:
     except (OSError, ValueError, EOFError) as error:
         raise AnalyticsError(f"{path} cannot be read as points: {error}.", "Give a .npy file of numbers.") from error
     if not isinstance(loaded, np.ndarray):
-        raise AnalyticsError(f"{path} holds several arrays.", "Give a .npy file, which holds one.")
+        raise AnalyticsError(f"{path} contains several arrays.", "Give a .npy file with a single array.")
     return loaded
 
 
 def read_rows(points: Points, start: int, stop: int, metric: Metric) -> NDArray[np.floating]:
-    """A copy of some points, checked; a file is mapped only for the time of the call.
+    """A copy of some points, checked; a file is mapped only during the call.
 
     Args:
         points: [n, d].
@@ -76,15 +76,15 @@ def read_rows(points: Points, start: int, stop: int, metric: Metric) -> NDArray[
     if bad.any():
         raise NoData(
             f"{_count(bad)} not finite, the first of them in row {start + int(np.argmax(bad))}.",
-            "Leave out what could not be measured.",
+            "Leave out values that could not be measured.",
         )
     return _directions(block, start) if metric == "cosine" else block
 
 
 def load_points(points: Points, metric: Metric) -> NDArray[np.float64]:
-    """All points in float64, centered: no analysis of distances sees the shift, and large means cost no digits.
+    """All points in float64, centered: distances are not affected, and large means cost no precision.
 
-    Takes 8 n d bytes, and twice that for a moment.
+    Takes 8 n d bytes, temporarily twice that.
 
     Args:
         points: [n, d].
@@ -103,7 +103,7 @@ def load_points(points: Points, metric: Metric) -> NDArray[np.float64]:
 
 def _directions(block: NDArray[Float], start: int) -> NDArray[Float]:
     """Rows scaled to length one; `start` is the number of the first one."""
-    # The cosines of neighbors are all but equal to 1: squares in float64 keep the digits in which they differ.
+    # Cosines of neighbors are nearly 1: squares in float64 keep the digits in which they differ.
     units, valid = directions(block, sums=np.float64)
     if not valid.all():
         bad = ~valid
@@ -119,7 +119,7 @@ def _count(bad: NDArray[np.bool_]) -> str:
 
 
 def count_distinct(points: NDArray[np.float64], enough: int) -> int:
-    """How many different points there are; counting ends at `enough`.
+    """Number of distinct points; counting stops at `enough`.
 
     Args:
         points: [n, d].
@@ -127,7 +127,7 @@ def count_distinct(points: NDArray[np.float64], enough: int) -> int:
     """
     seen: set[bytes] = set()
     for row in points:
-        # Zero has two signs that are equal; a hash, for rows are long.
+        # Positive and negative zero are equal; rows are hashed since they are long.
         seen.add(hashlib.blake2b((row + 0.0).tobytes(), digest_size=16).digest())
         if len(seen) >= enough:
             break

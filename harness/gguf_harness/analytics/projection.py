@@ -24,8 +24,8 @@ class Projected:
 
     Attributes:
         coordinates: [n, dimensions].
-        settings: what it used, once fitted to the number of points.
-        arrays: what else it knows.
+        settings: the settings used, adapted to the number of points.
+        arrays: further results.
     """
 
     coordinates: NDArray[np.float64]
@@ -34,15 +34,15 @@ class Projected:
 
 
 class Projector(Protocol):
-    """A way to project."""
+    """A projection method."""
 
     @property
     def least(self) -> int:
-        """The fewest points that it is defined for."""
+        """Fewest points for which it is defined."""
 
     @property
     def package(self) -> str:
-        """Whose it is."""
+        """Package that implements it."""
 
     def project(self, points: NDArray[np.float64], dimensions: int, seed: int, size: float | None) -> Projected:
         """Project.
@@ -51,8 +51,8 @@ class Projector(Protocol):
             points: [n, d], centered, finite, not all the same.
             dimensions: of the result.
             seed: of whatever is random.
-            size: of the neighborhood that is kept, in points; None for the method's default, or less where there are
-                not enough points.
+            size: of the neighborhood that is kept, in points; None for the method's default, or less if there are not
+                enough points.
 
         Raises:
             AnalyticsError: a size that does not fit the points.
@@ -73,16 +73,16 @@ class _PCA:
         from sklearn.decomposition import PCA
 
         if size is not None:
-            raise AnalyticsError(f"PCA knows no neighborhoods, but was given one of {size:g}.", "Leave it out.")
+            raise AnalyticsError(f"PCA has no neighborhoods, but was given a size of {size:g}.", "Leave it out.")
         n, d = points.shape
         kept = min(dimensions, n, d)
-        # Of many points the covariance is the smaller matrix, and exact enough, for they are centered.
+        # For many points the covariance is the smaller matrix, and precise enough since they are centered.
         solver = "covariance_eigh" if n > d > 1 else "full"
         pca = PCA(kept, svd_solver=solver, random_state=seed)
-        found = np.asarray(pca.fit_transform(points), dtype=np.float64)
+        projected = np.asarray(pca.fit_transform(points), dtype=np.float64)
         axes = np.asarray(pca.components_, dtype=np.float64)
         coordinates, explained = np.zeros((n, dimensions)), np.zeros(dimensions)
-        coordinates[:, :kept] = found * axis_signs(axes)
+        coordinates[:, :kept] = projected * axis_signs(axes)
         explained[:kept] = np.clip(np.asarray(pca.explained_variance_ratio_, dtype=np.float64), 0.0, 1.0)
         return Projected(coordinates, {"solver": solver}, {"explained": explained})
 
@@ -106,12 +106,12 @@ class _UMAP:
                 f"UMAP cannot keep {size:g} neighbors of {n} points.",
                 f"Give from 2 to {n - 1}, or leave it to the method.",
             )
-        # The spectral layout needs more points than axes; its solver, a few more.
+        # The spectral layout needs more points than axes; its solver needs a few more.
         init = "spectral" if n > 2 * dimensions + 2 else "random"
         settings = {"n_neighbors": neighbors, "min_dist": _UMAP_MIN_DIST, "init": init}
-        # With a seed umap-learn uses one thread; said here, it need not warn.
-        found = umap.UMAP(n_components=dimensions, random_state=seed, n_jobs=1, **settings).fit_transform(points)
-        return Projected(np.asarray(found, dtype=np.float64), settings)
+        # With a seed umap-learn uses one thread; set explicitly, it does not warn.
+        coordinates = umap.UMAP(n_components=dimensions, random_state=seed, n_jobs=1, **settings).fit_transform(points)
+        return Projected(np.asarray(coordinates, dtype=np.float64), settings)
 
 
 class _TSNE:
@@ -134,9 +134,9 @@ class _TSNE:
                 f"Give from 1 to less than {n}, or leave it to the method.",
             )
         settings = {"perplexity": perplexity, "init": "pca" if min(n, d) >= dimensions else "random"}
-        found = TSNE(dimensions, random_state=seed, **settings).fit_transform(points)
-        return Projected(np.asarray(found, dtype=np.float64), settings)
+        coordinates = TSNE(dimensions, random_state=seed, **settings).fit_transform(points)
+        return Projected(np.asarray(coordinates, dtype=np.float64), settings)
 
 
 PROJECTORS: Final[dict[str, Projector]] = {"pca": _PCA(), "umap": _UMAP(), "tsne": _TSNE()}
-"""By the name that a caller gives."""
+"""Methods by name."""

@@ -1,4 +1,4 @@
-"""What analyses find."""
+"""Results of analyses."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ __all__ = ["Clustering", "Neighbors", "Projection", "Silhouette"]
 
 @dataclass(frozen=True, slots=True)
 class _Outcome:
-    """Common to all.
+    """Common fields.
 
     Attributes:
-        backend: what computed it, and where: "scikit-learn 1.9.1, CPU".
-        settings: of the method, once fitted to the points.
-        warnings: what the libraries said about these points.
+        backend: what computed it, and on what: "scikit-learn 1.9.1, CPU".
+        settings: settings of the method for these points.
+        warnings: warnings of the libraries about these points.
     """
 
     backend: str
@@ -33,7 +33,7 @@ class Projection(_Outcome):
 
     Attributes:
         coordinates: [n, dimensions].
-        explained: [dimensions], the share of the variance along each axis; None but for PCA.
+        explained: [dimensions], the share of the variance along each axis; None except for PCA.
     """
 
     coordinates: NDArray[np.float64]
@@ -46,7 +46,7 @@ class Clustering(_Outcome):
 
     Attributes:
         labels: [n], from 0 for the largest cluster on; -1 for none (noise), which may be all.
-        scores: mean silhouette by number of clusters, where it was chosen by that.
+        scores: mean silhouette by number of clusters, if chosen by that.
     """
 
     labels: NDArray[np.int64]
@@ -54,7 +54,7 @@ class Clustering(_Outcome):
 
     @property
     def clusters(self) -> int:
-        """How many there are; 0 where all is noise."""
+        """Number of clusters; 0 if all points are noise."""
         return int(self.labels.max()) + 1
 
 
@@ -75,10 +75,10 @@ class Neighbors(_Outcome):
 
 @dataclass(frozen=True, slots=True)
 class Silhouette(_Outcome):
-    """How well each point lies in its cluster, from -1 to 1.
+    """How well each point fits its cluster, from -1 to 1.
 
     Attributes:
-        rows: [m], which points: a sample of many, and none that is noise.
+        rows: [m], the points: a sample if there are many, without noise.
         values: [m].
     """
 
@@ -87,5 +87,5 @@ class Silhouette(_Outcome):
 
     @property
     def mean(self) -> float:
-        """Of all values."""
+        """Mean of all values."""
         return float(self.values.mean())

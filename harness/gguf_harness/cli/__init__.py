@@ -1,6 +1,6 @@
-"""The console script `gguf-harness`: runs a command, and ends with a message and an exit code, never a traceback.
+"""The console script `gguf-harness`: runs a command and ends with a message and an exit code, never a traceback.
 
-Imports little, for Ctrl-C may come while the rest is imported.
+Imports little, since Ctrl-C may come while the rest is imported.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: None for those of the process.
 
     Returns:
-        0; 2 for a mistake in what was asked for; 130 after Ctrl-C, 143 after SIGTERM. `run` becomes pytest, with its
+        0; 2 for an invalid request; 130 after Ctrl-C, 143 after SIGTERM. `run` becomes pytest, with its
         exit code.
     """
     try:
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain(f"gguf-harness: {error}", _USAGE_ERROR)
     except BrokenPipeError:
         silence_output()
-        return 0  # whoever read our output has read enough
+        return 0  # the reader of our output has closed the pipe
     except OSError as error:
         silence_output()
         place = f"{error.filename}: " if error.filename else ""
@@ -58,12 +58,12 @@ def _run(arguments: Sequence[str] | None) -> int:
         sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - until the process ends
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            # A terminal may know fewer characters than we write.
+            # The terminal may not support all characters that we write.
             stream.reconfigure(errors="backslashreplace")
     try:
         return run_command(arguments)
     finally:
-        sys.stdout.flush()  # here, where a reader who is gone is no surprise; of --help as well
+        sys.stdout.flush()  # here, where a closed pipe is expected; also for --help
 
 
 def _complain(message: str, code: int) -> int:
@@ -73,7 +73,7 @@ def _complain(message: str, code: int) -> int:
 
 
 def _ended(message: str, code: int) -> int:
-    # From here on nothing takes long, and Python would end with a traceback, or of the signal.
+    # The rest is fast; Python would end with a traceback, or by the signal.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     silence_output()
     return _complain(message, code)

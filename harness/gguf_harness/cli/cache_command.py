@@ -1,4 +1,4 @@
-"""`gguf-harness cache`: what the cache takes, and making it smaller."""
+"""`gguf-harness cache`: show the size of the cache, and clear it."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ _SECONDS: Final = {"h": 3600.0, "d": 86_400.0, "w": 604_800.0}
 
 def add_cache_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> argparse.ArgumentParser:
     """Register the command."""
-    cache = commands.add_parser("cache", help="show what the cache of measurements takes, or clear it")
+    cache = commands.add_parser("cache", help="show the size of the cache of measurements, or clear it")
     cache.add_argument("action", nargs="?", choices=_ACTIONS, default=None, help="(default: show)")
     cache.add_argument("kinds", nargs="*", metavar="KIND", help=f"what to clear (default: all): {', '.join(_kinds())}")
     cache.add_argument("--older-than", type=_age, default=None, metavar="AGE",
-        help="clear only what was not used for so long, such as 12h, 30d or 8w")  # fmt: skip
+        help="clear only what was not used for this long, such as 12h, 30d or 8w")  # fmt: skip
     cache.add_argument("--cache", type=path_argument, default=None, metavar="DIR",
         help="folder of the cache (default: cache in the results folder)")  # fmt: skip
     cache.set_defaults(function=_cache)
@@ -55,13 +55,13 @@ def _age(text: str) -> float:
 
 
 def _kinds() -> list[str]:
-    """What a cache may hold: a folder for each capability that is measured, and what comes with every session."""
+    """Kinds of content of a cache: a folder for each kind of measurement, and those of every session."""
     capabilities = [module.name for module in pkgutil.iter_modules(measure.__path__) if module.ispkg]
     return sorted({*capabilities, *_ALWAYS})
 
 
 def _cache(known: argparse.Namespace, rest: list[str]) -> int:
-    # argparse does not know what to do with words behind an option: `cache --cache DIR clear passes`.
+    # argparse cannot handle positional arguments after an option: `cache --cache DIR clear passes`.
     action, *wanted = [*filter(None, (known.action, *known.kinds, *rest))] or ["show"]
     if action not in _ACTIONS:
         raise OptionError(f"There is no action {action!r}.", f"Expected {' or '.join(_ACTIONS)}.")
@@ -77,7 +77,7 @@ def _cache(known: argparse.Namespace, rest: list[str]) -> int:
         problem = check_cache(root)
         if problem is not None:
             raise StoreError(
-                f"{root} is no cache of gguf-harness: {problem}.", "Give its folder with --cache, or --results."
+                f"{root} is not a cache of gguf-harness: {problem}.", "Give its folder with --cache, or --results."
             )
         print(_clear(root, wanted, known.older_than) if action == "clear" else _show(root), end="")
     except OSError as error:
@@ -101,7 +101,8 @@ def _show(root: Path) -> str:
     ]
     limit = format_bytes(DEFAULT_CACHE_LIMIT)
     notes = [
-        f"limit: {limit} of a session, unless --gguf-cache-limit says otherwise; what was used longest ago goes first"
+        f"limit: {limit} of a session, unless --gguf-cache-limit says otherwise; the least recently used "
+        f"entries are removed first"
     ]
     return "\n".join(line.rstrip() for line in (f"cache: {root}", "", *lines, "", *notes)) + "\n"
 
@@ -138,5 +139,5 @@ def _clear(root: Path, wanted: Sequence[str], older_than: float | None) -> str:
         else f"nothing {'was removed from' if kept else 'to remove in'} {root}"
     )
     if kept:
-        lines.append(f"{kept} kept: in use, or not to be removed")
+        lines.append(f"{kept} kept: in use, or not removable")
     return "\n".join(lines) + "\n"

@@ -1,4 +1,4 @@
-"""Commands of the console script `gguf-harness`: run suites, look at runs and models, quantize."""
+"""Commands of the console script `gguf-harness`: run suites, show runs and models, quantize."""
 
 from __future__ import annotations
 
@@ -23,24 +23,25 @@ _NOTHING_TO_COMPARE = 2
 _EXIT_CODES = """\
 exit codes of run, which are pytest's:
   0  every gate and test passed
-  1  a gate or a test failed, a gate was not decided by the test that ran for it, or the results could not be stored
+  1  a gate or a test failed, a test ran without deciding its gate, or the results could not be stored
   2  interrupted, or tests could not be collected
   3  an internal error
   4  a mistake on the command line: nothing was measured
   5  no tests: nothing was measured
-exit codes of the other commands: 0; 2 for a mistake in what was asked for, and where `compare` finds nothing that both
-runs have; 130 after Ctrl-C, 143 after SIGTERM"""
+exit codes of the other commands: 0; 2 for an invalid request, and if `compare` finds nothing that both runs have; 130
+after Ctrl-C, 143 after SIGTERM
+"""
 
 
 def run_command(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; its exit code.
+    """Run a command and return its exit code.
 
     Args:
         arguments: None for those of the process.
 
     Raises:
-        SystemExit: for --help and --version, and for arguments that nobody knows.
-        HarnessError: a mistake in what was asked for.
+        SystemExit: for --help and --version, and for unknown arguments.
+        HarnessError: an invalid request.
     """
     parser = _parser()
     known, rest = parser.parse_known_args(arguments)
@@ -66,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_run_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Commands that make a run, or read one."""
+    """Commands that create or read a run."""
     run = commands.add_parser("run", help="run a suite: gguf-harness run quant --models=... (options are pytest's)")
     run.add_argument("suite", help="name of a suite, such as quant; or `list`")
     run.set_defaults(function=_run)
@@ -78,7 +79,7 @@ def _add_run_commands(commands: argparse._SubParsersAction[argparse.ArgumentPars
         type=path_argument,
         default=None,
         metavar="FILE",
-        help="where the HTML goes (default: beside run.json)",
+        help="path of the HTML file (default: next to run.json)",
     )
     report.add_argument("--markdown", action="store_true", help="print markdown instead")
     report.set_defaults(function=_report)
@@ -86,7 +87,7 @@ def _add_run_commands(commands: argparse._SubParsersAction[argparse.ArgumentPars
     badge = commands.add_parser("badge", help="print the verdict of a run as an SVG badge")
     badge.add_argument("run", nargs="?", default="last", help="run.json, folder, id, or `last` (default)")
     badge.add_argument(
-        "-o", "--output", type=path_argument, default=None, metavar="FILE", help="write it there instead"
+        "-o", "--output", type=path_argument, default=None, metavar="FILE", help="write it to this file instead"
     )
     badge.set_defaults(function=_badge)
 
@@ -104,13 +105,13 @@ def _add_run_commands(commands: argparse._SubParsersAction[argparse.ArgumentPars
 
 
 def _add_model_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Commands that look at models, or make one."""
+    """Commands that show models, or create one."""
     inspect = commands.add_parser("inspect", help="print what model files hold")
     inspect.add_argument("models", nargs="+", help="paths, globs, folders, aliases, hf:org/repo:file-or-quant")
     inspect.add_argument("--json", action="store_true", help="print JSON")
     inspect.set_defaults(function=_inspect)
 
-    heads = commands.add_parser("heads", help="print what each attention head does; of two models, which correspond")
+    heads = commands.add_parser("heads", help="print what each attention head does; for two models, which heads match")
     heads.add_argument("models", nargs="+", metavar="model", help="path, alias, hf:org/repo:file; one or two")
     heads.add_argument(
         "--prompts", type=path_argument, default=None, metavar="FILE", help="TOML file (default: built-in)"
@@ -122,7 +123,7 @@ def _add_model_commands(commands: argparse._SubParsersAction[argparse.ArgumentPa
     quantize.add_argument("model", help="path, alias, hf:org/repo:file-or-quant")
     quantize.add_argument("types", help="types, such as Q4_K_M or Q8_0,Q4_K_M or default")
     quantize.add_argument(
-        "--out", type=path_argument, default=".", metavar="DIR", help="folder for the files (default: here)"
+        "--out", type=path_argument, default=".", metavar="DIR", help="folder for the files (default: current folder)"
     )
     quantize.add_argument(
         "--imatrix", type=path_argument, default=None, metavar="FILE", help="importance matrix (GGUF)"
@@ -145,10 +146,15 @@ def _add_model_commands(commands: argparse._SubParsersAction[argparse.ArgumentPa
     )
     _add_threads(graph)
     graph.add_argument(
-        "-o", "--out", type=path_argument, default=".", metavar="DIR", help="folder for the files (default: here)"
+        "-o",
+        "--out",
+        type=path_argument,
+        default=".",
+        metavar="DIR",
+        help="folder for the files (default: current folder)",
     )
     graph.add_argument(
-        "--upload", action="store_true", help="also send it to Graphistry, as the account in the environment"
+        "--upload", action="store_true", help="also upload it to Graphistry, with the account from the environment"
     )
     graph.set_defaults(function=_graph)
 
@@ -163,7 +169,7 @@ def _threads(text: str) -> int:
     from gguf_harness.inputs.command_line import MOST_THREADS
 
     if not text.isdecimal() or not 1 <= int(text) <= MOST_THREADS:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of threads, expected 1 to {MOST_THREADS}")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of threads, expected 1 to {MOST_THREADS}")
     return int(text)
 
 
@@ -175,11 +181,10 @@ def _run(known: argparse.Namespace, rest: list[str]) -> int:  # noqa: RET503 - o
         return 0
     if known.suite not in names:
         raise OptionError(f"There is no suite {known.suite!r}.", f"Suites: {', '.join(names)}.")
-    # The person's folder is the root: results belong there, and not beside the installed suites.
+    # The user's folder is the root: results belong there, not next to the installed suites.
     root = ["--rootdir", str(Path.cwd()), "-c", str(suites.parent / "fixtures" / "data" / "pytest.ini")]
     arguments = ["pytest", str(suites / known.suite), *root, "-p", "gguf_harness.pytest_plugin.plugin", *rest]
-    # A new program in this process's place: pytest has to see our modules before they are imported, and gets the
-    # signals that are meant for it.
+    # Replace this process: pytest must see our modules before they are imported, and receive its signals directly.
     os.execv(sys.executable, [sys.executable, "-P", "-m", *arguments])  # noqa: S606
 
 
@@ -237,12 +242,12 @@ def _heads(known: argparse.Namespace, _: list[str]) -> int:
 
     if len(known.models) > 2:
         raise OptionError(f"{len(known.models)} models were given.", "Give one, or two to see side by side.")
-    found = [api.heads(model, known.prompts, threads=known.threads) for model in known.models]
+    behaviours = [api.heads(model, known.prompts, threads=known.threads) for model in known.models]
     width, color = _terminal_width(), sys.stdout.isatty()
-    if len(found) == 2:
-        print(render_matched_heads(known.models, found[0], found[1], width=width, color=color), end="")
+    if len(behaviours) == 2:
+        print(render_matched_heads(known.models, behaviours[0], behaviours[1], width=width, color=color), end="")
     else:
-        print(render_heads(known.models[0], found[0], width=width, color=color), end="")
+        print(render_heads(known.models[0], behaviours[0], width=width, color=color), end="")
     return 0
 
 
@@ -276,7 +281,7 @@ def _quantize(known: argparse.Namespace, _: list[str]) -> int:
 
     sources = expand_all([known.model])
     if len(sources) != 1:
-        raise OptionError(f"{known.model!r} names {len(sources)} models.", "Give exactly one.")
+        raise OptionError(f"{known.model!r} matches {len(sources)} models.", "Give exactly one.")
     source = sources[0]
     if known.imatrix is not None and not known.imatrix.is_file():
         raise OptionError(f"--imatrix={known.imatrix}: no such file.", "Give the path of an existing file.")
@@ -284,7 +289,7 @@ def _quantize(known: argparse.Namespace, _: list[str]) -> int:
     with tempfile.TemporaryDirectory() as folder, Worker(source.name, Path(folder) / "quantize.log") as worker:
         files = source.files
         if source.expand_to is not None:
-            # As the suites do it: types are made from the expanded model, not from the file in the wheel.
+            # As in the suites: types are made from the expanded model, not from the file in the wheel.
             files = (Path(folder) / "expanded.gguf",)
             worker.call(quantize_task, None, source.files, files[0], source.expand_to, threads, None)
         for quant in parse_quants(known.types):

@@ -26,9 +26,9 @@ def add_export_command(commands: argparse._SubParsersAction[argparse.ArgumentPar
         type=path_argument,
         default=None,
         metavar="FOLDER",
-        help="folder for the files (default: one of the run's id, here)",
+        help="folder for the files (default: named after the run's id, in the current folder)",
     )
-    export.add_argument("--force", action="store_true", help="replace files that are there already")
+    export.add_argument("--force", action="store_true", help="replace existing files")
     export.set_defaults(function=_export)
     return export
 

@@ -1,4 +1,4 @@
-"""Graphs of a model and of what it does with a prompt: measured, and built. What `gguf-harness graph` writes."""
+"""Measure and build the graphs that `gguf-harness graph` writes: of a model, and of its work on a prompt."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gguf_harness.inputs.sources import ModelSource, expand_all
 __all__ = ["DEFAULT_PROMPT", "graph_of"]
 
 DEFAULT_PROMPT: Final = "When Mary and John went to the store, John gave a drink to Mary."
-"""A sentence with names that come again: what previous-token and induction heads look at can be seen in it."""
+"""A sentence with repeated names, in which previous-token and induction heads can be seen."""
 
 _WITH_PROMPT: Final = ("attention", "flow")
 
@@ -25,7 +25,7 @@ _WITH_PROMPT: Final = ("attention", "flow")
 def graph_of(
     model: str, kind: str, *, prompt: str | None = None, words: Path | None = None, threads: int | None = None
 ) -> Graph:
-    """Measure what a graph shows, and build it.
+    """Measure the data of a graph, and build it.
 
     Args:
         model: a path, an alias or hf:org/repo:file, as for --models.
@@ -35,8 +35,8 @@ def graph_of(
         threads: CPU threads.
 
     Raises:
-        HarnessError: not one model, one that cannot be loaded or be given the prompt, a tensor that llama.cpp does not
-            offer in its architecture, or an option that this kind has no use for.
+        HarnessError: not exactly one model, a model that cannot be loaded or cannot take the prompt, a tensor that
+            llama.cpp does not provide for its architecture, or an option that this kind does not use.
     """
     if prompt is not None and kind not in _WITH_PROMPT:
         raise OptionError(f"--prompt has no meaning for --kind={kind}.", f"It is for {' and '.join(_WITH_PROMPT)}.")
@@ -44,7 +44,7 @@ def graph_of(
         raise OptionError(f"--words has no meaning for --kind={kind}.", "It is for cosine.")
     sources = expand_all([model])
     if len(sources) != 1:
-        raise OptionError(f"{model!r} names {len(sources)} models.", "Give exactly one.")
+        raise OptionError(f"{model!r} matches {len(sources)} models.", "Give exactly one.")
     (source,) = sources
     if kind == "structure":
         return ModelStructure(source.name, [read_header(file) for file in source.files]).build()
@@ -54,37 +54,37 @@ def graph_of(
 
 
 def _of_prompt(source: ModelSource, model: str, kind: str, prompt: str, threads: int | None) -> Graph:
-    found = api.attention(model, prompt, threads=threads)
-    if found.layers != tuple(range(len(found.layers))) or len(found.layers) != load_info(source).n_layer:
+    attention = api.attention(model, prompt, threads=threads)
+    if attention.layers != tuple(range(len(attention.layers))) or len(attention.layers) != load_info(source).n_layer:
         raise GraphError(
-            f"{source.name} has attention in layers {', '.join(map(str, found.layers))} alone: the graph would have no"
-            " edges for the others.",
-            "Give a model with attention in every layer; suites/attention measures others.",
+            f"{source.name} has attention in layers {', '.join(map(str, attention.layers))} only: the graph would have "
+            "no edges for the others.",
+            "Give a model with attention in every layer; use suites/attention to measure others.",
         )
-    provenance = {"model": source.name, "prompt": prompt, "tokens": found.tokens.tolist()}
+    provenance = {"model": source.name, "prompt": prompt, "tokens": attention.tokens.tolist()}
     if kind == "attention":
-        return AttentionGraph(source.name, found.pattern, found.pieces, provenance=provenance).build()
+        return AttentionGraph(source.name, attention.pattern, attention.pieces, provenance=provenance).build()
     states = api.hidden_states(model, prompt, threads=threads)
     stream = np.concatenate([states.embed[None], states.resid_post])
-    return LayerTokenFlow(source.name, stream, found.pattern, found.pieces, provenance=provenance).build()
+    return LayerTokenFlow(source.name, stream, attention.pattern, attention.pieces, provenance=provenance).build()
 
 
 def _cosine(source: ModelSource, model: str, words: Path | None, threads: int | None) -> Graph:
-    found = api.word_embeddings(model, words, threads=threads)
-    # Rows that training never touched may be zero: they are similar to nothing.
-    there = np.logical_and(np.isfinite(found.vectors).all(axis=1), found.vectors.any(axis=1))
+    embeddings = api.word_embeddings(model, words, threads=threads)
+    # Untrained rows may be zero: they have no similar rows.
+    there = np.logical_and(np.isfinite(embeddings.vectors).all(axis=1), embeddings.vectors.any(axis=1))
     if not there.any():
         raise NoData(f"{source.name}: it has embeddings of none of the words.", "Give other words: --words=FILE.")
     kept = np.flatnonzero(there).tolist()
-    zero = [found.words[index] for index in np.flatnonzero(~there).tolist()]
+    zero = [embeddings.words[index] for index in np.flatnonzero(~there).tolist()]
     return CosineNetwork(
         source.name,
-        found.vectors[kept],
-        [found.words[index] for index in kept],
+        embeddings.vectors[kept],
+        [embeddings.words[index] for index in kept],
         provenance={
             "model": source.name,
             "words": "built-in" if words is None else words.name,
-            "missing": [*found.missing, *zero],
+            "missing": [*embeddings.missing, *zero],
         },
-        groups=[found.groups[index] for index in kept],
+        groups=[embeddings.groups[index] for index in kept],
     ).build()

@@ -1,4 +1,4 @@
-"""`gguf-harness metrics`: what is measured, and how it is defined."""
+"""`gguf-harness metrics`: meanings and definitions of metrics."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ __all__ = ["add_metrics_command"]
 
 def add_metrics_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> argparse.ArgumentParser:
     """Add the command to the parser."""
-    command = commands.add_parser("metrics", help="print what each metric means; of one, its definition and its source")
-    command.add_argument("names", nargs="*", metavar="name", help="of a metric, such as kld_mean (default: all)")
+    command = commands.add_parser(
+        "metrics", help="print what each metric means; for a single one, its definition and source"
+    )
+    command.add_argument("names", nargs="*", metavar="name", help="name of a metric, such as kld_mean (default: all)")
     command.add_argument("--markdown", action="store_true", help="print a markdown table, with definitions and sources")
     command.add_argument(
-        "--run", default=None, help="those of a run, a plugin's included: run.json, folder, id or `last`"
+        "--run", default=None, help="metrics of a run, including those of plugins: run.json, folder, id or `last`"
     )
     command.add_argument("--results", type=path_argument, default="results", metavar="DIR", help="(default: results)")
     command.set_defaults(function=_print_metrics)

@@ -1,4 +1,4 @@
-"""Tokens on their way into llama.cpp."""
+"""Batches of tokens for llama.cpp."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["Batch"]
 
 
 class Batch:
-    """A llama_batch over numpy arrays: filling it is a few copies, where the struct's own arrays take Python loops.
+    """A llama_batch backed by NumPy arrays, which are filled by a few copies instead of Python loops.
 
     Args:
         size: most tokens that it can hold.
@@ -25,7 +25,7 @@ class Batch:
         self._counts = np.ones(size, dtype=np.int32)
         self._sequences = np.zeros(size, dtype=np.int32)
         self._outputs = np.zeros(size, dtype=np.int8)
-        # Each token has a list of sequences, here of one: an array of addresses into `_sequences`.
+        # Each token has a list of sequences, here a single one: an array of addresses into `_sequences`.
         start = self._sequences.ctypes.data
         self._addresses = np.arange(start, start + 4 * size, 4, dtype=np.uintp)
         self._struct = llama_cpp.llama_batch()
@@ -46,7 +46,7 @@ class Batch:
         sequences: NDArray[np.int32],
         outputs: NDArray[np.bool_],
     ) -> Any:
-        """The struct, holding these tokens."""
+        """Fill the struct with these tokens and return it."""
         n = len(tokens)
         self._tokens[:n] = tokens
         self._positions[:n] = positions

@@ -1,7 +1,7 @@
 """What llama-cpp-python lacks: ggml's tensor access and device list, through ctypes.
 
-ggml's own functions do the work where they exist. The one struct that has to be read directly, `ggml_tensor`, is
-compared with tensors that the loaded library makes: another layout is an error at start, not garbage in a result.
+ggml's own functions do the work where they exist. The only struct that must be read directly, `ggml_tensor`, is checked
+against tensors made by the loaded library: a different layout is an error at the start instead of garbage in a result.
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ __all__ = [
 
 OLDEST: Final = (0, 3, 36)
 NEWEST_BEFORE: Final = (0, 3, 37)
-"""Supported versions of llama-cpp-python: this one and later, before that one. Widen after running the tests."""
+"""Supported versions of llama-cpp-python: from the first, up to but not including the second. Extend after running the
+tests.
+"""
 
 _MAX_DIMS, _MAX_SRC, _MAX_NAME, _OP_PARAMS = 4, 10, 64, 16
 
@@ -98,19 +100,19 @@ def require_supported_engine() -> None:
     """Check version and struct layout before anything is read.
 
     Raises:
-        UnsupportedEngine: with the versions found and supported.
+        UnsupportedEngine: names the installed and the supported versions.
     """
     oldest, newest = (".".join(map(str, version)) for version in (OLDEST, NEWEST_BEFORE))
     try:
-        found = metadata.version("llama-cpp-python")
+        installed = metadata.version("llama-cpp-python")
     except metadata.PackageNotFoundError:
         raise UnsupportedEngine(
             "llama-cpp-python is not installed.", f"pip install 'llama-cpp-python=={oldest}'"
         ) from None
-    numbers = tuple(int(part) for part in found.split("+")[0].split(".")[:3] if part.isdigit())
+    numbers = tuple(int(part) for part in installed.split("+")[0].split(".")[:3] if part.isdigit())
     if not OLDEST <= numbers < NEWEST_BEFORE:
         raise UnsupportedEngine(
-            f"llama-cpp-python {found} is installed; this version of gguf-harness supports {oldest} up to, but not"
+            f"llama-cpp-python {installed} is installed; this version of gguf-harness supports {oldest} up to, but not"
             f" including, {newest}.",
             f"pip install 'llama-cpp-python=={oldest}'",
         )
@@ -126,7 +128,7 @@ def library() -> Any:
     """
     import llama_cpp
 
-    # The same folder that llama-cpp-python loads from: a second copy of ggml would know no tensors of the first.
+    # The folder that llama-cpp-python loads from: a second copy of ggml would not share tensors with the first.
     override = os.environ.get("LLAMA_CPP_LIB_PATH")
     folder = Path(override) if override else Path(str(llama_cpp.__file__)).parent / "lib"
     # libggml depends on libggml-base: symbols of both are found through the already loaded libraries.
@@ -148,7 +150,7 @@ def _shared_libraries(folder: Path, stem: str) -> list[Path]:
 
 @functools.cache
 def check_layout() -> None:
-    """Compare `Tensor` with tensors that the loaded library makes.
+    """Check `Tensor` against tensors made by the loaded library.
 
     Raises:
         UnsupportedEngine: a field is not where it is expected.
@@ -160,7 +162,7 @@ def check_layout() -> None:
         ggml.ggml_set_name(source, b"layout-probe")
         view = ggml.ggml_view_4d(context, source, 3, 2, 2, 1, 28, 140, 420, 56)
         tensor, seen = source.contents, view.contents
-        found = {
+        layout = {
             "type": tensor.type,
             "ne": list(tensor.ne),
             "nb": list(tensor.nb),
@@ -184,11 +186,11 @@ def check_layout() -> None:
         "src": True,
         "op": b"VIEW",
     }
-    wrong = {name: value for name, value in found.items() if value != expected[name]}
+    wrong = {name: value for name, value in layout.items() if value != expected[name]}
     if wrong:
         raise UnsupportedEngine(
-            f"The loaded ggml lays its tensors out in another way than expected: {wrong}.",
-            "Install the llama-cpp-python that this version of gguf-harness asks for.",
+            f"The loaded ggml has another tensor layout than expected: {wrong}.",
+            "Install the llama-cpp-python version that gguf-harness requires.",
         )
 
 
@@ -213,17 +215,17 @@ def read_tensor(pointer: TensorPointer) -> NDArray[np.float32]:
         if kind == "BF16":
             widened = strided.astype(np.uint32) << 16
             return widened.view(np.float32)
-        # The bytes are ours already.
+        # The bytes are already a copy.
         return strided.astype(np.float32, copy=False)
     return _dequantize(raw, tensor, kind, shape)
 
 
 def view_tensor(pointer: TensorPointer) -> NDArray[np.float32]:
-    """Read a tensor where it is, if it is of single precision and in this process's memory; a copy otherwise.
+    """View a tensor in place if it has single precision and is in this process's memory; otherwise return a copy.
 
     Returns:
-        As `read_tensor`, but not to be written to. A view holds these values until the graph goes on: llama.cpp uses
-        the memory again. What is kept has to be copied.
+        As `read_tensor`, but not to be written to. A view is valid until the graph continues and llama.cpp reuses the
+        memory. Copy what you keep.
     """
     tensor, address = _tensor(pointer)
     buffer = Tensor.from_address(tensor.view_src).buffer if tensor.view_src else tensor.buffer
@@ -243,7 +245,7 @@ def write_tensor(pointer: TensorPointer, values: NDArray[np.float32]) -> None:
 
     Args:
         pointer: a F32, F16 or BF16 tensor.
-        values: in the shape that `read_tensor` gave.
+        values: in the shape returned by `read_tensor`.
 
     Raises:
         EngineError: another shape, or a quantized tensor.
@@ -257,7 +259,7 @@ def write_tensor(pointer: TensorPointer, values: NDArray[np.float32]) -> None:
     ggml = library()
     size = ggml.ggml_nbytes(address)
     raw = np.empty(size, dtype=np.uint8)
-    # Bytes between the elements of a strided view belong to others: read them, and write them back unchanged.
+    # Bytes between the elements of a strided view belong to other tensors: read them and write them back unchanged.
     ggml.ggml_backend_tensor_get(address, raw.ctypes.data, 0, size)
     strided = np.ndarray(shape, _NUMPY_TYPES[kind], buffer=raw, strides=tuple(reversed(tensor.nb)))
     if kind == "BF16":
@@ -309,7 +311,7 @@ def _dequantize(raw: NDArray[np.uint8], tensor: Tensor, kind: str, shape: tuple[
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """What llama.cpp says of itself."""
+    """llama.cpp's description of itself."""
 
     llama_cpp_python: str
     llama_cpp: str

@@ -1,8 +1,8 @@
-"""Chats as tokens, through the template that the model's file brings.
+"""Chats as tokens, through the chat template in the model's file.
 
-The template is rendered as Jinja, by llama-cpp-python's formatter: llama.cpp's own `llama_chat_apply_template` knows a
-list of common formats by their marks and formats by what it takes them for, and refuses the rest. The environment is
-sandboxed: a template is code that came with a model.
+The template is rendered as Jinja, by llama-cpp-python's formatter: llama.cpp's `llama_chat_apply_template` recognizes
+only a list of common formats and refuses the rest. The environment is sandboxed, since a template is code from a model
+file.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ if TYPE_CHECKING:
 
 __all__ = ["ChatTemplate", "chat_template"]
 
-# A template that writes today's date would give other prompts, and other texts, tomorrow. Llama 3's own default.
+# A fixed date: templates that write today's date would give different prompts tomorrow. Llama 3's default.
 _TODAY: Final = datetime(2024, 7, 26, tzinfo=UTC)
 _NONCHARACTERS: Final = tuple(chr(code) for code in range(0xFDD0, 0xFDF0))
 
 
 def chat_template(model: Model) -> ChatTemplate | None:
-    """The template of a model; None where its file has none."""
+    """The template of a model; None if its file has none."""
     raw = llama_cpp.llama_model_chat_template(model.pointer, None)
     return ChatTemplate(model, bytes(raw).decode("utf-8", "replace")) if raw else None
 
 
 class ChatTemplate:
-    """Makes tokens of chats.
+    """Converts chats to tokens.
 
     Args:
-        model: whose tokens they are.
+        model: the model whose vocabulary is used.
         source: the template, in Jinja.
     """
 
@@ -52,9 +52,9 @@ class ChatTemplate:
     def tokens(self, messages: Sequence[Mapping[str, str]]) -> Tokens:
         """Tokens of a chat, up to where the assistant's answer begins.
 
-        Control tokens are those of the template. What a message says stays text, even where it reads like one (tokens
-        that a vocabulary calls user-defined are none: llama.cpp finds those in any text). BOS is there where the
-        template writes it.
+        Only the template produces control tokens. Messages stay text even if they look like control tokens (except
+        user-defined tokens of the vocabulary, which llama.cpp finds in any text). BOS is included if the template
+        writes it.
 
         Args:
             messages: each with `role` and `content`.
@@ -66,14 +66,14 @@ class ChatTemplate:
         fence = next((mark for mark in _NONCHARACTERS if mark not in contents), None)
         if fence is None:
             raise PromptError(
-                "The messages hold all 32 noncharacters U+FDD0 to U+FDEF, one of which has to be free.",
-                "Leave one out: they stand for nothing.",
+                "The messages contain all 32 noncharacters U+FDD0 to U+FDEF, one of which must be unused.",
+                "Leave one out: they have no meaning.",
             )
         fenced = [
             {**message, "content": self._special.sub(rf"{fence}\g<0>{fence}", message["content"])}
             for message in messages
         ]
-        # Every second part is what stood between fences: text of a message that reads like a special token.
+        # Every second part is text between fences: text of a message that looks like a special token.
         parts = self._render(fenced).split(fence)
         return np.concatenate(
             [
@@ -101,5 +101,5 @@ class ChatTemplate:
         except Exception as error:  # a template may fail in any way that code can
             raise PromptError(
                 f"The model's chat template does not take these messages: {type(error).__name__}: {error}.",
-                "Some templates know no system messages, or want user and assistant to alternate.",
+                "Some templates do not support system messages, or require user and assistant to alternate.",
             ) from None

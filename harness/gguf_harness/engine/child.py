@@ -1,4 +1,4 @@
-"""What every child process of the engine shares: environment, visible GPU, log, the end of it, and why it ended."""
+"""Common parts of the engine's child processes: environment, visible GPU, log, termination, and its reason."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ _PR_SET_PDEATHSIG: Final = 1
 def child_environment(gpu: int | None) -> dict[str, str]:
     """Environment of a child that imports this package and runs llama.cpp.
 
-    Children are started with `python -P`: nothing in the folder that a person happens to be in is imported.
+    Children are started with `python -P`: nothing is imported from the current folder.
 
     Args:
         gpu: index for CUDA_VISIBLE_DEVICES; -1 hides all GPUs; None leaves the environment as it is.
     """
     environment = dict(os.environ)
     package_root = str(Path(__file__).resolve().parent.parent.parent)
-    # An empty entry, as an unset variable leaves it in `lib:$MORE`, means the current folder to Python.
+    # To Python, an empty entry, as left by an unset variable in `lib:$MORE`, means the current folder.
     entries = filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))
     environment["PYTHONPATH"] = os.pathsep.join([package_root, *entries])
-    # Statistics run on threads of their own, one row each: BLAS must not start more.
+    # Statistics use their own threads, one row each: BLAS must not start more.
     environment.setdefault("OPENBLAS_NUM_THREADS", "1")
-    # Before it aborts, llama.cpp would run a debugger on itself: slow, and its output hides the reason.
+    # Before aborting, llama.cpp would run a debugger on itself, which is slow and hides the reason.
     environment.setdefault("GGML_NO_BACKTRACE", "1")
     if gpu is not None:
         environment["CUDA_VISIBLE_DEVICES"] = visible_gpu(gpu, environment.get("CUDA_VISIBLE_DEVICES"))
@@ -55,7 +55,7 @@ def child_environment(gpu: int | None) -> dict[str, str]:
 
 
 def visible_gpu(index: int, allowed: str | None) -> str:
-    """CUDA_VISIBLE_DEVICES for one GPU: the index counts among those that the person has made visible, if any."""
+    """CUDA_VISIBLE_DEVICES for one GPU: the index refers to the GPUs that the user has made visible, if any."""
     if index < 0:
         return ""
     if allowed is None:
@@ -72,10 +72,10 @@ def start_child(
     stdin: int | IO[bytes] = subprocess.DEVNULL,
     pass_fds: Sequence[int] = (),
 ) -> subprocess.Popen[bytes]:
-    """Start a process in a session of its own, its output appended to a log file.
+    """Start a process in a new session, with its output appended to a log file.
 
     Raises:
-        EngineError: the log cannot be written, or the system starts no process.
+        EngineError: the log cannot be written, or the process cannot be started.
     """
     try:
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -93,7 +93,7 @@ def start_child(
                 stderr=output,
                 env=environment,
                 pass_fds=pass_fds,
-                # Ctrl-C goes to the whole foreground group; the child must not die half-way through a write.
+                # Ctrl-C goes to the whole foreground group; the child must not be killed during a write.
                 start_new_session=True,
             )
         except OSError as error:
@@ -104,14 +104,14 @@ def start_child(
 
 
 def stop_child(process: subprocess.Popen[bytes], grace_s: float = 0.0) -> None:
-    """Stop a child and what it started, for certain, and reap it; never fails.
+    """Reliably stop a child and its own children, and reap it; never fails.
 
     Args:
         process: from `start_child`: the leader of its process group.
-        grace_s: how long it may take to end by itself after SIGTERM; 0 kills at once.
+        grace_s: time to end by itself after SIGTERM; 0 kills at once.
     """
     if process.returncode is not None:
-        return  # reaped: its number may be another's by now
+        return  # reaped: its process id may already be reused
     try:
         if grace_s > 0:
             _signal_group(process, signal.SIGTERM)
@@ -124,13 +124,13 @@ def stop_child(process: subprocess.Popen[bytes], grace_s: float = 0.0) -> None:
 
 
 def _signal_group(process: subprocess.Popen[bytes], number: int) -> None:
-    # The group may be gone (ProcessLookupError); macOS says PermissionError of a group of zombies.
+    # The group may be gone (ProcessLookupError); macOS raises PermissionError for a group of zombies.
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, number)
 
 
 def describe_exit(status: int | None) -> str:
-    """What became of a process, from `Popen.returncode`; None for one that still runs."""
+    """How a process ended, from `Popen.returncode`; None if it still runs."""
     if status is None:
         return "closed its connection but did not exit"
     if status < 0:
@@ -142,7 +142,7 @@ def describe_exit(status: int | None) -> str:
 
 
 def log_end(log: Path) -> int:
-    """Size of a log file in bytes, 0 for none: what a process started now writes comes after it."""
+    """Size of a log file in bytes, 0 if missing: output of a process started now comes after it."""
     try:
         return log.stat().st_size
     except OSError:
@@ -154,8 +154,8 @@ def log_tail(log: Path, since: int = 0, lines: int = _LOG_LINES) -> str:
 
     Args:
         log: file.
-        since: where the process began to write, from `log_end`.
-        lines: how many, at most.
+        since: offset at which the process started to write, from `log_end`.
+        lines: most lines.
     """
     try:
         with log.open("rb") as file:
@@ -164,9 +164,9 @@ def log_tail(log: Path, since: int = 0, lines: int = _LOG_LINES) -> str:
             text = file.read().decode("utf-8", "replace")
     except OSError as error:
         return f"    (the log cannot be read: {error})"
-    # What Python's fault handler adds is about this process; llama.cpp's reason stands before it.
+    # Output of Python's fault handler is about this process; llama.cpp's reason comes before it.
     kept = re.split(r"(?<=Fatal Python error: )(\w+)", text, maxsplit=1)
-    # Of a traceback the last line is the reason; the whole is in the log.
+    # The last line of a traceback is the reason; the full traceback is in the log.
     text = re.sub(r"^Traceback \(most recent call last\):\n(?:[ \t].*\n)*", "", "".join(kept[:2]), flags=re.MULTILINE)
     tail = [line.rstrip() for line in text.splitlines() if line.strip()][-lines:]
     printable = ("".join(c if c.isprintable() else "�" for c in line) for line in tail)
@@ -174,10 +174,10 @@ def log_tail(log: Path, since: int = 0, lines: int = _LOG_LINES) -> str:
 
 
 def die_with_parent(parent: int | None = None) -> None:
-    """Ask Linux to end this process when its parent ends, however that happens.
+    """Let Linux end this process when its parent ends, for any reason.
 
     Args:
-        parent: process id of the parent, for a child that has no other way to notice that it is gone already.
+        parent: process id of the parent, to detect that it has already ended.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
@@ -186,7 +186,7 @@ def die_with_parent(parent: int | None = None) -> None:
 
 
 def run_bound(parent: int, command: list[str]) -> None:
-    """Become another program that dies with the parent: Linux keeps that wish across exec.
+    """Replace this process by another program that ends with the parent: Linux keeps that setting across exec.
 
     Args:
         parent: process id of the parent.

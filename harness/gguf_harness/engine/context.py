@@ -35,7 +35,7 @@ class LogitsBlock:
     Attributes:
         window: index of the window.
         row: index of the first row among the window's scored positions.
-        logits: [rows, vocabulary] float32, a view that is valid until the next block is asked for.
+        logits: [rows, vocabulary] float32, a view that is valid until the next block is requested.
         targets: [rows] the tokens that these logits predict.
     """
 
@@ -46,11 +46,11 @@ class LogitsBlock:
 
 
 class Context:
-    """llama.cpp's `llama_context`: a KV cache and buffers to decode with, on a model that is loaded already.
+    """llama.cpp's `llama_context`: a KV cache and decode buffers, on a loaded model.
 
     Args:
-        model: whose weights it uses; close it last.
-        settings: how to run it; the model is where it is, whatever they say of layers on the GPU.
+        model: the loaded model; close it last.
+        settings: how to run it; the number of layers on the GPU is fixed by the loaded model.
         taps: tensors to read or patch during every decode.
 
     Attributes:
@@ -59,7 +59,7 @@ class Context:
         taps: as given.
 
     Raises:
-        EngineError: llama.cpp refused the settings; the message has its own words. Or taps that such a context has not.
+        EngineError: llama.cpp refused the settings, with its message; or the context does not have these taps.
     """
 
     def __init__(self, model: Model, settings: SessionSettings, taps: Taps | None = None) -> None:
@@ -87,7 +87,7 @@ class Context:
 
     @property
     def pointer(self) -> Any:
-        """llama.cpp's `llama_context *`, for its functions that have no method here; None once closed."""
+        """llama.cpp's `llama_context *`, for functions without a method here; None once closed."""
         return self._pointer
 
     @property
@@ -97,7 +97,7 @@ class Context:
 
     @property
     def n_ubatch(self) -> int:
-        """Tokens that are computed at once, at most."""
+        """Most tokens computed at once."""
         return int(llama_cpp.llama_n_ubatch(self._pointer))
 
     def close(self) -> None:
@@ -113,13 +113,13 @@ class Context:
         self.close()
 
     def clear(self) -> None:
-        """Forget all decoded tokens; what was encoded stays."""
+        """Clear all decoded tokens; encoded input is kept."""
         llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self._pointer), True)
 
     def encode(self, tokens: Tokens) -> None:
-        """Run the encoder: what it makes of its input is what sequence 0 is decoded with, until the next call.
+        """Run the encoder: sequence 0 is decoded with its output until the next call.
 
-        All tokens are forgotten: they were decoded with another input.
+        All decoded tokens are cleared: they depended on the previous input.
 
         Args:
             tokens: [n] token ids, n at most `n_ubatch`: an encoder sees all of its input at once.
@@ -128,7 +128,9 @@ class Context:
             EngineError: a model without an encoder, or an input of no tokens or too many.
         """
         if not self.model.has_encoder:
-            raise EngineError(f"{self.model.name} has no encoder.", "Decode its tokens instead: they need no input.")
+            raise EngineError(
+                f"{self.model.name} has no encoder.", "Decode its tokens instead: they need no encoder input."
+            )
         n, most = len(tokens), self.n_ubatch
         if not 1 <= n <= most:
             raise EngineError(
@@ -142,16 +144,16 @@ class Context:
         self._encoded = True
 
     def _require_decodable(self, sequences: Tokens) -> None:
-        # llama.cpp aborts on a decoder whose input is missing, and returns NaN for a sequence without one.
+        # llama.cpp aborts if a decoder's input is missing, and returns NaN for a sequence without one.
         if not self.model.has_decoder:
             raise EngineError(
-                f"{self.model.name} is an encoder alone: it predicts no tokens and has no logits.",
+                f"{self.model.name} is only an encoder: it predicts no tokens and has no logits.",
                 "Use encode(), with taps of the encoder.",
             )
         if self.model.has_encoder and not (self._encoded and not sequences.any()):
             raise EngineError(
                 f"The decoder of {self.model.name} has no encoded input for these sequences.",
-                "Call encode() first, and decode sequence 0 alone: texts cannot be scored without an input.",
+                "Call encode() first, and decode only sequence 0: texts cannot be scored without an input.",
             )
 
     def decode(self, tokens: Tokens, positions: Tokens, sequences: Tokens, outputs: NDArray[np.bool_]) -> None:
@@ -164,7 +166,7 @@ class Context:
             outputs: [n] true where logits are wanted.
 
         Raises:
-            EngineError: llama.cpp could not; a model that cannot decode, or has to encode something first.
+            EngineError: llama.cpp failed, or the model cannot decode, or needs an encoded input first.
         """
         self._require_decodable(sequences)
         self._run("decode", tokens, positions, sequences, outputs)
@@ -183,7 +185,7 @@ class Context:
         run = llama_cpp.llama_encode if verb == "encode" else llama_cpp.llama_decode
         status = run(self._pointer, batch)
         llama_cpp.llama_synchronize(self._pointer)
-        # First: of a batch that was refused no tap can be there.
+        # Checked first: a refused batch has no taps.
         if status != 0:
             raise EngineError(
                 f"llama.cpp could not {verb} a batch of {len(tokens)} tokens (llama_{verb} returned {status})."
@@ -195,7 +197,7 @@ class Context:
         """[rows, vocabulary] logits of the last batch, in batch order: a view, valid until the next decode.
 
         Raises:
-            NoLanguageHead: the model computes none.
+            NoLanguageHead: the model computes no logits.
         """
         self.model.require_language_head()
         return logits_of(self._pointer, rows, self.model.vocabulary.n_tokens)
@@ -214,9 +216,9 @@ class Context:
     def score(self, windows: Tokens, start: int = 0, stop: int | None = None) -> Iterator[LogitsBlock]:
         """Decode windows of a corpus and yield the logits of their second halves.
 
-        As llama-perplexity does it: each window stands alone, BOS replaces its first token where the vocabulary
-        asks for it, and positions n_ctx/2 .. n_ctx-2 predict the tokens after them. `n_seq` windows share a batch;
-        a window longer than a batch is decoded in several.
+        As llama-perplexity does it: each window is independent, BOS replaces its first token if the vocabulary requires
+        it, and positions n_ctx/2 .. n_ctx-2 predict the tokens after them. `n_seq` windows share a batch; a window
+        longer than a batch is decoded in several.
 
         Args:
             windows: [windows, n_ctx] tokens.
@@ -252,7 +254,7 @@ class Context:
             yield LogitsBlock(window, row, logits[index * rows : (index + 1) * rows], targets[window])
 
     def prefill(self, tokens: Tokens) -> None:
-        """Decode one text in an empty context; only the logits of its last token are there afterwards."""
+        """Decode one text in an empty context; only the logits of its last token are available afterwards."""
         self.clear()
         for start in range(0, len(tokens), self.settings.n_batch):
             part = tokens[start : start + self.settings.n_batch]
@@ -276,7 +278,10 @@ class Context:
 
 
 def _check_blocks(model: Model, settings: SessionSettings) -> None:
-    """Refuse what llama.cpp refuses with flash attention only: without, it aborts or mixes the heads' blocks."""
+    """Refuse settings that llama.cpp refuses only with flash attention.
+
+    Without it, it aborts or mixes blocks of heads.
+    """
     size = model.d_key if settings.has_quantized_k and settings.flash_attention == "off" else None
     if size is not None and size % CACHE_BLOCK:
         raise EngineError(

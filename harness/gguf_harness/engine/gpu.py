@@ -1,4 +1,4 @@
-"""NVIDIA GPUs, as NVML sees them. Everything here answers "none" on a machine without one."""
+"""NVIDIA GPUs through NVML. All functions return "none" on a machine without one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["describe_guests", "driver_version", "free_memory", "list_gpus", "pro
 
 @contextlib.contextmanager
 def _nvml() -> Iterator[Any]:
-    """The initialized library, or None where there is no driver."""
+    """The initialized library; None without a driver."""
     import pynvml
 
     try:
@@ -40,22 +40,22 @@ def list_gpus() -> list[dict[str, Any]]:
 
 
 def driver_version() -> str | None:
-    """Version of the NVIDIA driver, which compiles kernels for the GPU at hand; None where there is none."""
+    """Version of the NVIDIA driver, which compiles kernels for the GPU; None without one."""
     with _nvml() as nvml:
         return str(nvml.nvmlSystemGetDriverVersion()) if nvml else None
 
 
 def process_memory() -> int | None:
-    """GPU memory of this process in bytes over all GPUs; None where it cannot be told."""
-    found: int | None = None
+    """GPU memory of this process in bytes over all GPUs; None if unknown."""
+    used_bytes: int | None = None
     with _nvml() as nvml:
         for index in range(nvml.nvmlDeviceGetCount() if nvml else 0):
             handle = nvml.nvmlDeviceGetHandleByIndex(index)
             for process in nvml.nvmlDeviceGetComputeRunningProcesses(handle):
-                # None inside some containers and on WSL, where the driver does not say.
+                # None inside some containers and on WSL, where the driver does not report it.
                 if process.pid == os.getpid() and process.usedGpuMemory is not None:
-                    found = (found or 0) + int(process.usedGpuMemory)
-    return found
+                    used_bytes = (used_bytes or 0) + int(process.usedGpuMemory)
+    return used_bytes
 
 
 def free_memory() -> int | None:
@@ -66,17 +66,17 @@ def free_memory() -> int | None:
 
 
 def describe_guests(ours: set[int]) -> str | None:
-    """What disturbs us on the GPUs that we use, in words: other processes that compute there, or a lowered clock.
+    """Disturbances on the GPUs that we use, in words: other processes that compute there, or a lowered clock.
 
     Args:
-        ours: process ids that belong to us; what they started does as well.
+        ours: our process ids; their children also count as ours.
     """
     with _nvml() as nvml:
         for index in range(nvml.nvmlDeviceGetCount() if nvml else 0):
             handle = nvml.nvmlDeviceGetHandleByIndex(index)
             pids = {process.pid for process in nvml.nvmlDeviceGetComputeRunningProcesses(handle)}
             guests = {pid for pid in pids if not _belongs(pid, ours)}
-            # A GPU without any process of ours is another's. In some containers NVML shows nobody's.
+            # Skip GPUs without our processes. In some containers NVML shows no processes.
             if guests and guests != pids:
                 who = "another process" if len(guests) == 1 else f"{len(guests)} other processes"
                 return f"{who} had GPU {index}"
@@ -93,7 +93,7 @@ def _belongs(pid: int, ours: set[int]) -> bool:
 
 
 def _is_slowed(nvml: Any, handle: Any) -> bool:
-    """Whether heat or the power supply holds the clock down. A GPU at its usual power limit is as fast as it gets."""
+    """Whether heat or the power supply holds the clock down. A GPU at its usual power limit is not slowed."""
     with contextlib.suppress(nvml.NVMLError):
         reasons = nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle)
         slowed = (

@@ -1,7 +1,7 @@
-"""Contexts side by side over one loaded model.
+"""Parallel contexts of one loaded model.
 
-Threads that share a context meet after every operation of the graph; contexts never wait for each other. So what can be
-decoded independently (windows, prompts) is dealt out to several contexts, each with its share of the threads.
+Threads of one context synchronize after every operation of the graph; contexts never wait for each other. So
+independent work (windows, prompts) is distributed over several contexts, each with its share of the threads.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ ResultT = TypeVar("ResultT")
 
 
 def count_lanes(settings: SessionSettings) -> int:
-    """How many contexts decode side by side with these settings; one where a GPU takes part."""
+    """Number of parallel contexts with these settings; one if a GPU is used."""
     from gguf_harness.engine.model import offloads
 
     return 1 if offloads(settings.n_gpu_layers) else settings.lanes
 
 
 class Lanes(Generic[LaneT]):
-    """Contexts that work is dealt out to, one thread each: a context manager, which closes them.
+    """Contexts for parallel work, one thread each: a context manager, which closes them.
 
-    They are opened before anything decodes, and closed when nothing does any more: llama.cpp's log has one receiver
-    for the whole process.
+    They are opened before any decode and closed after all of them: llama.cpp's log has one receiver for the whole
+    process.
 
     Args:
         count: how many.
-        open_lane: opens one: a `Context`, or what owns one together with the readers of its taps.
+        open_lane: opens a lane: a `Context`, or an object that owns one with the readers of its taps.
     """
 
     def __init__(self, count: int, open_lane: Callable[[], LaneT]) -> None:
@@ -49,7 +49,7 @@ class Lanes(Generic[LaneT]):
             for _ in range(count):
                 self._idle.put(stack.enter_context(open_lane()))
             self._pool = stack.enter_context(ThreadPoolExecutor(count))
-            # Whatever ends the work early: what has not begun never does, and what has is waited for.
+            # If the work ends early, pending items are cancelled and running ones are awaited.
             stack.callback(self._pool.shutdown, cancel_futures=True)
             self._stack = stack.pop_all()
 
@@ -59,21 +59,21 @@ class Lanes(Generic[LaneT]):
         items: Sequence[ItemT],
         progress: ProgressCallback | None = None,
     ) -> Iterator[ResultT]:
-        """Results of `work(lane, item)` in the order of the items, which begin in this order too.
+        """Yield results of `work(lane, item)` in the order of the items, which also start in this order.
 
-        Whoever needs no more results stops asking for them: what has not begun then never does. The same goes for what
-        is behind an item that fails; its error comes in its place.
+        Callers that need no more results stop iterating: pending items are then cancelled. If an item fails, its error
+        is raised in its place, and later items are cancelled.
 
         Args:
             work: called in a thread of the lane.
             items: what to work on.
-            progress: called with (results so far, all of them), at first with none.
+            progress: called with (results so far, total), first with 0.
         """
         failed = threading.Event()
 
         def run(item: ItemT) -> ResultT:
             if failed.is_set():
-                raise CancelledError  # never seen: the error of an earlier item is
+                raise CancelledError  # never raised: the error of an earlier item is
             lane = self._idle.get()
             try:
                 return work(lane, item)

@@ -1,7 +1,7 @@
-"""Does a model compute logits?
+"""Check whether a model computes logits.
 
-llama.cpp hands out a buffer for them in any case. Without a language head it is never written, and what lies in it
-(zeros, or what memory held before) looks like a distribution.
+llama.cpp returns a logits buffer in any case. Without a language head it is never written, and its content (zeros, or
+old memory) looks like a distribution.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ def logits_of(context: Any, rows: int, vocabulary: int) -> NDArray[np.float32]:
     """
     pointer = llama_cpp.llama_get_logits(context)
     if not pointer:
-        raise EngineError("llama.cpp has no logits of this batch.", "Ask for the outputs of at least one token.")
+        raise EngineError("llama.cpp has no logits of this batch.", "Request the outputs of at least one token.")
     return np.ctypeslib.as_array(ctypes.cast(pointer, ctypes.POINTER(ctypes.c_float)), (rows, vocabulary))
 
 
 class LanguageHead:
-    """Whether the graph of a loaded model writes logits; found out once, when it is first asked.
+    """Whether the graph of a loaded model writes logits; determined once, on first use.
 
     Args:
         model: llama.cpp's pointer.
@@ -54,7 +54,7 @@ class LanguageHead:
         """Make sure that logits may be read.
 
         Raises:
-            NoLanguageHead: the model computes none: it is one for embeddings, or an encoder.
+            NoLanguageHead: the model computes none: it is an embedding model, or an encoder.
         """
         with self._lock:
             if self._writes is None:
@@ -67,7 +67,7 @@ class LanguageHead:
 
 
 def _writes_logits(model: Any) -> bool:
-    """Decode one token twice in a small context of its own, with NaN put into the buffer in between."""
+    """Decode one token twice in a small separate context, writing NaN into the buffer in between."""
     if not llama_cpp.llama_model_has_decoder(model):
         return False
     context = llama_cpp.llama_init_from_model(model, context_parameters(_SMALL, model))
@@ -82,7 +82,7 @@ def _writes_logits(model: Any) -> bool:
         row = logits_of(context, 1, vocabulary)
         row[:] = np.nan
         _decode_one_token(model, context)
-        # The same buffer: as many outputs as before fit into it.
+        # The same buffer, since the number of outputs is the same.
         return not bool(np.isnan(logits_of(context, 1, vocabulary)).all())
     finally:
         llama_cpp.llama_free(context)

@@ -1,4 +1,4 @@
-"""llama.cpp's log: kept for error messages, and read for what it says about memory."""
+"""llama.cpp's log: kept for error messages, and parsed for memory use."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _FIELDS: Final = {"model": "weights", "KV": "kv_cache", "RS": "kv_cache", "compu
 
 @dataclass(frozen=True, slots=True)
 class MemoryBreakdown:
-    """Bytes of llama.cpp's buffers over all devices; None where its log did not say.
+    """Bytes of llama.cpp's buffers over all devices; None if not in its log.
 
     Attributes:
         weights: model buffers (memory-mapped ones included).
@@ -41,8 +41,8 @@ class EngineLog:
     """Collects llama.cpp's log lines and passes them on to stderr (the worker's log file).
 
     Args:
-        listener: called with each line while capturing. Its exceptions are kept and raised after the capture: one
-            raised inside a ctypes callback would vanish.
+        listener: called with each line while capturing. Its exceptions are raised after the capture, since those raised
+            inside a ctypes callback would be lost.
     """
 
     def __init__(self, listener: Callable[[str], None] | None = None) -> None:
@@ -54,7 +54,7 @@ class EngineLog:
 
     @contextlib.contextmanager
     def capture(self) -> Iterator[None]:
-        """Collect the log while the block runs; afterwards lines go to stderr only."""
+        """Collect the log while the block runs; afterwards, lines only go to stderr."""
         callback = llama_cpp.llama_log_callback(self._receive)
         llama_cpp.llama_log_set(callback, None)
         try:
@@ -65,7 +65,7 @@ class EngineLog:
             raise self._failure
 
     def last_problem(self) -> str:
-        """The last errors, or where there are none the last warnings, in one line for an error message."""
+        """The last errors, or if there are none the last warnings, in one line for an error message."""
         problems = self._problems[_ERROR] or self._problems[_WARN]
         return " ".join(problems[-2:]) or "it gave no reason"
 
@@ -100,5 +100,5 @@ def _to_stderr(level: int, text: bytes, _data: object) -> None:
         sys.stderr.write(text.decode("utf-8", "replace"))
 
 
-# llama.cpp keeps the pointer for good: so must we.
+# llama.cpp keeps the pointer forever, so this object must live as long.
 _TO_STDERR: Final = llama_cpp.llama_log_callback(_to_stderr)

@@ -1,4 +1,4 @@
-"""What a run was measured on."""
+"""Description of the machine of a run."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def describe_machine() -> dict[str, Any]:
 
 
 def identify_machine() -> dict[str, Any]:
-    """What speed depends on, for cache keys: processor, cores that may be used, memory, GPUs and their driver."""
+    """Everything that speed depends on, for cache keys: processor, usable cores, memory, GPUs and their driver."""
     process = psutil.Process()
     return {
         "system": platform.system(),
@@ -40,7 +40,7 @@ def identify_machine() -> dict[str, Any]:
         "cores": psutil.cpu_count(logical=False) or psutil.cpu_count() or 1,
         "usable": len(process.cpu_affinity()) if hasattr(process, "cpu_affinity") else psutil.cpu_count(),
         "quota": _cpu_quota(),
-        # Of one machine, it differs by some pages from one start to the next.
+        # On one machine, it differs by some pages between boots.
         "memory_gib": round(psutil.virtual_memory().total / 2**30),
         "gpus": [[gpu["name"], round(gpu["memory_bytes"] / 2**30)] for gpu in list_gpus()],
         "driver": driver_version(),
@@ -48,7 +48,7 @@ def identify_machine() -> dict[str, Any]:
 
 
 def _cpu_quota() -> str | None:
-    """What a container may use of its processors, in the words of Linux."""
+    """The CPU quota of a container, as Linux gives it."""
     try:
         return _CPU_QUOTA.read_text(encoding="ascii").strip()
     except OSError:
@@ -60,7 +60,7 @@ def _processor() -> str:
 
 
 def _cpuinfo(name: str) -> str:
-    """A value of the first processor in Linux's list; empty where there is none."""
+    """A value of the first processor in Linux's list; empty if missing."""
     if sys.platform == "linux":
         try:
             with open("/proc/cpuinfo", encoding="utf-8") as file:  # noqa: PTH123 - not a regular file

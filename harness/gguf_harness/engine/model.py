@@ -22,11 +22,11 @@ __all__ = ["Model", "Tokens", "offloads"]
 Tokens = NDArray[np.int32]
 
 _LONGEST_VALUE: Final = 256
-"""Bytes of a metadata value as text that are read; what is longer is a list or a template."""
+"""Most bytes read of a metadata value as text; longer values are lists or templates."""
 
 
 def offloads(n_gpu_layers: int) -> bool:
-    """Whether a GPU takes part in decoding with so many layers offloaded (negative for all)."""
+    """Whether a GPU is used with this number of offloaded layers (negative for all)."""
     llama_cpp.llama_backend_init()
     return n_gpu_layers != 0 and bool(llama_cpp.llama_supports_gpu_offload())
 
@@ -45,7 +45,7 @@ class Model:
         vocabulary: its size and special tokens.
 
     Raises:
-        EngineError: llama.cpp refused the file; the message has its own words.
+        EngineError: llama.cpp refused the file; the message includes llama.cpp's.
     """
 
     def __init__(self, files: Sequence[Path], n_gpu_layers: int = -1) -> None:
@@ -71,7 +71,7 @@ class Model:
 
     @property
     def pointer(self) -> Any:
-        """llama.cpp's `llama_model *`, for its functions that have no method here; None once closed."""
+        """llama.cpp's `llama_model *`, for functions without a method here; None once closed."""
         return self._pointer
 
     @property
@@ -86,22 +86,22 @@ class Model:
 
     @property
     def n_ctx_train(self) -> int:
-        """Tokens of the longest text that the model was trained on, as the file says."""
+        """Training context in tokens, from the file."""
         return int(llama_cpp.llama_model_n_ctx_train(self._pointer))
 
     @property
     def has_encoder(self) -> bool:
-        """Whether a context has to encode an input first."""
+        """Whether a context must encode an input first."""
         return bool(llama_cpp.llama_model_has_encoder(self._pointer))
 
     @property
     def has_decoder(self) -> bool:
-        """Whether there is anything to decode with: an encoder alone predicts no tokens."""
+        """Whether there is a decoder: an encoder alone predicts no tokens."""
         return bool(llama_cpp.llama_model_has_decoder(self._pointer))
 
     @property
     def d_key(self) -> int | None:
-        """Values of a head's keys, as the file says or as follows from the width; None where it says neither."""
+        """Size of a head's keys, from the file or derived from the width; None if unknown."""
         size = self._metadata("attention.key_length")
         if size is not None:
             return int(size) if size.isdigit() else None
@@ -109,7 +109,7 @@ class Model:
         return int(llama_cpp.llama_model_n_embd(self._pointer)) // heads if heads > 0 else None
 
     def _metadata(self, key: str) -> str | None:
-        """A value of the model's architecture, as text; None where there is none."""
+        """A metadata value of the model's architecture, as text; None if missing."""
         name = self._value(b"general.architecture")
         return None if name is None else self._value(f"{name}.{key}".encode())
 
@@ -141,7 +141,10 @@ class Model:
     # -- text ---------------------------------------------------------------------------------------------------
 
     def tokenize(self, text: bytes | str, *, add_special: bool = True, parse_special: bool = False) -> Tokens:
-        """Tokens of a text. Special tokens are added as the vocabulary says; their text is not parsed unless asked."""
+        """Tokens of a text.
+
+        Special tokens are added as the vocabulary requires; their text is parsed only on request.
+        """
         raw = text.encode() if isinstance(text, str) else text
         buffer = np.empty(len(raw) + 8, dtype=np.int32)
         n = self._tokenize_into(raw, buffer, add_special, parse_special)
@@ -158,7 +161,7 @@ class Model:
         return int(n)
 
     def detokenize(self, tokens: Sequence[int] | Tokens, *, special: bool = False) -> bytes:
-        """The bytes that tokens stand for (a token may end inside a character); special tokens have none unless asked.
+        """The bytes of tokens (a token may end inside a character); special tokens have none unless requested.
 
         Token by token, as llama.cpp's server does it: its llama_detokenize drops spaces before punctuation with some
         vocabularies.
@@ -173,15 +176,15 @@ class Model:
             if n >= 0:
                 return buffer.raw[:n]
             size = -n
-        raise EngineError(f"llama.cpp could not say what token {token} stands for.")
+        raise EngineError(f"llama.cpp could not give the text of token {token}.")
 
     def ends_generation(self, token: int) -> bool:
-        """Whether a text is at its end with this token."""
+        """Whether this token ends a text."""
         return bool(llama_cpp.llama_vocab_is_eog(self._vocab, token))
 
 
 def _load(files: Sequence[Path], n_gpu_layers: int) -> Any:
-    """llama.cpp's pointer; null where it refused the file."""
+    """llama.cpp's pointer; null if it refused the file."""
     llama_cpp.llama_backend_init()
     parameters = llama_cpp.llama_model_default_params()
     parameters.n_gpu_layers = n_gpu_layers

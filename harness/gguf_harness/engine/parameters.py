@@ -33,6 +33,6 @@ def context_parameters(settings: SessionSettings, model: Any) -> Any:
     parameters.flash_attn_type = _FLASH[settings.flash_attention]
     parameters.type_k = GGML_TYPES[settings.cache_type_k]
     parameters.type_v = GGML_TYPES[settings.cache_type_v]
-    # Cross-attention is made for a cache that sequences share, and aborts with another one.
+    # Cross-attention requires a cache shared by sequences, and aborts otherwise.
     parameters.kv_unified = bool(llama_cpp.llama_model_has_encoder(model))
     return parameters

@@ -1,4 +1,4 @@
-"""Embeddings of texts as embedding models make them: pooled by llama.cpp, as the file says (mean, CLS, last token)."""
+"""Text embeddings of embedding models: pooled by llama.cpp as the file says (mean, CLS, last token)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _POOLED: Final = frozenset({
 
 
 def pools(context: Context) -> bool:
-    """Whether a model is one for embeddings: its file says how the tokens of a text become one vector."""
+    """Whether a model is an embedding model: its file specifies the pooling."""
     return int(llama_cpp.llama_pooling_type(context.pointer)) in _POOLED
 
 
@@ -29,10 +29,10 @@ def embed(context: Context, tokens: Tokens) -> NDArray[np.float32]:
 
     Args:
         context: of a model that pools.
-        tokens: [n] token ids, n at most `n_ubatch`: such a model sees all of its text at once.
+        tokens: [n] token ids, n at most `n_ubatch`: such a model processes its text at once.
 
     Raises:
-        EngineError: a model that does not pool, or a text of no tokens or too many.
+        EngineError: a model that does not pool, or a text with no or too many tokens.
     """
     if not pools(context):
         raise EngineError(f"{context.model.name} has no pooled embeddings.", "Read the tap ln_final.normalized.")

@@ -1,4 +1,4 @@
-"""Quantizing a model with llama.cpp, as llama-quantize does it: the files come out equal."""
+"""Quantization with llama.cpp, as in llama-quantize: the files are identical."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _IMATRIX_HINT: Final = (
     "Make one with llama-imatrix and pass it with --gguf-imatrix=FILE, or choose a K-quant of 3 bits or more."
 )
 _PLANNED: Final = re.compile(r"quant size\s*=\s*([0-9.]+) MiB")
-# ggml has these types for activations, indices and scores: it has no code to quantize weights to them, and aborts.
+# ggml has these types for activations, indices and scores: it cannot quantize weights to them, and aborts.
 _NOT_FOR_WEIGHTS: Final = frozenset({"Q8_1", "Q8_K", "I8", "I16", "I32", "I64", "F64"})
 
 
@@ -45,10 +45,10 @@ def quantize_file(
     pure: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Write `files` as `quant` to `destination`: whole, or not at all.
+    """Quantize `files` to `quant` and write `destination` atomically.
 
-    Quantizing a model that is quantized already is allowed, as with `llama-quantize --allow-requantize`: whoever
-    names such a model as reference is told that it is one.
+    Quantizing a model that is quantized already is allowed, as with `llama-quantize --allow-requantize`: users who give
+    such a model as reference are told so.
 
     Args:
         files: the source, or all its splits.
@@ -85,7 +85,7 @@ def load_imatrix(path: Path) -> ImportanceMatrix:
     """Read an importance matrix: mean squared input per column, in_sum2 / counts (common/imatrix-loader.cpp).
 
     Raises:
-        QuantizeError: a GGUF file that holds no importance matrix.
+        QuantizeError: a GGUF file without an importance matrix.
         InvalidGGUF: not a GGUF file (older ones end in .dat: llama-imatrix converts them).
     """
     from gguf import GGUFReader
@@ -99,24 +99,24 @@ def load_imatrix(path: Path) -> ImportanceMatrix:
         stem = name.removesuffix(".in_sum2")
         counts = tensors.get(f"{stem}.counts")
         if counts is None:
-            raise QuantizeError(f"{path.name}: {name} has no {stem}.counts beside it.", "Make it with llama-imatrix.")
+            raise QuantizeError(f"{path.name}: {name} has no matching {stem}.counts.", "Make it with llama-imatrix.")
         if counts.size == 0 or sums.size % counts.size:
             raise QuantizeError(
                 f"{path.name}: {name} has {sums.size} values for {counts.size} counts.", "Make it with llama-imatrix."
             )
         rows = sums.reshape(counts.size, -1).astype(np.float32)
         column = counts.reshape(-1, 1).astype(np.float32)
-        # An expert that never ran says nothing: all its columns count alike.
+        # An expert that never ran has no data: all its columns get the same weight.
         result[stem] = np.where(column > 0, rows / np.maximum(column, 1), np.float32(1)).astype(np.float32).ravel()
     if not result:
-        raise QuantizeError(f"{path.name} holds no importance matrix.", "Make one with llama-imatrix (GGUF format).")
+        raise QuantizeError(f"{path.name} contains no importance matrix.", "Make one with llama-imatrix (GGUF format).")
     return result
 
 
 def _parameters(
     quant: str, threads: int, imatrix: Path | None, tensor_types: Mapping[str, str], pure: bool
 ) -> tuple[Any, list[object]]:
-    """What llama-quantize passes, and the objects that must live as long as it is used."""
+    """Parameters as in llama-quantize, and the objects that must live as long as they are used."""
     parameters = llama_cpp.llama_model_quantize_default_params()
     parameters.nthread = threads
     parameters.ftype = FTYPES[quant]
@@ -129,7 +129,7 @@ def _parameters(
 
 
 def _planned_bytes(source: Path, quant: str, parameters: Any) -> int:
-    """Size of the file to be, from a dry run of llama.cpp: milliseconds, nothing is written."""
+    """Size of the future file, from a dry run of llama.cpp, which takes milliseconds and writes nothing."""
     parameters.dry_run = True
     log = _run(source, source, quant, parameters, None)
     parameters.dry_run = False
@@ -156,7 +156,7 @@ def _run(
 
 
 def _check_written(file: Path, quant: str) -> None:
-    """llama.cpp does not notice every failed write: read the header, which is checked against the file's size."""
+    """Check the header against the file's size, since llama.cpp does not detect every failed write."""
     with file.open("rb+") as written:
         os.fsync(written.fileno())
     try:
@@ -205,7 +205,7 @@ def _step_reader(progress: Callable[[int, int], None] | None) -> Callable[[str],
 
 
 def _reserve(destination: Path, needed: int, quant: str) -> Path:
-    """An empty temporary file beside the destination, where there is room for what is to come."""
+    """An empty temporary file next to the destination, if there is room for the result."""
     folder = destination.parent
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,7 @@
 """An OpenAI-compatible server of one model, in a child process: llama_cpp.server, or a llama-server binary.
 
-It listens on 127.0.0.1 only and asks for a random key, which never stands on a command line. llama_cpp.server decodes
-one request at a time: requests that come together wait for each other, and none fails for it. llama-server decodes
-`ServerSettings.parallel` at once.
+It listens on 127.0.0.1 only and requires a random key, which is never on a command line. llama_cpp.server decodes one
+request at a time: concurrent requests wait in a queue. llama-server decodes `ServerSettings.parallel` at once.
 """
 
 from __future__ import annotations
@@ -45,9 +44,9 @@ _ALL_LAYERS: Final = 999
 
 
 class Server:
-    """A running server; it is ready when the constructor returns, and gone after `close`.
+    """A running server; it is ready when the constructor returns, and stopped by `close`.
 
-    On Linux it also ends when the thread that started it does, so that nothing outlives a killed session.
+    On Linux it also ends with the thread that started it, so that nothing outlives a killed session.
 
     Args:
         label: what is served, for error messages (usually the model's name).
@@ -60,7 +59,7 @@ class Server:
         timeout_s: longest time until it is ready.
 
     Raises:
-        EngineCrashed: the process died of a signal before it was ready.
+        EngineCrashed: the process was killed by a signal before it was ready.
         EngineTimeout: it was not ready in time; it was stopped.
         EngineError: the binary cannot be run, the port is taken, or llama.cpp refused the model.
     """
@@ -86,7 +85,7 @@ class Server:
         self._gpu = gpu
         self._timeout_s = timeout_s
         self._links: tempfile.TemporaryDirectory[str] | None = None
-        # Tells our server from another one that got the port first.
+        # Distinguishes our server from another one that took the port first.
         self._alias = f"gguf-harness-{secrets.token_hex(4)}"
         for attempt in range(1, _PORT_ATTEMPTS + 1):
             self.port = _choose_port(port)
@@ -94,7 +93,7 @@ class Server:
                 self._start()
                 break
             except EngineError:
-                # Between choosing a free port and listening on it, another process may have taken it.
+                # Another process may take a free port before we listen on it.
                 if port is not None or attempt == _PORT_ATTEMPTS or _is_free(self.port):
                     raise
 
@@ -114,13 +113,13 @@ class Server:
         return self._process.poll() is None
 
     def check(self, grace_s: float = 0.0) -> None:
-        """Make sure that the server is alive.
+        """Check that the server is alive.
 
         Args:
             grace_s: how long to wait for its end: a process that is being killed stops answering first.
 
         Raises:
-            EngineCrashed: it is not; the message has the signal and the last lines of its log.
+            EngineCrashed: it is not alive; the message has the signal and the last lines of its log.
         """
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(grace_s)
@@ -132,7 +131,7 @@ class Server:
             )
 
     def close(self) -> None:
-        """Stop the server; never fails, whatever state it is in."""
+        """Stop the server; never fails, in any state."""
         stop_child(self._process, _GRACE_S)
         self._finalizer.detach()
         if self._links is not None:
@@ -153,7 +152,7 @@ class Server:
             command = [sys.executable, "-P", "-X", "faulthandler", "-c", code]
             self._process = start_child(command, self.log, environment, stdin=subprocess.PIPE)
         else:
-            # What a person has set for other servers is not what is measured here.
+            # Settings of the user for other servers must not apply here.
             environment = {name: value for name, value in environment.items() if not name.startswith("LLAMA_ARG_")}
             environment["LLAMA_API_KEY"] = self.api_key
             code = f"import sys, gguf_harness.engine.child as c; c.run_bound({os.getpid()}, sys.argv[1:])"
@@ -174,7 +173,7 @@ class Server:
             with self._process.stdin as pipe:  # type: ignore[union-attr]
                 pipe.write(json.dumps(self._configuration()).encode())
         except BrokenPipeError:
-            pass  # it died already: waiting for it says why
+            pass  # it has already died: waiting for it gives the reason
 
     def _configuration(self) -> dict[str, Any]:
         """A configuration file of llama_cpp.server."""
@@ -186,21 +185,21 @@ class Server:
             "n_threads": settings.threads,
             "n_threads_batch": settings.threads,
             "n_gpu_layers": max(settings.n_gpu_layers, -1),
-            # Its default keeps the logits of a whole context, and locks the model's pages in memory.
+            # By default it keeps the logits of a whole context and locks the model in memory.
             "logits_all": False,
             "use_mlock": False,
         }
         if settings.changes_cache:
             model |= {"type_k": GGML_TYPES[settings.cache_type_k], "type_v": GGML_TYPES[settings.cache_type_v]}
         if settings.has_quantized_v:
-            # Its default is none, with which llama.cpp refuses such a cache; llama-server's is llama.cpp's own choice.
+            # The default is off, with which llama.cpp refuses such a cache; llama-server lets llama.cpp decide.
             model["flash_attn"] = True
-        # Its default ends a stream as soon as another request comes.
+        # By default a stream ends as soon as another request arrives.
         server = {"host": _HOST, "port": self.port, "api_key": self.api_key, "interrupt_requests": False}
         return {**server, "models": [model]}
 
     def _model_path(self) -> str:
-        """The (first) file by a path in UTF-8, which is all that llama_cpp.server takes: links with one if need be."""
+        """The (first) file by a UTF-8 path, as llama_cpp.server requires; via links if necessary."""
         path = str(self.files[0])
         if is_utf8(path):
             return path
@@ -255,7 +254,7 @@ class Server:
             content = response.read()
             return response.status == http.HTTPStatus.OK and json.loads(content)["data"][0]["id"] == self._alias
         except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError):
-            return False  # not yet, or not ours
+            return False  # not ready yet, or not ours
         finally:
             connection.close()
 
@@ -264,7 +263,7 @@ class Server:
 
 
 class ServerPool:
-    """Running servers by name, the least recently used stopped when there are too many.
+    """Running servers by name; if there are too many, the least recently used is stopped.
 
     Args:
         limit: how many may run at once.
@@ -275,7 +274,7 @@ class ServerPool:
         self._servers: dict[str, Server] = {}
 
     def get(self, name: str, start: Callable[[], Server]) -> Server:
-        """The running server of that name; started when there is none, or when it has died."""
+        """The running server of that name; started if there is none, or if it has died."""
         server = self._servers.pop(name, None)
         if server is None or not server.is_running:
             while len(self._servers) >= self._limit:
@@ -305,7 +304,7 @@ def require_binary(binary: Path) -> Path:
 
 
 def serve(parent: int) -> None:
-    """Body of the child process: `python -m llama_cpp.server` with the configuration that comes on its stdin.
+    """Main function of the child process: `python -m llama_cpp.server` with its configuration from stdin.
 
     Args:
         parent: process id of the parent, with which this process ends.
@@ -313,7 +312,7 @@ def serve(parent: int) -> None:
     die_with_parent(parent)
     from llama_cpp.server.settings import ConfigFileSettings, ModelSettings
 
-    # Each setting may also come from a variable of the same name (HOST, PORT, CACHE, ...): not here.
+    # Ignore environment variables that can set the same settings (HOST, PORT, CACHE, ...).
     ours = {"config_file", *ConfigFileSettings.model_fields, *ModelSettings.model_fields}
     for name in [name for name in os.environ if name.lower() in ours]:
         del os.environ[name]
@@ -335,7 +334,7 @@ def _choose_port(wanted: int | None) -> int:
 
 def _is_free(port: int) -> bool:
     with socket.socket() as probe:
-        # As servers do: connections that have ended must not count.
+        # As servers do: closed connections must not block the port.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((_HOST, port))

@@ -22,7 +22,7 @@ __all__ = [
 
 FlashAttention = Literal["auto", "on", "off"]
 WindowOrder = Literal["sampled", "first"]
-"""Windows of a text: drawn from all of it, or its first pages."""
+"""Windows of a text: sampled from all of it, or the first ones."""
 
 _SERVED_PROMPT: Final = (
     "sailors set out from the harbour before dawn, with bread for nine days and a map of the northern islands."
@@ -42,7 +42,7 @@ GGML_TYPES: Final[dict[CacheType, int]] = {
 
 _QUANTIZED: Final = frozenset({"q8_0", "q5_1", "q5_0", "q4_1", "q4_0"})
 CACHE_BLOCK: Final = 32
-"""Values that the quantized types of a cache store together."""
+"""Block size of quantized cache types."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +56,9 @@ class SessionSettings:
         threads: CPU threads for prompts and generation.
         flash_attention: "auto" lets llama.cpp decide; taps on the attention pattern need "off".
         cache_type_k: data type of the K cache.
-        cache_type_v: data type of the V cache; a quantized one needs flash attention, which "auto" then turns on.
+        cache_type_v: data type of the V cache; quantized types need flash attention, which "auto" then turns on.
         n_gpu_layers: layers offloaded to the GPU; negative for all.
-        beyond_context: whether to go on where a text is longer than what the model was trained on.
+        beyond_context: whether to continue if a text is longer than the training context.
     """
 
     n_ctx: int = 512
@@ -98,20 +98,20 @@ class SessionSettings:
         return self.cache_type_v in _QUANTIZED
 
     def require_pattern(self) -> None:
-        """Make sure that contexts with these settings can form attention scores and patterns.
+        """Check that contexts with these settings can compute attention scores and patterns.
 
         Raises:
-            OptionError: the V cache is quantized: llama.cpp computes with flash attention then, which forms neither.
+            OptionError: the V cache is quantized: llama.cpp then uses flash attention, which computes neither.
         """
         if self.has_quantized_v:
             raise OptionError(
                 f"Attention patterns cannot be read with a V cache of type {self.cache_type_v}: it needs flash"
                 " attention, and that never forms the pattern.",
-                "Read attention with V in f16, bf16 or f32; K may be quantized.",
+                "Measure attention with V in f16, bf16 or f32; K may be quantized.",
             )
 
     def with_pattern(self) -> SessionSettings:
-        """These settings without flash attention, so that attention scores and patterns are formed.
+        """These settings without flash attention, so that attention scores and patterns are computed.
 
         Raises:
             OptionError: as `require_pattern`.
@@ -121,21 +121,21 @@ class SessionSettings:
 
     @property
     def n_seq(self) -> int:
-        """Windows that share a batch, as llama-perplexity does it."""
+        """Number of windows that share a batch, as in llama-perplexity."""
         return max(1, self.n_batch // self.n_ctx)
 
     @property
     def lanes(self) -> int:
-        """How many contexts can share threads and windows of a batch evenly, so that most threads are busy.
+        """Number of contexts that share threads and windows of a batch evenly, with most threads busy.
 
-        Windows are independent: contexts side by side never wait for each other, while threads that share a context
-        meet after every operation.
+        Windows are independent: parallel contexts never wait for each other, while threads of one context synchronize
+        after every operation.
         """
         shared = [n for n in range(1, self.n_seq + 1) if self.n_seq % n == 0 and n <= self.threads]
         return max(shared, key=lambda n: (self.threads // n * n, n))
 
     def lane(self, lanes: int) -> SessionSettings:
-        """Settings of one of several contexts side by side: together they hold as many windows and threads as one."""
+        """Settings of one of several parallel contexts, which together have the windows and threads of one."""
         return replace(self, n_batch=max(self.n_batch // lanes, 1), threads=self.threads // lanes)
 
     def to_json(self) -> dict[str, Any]:
@@ -145,14 +145,14 @@ class SessionSettings:
 
 @dataclass(frozen=True, slots=True)
 class ServerSettings:
-    """How a server runs a model. Part of the cache key of what is measured there.
+    """How a server runs a model. Part of the cache keys of its measurements.
 
     Attributes:
         n_ctx: tokens of a request, prompt and completion together.
         threads: CPU threads for prompts and generation.
         n_gpu_layers: layers offloaded to the GPU; negative for all.
-        parallel: requests that llama-server decodes at once. llama_cpp.server decodes one at a time whatever is asked
-            for; the others wait in its queue.
+        parallel: requests that llama-server decodes at once. llama_cpp.server always decodes one at a time; the others
+            wait in its queue.
         cache_type_k: data type of the K cache.
         cache_type_v: data type of the V cache; a quantized one is used with flash attention.
     """
@@ -171,7 +171,7 @@ class ServerSettings:
 
     @property
     def changes_cache(self) -> bool:
-        """Whether the cache has other types than llama.cpp's own, f16."""
+        """Whether the cache types differ from llama.cpp's default, f16."""
         return (self.cache_type_k, self.cache_type_v) != ("f16", "f16")
 
     @property
@@ -180,7 +180,7 @@ class ServerSettings:
         return self.cache_type_v in _QUANTIZED
 
     def to_json(self) -> dict[str, Any]:
-        """A dictionary of JSON types only; without types of the cache where both are llama.cpp's own, f16."""
+        """A dictionary of JSON types only; without cache types if both are llama.cpp's default, f16."""
         values = asdict(self)
         if not self.changes_cache:
             del values["cache_type_k"], values["cache_type_v"]
@@ -192,10 +192,11 @@ class ServedRequest:
     """What to measure on a server.
 
     Attributes:
-        requests: per repetition, each with a prompt of its own.
-        concurrency: clients at a time.
+        requests: per repetition, each with a different prompt.
+        concurrency: number of parallel clients.
         max_tokens: length of every completion.
-        repetitions: how often all requests are sent, after a warm-up of one request; and one alone, afterwards.
+        repetitions: how often all requests are sent, after a warm-up request, and how often a single one is sent
+            afterwards.
         timeout_s: longest time for one request.
     """
 
@@ -206,12 +207,12 @@ class ServedRequest:
     timeout_s: float = 600.0
 
     def prompts(self, repetition: int) -> list[str]:
-        """Prompts that differ from the first word on: a server keeps what it has read of the last one."""
+        """Prompts that differ in the first word: a server reuses the common prefix of the last one."""
         first = repetition * self.requests
         return [f"{number} {_SERVED_PROMPT}" for number in range(first, first + self.requests)]
 
     def to_json(self) -> dict[str, Any]:
         """What the result depends on, as JSON types."""
         values = asdict(self) | {"prompt": _SERVED_PROMPT}
-        del values["timeout_s"]  # no number depends on it
+        del values["timeout_s"]  # numbers do not depend on it
         return values

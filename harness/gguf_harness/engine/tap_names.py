@@ -1,6 +1,6 @@
-"""The names of taps: tensors inside a model, and what llama.cpp calls them in its graphs.
+"""Names of taps, i.e. tensors inside a model, and their names in llama.cpp's graphs.
 
-One table, and nowhere else; what differs by architecture stands beside it.
+This is the only table; differences by architecture are in tables next to it.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ class TapInfo:
     Attributes:
         graph: llama.cpp's name for it in its graph, without the layer.
         shape: numpy's order, as it is read; pos is the token in the batch, key the position attended to (padded by
-            llama.cpp to a multiple of 256: cells that hold no token have a pattern of 0). A KV cache that is split by
-            sequence puts [stream, ...] in front of scores and pattern.
+            llama.cpp to a multiple of 256: cells without a token have a pattern of 0). With a KV cache split by
+            sequence, scores and pattern start with [stream, ...].
         meaning: one sentence.
-        operation: where llama.cpp uses a name several times, the operation whose result is meant.
-        operations: the operations that may be meant where `operation` is not set; empty for any.
+        operation: if llama.cpp uses a name several times, the operation of the intended node.
+        operations: possible operations if `operation` is not set; empty for any.
     """
 
     graph: str
@@ -48,13 +48,13 @@ class TapInfo:
 
 @dataclass(frozen=True, slots=True)
 class GraphNode:
-    """How a tap is recognized in llama.cpp's graph.
+    """How to recognize a tap in llama.cpp's graph.
 
     Attributes:
         name: llama.cpp's name; in tables with {i} for the layer.
-        operations: operations that may have made it; empty for any.
-        root: the weight or cache that following first operands ends at, where nothing else tells two nodes apart;
-            empty for any.
+        operations: possible operations of the node; empty for any.
+        root: the weight or cache at the end of the chain of first operands, if two nodes cannot be distinguished
+            otherwise; empty for any.
     """
 
     name: str
@@ -83,27 +83,27 @@ TAPS: dict[str, TapInfo] = {
     "blocks.{i}.attn_out": TapInfo(
         "attn_out",
         "[pos, d_model]",
-        "What attention adds to the residual stream, or what mixes tokens in its place in a layer without it.",
+        "Update of the residual stream by attention, or by the other token mixer of a layer.",
     ),
     "blocks.{i}.resid_mid": TapInfo("ffn_inp", "[pos, d_model]", "Residual stream between attention and MLP."),
-    "blocks.{i}.mlp_out": TapInfo("ffn_out", "[pos, d_model]", "What the MLP adds to the residual stream."),
+    "blocks.{i}.mlp_out": TapInfo("ffn_out", "[pos, d_model]", "Update of the residual stream by the MLP."),
     "blocks.{i}.resid_post": TapInfo("l_out", "[pos, d_model]", "Residual stream after the block."),
     "ln_final.normalized": TapInfo("result_norm", "[pos, d_model]", "After the final norm."),
     "logits": TapInfo("result_output", "[pos, vocabulary]", "Logits."),
 }
-"""Tap names follow TransformerLens. Graph names are those that llama.cpp's graph builders give (src/models).
+"""Tap names follow TransformerLens. Graph names are those of llama.cpp's graph builders (src/models).
 
-`encoder.` in front of a name means the encoder's: those are there while a context encodes, the others while it
+The prefix `encoder.` means the encoder's tensor, available while a context encodes; the others are available while it
 decodes. An encoder has no logits, its pattern no padding, and its last block keeps all tokens.
 
 From the last block's `resid_mid` on (its `attn_out` too where a norm follows attention), llama.cpp keeps only the
-tokens whose logits were asked for: pos counts those, and there may be none in a batch.
+tokens whose logits were requested: pos counts these, and a batch may have none.
 """
 
 ENCODER_PREFIX = "encoder."
 
 NEEDS_FLASH_ATTENTION_OFF = frozenset({"blocks.{i}.attn.scores", "blocks.{i}.attn.pattern"})
-"""Flash attention never forms these tensors."""
+"""Flash attention never computes these tensors."""
 
 _WITHOUT_ROPE = frozenset({
     "bert", "bloom", "gpt2", "jais", "jamba", "jina-bert-v2", "mpt", "nemotron_h", "nemotron_h_moe", "refact",
@@ -123,15 +123,15 @@ _OTHERWISE: dict[str, dict[str, str | None]] = {
         "embed": "inp_scaled", _Q: "Qcur_pos", _K: "Kcur_pos", _V: "Vcur_normed",
         _ATTN: "attn_post_norm", _MID: "attn_out", _MLP: "ffn_post_norm",
     },
-    # Its `ffn_inp` is what the mixer gives, before it is added to the stream.
+    # Its `ffn_inp` is the mixer's output before it is added to the stream.
     "jamba": {_ATTN: "ffn_inp", _MID: None},
     "minicpm3": {"embed": "inp_scaled"},
     "olmo2": {_ATTN: "attn_post_norm", _MLP: None},
 }  # fmt: skip
-"""Graph names that differ by architecture; None where llama.cpp gives the tensor no name of its own layer.
+"""Graph names that differ by architecture; None if llama.cpp does not name the tensor by layer.
 
-Models with a norm after attention or MLP: what is added to the residual stream is the result of that norm, and
-`ffn_out` would be what goes into it.
+Models with a norm after attention or MLP: the update of the residual stream is the output of that norm, while `ffn_out`
+would be its input.
 """
 
 _EXPERTS_OUT = frozenset({
@@ -146,7 +146,7 @@ _ROPE_SKIPS = {"smollm3": 4}
 
 
 def _t5(stack: str, reshaped: str = "") -> dict[str, tuple[GraphNode, ...]]:
-    """What differs in T5's encoder and decoder alike. `l_out` of the last block is renamed to `result_embd`."""
+    """Differences common to T5's encoder and decoder. `l_out` of the last block is renamed to `result_embd`."""
 
     def node(name: str, operation: str, weight: str) -> GraphNode:
         return GraphNode(name, frozenset({operation}), f"{stack}.blk.{{i}}.{weight}.weight")
@@ -171,16 +171,16 @@ _T5_DECODER = _t5("dec") | {
     _MID: (GraphNode("cross_inp-{i}", frozenset({"ADD"}), "dec.blk.{i}.attn_o.weight"),),
 }
 _ENCODERS = {"t5": _T5_ENCODER, "t5encoder": _T5_ENCODER}
-"""Architectures with an encoder, and what of its graph differs from `TAPS`."""
+"""Architectures with an encoder, and the differences of its graph from `TAPS`."""
 
 _DECODERS = {"t5": _T5_DECODER}
-"""What of a decoder's graph differs from `TAPS` by more than a name."""
+"""Differences of a decoder's graph from `TAPS` beyond names."""
 
 _ENCODER_ONLY = frozenset({"t5encoder"})
 
 
 def graph_nodes(tap: str, architecture: str, n_layer: int) -> tuple[GraphNode, ...]:
-    """The nodes that a tap may be in llama.cpp's graph, of which a layer has one.
+    """Candidate nodes of a tap in llama.cpp's graph; each layer has one of them.
 
     Args:
         tap: such as `blocks.3.attn.pattern`.
@@ -195,7 +195,7 @@ def graph_nodes(tap: str, architecture: str, n_layer: int) -> tuple[GraphNode, .
     _check_known(tap, n_layer)
     if encoder and (architecture not in _ENCODERS or generic == "logits"):
         reason = "an encoder has no logits" if architecture in _ENCODERS else f"{architecture} has no encoder"
-        way_out = f"Read {tap.removeprefix(ENCODER_PREFIX)!r}, which is there while a context decodes."
+        way_out = f"Read {tap.removeprefix(ENCODER_PREFIX)!r}, which is available while a context decodes."
         raise TapNotFound(f"{tap!r}: {reason}.", way_out)
     if not encoder and architecture in _ENCODER_ONLY:
         raise TapNotFound(f"{tap!r}: {architecture} has no decoder.", f"Its taps begin with {ENCODER_PREFIX!r}.")
@@ -226,7 +226,7 @@ def _usual_nodes(tap: str, architecture: str) -> tuple[GraphNode, ...]:
     if graph is None:
         raise TapNotFound(
             f"{tap!r}: llama.cpp does not name this tensor in models of the architecture {architecture}.",
-            "The residual stream before and after it (resid_mid, resid_post) can be read: their difference is it.",
+            "The residual stream before and after it (resid_mid, resid_post) can be read: it is their difference.",
         )
     skips = _ROPE_SKIPS.get(architecture)
     without_rope = architecture in _WITHOUT_ROPE or (skips and layer is not None and (layer + 1) % skips == 0)
@@ -245,7 +245,8 @@ def expand_taps(patterns: Iterable[str], n_layer: int) -> tuple[str, ...]:
     """Tap names from names and shell patterns: `blocks.*.attn.pattern`, `blocks.[0-3].attn.z`, `logits`.
 
     Args:
-        patterns: `*`, `?` and `[...]` as in a shell; `*` matches dots too, but not the encoder's: `encoder.*` does.
+        patterns: `*`, `?` and `[...]` as in a shell; `*` also matches dots, but not the encoder's taps; use `encoder.*`
+            for these.
         n_layer: number of layers.
 
     Returns:
@@ -257,7 +258,7 @@ def expand_taps(patterns: Iterable[str], n_layer: int) -> tuple[str, ...]:
     layered = [name for name in TAPS if "{i}" in name]
     names = [name.replace("{i}", str(layer)) for layer in range(n_layer) for name in layered]
     names = ["embed", *names, *(name for name in TAPS if "{i}" not in name and name != "embed")]
-    found: dict[str, None] = {}
+    taps: dict[str, None] = {}
     for pattern in patterns:
         prefix = ENCODER_PREFIX if pattern.startswith(ENCODER_PREFIX) else ""
         plain = pattern.removeprefix(prefix)
@@ -265,11 +266,11 @@ def expand_taps(patterns: Iterable[str], n_layer: int) -> tuple[str, ...]:
             prefix + name for name in names if fnmatch.fnmatchcase(name, plain) and not (prefix and name == "logits")
         ]
         if not matches:
-            # A plain name gets its own message: a layer too many, or a spelling mistake.
+            # A plain name gets its own message: an invalid layer, or a spelling mistake.
             _check_known(pattern, n_layer)
             raise TapNotFound(f"No tap matches {pattern!r}.", f"Known taps: {', '.join(TAPS)}.")
-        found.update(dict.fromkeys(matches))
-    return tuple(found)
+        taps.update(dict.fromkeys(matches))
+    return tuple(taps)
 
 
 def generic_tap(tap: str) -> str:

@@ -34,34 +34,34 @@ Reader = Callable[[str, NDArray[np.float32]], None]
 """Called with (tap, values); values have the shape that `gguf_harness.engine.tap_names.TAPS` states, once per physical
 batch.
 
-They are the reader's own, except where `Taps` was told that views will do: those cannot be written to, and hold the
-values only until the reader returns.
+They are copies, unless `Taps` was told that views are enough: views are read-only and valid only until the reader
+returns.
 """
 
 Patcher = Callable[[str, NDArray[np.float32]], NDArray[np.float32]]
-"""Called with (tap, values); returns what the rest of the graph shall see, in the same shape."""
+"""Called with (tap, values); returns the new values for the rest of the graph, in the same shape."""
 
 
 class Taps:
-    """The tensors that a context reads or patches, and the callback that llama.cpp calls for each node of its graph.
+    """Tensors that a context reads or patches, and the callback that llama.cpp calls for each graph node.
 
-    llama.cpp asks about every node before it computes it; only nodes that are wanted are computed on their own and
-    handed out. An exception in a reader or patcher is kept, and raised by `finish` after the decode: raised inside a
-    ctypes callback it would vanish. A tap that is both patched and read is patched first. Taps of an encoder are
-    handed out while the context encodes, the others while it decodes.
+    llama.cpp asks about every node before it computes it; only wanted nodes are computed separately and passed to
+    readers. An exception in a reader or patcher is raised by `finish` after the decode, since it would be lost inside a
+    ctypes callback. A tap that is both patched and read is patched first. Taps of an encoder are read while the context
+    encodes, the others while it decodes.
 
     Args:
         architecture: `general.architecture` of the model.
         n_layer: number of layers of the model.
         read: function by tap.
         patch: function by tap.
-        views: taps whose readers keep nothing of what they are given without copying it. These need not be copied for
-            them, where llama.cpp has them in this process's memory.
-        some: whether one of these taps is enough; otherwise each has to be there in every decode.
-        changing: whether `watch` will be called; llama.cpp is not to call where nothing will ever be wanted.
+        views: taps whose readers copy whatever they keep. These are not copied for them if llama.cpp has them in this
+            process's memory.
+        some: whether one of these taps is enough; otherwise each must occur in every decode.
+        changing: whether `watch` will be called; otherwise, without wanted taps, no callback is installed.
 
     Raises:
-        TapNotFound: a name that is no tap, a layer that the model does not have, or a tensor that llama.cpp does not
+        TapNotFound: an unknown tap, a layer that the model does not have, or a tensor that llama.cpp does not
             name in this architecture.
     """
 
@@ -89,17 +89,17 @@ class Taps:
         self._offered: set[bytes] = set()
         self._first: bytes | None = None
         self._handed: set[str] = set()
-        # llama.cpp holds the address only: this object must live as long as the context. With nothing wanted it is
-        # null, and llama.cpp does not call at all.
+        # llama.cpp only stores the address: this object must live as long as the context. If nothing is wanted it is
+        # null, and llama.cpp does not call back.
         kind = llama_cpp.ggml_backend_sched_eval_callback
         self.callback = kind(self._on_node) if changing or any(self._graphs.values()) else kind()
 
     def watch(self, *, read: Mapping[str, Reader] | None = None, patch: Mapping[str, Patcher] | None = None) -> None:
-        """From the next decode on, read and patch these taps and no others.
+        """From the next decode on, read and patch only these taps.
 
         Raises:
             TapNotFound: as in the constructor.
-            EngineError: this was not said to come.
+            EngineError: `changing` was not set.
         """
         if not self._changing:
             raise EngineError("These taps cannot be changed.", "Make them with changing=True.")
@@ -107,7 +107,7 @@ class Taps:
 
     def _watch(self, read: Mapping[str, Reader], patch: Mapping[str, Patcher]) -> None:
         self._readers, self._patchers = dict(read), dict(patch)
-        # By whether it is the encoder's graph: the two give the same names.
+        # By encoder or decoder: both graphs use the same names.
         self._graphs: dict[bool, dict[bytes, list[_Wanted]]] = {False: {}, True: {}}
         for tap in dict.fromkeys([*self._readers, *self._patchers]):
             graph = self._graphs[tap.startswith(ENCODER_PREFIX)]
@@ -117,10 +117,10 @@ class Taps:
         self._wanted = self._graphs[self._encoder]
 
     def require_possible(self, settings: SessionSettings) -> None:
-        """Make sure that a context with these settings can have these taps.
+        """Check that a context with these settings can have these taps.
 
         Raises:
-            OptionError: the attention pattern is wanted, which is never formed where the V cache is quantized.
+            OptionError: the attention pattern is wanted, which is never computed with a quantized V cache.
         """
         if any(generic_tap(tap) in NEEDS_FLASH_ATTENTION_OFF for tap in (*self._readers, *self._patchers)):
             settings.require_pattern()
@@ -136,7 +136,7 @@ class Taps:
         """Called by the context after each decode, and after it encoded.
 
         Raises:
-            TapNotFound: the graph had no such tensor (lists those that it has), or several.
+            TapNotFound: the graph had no such tensor (the message lists the available ones), or several.
             Exception: whatever a reader or patcher raised.
         """
         if self._failure is not None:
@@ -156,7 +156,7 @@ class Taps:
                 self._pass_by(name)
             tap = self._meant(address, name) if self._failure is None else None
             if tap is None:
-                # Asked: not wanted. Told: go on with the graph.
+                # When asked: not wanted. When told: continue the graph.
                 return not ask
             if not ask:
                 self._hand_out(tap, address)
@@ -165,18 +165,18 @@ class Taps:
         return True
 
     def _pass_by(self, name: bytes) -> None:
-        # llama.cpp runs the graph once per physical batch, from the same first node on.
+        # llama.cpp runs the graph once per physical batch, starting with the same node.
         if self._first is None or self._first == name:
             self._first = name
             self._handed.clear()
         self._offered.add(name)
 
     def _meant(self, address: int, name: bytes) -> str | None:
-        """The tap that a node is.
+        """The tap of a node.
 
-        llama.cpp names several nodes alike (Qcur: projection, bias, reshape, rope): operation and root tell them apart.
-        Which of them comes last cannot be known when the first is asked about, and a patch of the first would be undone
-        or repeated by the others.
+        llama.cpp gives several nodes the same name (Qcur: projection, bias, reshape, rope): operation and root
+        distinguish them. The last one is not known when the first is asked about, and a patch of the first would be
+        undone or repeated by the others.
         """
         for tap, operations, root in self._wanted.get(name, ()):
             if (not operations or self._describe(address) in operations) and (not root or _root(address) == root):
@@ -188,20 +188,20 @@ class Taps:
             raise TapNotFound(
                 f"{tap} cannot be told apart: llama.cpp's graph of this {self._architecture} model has several such"
                 " tensors.",
-                "Check that the architecture is the file's own; if it is, read another tap near it.",
+                "Check that the architecture is that of the file; if it is, read another tap nearby.",
             )
         self._handed.add(tap)
         viewed = tap in self._views and tap not in self._patchers
         values = view_tensor(address) if viewed else read_tensor(address)
         shown = values.reshape(values.shape[_leading_ones(values.shape, _RANKS[generic_tap(tap)]) :])
         if tap in self._patchers:
-            # The patcher may change its argument in place: the shape is kept beforehand.
+            # The patcher may change its argument in place: store the shape first.
             shape = shown.shape
             shown = np.asarray(self._patchers[tap](tap, shown), dtype=np.float32)
             if shown.shape != shape:
                 raise EngineError(
                     f"{tap} of shape {shape} cannot be patched with an array of shape {shown.shape}.",
-                    "A patcher returns an array of the shape that it was given.",
+                    "A patcher must return an array of the shape that it receives.",
                 )
             write_tensor(address, shown.reshape(values.shape))
         if tap in self._readers:
@@ -218,7 +218,7 @@ class Taps:
         return f"It offers: {', '.join(prefix + tap for tap in TAPS if tap in offered) or 'none of the known taps'}."
 
     def _layers_with(self, tap: str) -> list[int]:
-        """Layers whose part of attention of this name was in the graph: some, of a model that has it in some only."""
+        """Layers whose graph had this attention tensor: only some layers in hybrid models."""
         before, part, name = tap.partition(".attn.")
         # A layer that is not there at all has no other way to mix tokens.
         if not part or not self._is_offered(f"{before}.mlp_out"):
@@ -235,13 +235,13 @@ class Taps:
 
 
 _Wanted = tuple[str, frozenset[bytes], bytes]
-"""A tap, with the operations and the root of the node that it is: see `gguf_harness.engine.tap_names.GraphNode`."""
+"""A tap, with the operations and root of its node: see `gguf_harness.engine.tap_names.GraphNode`."""
 
 _RANKS: Final[dict[str, int]] = {tap: info.shape.count(",") + 1 for tap, info in TAPS.items()}
 
 
 def _leading_ones(shape: tuple[int, ...], rank: int) -> int:
-    """How many leading dimensions of size one to drop, so that `rank` are left; streams of a batch stay."""
+    """Number of leading dimensions of size one to drop to keep `rank`; streams of a batch are kept."""
     drop = 0
     while len(shape) - drop > rank and shape[drop] == 1:
         drop += 1
@@ -249,7 +249,7 @@ def _leading_ones(shape: tuple[int, ...], rank: int) -> int:
 
 
 def _root(address: int) -> bytes:
-    """The name of the tensor that following first operands ends at: of a product, the weight or the cached values."""
+    """Name of the tensor at the end of the chain of first operands: for a product, the weight or the cached values."""
     tensor = Tensor.from_address(address)
     while tensor.src[0]:
         tensor = tensor.src[0].contents

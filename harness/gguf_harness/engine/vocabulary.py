@@ -1,4 +1,4 @@
-"""What of a vocabulary the measurements need."""
+"""The parts of a vocabulary that measurements need."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["Vocabulary", "control_texts", "count_tokens", "ordinary_tokens", "to
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """Size and special tokens; -1 for a token that there is not."""
+    """Size and special tokens; -1 for missing tokens."""
 
     n_tokens: int
     bos: int
@@ -36,7 +36,7 @@ class Vocabulary:
 
 
 def count_tokens(file: Path, text: bytes) -> int:
-    """Tokens of a text as `Model.tokenize` has them; of the file, only the vocabulary is loaded.
+    """Number of tokens of a text, as by `Model.tokenize`; only the vocabulary of the file is loaded.
 
     Raises:
         EngineError: llama.cpp refused the file.
@@ -50,7 +50,7 @@ def count_tokens(file: Path, text: bytes) -> int:
     if not model:
         raise EngineError(f"llama.cpp could not read the vocabulary of {file.name}: {log.last_problem()}")
     try:
-        # Without room for tokens, llama.cpp answers with less the number of them.
+        # Without room for tokens, llama.cpp returns minus their number.
         handle = llama_cpp.llama_model_get_vocab(model)
         return -int(llama_cpp.llama_tokenize(handle, text, len(text), None, 0, True, False))
     finally:
@@ -58,12 +58,12 @@ def count_tokens(file: Path, text: bytes) -> int:
 
 
 def token_text(handle: Any, token: int) -> str:
-    """How the file writes a token; "" for -1."""
+    """Text of a token in the file; "" for -1."""
     return "" if token < 0 else bytes(llama_cpp.llama_vocab_get_text(handle, token)).decode("utf-8", "replace")
 
 
 def control_texts(handle: Any) -> list[str]:
-    """Texts of all tokens that are special to the model where a text is parsed for them: `<|im_start|>`."""
+    """Texts of all special tokens that are found when a text is parsed for them: `<|im_start|>`."""
     special = llama_cpp.LLAMA_TOKEN_ATTR_CONTROL | llama_cpp.LLAMA_TOKEN_ATTR_UNKNOWN
     tokens = range(llama_cpp.llama_vocab_n_tokens(handle))
     return [token_text(handle, token) for token in tokens if llama_cpp.llama_vocab_get_attr(handle, token) & special]

@@ -1,8 +1,8 @@
-"""One child process per model: llama.cpp may abort, hang or be killed there, and that is an ordinary error here.
+"""One child process per model: if llama.cpp aborts, hangs or is killed there, that is an ordinary error here.
 
 A task is a module-level function `task(worker, *args, **kwargs)`. It is sent by reference and runs in the child,
 where `worker` gives it the loaded `Model`, contexts of it, and a way to report progress. Only its result comes back:
-tensors never cross the process border.
+tensors never leave the process.
 """
 
 from __future__ import annotations
@@ -42,32 +42,32 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _MOST_CONTEXTS: Final = 2
-"""Of one model that are kept for the next task: two settings in turns, without their caches being made anew."""
+"""Contexts of a model kept for the next task: enough for two alternating settings without recreating caches."""
 
 ProgressCallback = Callable[[int, int], None]
 """Called with (done, total) in the task's own unit."""
 
 
 class WorkerContext:
-    """What a task is given inside the child process."""
+    """The context of a task inside the child process."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._request = 0
         self._model: Model | None = None
-        # The least recently used first.
+        # Least recently used first.
         self._contexts: dict[SessionSettings, Context] = {}
 
     def begin(self, request: int) -> None:
-        """Say which request the task belongs to that runs now."""
+        """Set the request of the running task."""
         self._request = request
 
     def progress(self, done: int, total: int) -> None:
-        """Report progress to the parent. Also how a parent that is gone is noticed: the send fails."""
+        """Report progress to the parent. This also detects that the parent is gone, as sending fails."""
         self._connection.send((self._request, "progress", (done, total)))
 
     def model(self, files: Sequence[Path], n_gpu_layers: int) -> Model:
-        """The loaded model; kept until another one is asked for, so that one is in memory at a time."""
+        """The loaded model; kept until another one is requested, so that only one is in memory."""
         from gguf_harness.engine.model import Model
 
         if self._model is None or (self._model.files, self._model.n_gpu_layers) != (tuple(files), n_gpu_layers):
@@ -76,9 +76,9 @@ class WorkerContext:
         return self._model
 
     def context(self, files: Sequence[Path], settings: SessionSettings) -> Context:
-        """A context of the model with these settings; kept for later tasks, the least recently used ones closed.
+        """A context of the model with these settings; kept for later tasks, closing the least recently used ones.
 
-        It holds what was decoded last: clear it first. Taps need a context of their own.
+        It may contain earlier tokens: clear it first. Taps need a separate context.
         """
         from gguf_harness.engine.context import Context
 
@@ -106,10 +106,10 @@ class Worker:
     The process starts with the first `call`. After a crash or a timeout the next call starts a fresh one.
 
     Args:
-        label: what the process works on, for error messages (usually the model's name).
+        label: name for error messages (usually the model's name).
         log: file that collects the child's output, llama.cpp's log included.
         gpu: index for CUDA_VISIBLE_DEVICES; -1 hides all GPUs; None leaves the environment as it is.
-        timeout_s: longest time between two signs of life.
+        timeout_s: longest time between two messages of the worker.
     """
 
     def __init__(self, label: str, log: Path, *, gpu: int | None = None, timeout_s: float = 1800.0) -> None:
@@ -125,7 +125,7 @@ class Worker:
 
     @property
     def pid(self) -> int | None:
-        """Process id of the child, None while there is none."""
+        """Process id of the child; None if there is none."""
         return self._process.pid if self._process else None
 
     def call(
@@ -140,8 +140,8 @@ class Worker:
 
         Raises:
             EngineCrashed: the child died; the message has the signal and the last lines of its log.
-            EngineTimeout: the child gave no sign of life for the timeout; it was stopped.
-            HarnessError: whatever the task raised.
+            EngineTimeout: the child sent nothing for the timeout and was stopped.
+            HarnessError: the error of the task.
         """
         try:
             connection = self._connection or self._start()
@@ -151,7 +151,7 @@ class Worker:
         except (EOFError, ConnectionError) as error:
             raise self._crashed() from error
         except BaseException:
-            # Whatever ended the wait (Ctrl-C, a time limit of pytest, a failing progress bar): the child may still
+            # If the wait was interrupted (Ctrl-C, a time limit of pytest, a failing progress bar), the child may still
             # answer, and its answer must not be taken for that to the next request.
             self._kill()
             raise
@@ -166,7 +166,7 @@ class Worker:
         while True:
             if not connection.poll(self._timeout_s):
                 raise EngineTimeout(
-                    f"{self.label}: no sign of life from the worker for {self._timeout_s:g} s; it was stopped.",
+                    f"{self.label}: the worker sent nothing for {self._timeout_s:g} s; it was stopped.",
                     f"Raise --gguf-timeout if the model is that slow. Log: {self.log}",
                 )
             number, kind, payload = connection.recv()
@@ -181,7 +181,7 @@ class Worker:
                 progress(*payload)
 
     def close(self) -> None:
-        """Stop the child; never fails, whatever state it is in."""
+        """Stop the child; never fails, in any state."""
         process, connection = self._process, self._connection
         if process is None or connection is None:
             return
@@ -212,7 +212,7 @@ class Worker:
 
     def _kill(self) -> None:
         finalizer, connection = self._finalizer, self._connection
-        # First, so that a second Ctrl-C in here leaves no connection that would be used again.
+        # First, so that a second Ctrl-C here leaves no connection that could be reused.
         self._process = self._connection = self._finalizer = None
         try:
             if finalizer is not None:
@@ -235,7 +235,7 @@ class Worker:
 
 
 def serve(file_descriptor: int) -> None:
-    """Body of the child process: run tasks until the parent says stop or is gone."""
+    """Main function of the child process: run tasks until the parent sends stop or is gone."""
     die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     connection = Connection(file_descriptor)
@@ -246,7 +246,7 @@ def serve(file_descriptor: int) -> None:
             worker.begin(request)
             connection.send((request, *_run(worker, task, args, kwargs)))
     except (EOFError, ConnectionError, BrokenPipeError):
-        pass  # the parent is gone: there is nobody to tell
+        pass  # the parent is gone: nobody to report to
     finally:
         worker.close()
 
@@ -263,6 +263,6 @@ def _run(
     except MemoryError:
         traceback.print_exc()
         return "error", EngineError("Out of memory in the worker.", "Use a smaller --gguf-ctx or --gguf-batch.")
-    except Exception as error:  # any defect in a task costs this call, not the session
+    except Exception as error:  # a defect in a task fails this call, not the session
         traceback.print_exc()
         return "error", EngineError(f"{type(error).__name__} in the worker: {error}", "The traceback is in its log.")

@@ -1,4 +1,4 @@
-"""Tasks for a worker that are no measurements. Light: llama.cpp is loaded only where a task runs."""
+"""Worker tasks that are not measurements. Light: llama.cpp is loaded only when a task runs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["build_files", "count_tokens", "describe_engine", "ggml_environment",
 
 
 def build_files(binary: Path | None = None) -> list[Path]:
-    """The libraries and programs that a build of llama.cpp consists of: their content tells builds apart.
+    """The libraries and programs of a build of llama.cpp: their content identifies the build.
 
     Args:
         binary: a program of llama.cpp; None for llama-cpp-python.
@@ -28,7 +28,7 @@ def build_files(binary: Path | None = None) -> list[Path]:
     """
     if binary is not None:
         program = binary.resolve()
-        # A shared build has its libraries beside it, an installed one in `lib`.
+        # A shared build has its libraries in the same folder, an installed one in `lib`.
         return [
             program,
             *(file for folder in (program.parent, program.parent.parent / "lib") for file in _libraries(folder)),
@@ -43,15 +43,15 @@ def build_files(binary: Path | None = None) -> list[Path]:
 
 def _libraries(folder: Path) -> list[Path]:
     files = [file for stem in ("ggml", "llama") for file in folder.glob(f"lib{stem}*") if file.is_file()]
-    # Of the names that a library has, one is enough.
+    # One of the names of a library is enough.
     return sorted({file.resolve() for file in files})
 
 
 def identify_engine(description: dict[str, Any], build: str) -> dict[str, Any]:
-    """What the numbers of llama.cpp depend on, for cache keys.
+    """Everything that llama.cpp's numbers depend on, for cache keys.
 
-    Versions, content of the libraries, instruction sets, GPUs with their driver, and settings in the environment. Not
-    the memory of a machine nor the name of its processor: machines that compute alike share what was measured.
+    Versions, content of the libraries, instruction sets, GPUs with their driver, and settings in the environment. Not a
+    machine's memory or processor name: machines that compute the same share measurements.
 
     Args:
         description: from `describe_engine`.
@@ -69,9 +69,9 @@ def identify_engine(description: dict[str, Any], build: str) -> dict[str, Any]:
 
 
 def ggml_environment() -> dict[str, str]:
-    """Settings in the environment that change what is computed: ggml's (GGML_CUDA_FORCE_MMQ), and one of llama.cpp's.
+    """Environment variables that change results: ggml's (GGML_CUDA_FORCE_MMQ), and one of llama.cpp's.
 
-    LLAMA_ATTN_ROT_DISABLE is whether K and V are rotated before they are quantized in the cache.
+    LLAMA_ATTN_ROT_DISABLE controls whether K and V are rotated before they are quantized in the cache.
     """
     return {
         name: value
@@ -81,7 +81,7 @@ def ggml_environment() -> dict[str, str]:
 
 
 def describe_engine(worker: WorkerContext) -> dict[str, Any]:
-    """What llama.cpp says of itself; loading its libraries takes a second, and fails here if they do not fit.
+    """llama.cpp's description of itself; loading its libraries takes a second, and fails here if they do not match.
 
     Raises:
         UnsupportedEngine: llama-cpp-python is outside the supported range.
@@ -95,7 +95,7 @@ def describe_engine(worker: WorkerContext) -> dict[str, Any]:
 
 
 def count_tokens(_: WorkerContext, files: Sequence[Path], text: bytes) -> int:
-    """Tokens of a text, special ones included; of the model, only the vocabulary is loaded."""
+    """Number of tokens of a text, including special ones; only the vocabulary of the model is loaded."""
     from gguf_harness.engine.vocabulary import count_tokens as count
 
     return count(files[0], text)

@@ -1,1 +1,1 @@
-"""What is in a GGUF file: header, metadata, types, weights, groups of tensors, and changed copies."""
+"""GGUF files: header, metadata, types, weights, groups of tensors, and modified copies."""

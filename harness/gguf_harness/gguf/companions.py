@@ -1,4 +1,4 @@
-"""GGUF files that lie beside models and are none, told by what they hold (llama.cpp's gguf-py/gguf/constants.py)."""
+"""GGUF files next to models that are not models, detected by content (llama.cpp's gguf-py/gguf/constants.py)."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ _TYPES: Final = {
     "mmproj": "a projector of images or sound",
     "imatrix": "an importance matrix",
 }
-"""`general.type` (gguf.GGUFType) of what is no model."""
+"""`general.type` (gguf.GGUFType) of files that are not models."""
 
 CACHE_TAG: Final = "CACHEDIR.TAG"
 CACHE_SIGNATURE: Final = "Signature: 8a477f597d28d172789f06886806bc55"
-"""The file in a cache folder that backup programs look for, and how it begins: https://bford.info/cachedir/"""
+"""The file in a cache folder that backup programs look for, and its first line: https://bford.info/cachedir/"""
 
 _ARCHITECTURES: Final = {"clip": "a projector of images or sound", "controlvector": "a control vector"}
 _ENDINGS: Final = (
     ((".lora_a", ".lora_b"), "a LoRA adapter"),
     ((".in_sum2", ".counts"), "an importance matrix"),
 )
-"""How all tensors of a file are named that does not say what it is."""
+"""Endings of all tensor names in files that do not declare what they are."""
 
 
 def companion_kind(headers: Sequence[GGUFHeader]) -> str | None:
-    """What a GGUF file is that is no model by itself, with the reason; None for a model.
+    """Kind of a GGUF file that is not a model by itself, with the reason; None for a model.
 
     Args:
         headers: of the file, or of all its splits.
@@ -59,7 +59,7 @@ def _text(metadata: dict[str, Any], key: str) -> str:
 
 
 def holds_gguf(file: Path) -> bool:
-    """Whether a file begins as GGUF does, whatever it is called."""
+    """Whether a file starts like GGUF, whatever its name."""
     try:
         if not file.is_file():
             return False
@@ -70,11 +70,11 @@ def holds_gguf(file: Path) -> bool:
 
 
 def cache_above(file: Path, named: Path) -> Path | None:
-    """The cache folder that a file is in (https://bford.info/cachedir/), unless a person named a place inside of it.
+    """The cache folder that contains a file (https://bford.info/cachedir/), unless the user named a path inside it.
 
     Args:
         file: that a pattern matched.
-        named: the pattern: its folders up to the first wildcard are what the person named.
+        named: the pattern: its folders up to the first wildcard count as named by the user.
     """
     for folder in file.parents:
         tag = folder / CACHE_TAG

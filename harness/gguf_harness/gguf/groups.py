@@ -1,4 +1,4 @@
-"""Which tensors of a model belong together: by role, by layer."""
+"""Groups of tensors of a model: by role, by layer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _BLOCK: Final = re.compile(r"^((?:enc|dec)\.)?blk\.(\d+)\.(.+)$")
 
 
 def role_of(name: str) -> str:
-    """What a tensor is, in whatever layer: `attn_q` for blk.3.attn_q.weight, `attn_q.bias` for its bias.
+    """Role of a tensor in any layer: `attn_q` for blk.3.attn_q.weight, `attn_q.bias` for its bias.
 
     Tensors of an encoder keep its name: `enc.attn_q`.
     """
@@ -22,7 +22,7 @@ def role_of(name: str) -> str:
 
 
 def layer_of(name: str) -> int | None:
-    """Number of the layer, None outside of layers. Encoder and decoder each count theirs from 0: roles differ."""
+    """Number of the layer; None outside of layers. Encoder and decoder both count from 0, but roles differ."""
     match = _BLOCK.match(name)
     return int(match[2]) if match else None
 
@@ -36,7 +36,7 @@ def by_role(names: Iterable[str]) -> dict[str, list[str]]:
 
 
 def by_layers(names: Iterable[str], most: int) -> dict[tuple[int, int], list[str]]:
-    """Tensors of layers, by the first and the last of at most so many runs of consecutive layers, evenly filled."""
+    """Tensors of layers, by (first, last) layer, in at most the given number of equal runs of consecutive layers."""
     groups: dict[int, list[str]] = {}
     for name in names:
         if (layer := layer_of(name)) is not None:

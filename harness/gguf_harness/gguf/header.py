@@ -1,7 +1,7 @@
-"""Reads and validates the header of a GGUF file before llama.cpp sees it: llama.cpp aborts on some bad ones.
+"""Read and validate the header of a GGUF file before llama.cpp does, which aborts on some invalid ones.
 
-The format is specified in ggml's docs/gguf.md. Whatever the bytes are, the answer is a header or an `InvalidGGUF`
-that says what is wrong, in time and memory bounded by the file. Standard library only: this runs while pytest collects.
+The format is specified in ggml's docs/gguf.md. For any bytes, the result is a header or an `InvalidGGUF` that says what
+is wrong, in time and memory bounded by the file size. Standard library only: this runs while pytest collects.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["TENSOR_TYPES", "GGUFHeader", "TensorInfo", "TensorType", "read_heade
 
 @dataclass(frozen=True, slots=True)
 class TensorType:
-    """How a type stores numbers: `block_bytes` bytes for each `block` weights of a row."""
+    """Storage of a type: `block_bytes` bytes for each `block` weights of a row."""
 
     name: str
     block: int
@@ -107,11 +107,11 @@ class TensorInfo:
 
 @dataclass(frozen=True, slots=True)
 class GGUFHeader:
-    """Everything in a GGUF file but the weights.
+    """Everything in a GGUF file except the weights.
 
     Attributes:
         metadata: key to value; arrays are tuples when short and of numbers, otherwise an `ArraySummary`.
-        tensors_offset: where the list of tensors begins, behind the metadata.
+        tensors_offset: where the list of tensors starts, after the metadata.
         alignment: of the list's end and of each tensor's data.
         vocab_sha256: hash of tokenizer model and token list; None for a file without vocabulary.
     """
@@ -131,12 +131,12 @@ def read_header(path: Path) -> GGUFHeader:
     """Read and validate.
 
     Raises:
-        InvalidGGUF: for whatever is wrong with the file.
+        InvalidGGUF: if anything is wrong with the file.
     """
     try:
         if path.is_symlink() and not path.exists():
             raise InvalidGGUF(
-                f"{path} is a link to {visible(str(path.readlink()))}, which is not there.",
+                f"{path} is a link to {visible(str(path.readlink()))}, which does not exist.",
                 "Download it again, or link to the file.",
             )
         if not path.is_file():
@@ -151,7 +151,7 @@ def read_header(path: Path) -> GGUFHeader:
 
 
 class _Parser:
-    """One walk over the bytes; every read is checked against the file's end."""
+    """A single pass over the bytes; every read is checked against the file's end."""
 
     def __init__(self, path: Path, data: mmap.mmap, size: int) -> None:
         self._path = path
@@ -189,9 +189,7 @@ class _Parser:
             for prefix, what in _LOOKS_LIKE.items():
                 if start.startswith(prefix):
                     self._fail(f"the file looks like {what}")
-            self._fail(
-                f"it starts with {start[:8]!r}, expected b'GGUF': this is not a GGUF file, whatever its name says"
-            )
+            self._fail(f"it starts with {start[:8]!r}, expected b'GGUF': this is not a GGUF file, despite its name")
         self._at = 4
         version = self._unpack(_SCALARS[4], "the version")
         if version not in _VERSIONS:
@@ -287,7 +285,7 @@ class _Parser:
         return TensorInfo(name, shape, kind.name, offset, elements // kind.block * kind.block_bytes)
 
     def _check_layout(self, infos: tuple[TensorInfo, ...], alignment: int, data_offset: int) -> None:
-        """Tensors are packed in order, each padded to the alignment, as ggml's own reader demands."""
+        """Check that tensors are packed in order, each padded to the alignment, as ggml's reader requires."""
         expected = 0
         for info in infos:
             if info.offset != expected:
@@ -329,7 +327,10 @@ class _Parser:
 
 
 def _hash_vocabulary(metadata: Metadata) -> str | None:
-    """Two models share a vocabulary when each token id means the same text: nothing else changes what logits mean."""
+    """Two models share a vocabulary if each token id means the same text.
+
+    Only that determines the meaning of logits.
+    """
     tokens = metadata.get("tokenizer.ggml.tokens")
     if tokens is None:
         return None

@@ -1,4 +1,4 @@
-"""The metadata of a GGUF file by key and by type: any key may hold any type, whatever the specification says of it."""
+"""The metadata of a GGUF file by key and type: any key may have any type, whatever the specification says."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _MOST_TOKEN: Final = 2**32 - 1
 
 @dataclass(frozen=True, slots=True)
 class ArraySummary:
-    """A long array of metadata (a vocabulary): how many elements, and a hash of them."""
+    """A long array of metadata (a vocabulary): number of elements, and a hash of them."""
 
     count: int
     sha256: str
@@ -29,7 +29,7 @@ class ArraySummary:
 class Metadata(dict[str, Any]):
     """Values by key: whole numbers, floats, bools and texts; arrays as tuples, or as an `ArraySummary`.
 
-    Each method gives the value of a key as one type, None where the file has no such key.
+    Each method returns the value of a key as one type; None if the file has no such key.
 
     Attributes:
         types: by key, as ggml's docs/gguf.md names them: `uint32`, `array of string`.
@@ -38,7 +38,7 @@ class Metadata(dict[str, Any]):
         file: its name, for messages.
 
     Raises:
-        InvalidGGUF: from each method: the value is of another type, or beyond what it can be.
+        InvalidGGUF: from each method: the value has another type, or is out of range.
     """
 
     def __init__(self, file: str) -> None:
@@ -47,7 +47,7 @@ class Metadata(dict[str, Any]):
         self.types: dict[str, str] = {}
 
     def integer(self, key: str, least: int = 0, most: int = _LARGEST) -> int | None:
-        """A whole number, which a bool is not."""
+        """A whole number; booleans are not accepted."""
         value = self.get(key)
         if value is None:
             return None
@@ -79,7 +79,7 @@ class Metadata(dict[str, Any]):
         return value
 
     def name(self, key: str) -> str | None:
-        """A text that names something: printable, and no novel."""
+        """A text that names something: printable and short."""
         value = self.text(key)
         if value is not None and not (len(value) <= _MOST_NAME and value.isprintable()):
             self.refuse(key, f"at most {_MOST_NAME} printable characters")
@@ -111,7 +111,7 @@ class Metadata(dict[str, Any]):
         return len(value) if isinstance(value, tuple) else value.count
 
     def refuse(self, key: str, expected: str) -> NoReturn:
-        """Say what a key holds and what it was expected to hold.
+        """Raise an error with the value of a key and what was expected.
 
         Raises:
             InvalidGGUF: always.
@@ -126,7 +126,7 @@ class Metadata(dict[str, Any]):
 
 
 def check_metadata(metadata: Metadata, architecture: str) -> None:
-    """Check the types of what this package and llama.cpp read of most models, where it is there.
+    """Check the types of the keys that this package and llama.cpp read from most models, if present.
 
     llama.cpp refuses most wrong ones when it loads a model, aborts on some, and reads beyond the end of others. It is
     stricter on the width of numbers.

@@ -1,7 +1,7 @@
-"""A model some of whose tensors are another's: what does quantizing these alone do?
+"""Mixtures: a model with some tensors of another one, to measure the effect of quantizing only these.
 
-Everything is copied byte for byte, split by split: metadata from the one, each tensor as it is stored. Only the list
-of tensors is written anew.
+Everything is copied byte for byte, split by split: metadata from the first model, each tensor as stored. Only the list
+of tensors is rewritten.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ def write_mixture(files: Sequence[Path], other: Sequence[Path], names: Iterable[
         files: the model, or all its splits.
         other: the other model, or all its splits.
         names: tensors to take from the other.
-        folder: where files of the same names are written; not that of `files`. What is there after an error is the
-            caller's to remove.
+        folder: where files of the same names are written; not that of `files`. After an error, the caller removes its
+            content.
 
     Returns:
         The new files.
@@ -52,7 +52,7 @@ def write_mixture(files: Sequence[Path], other: Sequence[Path], names: Iterable[
 
 
 def differing_tensors(files: Sequence[Path], other: Sequence[Path]) -> dict[str, tuple[TensorInfo, TensorInfo]]:
-    """Tensors of the same name and shape that are not stored alike in both models, by name: (of one, of the other)."""
+    """Tensors of the same name and shape that are stored differently in two models, by name: (first, second)."""
     own, others = (
         {info.name: (header, info) for file in side for header in [read_header(file)] for info in header.tensors}
         for side in (files, other)
@@ -76,18 +76,18 @@ def _same(one: Place, other: Place) -> bool:
 
 def _find(headers: Sequence[GGUFHeader], others: Sequence[GGUFHeader], names: set[str]) -> dict[str, Place]:
     own = {info.name: info for header in headers for info in header.tensors}
-    found = {info.name: (header, info) for header in others for info in header.tensors if info.name in names}
+    tensors = {info.name: (header, info) for header in others for info in header.tensors if info.name in names}
     for name in sorted(names):
         shapes = [
-            place.shape if place else None for place in (own.get(name), found[name][1] if name in found else None)
+            place.shape if place else None for place in (own.get(name), tensors[name][1] if name in tensors else None)
         ]
         if shapes[0] is None or shapes[0] != shapes[1]:
             described = " and ".join("missing" if shape is None else str(list(shape)) for shape in shapes)
             raise ModelError(
                 f"Tensor {name!r} of {headers[0].path.name} and {others[0].path.name} is {described}.",
-                "Tensors can be exchanged between files made from the same model only.",
+                "Tensors can only be exchanged between files made from the same model.",
             )
-    return found
+    return tensors
 
 
 def _check_room(headers: Sequence[GGUFHeader], plans: Sequence[Sequence[Place]], folder: Path) -> None:

@@ -52,7 +52,7 @@ NEEDS_IMATRIX: Final = frozenset({
 })  # fmt: skip
 """Types that llama.cpp makes only with an importance matrix (tensor_requires_imatrix in src/llama-quant.cpp).
 
-Others mix such a type in, depending on the model (IQ3_XS): llama.cpp refuses those itself, before it writes anything.
+Other types include such a type depending on the model (IQ3_XS): llama.cpp refuses those before it writes anything.
 """
 
 DEFAULT_QUANTS: Final = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K")
@@ -61,10 +61,10 @@ _GUESSED: Final = 1024
 
 
 def parse_quants(text: str) -> tuple[str, ...]:
-    """Names from `Q8_0,Q4_K_M` or `default`, in the order given, each once.
+    """Parse names from `Q8_0,Q4_K_M` or `default`, in the given order, without duplicates.
 
     Raises:
-        OptionError: unknown name, or none at all.
+        OptionError: an unknown name, or no name.
     """
     if text.strip().lower() == "default":
         return DEFAULT_QUANTS
@@ -77,7 +77,7 @@ def parse_quants(text: str) -> tuple[str, ...]:
 
 
 def ftype_label(number: int) -> str | None:
-    """The name of a `general.file_type`; None for one that is not known."""
+    """The name of a `general.file_type`; None if unknown."""
     number &= ~_GUESSED
     return next((name for name, value in FTYPES.items() if value == number), None)
 

@@ -1,7 +1,7 @@
 """The weights in GGUF files, dequantized a block of rows at a time.
 
-Blocks are read, not mapped: mapped pages count as memory of the process for as long as they stay, and a file that
-shrinks under a map kills the process. The numbers are those of the package `gguf`, from fewer and larger calls.
+Blocks are read, not memory-mapped: mapped pages count as memory of the process, and a mapped file that shrinks kills
+it. The numbers are those of the package `gguf`, from fewer and larger calls.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Floats = NDArray[np.float32]
 
 BLOCK_WEIGHTS: Final = 1 << 20
 """Weights in a block of `Weights.blocks`: 4 MB as float32."""
-# gguf's numpy code is fastest where its temporaries stay in the processor's cache.
+# gguf's NumPy code is fastest if its temporaries fit into the CPU cache.
 _PIECE_WEIGHTS: Final = 1 << 17
 _TYPES: Final = {kind.name: kind for kind in TENSOR_TYPES.values()}
 
@@ -60,7 +60,7 @@ class Weights:
         return name in self._places
 
     def info(self, name: str) -> TensorInfo:
-        """What the header says of a tensor; its shape is in ggml's order.
+        """The header's entry of a tensor; its shape is in ggml's order.
 
         Raises:
             ModelError: there is no such tensor.
@@ -76,13 +76,13 @@ class Weights:
         return self.info(name).type
 
     def count_rows(self, name: str) -> int:
-        """Rows of a tensor: what is left of its shape without the last axis, flattened; 1 for a vector."""
+        """Number of rows of a tensor: the product of its shape without the last axis; 1 for a vector."""
         return math.prod(self.shape(name)[:-1])
 
     def rows(self, name: str, start: int, stop: int) -> Floats:
         """Rows `start` to `stop` of a tensor; of [experts, out, in], rows of all experts are counted through.
 
-        Memory beyond the result is bounded, but for single rows that are longer than 2^17.
+        Memory beyond the result is bounded, except for single rows longer than 2^17.
 
         Returns:
             [stop - start, in].
@@ -108,7 +108,7 @@ class Weights:
         return result
 
     def blocks(self, name: str, weights: int = BLOCK_WEIGHTS) -> Iterator[Floats]:
-        """All rows of a tensor in turn, as many at a time as have at most so many weights, but at least one."""
+        """Yield all rows of a tensor in blocks of at most the given number of weights, but at least one row."""
         step = max(1, weights // self.info(name).shape[0])
         count = self.count_rows(name)
         for start in range(0, count, step):
@@ -142,7 +142,7 @@ def _read(file: Path, offset: int, size: int) -> NDArray[np.uint8]:
 
 
 def _dequantize(raw: NDArray[np.uint8], info: TensorInfo, file: Path) -> Floats:
-    """Flat, as float32. As one row: gguf would otherwise go through them by sixteen."""
+    """Dequantize to flat float32. As one row, since gguf would otherwise process sixteen rows at a time."""
     from gguf import GGMLQuantizationType, quants
 
     try:

@@ -1,11 +1,11 @@
-"""Graphs of a model and of what it does, as tables: written as Parquet and as an interactive page.
+"""Graphs of a model and its behaviour, as tables, written as Parquet and as an interactive page.
 
-A builder is made of plain data and builds one graph; nothing is measured here:
+A builder takes plain data and builds one graph; nothing is measured here:
 
     ModelStructure      model -> block -> tensor, from the headers of GGUF files
     AttentionGraph      which token attends to which, in each layer and head, from attention patterns
-    LayerTokenFlow      the residual stream from layer to layer, and what attention brings into it
-    CosineNetwork       points and those that they are most similar to, from vectors
+    LayerTokenFlow      the residual stream from layer to layer, and the input from attention
+    CosineNetwork       each point and its most similar ones, from vectors
 
     files = write_graph(AttentionGraph(pattern, tokens).build(), folder)
 """

@@ -1,4 +1,4 @@
-"""Vectors, each joined with those that it is most similar to."""
+"""Network of vectors, each joined with its most similar ones."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ _BLOCK: Final = 1024
 
 @dataclass(frozen=True, slots=True)
 class CosineNetwork:
-    """Edges from each vector to its k most similar ones, where their cosine is large enough; each pair has one edge.
+    """Edges from each vector to its k most similar ones with a large enough cosine; each pair has one edge.
 
     Args:
-        name: what of.
+        name: the model shown.
         points: [n, d], none of them zero.
         labels: [n].
-        k: most edges that a vector asks for; it can have more, by others.
+        k: most edges chosen by a vector; others may add more.
         threshold: least cosine of an edge.
-        coordinates: [n, 2], where nodes go; by default springs place them, or, if there are more than 1500, their
-            first two principal axes.
-        provenance: what else to keep of where it is from.
-        groups: [n], a column of the nodes that says what a point belongs to; none by default.
+        coordinates: [n, 2] positions of nodes; by default a spring layout places them, or, if there are more than 1500,
+            their first two principal axes.
+        provenance: additional information on its origin.
+        groups: [n], a column of the nodes with the group of a point; none by default.
 
     Raises:
         NoData: from `build`: no vectors, some that are not finite, or zero.
@@ -57,8 +57,8 @@ class CosineNetwork:
         return Graph(
             name=self.name,
             kind="cosine",
-            meaning=f"Each point is joined with the {self.k} that it is most similar to, where their cosine is at least"
-            f" {self.threshold:g}. Places are those of {layout}.",
+            meaning=f"Each point is joined with its {self.k} most similar ones, if their cosine is at least"
+            f" {self.threshold:g}. Positions are those of {layout}.",
             nodes={
                 "id": Column("string", ids),
                 "kind": Column("string", ["point"] * len(ids)),
@@ -95,7 +95,7 @@ class CosineNetwork:
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
         """(first, second, cosine) of every pair, first < second, in order."""
         n = len(directions)
-        found: dict[tuple[int, int], float] = {}
+        cosine_by_pair: dict[tuple[int, int], float] = {}
         for start in range(0, n, _BLOCK):
             cosines = directions[start : start + _BLOCK] @ directions.T
             own = np.arange(len(cosines))
@@ -104,11 +104,11 @@ class CosineNetwork:
             for row, columns in enumerate(nearest.tolist()):
                 for column in columns:
                     if (value := float(cosines[row, column])) >= self.threshold:
-                        # From both sides it is the same number, but for rounding: the first counts.
-                        found.setdefault((min(start + row, column), max(start + row, column)), value)
-        pairs = sorted(found)
+                        # It is the same number from both sides, up to rounding: use the first.
+                        cosine_by_pair.setdefault((min(start + row, column), max(start + row, column)), value)
+        pairs = sorted(cosine_by_pair)
         ends = np.array(pairs, dtype=np.int64).reshape(len(pairs), 2)
-        return ends[:, 0], ends[:, 1], np.clip(np.array([found[pair] for pair in pairs]), -1.0, 1.0)
+        return ends[:, 0], ends[:, 1], np.clip(np.array([cosine_by_pair[pair] for pair in pairs]), -1.0, 1.0)
 
     def _place(
         self,
@@ -123,7 +123,7 @@ class CosineNetwork:
                 raise ValueError(f"Coordinates of shape {place.shape}: expected [{len(directions)}, 2]")
             if not np.isfinite(place).all():
                 raise NoData("Coordinates are not finite.")
-            return "coordinates that were given", place
+            return "the given coordinates", place
         plane = principal_plane(directions)
         if len(directions) > _MOST_SPRINGS:
             return "the first two principal axes", plane

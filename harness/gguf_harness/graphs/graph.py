@@ -25,7 +25,7 @@ _EDGE_COLUMNS: Final[dict[str, ColumnType]] = {
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """Values of one type, None where a row has none."""
+    """Values of one type; None if missing."""
 
     type: ColumnType
     values: Sequence[Any] | NDArray[np.generic]
@@ -40,17 +40,17 @@ class Graph:
     """Nodes and edges.
 
     Attributes:
-        name: for file names and titles; what of.
+        name: for file names and titles.
         kind: "structure", "attention", "flow" or "cosine".
-        meaning: what nodes, edges and weights are, in a sentence or two for the person who looks at it.
+        meaning: what nodes, edges and weights are, in a sentence or two for the viewer.
         nodes: id, kind, label, x, y (a layout), and columns of the kind.
         edges: source, target (ids), kind, weight, and columns of the kind.
-        axes: titles of x and y; empty where a direction says nothing.
-        provenance: what it was made of, as JSON types.
+        axes: titles of x and y; empty if a direction has no meaning.
+        provenance: its origin, as JSON types.
 
     Raises:
         NoData: there are no nodes.
-        ValueError: tables that are none, or an edge without its nodes.
+        ValueError: invalid tables, or an edge without its nodes.
     """
 
     name: str
@@ -72,7 +72,7 @@ class Graph:
         for end in ("source", "target"):
             missing = ~np.isin(np.asarray(self.edges[end].values, dtype=np.str_), ids)
             if missing.any():
-                raise ValueError(f"{int(missing.sum())} edges have a {end} that is no node")
+                raise ValueError(f"{int(missing.sum())} edges have a {end} that is not a node")
         for table, name in ((self.nodes, "x"), (self.nodes, "y"), (self.edges, "weight")):
             if not np.isfinite(np.asarray(table[name].values, dtype=np.float64)).all():
                 raise ValueError(f"{name} is not finite everywhere")
@@ -89,13 +89,13 @@ class Graph:
 
 
 class GraphBuilder(Protocol):
-    """Makes a graph of plain data."""
+    """Builds a graph from plain data."""
 
     def build(self) -> Graph:
         """The graph.
 
         Raises:
-            NoData: nothing to make it of, or numbers that are not finite.
+            NoData: no data, or numbers that are not finite.
         """
 
 

@@ -1,4 +1,4 @@
-"""A graph to Graphistry, through PyGraphistry: only when a person asks for it, with credentials of theirs."""
+"""Upload of a graph to Graphistry, through PyGraphistry: only on request, with the user's credentials."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _SERVER: Final = "GRAPHISTRY_SERVER"
 
 
 def upload(graph: Graph, environment: Mapping[str, str] = os.environ) -> str:
-    """Upload a graph, to be seen by its owner only, and return its address.
+    """Upload a graph, visible only to its owner, and return its address.
 
-    Nothing else in gguf-harness calls this, but for `gguf-harness graph --upload`.
+    Called only by `gguf-harness graph --upload`.
 
     Args:
-        graph: all of its nodes and edges, labels included, leave this machine.
-        environment: where GRAPHISTRY_USERNAME and GRAPHISTRY_PASSWORD are, or GRAPHISTRY_PERSONAL_KEY_ID and
+        graph: all of its nodes, edges and labels are sent.
+        environment: has GRAPHISTRY_USERNAME and GRAPHISTRY_PASSWORD are, or GRAPHISTRY_PERSONAL_KEY_ID and
             GRAPHISTRY_PERSONAL_KEY_SECRET; GRAPHISTRY_SERVER for another server than hub.graphistry.com.
 
     Raises:
@@ -43,14 +43,14 @@ def upload(graph: Graph, environment: Mapping[str, str] = os.environ) -> str:
     server = {"server": environment[_SERVER]} if environment.get(_SERVER) else {}
     try:
         graphistry.register(api=3, protocol="https", **server, **credentials)
-        # Without this, whoever has the address can look.
+        # Without this, anyone with the address can view it.
         graphistry.privacy(mode="private")
         nodes, edges = (to_arrow(graph, table).to_pandas() for table in (graph.nodes, graph.edges))
         plotter = graphistry.nodes(nodes, "id").edges(edges, "source", "target")
         plotter = plotter.bind(point_title="label", point_x="x", point_y="y", edge_weight="weight")
         address = plotter.name(f"{graph.name}: {graph.kind}").settings(url_params={"play": 0}).plot(render=False)
-    except Exception as error:  # of the network, the server, the account: whatever the library comes up with
-        # Its messages may quote what was sent; credentials must not end up in a log.
+    except Exception as error:  # any error of the library: network, server, account
+        # Its messages may quote the request; credentials must not end up in a log.
         text = str(error)
         for secret in credentials.values():
             text = text.replace(secret, "***")
@@ -62,9 +62,9 @@ def upload(graph: Graph, environment: Mapping[str, str] = os.environ) -> str:
 
 def _credentials(environment: Mapping[str, str]) -> dict[str, str]:
     for names in _CREDENTIALS:
-        found = {argument: environment.get(name, "") for argument, name in names.items()}
-        if all(found.values()):
-            return found
+        credentials = {argument: environment.get(name, "") for argument, name in names.items()}
+        if all(credentials.values()):
+            return credentials
     pairs = (" and ".join(names.values()) for names in _CREDENTIALS)
     raise GraphError(
         "Not uploaded: there are no credentials for Graphistry.", f"Set in the environment {', or '.join(pairs)}."

@@ -1,4 +1,4 @@
-"""How tokens flow through the layers: what stays in the residual stream, and what attention brings into it."""
+"""Flow of tokens through the layers: the residual stream, and the input from attention."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ __all__ = ["LayerTokenFlow"]
 
 @dataclass(frozen=True, slots=True)
 class LayerTokenFlow:
-    """Residual edges from a token to itself one layer up, and attention edges to the tokens that look at it.
+    """Residual edges from a token to itself one layer up, and attention edges to the tokens that attend to it.
 
-    The weight of a residual edge is the cosine of the stream before and after the layer, from -1 to 1; there is none
-    where one of both is zero. The weight of an attention edge is the mean over heads of the attention weight.
+    The weight of a residual edge is the cosine of the stream before and after the layer, from -1 to 1; missing if one
+    of them is zero. The weight of an attention edge is the mean over heads of the attention weight.
 
     Args:
-        name: what of: a model and a prompt.
-        states: [layers + 1, positions, d], the residual stream: the embeddings, then what comes out of each layer.
+        name: the model and prompt shown.
+        states: [layers + 1, positions, d], the residual stream: the embeddings, then the output of each layer.
         pattern: [layers, heads, positions, keys], weights from 0 to 1.
         tokens: pieces of text, one per position.
         threshold: least weight of an attention edge.
         top_k: most attention edges into a token.
-        provenance: what else to keep of where it is from.
+        provenance: additional information on its origin.
 
     Raises:
         NoData: from `build`: states or a pattern that are empty or not finite.
@@ -55,11 +55,13 @@ class LayerTokenFlow:
             raise NoData("The residual stream is not finite.", "The model's activations overflowed: test it first.")
         kept = cosine(self.states[:-1], self.states[1:])
         layer, position = np.nonzero(np.isfinite(kept))
-        found = attention_edges(self.pattern.mean(axis=1, keepdims=True, dtype=np.float64), self.threshold, self.top_k)
+        attention = attention_edges(
+            self.pattern.mean(axis=1, keepdims=True, dtype=np.float64), self.threshold, self.top_k
+        )
         nodes = grid_nodes(layers + 1, self.tokens)
         ids = np.asarray(nodes["id"].values)
-        source = np.concatenate([layer * width + position, found.layer * width + found.key])
-        target = np.concatenate([(layer + 1) * width + position, (found.layer + 1) * width + found.query])
+        source = np.concatenate([layer * width + position, attention.layer * width + attention.key])
+        target = np.concatenate([(layer + 1) * width + position, (attention.layer + 1) * width + attention.query])
         return Graph(
             name=self.name,
             kind="flow",
@@ -69,9 +71,9 @@ class LayerTokenFlow:
             edges={
                 "source": Column("string", ids[source]),
                 "target": Column("string", ids[target]),
-                "kind": Column("string", ["residual"] * len(layer) + ["attention"] * len(found.weight)),
-                "weight": Column("float64", np.concatenate([kept[layer, position], found.weight])),
-                "layer": Column("int64", np.concatenate([layer, found.layer])),
+                "kind": Column("string", ["residual"] * len(layer) + ["attention"] * len(attention.weight)),
+                "weight": Column("float64", np.concatenate([kept[layer, position], attention.weight])),
+                "layer": Column("int64", np.concatenate([layer, attention.layer])),
             },
             axes=("token", "layer"),
             provenance={"threshold": self.threshold, "top_k": self.top_k, **self.provenance},

@@ -1,4 +1,4 @@
-"""Where nodes go: trees, and springs. Deterministic: the same graph is drawn the same way."""
+"""Layouts of nodes: trees, and springs. Deterministic: the same graph is always drawn the same way."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ def spring_layout(
     """Force-directed placement: all nodes repel each other, edges pull.
 
     Fruchterman and Reingold (1991), "Graph Drawing by Force-directed Placement", without a frame: repulsion k^2 / d,
-    attraction w d^2 / k, k = 1 / sqrt(n), steps limited by a temperature that falls linearly. Takes n^2 numbers a few
-    times.
+    attraction w d^2 / k, k = 1 / sqrt(n), steps limited by a temperature that falls linearly. Memory: a few times n^2
+    numbers.
 
     Args:
-        start: [n, 2], where nodes begin.
+        start: [n, 2], initial positions.
         source: [m], numbers of nodes.
         target: [m].
         weight: [m], pull of each edge relative to the others; not negative.
@@ -53,7 +53,7 @@ def spring_layout(
     """
     n = len(start)
     position = _fitted(start)
-    # Nodes in the same place would not know which way to part.
+    # Nodes in the same place would have no direction to separate.
     angle = _GOLDEN_ANGLE * np.arange(n)
     position = position + 1e-3 * np.stack([np.cos(angle), np.sin(angle)], axis=1) * ((np.arange(n) + 1) / n)[:, None]
     k = 1 / np.sqrt(n)

@@ -1,4 +1,4 @@
-"""What a model is made of: model -> block -> tensor."""
+"""Structure of a model: model -> block -> tensor."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ class ModelStructure:
     """Every tensor of a model, with its type, shape and size.
 
     Nodes have the columns tensor_type (None but for tensors), shape (ggml's order, None but for tensors), parameters,
-    bytes, and bits (per weight). The weight of an edge is the share of the parent's bytes. Blocks are told by their
-    tensors' names ("blk.3.attn_q.weight", "enc.blk.0.ffn_up.weight"); other tensors belong to the model itself.
+    bytes, and bits (per weight). The weight of an edge is the share of the parent's bytes. Blocks are identified by the
+    names of their tensors ("blk.3.attn_q.weight", "enc.blk.0.ffn_up.weight"); other tensors belong to the model itself.
 
     Args:
         name: of the model.
         headers: of its file, or of all splits.
-        provenance: what else to keep of where it is from.
+        provenance: additional information on its origin.
 
     Raises:
         NoData: from `build`: files without tensors.
@@ -62,16 +62,16 @@ class ModelStructure:
 
 
 def _block(tensor: TensorInfo) -> tuple[str, int, str] | None:
-    """(what comes before, number, name) of the block that a tensor belongs to: sorts blk.2 before blk.10."""
+    """(prefix, number, name) of the block of a tensor: sorts blk.2 before blk.10."""
     match = _BLOCK.match(tensor.name)
-    # Longer than any number of layers is no number: Python refuses to convert some of them.
+    # Too long for a layer number: Python refuses to convert very long ones.
     if match is None or len(match[2]) > 9:
         return None
     return match[1].removesuffix(match[2]), int(match[2]), match[1]
 
 
 class _Rows:
-    """Nodes in the making: a row each, edges from their parents."""
+    """Nodes under construction: a row each, with edges from their parents."""
 
     def __init__(self) -> None:
         self._rows: list[dict[str, Any]] = []
@@ -81,7 +81,7 @@ class _Rows:
     def add(
         self, identifier: str, kind: str, label: str, tensors: Sequence[TensorInfo], x: float, parent: int | None = None
     ) -> int:
-        """A node of these tensors; returns its number."""
+        """Add a node for these tensors; returns its number."""
         parameters, size = sum(t.parameters for t in tensors), sum(t.bytes for t in tensors)
         leaf = tensors[0] if kind == "tensor" else None
         self._rows.append(
@@ -102,7 +102,7 @@ class _Rows:
         return len(self._rows) - 1
 
     def leaves(self, tensors: Sequence[TensorInfo], parent: int) -> None:
-        """A line for each tensor; the parent moves to their middle."""
+        """Add a node for each tensor; the parent moves to their middle."""
         for tensor in tensors:
             self.add(f"tensor:{tensor.name}", "tensor", tensor.name, [tensor], x=2.0, parent=parent)
             self._line += 1

@@ -1,4 +1,4 @@
-"""Nodes layer by token, and attention's edges between them: what graphs of a decode share."""
+"""Nodes by layer and token, with attention edges: common to graphs of a decode."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class Edges:
 
 
 def grid_nodes(levels: int, tokens: Sequence[str]) -> dict[str, Column]:
-    """A node for each token at each level: level 0 goes into the first layer, level l comes out of the l-th.
+    """A node for each token at each level: level 0 is the input of the first layer, level l the output of the l-th.
 
     Args:
-        levels: layers and one.
+        levels: number of layers plus one.
         tokens: pieces of text, one per position.
 
     Returns:
@@ -50,7 +50,7 @@ def grid_nodes(levels: int, tokens: Sequence[str]) -> dict[str, Column]:
 
 
 def check_pattern(pattern: NDArray[np.floating], tokens: Sequence[str]) -> None:
-    """Raise where a pattern is none of these tokens.
+    """Check that a pattern fits the tokens.
 
     Args:
         pattern: [layers, heads, positions, keys], weights from 0 to 1.
@@ -58,7 +58,7 @@ def check_pattern(pattern: NDArray[np.floating], tokens: Sequence[str]) -> None:
 
     Raises:
         NoData: it is empty, or not finite.
-        ValueError: its shape is another, or its weights are none.
+        ValueError: its shape does not match, or its weights are invalid.
     """
     if pattern.ndim != 4 or pattern.shape[2:] != (len(tokens), len(tokens)):
         raise ValueError(
@@ -79,8 +79,8 @@ def attention_edges(pattern: NDArray[np.floating], threshold: float, top_k: int)
 
     Args:
         pattern: [layers, heads, positions, keys].
-        threshold: least weight; an edge has more than none in any case.
-        top_k: most edges of a row (a position in a head); of equal weights the first keys.
+        threshold: least weight; always greater than 0.
+        top_k: most edges of a row (a position in a head); ties by key.
     """
     if top_k < 1:
         raise ValueError(f"top_k is {top_k}: expected at least 1")
@@ -88,8 +88,8 @@ def attention_edges(pattern: NDArray[np.floating], threshold: float, top_k: int)
     for layer, weights in enumerate(pattern):
         # Sorted layer by layer: a whole model's patterns are large.
         kept = np.argsort(-weights, axis=-1, kind="stable")[..., :top_k]
-        found = np.take_along_axis(weights, kept, axis=-1).astype(np.float64)
-        head, query, rank = np.nonzero((found >= threshold) & (found > 0))
-        parts.append((np.full(len(head), layer), head, query, kept[head, query, rank], found[head, query, rank]))
+        largest = np.take_along_axis(weights, kept, axis=-1).astype(np.float64)
+        head, query, rank = np.nonzero((largest >= threshold) & (largest > 0))
+        parts.append((np.full(len(head), layer), head, query, kept[head, query, rank], largest[head, query, rank]))
     layers, heads, queries, keys, values = (np.concatenate(column) for column in zip(*parts, strict=True))
     return Edges(layers, heads, queries, keys, values)

@@ -17,7 +17,7 @@ from gguf_harness.report.numbers import format_bytes
 __all__ = ["MOST_EDGES", "render_view"]
 
 MOST_EDGES: Final = 20_000
-"""A browser stays quick with as many; of more, the strongest are shown. The tables have all."""
+"""Most edges that a browser shows quickly; of more, the strongest are shown. The tables have all."""
 
 _PLACES: Final = frozenset({"id", "kind", "label", "x", "y", "source", "target", "weight"})
 _MOST_CHOICES: Final = 256
@@ -25,7 +25,7 @@ _LONGEST_LABEL: Final = 12
 
 
 def render_view(graph: Graph) -> str:
-    """The page. Whatever labels say, they are shown as text."""
+    """Render the page. Labels are always shown as text."""
     import jinja2
     from markupsafe import Markup
 
@@ -51,14 +51,14 @@ def render_view(graph: Graph) -> str:
 
 
 def _strongest(weights: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Which edges are shown, in their order."""
+    """The edges to show, in order."""
     if len(weights) <= MOST_EDGES:
         return np.arange(len(weights))
     return np.sort(np.argsort(-np.abs(weights), kind="stable")[:MOST_EDGES])
 
 
 def _data(graph: Graph, kept: NDArray[np.int64]) -> dict[str, Any]:
-    """What the page draws: labels are safe for Plotly, which reads a little HTML in them."""
+    """Data for the page: labels are escaped for Plotly, which interprets some HTML."""
     number = {name: index for index, name in enumerate(np.asarray(graph.nodes["id"].values).tolist())}
     edges = {name: [_plain(column.values[index]) for index in kept.tolist()] for name, column in graph.edges.items()}
     labels = [visible(str(text)) for text in graph.nodes["label"].values]
@@ -90,12 +90,12 @@ def _data(graph: Graph, kept: NDArray[np.int64]) -> dict[str, Any]:
 
 
 def _cut(text: str) -> str:
-    """What there is room for beside a node; the whole is shown when it is pointed at."""
+    """The label shortened to the room at a node; hovering shows all of it."""
     return text if len(text) <= _LONGEST_LABEL else f"{text[: _LONGEST_LABEL - 1]}…"
 
 
 def _hovers(table: Table) -> list[str]:
-    """What is said of each node: its label, its kind, and every other column that it has."""
+    """Hover texts of nodes: label, kind, and all other columns."""
     names = [name for name in table if name not in _PLACES]
     hovers = []
     for row in range(len(table["id"].values)):

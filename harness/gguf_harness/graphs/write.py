@@ -1,4 +1,4 @@
-"""A graph on disk: two Parquet tables, and a page that shows it."""
+"""Graphs on disk: two Parquet tables, and a page that shows the graph."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SCHEMA_VERSION: Final = 1
 
 @dataclass(frozen=True, slots=True)
 class GraphFiles:
-    """Where a graph was written."""
+    """Paths of a written graph."""
 
     nodes: Path
     edges: Path
@@ -30,7 +30,7 @@ class GraphFiles:
 
 
 def write_graph(graph: Graph, folder: Path) -> GraphFiles:
-    """Write <name>.<kind>.nodes.parquet, .edges.parquet and .html, each whole or not at all.
+    """Write <name>.<kind>.nodes.parquet, .edges.parquet and .html, each atomically.
 
     The metadata of both schemas has `gguf_harness.schema` (version of the tables), `gguf_harness.version`,
     `gguf_harness.kind`, `gguf_harness.name`, `gguf_harness.meaning` and `gguf_harness.provenance` (JSON).
@@ -66,12 +66,12 @@ def to_arrow(graph: Graph, table: Table) -> Any:
 
 def _storable(column: Column) -> Any:
     if column.type != "string" or not isinstance(column.values, list):
-        return column.values  # ids that were computed are ours
+        return column.values  # computed ids are ours
     return [_utf8(text) if text is not None else None for text in column.values]
 
 
 def _utf8(text: str) -> str:
-    """Halves of characters, as pieces of tokens may have, cannot be stored."""
+    """Lone surrogates, as pieces of tokens may have, cannot be stored."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 

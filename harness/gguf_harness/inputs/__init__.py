@@ -1,1 +1,1 @@
-"""What was asked for: options, models, the ladder, texts, prompts and words."""
+"""What was requested: options, models, the ladder, texts, prompts and words."""

@@ -1,4 +1,4 @@
-"""What a person calls a baseline: the file that is compared with, the name that is saved under."""
+"""Names of baselines: the file to compare with, and the name to save under."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 def find_baseline(spec: str, results: Path, start: Path | None = None) -> Path:
-    """The file that a person means: a path, or a name in `results`/baselines.
+    """Find the baseline file: a path, or a name in `results`/baselines.
 
     Args:
         spec: as written.
         results: folder of results.
-        start: the folder that a relative path begins in; None for the current one.
+        start: the folder that relative paths start from; None for the current one.
 
     Raises:
         OptionError: there is none.
@@ -29,7 +29,7 @@ def find_baseline(spec: str, results: Path, start: Path | None = None) -> Path:
     for path in (option_path(spec, start), folder / f"{spec}.json"):
         try:
             there = path.is_file()
-        except OSError:  # too long for a file's name
+        except OSError:  # too long for a file name
             there = False
         if there:
             return path
@@ -41,14 +41,14 @@ def find_baseline(spec: str, results: Path, start: Path | None = None) -> Path:
 
 
 def check_name(name: str) -> str:
-    """A name that a baseline can be saved under.
+    """Check a name to save a baseline under.
 
     Raises:
-        OptionError: it would not be a file's name everywhere.
+        OptionError: it is not a valid file name on every system.
     """
     if not _NAME.fullmatch(name):
         raise OptionError(
-            f"--gguf-save-baseline={name!r} is no name for a baseline.",
+            f"--gguf-save-baseline={name!r} is not a valid name for a baseline.",
             "Expected letters, digits, dots, dashes and underscores, beginning with a letter or digit.",
         )
     return name

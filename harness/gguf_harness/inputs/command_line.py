@@ -1,6 +1,6 @@
-"""The options as pytest knows them: names, types, defaults and help.
+"""Registration of the options with pytest: names, types, defaults and help.
 
-Loaded in every pytest session of an environment, whosever it is: nothing but light modules is imported.
+Loaded in every pytest session of an environment, also those of other projects: it imports only light modules.
 """
 
 from __future__ import annotations
@@ -40,18 +40,18 @@ __all__ = [
 
 DEFAULT_MODEL: Final = "tiny"
 DEFAULT_CACHE_LIMIT: Final = 50 * 10**9
-"""Bytes: distributions of some references, with the quantizations of a model of 7 billion weights."""
+"""In bytes: enough for the distributions of some references and the quantizations of a 7B model."""
 MOST_THREADS: Final = 512
-"""llama.cpp takes no more (GGML_MAX_N_THREADS)."""
+"""Most threads that llama.cpp supports (GGML_MAX_N_THREADS)."""
 _MOST_TOKENS: Final = 2**24
 
 _SHORT_NAMES: Final = {"--models": "--gguf-models", "--reference": "--gguf-reference"}
-"""What people type, and what is meant unless another plugin or a conftest has an option of that name."""
+"""Short option names and their full names; not used if another plugin or a conftest has an option of the short name."""
 _GIVEN: Final = "gguf_given"
 
 
 class _Given(argparse.Action):
-    """Stores values as argparse's own actions do, and notes that an option was given, even with the default's value."""
+    """Store values as argparse's actions do, and record that the option was given, even with its default value."""
 
     def __init__(self, *, append: bool = False, **attributes: Any) -> None:
         super().__init__(**attributes)
@@ -75,8 +75,8 @@ class _Given(argparse.Action):
 def add_options(parser: pytest.Parser) -> None:
     """Register every option with pytest.
 
-    `--models` and `--reference` are not among them: an option of pytest's belongs to whoever is first, and ends the
-    session of whoever is second. See `with_full_names`.
+    Not `--models` and `--reference`: a second registration of the same option name ends a pytest session with an error.
+    See `with_full_names`.
     """
     group = parser.getgroup("gguf", "gguf-harness: quantized language models")
     for name, attributes in option_attributes().items():
@@ -84,7 +84,7 @@ def add_options(parser: pytest.Parser) -> None:
 
 
 def _argparse_attributes(attributes: dict[str, Any]) -> dict[str, Any]:
-    """Attributes with our own action in place of argparse's that they name."""
+    """Attributes of an option, with argparse's action replaced by our own."""
     extra: dict[str | None, dict[str, Any]] = {"append": {"append": True}, "store_true": {"nargs": 0}}
     return {**attributes, "action": _Given, **extra.get(attributes.get("action"), {})}
 
@@ -94,28 +94,28 @@ def _dest(name: str) -> str:
 
 
 def with_full_names(parser: pytest.Parser, arguments: Sequence[str], namespace: argparse.Namespace) -> list[str]:
-    """Arguments with `--models` and `--reference` written as the options of ours that are meant.
+    """Replace `--models` and `--reference` in the arguments by the full option names.
 
-    A name that another plugin or a conftest has registered is theirs, and stays.
+    A name that another plugin or a conftest has registered is left unchanged.
 
     Args:
-        parser: with the options that are registered by now.
+        parser: with the options registered so far.
         arguments: of pytest.
-        namespace: with the defaults of options; stays as it is.
+        namespace: with the defaults of options; not modified.
     """
     ours = _free_names(parser, arguments, namespace)
     if not ours:
         return list(arguments)
-    # A file of arguments (`@file`) may hold them: its words take its place.
+    # A file of arguments (`@file`) may contain them: it is replaced by its content.
     words = list(parser.optparser._read_args_from_files(list(arguments)))  # noqa: SLF001 - as argparse reads it
     end = words.index("--") if "--" in words else len(words)
     return [_full_name(word, ours) for word in words[:end]] + words[end:]
 
 
 def add_short_names(parser: pytest.Parser, arguments: Sequence[str], namespace: argparse.Namespace) -> None:
-    """Register those of `--models` and `--reference` that were given and are nobody's.
+    """Register `--models` and `--reference` if they were given and nobody else has registered them.
 
-    For a plugin that is loaded when `with_full_names` comes too late. Arguments as there.
+    For a plugin that is loaded too late for `with_full_names`. Same arguments.
     """
     group = parser.getgroup("gguf")
     for name in sorted(_free_names(parser, arguments, namespace)):
@@ -125,11 +125,11 @@ def add_short_names(parser: pytest.Parser, arguments: Sequence[str], namespace: 
 
 
 def _free_names(parser: pytest.Parser, arguments: Sequence[str], namespace: argparse.Namespace) -> set[str]:
-    """Short names that were given and that nobody has registered."""
+    """Short names that were given and that nobody else has registered."""
     if not any(word.partition("=")[0] in _SHORT_NAMES or word.startswith("@") for word in arguments):
-        return set()  # as in nearly all sessions: nothing is parsed
-    # Makes pytest's parser of what is registered by now. What it says of unknown words is of no use: an option whose
-    # value has a space in it passes for a path.
+        return set()  # true in nearly all sessions: skip the parsing
+    # Build pytest's parser from what is registered so far. Its list of unknown arguments is not usable: it takes an
+    # option whose value contains a space for a path.
     parser.parse_known_and_unknown_args([], namespace=copy.copy(namespace))
     words = parser.optparser._read_args_from_files(list(arguments))  # noqa: SLF001 - as argparse reads it
     given = {word.partition("=")[0] for word in words} & _SHORT_NAMES.keys()
@@ -142,12 +142,12 @@ def _full_name(word: str, names: set[str]) -> str:
 
 
 def short_name(name: str) -> str:
-    """The name of an option that people type: `--models` for `--gguf-models`."""
+    """The short name of an option: `--models` for `--gguf-models`."""
     return next((short for short, full in _SHORT_NAMES.items() if full == name), name)
 
 
 def option_value(config: pytest.Config, name: str) -> Any:
-    """The value of an option; of one with a short name, also what a conftest has set by that name."""
+    """The value of an option, including one that a conftest has set under its short name."""
     value, short = config.getoption(name), short_name(name)
     if short == name:
         return value
@@ -155,13 +155,13 @@ def option_value(config: pytest.Config, name: str) -> Any:
         config.getoption(short)
     except ValueError:
         return getattr(config.option, _dest(short), value)
-    return value  # that of the short name is another plugin's
+    return value  # the short name belongs to another plugin
 
 
 def given_options(config: pytest.Config) -> list[str]:
-    """Options that were given, or that have another value than their default, wherever that comes from.
+    """Options that were given, or whose value differs from the default, whatever the source.
 
-    The command line, PYTEST_ADDOPTS, `@file`, `addopts` of an ini file, a conftest that sets them.
+    Sources: the command line, PYTEST_ADDOPTS, `@file`, `addopts` in an ini file, a conftest.
     """
     given = getattr(config.option, _GIVEN, [])
     return [
@@ -172,7 +172,7 @@ def given_options(config: pytest.Config) -> list[str]:
 
 
 def option_attributes() -> dict[str, dict[str, Any]]:
-    """Every option by name, with argparse's attributes; actions are named as argparse names them."""
+    """Every option by name, with argparse's attributes; actions have their argparse names."""
     known: dict[str, dict[str, Any]] = {}
     _add_all(lambda name, **attributes: known.update({name: attributes}))
     return known
@@ -184,8 +184,8 @@ def _add_all(add: Callable[..., None]) -> None:
         help="models under test: paths, globs, folders, aliases (tiny, smollm2-135m), hf:org/repo:file-or-quant; "
         f"repeatable; short: --models (default: {DEFAULT_MODEL}, with --gguf-quants=default)")  # fmt: skip
     add("--gguf-reference", metavar="SPEC", default=None,
-        help="model to compare candidates with; short: --reference (default: the one of highest precision among "
-        "--gguf-models)")  # fmt: skip
+        help="model to compare candidates with; short: --reference "
+        "(default: the most precise one of --gguf-models)")  # fmt: skip
     add("--gguf-quants", metavar="TYPE[,TYPE...]|default", default=None,
         help=f"quantize the reference to these types first and test them; `default` is {','.join(DEFAULT_QUANTS)} "
         "(default: none)")  # fmt: skip
@@ -198,8 +198,8 @@ def _add_all(add: Callable[..., None]) -> None:
     add("--gguf-chunks", metavar="N|all", type=all_or_at_least(2), default=16,
         help="number of windows to measure (default: 16)")  # fmt: skip
     add("--gguf-windows", choices=("sampled", "first"), default="sampled",
-        help="which windows of the text are measured: a fixed random sample of all of them, of which longer runs have "
-        "more, or the first ones, as llama-perplexity does it (default: sampled)")  # fmt: skip
+        help="which windows of the text are measured: a fixed random sample, which longer runs extend, or the first "
+        "ones, as in llama-perplexity (default: sampled)")  # fmt: skip
     add("--gguf-beyond-context", action="store_true", default=False,
         help="measure in windows, or with prompts, longer than the context that the model was trained on, where "
         "llama.cpp goes on and the predictions are worth little (default: off, an error)")  # fmt: skip
@@ -248,7 +248,7 @@ def _add_all(add: Callable[..., None]) -> None:
     add("--gguf-gates", metavar="FILE", type=path_text, default=None,
         help="TOML file whose limits replace the built-in ones (default: none)")  # fmt: skip
     add("--gguf-inconclusive", choices=("warn", "fail"), default="warn",
-        help="what an inconclusive gate does to its test (default: warn)")  # fmt: skip
+        help="what happens to a test whose gate is inconclusive (default: warn)")  # fmt: skip
     add("--gguf-holm", action="store_true", default=False,
         help="decide gates together, by Holm's correction over all of the run: their tests fail at its end "
         "(default: off, each gate by itself)")  # fmt: skip

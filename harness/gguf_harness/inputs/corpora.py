@@ -1,4 +1,4 @@
-"""Corpora: the texts that perplexity and divergence are measured on."""
+"""Corpora: texts for perplexity and divergence."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class Corpus:
     """A text, as bytes of UTF-8.
 
     Attributes:
-        name: as the user gave it, and what was left out of it.
-        text: one trailing newline is stripped, as llama-perplexity's `-f` does it.
+        name: as the user gave it, with a note on held-out topics.
+        text: one trailing newline is stripped, as by `llama-perplexity -f`.
     """
 
     name: str
@@ -48,14 +48,14 @@ def load_corpus(spec: str, *, held_out_topics: Sequence[str] = ()) -> Corpus:
     Args:
         spec: `pydoc` (the help topics of the running Python: 465 kB of technical English), `wikitext2` (downloaded
             once), `hf:org/dataset:file` on the Hugging Face hub, or the path of a text file.
-        held_out_topics: what to keep of `pydoc` where a model was trained on the other topics; empty for all.
+        held_out_topics: topics of `pydoc` to keep, if a model was trained on the others; empty for all.
 
     Raises:
         CorpusError: missing, empty, a pipe, or not UTF-8 text; or no network for a download.
     """
     name = spec
     if spec == "pydoc":
-        # What a file says of its training may be anything: topics that there are not change nothing.
+        # The metadata of a file may name any topics: unknown ones are ignored.
         topics = sorted(set(held_out_topics) & set(pydoc_topics())) or sorted(pydoc_topics())
         raw = "\n\n".join(pydoc_topics()[topic] for topic in topics).encode()
         if len(topics) < len(pydoc_topics()):
@@ -68,7 +68,7 @@ def load_corpus(spec: str, *, held_out_topics: Sequence[str] = ()) -> Corpus:
         raise CorpusError("--gguf-corpus is empty.", "Give a path or a name such as pydoc; an unset variable is empty.")
     else:
         raw = _read(option_path(spec), spec)
-    # As UTF-8: a byte order mark is no part of the text.
+    # Decoded as UTF-8: a byte order mark is not part of the text.
     text = decode_text(raw, f"Corpus {spec!r}", CorpusError).encode().removesuffix(b"\n")
     if not text.strip():
         raise CorpusError(f"Corpus {spec!r} is empty.", "Give a text file with at least two windows of text.")

@@ -1,4 +1,4 @@
-"""The Hugging Face hub: names of files, and files. Whatever goes wrong there is one short message."""
+"""Access to the Hugging Face hub: lists of files, and downloads. Every failure becomes one short message."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ __all__ = ["download", "list_files"]
 T = TypeVar("T")
 
 _PATIENCE_S: Final = 30.0
-"""For a list of names; huggingface_hub repeats the question for more than a minute where packets get lost."""
+"""Time limit for a list of names; huggingface_hub retries for more than a minute if packets get lost."""
 _FIRST_PATIENCE_S: Final = 12.0
-"""For the first answer of all: whoever has no network learns it soon."""
+"""Time limit for the first answer: without a network, the user should know soon."""
 _PAUSES_S: Final = (1.0, 3.0)
-"""Before that is asked again; huggingface_hub itself asks six times, in 23 seconds."""
+"""Pause before the retry; huggingface_hub itself tries six times, in 23 seconds."""
 _LONGEST: Final = 300
 
 
@@ -44,7 +44,7 @@ def list_files(repository: str, revision: str | None = None) -> list[str]:
 def download(
     repository: str, name: str, *, kind: Literal["model", "dataset"] = "model", revision: str | None = None
 ) -> Path:
-    """A file of a repository, from huggingface_hub's cache if it is there.
+    """Download a file of a repository, or take it from huggingface_hub's cache.
 
     Raises:
         HubError: no network, no such repository, revision or file, no permission, no space.
@@ -64,7 +64,7 @@ def download(
 def _unreachable(
     repository: str, name: str, kind: Literal["model", "dataset"], revision: str | None
 ) -> Exception | None:
-    """Why the hub cannot be reached; None where it answers, whatever it says: huggingface_hub makes an error of it."""
+    """Why the hub cannot be reached; None if it answers, even with an error, which huggingface_hub raises later."""
     from huggingface_hub import errors, get_hf_file_metadata, hf_hub_url
 
     url = hf_hub_url(repository, name, repo_type=kind, revision=revision)
@@ -95,10 +95,10 @@ def _ask(question: Callable[[], T], repository: str, name: str = "") -> T:
     from huggingface_hub.utils.logging import get_verbosity, set_verbosity
 
     verbosity = get_verbosity()
-    set_verbosity(logging.ERROR)  # it warns of every attempt
+    set_verbosity(logging.ERROR)  # it warns at every attempt
     try:
         return question()
-    # Besides its own errors it raises those of its HTTP library, which is another one in each of its major versions.
+    # Besides its own errors it raises those of its HTTP library, which differs between its major versions.
     except Exception as error:
         raise HubError(*_explain(error, repository, name)) from None
     finally:
@@ -106,13 +106,13 @@ def _ask(question: Callable[[], T], repository: str, name: str = "") -> T:
 
 
 def _in_time(question: Callable[[], T], patience_s: float) -> T:
-    """The answer to a question, if it comes in time; otherwise the thread is left alone, and ends with the process."""
+    """The result of a call, if it returns in time; otherwise its thread is abandoned and ends with the process."""
     answers: SimpleQueue[tuple[list[T], Exception | None]] = SimpleQueue()
 
     def answer() -> None:
         try:
             answers.put(([question()], None))
-        except Exception as error:  # raised where it was asked
+        except Exception as error:  # raised in the calling thread
             answers.put(([], error))
 
     threading.Thread(target=answer, daemon=True, name="hub").start()
@@ -126,20 +126,20 @@ def _in_time(question: Callable[[], T], patience_s: float) -> T:
 
 
 def _explain(error: Exception, repository: str, name: str) -> tuple[str, str]:
-    """What happened, and what to do, a line each: what huggingface_hub says is a page, or just a number."""
+    """The problem and the next step, a line each: messages of huggingface_hub are a page long, or just a number."""
     from huggingface_hub import errors
 
     elsewhere = "Check the name, the network and the proxies (HTTPS_PROXY), or give a local path."
     known = {
         errors.GatedRepoError: (
-            f"{repository} is gated: its owner decides who may have it",
+            f"{repository} is gated: its owner decides who may download it",
             "Ask for access on its page, then set HF_TOKEN to a token of yours.",
         ),
         errors.RepositoryNotFoundError: (
-            f"there is no repository {repository} that you may see",
+            f"there is no repository {repository} that you have access to",
             "Check the name; for a private repository set HF_TOKEN.",
         ),
-        errors.RevisionNotFoundError: (f"{repository} has no such revision", "Check what stands behind the @."),
+        errors.RevisionNotFoundError: (f"{repository} has no such revision", "Check the revision after the @."),
         errors.OfflineModeIsEnabled: ("HF_HUB_OFFLINE is set", "Unset it, or give a local path."),
         errors.LocalEntryNotFoundError: (f"the hub cannot be reached, and {name} is not in the cache", elsewhere),
         errors.EntryNotFoundError: (f"{repository} has no file {name}", "Its page lists its files."),

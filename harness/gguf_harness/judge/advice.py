@@ -1,4 +1,4 @@
-"""What more would decide a gate, and how it is asked for: never more than there is."""
+"""How much more data would decide a gate, and the options for it; never more data than there is."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ __all__ = ["TextSize", "what_would_decide"]
 
 _MOST_REPETITIONS: Final = 100
 _MOST_PROMPTS: Final = 1000
-"""Beyond them a person had better look at the limit: it is where the value is."""
+"""With more than these, the limit itself is too near the value."""
 
 _MOST_HEAD_WINDOWS: Final = 10
-"""Their distributions have to fit into a gigabyte (`measure/ablation.py`), also with vocabularies of 256,000 tokens."""
+"""Their distributions must fit into a gigabyte (`measure/ablation.py`), also with vocabularies of 256,000 tokens."""
 
 
 @dataclass(frozen=True, slots=True)
 class TextSize:
-    """The text that windows are taken from.
+    """Size of the text that windows are taken from.
 
     Attributes:
-        windows: how many it has.
+        windows: number of windows.
         bytes: its size.
-        window_bytes: what the reference's distributions of a window take on disk; 0 where none are kept.
-        limit_bytes: what all of them may take (--gguf-logprobs-limit).
+        window_bytes: size on disk of the reference's distributions for one window; 0 if none are stored.
+        limit_bytes: limit for all of them (--gguf-logprobs-limit).
     """
 
     windows: int
@@ -36,14 +36,14 @@ class TextSize:
 
 
 def what_would_decide(metric: str, clusters: int, total: int, tokens: int, text: TextSize | None) -> str:
-    """A sentence for a person whose gate is undecided.
+    """Advice for an undecided gate, as a sentence.
 
     Args:
         metric: of the gate.
-        clusters: windows, prompts or repetitions that there are.
-        total: how many would probably decide; more than `clusters`.
+        clusters: number of windows, prompts or repetitions so far.
+        total: number that would probably decide; more than `clusters`.
         tokens: scored tokens of a window.
-        text: what windows are taken from; None where nobody looked.
+        text: the text that windows are taken from; None if unknown.
     """
     more = total - clusters
     estimated = metric_info(metric).estimated
@@ -51,16 +51,16 @@ def what_would_decide(metric: str, clusters: int, total: int, tokens: int, text:
         what = _windows(more, total, tokens, text)
     elif estimated == "head windows":
         if total > _MOST_HEAD_WINDOWS:
-            return f"more than {_MOST_HEAD_WINDOWS} windows would have to decide: it is too near its limit."
+            return f"more than {_MOST_HEAD_WINDOWS} windows would be needed: the value is too near its limit."
         what = f"{more} more windows (--gguf-head-windows={total})"
     elif estimated in {"timing", "requests"}:
         if total > _MOST_REPETITIONS:
-            return f"more than {_MOST_REPETITIONS} repetitions would have to decide: it is too near its limit."
+            return f"more than {_MOST_REPETITIONS} repetitions would be needed: the value is too near its limit."
         what = f"{more} more repetitions (--gguf-repetitions={total})"
     elif estimated == "words":
         what = f"{more} more groups of words (--gguf-words)"
     elif total > _MOST_PROMPTS:
-        return f"more than {_MOST_PROMPTS} prompts would have to decide: it is too near its limit."
+        return f"more than {_MOST_PROMPTS} prompts would be needed: the value is too near its limit."
     else:
         what = f"{more} more prompts (--gguf-prompts, a file of {total})"
     return f"about {what} would probably decide, estimated from the error so far."

@@ -1,4 +1,4 @@
-"""What a person is told of a comparison with a baseline beside its numbers: who with whom, and who with nobody."""
+"""Notes on a comparison with a baseline: which models were paired, and which were not."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ __all__ = ["missing", "no_partner", "notes_of", "nothing_compared", "uncompared"
 
 
 def no_partner(model: str, partner: Partner, baseline: Baseline, models: Iterable[str]) -> str:
-    """A sentence on why a model of a run was compared with nothing.
+    """A sentence that explains why a model of a run was not compared.
 
     Args:
         model: its name.
-        partner: what `gguf_harness.inputs.pairing.pair_up` found.
-        baseline: what was to be compared with.
+        partner: result of `gguf_harness.inputs.pairing.pair_up`.
+        baseline: the baseline to compare with.
         models: names of the run's candidates.
     """
     return (
-        f"nothing was compared: the baseline {baseline.name!r} has no partner of {model}: {partner.reason}."
+        f"nothing was compared: the baseline {baseline.name!r} has no partner for {model}: {partner.reason}."
         f" Models of the baseline: {some_names(baseline.models)}. Candidates of this run: {some_names(models)}."
-        f" Say which belong together: --gguf-baseline-map=OLD={model}"
+        f" Choose the pair: --gguf-baseline-map=OLD={model}"
     )
 
 
 def missing(model: str, metric: str, baseline: str, detail: str) -> dict[str, Any]:
-    """A comparison that was asked for and could not be made, beside those of `Comparison.to_json`."""
+    """A requested comparison that could not be made, in a form like `Comparison.to_json`."""
     return {
         "model": model, "metric": metric, "baseline": baseline, "outcome": "missing", "detail": detail, "changes": [],
         **WHOLE._asdict(),
@@ -42,13 +42,13 @@ def uncompared(
     comparisons: Iterable[Mapping[str, Any]],
     measured: Iterable[str | None],
 ) -> list[dict[str, Any]]:
-    """What `missing` gives of each candidate that was measured, and compared with nothing.
+    """The result of `missing` for each candidate that was measured but not compared.
 
     Args:
-        partners: of the run's candidates.
-        baseline: what they were to be compared with.
-        comparisons: that were made, or found to be missing.
-        measured: models that the run has estimates of.
+        partners: partners of the run's candidates.
+        baseline: the baseline to compare with.
+        comparisons: comparisons that were made, or found to be missing.
+        measured: models with estimates in the run.
     """
     known = {one["model"] for one in comparisons}
     seen = set(measured)
@@ -64,23 +64,23 @@ def uncompared(
 
 
 def nothing_compared(baseline: Baseline, models: Iterable[str]) -> str:
-    """A sentence for a run that was to be compared, and of which no test compared anything."""
+    """A sentence for a run in which a comparison was requested but no test compared anything."""
     return (
         f"nothing was compared with the baseline {baseline.name!r}: no test of this run does. Models of the baseline:"
         f" {some_names(baseline.models)}. Candidates of this run: {some_names(models)}."
-        " Run suites/quant/test_baseline.py, or a suite that the baseline has estimates of."
+        " Run suites/quant/test_baseline.py, or a suite whose estimates the baseline has."
     )
 
 
 def notes_of(
     partners: Mapping[str, Partner], baseline: Baseline, comparisons: Iterable[Mapping[str, Any]]
 ) -> list[str]:
-    """What a person should know of a comparison with a baseline beside its numbers.
+    """Notes on a comparison with a baseline, besides its numbers.
 
     Args:
-        partners: of the run's candidates.
-        baseline: what they were compared with.
-        comparisons: that were made.
+        partners: partners of the run's candidates.
+        baseline: the baseline compared with.
+        comparisons: comparisons that were made.
     """
     compared = dict.fromkeys((one["model"], one["partner"]) for one in comparisons if "partner" in one)
     notes = list(baseline.notes)

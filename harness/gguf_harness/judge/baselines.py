@@ -1,4 +1,4 @@
-"""Baselines: what a run measured, in a small file that is committed and that later runs are compared with.
+"""Baselines: results of a run in a small file, to be committed and compared with later runs.
 
 Format, version 2: `models` by name; of each, `estimates` of the whole by metric, `placed` estimates of layers, heads,
 groups of tensors and prompts (a list, each with its place), and `windows` with `means` of the corpus's windows. Version
@@ -35,7 +35,7 @@ __all__ = [
 
 BASELINE_VERSION: Final = 2
 PLACED_LIMIT: Final = 2000
-"""Placed estimates of a model in a file: those of layers and groups of tensors, then of heads, then of prompts."""
+"""Most placed estimates of a model in a file: those of layers and groups of tensors first, then heads, then prompts."""
 
 _MOST_BYTES: Final = 50 * 10**6
 _VALUES: Final = ("value", "se", "n", "clusters")
@@ -43,17 +43,17 @@ _VALUES: Final = ("value", "se", "n", "clusters")
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What a model's measurement depends on, and what it was.
+    """The measurement of a model, and what it depends on.
 
     Attributes:
         family: architecture, parameters and hash of the vocabulary, as text.
-        estimates: of the whole by metric, each with value, se (None without), n and clusters (None without).
-        windows: the corpus's windows that `means` are of.
-        means: by metric that is compared by window, one number per window.
-        placed: the same as `estimates` of parts, by metric and place.
-        quantization: llama.cpp's name of the file's type; None where it does not say.
-        failed: why the model failed when it was measured, a sentence each.
-        variant: how it was run, where that was not as by default.
+        estimates: of the whole model by metric, each with value, se, n and clusters; se and clusters may be None.
+        windows: the windows of the corpus that `means` refer to.
+        means: for metrics compared by window, one number per window.
+        placed: like `estimates`, of parts of the model, by metric and place.
+        quantization: llama.cpp's name of the file's type; None if the file does not say.
+        failed: why the model failed when it was measured; a list of sentences.
+        variant: how it was run, if not with default settings.
     """
 
     sha256: str
@@ -69,15 +69,15 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class Baseline:
-    """A file's content.
+    """The content of a baseline file.
 
     Attributes:
         engine: llama.cpp's build.
-        corpus: hash of the text and length of its windows in tokens; None where no text was decoded.
+        corpus: hash of the text and window length in tokens; None if no text was decoded.
         reference: hash of the reference's file; None without one.
         reference_name: its name.
-        settings: what estimates of prompts, layers and heads depend on, as text by name; empty in version 1.
-        notes: sentences about what the file cannot give.
+        settings: settings that estimates of prompts, layers and heads depend on, as text by name; empty in version 1.
+        notes: sentences about estimates that the file does not have.
     """
 
     name: str
@@ -91,7 +91,7 @@ class Baseline:
 
     @property
     def identities(self) -> list[Identity]:
-        """Its models, to be paired with those of a run."""
+        """Identities of its models, for pairing with those of a run."""
         return [
             Identity(
                 name,
@@ -105,18 +105,18 @@ class Baseline:
 
 
 def why_unfit(run: Mapping[str, Any], *, unfinished: bool, failed: int = 0) -> str:
-    """Why a run must not become a baseline; "" where it may.
+    """Why a run must not become a baseline; "" if it may.
 
-    A gate that failed, or a model that became worse, is a measurement. A test that failed for another reason is none:
-    what it should have measured would be missing, and later runs would not be held against it.
+    A failed gate, or a model that became worse, is a valid measurement. A test that failed for another reason is not:
+    its estimates would be missing, and later runs would not be compared with them.
 
     Args:
         run: content of a run.json.
         unfinished: whether the session ended before its tests did.
-        failed: number of failed tests of the session, as pytest counts: a process that crashed leaves no test of ours.
+        failed: number of failed tests of the session, as pytest counts them: a crashed process leaves no test record.
     """
     if unfinished:
-        return "the session ended before all its tests did"
+        return "the session ended before all of its tests"
     findings = [
         *(gate["detail"] for gate in run["gates"] if gate["verdict"] != "pass"),
         *(finding["detail"] for finding in _comparisons(run)),
@@ -129,7 +129,7 @@ def why_unfit(run: Mapping[str, Any], *, unfinished: bool, failed: int = 0) -> s
     ]
     known = sum(test["outcome"] in {"failed", "error"} for test in run["tests"])
     if not broken and failed > known:
-        return f"{_tests(failed - known)} failed that measured nothing"
+        return f"{_tests(failed - known)} failed without measuring anything"
     if not broken:
         return "" if run["estimates"] else "this run measured nothing"
     models = ", ".join(dict.fromkeys(str(test["model"] or "no model") for test in broken))
@@ -149,14 +149,16 @@ def build_baseline(
 
     Args:
         run: content of a run.json.
-        means: by model: `window`, and means by metric that is compared by window, each [windows].
+        means: by model: `window`, and the means of each metric that is compared by window, each [windows].
         settings: as in `Baseline`.
 
     Raises:
         StoreError: the run measured nothing.
     """
     if not run["estimates"]:
-        raise StoreError("There is nothing to save in a baseline: this run measured nothing.", "Run tests that do.")
+        raise StoreError(
+            "There is nothing to save in a baseline: this run measured nothing.", "Run tests that measure something."
+        )
     rows: dict[str, list[Mapping[str, Any]]] = {}
     for row in run["estimates"]:
         rows.setdefault(row["model"], []).append(row)
@@ -168,10 +170,12 @@ def build_baseline(
         if failed := _failures(run, model["name"]):
             entry["failed"] = failed
         entry |= _estimates(rows.get(model["name"], []))
-        if found := means.get(model["name"]):
-            entry["windows"] = [int(window) for window in found["window"]]
-            # Nine digits are more than a float32's logits give.
-            entry["means"] = {name: [float(f"{mean:.9g}") for mean in found[name]] for name in compared_by_window()}
+        if model_means := means.get(model["name"]):
+            entry["windows"] = [int(window) for window in model_means["window"]]
+            # Nine digits are more than float32 logits provide.
+            entry["means"] = {
+                name: [float(f"{mean:.9g}") for mean in model_means[name]] for name in compared_by_window()
+            }
         models[model["name"]] = entry
     corpus = run["corpus"]
     return {
@@ -192,13 +196,13 @@ def _comparisons(run: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def _failures(run: Mapping[str, Any], model: str) -> list[str]:
-    found = [gate["detail"] for gate in run["gates"] if gate["model"] == model and gate["verdict"] == "fail"]
+    reasons = [gate["detail"] for gate in run["gates"] if gate["model"] == model and gate["verdict"] == "fail"]
     worse = [one["detail"] for one in _comparisons(run) if one["model"] == model and one.get("outcome") == "worse"]
-    return list(dict.fromkeys([*found, *worse]))
+    return list(dict.fromkeys([*reasons, *worse]))
 
 
 def _estimates(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """`estimates` and `placed` of a model: of each metric and place, the first."""
+    """`estimates` and `placed` of a model: the first row of each metric and place."""
     whole: dict[str, dict[str, Any]] = {}
     placed: dict[tuple[str, Place], dict[str, Any]] = {}
     for row in rows:
@@ -209,16 +213,16 @@ def _estimates(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         elif row["better"] != "neutral":
             where = {name: value for name, value in place._asdict().items() if value is not None}
             placed.setdefault((row["metric"], place), {"metric": row["metric"], **where, **values})
-    # A stable sort: the coarse first, in their order.
+    # A stable sort: coarse places first, in their order.
     kept = sorted(placed.items(), key=lambda item: (item[0][1].prompt is not None, item[0][1].head is not None))
-    found: dict[str, Any] = {"estimates": whole, "placed": [entry for _, entry in kept[:PLACED_LIMIT]]}
+    entries: dict[str, Any] = {"estimates": whole, "placed": [entry for _, entry in kept[:PLACED_LIMIT]]}
     if len(kept) > PLACED_LIMIT:
-        found["placed_left_out"] = len(kept) - PLACED_LIMIT
-    return found
+        entries["placed_left_out"] = len(kept) - PLACED_LIMIT
+    return entries
 
 
 def save_baseline(path: Path, content: dict[str, Any]) -> None:
-    """Write a baseline; an estimate or a list of numbers in one line each, so that a change of one is one line.
+    """Write a baseline; each estimate or list of numbers is one line, so that a change of it is a one-line diff.
 
     Raises:
         StoreError: no space, or no permission.
@@ -227,7 +231,7 @@ def save_baseline(path: Path, content: dict[str, Any]) -> None:
 
 
 def _lines(value: Any, depth: int = 0) -> str:
-    """JSON in which what holds numbers and texts only is one line."""
+    """JSON in which a table or list without nested ones is one line."""
     parts = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
     if not any(isinstance(part, dict | list) for part in parts):
         return json.dumps(value, allow_nan=False, ensure_ascii=False)
@@ -241,10 +245,10 @@ def _lines(value: Any, depth: int = 0) -> str:
 
 
 def load_baseline(path: Path) -> Baseline:
-    """Read a baseline and check everything that is used of it.
+    """Read a baseline and check everything that is used from it.
 
     Raises:
-        StoreError: unreadable, no baseline, damaged, or written by a newer version.
+        StoreError: unreadable, not a baseline, damaged, or written by a newer version.
     """
     hint = "Give a file that --gguf-save-baseline wrote, or save the baseline again."
     read = _Reader(path, "Baseline", hint, _MOST_BYTES)
@@ -265,7 +269,7 @@ def load_baseline(path: Path) -> Baseline:
     corpus = read.get(content, "corpus", dict, type(None))
     reference = read.get(content, "reference", str, type(None))
     if reference is not None and reference not in models:
-        raise read.invalid(f"names {shown(reference)} as the reference and has no model of that name")
+        raise read.invalid(f"names {shown(reference)} as the reference, but has no model of that name")
     settings = read.get(content, "settings", dict) if version > 1 else {}
     return Baseline(
         name=visible(path.stem),
@@ -280,12 +284,12 @@ def load_baseline(path: Path) -> Baseline:
 
 
 class _Reader(JsonFile):
-    """Looks up what baselines hold."""
+    """Reads and checks values of a baseline."""
 
     _theirs: Mapping[str, Metric] = MappingProxyType({})
 
     def take_metrics(self, content: Any) -> None:
-        """Read the entries of metrics that are of other people's plugins."""
+        """Read the entries of plugin metrics."""
         try:
             entries = (
                 [Metric.from_json(entry) for entry in self.get(content, "metrics", list)]
@@ -301,20 +305,20 @@ class _Reader(JsonFile):
         return (now.unit, now.better, now.definition) == (entry.unit, entry.better, entry.definition)
 
     def notes(self) -> list[str]:
-        """What cannot be compared, because no plugin of this session defines it as it was."""
+        """Notes on plugin metrics that this session does not define in the same way, so they are not compared."""
         return [
             f"the baseline has {name}, a metric of a plugin, which"
-            f" {'is defined otherwise now' if name in METRICS else 'this session does not have'}: it is not compared"
+            f" {'now has another definition' if name in METRICS else 'this session does not have'}: it is not compared"
             for name in self._theirs
         ]
 
     def metric(self, name: Any) -> str:
         if not isinstance(name, str) or (name not in METRICS and name not in self._theirs):
-            raise self.invalid(f"has an estimate of {shown(name)}, which is no metric of this harness")
+            raise self.invalid(f"has an estimate of {shown(name)}, which is not a metric of this harness")
         return name
 
     def is_comparable(self, metric: str) -> bool:
-        """Whether it means what it meant."""
+        """Whether a metric still has the same definition."""
         return metric not in self._theirs
 
     def estimate(self, row: Any) -> dict[str, Any]:
@@ -363,9 +367,9 @@ def _facts(read: _Reader, name: str, table: Any, version: int) -> Facts:
 
 
 def _means(read: _Reader, name: str, table: Any) -> tuple[tuple[int, ...], dict[str, tuple[float, ...]]]:
-    """The windows of a model, and the means by metric that is compared by window."""
+    """The windows of a model, and the means of the metrics that are compared by window."""
     windows = read.get(table, "windows", list)
-    # A metric may have begun to be compared after the file was saved; where none is there, the first is missed.
+    # A metric may be newer than the file; if all are missing, the error names the first.
     stored = read.get(table, "means", dict)
     names = [metric for metric in compared_by_window() if metric in stored] or compared_by_window()
     means = {metric: read.get(stored, metric, list) for metric in names}
@@ -382,16 +386,16 @@ def _means(read: _Reader, name: str, table: Any) -> tuple[tuple[int, ...], dict[
 
 
 def _is_ambiguous(metric: str) -> bool:
-    """Whether suites record a metric of layers, heads and groups of tensors too: version 1 kept the last of them."""
+    """Whether suites also record a metric by layer, head or group of tensors: version 1 kept only the last of these."""
     return bool({"layer", "head", "tensors"} & set(METRICS[metric].parts))
 
 
 def _lost(tables: Mapping[str, Any]) -> tuple[str, ...]:
-    """What a file of version 1 cannot give."""
+    """Notes on what a file of version 1 does not have."""
     lost = sorted({metric for table in tables.values() for metric in table["estimates"] if _is_ambiguous(metric)})
     if not lost:
         return ()
     return (
-        f"the file is of version 1, which did not keep of which layer or head an estimate is: {len(lost)} metrics are"
+        f"the file is of version 1, which does not store the layer or head of an estimate: {len(lost)} metrics are"
         f" not compared ({', '.join(lost)}); save the baseline again",
     )

@@ -1,8 +1,8 @@
-"""What people say of quantization types, tested on the data of one run: a claim holds here, or it does not.
+"""Common claims about quantization types, tested on the data of one run.
 
-A claim is held when the confidence bounds of what was measured are within what it says, not held when they are outside,
-and undecided between. It is about the files and the text of a run, on its machine. Types are those that files say of
-themselves (`general.file_type`); a file is compared with others of the same architecture and dimensions.
+A claim is held if the confidence bounds of the measured values are within the claimed range, not held if they are
+outside, and undecided otherwise. This applies to the files and the text of the run, on its machine. Types are those in
+the metadata of the files (`general.file_type`); a file is compared with others of the same architecture and dimensions.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ _Judge = Callable[["_Run"], Iterator["_Answer"]]
 ClaimVerdict = Literal["held", "not held", "undecided", "not tested"]
 
 _CONFIDENCE: Final = 0.95
-"""Of each of both one-sided bounds: a claim is held, or not held, wrongly in at most one of twenty cases."""
+"""Confidence of each one-sided bound: a claim is wrongly held, or wrongly not held, in at most one of twenty cases."""
 
 _LEAST_REFERENCE_BITS: Final = 8.0
 _QUANTIZED_BITS: Final = 9.0
-"""Q8_0 takes 8.5 bits per weight; what takes more is no quantization of the ladders that people speak of."""
+"""Q8_0 takes 8.5 bits per weight; the claims are not about files with more."""
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """Something that people say.
+    """A common claim about quantization.
 
     Attributes:
         says: the claim.
-        means: how it is read here, in numbers.
-        judge: finds what a run says of it; nothing where the run says nothing.
+        means: how it is interpreted here, in numbers.
+        judge: evaluates it on a run; returns nothing if the run has no data for it.
     """
 
     says: str
@@ -46,12 +46,12 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class ClaimFinding:
-    """What a run says of a claim.
+    """The result of a claim on a run.
 
     Attributes:
         claim: the claim.
-        verdict: "not tested" where the run has not measured what it is about.
-        numbers: what was measured, in a few words without names; empty for "not tested".
+        verdict: "not tested" if the run has no data for it.
+        numbers: the measured numbers, in a few words without names; empty for "not tested".
         detail: one sentence with the files and the numbers, or why it was not tested.
     """
 
@@ -77,18 +77,18 @@ class Range:
     high: float
 
     def within(self, least: float, most: float) -> ClaimVerdict:
-        """Whether it is between two others, by its bounds."""
+        """Whether its bounds are between two values, as a verdict."""
         if least <= self.low and self.high <= most:
             return "held"
         return "not held" if self.low > most or self.high < least else "undecided"
 
     def mapped(self, function: Callable[[float], float]) -> Range:
-        """Through an increasing function."""
+        """The range under an increasing function."""
         return Range(function(self.value), function(self.low), function(self.high))
 
 
 def judge_claims(run: Mapping[str, Any]) -> list[ClaimFinding]:
-    """Every claim, once for each file that it is about.
+    """Judge every claim, once for each file that it is about.
 
     Args:
         run: content of a run.json; nothing else is read.
@@ -114,11 +114,11 @@ class _Run:
         }
 
     def of_type(self, quantization: str) -> list[Mapping[str, Any]]:
-        """Candidates that say of themselves that they are of a type."""
+        """Candidates whose metadata gives a certain type."""
         return [m for m in self.models if m.get("quantization") == quantization and not m.get("reference")]
 
     def relative_of(self, model: Mapping[str, Any], quantization: str | None = None) -> Mapping[str, Any] | None:
-        """The file of the same family that has a type, or is the reference."""
+        """The file of the same family with a certain type, or the reference."""
         for other in self.models:
             fits = other.get("reference") if quantization is None else other.get("quantization") == quantization
             if fits and other is not model and _same_family(model, other):
@@ -131,8 +131,8 @@ class _Run:
     def ln_ppl_ratio(self, model: Mapping[str, Any], base: Mapping[str, Any]) -> Range | None:
         """Ln of a perplexity over another's.
 
-        To the reference, with the paired error. Between two candidates it is the difference of both of theirs; the
-        windows were the same, so that the errors depend on each other in a way that a run does not keep. The error of
+        Relative to the reference, with the paired error. Between two candidates, the difference of their ratios to the
+        reference; the windows are the same, so the errors are correlated, but a run does not store how. The error of
         a difference is at most the sum of both, whatever their correlation (Minkowski): that bound is used.
         """
         ours = self.row(model, "ln_ppl_ratio")
@@ -150,10 +150,10 @@ class _Run:
         )
 
     def speed_ratio(self, model: Mapping[str, Any], base: Mapping[str, Any]) -> Range | str:
-        """Generation speed over another's, from both ratios to the reference, or why there is none.
+        """Ratio of two generation speeds, from their ratios to the reference, or why there is none.
 
-        Each ratio was timed in turns with the reference, so that they share no repetition: errors of logarithms add up
-        in squares.
+        Each ratio was timed in turns with the reference, so they share no repetition: squared errors of the logarithms
+        add up.
         """
         value, errors, clusters = 0.0, [], []
         for which, sign in ((model, 1), (base, -1)):
@@ -168,7 +168,7 @@ class _Run:
         return _range(value, math.hypot(*errors), min(clusters)).mapped(math.exp)
 
     def speed_doubt(self, model: Mapping[str, Any]) -> str | None:
-        """Why nothing is said of a model's speed beside the reference's; None where something is."""
+        """Why a model's speed cannot be compared with the reference's; None if it can."""
         name = model["name"]
         ratio, speed = self._rows.get((name, "tg_speed_ratio")), self._rows.get((name, "tg_tokens_per_s"))
         single = self._rows.get((name, "served_single_tokens_per_s"))
@@ -176,12 +176,12 @@ class _Run:
             reason = (speed or {}).get("doubt") or "its generation was not timed in turns with the reference's"
             return f"{name}: {reason}"
         if speed and single and streams_disagree(speed["value"], single["value"]):
-            return f"{name}: a server's only client gets another speed than generation by itself"
+            return f"{name}: the speed for a server's only client differs from that of plain generation"
         return None
 
 
 def speed_ratio(run: Mapping[str, Any], model: str) -> Range | None:
-    """A model's generation speed over the reference's with its 95 % interval; None where nothing may be said of it.
+    """A model's generation speed over the reference's with its 95 % interval; None if it is not reliable.
 
     Args:
         run: content of a run.json.
@@ -195,7 +195,8 @@ def speed_ratio(run: Mapping[str, Any], model: str) -> Range | None:
     row = table.row({"name": model}, "tg_speed_ratio")
     if row is None:
         return None
-    # Both sides together are wrong in one of twenty cases. A ratio's logarithm is symmetric, and never below zero.
+    # Both sides together are wrong in one of twenty cases. On the log scale the interval is symmetric, and the ratio
+    # stays positive.
     value, se = math.log(row["value"]), row["se"] / row["value"]
     both = 1 - (1 - _CONFIDENCE) / 2
     low, high = (confidence_bound(value, se, row["clusters"], both, upper=upper) for upper in (False, True))
@@ -205,7 +206,7 @@ def speed_ratio(run: Mapping[str, Any], model: str) -> Range | None:
 def _range(value: float, se: float | None, clusters: int | None) -> Range:
     from gguf_harness.metrics.stats import confidence_bound
 
-    if se is None:  # a single window or repetition says nothing of its error
+    if se is None:  # a single window or repetition gives no standard error
         return Range(value, -math.inf, math.inf)
     low, high = (confidence_bound(value, se, clusters, _CONFIDENCE, upper=upper) for upper in (False, True))
     return Range(value, low, high)
@@ -246,7 +247,7 @@ def _loses(quantization: str, base_type: str | None, least: float, most: float, 
 
 
 def _each_step_speeds_up(least: float, most: float) -> _Judge:
-    """Of quantized files in the order of their size, each generates faster than the next bigger one by such a share."""
+    """Check that each quantized file, by size, generates faster than the next bigger one by a share in a range."""
 
     def judge(run: _Run) -> Iterator[_Answer]:
         families: list[list[Mapping[str, Any]]] = []
@@ -270,7 +271,7 @@ def _each_step_speeds_up(least: float, most: float) -> _Judge:
 
 
 def _judge_steps(steps: list[tuple[str, Range | str]], least: float, most: float) -> _Answer:
-    """All steps of a family; one that was not measured leaves the claim open, unless another one breaks it."""
+    """Judge all steps of a family; a step that was not measured leaves the claim open, unless another one breaks it."""
     gains = {name: ratio.mapped(lambda ratio: ratio - 1) for name, ratio in steps if isinstance(ratio, Range)}
     doubts = "; ".join(dict.fromkeys(ratio for _, ratio in steps if isinstance(ratio, str)))
     if not gains:
@@ -323,7 +324,7 @@ def _together(verdicts: list[ClaimVerdict]) -> ClaimVerdict:
 
 
 def _grown(ln_ratio: float) -> float:
-    """A ratio's logarithm as a relative change: exp(x) - 1."""
+    """Relative change from the logarithm of a ratio: exp(x) - 1."""
     try:
         return math.expm1(ln_ratio)
     except OverflowError:
@@ -341,7 +342,7 @@ def _above(change: Range, base: Mapping[str, Any]) -> str:
 
 def _bounds(change: Range) -> str:
     if math.isinf(change.low) or math.isinf(change.high):
-        return "measured once, so that no error is known"
+        return "measured once, so no standard error is available"
     return f"{_signed(change.low)} to {_signed(change.high)}"
 
 
@@ -351,4 +352,4 @@ def _smaller(saved: float) -> str:
 
 def _fallbacks(model: Mapping[str, Any]) -> str:
     count = len(model.get("fallbacks") or ())
-    return f"; {count} of its tensors fell back to other types than the name promises" if count else ""
+    return f"; {count} of its tensors fell back to other types than the name says" if count else ""

@@ -1,4 +1,4 @@
-"""Gates: limits on metrics, from the built-in table and a person's file."""
+"""Gates: limits on metrics, built in or from the user's file."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _KEYS: Final = frozenset({"limit", "limit_relative", "confidence", "source"})
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """A limit on a metric: an absolute one, or one relative to what the reference has.
+    """A limit on a metric: absolute, or relative to the reference's value.
 
     Attributes:
-        metric: a name from `gguf_harness.metrics.registry.METRICS`; its direction says which side of the limit is good.
+        metric: a name from `gguf_harness.metrics.registry.METRICS`; its direction gives the good side of the limit.
         limit: in the metric's unit; None for a relative one.
         confidence: probability with which a bound must hold, in (0.5, 1).
         source: where the limit comes from.
@@ -42,11 +42,11 @@ class Gate:
 
     @property
     def lower_is_better(self) -> bool:
-        """Whether the limit is the most that is allowed; otherwise it is the least."""
+        """Whether the limit is a maximum; otherwise it is a minimum."""
         return metric_info(self.metric).better == "lower"
 
     def half_of_the_error(self) -> Gate:
-        """The same limit with half the probability of a wrong verdict."""
+        """The same gate with half the probability of a wrong verdict."""
         return replace(self, confidence=1 - (1 - self.confidence) / 2)
 
     @property
@@ -58,10 +58,10 @@ class Gate:
 
 
 def load_gates(path: Path | None) -> dict[str, Gate]:
-    """Built-in limits, with those of a TOML file in their place: tables `[metric]` with `limit` or `limit_relative`.
+    """Built-in limits, overridden by a TOML file with tables `[metric]` that have `limit` or `limit_relative`.
 
     Raises:
-        GateError: malformed file, unknown metric, a limit that is no number, or one that cannot decide anything.
+        GateError: malformed file, unknown metric, or a limit that is not a number or cannot decide anything.
     """
     built_in = resources.files("gguf_harness.fixtures").joinpath("data/gates.toml").read_bytes()
     gates = _parse(built_in, "the built-in gates")
@@ -85,7 +85,7 @@ def _gate(metric: str, table: object, origin: str) -> Gate:
     if not isinstance(table, dict) or not set(table) <= _KEYS or len({"limit", "limit_relative"} & set(table)) != 1:
         raise GateError(
             f"{origin}: [{metric}] is {table!r}.",
-            "Expected `limit` or `limit_relative` (one of them), and if you like `confidence` and `source`.",
+            "Expected `limit` or `limit_relative` (one of them), and optionally `confidence` and `source`.",
         )
     numbers = {"confidence": 0.95} | {key: value for key, value in table.items() if key != "source"}
     for name, number in numbers.items():
@@ -101,7 +101,7 @@ def _gate(metric: str, table: object, origin: str) -> Gate:
 
 
 def _check_possible(gate: Gate, origin: str) -> None:
-    """A limit beyond all values that a metric can have passes everything, or nothing."""
+    """Refuse a limit outside the range of a metric: it would pass everything, or nothing."""
     least, most = possible_values(gate.metric)
     if gate.limit is None or least <= gate.limit <= most:
         return
@@ -122,8 +122,8 @@ def _check_relative(gate: Gate, origin: str) -> None:
     relative = sorted(name for name, metric in METRICS.items() if metric.gate is not None and metric.gate.relative)
     if gate.metric not in relative:
         raise GateError(
-            f"{origin}: limit_relative of [{gate.metric}] has nothing to relate to: the reference has no {gate.metric}"
-            " of its own.",
+            f"{origin}: limit_relative of [{gate.metric}] has no value to relate to: the reference itself has no "
+            f"{gate.metric}.",
             f"Use `limit`; `limit_relative` is for {', '.join(relative)}.",
         )
     if ratio <= 0:
@@ -135,11 +135,12 @@ def _check_relative(gate: Gate, origin: str) -> None:
 
 
 def early_limits(gates: Iterable[Gate]) -> tuple[WindowLimit, ...]:
-    """What a pass over the corpus can decide on its way; empty where one of its gates needs all windows.
+    """Limits that a pass over the corpus can decide early; empty if one of its gates needs all windows.
 
-    A gate of a metric of the corpus whose limit is not known as one on a mean over windows is such a gate.
+    That is a gate on a corpus metric whose limit cannot be expressed as one on a mean over windows.
 
-    Half of a gate's error belongs to early decisions, at whatever window, the other half to the bound after the last.
+    Half of a gate's error probability is for early decisions at any window, the other half for the bound after the
+    last.
     """
     from gguf_harness.metrics.windows import WindowLimit
 

@@ -1,7 +1,7 @@
-"""How a test ended, and of what kind its failure is: a gate, a baseline, a measurement, a prompt, the test itself.
+"""Outcomes of tests, and kinds of failures: a gate, a baseline, a measurement, a prompt, the test itself.
 
-pytest's reports say "failed" to all of them. What is known of the exception where the report is made travels with the
-report as attributes, through xdist as well.
+pytest reports all of them as "failed". The kind is determined from the exception when the report is made, and travels
+as attributes of the report, also through xdist.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Final, Literal
 
 import pytest
 
-# What `pytest.fail` raises; pytest names it publicly as an attribute only, which no type checker takes for a class.
+# The exception of `pytest.fail`; publicly it is only an attribute, which type checkers do not accept as a class.
 from _pytest.outcomes import Failed
 
 from gguf_harness.errors import HarnessError, NoPrompt, PromptError
@@ -28,7 +28,7 @@ _ATTEMPT: Final = pytest.StashKey[int]()
 class GateFailed(Failed):
     """The fixture `gate` fails a test."""
 
-    # As pytest's own: its summary then says `GateFailed: ...` without where the class is.
+    # Like pytest's own exceptions: the summary then says `GateFailed: ...` without the module.
     __module__ = "builtins"
 
 
@@ -39,14 +39,14 @@ class BaselineFailed(Failed):
 
 
 def begin_attempt(item: pytest.Item, ours: frozenset[str]) -> None:
-    """Forget what an earlier attempt at the same test has found: --reruns keeps the item and its properties.
+    """Discard results of an earlier attempt at the same test: --reruns keeps the item and its properties.
 
     Args:
         item: about to be set up.
-        ours: names of properties that hold findings.
+        ours: names of the properties that hold results.
     """
     item.stash[_ATTEMPT] = item.stash.get(_ATTEMPT, 0) + 1
-    item.user_properties[:] = [found for found in item.user_properties if found[0] not in ours]
+    item.user_properties[:] = [entry for entry in item.user_properties if entry[0] not in ours]
 
 
 def attempt_of(item: pytest.Item) -> int:
@@ -55,20 +55,20 @@ def attempt_of(item: pytest.Item) -> int:
 
 
 def describe_failure(report: pytest.TestReport, call: pytest.CallInfo[None], *, of_prompt: bool) -> None:
-    """Say of a report what kind of failure it is, in `gguf_kind`, and why in a line, in `gguf_summary`.
+    """Add the kind of a failure to a report, as `gguf_kind`, and a one-line summary, as `gguf_summary`.
 
-    Our own errors are shown as the message that they are. A prompt that a model cannot have costs that prompt: the test
-    of it is skipped.
+    Errors of the harness are shown as their message. If a model cannot take a prompt, the test of that prompt is
+    skipped.
 
     Args:
         report: changed in place.
-        call: what was raised.
+        call: pytest's record of the call, with its exception.
         of_prompt: whether the test is of a single prompt.
     """
     if not report.failed:
         return
     if call.excinfo is None:
-        # A test that was expected to fail and passed, strictly.
+        # A strict xfail test that passed.
         _set(report, "assertion", report.longreprtext)
         return
     error = call.excinfo.value
@@ -90,7 +90,7 @@ def describe_failure(report: pytest.TestReport, call: pytest.CallInfo[None], *, 
 
 
 def message_of(report: pytest.TestReport) -> str:
-    """Why a test was skipped, or all that pytest shows of its failure; empty where it passed."""
+    """Why a test was skipped, or pytest's full text of its failure; empty if it passed."""
     if report.skipped and isinstance(report.longrepr, tuple):
         return str(report.longrepr[2]).removeprefix("Skipped: ")
     return "" if report.passed else report.longreprtext
@@ -101,7 +101,7 @@ def _set(report: pytest.TestReport, kind: Kind, summary: str) -> None:
 
 
 def _crash_line(report: pytest.TestReport, error: BaseException) -> str:
-    """`AssertionError: assert 23.1 < 20`, as pytest says it."""
+    """The error line as pytest shows it: `AssertionError: assert 23.1 < 20`."""
     crash = getattr(report.longrepr, "reprcrash", None)
     text = str(crash.message if crash is not None else f"{type(error).__name__}: {error}").strip()
     return text.splitlines()[0] if text else type(error).__name__

@@ -1,7 +1,7 @@
-"""The plan of a run: what its suites are to decide of each model. A verdict is over the plan, not over what happened.
+"""The plan of a run: the gates that its suites must decide for each model. Verdicts cover the plan, not just what ran.
 
-A limit that is set and never held against anything must not look like one that was kept. So the plan is made of what a
-suite can decide and of the limits that are set, whatever is deselected, interrupted or skipped later.
+A limit that was never checked must not look like one that was kept. So the plan consists of the gates that a suite can
+decide and the limits that are set, whatever is deselected, interrupted or skipped later.
 """
 
 from __future__ import annotations
@@ -35,43 +35,42 @@ _COMPARING_SUITE: Final = "quant"
 
 
 def gated_metrics(suite: str | None = None) -> dict[str, GatedBy]:
-    """Metrics that a limit can be planned for, with the test that holds them against it.
+    """Metrics that can be gated by suites, with the test that decides each gate.
 
-    A session ends with a failure where a test ran and did not decide what it is to decide: the registry and the tests
-    cannot part.
+    A session fails if a test ran and did not decide its planned gate, so the registry and the tests stay consistent.
 
     Args:
-        suite: whose tests; None for those of all.
+        suite: suite of the tests; None for all suites.
     """
-    found = {name: metric.gate for name, metric in METRICS.items() if metric.gate is not None}
-    return {name: gate for name, gate in found.items() if suite in {None, gate.suite}}
+    tests = {name: metric.gate for name, metric in METRICS.items() if metric.gate is not None}
+    return {name: gate for name, gate in tests.items() if suite in {None, gate.suite}}
 
 
 def check_planned(path: Path, test: str, metric: str) -> None:
-    """Make sure that a suite that comes along decides only what is planned: what is not could be left out unnoticed.
+    """Check that a bundled suite decides only planned gates: others could be left out unnoticed.
 
     Args:
         path: of the test's file.
         test: name of its function.
-        metric: that it decides on.
+        metric: metric of the gate that it decides.
 
     Raises:
-        GateError: the registry knows another test of the metric's gate, or none.
+        GateError: the registry has another test for the metric's gate, or none.
     """
     suite = suite_of(path)
     gate = METRICS[metric].gate if metric in METRICS else None
     if suite is not None and (gate is None or (gate.suite, gate.test) != (suite, test)):
         raise GateError(
             f"{test} of suites/{suite} decides on {metric!r}, which is not planned.",
-            f"Say so in the metric's entry in gguf_harness/metrics/registry/: gate=GatedBy({suite!r}, {test!r}).",
+            f"Add it to the metric's entry in gguf_harness/metrics/registry/: gate=GatedBy({suite!r}, {test!r}).",
         )
 
 
 @cache
 def suite_of(path: Path) -> str | None:
-    """Name of the suite that a test file belongs to, of those that come along: in a checkout or installed."""
+    """Name of the bundled suite that a test file belongs to, in a checkout or installed."""
     installed = Path(__file__).parent.parent / "suites"
-    # In a checkout that is a link to the folder at the top, which people name.
+    # In a checkout that is a link to the top-level folder, whose path users give.
     for place in (installed, installed.resolve()):
         if path.is_relative_to(place) and path != place:
             return path.relative_to(place).parts[0]
@@ -79,17 +78,17 @@ def suite_of(path: Path) -> str | None:
 
 
 def planned_suite(path: Path) -> str | None:
-    """Name of the suite that a test file belongs to, of those whose gates are planned: ours, and those of plugins."""
+    """Name of the suite that a test file belongs to, if its gates are planned: bundled suites, and those of plugins."""
     ours, folder = suite_of(path), path.parent.name
     theirs = {gate.suite for name, gate in gated_metrics().items() if not METRICS.is_built_in(name)}
     return ours if ours is not None else folder if folder in theirs else None
 
 
 def plan_gates(suites: Iterable[str], ladder: Ladder, gates: Mapping[str, Gate]) -> list[dict[str, Any]]:
-    """What the suites are to decide: `model`, `suite`, `test` and `metric` of each gate.
+    """The gates that the suites must decide: `model`, `suite`, `test` and `metric` of each.
 
     Args:
-        suites: those that take part in the session.
+        suites: suites of the session.
         ladder: its models.
         gates: limits by metric.
     """
@@ -106,7 +105,7 @@ def plan_gates(suites: Iterable[str], ladder: Ladder, gates: Mapping[str, Gate])
 
 
 def plan_comparisons(suites: Iterable[str], ladder: Ladder) -> list[dict[str, Any]]:
-    """What --gguf-baseline is to compare: like `plan_gates`."""
+    """The comparisons with --gguf-baseline to be made: like `plan_gates`."""
     if _COMPARING_SUITE not in suites:
         return []
     return [
@@ -117,19 +116,19 @@ def plan_comparisons(suites: Iterable[str], ladder: Ladder) -> list[dict[str, An
 
 
 def homeless(gates: Iterable[str], decided: Iterable[str]) -> list[str]:
-    """Metrics with a limit that no test of any suite holds against anything, and that no other test has decided."""
+    """Metrics with a limit that no suite checks, and that no other test has decided."""
     return sorted(set(gates) - set(gated_metrics()) - set(decided))
 
 
 def of_other_suites(gates: Iterable[str], suites: Iterable[str], decided: Iterable[str]) -> str:
-    """A sentence on the limits that only suites hold which take no part in the session; "" where there are none.
+    """A sentence on limits that only suites outside this session check; "" if there are none.
 
-    One file of limits may be for several sessions, so that this is no failure.
+    A file of limits may be shared by several sessions, so this is not a failure.
 
     Args:
-        gates: metrics with a limit in a person's file.
-        suites: those that take part.
-        decided: metrics that were held against theirs.
+        gates: metrics with a limit in the user's file.
+        suites: suites of the session.
+        decided: metrics whose limit was checked.
     """
     homes, taking_part = gated_metrics(), set(suites)
     left: dict[str, list[str]] = {}
@@ -137,4 +136,4 @@ def of_other_suites(gates: Iterable[str], suites: Iterable[str], decided: Iterab
         if homes[metric].suite not in taking_part:
             left.setdefault(homes[metric].suite, []).append(metric)
     told = "; ".join(f"{', '.join(metrics)} (suites/{suite})" for suite, metrics in left.items())
-    return f"--gguf-gates has limits that no suite of this session holds: {told}" if told else ""
+    return f"--gguf-gates has limits that no suite of this session checks: {told}" if told else ""

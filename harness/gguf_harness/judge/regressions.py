@@ -1,4 +1,4 @@
-"""Is a model worse than a baseline says it was? Paired by window where both decoded the same text."""
+"""Regressions: compare models with a baseline, paired by window if both decoded the same text."""
 
 from __future__ import annotations
 
@@ -32,20 +32,21 @@ __all__ = [
 ]
 
 CONFIDENCE: Final = 0.95
-"""Of a verdict on a metric that has no gate, which is a gate's own default."""
+"""Confidence for metrics without a gate; the same as the default of gates."""
 
 MATERIAL: Final = 0.001
-"""Smallest change that counts, as a share of the baseline's value: another processor rounds differently, and windows
-that all move by the last digit would be a significant change of nothing."""
+"""Smallest change that counts, as a share of the baseline's value: processors round differently, and if all windows
+change by the last digit, that would be significant but meaningless.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Now:
-    """What this session measured of a model, and with what.
+    """The measurement of a model in this session, and its conditions.
 
     Attributes:
         name: of the model.
-        facts: as in a baseline; `estimates` are not used.
+        facts: as in a baseline, but `estimates` are not used.
         engine: llama.cpp's build.
         corpus: hash of the text and length of its windows in tokens.
         reference: hash of the reference's file.
@@ -64,13 +65,13 @@ class Comparison:
 
     Attributes:
         partner: name of the baseline's model.
-        worse_by: how much worse it is now, in the metric's unit; negative where it is better.
-        se: standard error of that; None where there is none.
-        p_worse: of the hypothesis that it is not materially worse.
-        p_better: of the hypothesis that it is not materially better.
-        windows: number of windows that both have, 0 where they are not paired.
-        changes: what else differs from the baseline.
-        layer, head, part, prompt: what of the model it is about; all None for the whole.
+        worse_by: how much worse it is now, in the metric's unit; negative if it is better.
+        se: standard error of that; None if unknown.
+        p_worse: p-value of the hypothesis that it is not materially worse.
+        p_better: p-value of the hypothesis that it is not materially better.
+        windows: number of windows that both have; 0 if not paired.
+        changes: other differences from the baseline.
+        layer, head, part, prompt: the place in the model; all None for the whole model.
     """
 
     model: str
@@ -103,8 +104,8 @@ class _Change:
 
     Attributes:
         se: of `new - old`.
-        clusters: behind that; None for very many.
-        windows: number of them that are paired.
+        clusters: number of clusters behind that; None for very many.
+        windows: number of paired windows.
     """
 
     old: float
@@ -117,17 +118,17 @@ class _Change:
 def compare(
     metric: str, now: Now, baseline: Baseline, confidence: float, partner: str | None = None
 ) -> Comparison | None:
-    """A metric that is compared by window, now and in a baseline; None where the baseline does not have it.
+    """Compare a metric by window with a baseline; None if the baseline does not have it.
 
-    Where text, window length and vocabulary are the same, windows that both decoded are compared one by one: the error
-    is that of their differences, which is far smaller than that of the two values. Where they share less than half of
-    the shorter pass, or nothing, the values are compared, taken as independent.
+    If text, window length and vocabulary are the same, windows that both decoded are compared in pairs: the error of
+    their differences is far smaller than that of the two values. If fewer than half of the windows of the shorter pass
+    are shared, the two values are compared as independent.
 
     Args:
         metric: its name.
-        now: this session's measurement.
+        now: measurement of this session.
         baseline: the earlier one.
-        confidence: of the verdict.
+        confidence: confidence of the verdict.
         partner: the model of the baseline to compare with; the one of the same name if not given.
     """
     partner = partner or now.name
@@ -149,13 +150,13 @@ def _of_windows(metric: str, now: Now, before: Facts, baseline: Baseline) -> _Ch
         new, slope = from_mean(metric, float(new_means.mean()))
         se = clustered_se((new_means - old_means)[:, None])
         return None if se is None else _Change(old, new, slope * se, len(common), len(common))
-    # Means are there also where the run that was saved did not record this metric.
+    # The means may exist even if the saved run did not record this metric.
     earlier = asdict(_from_means(metric, before)) if paired else before.estimates.get(metric)
     return _independent(earlier, _from_means(metric, now.facts))
 
 
 def _independent(old: Mapping[str, Any] | None, new: MeanEstimate | Estimate) -> _Change | None:
-    """Two values with an error each; None where one is missing: nobody can tell then what a difference means."""
+    """Two values with an error each; None if an error is missing, since the difference could not be judged."""
     if old is None or old["se"] is None or new.se is None:
         return None
     clusters = [count for count in (old["clusters"], new.clusters) if count is not None]
@@ -163,11 +164,11 @@ def _independent(old: Mapping[str, Any] | None, new: MeanEstimate | Estimate) ->
 
 
 def is_compared(row: Row) -> bool:
-    """Whether a row of a run is held against a baseline as it stands.
+    """Whether a row of a run is compared directly with a baseline.
 
-    Values of whole models that say how good a candidate is and have an error. Metrics of the corpus are compared by
-    window, with `compare`. Speed and memory belong to a machine, and the part of a model to a report: the registry's
-    entry says so.
+    Values of whole models that measure quality and have an error. Metrics of the corpus are compared by
+    window, with `compare`. Speed and memory depend on the machine, and values of parts are only reported: see the
+    registry entry.
     """
     metric = metric_info(row.metric)
     quality = metric.compared and metric.window_means is None and row.better != "neutral"
@@ -177,13 +178,13 @@ def is_compared(row: Row) -> bool:
 def compare_row(
     row: Row, baseline: Baseline, partner: str, confidence: float, settings: Mapping[str, str]
 ) -> Comparison | None:
-    """A row of a run, now and in a baseline, by metric and place; None where the baseline does not have it.
+    """Compare a row of a run with a baseline, by metric and place; None if the baseline does not have it.
 
     Args:
-        row: what was measured.
+        row: the row of the run.
         baseline: the earlier measurement.
         partner: the model of the baseline to compare with.
-        confidence: of the verdict.
+        confidence: confidence of the verdict.
         settings: as in `Baseline.settings`.
     """
     before = baseline.models[partner]
@@ -233,25 +234,25 @@ def _comparison(
 
 
 def judge(comparisons: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Adds `p_adjusted` and `outcome` ("worse", "better" or "same") to each comparison of a run.
+    """Add `p_adjusted` and `outcome` ("worse", "better" or "same") to each comparison of a run.
 
-    Holm's correction over those of the corpus, and over those of other suites' rows, which are less telling and may be
-    many; for getting worse and for getting better each: of either group, no model of the run is called worse that is
-    not, with the comparisons' confidence.
+    Holm's correction is applied separately to comparisons of the corpus and to those of other suites' rows, which are
+    less sensitive and may be many, and separately for worse and better. In each group, no model is wrongly called
+    worse, with the confidence of the comparisons.
 
     Args:
-        comparisons: `Comparison.to_json` of each; what `missing` gave stays as it is.
+        comparisons: `Comparison.to_json` of each; results of `missing` are left unchanged.
     """
-    found = [dict(comparison) for comparison in comparisons]
-    made = [comparison for comparison in found if comparison.get("outcome") != "missing"]
+    judged = [dict(comparison) for comparison in comparisons]
+    made = [comparison for comparison in judged if comparison.get("outcome") != "missing"]
     by_window = compared_by_window()
     _settle([comparison for comparison in made if comparison["metric"] in by_window])
     _settle([comparison for comparison in made if comparison["metric"] not in by_window])
-    return found
+    return judged
 
 
 def _settle(comparisons: Sequence[dict[str, Any]]) -> None:
-    """Decide on comparisons that are corrected together."""
+    """Decide a group of comparisons that are corrected together."""
     worse, better = (holm([comparison[key] for comparison in comparisons]) for key in ("p_worse", "p_better"))
     for comparison, p_worse, p_better in zip(comparisons, worse, better, strict=True):
         outcome: Literal["worse", "better", "same"] = "same"
@@ -267,7 +268,7 @@ def _same_text(now: Now, before: Facts, baseline: Baseline) -> bool:
 
 
 def _common(now: Now, before: Facts, baseline: Baseline) -> list[int]:
-    """Windows to be paired: those that both decoded of one text, if they are at least half of the shorter pass."""
+    """Windows to pair: those that both decoded, if they are at least half of the shorter pass."""
     common = sorted(set(before.windows) & set(now.facts.windows)) if _same_text(now, before, baseline) else []
     shorter = min(len(before.windows), len(now.facts.windows))
     return common if len(common) > 1 and 2 * len(common) >= shorter else []
@@ -287,7 +288,7 @@ def _from_means(metric: str, facts: Facts) -> MeanEstimate:
 
 
 def _changes(now: Now, before: Facts, baseline: Baseline) -> list[str]:
-    """What differs between the two measurements beside the values."""
+    """Other differences between the two measurements."""
 
     def shown(corpus: tuple[str, int] | None) -> str | None:
         return None if corpus is None else f"{corpus[0][:12]} in windows of {corpus[1]}"
@@ -311,7 +312,7 @@ def _changes(now: Now, before: Facts, baseline: Baseline) -> list[str]:
 
 
 def _short(text: str | None) -> str:
-    """A hash by its beginning."""
+    """The beginning of a hash."""
     return "none" if text is None else text[:12] if re.fullmatch(r"[0-9a-f]{64}", text) else text
 
 

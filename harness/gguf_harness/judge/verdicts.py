@@ -1,4 +1,4 @@
-"""Verdicts: gates decided by a confidence bound and not by the point; one by one, and all of a run together."""
+"""Verdicts: gates decided by a confidence bound instead of the point estimate, one by one and for a whole run."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ Outcome = Literal["pass", "fail", "inconclusive"]
 
 @dataclass(frozen=True, slots=True)
 class Tested:
-    """What is held against a limit: the estimate itself, or its ratio to the reference's.
+    """The value checked against a limit: the estimate itself, or its ratio to the reference's.
 
     Attributes:
-        se: as it is shown.
-        below: the error for a lower bound; infinite where there is no bound, None for what has no error.
+        se: standard error, as shown.
+        below: the error for a lower bound; infinite if there is no bound, None for exact values.
         above: the same for an upper bound.
-        scale: value of the reference for a ratio, otherwise 1: turns a ratio into the metric's unit.
+        scale: value of the reference for a ratio, otherwise 1: converts a ratio to the metric's unit.
         paired: whether the ratio's error is that of shared samples.
     """
 
@@ -47,26 +47,25 @@ class Tested:
 
     @property
     def towards_limit(self) -> float | None:
-        """The error on the side where the limit is."""
+        """The error on the side of the limit."""
         return self.below if self.limit < self.value else self.above
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a gate says about an estimate.
+    """The verdict of a gate on an estimate.
 
     Attributes:
-        limit: in the metric's unit, also where the gate's limit is relative.
-        value: of the estimate; None where nothing may be said of it.
-        bound: the confidence bound that decided, in the metric's unit: beyond the limit it fails, short of it it
-            passes.
-        p_value: of the hypothesis that an outcome contradicts: "within the limit" for fail, "beyond it" for pass, the
-            likelier of both outcomes where it is inconclusive. None without a standard error.
-        more_clusters: how many more windows (repetitions) would probably decide; None where it is decided, or where
-            no number would.
-        detail: sentences for people, which say the place as well.
-        layer, head, part, prompt: what of the model and its input it is about, of an extreme where it was found; all
-            None for the whole.
+        limit: in the metric's unit, also if the gate's limit is relative.
+        value: of the estimate; None if it is not reliable.
+        bound: the confidence bound that decided, in the metric's unit: fail if beyond the limit, otherwise pass.
+        p_value: of the hypothesis that the outcome rejects: "within the limit" for fail, "beyond it" for pass, that of
+            the likelier outcome if inconclusive. None without a standard error.
+        more_clusters: number of additional windows (repetitions) that would probably decide; None if decided, or if no
+            number would.
+        detail: sentences for readers, including the place.
+        layer, head, part, prompt: the place in the model and its input; for an extreme, where it was found; all None
+        for the whole model.
     """
 
     model: str
@@ -91,7 +90,7 @@ class Verdict:
 
 
 def _tested(gate: Gate, estimate: Estimate, reference: Estimate | None, ratio: Estimate | None) -> Tested:
-    """What `decide` holds against the gate's limit."""
+    """The value that `decide` checks against the gate's limit."""
     from gguf_harness.metrics.stats import ratio_with_error, side_error
 
     def tested(held: Estimate | MeanEstimate, limit: float, scale: float = 1.0, *, paired: bool = False) -> Tested:
@@ -107,7 +106,7 @@ def _tested(gate: Gate, estimate: Estimate, reference: Estimate | None, ratio: E
         )
     if not reference.value > 0:
         raise NoData(
-            f"{gate.metric} of the reference is {reference.value}: a limit relative to it means nothing, expected more"
+            f"{gate.metric} of the reference is {reference.value}: a limit relative to it is meaningless, expected more"
             " than zero."
         )
     held = ratio or ratio_with_error(estimate, reference)
@@ -125,23 +124,23 @@ def decide(
     early: EarlyDecision | None = None,
     text: TextSize | None = None,
 ) -> Verdict:
-    """Pass when the confidence bound is on the good side of the limit, fail when it is beyond it.
+    """Decide a gate: pass if the confidence bound is on the good side of the limit, fail if it is beyond it.
 
     One-sided bounds at `gate.confidence`, t with the clusters' degrees of freedom and the errors of each side. Passing
     needs the bad-side bound to be within the limit; failing needs the good-side bound to be beyond it; anything else is
-    inconclusive, also where samples are too few for a bound. What has no error (a file size, a maximum) is compared as
-    it is. What is in doubt decides nothing.
+    inconclusive, including too few samples for a bound. Values without an error (a file size, a maximum) are compared
+    directly. Estimates in doubt decide nothing.
 
     Args:
         gate: the limit.
-        estimate: the model's, with its place.
+        estimate: estimate of the model, with its place.
         model: its name.
         reference: the reference's estimate of the same metric; needed for a relative limit.
-        ratio: the ratio of both with its paired error, where their samples are shared; by default it is computed from
-            the two estimates, taken as independent, by the delta method.
-        watched: whether the gate could be decided on the way: half of its error belongs to those decisions.
-        early: what was decided on the way; it stands whatever the bound says.
-        text: what windows are taken from, for advice.
+        ratio: the ratio of both with its paired error, if their samples are shared; by default it is computed from the
+            two estimates as independent, by the delta method.
+        watched: whether the gate could be decided early: half of its error probability is for early decisions.
+        early: the early decision; it is final, whatever the bound is.
+        text: the text that windows are taken from, for advice.
 
     Raises:
         GateError: a relative limit without a reference.
@@ -191,7 +190,7 @@ def decide(
 
 
 def _undecided(gate: Gate, estimate: Estimate, model: str, tested: Tested, doubt: str) -> Verdict:
-    """The verdict on what was measured and cannot be relied on: its numbers are in no sentence."""
+    """The verdict on an unreliable measurement: its sentences contain no measured numbers."""
     side = "at most" if gate.lower_is_better else "at least"
     return Verdict(
         model=model,
@@ -203,7 +202,7 @@ def _undecided(gate: Gate, estimate: Estimate, model: str, tested: Tested, doubt
         bound=None,
         verdict="inconclusive",
         detail=(
-            f"{metric_info(gate.metric).title} was not held against its limit, {side} {_show(gate, tested.limit)}:"
+            f"{metric_info(gate.metric).title} was not checked against its limit, {side} {_show(gate, tested.limit)}:"
             f" {doubt}."
         ),
         **estimate.found_at._asdict(),
@@ -232,7 +231,7 @@ def _more_clusters(gate: Gate, tested: Tested) -> int | None:
 
 
 def _statement(gate: Gate, estimate: Estimate, tested: Tested) -> str:
-    """What was found, and what the limit is."""
+    """The sentence with the estimate and the limit."""
     info = metric_info(gate.metric)
     factor = 100 if info.unit == "fraction" else 1
     error = f" ± {factor * estimate.se:.2g}" if estimate.se is not None else ""
@@ -247,11 +246,11 @@ def _statement(gate: Gate, estimate: Estimate, tested: Tested) -> str:
 
 
 def _reason(gate: Gate, tested: Tested, outcome: Outcome, bound: float, more: int | None, text: TextSize | None) -> str:
-    """Why the bound decides as it does, and what would change that."""
+    """The sentence on the bound behind the verdict, and on how to decide the gate."""
     if outcome == "inconclusive":
         if not math.isfinite(bound):
-            return f" {tested.n} samples are too few to say how far off that may be."
-        advice = "it cannot be told how much more data would decide."
+            return f" {tested.n} samples are too few for a confidence bound."
+        advice = "cannot estimate how much more data is needed."
         if more is not None and tested.clusters is not None:
             advice = what_would_decide(
                 gate.metric, tested.clusters, tested.clusters + more, tested.n // tested.clusters, text
@@ -274,23 +273,23 @@ def _unit(gate: Gate) -> str:
 
 
 def adjust(verdicts: Iterable[dict[str, Any]], *, enforce: bool) -> list[dict[str, Any]]:
-    """Holm's correction over all gates of a run: adds `p_adjusted` and `verdict_adjusted` to each verdict.
+    """Apply Holm's correction over all gates of a run: add `p_adjusted` and `verdict_adjusted` to each verdict.
 
-    Two families, each with its own guarantee: the passes (the hypotheses that a metric is beyond its limit) and the
-    failures (that it is within). Each hypothesis that a gate could contradict counts in its family, undecided gates
-    in the one that they are nearer to with their p-value and in the other with its complement. Gates without a
-    standard error are facts, and count nowhere. A pass or failure whose adjusted p-value is above 1 - confidence is
-    inconclusive after the correction.
+    There are two families, each with its own guarantee: passes (hypotheses that a metric is beyond its limit) and
+    failures (that it is within). Each hypothesis that a gate could reject counts in its family; undecided gates count
+    in the nearer one with their p-value and in the other with its complement. Gates without a standard error are facts
+    and are not counted. A pass or failure whose adjusted p-value is above 1 - confidence is inconclusive after the
+    correction.
 
     Args:
         verdicts: `Verdict.to_json` of each, in any order.
         enforce: whether the adjusted verdict becomes the verdict.
     """
-    found = [dict(verdict) for verdict in verdicts]
-    tested = [verdict for verdict in found if verdict.get("p_value") is not None]
+    adjusted_verdicts = [dict(verdict) for verdict in verdicts]
+    tested = [verdict for verdict in adjusted_verdicts if verdict.get("p_value") is not None]
     fails = [verdict["p_value"] if _points_to_fail(verdict) else 1 - verdict["p_value"] for verdict in tested]
     families = zip(tested, holm(fails), holm([1 - p for p in fails]), strict=True)
-    for verdict in found:
+    for verdict in adjusted_verdicts:
         verdict |= {"p_adjusted": None, "verdict_adjusted": verdict["verdict"]}
     for verdict, fail, passing in families:
         adjusted = fail if _points_to_fail(verdict) else passing
@@ -304,7 +303,7 @@ def adjust(verdicts: Iterable[dict[str, Any]], *, enforce: bool) -> list[dict[st
             verdict["detail"] += (
                 f" Holm's correction over {len(tested)} gates makes it inconclusive: p = {adjusted:.2g}."
             )
-    return found
+    return adjusted_verdicts
 
 
 def _points_to_fail(verdict: dict[str, Any]) -> bool:

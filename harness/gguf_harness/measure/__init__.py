@@ -1,1 +1,1 @@
-"""Passes and observers: what runs inside a worker, next to llama.cpp, and ends in arrays and numbers."""
+"""Measurements: what runs in workers, next to llama.cpp, and returns arrays and numbers."""

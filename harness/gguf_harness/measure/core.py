@@ -1,4 +1,4 @@
-"""What measures in a session: the one way to measure, with the models and the llama.cpp that there are."""
+"""The core of a session: runs measurements with its models and its llama.cpp."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ R = TypeVar("R")
 
 
 class Core(Measuring):
-    """Measures subjects; arguments as for `Measuring`."""
+    """Runs measurements of subjects; arguments as for `Measuring`."""
 
     def __init__(
         self, options: Options, progress: Progress, session: str | None = None, notes: Notes | None = None
@@ -42,23 +42,23 @@ class Core(Measuring):
         return self.models.subject(planned)
 
     def sound(self, planned: PlannedSubject | None) -> Subject | None:
-        """The same for a reference that others can do without; None where it has an error, as its own tests say."""
+        """The same for a reference that others can do without; None if it has an error, which its own tests report."""
         try:
             return None if planned is None else self.subject(planned)
         except HarnessError:
             return None
 
     def key(self, subject: Subject) -> dict[str, Any]:
-        """What numbers that llama.cpp computes of a subject depend on: its file, how it is run, and the build."""
+        """What llama.cpp's numbers of a subject depend on: its file, its settings, and the build."""
         return subject.key() | {"engine": self.llama_cpp.key}
 
     @property
     def machine_key(self) -> dict[str, Any]:
-        """What of the machine timings depend on, for the keys of measurements."""
+        """Properties of the machine that timings depend on, for the keys of measurements."""
         return self.once(("machine key",), identify_machine)
 
     def measure(self, job: Job[R]) -> R:
-        """The result of a job; see `Measuring.measure`. What llama.cpp computes is of a build that the run names."""
+        """The result of a job; see `Measuring.measure`. The run then names the build of llama.cpp."""
         if "engine" in job.key:
             self.notes.set("engine", self.llama_cpp.description)
         return super().measure(job)
@@ -68,6 +68,6 @@ class Core(Measuring):
         self.models.use(model)
 
     def check_read(self, subjects: Sequence[Subject]) -> None:
-        """Refuse what was measured of files that have changed meanwhile."""
+        """Refuse results if the files have changed meanwhile."""
         self.models.check_unchanged(*(subject.model for subject in subjects))
         self.models.check_used()

@@ -1,4 +1,4 @@
-"""The llama.cpp that measures: its build, its backends, and what of both numbers depend on."""
+"""The llama.cpp in use: its build, its backends, and the parts of both that numbers depend on."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class LlamaCpp:
         return self._core.once(("engine description",), self._describe)
 
     def _describe(self) -> dict[str, Any]:
-        # It names the processor and the memory: what it says holds for this machine.
+        # It names the processor and the memory, so it is valid for this machine only.
         key = {
             "build": self.build_hash(),
             "machine": identify_machine(),
@@ -45,10 +45,10 @@ class LlamaCpp:
 
     @property
     def key(self) -> dict[str, Any]:
-        """What of llama.cpp numbers depend on, for the keys of measurements."""
+        """The properties of llama.cpp that numbers depend on, for the keys of measurements."""
         return self._core.once(("engine key",), lambda: identify_engine(self.description, self.build_hash()))
 
     def build_hash(self, binary: Path | None = None) -> str:
-        """Hash of the content of a build of llama.cpp: of a program, or llama-cpp-python's."""
+        """Hash of a build of llama.cpp: of a program, or of llama-cpp-python."""
         cache = self._core.options.cache
         return self._core.once(("build", str(binary)), lambda: hash_files(build_files(binary), cache))

@@ -1,4 +1,4 @@
-"""What a measurement is, and what it takes to make one: the cache, a worker and progress are `core.Core`'s."""
+"""Definition of measurements and jobs; `core.Core` adds the cache, a worker and progress."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ R = TypeVar("R")
 
 @dataclass(frozen=True, slots=True)
 class Format(Generic[R]):
-    """How a result lies in the cache: a description of JSON types, and arrays.
+    """How a result is stored in the cache: a description of JSON types, and arrays.
 
     Attributes:
-        pack: what is stored of a result; None for no arrays.
-        unpack: the result again. What it cannot read is measured again.
+        pack: converts a result to what is stored; None for no arrays.
+        unpack: restores the result; if it cannot, the result is measured again.
     """
 
     pack: Callable[[R], tuple[dict[str, Any], Arrays | None]]
@@ -41,7 +41,7 @@ def _arrays_alone(_: dict[str, Any], arrays: Arrays) -> Arrays:
 
 
 ARRAYS: Final[Format[Arrays]] = Format(lambda arrays: ({}, arrays), _arrays_alone)
-"""A result that is arrays and nothing else."""
+"""A result that consists only of arrays."""
 
 
 def as_json(pack: Callable[[R], dict[str, Any]], unpack: Callable[[dict[str, Any]], R]) -> Format[R]:
@@ -55,22 +55,23 @@ def _always(_: object) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Measurement(Generic[R]):
-    """A named, versioned piece of work that ends in arrays or numbers, done once and then cached.
+    """A named, versioned piece of work whose result, arrays or numbers, is computed once and then cached.
 
     Attributes:
-        kind: family, which is a folder of the cache, and name: "passes/reference".
+        kind: folder of the cache, and name: "passes/reference".
         version: part of the key. Raise it when the same inputs would give other numbers (a corrected formula, another
-            constant, other windows) or arrays of another layout: what was stored before is then measured again. What is
-            computed from another entry needs no raise: its key holds the name of that entry.
-        task: `task(context, *arguments)`; in the session's process it gets what shows progress in place of a context.
+            constant, other windows) or another layout of arrays: older results are then measured again. Results
+            computed from another entry need no raise: their key contains the name of that entry.
+        task: `task(context, *arguments)`; in the session's process it gets a progress display instead of a context.
         unit: what progress counts.
-        format: how the result lies in the cache.
-        runs: in the subject's worker, in a worker that ends with it, or in the session's process, for what starts its
-            own workers or needs none.
-        exclusive: timing: whatever else is loaded is closed first.
-        keep: whether the next session may have this result.
-        remembered: whether a session asks once; otherwise each call looks into the cache, and a failure is tried again.
-        counted: whether it is one of the measurements that a run says it took from the cache, or made.
+        format: how the result is stored in the cache.
+        runs: in the subject's worker, in a separate worker that ends with it, or in the session's process, for tasks
+            that start workers themselves or need none.
+        exclusive: for timings: all other loaded models are closed first.
+        keep: whether later sessions may use this result.
+        remembered: whether a session remembers the result; otherwise each call looks in the cache, and a failure is
+            retried.
+        counted: whether it counts in the run's numbers of cached and new measurements.
     """
 
     kind: str
@@ -87,11 +88,11 @@ class Measurement(Generic[R]):
 
 @dataclass(frozen=True, slots=True)
 class Files(Generic[R]):
-    """Files beside a result, which others read: the result counts only where they are there.
+    """Files stored with a result, which other tasks read: the result is valid only if they exist.
 
     Attributes:
-        name: what they are; the same result may be asked for with them and without.
-        are_there: whether a folder still has them, given the result.
+        name: what they are; the same result may be requested with and without them.
+        are_there: whether they are still in a folder, given the result.
     """
 
     name: str
@@ -100,20 +101,22 @@ class Files(Generic[R]):
 
 @dataclass(frozen=True, slots=True)
 class Job(Generic[R]):
-    """One thing to measure.
+    """A single measurement to run.
 
     Attributes:
-        measurement: what.
+        measurement: its definition.
         label: for the line of progress: "tiny-Q4_K_M on pydoc".
-        key: everything that the result depends on but the measurement's version, as JSON types.
-        arguments: of the task; called only where it has to run, with the entry that the task may write files to.
-        subjects: whose files are read. They must not change meanwhile; the first one's worker does the work.
-        reads: another job, whose files the task reads.
-        files: that have to be there beside the result.
-        prepare: called before anything is measured, to make room or to refuse.
-        check: called after it, to refuse what came of it.
-        around: held open while it is measured.
-        worker: does the work in place of the first subject's.
+        key: everything that the result depends on except the measurement's version, as JSON types.
+        arguments: makes the arguments of the task; called only if the task must run, with the entry that the task may
+            write files to.
+        subjects: subjects whose files are read. The files must not change meanwhile; the first one's worker does the
+            work.
+        reads: another job whose files the task reads.
+        files: files that must exist with the result.
+        prepare: called before the measurement, to make room or to refuse.
+        check: called after it, to refuse the result.
+        around: context manager held during the measurement.
+        worker: a worker to use instead of the first subject's.
     """
 
     measurement: Measurement[R]

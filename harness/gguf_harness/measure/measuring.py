@@ -1,4 +1,4 @@
-"""The one way to measure: once in a session, from the cache where it can, in a worker process otherwise."""
+"""The one way to measure: once per session, from the cache if possible, otherwise in a worker process."""
 
 from __future__ import annotations
 
@@ -27,27 +27,27 @@ R = TypeVar("R")
 T = TypeVar("T")
 
 _OF_ANOTHER_SHAPE = (KeyError, IndexError, TypeError, ValueError, AttributeError)
-"""What reading a stored value raises where it is not what is expected."""
+"""Errors raised when a stored value has an unexpected form."""
 
 
 class Progress(Protocol):
-    """Shows how far a piece of work is."""
+    """Shows the progress of a piece of work."""
 
     def task(self, label: str, unit: str) -> contextlib.AbstractContextManager[ProgressCallback]:
         """Show one piece of work while the block runs."""
 
 
 class Measuring:
-    """Measures for one session.
+    """Runs the measurements of one session.
 
     A failure is remembered as well: a model that makes llama.cpp abort is tried once, and every test that needs it
     fails with the same message.
 
     Args:
-        options: what was asked for.
+        options: the checked options.
         progress: where progress is shown.
         session: name that all processes of a session share; None for one of its own.
-        notes: takes what is to be known of the run beside its numbers.
+        notes: receives notes on the run besides its numbers.
     """
 
     def __init__(
@@ -67,14 +67,14 @@ class Measuring:
     # -- measuring --------------------------------------------------------------------------------------------------
 
     def entry(self, job: Job[Any]) -> Entry:
-        """Where the result of a job lies, or will lie."""
+        """The cache entry of a job."""
         return self.cache.entry(job.measurement.kind, job.measurement.version, job.key)
 
     def measure(self, job: Job[R]) -> R:
         """The result of a job.
 
         Raises:
-            HarnessError: what the task raised, today or the first time that this session asked.
+            HarnessError: the error of the task, now or at the first call in this session.
         """
         entry = self.entry(job)
         if not job.measurement.remembered:
@@ -112,16 +112,16 @@ class Measuring:
         if job.check is not None:
             job.check()
         value, arrays = job.measurement.format.pack(measured)
-        # As the next session will read it.
+        # In the form in which the next session will read it.
         result = job.measurement.format.unpack(value, arrays or {})
         if job.measurement.keep(result):
             entry.save(value, arrays, job.label)
         return result
 
     def _run_reading(self, job: Job[R], reads: Job[Any], entry: Entry) -> R:
-        """Run a job that reads the files of another, and once more where they are gone or damaged.
+        """Run a job that reads the files of another; retry once if these are missing or damaged.
 
-        Another session may have removed them, or a person.
+        Another session or a user may have removed them.
         """
         base = self.entry(reads)
         self.measure(reads)
@@ -130,7 +130,7 @@ class Measuring:
             return self._run(job, entry)
         except FilesLost:
             with base.lock():
-                # Unless somebody has measured it again by now.
+                # Unless another process has measured it again by now.
                 if base.stamp == before:
                     base.remove()
             self._done = {key: outcome for key, outcome in self._done.items() if str(base.folder) not in key}
@@ -158,15 +158,15 @@ class Measuring:
         return job.subjects[0].model.name if job.subjects else job.measurement.kind.partition("/")[0]
 
     def _forget_if_stale(self, entry: Entry) -> None:
-        """With --gguf-fresh, what another session has stored goes, leftovers of an interrupted pass included.
+        """With --gguf-fresh, remove results of other sessions, including leftovers of an interrupted pass.
 
-        What another process of the same session (`pytest -n`) has measured stays.
+        Results of other processes of the same session (`pytest -n`) are kept.
         """
         if self.options.fresh and not entry.is_of_this_session:
             entry.remove()
 
     def once(self, key: tuple[str, ...], work: Callable[[], T]) -> T:
-        """What `work` returned or raised the first time, in this session, that this key came."""
+        """Call `work` once per key and session; later calls return its result or raise its error again."""
         if key not in self._done:
             try:
                 self._done[key] = work()
@@ -174,7 +174,7 @@ class Measuring:
                 self._done[key] = error
         outcome = self._done[key]
         if isinstance(outcome, HarnessError):
-            # The same exception object would grow a traceback with each test that meets it.
+            # The same exception object would collect tracebacks of every test that raises it.
             raise outcome.with_traceback(None)
         return outcome  # type: ignore[return-value]
 
@@ -184,7 +184,7 @@ class Measuring:
 
     @property
     def entry_limit(self) -> int:
-        """Most bytes that may be stored of one reference."""
+        """Most bytes that may be stored for one reference."""
         return min(self.options.logprobs_limit, self.options.cache_limit)
 
     # -- processes --------------------------------------------------------------------------------------------------
@@ -198,18 +198,18 @@ class Measuring:
         return self._worker
 
     def new_worker(self, model: str) -> Worker:
-        """A worker process of its own, to be closed by the caller."""
+        """A separate worker process, to be closed by the caller."""
         self.will_read(model)
         return Worker(model, self.log(model), gpu=self.options.gpu, timeout_s=self.options.timeout_s)
 
     def log(self, name: str) -> Path:
-        """Where a child process logs."""
+        """Log file of a child process."""
         log = self.options.cache / "logs" / f"{file_name(name)}.log"
         cap_log(log)
         return log
 
     def stop_worker(self) -> None:
-        """Stop the worker that is alive, if any."""
+        """Stop the running worker, if any."""
         if self._worker is not None:
             self._worker.close()
             self._worker = None
@@ -218,14 +218,14 @@ class Measuring:
         """Note that a worker was asked for a model."""
 
     def check_read(self, subjects: Sequence[Subject]) -> None:
-        """Refuse what was measured of files that have changed meanwhile: it would be kept under a wrong key."""
+        """Refuse results if the files have changed meanwhile: they would be stored under a wrong key."""
 
     def at_close(self, close: Callable[[], None]) -> None:
-        """Have something else stopped as well, at the end and whenever a timing needs the machine for itself."""
+        """Register something to stop at the end and before each timing that needs the machine to itself."""
         self._at_close.append(close)
 
     def close(self) -> None:
-        """Stop the worker, the servers and whatever else is alive."""
+        """Stop the worker, the servers and everything else that runs."""
         self.stop_worker()
         self.servers.close()
         for close in self._at_close:

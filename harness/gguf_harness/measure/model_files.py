@@ -1,4 +1,4 @@
-"""Models of a session on disk: validated, hashed, quantized where that was asked for, and the same until the end."""
+"""Models of a session on disk: validated, hashed, quantized on request, and checked to stay unchanged."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _quantize(
     imatrix: Path | None,
     cache: Path,
 ) -> dict[str, str]:
-    """Quantize a model; the hash of what was made."""
+    """Quantize a model and return the hash of the result."""
     quantize_task(context, files, destination, quant, threads, imatrix)
     return {"sha256": hash_files([destination], cache)}
 
@@ -61,7 +61,7 @@ class ModelFiles:
         )
 
     def model(self, planned: PlannedModel) -> Model:
-        """A model that is on disk and valid: quantized first where that was asked for.
+        """A valid model on disk, quantized first if requested.
 
         Raises:
             ModelError: a file changed since it was hashed.
@@ -80,26 +80,26 @@ class ModelFiles:
         return Model(planned.name, replace(model.info, name=planned.name), model.sha256)
 
     def _read(self, name: str, source: ModelSource) -> Model:
-        """What files hold and their hash, of the same bytes."""
+        """Facts and hash of files, from the same bytes."""
         before = file_states(source.files)
         info = load_info(source)
         with self._core.progress.task(f"hashing {name}", "MB") as show:
             sha256 = hash_files(source.files, self._core.options.cache, show)
         if file_states(source.files) != before:
             raise ModelError(
-                f"{name}: its file changed while it was being read.", "Run again when nothing writes to it any more."
+                f"{name}: its file changed while it was being read.", "Run again when no other process writes to it."
             )
         self._states[source.files] = before
         return Model(name, info, sha256)
 
     def _quantize(self, name: str, source: Model, quant: str, *, with_imatrix: bool) -> Model:
-        """The quantized model; where the cache has another content than was once put there, made again."""
+        """The quantized model; made again if its content in the cache has changed."""
         options = self._core.options
         imatrix = options.imatrix if with_imatrix else None
         imatrix_state = file_states([imatrix] if imatrix else [])
 
         def made(folder: Path) -> ModelSource:
-            # Not the model's name: names may be longer than a file's may be.
+            # Not the model's name, which may be too long for a file name.
             return ModelSource(name, (folder / f"{quant}.gguf",), quant)
 
         def is_there(folder: Path, value: dict[str, Any]) -> bool:
@@ -110,7 +110,7 @@ class ModelFiles:
 
         def prepare(entry: Entry) -> None:
             entry.remove()
-            # Few are larger than their source; the rest of the room is made when the entry is stored.
+            # Few are larger than their source; any missing room is made when the entry is stored.
             self._core.cache.make_room(source.info.bytes, entry)
 
         def check() -> None:
@@ -137,10 +137,10 @@ class ModelFiles:
         return self._read(name, made(self._core.entry(job).folder))
 
     def check_unchanged(self, *models: Model) -> None:
-        """Refuse what was measured of files that are no longer what was hashed: it would be kept under a wrong key.
+        """Refuse results if files are no longer as hashed: they would be stored under a wrong key.
 
         Raises:
-            ModelError: names the model and the file. Everything that needs the model fails with it from then on.
+            ModelError: names the model and the file; from then on everything that needs the model fails with it.
         """
         for model in models:
             try:
@@ -156,13 +156,14 @@ class ModelFiles:
         for file, old, new in zip(model.files, before, now, strict=True):
             if new is None:
                 raise ModelError(
-                    f"{model.name}: {file.name} is gone since it was hashed.", f"Put it back to {file.parent}."
+                    f"{model.name}: {file.name} has been missing since it was hashed.",
+                    f"Put it back into {file.parent}.",
                 )
-            # A new name or new permissions change the state, and not the content.
+            # A new name or new permissions change the state, but not the content.
             if old != new and hash_files(model.files, self._core.options.cache) != model.sha256:
                 raise ModelError(
                     f"{model.name}: {file.name} changed while it was being measured.",
-                    "What was measured of it does not count. Run again when nothing writes to it any more.",
+                    "Its results do not count. Run again when no other process writes to it.",
                 )
         self._states[model.files] = now
 
@@ -176,5 +177,5 @@ class ModelFiles:
         self.check_unchanged(*(self._loaded[name] for name in used if name in self._loaded))
 
     def twin_warnings(self) -> list[str]:
-        """Models, of those on disk so far, that came out the same."""
+        """Warnings about identical models among those on disk so far."""
         return twins([(model.info, model.sha256) for model in self._loaded.values()])

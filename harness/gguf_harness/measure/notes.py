@@ -1,4 +1,4 @@
-"""What is to be known of a run beside its numbers: said by whoever measures, kept by whoever reports."""
+"""Notes on a run besides its numbers: added by measuring code, stored by reporting code."""
 
 from __future__ import annotations
 
@@ -12,32 +12,32 @@ __all__ = ["NoNotes", "Notes"]
 
 
 class Notes(Protocol):
-    """Keeps what a run has to say: `store.run_draft.RunPart` in a session, `NoNotes` in a script."""
+    """Stores notes on a run: `store.run_draft.RunPart` in a session, `NoNotes` in a script."""
 
     def set(self, name: str, value: object) -> None:
         """Set `corpus`, `engine`, `prompts`, `cache` or `analytics`."""
 
     def warn(self, message: str) -> None:
-        """Say something that the person should read after the run."""
+        """Add a warning to be shown after the run."""
 
     def warn_of_prompts(self, model: str, problems: Sequence[str], prompts: int) -> None:
-        """Say which of so many prompts a model could not be given."""
+        """Warn about prompts that a model could not take."""
 
     def add_early(self, model: str, windows: int, planned: int, n_ctx: int) -> None:
-        """Say how much of the corpus a model needed with --gguf-until-decided."""
+        """Record how much of the corpus a model needed with --gguf-until-decided."""
 
     def add_texts(self, model: str, rows: list[dict[str, Any]]) -> None:
-        """Keep how a model continued the prompts."""
+        """Store how a model continued the prompts."""
 
     def add_heads(self, model: str, rows: list[dict[str, Any]]) -> None:
-        """Say what kind each head of a model is."""
+        """Store the kind of each head of a model."""
 
     def add_arrays(self, model: str, name: str, description: str, arrays: Arrays) -> None:
-        """Keep arrays for a picture."""
+        """Store arrays for a chart."""
 
 
 class NoNotes:
-    """Keeps nothing: for scripts and notebooks, which get the arrays themselves."""
+    """Discards notes: for scripts and notebooks, which get the arrays themselves."""
 
     def set(self, name: str, value: object) -> None:
         """Do nothing."""

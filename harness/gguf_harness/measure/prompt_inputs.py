@@ -1,7 +1,7 @@
-"""What a model is given: prompts as tokens, through its chat template where it has one; and how much. Runs in a worker.
+"""Inputs of a model: prompts as tokens, through its chat template if it has one, and length limits. Runs in a worker.
 
-llama.cpp decodes texts of any length. Beyond the context that a model was trained on, predictions come out all the same
-and are worth little: the model tiny, trained on 512 tokens, has a perplexity of 54 there and of 446 in windows of 2048.
+llama.cpp decodes texts of any length. Beyond the context that a model was trained on, predictions are still computed
+but are poor: the model tiny, trained on 512 tokens, has a perplexity of 54 there and of 446 in windows of 2048.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["check_context", "longest_text", "prompt_inputs"]
 
 
 def check_context(model: Model, name: str, settings: SessionSettings) -> None:
-    """Refuse windows that are longer than what the model was trained on, unless they were asked for.
+    """Refuse windows longer than the model's training context, unless requested.
 
     Raises:
         OptionError: names both lengths.
@@ -29,14 +29,14 @@ def check_context(model: Model, name: str, settings: SessionSettings) -> None:
     trained = model.n_ctx_train
     if settings.n_ctx > trained > 0 and not settings.beyond_context:
         raise OptionError(
-            f"{name} was trained on texts of {trained} tokens, and is to predict in windows of {settings.n_ctx}"
-            f" (--gguf-ctx): what it says beyond {trained} means little.",
+            f"{name} was trained on texts of {trained} tokens, but windows have {settings.n_ctx} (--gguf-ctx): "
+            f"predictions beyond {trained} are meaningless.",
             f"Use --gguf-ctx={trained} or less, or measure it all the same with --gguf-beyond-context.",
         )
 
 
 def longest_text(model: Model, settings: SessionSettings) -> int:
-    """Tokens that a text may have: what the model was trained on, or where more was asked for, the context."""
+    """Most tokens of a text: the training context, or the context of the settings if more was requested."""
     trained = model.n_ctx_train or settings.n_ctx
     return max(settings.n_ctx, trained) if settings.beyond_context else trained
 
@@ -44,17 +44,17 @@ def longest_text(model: Model, settings: SessionSettings) -> int:
 def prompt_inputs(
     model: Model, name: str, prompts: Sequence[Prompt], limit: int, settings: SessionSettings
 ) -> tuple[dict[str, tuple[Tokens, bool | None]], dict[str, PromptError]]:
-    """Tokens of the prompts and whether a template made them; and the prompts that the model cannot have.
+    """Tokens of the prompts and whether a template made them; and errors for prompts that the model cannot take.
 
     Args:
-        model: what they are for.
+        model: the model that reads them.
         name: its name, for error messages.
         prompts: with distinct ids.
-        limit: tokens that are to be generated behind each.
-        settings: how the model is run; its context counts where one beyond the model's own was asked for.
+        limit: tokens to generate after each.
+        settings: how the model is run; its context is the limit if a longer one than the model's was requested.
 
     Returns:
-        By prompt id: ([tokens], whether a template made them, None for a prompt that is no chat); and the errors.
+        By prompt id: ([tokens], whether a template made them, None for a prompt that is not a chat); and the errors.
     """
     from gguf_harness.engine.chat import chat_template
 
@@ -82,7 +82,7 @@ def _tokens(model: Model, template: ChatTemplate | None, prompt: Prompt) -> tupl
 def _check_length(length: int, limit: int, room: int) -> None:
     if length == 0:
         raise PromptError(
-            "it has no tokens, and this vocabulary begins texts with none: there is nothing to continue.",
+            "it has no tokens, and this vocabulary adds none at the start: there is nothing to continue.",
             "Give a text that is not empty.",
         )
     if length + limit > room:

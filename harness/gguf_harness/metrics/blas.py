@@ -1,4 +1,7 @@
-"""Threads of numpy's linear algebra: they wait for each other by spinning, which on a busy machine costs everyone."""
+"""Threads of NumPy's linear algebra.
+
+They spin while waiting for each other, which wastes CPU time on a busy machine.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ _WORTH_IT: Final = 1024
 
 
 def blas_threads(threads: int, dimensions: int) -> contextlib.AbstractContextManager[object]:
-    """As many threads as given while the block runs, but one where matrices are too small to gain from several.
+    """Use the given number of threads while the block runs, or one if matrices are too small to gain from several.
 
     Args:
         threads: at most.

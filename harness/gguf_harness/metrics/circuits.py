@@ -1,4 +1,4 @@
-"""What heads do: induction on repeated random tokens, and copying by their weights."""
+"""Behaviour of heads: induction on repeated random tokens, and copying from their weights."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _NOTHING: Final = 1e-30
 
 
 def repeated_tokens(candidates: Sequence[int] | NDArray[np.integer[Any]], length: int, seed: int) -> NDArray[np.int32]:
-    """Random tokens, all different, twice in a row: what comes next is known from the context alone.
+    """Distinct random tokens, repeated once: the second half is predictable from the context alone.
 
-    Olsson et al. (2022), "In-context Learning and Induction Heads", on repeated random sequences. All different, so
-    that a token has exactly one earlier occurrence.
+    Olsson et al. (2022), "In-context Learning and Induction Heads", on repeated random sequences. The tokens are
+    distinct, so that each has exactly one earlier occurrence.
 
     Args:
         candidates: token ids to draw from: no special tokens.
@@ -34,11 +34,11 @@ def repeated_tokens(candidates: Sequence[int] | NDArray[np.integer[Any]], length
         [2 * length], without BOS.
 
     Raises:
-        NoData: there are fewer candidates than tokens to draw, or none are asked for.
+        NoData: there are fewer candidates than tokens to draw, or none are requested.
     """
     choices = np.unique(np.asarray(candidates, dtype=np.int32))
     if not 1 <= length <= len(choices):
-        raise NoData(f"{length} different tokens cannot be drawn from {len(choices)}.", "Ask for 1 up to that many.")
+        raise NoData(f"{length} different tokens cannot be drawn from {len(choices)}.", "Request 1 up to that many.")
     return np.tile(np.random.default_rng(seed).choice(choices, size=length, replace=False), 2)
 
 
@@ -62,21 +62,21 @@ def induction_scores(pattern: Matrix, length: int, offset: int = 0) -> dict[str,
     if pattern.ndim != 3 or pattern.shape[1] != size or pattern.shape[2] < size or length < 1:
         raise ValueError(f"A pattern of shape {pattern.shape} is not [head, {size}, {size}], twice {length} tokens")
     second = pattern[:, offset + length :]
-    found = {
+    scores = {
         name: second.diagonal(key, 1, 2)[:, :length].astype(np.float64)
         for name, key in (("induction", offset + 1), ("duplicate_token", offset))
     }
-    if not all(np.isfinite(values).all() for values in found.values()):
+    if not all(np.isfinite(values).all() for values in scores.values()):
         raise NoData("Attention on repeated tokens is not finite.")
-    return found
+    return scores
 
 
 def token_product(w_e: Matrix, w_u: Matrix) -> Floats:
-    """The product of unembedding and embedding over the vocabulary, which the copy scores of all heads share.
+    """The product of unembedding and embedding over the vocabulary, shared by the copy scores of all heads.
 
     Args:
         w_e: [vocabulary, d_model] as token_embd.weight is read from a GGUF.
-        w_u: [vocabulary, d_model] as output.weight; w_e itself where the two are tied.
+        w_u: [vocabulary, d_model] as output.weight; w_e itself if the two are tied.
 
     Returns:
         [d_model, d_model] w_e' w_u, summed in float64 over products of 4096 tokens.
@@ -95,7 +95,7 @@ def token_product(w_e: Matrix, w_u: Matrix) -> Floats:
 def copy_score(
     product: Floats, w_v: Matrix, w_o: Matrix, input_gain: Matrix | None = None, output_gain: Matrix | None = None
 ) -> float:
-    """Whether a head raises the logits of the tokens that it attends to: 1 if of all, -1 if it lowers them.
+    """Whether a head raises the logits of the tokens that it attends to: 1 if for all, -1 if it lowers them.
 
     Elhage et al. (2021), "A Mathematical Framework for Transformer Circuits", section "Summarizing OV/QK matrices":
     the sum of the eigenvalues of the full OV circuit W_U W_O W_V W_E, over the sum of their magnitudes. Its nonzero
@@ -133,5 +133,5 @@ def copy_score(
     eigenvalues = np.linalg.eigvals(circuit)
     magnitude = float(np.abs(eigenvalues).sum())
     if magnitude <= _NOTHING:
-        raise NoData("The OV circuit of a head has no eigenvalues but zero: whether it copies is not defined.")
+        raise NoData("The OV circuit of a head has only zero eigenvalues: its copy score is not defined.")
     return float(np.clip(eigenvalues.sum().real / magnitude, -1.0, 1.0))

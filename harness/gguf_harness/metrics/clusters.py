@@ -1,6 +1,6 @@
 """Means and ratios of samples in clusters of different sizes: tokens of prompts. `stats` has those of equal windows.
 
-Samples are a flat array, cluster after cluster; `starts` says where each begins and the last one ends. All errors are
+Samples are a flat array, cluster after cluster; `starts` has the start of each and the end of the last. All errors are
 CR1 (Cameron and Miller 2015, section II), those of ratios by the delta method.
 """
 
@@ -51,7 +51,7 @@ def cluster_ratio(numerator: ArrayLike, denominator: ArrayLike, starts: ArrayLik
     b, _ = _require(denominator, starts)
     mean = float(b.mean())
     if not mean > 0:
-        raise NoData(f"A ratio to {mean:g} means nothing: expected more than zero.")
+        raise NoData(f"A ratio to {mean:g} is meaningless: expected more than zero.")
     return _with_errors(*ratio_of_means(a, b), places)
 
 
@@ -60,10 +60,10 @@ def _require(samples: ArrayLike, starts: ArrayLike) -> tuple[NDArray[np.float64]
     if values.ndim != 1 or places[0] != 0 or places[-1] != len(values):
         raise ValueError(f"Clusters from {places[0]} to {places[-1]} do not cover samples of shape {values.shape}")
     if len(values) == 0:
-        raise NoData("A mean of no samples is no number.")
+        raise NoData("The mean of no samples is not defined.")
     if not np.isfinite(values).all():
         raise NoData(f"{int(np.count_nonzero(~np.isfinite(values)))} of {len(values)} samples are not finite.")
-    # An empty cluster says nothing.
+    # Empty clusters are ignored.
     return values, np.unique(places)
 
 
@@ -73,26 +73,26 @@ def _with_errors(value: float, influence: NDArray[np.float64], starts: NDArray[n
 
 
 def by_layer(metric: str, values: ArrayLike, starts: ArrayLike, layers: Iterable[int]) -> dict[int, Estimate]:
-    """The mean of each layer; a sample that is NaN is not known, and a layer of nothing else is left out.
+    """The mean of each layer; NaN samples are unknown, and layers with only such samples are left out.
 
     Args:
         metric: its name.
         values: [layer, n].
         starts: [clusters + 1].
-        layers: those that are wanted.
+        layers: the requested layers.
     """
     rows, places = np.asarray(values, dtype=np.float64), np.asarray(starts, dtype=np.int64)
-    found = {}
+    estimates = {}
     for layer in layers:
         known = ~np.isnan(rows[layer])
         if known.any():
             kept = np.concatenate([[0], np.cumsum(known)])[places]
-            found[layer] = as_estimate(metric, cluster_mean(rows[layer][known], kept), Place(layer))
-    return found
+            estimates[layer] = as_estimate(metric, cluster_mean(rows[layer][known], kept), Place(layer))
+    return estimates
 
 
 def over_layers(metric: str, values: ArrayLike, starts: ArrayLike, layers: Iterable[int]) -> Estimate | None:
-    """The mean over layers of each sample, and over samples; None where no layer is known; arguments as `by_layer`."""
+    """The mean over layers of each sample, and over samples; None if no layer is known; arguments as for `by_layer`."""
     rows = np.asarray(values, dtype=np.float64)
     rows = rows[[layer for layer in layers if not np.isnan(rows[layer]).all()]]
     if len(rows) == 0:
@@ -102,19 +102,22 @@ def over_layers(metric: str, values: ArrayLike, starts: ArrayLike, layers: Itera
 
 
 def layers_and_means(measured: Mapping[str, NDArray[Any]], starts: ArrayLike, layers: Iterable[int]) -> list[Estimate]:
-    """`by_layer` of several metrics, and behind them `over_layers` of each; what no layer knows is left out.
+    """`by_layer` of several metrics, followed by `over_layers` of each; metrics unknown in all layers are left out.
 
     Args:
         measured: values by metric, [layer, n] each.
         starts: [clusters + 1].
-        layers: those that are wanted.
+        layers: the requested layers.
 
     Raises:
-        NoData: no layer knows any of them.
+        NoData: no metric is known in any layer.
     """
     chosen = list(layers)
     single = [by_layer(metric, values, starts, chosen) for metric, values in measured.items()]
     means = [over_layers(metric, values, starts, chosen) for metric, values in measured.items()]
     if not any(single):
-        raise NoData("None of it is known of this model.")
-    return [*(each for found in single for each in found.values()), *(mean for mean in means if mean is not None)]
+        raise NoData("None of these metrics is known for this model.")
+    return [
+        *(each for estimates_of_layers in single for each in estimates_of_layers.values()),
+        *(mean for mean in means if mean is not None),
+    ]

@@ -28,7 +28,7 @@ LEVELS: Final = 65535
 
 
 class RowCodec:
-    """Encodes and decodes rows, one at a time, in scratch memory that stays in the processor's cache.
+    """Encodes and decodes rows, one at a time, in scratch memory that fits into the CPU cache.
 
     Args:
         vocabulary: length of a row.
@@ -57,7 +57,7 @@ class RowCodec:
         if scale > 0:
             np.multiply(drop, np.float32(1 / scale), out=drop)
             np.add(drop, np.float32(0.5), out=drop)
-            # 1 / scale is rounded: the smallest logit may come out a hair above the last level.
+            # 1 / scale is rounded: the smallest logit may exceed the last level slightly.
             np.minimum(drop, np.float32(LEVELS), out=drop)
         np.copyto(codes, drop, casting="unsafe")
         return scale, largest, total, top

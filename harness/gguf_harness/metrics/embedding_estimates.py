@@ -1,7 +1,7 @@
-"""Estimates of a model's embeddings, and of a candidate's beside its reference's, from what was measured of each.
+"""Estimates of a model's embeddings, and of a candidate's compared with its reference's, from the measured arrays.
 
 The arrays are those of `gguf_harness.measure.embeddings.tasks`. Tokens and pairs are a random sample of the vocabulary,
-the same for every model of its size; what has no direction in one of both models is left out.
+the same for all models of its size; vectors that are zero in one of the models are left out.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ __all__ = [
 Arrays = Mapping[str, NDArray[Any]]
 
 POOLINGS: Final = {"mean": "contextual_cosine", "last": "last_token_cosine", "pooled": "pooled_cosine"}
-"""How the tokens of a prompt become one vector, and the metric of its cosine."""
+"""Ways to pool the tokens of a prompt into one vector, and the metric of its cosine."""
 
 
 def pack(estimate: Estimate) -> NDArray[np.float64]:
-    """[value, standard error, n] of an estimate that a worker made, for a file of arrays; NaN for no error."""
+    """[value, standard error, n] of an estimate computed in a worker, for a file of arrays; NaN for no error."""
     return np.array([estimate.value, np.nan if estimate.se is None else estimate.se, estimate.n])
 
 
@@ -59,7 +59,7 @@ def describe_space(arrays: Arrays) -> list[Estimate]:
     """Anisotropy, variance in the first components and intrinsic dimension of the token embeddings.
 
     Raises:
-        NoData: too few tokens with a direction of their own.
+        NoData: too few tokens with distinct directions.
     """
     cosines = arrays["pair_cosines"]
     return [
@@ -74,13 +74,13 @@ class WordSpace:
     """The words that a model has, with a vector each.
 
     Args:
-        words: all words asked for.
-        arrays: what was measured: `word_vectors` [words, d], and `word_tokens` [words], 0 where the model lacks one.
+        words: all requested words.
+        arrays: what was measured: `word_vectors` [words, d], and `word_tokens` [words], 0 if the model lacks a word.
 
     Attributes:
         vectors: [words there, d].
-        index: row of each word that is there.
-        several: how many of them are several tokens.
+        index: row of each word that the model has.
+        several: number of words with several tokens.
     """
 
     def __init__(self, words: Sequence[str], arrays: Arrays) -> None:
@@ -92,13 +92,13 @@ class WordSpace:
         self._asked = len(words)
 
     def detail(self) -> str:
-        """How many words there are, and how many of them are means of several tokens."""
+        """Number of words, and of those that are means of several tokens."""
         missing = self._asked - len(self.index)
         lacking = f", {missing} more cannot be written" if missing else ""
         return f"{len(self.index)} words, {self.several} of them as the mean of several tokens{lacking}"
 
     def take(self, words: Sequence[str]) -> NDArray[np.float32]:
-        """[words, d] vectors of words that are there."""
+        """[words, d] vectors of words that the model has."""
         return self.vectors[np.array([self.index[word] for word in words], dtype=np.int64)]
 
 
@@ -113,7 +113,7 @@ def describe_groups(space: WordSpace, group_of: Mapping[str, str]) -> list[Estim
 
 
 def describe_analogies(space: WordSpace, families: Mapping[str, Sequence[tuple[str, str]]]) -> list[Estimate]:
-    """Accuracy and mean reciprocal rank of the analogies whose words are there, among all words.
+    """Accuracy and mean reciprocal rank, among all words, of the analogies whose words the model has.
 
     Raises:
         NoData: no question.
@@ -131,7 +131,7 @@ def compare_neighbours(candidate: Arrays, reference: Arrays) -> list[Estimate]:
     """Recall of the nearest tokens, and Spearman's correlation of the cosines of the same pairs.
 
     Raises:
-        NoData: nothing that both have.
+        NoData: nothing in common.
     """
     _, mine, theirs = np.intersect1d(candidate["queries"], reference["queries"], return_indices=True)
     a, b = candidate["pair_cosines"], reference["pair_cosines"]
@@ -143,27 +143,29 @@ def compare_neighbours(candidate: Arrays, reference: Arrays) -> list[Estimate]:
 
 
 def compare_prompts(candidate: Arrays, reference: Arrays) -> list[Estimate]:
-    """Mean cosine of the prompts' vectors, for each way of pooling that both have; errors over prompts.
+    """Mean cosine of the prompts' vectors, for each pooling that both have; errors over prompts.
 
     Raises:
-        NoData: no prompt, or a vector without a direction.
+        NoData: no prompt, or a zero vector.
     """
     both = candidate["prompt_tokens"].astype(bool) & reference["prompt_tokens"].astype(bool)
     if not both.any():
         raise NoData("contextual_cosine: no prompt fits both models.", "Raise --gguf-ctx, or give shorter prompts.")
-    found = []
+    estimates = []
     for pooling, metric in POOLINGS.items():
         name = f"prompt_{pooling}"
         if name in candidate and name in reference:
             cosines = cosine(candidate[name][both], reference[name][both])
             if not np.isfinite(cosines).all():
                 raise NoData(f"{metric}: the vector of some prompt has no direction.")
-            found.append(Estimate(metric, float(cosines.mean()), len(cosines), iid_se(cosines), clusters=len(cosines)))
-    return found
+            estimates.append(
+                Estimate(metric, float(cosines.mean()), len(cosines), iid_se(cosines), clusters=len(cosines))
+            )
+    return estimates
 
 
 def compare_word_spaces(candidate: WordSpace, reference: WordSpace) -> list[tuple[Estimate, float]]:
-    """`compare_words` of the words that both models have, whatever their vocabularies.
+    """`compare_words` for the words that both models have, also with different vocabularies.
 
     Raises:
         NoData: too few words that both have.

@@ -1,9 +1,8 @@
-"""The shape of one embedding space, and how like another one is to it.
+"""The shape of an embedding space, and its similarity to another one.
 
-Of one: anisotropy, intrinsic dimension, variance in the first components. Of two: which neighbours and which
-similarities stay, and how well one can be laid over the other (Procrustes, CKA). What takes rows takes them in float32
-and computes in float64, a block at a time. Memory beside the rows for d dimensions: 8 (3 d^2 + 4 b d) bytes with
-b = 1024 rows in a block.
+Of one: anisotropy, intrinsic dimension, variance in the first components. Of two: which neighbours and similarities are
+kept, and how well they can be aligned (Procrustes, CKA). Functions take rows in float32 and compute in float64, a block
+at a time. Memory besides the rows for d dimensions: 8 (3 d^2 + 4 b d) bytes with b = 1024 rows in a block.
 """
 
 from __future__ import annotations
@@ -41,21 +40,21 @@ Float64 = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 _SAME_ROW: Final = 1e-3
-"""Chords below this are rounding: cosines in float32 tell them apart from 1 no better than to 1e-7."""
+"""Chords below this are rounding errors: cosines in float32 differ from 1 by at least 1e-7."""
 
 
 def summarize_anisotropy(cosines: NDArray[np.floating], metric: str = "embedding_anisotropy") -> Estimate:
-    """Mean cosine of random pairs: 0 where directions are uniform, 1 where all rows point the same way.
+    """Mean cosine of random pairs: 0 for uniform directions, 1 if all rows point the same way.
 
-    Ethayarajh (2019), How Contextual are Contextualized Word Representations?, section 3.4. Pairs that share no row
-    are independent samples, so that the standard error is the usual one.
+    Ethayarajh (2019), How Contextual are Contextualized Word Representations?, section 3.4. Pairs that share no row are
+    independent samples, so the standard error is the usual one.
 
     Args:
         cosines: [pairs].
         metric: name of the estimate.
 
     Raises:
-        NoData: no pairs, or one without a direction.
+        NoData: no pairs, or one with a zero vector.
     """
     samples = require_samples(cosines, metric)
     return Estimate(metric, float(samples.mean()), samples.size, iid_se(samples))
@@ -69,8 +68,8 @@ def estimate_intrinsic_dimension(cosines: Float32, metric: str = "embedding_intr
     has the density d mu^-(d+1), whatever the density is. We take the unbiased form of its maximum likelihood,
     d = (n - 1) / sum(ln mu), whose standard error is d / sqrt(n - 2): ln mu is exponential and their sum is a Gamma
     variable (Denti et al., 2022, The generalized ratios intrinsic dimension estimator). Facco et al. fit a line to the
-    same distribution instead. Distances are chords, sqrt(2 - 2 cos). Queries whose nearest neighbour is the same row
-    once more say nothing and are left out. In many dimensions it is biased downwards where rows are few.
+    same distribution instead. Distances are chords, sqrt(2 - 2 cos). Queries whose nearest neighbour is an identical
+    row are left out. In many dimensions it is biased downwards if there are few rows.
 
     Args:
         cosines: [queries, at least 2] of each query's nearest rows, nearest first.
@@ -91,7 +90,7 @@ def estimate_intrinsic_dimension(cosines: Float32, metric: str = "embedding_intr
 def neighbour_recall(candidate: Ints, reference: Ints, metric: str = "neighbour_recall") -> Estimate:
     """Recall@k: the share of a query's k nearest rows in the reference that are among its k nearest in the candidate.
 
-    Averaged over queries, which are a random sample: their standard error says how well all queries are known. It is
+    Averaged over queries, which are a random sample of all; the standard error is that of the sample. It is
     symmetric, since both sides have k; Jégou et al. (2011), Product Quantization for Nearest Neighbor Search, measure
     quantized vectors by a recall like this one.
 
@@ -114,7 +113,7 @@ def neighbour_recall(candidate: Ints, reference: Ints, metric: str = "neighbour_
 def rank_correlation(
     candidate: NDArray[np.floating], reference: NDArray[np.floating], metric: str = "similarity_rank_correlation"
 ) -> Estimate:
-    """Spearman's correlation of the similarities of the same pairs in two spaces: is what was nearer still nearer?
+    """Spearman's correlation of the similarities of the same pairs in two spaces: is their order kept?
 
     Kriegeskorte et al. (2008), Representational similarity analysis, compare spaces so. For pairs that share no row,
     the standard error is Bonett and Wright's (2000, Sample size requirements for estimating Pearson, Kendall and
@@ -139,7 +138,7 @@ def rank_correlation(
 
 
 def variance_share(rows: Float32, components: int, metric: str) -> Estimate:
-    """Share of the variance of rows in their first principal components: near components / d where all are alike.
+    """Share of the variance of rows in their first principal components: near components / d if all are alike.
 
     Mu and Viswanath (2018), All-but-the-top. The standard error takes rows as a sample and is of first order: the
     influence of a row x on the share s is (|projection|^2 - s |x|^2) / mean |x|^2.
@@ -164,11 +163,11 @@ def variance_share(rows: Float32, components: int, metric: str) -> Estimate:
 
 @dataclass(frozen=True, slots=True)
 class Alignment:
-    """How one space lies over another: `scale * (candidate - candidate_mean) @ rotation + reference_mean`.
+    """Alignment of one space with another: `scale * (candidate - candidate_mean) @ rotation + reference_mean`.
 
     Attributes:
         rotation: [D, D] orthogonal; D is the larger dimension, and the smaller space has zeros in the others.
-        procrustes_error: norm of what rotation and scale leave over, relative to the reference's; in [0, 1].
+        procrustes_error: norm of the residual after rotation and scale, relative to the reference's; in [0, 1].
         cka: linear CKA, in [0, 1].
     """
 
@@ -192,12 +191,12 @@ def align(
     procrustes: str = "procrustes_error",
     cka: str = "embedding_cka",
 ) -> Alignment:
-    """The rotation and scale that lay one space over another, what they leave over, and linear CKA.
+    """The rotation and scale that align one space with another, the residual, and linear CKA.
 
     Procrustes: Schönemann (1966); both sides centred. With singular values s of A'B / (|A| |B|) the error is
     sqrt(1 - (sum s)^2), the square root of scipy.spatial.procrustes' disparity; it is computed from the residual, so
     that equal spaces give 1e-12 rather than the square root of rounding. CKA is that of `kernels.cka`. Both are
-    optimistic where rows are not many more than dimensions: compare them at equal n.
+    optimistic unless there are many more rows than dimensions: compare them at equal n.
 
     Standard errors take rows as a sample and are of first order. Of the error: of the ratio of squared residuals to
     squared norms, rotation held. Of CKA: a' (A'B) b is the influence of a row on |A'B|^2, likewise the others.
@@ -246,7 +245,7 @@ def align(
 
 
 def _residuals(laid: Float64, target: Float64) -> Float64:
-    """[2, rows]: squared norm of what is left between two spaces, and of the target's rows."""
+    """[2, rows]: squared norm of the residual between two spaces, and of the target's rows."""
     rest = laid - target
     return np.stack([np.einsum("ij,ij->i", rest, rest), np.einsum("ij,ij->i", target, target)])
 
@@ -255,7 +254,7 @@ def _procrustes_error(left: Float64, norms: Float64, metric: str) -> Estimate:
     square, influence = ratio_of_means(left, norms)
     value = math.sqrt(min(1.0, square))
     error = iid_se(influence)
-    # Rounding apart, a residual of nothing has no error.
+    # A residual that is zero up to rounding has no error.
     return Estimate(metric, value, len(left), None if error is None else error / (2 * value) if value > 1e-9 else 0.0)
 
 

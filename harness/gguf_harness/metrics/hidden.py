@@ -1,4 +1,4 @@
-"""What hidden states look like: their size, their shape, what blocks add, outliers. Pure numpy, in float64.
+"""Properties of hidden states: size, shape, updates of blocks, outliers. Pure NumPy, in float64.
 
 States are [n, d]: n tokens of one text, d dimensions of the residual stream.
 """
@@ -33,13 +33,13 @@ __all__ = [
 Array = NDArray[np.float64]
 
 MASSIVE: Final = 100.0
-"""An activation is massive from this multiple of the median magnitude on. Sun et al. ask for 1000, and for more than
+"""An activation is massive from this multiple of the median magnitude. Sun et al. ask for 1000, and for more than
 100 in absolute terms, which depends on a model's scale; `massive_activations` takes other multiples."""
 
 
 @dataclass(frozen=True, slots=True)
 class MassiveActivation:
-    """One entry of the hidden states that dwarfs the others: token and dimension, value, multiple of the median."""
+    """A very large entry of the hidden states: token and dimension, value, multiple of the median."""
 
     token: int
     dimension: int
@@ -48,10 +48,10 @@ class MassiveActivation:
 
 
 def relative_errors(candidate: ArrayLike, reference: ArrayLike) -> Array:
-    """[n] norm of each token's difference over the norm of the reference's state.
+    """[n] norm of each token's difference divided by the norm of the reference's state.
 
     Raises:
-        NoData: a reference of zero norm: an error relative to it is no number.
+        NoData: a reference of zero norm, for which a relative error is not defined.
     """
     a, b = _states(candidate), _states(reference)
     size = norms(b)
@@ -61,7 +61,7 @@ def relative_errors(candidate: ArrayLike, reference: ArrayLike) -> Array:
 
 
 def update_share(update: ArrayLike, stream: ArrayLike) -> Array:
-    """[n] norm of what a block adds over the norm of the stream that it is added to.
+    """[n] norm of a block's update divided by the norm of the stream that it is added to.
 
     Raises:
         NoData: a stream of zero norm.
@@ -75,15 +75,15 @@ def update_share(update: ArrayLike, stream: ArrayLike) -> Array:
 def token_similarity(states: ArrayLike, *, centered: bool) -> float:
     """Mean cosine of all pairs of different tokens, between -1 / (n - 1) and 1.
 
-    Ethayarajh (2019), "How Contextual are Contextualized Word Representations?", section 3.3 (anisotropy): near 1 where
+    Ethayarajh (2019), "How Contextual are Contextualized Word Representations?", section 3.3 (anisotropy): near 1 if
     all states point the same way. In closed form: (|sum of unit vectors|^2 - n) / (n (n - 1)).
 
     Args:
         states: [n, d].
-        centered: take the mean state away first, which is most of the similarity in many models.
+        centered: subtract the mean state first, which causes most of the similarity in many models.
 
     Raises:
-        NoData: fewer than two tokens, or a state without a direction.
+        NoData: fewer than two tokens, or a zero state.
     """
     x = _states(states)
     if len(x) < 2:
@@ -100,7 +100,7 @@ def token_similarity(states: ArrayLike, *, centered: bool) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Dimensions:
-    """How many directions states fill, between 1 and min(n - 1, d). Compare it at equal n only.
+    """Effective number of directions of states, between 1 and min(n - 1, d). Compare only at equal n.
 
     Attributes:
         effective_rank: exp of the entropy of the singular values of the centered states, normalized to sum one. Roy and
@@ -127,7 +127,8 @@ def dimensions(states: ArrayLike) -> Dimensions:
     if largest == 0:
         raise NoData("States that are all the same span nothing.")
     x = x / largest
-    # Eigenvalues of the smaller product: rounding of 1e-16 there is 1e-8 in a singular value, which entropy forgives.
+    # Eigenvalues of the smaller product: rounding of 1e-16 there is 1e-8 in a singular value, which is negligible in
+    # the entropy.
     variance = np.linalg.eigvalsh(x @ x.T if len(x) <= x.shape[1] else x.T @ x)
     variance = variance[variance > 0]
     share = np.sqrt(variance) / np.sqrt(variance).sum()
@@ -136,7 +137,7 @@ def dimensions(states: ArrayLike) -> Dimensions:
 
 
 def outlier_kurtosis(states: ArrayLike) -> float:
-    """Kurtosis of the dimensions' root mean squares s, mean(s^4) / mean(s^2)^2: 1 to d, 1 where all are alike.
+    """Kurtosis of the dimensions' root mean squares s, mean(s^4) / mean(s^2)^2: 1 to d, 1 if all are alike.
 
     He et al. (2024), "Understanding and Minimising Outlier Features", equation 1.
 
@@ -152,7 +153,7 @@ def outlier_kurtosis(states: ArrayLike) -> float:
 
 
 def massive_per_token(states: ArrayLike, factor: float = MASSIVE) -> NDArray[np.int64]:
-    """[n] how many dimensions of each token are massive; see `massive_activations`."""
+    """[n] number of massive dimensions of each token; see `massive_activations`."""
     size, median = _magnitudes(states)
     return np.asarray((size > factor * median).sum(axis=1), dtype=np.int64)
 
@@ -165,7 +166,7 @@ def massive_activations(states: ArrayLike, factor: float = MASSIVE, limit: int =
     Args:
         states: [n, d].
         factor: see `MASSIVE`.
-        limit: most to name.
+        limit: most entries to return.
 
     Raises:
         NoData: the median magnitude is zero.
@@ -190,7 +191,7 @@ def cka_with_error(candidate: ArrayLike, reference: ArrayLike, starts: ArrayLike
         starts: [clusters + 1] where each cluster begins.
 
     Returns:
-        (CKA of all, standard error; None with fewer than two clusters, or where leaving one out leaves nothing).
+        (CKA of all, standard error; None with fewer than two clusters, or if leaving one out leaves nothing).
 
     Raises:
         NoData: features that do not vary.
@@ -204,7 +205,7 @@ def _magnitudes(states: ArrayLike) -> tuple[Array, float]:
     size = np.abs(_states(states))
     median = float(np.median(size))
     if median == 0:
-        raise NoData("Half of the activations are zero: nothing can be told from their median.")
+        raise NoData("Half of the activations are zero: their median gives no scale.")
     return size, median
 
 

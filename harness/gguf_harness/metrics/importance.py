@@ -1,4 +1,4 @@
-"""What heads do: importance by ablation, shares by interchange, what can go, whether two models agree, and a screen.
+"""Importance of heads: by ablation, by interchange, by removal, agreement of two models, and a screen.
 
 Per-token values come as [..., windows, scored tokens]; a window is a cluster.
 """
@@ -47,16 +47,16 @@ _RIDGE: Final = 3.0
 
 
 def importance(metric: str, values: ArrayLike, base: ArrayLike | None = None, place: Place = WHOLE) -> Estimate:
-    """Mean over tokens of what a change of heads does, paired with the unchanged model where there is a base.
+    """Mean over tokens of the effect of changing heads, paired with the unchanged model if a base is given.
 
-    Ablation of heads: Michel, Levy and Neubig (2019), Are Sixteen Heads Really Better than One?, arXiv:1905.10650. To
-    replace by a mean rather than zero: Wang et al. (2022), Interpretability in the Wild, arXiv:2211.00593.
+    Ablation of heads: Michel, Levy and Neubig (2019), Are Sixteen Heads Really Better than One?, arXiv:1905.10650. For
+    replacement by the mean instead of zero: Wang et al. (2022), Interpretability in the Wild, arXiv:2211.00593.
 
     Args:
         metric: its name.
         values: [windows, scored tokens] of the changed model.
-        base: the same of the unchanged one; nothing is subtracted if not given.
-        place: which head it is.
+        base: the same for the unchanged model; nothing is subtracted if not given.
+        place: the head.
     """
     samples = require_samples(values, metric)
     if base is not None:
@@ -65,7 +65,9 @@ def importance(metric: str, values: ArrayLike, base: ArrayLike | None = None, pl
 
 
 def importance_of_heads(sweep: Mapping[str, NDArray[Any]]) -> list[Estimate]:
-    """What each head is worth: rise of the loss, and KL from the whole model, where it gives zero, or its mean.
+    """Importance of each head.
+
+    Rise of the loss, and KL from the unchanged model, with its output set to zero or to its mean.
 
     Args:
         sweep: heads, [n, 2] layers and heads; nll, [windows, scored tokens] of the whole model; nll_zero, kld_zero,
@@ -91,10 +93,12 @@ def window_rises(values: ArrayLike, base: ArrayLike) -> NDArray[np.float64]:
 
 
 def interchange_share(metric: str, before: ArrayLike, after: ArrayLike, place: Place = WHOLE) -> Estimate:
-    """The share of a divergence that is gone when a part of the model is put right: (B - A) / B of the means.
+    """The share of a divergence that is removed when a part of the model is replaced by the reference's.
+
+    It is (B - A) / B of the means.
 
     An interchange intervention (Geiger et al. 2021, Causal Abstractions of Neural Networks, arXiv:2106.02997), from the
-    reference into the candidate. Negative where it makes things worse, as where errors of two parts had cancelled; the
+    reference into the candidate. Negative if it makes things worse, such as when errors of two parts had cancelled; the
     shares of all heads need not sum to one. Error of the ratio by the delta method, with the influence of each token
     (-(a - R b) / B for R = A / B), clustered by window.
 
@@ -102,7 +106,7 @@ def interchange_share(metric: str, before: ArrayLike, after: ArrayLike, place: P
         metric: its name.
         before: [windows, scored tokens] KL(reference || candidate).
         after: the same with the part from the reference.
-        place: which part it is.
+        place: the part.
 
     Raises:
         NoData: the candidate does not differ from the reference.
@@ -113,34 +117,35 @@ def interchange_share(metric: str, before: ArrayLike, after: ArrayLike, place: P
     mean = float(b.mean())
     if not mean > 0:
         raise NoData(
-            f"A share of a mean KL of {mean:.3g} nats means nothing: the candidate does what its reference does."
+            f"A share of a mean KL of {mean:.3g} nats is meaningless: the candidate behaves like its reference."
         )
     left, influence = ratio_of_means(a, b)
     return as_estimate(metric, mean_with_errors(b, influence=-influence, value=1 - left), place)
 
 
-def interchange_shares(found: Mapping[str, NDArray[Any]]) -> list[Estimate]:
-    """`interchange_share` of each layer, all of its heads together, and behind them of each head.
+def interchange_shares(arrays: Mapping[str, NDArray[Any]]) -> list[Estimate]:
+    """`interchange_share` of each layer, all of its heads together, followed by that of each head.
 
     Args:
-        found: kld, [windows, scored tokens] of the candidate; layers, [n], and kld_layers, [n, windows, scored tokens];
+        arrays: kld, [windows, scored tokens] of the candidate; layers, [n], and kld_layers, [n, windows, scored
+            tokens];
             heads, [m, 2] layers and heads, and kld_heads, [m, windows, scored tokens].
 
     Raises:
         NoData: the candidate does not differ from the reference.
     """
-    layers = zip(found["layers"].tolist(), found["kld_layers"], strict=True)
-    heads = zip(found["heads"].tolist(), found["kld_heads"], strict=True)
+    layers = zip(arrays["layers"].tolist(), arrays["kld_layers"], strict=True)
+    heads = zip(arrays["heads"].tolist(), arrays["kld_heads"], strict=True)
     return [
-        *(interchange_share("layer_interchange_share", found["kld"], after, Place(layer)) for layer, after in layers),
-        *(interchange_share("head_interchange_share", found["kld"], after, Place(*head)) for head, after in heads),
+        *(interchange_share("layer_interchange_share", arrays["kld"], after, Place(layer)) for layer, after in layers),
+        *(interchange_share("head_interchange_share", arrays["kld"], after, Place(*head)) for head, after in heads),
     ]
 
 
 def rank_correlation(metric: str, first: ArrayLike, second: ArrayLike) -> Estimate:
     """Spearman correlation over heads of the means over windows; error by bootstrap over windows, drawn for both.
 
-    Noise of either side lowers it: with few windows, two models that agree do not reach one.
+    Noise on either side lowers it: with few windows, two models that agree do not reach 1.
 
     Args:
         metric: its name.
@@ -183,11 +188,11 @@ def greedy_removal(
 ) -> list[Head]:
     """Remove heads one by one, always the one that costs least, until the loss has risen by `limit` or none is left.
 
-    Of the heads that are left, only the `tries` cheapest by what is last known are measured again: costs change slowly
+    Of the remaining heads, only the `tries` cheapest by the last known costs are measured again: costs change slowly
     (after Minoux 1978, Accelerated greedy algorithms, without its guarantee: the loss is not submodular).
 
     Args:
-        costs: what the removal of each head alone costs, in nats.
+        costs: cost of removing each head alone, in nats.
         losses: the loss with each of several sets of heads removed.
         start: the loss with all heads.
         tries: how many heads are measured again at each step.
@@ -201,18 +206,19 @@ def greedy_removal(
     loss = start
     while known and loss - start < limit:
         tried = sorted(known, key=lambda head: (known[head], head))[:tries]
-        found = list(losses([(*removed, head) for head in tried]))
-        known.update({head: value - loss for head, value in zip(tried, found, strict=True)})
-        loss, best = min(zip(found, tried, strict=True))
+        tried_losses = list(losses([(*removed, head) for head in tried]))
+        known.update({head: value - loss for head, value in zip(tried, tried_losses, strict=True)})
+        loss, best = min(zip(tried_losses, tried, strict=True))
         removed.append(best)
         del known[best]
     return removed
 
 
 def removable(curve: ArrayLike, rise: float = NEGLIGIBLE_RISE) -> Estimate:
-    """How many heads can go before the mean loss has, for the first time, risen by more than `rise`.
+    """Number of heads that can be removed before the mean loss first rises by more than `rise`.
 
-    Error by bootstrap over windows, along the same path. The path was chosen on the same tokens: a little too many.
+    Error by bootstrap over windows, along the same path. The path was chosen on the same tokens, so the number is
+    slightly too high.
 
     Args:
         curve: [removed, windows, scored tokens] negative log-likelihood, from none removed on.
@@ -232,7 +238,7 @@ def removable(curve: ArrayLike, rise: float = NEGLIGIBLE_RISE) -> Estimate:
 
 
 def random_subsets(heads: int, size: int, rows: int, seed: int = 0) -> NDArray[np.bool_]:
-    """[rows, heads] random subsets of about `size` heads, in which all heads come equally often (but for the last few).
+    """[rows, heads] random subsets of about `size` heads; all heads occur equally often, except in the last few.
 
     Each run of heads / size rows is a random partition of the heads.
     """
@@ -246,11 +252,12 @@ def random_subsets(heads: int, size: int, rows: int, seed: int = 0) -> NDArray[n
 
 
 def main_effects(metric: str, subsets: NDArray[np.bool_], rises: ArrayLike) -> list[Estimate]:
-    """What each head costs, to first order, from what subsets of heads cost together: a ridge regression.
+    """Cost of each head, to first order, from the costs of subsets of heads: a ridge regression.
 
     Effects b of rises y on indicators X: b = (X'X + r I)^-1 X'y, with the residuals' variance for their errors. Hoerl
-    and Kennard (1970), Ridge Regression. Weighing things in groups is more exact than one by one as long as effects add
-    up: Hotelling (1944), Some Improvements in Weighing. Those of heads do so in part only: an estimate to choose by.
+    and Kennard (1970), Ridge Regression. Measuring in groups is more exact than one by one if effects are additive:
+    Hotelling (1944), Some Improvements in Weighing. Effects of heads are only partly additive, so this is an estimate
+    for selecting heads.
 
     Args:
         metric: its name.

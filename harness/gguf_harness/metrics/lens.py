@@ -1,9 +1,9 @@
-"""What a model would say after each of its layers, and which layers say it. Pure numpy.
+"""Predictions after each layer of a model, and contributions of layers. Pure NumPy.
 
 Logit lens: nostalgebraist (2020), "interpreting GPT: the logit lens". The residual stream after a layer goes through
 the final norm and the unembedding, as if it were the last. Direct logit attribution: Elhage et al. (2021), "A
-Mathematical Framework for Transformer Circuits": with the scale of the final norm kept as it is, logits are linear in
-what each layer adds.
+Mathematical Framework for Transformer Circuits": with the scale of the final norm held fixed, logits are linear in the
+updates of layers.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _BLOCK: Final = 4096
 
 
 class Rows(Protocol):
-    """The unembedding, a few of its rows at a time: whole, it may be larger than memory allows."""
+    """The unembedding, read a few rows at a time: as a whole it may not fit into memory."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -51,10 +51,10 @@ class Rows(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """What turns the last residual stream into logits.
+    """Converts the last residual stream into logits.
 
     Attributes:
-        norm: RMSNorm (Zhang and Sennrich 2019), or LayerNorm (Ba et al. 2016), which takes the mean away first.
+        norm: RMSNorm (Zhang and Sennrich 2019), or LayerNorm (Ba et al. 2016), which subtracts the mean first.
         eps: added to the mean square.
         gain: [d_model]; None for ones.
         bias: [d_model]; None for zeros.
@@ -76,12 +76,12 @@ class Head:
 
 @dataclass(frozen=True, slots=True)
 class LensResult:
-    """What each layer would say. All arrays are [layer, token].
+    """Predictions of each layer. All arrays are [layer, token].
 
     Attributes:
-        top: the likeliest token.
+        top: the most likely token.
         top_p: its probability.
-        final_p: probability of the token that the model's last layer finds likeliest.
+        final_p: probability of the last layer's most likely token.
         entropy: of the distribution, in nats.
         kl: KL(last layer || this layer), in nats; 0 at the last layer.
     """
@@ -117,18 +117,18 @@ def head_logits(head: Head, states: ArrayLike, tokens: slice | NDArray[np.int64]
 def logit_lens(head: Head, streams: Sequence[ArrayLike], block: int = _BLOCK) -> LensResult:
     """Apply the model's head to the residual stream after each layer.
 
-    Memory: one layer's normalized states, and tokens x `block` logits, whatever the size of the vocabulary.
+    Memory: one layer's normalized states, and tokens x `block` logits, for any vocabulary size.
 
     Args:
         head: of the model.
         streams: [n, d_model] by layer; the last is the model's own.
-        block: tokens of the vocabulary at a time.
+        block: number of vocabulary tokens at a time.
 
     Raises:
         NoData: no layers or no tokens.
     """
     if len(streams) == 0 or len(np.asarray(streams[-1])) == 0:
-        raise NoData("A logit lens of nothing.")
+        raise NoData("A logit lens needs layers and tokens.")
     n, vocabulary = len(np.asarray(streams[-1])), head.rows.shape[0]
     blocks = [slice(start, min(start + block, vocabulary)) for start in range(0, vocabulary, block)]
     last = final_norm(head, streams[-1])
@@ -163,34 +163,34 @@ def logit_lens(head: Head, streams: Sequence[ArrayLike], block: int = _BLOCK) ->
 
 
 def decided_at(top: ArrayLike) -> NDArray[np.int64]:
-    """[n] the first layer from which on every layer says what the last one says.
+    """[n] the first layer from which all later layers predict the same token as the last one.
 
     Args:
-        top: [layer, n] likeliest tokens.
+        top: [layer, n] most likely tokens.
     """
     tokens = np.asarray(top)
     if tokens.ndim != 2 or tokens.size == 0:
-        raise NoData(f"Likeliest tokens of shape {tokens.shape}, expected [layer, token].")
+        raise NoData(f"Most likely tokens of shape {tokens.shape}, expected [layer, token].")
     other = (tokens != tokens[-1])[::-1]
-    # Counted from the end: how many layers agree before one does not.
+    # Counted from the end: the number of layers that agree.
     agree = np.where(other.any(axis=0), other.argmax(axis=0), len(tokens))
     return np.asarray(len(tokens) - agree, dtype=np.int64)
 
 
 def attribute(head: Head, final: ArrayLike, parts: Iterable[ArrayLike], tokens: ArrayLike) -> tuple[F64, F64]:
-    """What parts of the last residual stream contribute to the logit of one token each.
+    """Contribution of parts of the last residual stream to the logit of one token each.
 
-    The scale of the final norm is kept as it is. Contributions and constant sum to the logit, before a softcap, where
-    the parts sum to the stream.
+    The scale of the final norm is held fixed. Contributions and constant sum to the logit, before a softcap, if the
+    parts sum to the stream.
 
     Args:
         head: of the model.
         final: [n, d_model] the last residual stream, which sets the scale.
         parts: [n, d_model] each.
-        tokens: [n] the token whose logit is meant, at each position.
+        tokens: [n] the token of the logit, at each position.
 
     Returns:
-        ([part, n] contributions, [n] constant: what the biases of norm and unembedding give).
+        ([part, n] contributions, [n] constant from the biases of norm and unembedding).
     """
     wanted, places = np.unique(np.asarray(tokens, dtype=np.int64), return_inverse=True)
     rows = head.rows.take(wanted).astype(np.float64)[places]
@@ -199,13 +199,13 @@ def attribute(head: Head, final: ArrayLike, parts: Iterable[ArrayLike], tokens: 
     if head.norm == "layer":
         # <direction, x - mean x> = <direction - mean direction, x>
         direction = direction - direction.mean(axis=-1, keepdims=True)
-    found = [np.einsum("nd,nd->n", direction, np.asarray(part, dtype=np.float64)) for part in parts]
+    contributions = [np.einsum("nd,nd->n", direction, np.asarray(part, dtype=np.float64)) for part in parts]
     constant = np.zeros(len(rows))
     if head.bias is not None:
         constant += head.scale * rows @ head.bias.astype(np.float64)
     if head.rows_bias is not None:
         constant += head.scale * head.rows_bias.astype(np.float64)[np.asarray(tokens, dtype=np.int64)]
-    return np.array(found), constant
+    return np.array(contributions), constant
 
 
 def _centered_and_scale(norm: Norm, eps: float, x: F64) -> tuple[F64, F64]:

@@ -1,4 +1,4 @@
-"""How far a candidate's attention patterns are from the reference's, head by head and position by position."""
+"""Distance of a candidate's attention patterns from the reference's, by head and position."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ HeadPlace = tuple[int, int]
 
 _TINY: Final = np.finfo(np.float64).tiny
 _BLOCK: Final = 2**15
-"""Cells of a pattern worked on at once: six buffers of 256 KiB, which caches hold."""
+"""Cells of a pattern processed at once: six buffers of 256 KiB, which fit into CPU caches."""
 
 
 @dataclass(frozen=True, slots=True)
 class PatternComparison:
-    """A candidate's patterns beside the reference's, on one prompt.
+    """Comparison of a candidate's patterns with the reference's on one prompt.
 
     Attributes:
         cosine: [head] cosine of the patterns, flattened; 1 for equal ones.
         cosine_rows: [head, row] cosine of each position's attention.
         jsd: [head, row] Jensen-Shannon divergence in nats, in [0, ln 2].
         total_variation: [head, row] half the summed difference, in [0, 1].
-        entropy_change: [head, row] entropy in nats, candidate less reference.
+        entropy_change: [head, row] entropy in nats, candidate minus reference.
         top_changed: [head, row] whether another key is the most attended one (the first of equals).
     """
 
@@ -59,8 +59,8 @@ def compare_patterns(candidate: Pattern, reference: Pattern, first_row: int = 1)
     Args:
         candidate: [head, position, key], half or single precision; keys that are masked are 0. Causal or not.
         reference: the same shape.
-        first_row: rows before this position are left out. The first position of a causal model attends to itself
-            whatever its weights are; take 0 for an encoder.
+        first_row: rows before this position are left out. The first position of a causal model can only attend to
+            itself; use 0 for an encoder.
 
     Returns:
         Arrays whose row axis starts at position `first_row`.
@@ -90,7 +90,7 @@ def compare_patterns(candidate: Pattern, reference: Pattern, first_row: int = 1)
 
 
 def _visible(p: Pattern, q: Pattern, causal: int) -> int:
-    # Half of a causal pattern is masked. What is not a number counts as seen, so that it is found.
+    # Half of a causal pattern is masked. NaN counts as visible, so that it is detected.
     keys: int = p.shape[1]
     return keys if p[:, causal:].any() or q[:, causal:].any() else min(causal, keys)
 
@@ -123,7 +123,7 @@ def _normalize(rows: Pattern, out: Floats, whose: str) -> None:
     if not good.all():
         bad = int(np.argmin(good))
         raise NoData(
-            f"Attention of the {whose} is no distribution over keys: a row sums to {mass[bad]}, and its smallest "
+            f"Attention of the {whose} is not a distribution over keys: a row sums to {mass[bad]}, and its smallest "
             f"weight is {least[bad]}.",
             "Is it the pattern after the softmax, and does the model compute finite numbers?",
         )
@@ -131,7 +131,7 @@ def _normalize(rows: Pattern, out: Floats, whose: str) -> None:
 
 
 def _comparison(sums: Floats, changed: NDArray[np.bool_]) -> PatternComparison:
-    # The sums of squares of rows are those of the whole pattern as well, so that one pass gives both cosines.
+    # The sums of squares of rows also give those of the whole pattern, so one pass gives both cosines.
     dot, square_p, square_q, entropy_p, entropy_q, entropy_m, distance = sums
     dots, squares_p, squares_q = dot.sum(axis=1), square_p.sum(axis=1), square_q.sum(axis=1)
     return PatternComparison(
@@ -149,8 +149,8 @@ def attention_estimates(prompts: Sequence[PatternComparison], heads: Sequence[He
 
     attn_cosine is the mean over heads and prompts of the flattened patterns' cosine, each prompt weighing the same.
     attn_jsd, attn_total_variation, attn_entropy_change and attn_top_changed are means over rows, each row weighing
-    the same. attn_cosine_worst_head is the lowest of the heads' mean cosines, with that head's own error: it does not
-    know that the head was chosen for being the worst.
+    the same. attn_cosine_worst_head is the lowest of the heads' mean cosines, with that head's own error, which ignores
+    that the head was selected as the worst.
 
     Args:
         prompts: a comparison per prompt, all of the same heads.
@@ -177,12 +177,12 @@ def head_estimates(prompts: Sequence[PatternComparison], heads: Sequence[HeadPla
     """attn_cosine and attn_jsd of each head, with errors over prompts; arguments as for `attention_estimates`."""
     _require_heads(prompts, heads)
     cosines = require_samples([each.cosine for each in prompts], "attn_cosine")
-    found = []
+    estimates = []
     for index, (layer, head) in enumerate(heads):
         place = Place(layer, head)
-        found.append(as_estimate("attn_cosine", mean_with_errors(cosines[:, index : index + 1]), place))
-        found.append(_over_rows("attn_jsd", [each.jsd[index] for each in prompts], place))
-    return found
+        estimates.append(as_estimate("attn_cosine", mean_with_errors(cosines[:, index : index + 1]), place))
+        estimates.append(_over_rows("attn_jsd", [each.jsd[index] for each in prompts], place))
+    return estimates
 
 
 def _require_heads(prompts: Sequence[PatternComparison], heads: Sequence[HeadPlace]) -> None:

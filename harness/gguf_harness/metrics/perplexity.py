@@ -1,7 +1,7 @@
-"""Perplexity and how it compares with a reference's on the same tokens.
+"""Perplexity, and its comparison with a reference's on the same tokens.
 
-Definitions are llama-perplexity's (llama.cpp, tools/perplexity), so that the values and the iid errors agree with
-what it prints. The clustered errors are ours, by the delta method.
+Definitions are llama-perplexity's (llama.cpp, tools/perplexity), so the values and the iid errors agree with its
+output. The clustered errors are ours, by the delta method.
 
 All functions take negative log-likelihoods in nats as [windows, scored tokens].
 """

@@ -1,4 +1,4 @@
-"""What flows between the parts: frozen, typed, serializable records."""
+"""Records passed between the rooms: frozen, typed, serializable."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SCHEMA_VERSION = 2
 
 
 class Place(NamedTuple):
-    """What of a model and of its input an estimate is about; all None for everything together.
+    """The place of an estimate in a model and its input; all None for the whole.
 
     Attributes:
         layer: number of a layer.
@@ -33,11 +33,11 @@ class Place(NamedTuple):
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> Place:
-        """Of a row of a run.json, a verdict or a comparison, as JSON types."""
+        """The place of a row of a run.json, a verdict or a comparison, as JSON types."""
         return cls(*(row.get(name) for name in cls._fields))
 
     def __str__(self) -> str:
-        """`layer 2, head 7`, `attn_q`, the id of a prompt; empty for everything together."""
+        """`layer 2, head 7`, `attn_q`, the id of a prompt; empty for the whole."""
         numbers = [
             f"{name} {value}" for name, value in (("layer", self.layer), ("head", self.head)) if value is not None
         ]
@@ -45,7 +45,7 @@ class Place(NamedTuple):
 
 
 WHOLE: Final = Place()
-"""Everything together."""
+"""The place of the whole model, over all prompts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,19 +55,18 @@ class Estimate:
     Attributes:
         metric: a name from `gguf_harness.metrics.registry.METRICS`, which gives unit and direction.
         value: finite.
-        n: number of samples behind the value (tokens, repetitions, 1 for a plain fact such as a file size).
-        se: standard error; clustered by window for anything per token. None where none is defined (a maximum,
-            a file size).
-        se_iid: the same with all samples taken as independent, as llama-perplexity prints it.
+        n: number of samples behind the value (tokens, repetitions, 1 for a fact such as a file size).
+        se: standard error; clustered by window for anything per token. None if not defined (a maximum, a file size).
+        se_iid: the same, taking all samples as independent, as llama-perplexity prints it.
         clusters: number of clusters behind `se`; t quantiles use `clusters - 1` degrees of freedom.
-        low: lower end of the 95 % confidence interval, which need not be symmetric; None for `value` less a t quantile
-            times `se`, or where none is known.
+        low: lower end of the 95 % confidence interval, which need not be symmetric; None for `value` minus a t quantile
+            times `se`, or if unknown.
         high: its upper end.
-        doubt: why nothing may be decided by it, in words that go on after a colon; None where nothing speaks against
-            it.
-        place: what of the model and its input it is about.
-        extreme_at: where it was found, if it is of the whole model as the extreme of its parts: the worst head.
-        detail: what the metric's name cannot say, and a verdict on it has to: `mean of 30 layers`.
+        doubt: why it must not decide anything, worded to follow a colon; None if it is reliable.
+        place: the place in the model and its input.
+        extreme_at: for a value of the whole model that is the extreme of its parts, the place of that part: the worst
+            head.
+        detail: what the metric's name does not say but a verdict needs: `mean of 30 layers`.
     """
 
     metric: str
@@ -91,15 +90,15 @@ class Estimate:
                 continue
             if not math.isfinite(number):
                 raise NoData(f"{self.metric}: {name} is {number}, expected a finite number (n = {self.n}).")
-            # A numpy scalar would not survive xdist's serializer.
+            # xdist cannot serialize NumPy scalars.
             object.__setattr__(self, name, float(number))
         if self.n < 1:
-            raise NoData(f"{self.metric}: no samples (n = {self.n}). No data is never a number.")
+            raise NoData(f"{self.metric}: no samples (n = {self.n}). Missing data is reported as missing, never as 0.")
         object.__setattr__(self, "n", int(self.n))
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Estimate:
-        """What `dataclasses.asdict` made, as JSON brings it back."""
+        """Inverse of `dataclasses.asdict`, after JSON."""
         extreme_at = value["extreme_at"]
         return cls(**{
             **value,
@@ -114,35 +113,35 @@ class Estimate:
 
     @property
     def better(self) -> Better:
-        """Direction that is good, from the table of metrics."""
+        """The good direction, from the table of metrics."""
         return metric_info(self.metric).better
 
     @property
     def found_at(self) -> Place:
-        """Its place; of an extreme, that of the part that has it."""
+        """Its place; for an extreme, that of the part."""
         if self.extreme_at is None:
             return self.place
         return self.extreme_at._replace(prompt=self.extreme_at.prompt or self.place.prompt)
 
     @property
     def where(self) -> str:
-        """The same in words, and for the whole model what else there is to say of it; empty for nothing."""
+        """The place in words, or for the whole model its detail; may be empty."""
         return str(self.found_at) or self.detail or ""
 
     def of_prompt(self, prompt: str | None) -> Estimate:
-        """The same, as a value of a prompt, unless it is one already."""
+        """The estimate as a value of a prompt, unless it is one already."""
         return self if self.place.prompt else replace(self, place=self.place._replace(prompt=prompt))
 
 
 Estimates: TypeAlias = "Estimate | Collection[Estimates] | Mapping[Any, Estimates]"
-"""An estimate, or a list or a dictionary of them. No iterator: nothing would be left of it for a second reader."""
+"""An estimate, or a list or dictionary of them. Not an iterator, which could be read only once."""
 
 
 def each_estimate(*given: Estimates) -> list[Estimate]:
-    """All of them, in their order.
+    """All estimates, in order.
 
     Raises:
-        TypeError: something else is among them.
+        TypeError: something else is included.
     """
     estimates: list[Estimate] = []
     members: tuple[object, ...] = given
@@ -157,16 +156,16 @@ def each_estimate(*given: Estimates) -> list[Estimate]:
 
 
 def whole(estimates: Collection[Estimate]) -> list[Estimate]:
-    """Those of the whole model, of all prompts."""
+    """Estimates of the whole model, over all prompts."""
     return [estimate for estimate in estimates if estimate.place == WHOLE]
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of `estimates` in run.json: an estimate and where it belongs.
+    """One row of `estimates` in run.json: an estimate and its context.
 
-    `detail` says what the metric's name cannot: "pp512, 5 repetitions", "resident memory of the worker (no GPU)";
-    `doubt` why nothing may be decided by the number: the machine was busy.
+    `detail` says what the metric's name does not: "pp512, 5 repetitions", "resident memory of the worker (no GPU)";
+    `doubt` says why the number must not decide anything: the machine was busy.
     """
 
     suite: str
@@ -201,15 +200,15 @@ class Row:
         reference: str | None = None,
         detail: str | None = None,
     ) -> Row:
-        """The row of an estimate; where an extreme was found and its doubt are part of the detail, which people see.
+        """The row of an estimate; the place of an extreme and its doubt are part of the displayed detail.
 
         Args:
             estimate: the value, with its place.
             suite: name of the suite that measured it.
             test: name of the test.
-            model: whose value it is.
+            model: the measured model.
             reference: what the model was compared with.
-            detail: how it was measured, behind the estimate's own detail.
+            detail: how it was measured, added to the estimate's own detail.
         """
         doubt = f"in doubt: {estimate.doubt}" if estimate.doubt else None
         details = (str(estimate.extreme_at or ""), estimate.detail, detail, doubt)
@@ -235,10 +234,10 @@ class Row:
 
     @property
     def place(self) -> Place:
-        """Where the value belongs."""
+        """The place of the value."""
         return Place(self.layer, self.head, self.part, self.prompt)
 
     def to_json(self) -> dict[str, Any]:
         """A dictionary of JSON types only."""
-        # Not asdict, which copies all that it finds, value by value: a run has thousands of rows.
+        # Not asdict, which copies every value deeply: a run has thousands of rows.
         return {field.name: getattr(self, field.name) for field in fields(self)}

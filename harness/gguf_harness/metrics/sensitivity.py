@@ -1,6 +1,6 @@
-"""What quantizing a group of tensors alone does to the predictions. Pure: KL divergences per token in, estimates out.
+"""Effect on the predictions of quantizing one group of tensors. Pure: KL divergences per token in, estimates out.
 
-All passes are over the same windows, so that differences and ratios are paired, and their errors clustered by window.
+All passes use the same windows, so differences and ratios are paired, with errors clustered by window.
 """
 
 from __future__ import annotations
@@ -50,24 +50,24 @@ class TensorGroup:
 
     @property
     def place(self) -> Place:
-        """Its layer, or as a part of the model the role or several layers."""
+        """Its layer; otherwise, as a part of the model, the role or several layers."""
         return Place(part=self.name) if self.layer is None else Place(self.layer)
 
     @property
     def growth(self) -> int:
-        """Bytes that the reference's tensors are larger."""
+        """Bytes by which the reference's tensors are larger."""
         return self.reference_bytes - self.bytes
 
     @property
     def described(self) -> str:
-        """Name, number of tensors and types, for people."""
+        """Name, number of tensors and types, for readers."""
         count = f"{len(self.tensors)} tensor{'s' if len(self.tensors) > 1 else ''}"
         return f"{self.name}: {count}, {' and '.join(self.types)}"
 
 
 @dataclass(frozen=True, slots=True)
 class Effect:
-    """A group and what exchanging it does.
+    """A group and the effect of exchanging it.
 
     Attributes:
         kld: [windows, tokens] of KL(reference || mixture), in nats.
@@ -79,7 +79,7 @@ class Effect:
 
 @dataclass(frozen=True, slots=True)
 class Sensitivity:
-    """All that was measured of a candidate.
+    """All measurements of a candidate.
 
     Attributes:
         candidate: [windows, tokens] of KL(reference || candidate).
@@ -104,7 +104,7 @@ def group_kld(kld: ArrayLike) -> Estimate:
 
 
 def group_shares(groups: list[Samples]) -> list[Estimate]:
-    """Each group's mean over the sum of all groups' means, which therefore add up to 1. Errors by the delta method.
+    """Each group's mean divided by the sum of all groups' means, so they add up to 1. Errors by the delta method.
 
     With s = a / T the influence of a sample is (a_i - s T_i) / T.
 
@@ -117,7 +117,7 @@ def group_shares(groups: list[Samples]) -> list[Estimate]:
     total = np.sum([require_samples(kld, "KL divergence of a group") for kld in groups], axis=0)
     mean = float(np.mean(total))
     if not groups or not mean > 0:
-        raise NoData(f"Shares of a KL divergence of {mean} mean nothing: expected more than zero.")
+        raise NoData(f"Shares of a KL divergence of {mean} are meaningless: expected more than zero.")
     parts = [(kld, *ratio_of_means(kld, total)) for kld in groups]
     return [
         as_estimate("tensor_group_share", mean_with_errors(kld, influence, share)) for kld, share, influence in parts
@@ -125,7 +125,7 @@ def group_shares(groups: list[Samples]) -> list[Estimate]:
 
 
 def additivity(groups: list[Samples], candidate: ArrayLike) -> Estimate:
-    """Sum of the groups' KL over the KL of the candidate, in which all are quantized: 1 where effects just add up.
+    """Sum of the groups' KL divided by the KL of the candidate, in which all are quantized: 1 if effects are additive.
 
     For small independent disturbances of the logits KL is quadratic, and their cross terms vanish on average; above 1
     errors cancel (or saturate), below 1 they reinforce each other. Errors by the delta method.
@@ -139,19 +139,19 @@ def additivity(groups: list[Samples], candidate: ArrayLike) -> Estimate:
     """
     whole = require_samples(candidate, "KL divergence")
     if not groups or not whole.mean() > 0:
-        raise NoData(f"A ratio to a KL divergence of {whole.mean()} means nothing: expected more than zero.")
+        raise NoData(f"A ratio to a KL divergence of {whole.mean()} is meaningless: expected more than zero.")
     total = require_samples(np.sum(groups, axis=0), "KL divergence of groups")
     ratio, influence = ratio_of_means(total, whole)
     return as_estimate("tensor_additivity", mean_with_errors(total, influence, ratio))
 
 
 def restored_gain(candidate: ArrayLike, restored: ArrayLike, extra_bytes: int) -> list[Estimate]:
-    """How much nearer a candidate is to the reference with a group restored: in all, and by megabyte that it costs.
+    """Reduction of a candidate's KL with a group restored: in total, and per added megabyte.
 
     Args:
         candidate: [windows, tokens] of its KL.
         restored: the same with the group restored; paired.
-        extra_bytes: that the reference's tensors are larger. Not positive: there is no price, and no second estimate.
+        extra_bytes: bytes by which the reference's tensors are larger. If not positive, there is no second estimate.
     """
     samples = require_samples(candidate, "KL divergence") - require_samples(restored, "KL divergence, restored")
     gain = as_estimate("tensor_restored_gain", mean_with_errors(samples))
@@ -161,24 +161,24 @@ def restored_gain(candidate: ArrayLike, restored: ArrayLike, extra_bytes: int) -
     return [gain, as_estimate("tensor_restored_gain_per_mb", priced)]
 
 
-def sensitivity_estimates(found: Sensitivity) -> list[Estimate]:
-    """All of them: KL of the candidate, how far its roles add up to that, and each group, quantized or restored.
+def sensitivity_estimates(sensitivity: Sensitivity) -> list[Estimate]:
+    """All estimates: KL of the candidate, additivity of its roles, and each group, quantized or restored.
 
     Raises:
-        NoData: a KL divergence that others are related to is not positive.
+        NoData: a KL divergence in a denominator is not positive.
     """
-    windows = f"{len(found.candidate)} windows"
-    roles = [effect.kld for effect in found.roles]
+    windows = f"{len(sensitivity.candidate)} windows"
+    roles = [effect.kld for effect in sensitivity.roles]
     estimates = [
-        replace(group_kld(found.candidate), detail=f"all that differ, {windows}"),
-        replace(additivity(roles, found.candidate), detail=f"sum of {len(roles)} roles, {windows}"),
+        replace(group_kld(sensitivity.candidate), detail=f"all that differ, {windows}"),
+        replace(additivity(roles, sensitivity.candidate), detail=f"sum of {len(roles)} roles, {windows}"),
     ]
-    for effect, share in zip(found.roles, group_shares(roles), strict=True):
+    for effect, share in zip(sensitivity.roles, group_shares(roles), strict=True):
         estimates += _of_group(effect.group, [group_kld(effect.kld), share])
-    for effect in found.layers:
+    for effect in sensitivity.layers:
         estimates += _of_group(effect.group, [group_kld(effect.kld)])
-    for effect in found.restored:
-        gains = restored_gain(found.candidate, effect.kld, effect.group.growth)
+    for effect in sensitivity.restored:
+        gains = restored_gain(sensitivity.candidate, effect.kld, effect.group.growth)
         estimates += _of_group(effect.group, gains, ", restored")
     return estimates
 

@@ -1,10 +1,10 @@
-"""Decide while measuring: tests of a mean that may be looked at after every window, and stopped at any of them.
+"""Sequential tests of a mean, which may be evaluated after every window and stopped at any of them.
 
-A fixed-sample bound that is looked at after each window errs far more often than it says. What is here holds at all
-times at once: a bet against the hypothesis, window by window, whose capital cannot be expected to grow while the
-hypothesis is true, and so exceeds 1 / alpha at any time with probability alpha at most (Ville 1939).
+A fixed-sample bound that is evaluated after each window errs far more often than its level. These tests are valid at
+all times: a bet against the hypothesis, window by window, whose capital is not expected to grow while the hypothesis is
+true, and so ever exceeds 1 / alpha with probability at most alpha (Ville 1939).
 
-What is assumed:
+Assumptions:
     Windows are clusters. Only their means enter; how tokens of a window depend on each other does not matter.
     The expected mean of the next window, given the windows so far, is the mean that the limit is about. Neighbouring
     windows of a text resemble each other, and its first pages are no sample of it: passes decode windows in random
@@ -111,13 +111,13 @@ def decide_early(series: WindowSeries, confidence: float) -> EarlyDecision | Non
         confidence: in (0.5, 1).
     """
     threshold = math.log(1 / (1 - confidence))
-    found: list[EarlyDecision] = []
+    decisions: list[EarlyDecision] = []
     outcomes: tuple[Literal["pass", "fail"], ...] = ("pass", "fail")
     for outcome in outcomes:
         capital = wealth(series, outcome)
         if (crossed := np.flatnonzero(capital >= threshold)).size:
-            found.append(EarlyDecision(outcome, int(crossed[0]) + 1, math.exp(-float(capital.max()))))
-    return min(found, key=lambda decision: decision.windows, default=None)
+            decisions.append(EarlyDecision(outcome, int(crossed[0]) + 1, math.exp(-float(capital.max()))))
+    return min(decisions, key=lambda decision: decision.windows, default=None)
 
 
 def wealth(series: WindowSeries, outcome: Literal["pass", "fail"]) -> Values:

@@ -4,9 +4,9 @@ Samples come as [clusters, samples per cluster]: tokens of one window share a co
 window is a cluster. `se_iid` treats every token as independent; it is what llama-perplexity prints and is kept for
 comparison with it.
 
-Errors and intervals are those of an endless text of the kind. The value of the very text that n of W windows were drawn
-from is nearer, by sqrt(1 - n / W): this finite population correction is left out, since gates are to hold for the next
-text as well.
+Errors and intervals are for an infinite text of the same kind. For the given text, from which n of W windows were
+drawn, errors would be smaller by sqrt(1 - n / W): this finite population correction is left out, since gates should
+also hold for the next text.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ __all__ = [
 Samples = NDArray[np.float64]
 
 INTERVAL: Final = 0.95
-"""Confidence of an estimate's interval: each of its ends is wrong with half of the rest."""
+"""Confidence of an estimate's interval: each end is wrong with half of the remaining probability."""
 
 POWER: Final = 0.8
-"""Probability that as many clusters as are said to decide do; the convention of Cohen (1988)."""
+"""Probability that the recommended number of clusters decides; the convention of Cohen (1988)."""
 
 _NEGLIGIBLE: Final = 1e-12
 _NO_SKEWNESS: Final = 1e-6
@@ -63,11 +63,11 @@ class MeanEstimate:
 
     Attributes:
         value: the estimate.
-        se: clustered standard error; None with a single cluster, where it is not defined.
-        se_iid: standard error with all samples taken as independent; None for a single sample.
+        se: clustered standard error; None with a single cluster, for which it is not defined.
+        se_iid: standard error taking all samples as independent; None for a single sample.
         n: number of samples.
         clusters: number of clusters; None for a ratio of plain facts.
-        low: lower end of the interval of `INTERVAL`; None where the samples do not give one.
+        low: lower end of the interval of `INTERVAL`; None if the samples do not give one.
         high: its upper end.
     """
 
@@ -81,17 +81,17 @@ class MeanEstimate:
 
 
 def as_estimate(metric: str, mean: MeanEstimate, place: Place = WHOLE, detail: str | None = None) -> Estimate:
-    """A mean under the name of its metric, at its place."""
+    """Convert to an estimate of a metric, at its place."""
     return Estimate(
         metric, mean.value, mean.n, mean.se, mean.se_iid, mean.clusters, mean.low, mean.high, place=place, detail=detail
     )
 
 
 def require_samples(samples: ArrayLike, what: str) -> Samples:
-    """As [clusters, samples] float64.
+    """Samples as [clusters, samples] float64.
 
     Raises:
-        NoData: when there are none, or one is not finite.
+        NoData: no samples, or one is not finite.
     """
     array = np.atleast_2d(np.asarray(samples, dtype=np.float64))
     if array.size == 0:
@@ -103,13 +103,13 @@ def require_samples(samples: ArrayLike, what: str) -> Samples:
 
 
 def mean_interval(means: Samples, confidence: float = INTERVAL) -> tuple[Samples, Samples] | None:
-    """Ends of the confidence interval of a mean, corrected for the skewness of what it is the mean of.
+    """Ends of the confidence interval of a mean, corrected for the skewness of the samples.
 
     Hall (1992), On the Removal of Skewness by Transformation, JRSS B 54(1): with S = (mean - truth) / s, s the standard
     deviation and g the skewness of n samples, S + g S^2 / 3 + g^2 S^3 / 27 + g / (6 n) is symmetric but for terms of
     order 1 / n. It is a monotone function of S, and solved for it here. sqrt(n) times it is taken as t distributed, so
     that without skewness the interval is Student's. With few samples of a skewed distribution, Student's bounds are
-    wrong on one side two or three times as often as they say.
+    wrong on one side two or three times as often as their level.
 
     Args:
         means: [..., clusters], independent.
@@ -126,14 +126,14 @@ def mean_interval(means: Samples, confidence: float = INTERVAL) -> tuple[Samples
 
 @dataclass(frozen=True, slots=True)
 class _Moments:
-    """What the interval of a mean is made of.
+    """Moments from which the interval of a mean is computed.
 
     Attributes:
         n: number of samples, at least two.
         mean: [...] of the samples.
         spread: [...] their standard deviation, of n - 1 degrees of freedom.
-        symmetric: [...] whether they have next to no skewness.
-        skewness: [...] theirs; 1 where they have none.
+        symmetric: [...] whether their skewness is negligible.
+        skewness: [...] their skewness; 1 if they have none.
     """
 
     n: int
@@ -145,7 +145,7 @@ class _Moments:
     @classmethod
     def of(cls, samples: Samples) -> _Moments:
         """Of [..., n] samples."""
-        # Sums by hand: an interval is asked for thousands of times, and numpy's means check a lot each time.
+        # Sums by hand: intervals are computed thousands of times, and NumPy's means do many checks each time.
         n = samples.shape[-1]
         mean = np.add.reduce(samples, axis=-1) / n
         centred = samples - mean[..., None]
@@ -156,11 +156,11 @@ class _Moments:
         return cls(n, mean, np.sqrt(squares / (n - 1)), symmetric, np.where(symmetric, 1.0, skewness))
 
     def interval_end(self, confidence: float, *, upper: bool) -> Samples:
-        """An end of the interval, see `mean_interval`."""
+        """One end of the interval, see `mean_interval`."""
         reach = _t_quantile(self.n, (1 + confidence) / 2) / math.sqrt(self.n)
         standardized = -reach if upper else reach
         root = np.cbrt(1 + self.skewness * (standardized - self.skewness / (6 * self.n)))
-        # The limit for no skewness is Student's; this close to it, digits are lost.
+        # Without skewness the limit is Student's; close to it, digits are lost.
         solved = np.where(self.symmetric, standardized, 3 / self.skewness * (root - 1))
         end: Samples = self.mean - self.spread * solved
         return end
@@ -178,8 +178,8 @@ def mean_with_errors(
         samples: [clusters, samples].
         influence: [clusters, samples] influence of each sample on `value`, up to a constant; `samples` if not given.
         value: the estimate; the mean of `samples` if not given.
-        link: `value` as an increasing function of the mean of `samples`, where it is one. The interval is then that of
-            the mean, mapped: more exact than by the influence, which takes the function for a straight line.
+        link: an increasing function that maps the mean of `samples` to `value`, if there is one. The interval is then
+            the mapped one of the mean, which is more exact than the linear approximation by the influence.
     """
     influence = samples if influence is None else influence
     value = float(samples.mean()) if value is None else value
@@ -194,14 +194,14 @@ def mean_with_errors(
 
 
 def signed_root(square: float) -> float:
-    """The square root, of a negative number that of its size with its sign: an interval's end may be negative."""
+    """The square root of the magnitude with the sign of the number: an interval's end may be negative."""
     return math.copysign(math.sqrt(abs(square)), square)
 
 
 def _interval_of(
     value: float, influence: Samples, link: Callable[[float], float] | None = None
 ) -> tuple[float | None, float | None]:
-    """Ends of the interval of a value, from its [clusters, samples] influence or, with a link, from what it is of."""
+    """Ends of the interval of a value, from its [clusters, samples] influence or, with a link, from the samples."""
     ends = mean_interval(influence.mean(axis=1))
     if ends is None:
         return None, None
@@ -215,9 +215,9 @@ def _interval_of(
 def mean_of_clusters(sums: ArrayLike, counts: ArrayLike, what: str) -> MeanEstimate:
     """The mean of samples in clusters of unequal size, from each cluster's sum and count; se is CR1.
 
-    The mean is sum(sums) / sum(counts): every sample weighs the same. It is a ratio of means over clusters, whose
+    The mean is sum(sums) / sum(counts): every sample has the same weight. It is a ratio of means over clusters, whose
     influence by the delta method is (sum - mean * count) / mean count; with equal counts this is `mean_with_errors`.
-    There is no se_iid: sums do not tell the spread within clusters.
+    There is no se_iid: sums do not give the spread within clusters.
 
     Args:
         sums: [clusters].
@@ -225,7 +225,7 @@ def mean_of_clusters(sums: ArrayLike, counts: ArrayLike, what: str) -> MeanEstim
         what: named in errors.
 
     Raises:
-        NoData: there are no samples, or a sum is not finite.
+        NoData: no samples, or a sum is not finite.
     """
     size = np.asarray(counts, dtype=np.float64)
     filled = size > 0
@@ -238,14 +238,14 @@ def mean_of_clusters(sums: ArrayLike, counts: ArrayLike, what: str) -> MeanEstim
 def quantile_with_error(samples: Samples, share: float) -> MeanEstimate:
     """A quantile by linear interpolation at share * (n - 1), with its interval and errors.
 
-    The interval holds the values that the samples do not contradict as this quantile: those for which `share` is within
+    The interval contains the values that the samples do not reject as this quantile: those for which `share` is within
     the interval of the share of samples up to them, a mean over clusters. Francisco and Fuller (1991), Quantile
     Estimation with a Complex Survey Design, Annals of Statistics 19(1). Woodruff (1952), Confidence Intervals for
     Medians and Other Position Measures, JASA 47(260), takes one error for all of them, that of the share at the
     quantile itself. As SUDAAN does it, the standard error is the interval's width over twice the t quantile.
 
-    An end beyond the outermost sample is not known: where not even that many independent samples would have one out
-    there. Without one there is no error.
+    An end beyond the outermost sample is unknown if not even that many independent samples would reach it. Without it
+    there is no error.
     """
     ordered = np.sort(samples, axis=None)
     value = float(np.quantile(ordered, share))
@@ -274,7 +274,7 @@ def _first_within(samples: Samples, ordered: Samples, share: float, *, upper: bo
 
 
 def _carried(ordered: Samples, share: float, error: float | None) -> float | None:
-    """The error of a share as one of its quantile, by Woodruff's method; None where share ± error leaves [0, 1]."""
+    """The error of a share as one of its quantile, by Woodruff's method; None if share ± error leaves [0, 1]."""
     if error is None or share - error < 0 or share + error > 1:
         return None
     low, high = np.quantile(ordered, [share - error, share + error])
@@ -282,9 +282,10 @@ def _carried(ordered: Samples, share: float, error: float | None) -> float | Non
 
 
 def side_error(estimate: Estimate | MeanEstimate, *, upper: bool) -> float | None:
-    """The standard error for bounds on one side: of a t interval that would end there as the estimate's does.
+    """The standard error for bounds on one side: that of a t interval with the same end as the estimate's.
 
-    Infinite where the samples are too few for a bound on that side; None for what has no error: a file size, a maximum.
+    Infinite if there are too few samples for a bound on that side; None for values without an error: a file size, a
+    maximum.
     """
     if estimate.clusters is None:
         return estimate.se
@@ -313,9 +314,9 @@ def confidence_bound(value: float, se: float, clusters: int | None, confidence: 
 
 
 def exceedance_p_value(value: float, se: float, clusters: int | None, limit: float) -> float:
-    """One-sided p-value of the hypothesis "at most `limit`": the probability of a value this far above it, or farther.
+    """One-sided p-value of the hypothesis "at most `limit`": the probability of a value at least this far above it.
 
-    Consistent with `confidence_bound`: below 1 - confidence exactly where the lower bound is above the limit. One
+    Consistent with `confidence_bound`: below 1 - confidence exactly if the lower bound is above the limit. One
     minus it belongs to "at least `limit`".
     """
     if se < _NEGLIGIBLE:
@@ -333,8 +334,8 @@ def clusters_needed(value: float, se: float, clusters: int, limit: float, confid
 
     The smallest G with (t(confidence, G - 1) + t(POWER, G - 1)) * se * sqrt(clusters / G) < |value - limit|: the
     standard error of a mean falls with 1 / sqrt(clusters), and the value of the next run is off by its own error. An
-    estimate: it takes the value and the spread to be what they are so far. None where it is beyond ten million, the
-    value is at the limit, or nothing is known of the spread.
+    estimate that assumes the present value and spread. None if it is beyond ten million, the value is at the limit, or
+    the spread is unknown.
     """
     distance = abs(value - limit)
 
@@ -358,13 +359,13 @@ def ratio_with_error(numerator: Estimate, denominator: Estimate) -> MeanEstimate
 
     With R = a / b: se(R)^2 = (se(a)^2 + R^2 se(b)^2) / b^2. The clusters are the smaller of the two: t with their
     degrees of freedom is never narrower than with Welch and Satterthwaite's. A value without an error (a file size)
-    adds none; of one whose error is not known, neither is the ratio's.
+    adds none; if one error is unknown, so is the ratio's.
 
     Raises:
         NoData: the denominator is not positive.
     """
     if not denominator.value > 0:
-        raise NoData(f"A ratio to {denominator.value} means nothing: expected more than zero.")
+        raise NoData(f"A ratio to {denominator.value} is meaningless: expected more than zero.")
     ratio = numerator.value / denominator.value
 
     def error(first: float | None, second: float | None) -> float | None:
@@ -384,7 +385,7 @@ def ratio_with_error(numerator: Estimate, denominator: Estimate) -> MeanEstimate
 
 @lru_cache(maxsize=1024)
 def _t_quantile(clusters: int | None, confidence: float) -> float:
-    # What scipy.stats calls for its t and its normal distribution, without the second that it takes to import.
+    # The functions that scipy.stats uses for its t and normal distributions, without its import time of a second.
     from scipy.special import ndtri, stdtrit
 
     return float(ndtri(confidence) if clusters is None else stdtrit(clusters - 1, confidence))

@@ -1,7 +1,7 @@
-"""What kind of head a profile is, which heads of two models correspond, and which heads do the same.
+"""Kinds of heads by profile, matching of heads of two models, and redundant heads.
 
-Kinds are named after what is measured: where the weight goes. A "syntactic" or "semantic" head is none of them: that a
-head follows a dependency or a meaning takes a probe with labels, and a pattern alone is no evidence of it.
+Kinds are named after what is measured: the target of the attention. There is no "syntactic" or "semantic" kind: showing
+that a head follows a dependency or a meaning takes a probe with labels; a pattern alone is no evidence.
 """
 
 from __future__ import annotations
@@ -37,16 +37,17 @@ KINDS: Final[tuple[Kind, ...]] = ("induction", "duplicate-token", "positional", 
 
 REPEAT_THRESHOLD: Final = 0.3
 """Weight on the token after (or at) the earlier occurrence, on repeated random tokens. Chance is one over the visible
-tokens: 0.3 is twenty times that at 64, and more later. Not a majority: such heads rest on the first token, or on the
-last ones, where they find less to attend to, and what is there tells nothing against them."""
+tokens: 0.3 is twenty times that at 64, and more later. Not a majority: such heads attend to the first token, or to the
+last ones, when they find no match, which is no evidence against the kind.
+"""
 
 MAJORITY: Final = 0.5
 """Weight on one place (the previous, current or first token, or what is far): as much as on all others together, so
 that of rules for disjoint places only one can hold, but for exact halves."""
 
 LOCAL_THRESHOLD: Final = 0.7
-"""Weight on the last tokens. Above a majority, since any attention that falls off with distance has much of it there:
-exponential decay has 0.7 within 8 tokens at a mean distance of about 6."""
+"""Weight on the last tokens. More than a majority, since any attention that decays with distance has much of its weight
+there: exponential decay has 0.7 within 8 tokens at a mean distance of about 6."""
 
 _REQUIRED: Final = ("previous_token", "current_token", "first_token", "local")
 
@@ -66,11 +67,11 @@ _BOUNDED: Final = (
 
 @dataclass(frozen=True, slots=True)
 class HeadKind:
-    """What kind a head is, and why.
+    """The kind of a head, with its reason.
 
     Attributes:
         kind: one of `KINDS`.
-        reason: the rule that held, with the number.
+        reason: the rule that applied, with the number.
     """
 
     kind: Kind
@@ -78,7 +79,9 @@ class HeadKind:
 
 
 def classify_head(profile: Profile) -> HeadKind:
-    """The first rule that holds, from the most to the least particular: every profile has exactly one kind.
+    """Classify a head by the first rule that applies, from the most to the least specific.
+
+    Every profile has exactly one kind.
 
     1. induction: `REPEAT_THRESHOLD` or more of the weight on the token after the earlier occurrence.
     2. duplicate-token: as much on the earlier occurrence itself.
@@ -86,10 +89,10 @@ def classify_head(profile: Profile) -> HeadKind:
     4. sink: a majority on the first token.
     5. local: `LOCAL_THRESHOLD` or more on the last `LOCAL_TOKENS` tokens, with no single one of them in majority.
     6. global: a majority neither on these nor on the first token.
-    7. mixed: none of all that.
+    7. mixed: none of these.
 
-    The first two hold for no head without the probe on repeated tokens. They come first since such heads look like
-    sinks on texts that do not repeat; what a head does where it matters names it.
+    The first two need the probe on repeated tokens. They come first since such heads look like sinks on texts without
+    repetitions.
 
     Args:
         profile: mean scores by name (`HeadProfile.values`): previous_token, current_token, first_token and local at
@@ -108,20 +111,20 @@ def classify_head(profile: Profile) -> HeadKind:
         ("positional", profile["current_token"], MAJORITY, "the token itself"),
         ("sink", first, MAJORITY, "the first token"),
         ("local", local, LOCAL_THRESHOLD, near),
-        # What is first and local at once counts twice here, which errs towards "mixed".
+        # A token that is both first and local counts twice here, which favours "mixed".
         ("global", 1 - local - first, MAJORITY, f"tokens before {near}, but not the first"),
     )
     for kind, weight, threshold, where in rules:
         if weight >= threshold:
             return HeadKind(kind, f"{weight:.2f} of the weight is on {where} ({threshold} or more)")
-    return HeadKind("mixed", f"No rule holds: {local:.2f} of the weight is on {near}, {first:.2f} on the first token")
+    return HeadKind("mixed", f"No rule applies: {local:.2f} of the weight is on {near}, {first:.2f} on the first token")
 
 
 def shared_features(*models: Sequence[Profile]) -> tuple[str, ...]:
-    """Features that every profile of all models has, in a fixed order: what `profile_vector` can compare.
+    """Features that all profiles of all models have, in a fixed order, for `profile_vector`.
 
     Raises:
-        NoData: there are no profiles, or they share nothing.
+        NoData: no profiles, or no common feature.
     """
     profiles = [profile for model in models for profile in model]
     names = tuple(name for name in (*_BOUNDED, "distance") if all(name in profile for profile in profiles))
@@ -133,9 +136,9 @@ def shared_features(*models: Sequence[Profile]) -> tuple[str, ...]:
 def profile_vector(profile: Profile, features: Sequence[str]) -> Floats:
     """A profile as a vector of bounded features, for clusters and distances.
 
-    Shares as they are, within [0, 1]; distance d as d / (d + LOCAL_TOKENS), 0 for none and 1/2 at the edge of what is
-    local, which does not depend on the length of the context. Scores that repeat these in other units (entropy in nats,
-    spread) or hang on the text's counts (rare_token) are left out.
+    Shares as they are, within [0, 1]; distance d as d / (d + LOCAL_TOKENS), 0 for none and 1/2 at the edge of the local
+    window, independent of the context length. Scores that repeat these in other units (entropy in nats, spread) or
+    depend on token counts of the text (rare_token) are left out.
 
     Args:
         profile: scores by name.
@@ -156,7 +159,7 @@ def profile_vector(profile: Profile, features: Sequence[str]) -> Floats:
 
 @dataclass(frozen=True, slots=True)
 class HeadMatch:
-    """Two heads, one of each model, that correspond.
+    """Two matching heads, one of each model.
 
     Attributes:
         first: index in the first model's profiles.
@@ -170,10 +173,10 @@ class HeadMatch:
 
 
 def match_heads(first: Sequence[Profile], second: Sequence[Profile]) -> list[HeadMatch]:
-    """Pair heads of two models, each at most once, so that the sum of squared distances is least.
+    """Pair heads of two models, each at most once, with the smallest sum of squared distances.
 
-    Linear assignment (Kuhn, 1955, "The Hungarian method for the assignment problem"), by scipy. The larger model's
-    other heads stay alone. It pairs what is closest, however far: look at the distance.
+    Linear assignment (Kuhn, 1955, "The Hungarian method for the assignment problem"), by scipy. The remaining heads of
+    the larger model are not paired. Pairs may be far apart: check the distance.
 
     Args:
         first: profiles of a model's heads, of all layers.
@@ -197,7 +200,7 @@ def match_heads(first: Sequence[Profile], second: Sequence[Profile]) -> list[Hea
 
 
 def redundancy(prompts: Sequence[NDArray[np.floating[Any]]], first_row: int = 1) -> Floats:
-    """How alike heads of one model attend: cosine of their flattened patterns, averaged over prompts.
+    """Similarity of the attention of heads of one model: cosine of their flattened patterns, averaged over prompts.
 
     Args:
         prompts: [head, position, key] of each prompt, all of the same heads; or [head, d] vectors, taken whole.
@@ -236,22 +239,22 @@ def _cosines(rows: NDArray[np.floating[Any]]) -> Floats:
 
 
 def _parts(rows: NDArray[np.floating[Any]]) -> list[NDArray[np.floating[Any]]]:
-    # All heads of a model in float64 would be gigabytes: some columns of the flattened patterns at a time.
+    # All heads of a model in float64 could take gigabytes: use some columns of the flattened patterns at a time.
     step = max(1, 2**21 // max(1, rows[:, :1].size))
     return [rows[:, first : first + step] for first in range(0, rows.shape[1], step)]
 
 
 def head_groups(similarity: Floats, threshold: float = 0.9) -> list[list[int]]:
-    """Groups of heads that do the same: connected by similarities of `threshold` or more.
+    """Groups of similar heads: connected by similarities of `threshold` or more.
 
-    Connected components: two heads of a group need not be alike themselves, a chain between them is enough.
+    Connected components: two heads of a group need not be similar themselves; a chain between them is enough.
 
     Args:
         similarity: [head, head] of `redundancy`.
         threshold: of the cosine.
 
     Returns:
-        Groups of two heads or more, the largest first, heads in ascending order. The others are alone.
+        Groups of two heads or more, the largest first, heads in ascending order. Single heads are left out.
     """
     from scipy.sparse.csgraph import connected_components
 

@@ -1,12 +1,12 @@
-"""How alike two texts are: a candidate's continuation of a prompt and the reference's.
+"""Similarity of two texts: a candidate's continuation of a prompt and the reference's.
 
 BLEU and chrF are sacrebleu's, on its scale from 0 to 100; ROUGE-L is rouge-score's, the edit distance rapidfuzz's. All
-take the reference first. None knows a score for a reference without text: they raise NoData. A candidate without text
-has a score, and it is 0.
+take the reference first. A reference without text has no score: they raise NoData. A candidate without text has the
+score 0.
 
 Chinese and Japanese are written without spaces: BLEU and ROUGE-L count each of their characters as a word. Everything
-else is tokenized as sacrebleu's default (13a) and rouge-score's default do it, the latter extended from ASCII to the
-letters and digits of all scripts. Thai and others without spaces stay whole: read chrF there.
+else is tokenized as by sacrebleu's default (13a) and rouge-score's default, the latter extended from ASCII to the
+letters and digits of all scripts. Thai and other scripts without spaces are not split: use chrF for them.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ class TextPair:
         reference_tokens: [n] its tokens.
         candidate_tokens: [m] its tokens.
         nll: [m] negative log-likelihood of each of the candidate's tokens under the reference, in nats.
-        gap: where they part, the reference's probability of its own token less that of the candidate's, by the
-            reference; None where they do not part.
+        gap: where they diverge, the reference's probability of its own token minus that of the candidate's token; None
+            if they do not diverge.
     """
 
     reference: str
@@ -68,7 +68,7 @@ class TextPair:
 
 @dataclass(frozen=True, slots=True)
 class TextScores:
-    """Estimates, and why there is none of the other metrics."""
+    """Estimates, and why other metrics have none."""
 
     estimates: list[Estimate] = field(default_factory=list)
     missing: dict[str, str] = field(default_factory=dict)
@@ -80,12 +80,12 @@ class TextScores:
 def bleu(reference: str, candidate: str) -> float:
     """Sentence BLEU, 0 to 100: geometric mean of the precisions of 1- to 4-grams, with the brevity penalty.
 
-    Papineni, Roukos, Ward and Zhu (2002); sacrebleu's `sentence_bleu`: exponential smoothing, and only the orders that
-    a text is long enough for (Post, 2018, A Call for Clarity in Reporting BLEU Scores).
+    Papineni, Roukos, Ward and Zhu (2002); sacrebleu's `sentence_bleu`: exponential smoothing, and only the orders for
+    which a text is long enough (Post, 2018, A Call for Clarity in Reporting BLEU Scores).
     """
     if not _scorable("bleu", reference):
         raise NoData("BLEU: the reference's text has no words.")
-    # The root of a product of ones may come out above one.
+    # The root of a product of ones may be rounded above one.
     return min(100.0, float(_metric("bleu").sentence_score(_spaced(candidate), [_spaced(reference)]).score))
 
 
@@ -110,7 +110,7 @@ def rouge_l(reference: str, candidate: str) -> float:
 
 
 def exact_prefix_tokens(reference: Sequence[int], candidate: Sequence[int]) -> int:
-    """Number of tokens before the first difference; all of the shorter one where it is the start of the longer."""
+    """Number of tokens before the first difference; all of the shorter one if it is the start of the longer."""
     if len(reference) == 0:
         raise NoData("exact prefix: the reference has no tokens.")
     pairs = zip(reference, candidate, strict=False)
@@ -131,7 +131,7 @@ def edit_similarity(reference: Sequence[int], candidate: Sequence[int]) -> float
 
 
 def compare_text(pair: TextPair) -> TextScores:
-    """All metrics of one prompt: single values, without errors but for the perplexity, whose samples are tokens.
+    """All metrics of one prompt: single values without errors, except for the perplexity, whose samples are tokens.
 
     Raises:
         NoData: the reference has no text: there is nothing to compare with.
@@ -153,7 +153,7 @@ def compare_text(pair: TextPair) -> TextScores:
 
 def _gap(pair: TextPair) -> float:
     if pair.gap is None:
-        raise NoData("The texts do not part.")
+        raise NoData("The texts do not diverge.")
     return pair.gap
 
 
@@ -164,14 +164,14 @@ def compare_texts(pairs: Sequence[TextPair]) -> TextScores:
     """All metrics over prompts, with standard errors by bootstrap over prompts.
 
     BLEU and chrF are those of the corpus: n-grams are counted over all texts, then scored. The perplexity is over all
-    tokens. Everything else is the mean over the prompts that have a value; `n` says how many they are.
+    tokens. All other metrics are means over the prompts that have a value; `n` is their number.
 
     Raises:
         NoData: no prompts, or no text of the reference in any.
     """
     pairs = [pair for pair in pairs if len(pair.reference_tokens)]
     if not pairs:
-        raise NoData("There is no prompt to which the reference's text is not empty.")
+        raise NoData("There is no prompt with a non-empty text of the reference.")
     scores = TextScores()
     for metric, pool in _POOLS.items():
         try:
@@ -184,7 +184,7 @@ def compare_texts(pairs: Sequence[TextPair]) -> TextScores:
 def _corpus(metric: str, pairs: Sequence[TextPair]) -> Estimate:
     pairs = [pair for pair in pairs if _scorable(metric, pair.reference)]
     if not pairs:
-        raise NoData(f"{metric}: no text of the reference has anything that counts.")
+        raise NoData(f"{metric}: no text of the reference has anything to score.")
     references, candidates = [pair.reference for pair in pairs], [pair.candidate for pair in pairs]
     if metric == "bleu":
         references, candidates = [_spaced(text) for text in references], [_spaced(text) for text in candidates]
@@ -198,7 +198,9 @@ def _corpus(metric: str, pairs: Sequence[TextPair]) -> Estimate:
 def _mean(metric: str, pairs: Sequence[TextPair]) -> Estimate:
     values = np.array([value for pair in pairs if (value := _value_or_none(metric, pair)) is not None])
     if not len(values):
-        raise NoData("The texts do not part in any prompt." if metric == _GAP else f"{metric}: no prompt has a value.")
+        raise NoData(
+            "The texts do not diverge in any prompt." if metric == _GAP else f"{metric}: no prompt has a value."
+        )
     se = bootstrap_se(lambda drawn: float(values[drawn].mean()), len(values))
     return Estimate(metric, float(values.mean()), len(values), se, clusters=len(values))
 
@@ -260,7 +262,7 @@ def _metric(name: str) -> Any:
             """Score of counts that were summed over texts."""
             return float(self._compute_score_from_stats(total.tolist()).score)
 
-    # Orders that all texts are too short for are left out: otherwise a short text would not even equal itself.
+    # Orders for which all texts are too short are left out: otherwise a short text would not match itself.
     return WithCounts(effective_order=True) if name == "bleu" else WithCounts()
 
 
@@ -285,5 +287,5 @@ def _spaced(text: str) -> str:
 
 
 def _scorable(metric: str, reference: str) -> bool:
-    """Whether anything of a text counts: 13a drops some markup, and chrF white space."""
+    """Whether a text has anything to score: 13a drops some markup, and chrF white space."""
     return bool((_metric("bleu").tokenizer(reference) if metric == "bleu" else reference).strip())

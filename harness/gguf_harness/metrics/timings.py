@@ -1,7 +1,7 @@
-"""Speed from repeated timings: which of them were disturbed, their mean, and the ratio to the reference's.
+"""Speed from repeated timings: disturbed repetitions, the mean, and the ratio to the reference's.
 
-A repetition is only worth what the machine left us: `Use` says who had the processor meanwhile. Candidate and
-reference are timed in turns, so that a ratio is never made of numbers from different times.
+`Use` records who used the CPU during a repetition. Candidate and reference are timed in turns, so that a ratio never
+combines numbers from different times.
 """
 
 from __future__ import annotations
@@ -21,41 +21,41 @@ from gguf_harness.metrics.records import Estimate
 __all__ = ["Repetition", "Timing", "Use", "describe_disturbance", "streams_disagree", "summarize_repetitions"]
 
 _SHARE: Final = 0.05
-"""Of each core that we use, what others may take: half of the 10 % at which claims on speed begin."""
+"""Most that others may use of each of our cores: half of the 10 % at which claims on speed start."""
 _MOST_CORES: Final = 0.25
-"""What others may take of many cores: threads meet after every operation, so that one that waits holds up all."""
+"""Most that others may use of many cores: threads synchronize after every operation, so one that waits delays all."""
 _SPARE_SHARE: Final = 0.1
-"""What others may take of cores that we leave free: they share memory and caches with us, but no time."""
+"""Most that others may use of cores that we leave free: they share memory and caches with us, but no CPU time."""
 _THROTTLED_SHARE: Final = 0.05
 _LEAST_USED: Final = 0.5
-"""Of one core, by all threads of a decode on the CPU: one of them computes at any time, and was seen to use 0.98 to
-1.00 of a core where nobody disturbed it."""
+"""Least use of one core by all threads of a decode on the CPU: one of them always computes, and used 0.98 to 1.00 of a
+core in undisturbed runs.
+"""
 _STREAM_FACTOR: Final = 1.5
 _STREAM_OVERHEAD_S: Final = 0.05
-"""Per token: it is also sampled over the whole vocabulary, turned into text and sent. llama_cpp.server took 0.9 to
+"""Server time per token, for sampling over the whole vocabulary, detokenizing and sending. llama_cpp.server took 0.9 to
 1.8 ms for it with tiny's vocabulary and 4.6 to 6.5 ms with 49,152 tokens (SmolLM2), on a busy core; 256,000 would take
 some 35 ms."""
 
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """Who used the processor during a repetition.
+    """Use of the CPU during a repetition.
 
     Attributes:
-        wall_s: how long it took, what was not timed included.
-        threads: that we run.
-        cores: that this process may use.
-        own_s: CPU seconds of ours, on all cores.
-        others_s: CPU seconds of everybody else on those cores, the host of a virtual machine included; None where the
-            system does not tell.
-        stolen_s: the part of it that the host took.
-        uncertain_s: how far `others_s` may be off, because the system counts in ticks.
-        waited_s: seconds that our threads were ready and had no core, all together; None where the system does not
-            tell, or where they wait for each other.
-        throttled_s: seconds that the container's CPU quota stopped us.
+        wall_s: total duration, including untimed parts.
+        threads: number of our threads.
+        cores: number of cores that this process may use.
+        own_s: our CPU seconds, on all cores.
+        others_s: CPU seconds of all others on those cores, including the host of a virtual machine; None if unknown.
+        stolen_s: the part taken by the host.
+        uncertain_s: uncertainty of `others_s`, because the system counts in ticks.
+        waited_s: total seconds that our threads were ready to run without a core; None if unknown, or if they wait for
+            each other.
+        throttled_s: seconds for which the container's CPU quota stopped us.
         load: the system's load average of the last minute.
-        gpu: what disturbed us on the GPU, in words.
-        computes: whether the processor does all of the work, so that one that is not used waits for something.
+        gpu: disturbances on the GPU, in words.
+        computes: whether the CPU does all of the work, so that an idle CPU means waiting.
     """
 
     wall_s: float
@@ -73,23 +73,23 @@ class Use:
 
     @property
     def is_crowded(self) -> bool:
-        """Whether others took more than a stated share of the cores."""
+        """Whether others used more than the allowed share of the cores."""
         spare = max(0, self.cores - self.threads)
         allowed = min(_SHARE * self.threads, _MOST_CORES) + _SPARE_SHARE * spare
         return self.others_s is not None and self.others_s - self.uncertain_s > allowed * self.wall_s
 
     @property
     def is_held_off(self) -> bool:
-        """Whether our threads waited for a core for more than a stated share of the time.
+        """Whether our threads waited for a core for more than the allowed share of the time.
 
-        Threads that are more than the cores wait for each other: that is no disturbance.
+        If there are more threads than cores, they wait for each other: that is not a disturbance.
         """
         allowed = min(_SHARE * self.threads, _MOST_CORES)
         return self.threads <= self.cores and (self.waited_s or 0.0) > allowed * self.wall_s
 
     @property
     def is_stalled(self) -> bool:
-        """Whether we did not even use half of a core: stopped, without memory, or held off in a way not told."""
+        """Whether we used less than half of a core: stopped, out of memory, or delayed for an unknown reason."""
         return self.computes and self.own_s < _LEAST_USED * self.wall_s
 
     @property
@@ -99,13 +99,13 @@ class Use:
 
     @property
     def is_disturbed(self) -> bool:
-        """Whether the repetition says more of others than of the model."""
+        """Whether the repetition was disturbed."""
         return self.is_crowded or self.is_held_off or self.is_throttled or self.is_stalled or self.gpu is not None
 
 
 @dataclass(frozen=True, slots=True)
 class Repetition:
-    """One timed value, and who used the machine meanwhile."""
+    """One timed value, with the use of the machine during it."""
 
     value: float
     use: Use
@@ -113,14 +113,14 @@ class Repetition:
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Repetitions of one test, and the reference's beside them.
+    """Repetitions of one test, with the reference's.
 
     Attributes:
-        wanted: how many undisturbed ones were asked for.
-        ours: in the order of time; more than wanted where some were disturbed.
-        theirs: the reference's. One for each of ours where they were taken in turns, otherwise those before ours.
+        wanted: number of undisturbed repetitions requested.
+        ours: in order of time; more than wanted if some were disturbed.
+        theirs: the reference's; one for each of ours if timed in turns, otherwise those before ours.
         again: the reference's after all of ours.
-        in_turns: whether each of ours was taken beside one of theirs.
+        in_turns: whether each of ours was timed next to one of theirs.
     """
 
     wanted: int
@@ -131,17 +131,17 @@ class Timing:
 
     @property
     def uses(self) -> list[Use]:
-        """Who used the machine, in each repetition of both."""
+        """Use of the machine in each repetition of both."""
         return [repetition.use for repetition in (*self.ours, *self.theirs, *self.again)]
 
     @property
     def doubt(self) -> str | None:
-        """Why nothing may be decided by our repetitions; None where nothing speaks against it."""
+        """Why our repetitions must not decide anything; None if they are reliable."""
         return _doubt(self.ours, self.wanted)
 
     @property
     def ratio_doubt(self) -> str | None:
-        """Why there is no ratio to the reference."""
+        """Why there is no ratio to the reference; None if there is one."""
         if self.in_turns:
             enough = len(self._pairs()) >= self.wanted
         else:
@@ -151,21 +151,21 @@ class Timing:
         return describe_disturbance(self.uses) or "it was not compared"
 
     def estimate(self, metric: str) -> Estimate:
-        """The mean of our undisturbed repetitions, or of all where too few are."""
+        """The mean of our undisturbed repetitions, or of all if too few are undisturbed."""
         return _estimate(metric, self.ours, self.wanted)
 
     def reference_estimate(self, metric: str) -> Estimate:
-        """The same of the reference's, measured beside ours."""
+        """The same for the reference's repetitions."""
         return _estimate(metric, self.theirs, self.wanted)
 
     def ratio(self, metric: str) -> Estimate | None:
-        """Ours over the reference's, with an error of undisturbed repetitions only; None where the run has none.
+        """Ours divided by the reference's, from undisturbed repetitions only; None if there is no ratio.
 
-        In turns: the mean of ln(ours / theirs) over pairs, each as good as independent, with the standard error of
-        that mean. Otherwise the means before, between and after, by the delta method. How far the reference has
-        drifted from its first repetition to its last widens the error: what it was in between is somewhere on the
-        way, and a uniform distribution of width d has the standard deviation d / sqrt(12) (GUM, 4.3.7). Pairs see
-        less of it than that: their intervals are somewhat too wide rather than too narrow.
+        In turns: the mean of ln(ours / theirs) over pairs, which are nearly independent, with the standard error of
+        that mean. Otherwise the means before, between and after, by the delta method. The drift of the reference from
+        its first to its last repetition widens the error: in between it had some intermediate value, and a uniform
+        distribution of width d has the standard deviation d / sqrt(12) (GUM, 4.3.7). Pairs are affected less than that,
+        so their intervals are somewhat too wide rather than too narrow.
         """
         if self.ratio_doubt is not None:
             return None
@@ -195,19 +195,19 @@ def summarize_repetitions(metric: str, values: Sequence[float], doubt: str | Non
     Args:
         metric: its name.
         values: one per repetition.
-        doubt: why nothing may be decided by it.
+        doubt: why it must not decide anything.
     """
     if not values:
         raise NoData(f"{metric}: no repetitions.")
     array = np.asarray(values, dtype=np.float64)
     se = iid_se(array)
-    # Repetitions are as good as independent: each is a cluster of its own.
+    # Repetitions are nearly independent: each is its own cluster.
     clusters = len(array) if se is not None else None
     return Estimate(metric, float(array.mean()), len(array), se, se, clusters, doubt=doubt)
 
 
 def describe_disturbance(uses: Sequence[Use]) -> str | None:
-    """Who disturbed some repetitions, in words for people; None where nobody did."""
+    """Describe disturbances of repetitions in words; None if there were none."""
     disturbed = [use for use in uses if use.is_disturbed]
     if not disturbed:
         return None
@@ -233,8 +233,8 @@ def describe_disturbance(uses: Sequence[Use]) -> str | None:
 def streams_disagree(tokens_per_s: float, served_tokens_per_s: float) -> bool:
     """Whether a served single stream contradicts llama-bench's generation speed.
 
-    A server can be no faster than the model, and slower by what it does itself with each token: both by no more than
-    half as much again, and 50 ms a token for its own work.
+    A server cannot be faster than the model, and is slower by its own work per token. Allowed: a factor of 1.5 in both
+    directions, and 50 ms per token for its own work.
     """
     bench_s, served_s = 1 / tokens_per_s, 1 / served_tokens_per_s
     return not bench_s / _STREAM_FACTOR <= served_s <= bench_s * _STREAM_FACTOR + _STREAM_OVERHEAD_S
@@ -255,7 +255,7 @@ def _doubt(repetitions: Sequence[Repetition], wanted: int) -> str | None:
 
 
 def _timed_once(wanted: int) -> str | None:
-    return "it was timed once, so that no error is known (--gguf-repetitions=3)" if wanted < 2 else None
+    return "it was timed once, so no standard error is available (--gguf-repetitions=3)" if wanted < 2 else None
 
 
 def _estimate(metric: str, repetitions: Sequence[Repetition], wanted: int) -> Estimate:

@@ -1,4 +1,4 @@
-"""What a prompt's tokens are, from their text alone: punctuation, delimiters, words that come again, rare tokens."""
+"""Features of a prompt's tokens from their text: punctuation, delimiters, repeated words, rare tokens."""
 
 from __future__ import annotations
 
@@ -25,11 +25,12 @@ class TokenFeatures:
     Attributes:
         punctuation: [n] all characters but the space around are Unicode punctuation (categories P*): "." and "),", not
             "+" or "<".
-        delimiter: [n] the token holds nothing but white space and delimiters, and at least one of these: line breaks,
-            tabs, brackets (Ps, Pe), quotes (Pi, Pf, " ' `), and the separators , ; : |. The full stop is none.
-        word: [n] equal numbers for equal words: the piece without the space around and in lower case. What is empty
-            or punctuation is no word and has a number of its own, below zero. A word of several tokens is compared
-            piece by piece.
+        delimiter: [n] the token has only white space and delimiters, and at least one of these: line breaks,
+            tabs, brackets (Ps, Pe), quotes (Pi, Pf, " ' `), and the separators , ; : |. The full stop is not a
+            delimiter.
+        word: [n] equal numbers for equal words: the piece without the space around and in lower case. Empty pieces and
+            punctuation are not words and have unique numbers below zero. A word of several tokens is compared piece by
+            piece.
         rarity: [n] surprisal in nats.
     """
 
@@ -46,10 +47,10 @@ class TokenFeatures:
         """Features of tokens.
 
         Args:
-            pieces: [n] the text of each token, with the space that belongs to it; parts of characters are kept apart
+            pieces: [n] the text of each token, with the space that belongs to it; parts of characters are distinguished
                 by their bytes.
             tokens: [n] their ids.
-            counts: [vocabulary] how often each token is in some text, the larger the better; see `surprisal`.
+            counts: [vocabulary] count of each token in some large text; see `surprisal`.
 
         Raises:
             NoData: there are no tokens.

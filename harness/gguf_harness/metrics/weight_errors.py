@@ -1,4 +1,4 @@
-"""How far quantized weights are from their originals. Pure numpy: sums over blocks of rows, in float64, that merge."""
+"""Errors of quantized weights. Pure NumPy: mergeable sums over blocks of rows, in float64."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ __all__ = ["OUTLIER_SIGMAS", "TensorError", "compare_blocks", "merge_errors", "s
 
 OUTLIER_SIGMAS: Final = 6.0
 """A weight farther from the mean of its tensor than so many standard deviations is an outlier. Dettmers et al. (2022),
-LLM.int8(), call features of magnitude 6 so; here the scale is the tensor's own."""
+LLM.int8(), use this for features of magnitude 6; here the scale is that of the tensor."""
 
 
 @dataclass(frozen=True, slots=True)
 class TensorError:
-    """A tensor, or several together, beside its original.
+    """Errors of a tensor, or of several together, against the original.
 
     Attributes:
         name: of the tensor, or of the group.
@@ -56,14 +56,14 @@ class TensorError:
 
     @property
     def relative_rmse(self) -> float | None:
-        """Norm of the difference over the norm of the reference (Frobenius); None where only the latter is zero."""
+        """Norm of the difference divided by the norm of the reference (Frobenius); None if only the latter is zero."""
         if self.squared_error == 0:
             return 0.0
         return math.sqrt(self.squared_error / self.squared_reference) if self.squared_reference else None
 
     @property
     def cosine(self) -> float | None:
-        """Cosine of the angle between both as vectors; None where one is zero."""
+        """Cosine of the angle between both as vectors; None if one is zero."""
         norms = math.sqrt(self.squared_candidate) * math.sqrt(self.squared_reference)
         if norms == 0:
             return None
@@ -71,7 +71,7 @@ class TensorError:
 
     @property
     def snr_db(self) -> float | None:
-        """Signal-to-noise ratio, 10 log10(reference^2 / error^2); None where there is no noise, or no signal."""
+        """Signal-to-noise ratio, 10 log10(reference^2 / error^2); None if there is no noise or no signal."""
         if self.squared_error == 0 or self.squared_reference == 0:
             return None
         return 10 * (math.log10(self.squared_reference) - math.log10(self.squared_error))
@@ -92,10 +92,10 @@ class TensorError:
 
 
 def spread(blocks: Iterable[ArrayLike]) -> tuple[float, float]:
-    """Mean and standard deviation (of all, not of a sample) of weights that come in blocks.
+    """Mean and population standard deviation of weights given in blocks.
 
     Raises:
-        NoData: there are none.
+        NoData: no weights.
     """
     count, total, squares = 0, 0.0, 0.0
     for block in blocks:
@@ -112,7 +112,7 @@ def spread(blocks: Iterable[ArrayLike]) -> tuple[float, float]:
 def compare_blocks(
     blocks: Iterable[tuple[ArrayLike, ArrayLike]], mean: float, sigma: float, name: str = ""
 ) -> TensorError:
-    """Compare a tensor with its original, block by block; how both are stored is for the caller to add.
+    """Compare a tensor with its original, block by block; the caller adds the storage types.
 
     Args:
         blocks: (candidate, reference) of the same shape.
@@ -135,7 +135,7 @@ def compare_blocks(
         own += _dot(a, a)
         other += _dot(b, b)
         product += _dot(a, b)
-        # numpy's maximum keeps NaN, unlike Python's: it shall be seen below.
+        # NumPy's maximum keeps NaN, unlike Python's: it is detected below.
         largest = float(np.maximum(largest, np.abs(difference).max(initial=0)))
         distance = np.abs(b - mean)
         farthest = float(np.maximum(farthest, distance.max(initial=0)))
@@ -162,10 +162,10 @@ def compare_blocks(
 
 
 def merge_errors(errors: Sequence[TensorError], name: str) -> TensorError:
-    """Several tensors as one: sums add up, so that large tensors and large errors weigh more.
+    """Merge several tensors into one: sums are added, so large tensors and large errors have more weight.
 
     Raises:
-        NoData: there are none.
+        NoData: no weights.
     """
     if not errors:
         raise NoData(f"There are no tensors in {name!r}.")
@@ -191,9 +191,11 @@ def merge_errors(errors: Sequence[TensorError], name: str) -> TensorError:
 
 
 def summarize_error(error: TensorError, place: Place = WHOLE) -> list[Estimate]:
-    """What can be said of a tensor or a group, at its place. Facts of two files: n is the weights, and no errors.
+    """Estimates for a tensor or a group, at its place.
 
-    An exact copy has no signal-to-noise ratio, and zeros have no direction: those are left out.
+    They are facts of two files: n is the number of weights, without errors.
+
+    An exact copy has no signal-to-noise ratio, and zeros have no direction: these are left out.
     """
     values = {
         "weight_relative_rmse": error.relative_rmse,
@@ -210,7 +212,7 @@ def summarize_error(error: TensorError, place: Place = WHOLE) -> list[Estimate]:
 
 
 def _dot(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
-    # Not BLAS: its threads cost more than they save here, and very much where the machine has other work.
+    # Not BLAS: its threads cost more than they save here, in particular on a busy machine.
     return float(np.einsum("i,i->", a, b))
 
 

@@ -1,4 +1,4 @@
-"""Gates of a corpus pass as limits on the mean of window means, which can be decided while the pass goes on."""
+"""Gates of a corpus pass as limits on the mean of window means, which can be decided during the pass."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ __all__ = [
 
 Tokens = Mapping[str, NDArray[Any]]
 EarlyDecisions = dict[str, dict[str, EarlyDecision | None]]
-"""By model and gate; a gate that could have been decided and was not has None."""
+"""By model and gate; None for a gate that could have been decided early but was not."""
 
 
 @dataclass(frozen=True, slots=True)
 class WindowLimit:
-    """A limit on a metric whose entry says how it is decided early, and the confidence with which it is.
+    """A limit on a metric that can be decided early, with its confidence.
 
     Attributes:
-        metric: its name; of a ratio, where the gate's limit is relative to the reference.
+        metric: its name; that of the ratio if the gate's limit is relative to the reference.
         limit: in the metric's unit.
-        gate: metric of the gate that it comes from: a limit on PPL relative to the reference is one on the PPL ratio.
+        gate: metric of the original gate: a limit on PPL relative to the reference becomes one on the PPL ratio.
     """
 
     metric: str
@@ -46,7 +46,7 @@ class WindowLimit:
 
 
 def window_series(limit: WindowLimit, candidate: Tokens, reference: Tokens) -> WindowSeries:
-    """The window means whose mean is within a limit exactly where the metric is within its limit.
+    """The window means whose mean is within a limit exactly if the metric is within its limit.
 
     PPL <= L means that the mean nll is at most ln L; an RMS <= L, that the mean square is at most L^2; a quantile
     Q(q) <= L, that a share of at least q of all tokens is at most L.
@@ -59,7 +59,7 @@ def window_series(limit: WindowLimit, candidate: Tokens, reference: Tokens) -> W
     metric, bound = metric_info(limit.metric), limit.limit
     early = metric.early
     if early is None:
-        raise ValueError(f"{metric.name} is not decided by means of windows")
+        raise ValueError(f"{metric.name} cannot be decided from window means")
     if early.by == "quantile":
         below = _means(candidate[early.of] <= bound)
         return WindowSeries(below, early.share, lower_is_better=False, floor=0.0, ceiling=1.0)
@@ -70,14 +70,14 @@ def window_series(limit: WindowLimit, candidate: Tokens, reference: Tokens) -> W
     if early.by == "exp":
         bound = _ln(bound)
     if early.of == "nll_difference":
-        # A candidate's nll is never negative: the reference's, known before, bounds how much better it can be.
+        # A candidate's nll is never negative: the known reference's nll bounds how much better it can be.
         floor = -_means(reference["nll"])
         deviation = MAX_CV * bound if bound > 0 else None
         return WindowSeries(values, bound, lower_is_better=lower, floor=floor, deviation=deviation)
     if early.of == "change" and early.by == "mean":
         return WindowSeries(values, bound, lower_is_better=lower, floor=-1.0, ceiling=1.0)
     if early.by == "rms":
-        # Squares are at most 1, a hundred times a usual limit: bets that fear it would take a thousand windows.
+        # Squares are at most 1, a hundred times a usual limit: bets using that bound would need a thousand windows.
         bound *= abs(bound)
     return WindowSeries(values, bound, lower_is_better=lower, floor=0.0)
 
@@ -85,7 +85,7 @@ def window_series(limit: WindowLimit, candidate: Tokens, reference: Tokens) -> W
 def decided_so_far(
     limits: Sequence[WindowLimit], candidate: Tokens, reference: Tokens
 ) -> dict[str, EarlyDecision | None]:
-    """The decision of each limit, by its gate, after the windows so far; None where it is open.
+    """The decision on each limit after the windows so far, by gate; None if undecided.
 
     Args:
         limits: each of a metric that can be decided early.
@@ -96,12 +96,12 @@ def decided_so_far(
 
 
 def _ln(value: float) -> float:
-    """Of a limit on a perplexity, which a limit of zero or less is below in any case."""
+    """The logarithm of a perplexity limit; limits of zero or less are always exceeded."""
     return math.log(value) if value > 0 else -math.inf
 
 
 def _means(samples: NDArray[Any]) -> NDArray[np.float64]:
-    """Of each window, [windows]."""
+    """Mean of each window, [windows]."""
     means: NDArray[np.float64] = np.asarray(samples, dtype=np.float64).mean(axis=-1)
     return means
 
@@ -109,7 +109,7 @@ def _means(samples: NDArray[Any]) -> NDArray[np.float64]:
 def _values(early: WindowMean, candidate: Tokens, reference: Tokens) -> NDArray[np.float64]:
     """Means of windows, [windows], of what a metric is the mean of, or the root or exp of it.
 
-    Agreement is given as the share that changed: it is close to 0, which is the bound that matters.
+    Agreement is given as the share that changed, which is close to 0, the bound that matters.
     """
     if early.of == "agreement":
         return _means(candidate["top"] != reference["top"])
@@ -120,24 +120,24 @@ def _values(early: WindowMean, candidate: Tokens, reference: Tokens) -> NDArray[
 
 
 def window_means(candidate: Tokens, reference: Tokens) -> dict[str, NDArray[np.float64]]:
-    """Means of windows by metric that baselines compare by window, each [windows]: of nll for PPL, squares for an RMS.
+    """Means of windows by metric that baselines compare by window, each [windows]: nll for PPL, squares for an RMS.
 
     Args:
         candidate: nll, top and kld, each [windows, scored tokens].
         reference: nll and top of the same windows.
     """
-    found = {}
+    means = {}
     for name in compared_by_window():
         early = metric_info(name).early
         if early is None or early.by == "quantile":
-            raise ValueError(f"{name} has means of windows, and its entry does not say of what")
+            raise ValueError(f"{name} has window means, but its entry does not say of what")
         values = _values(early, candidate, reference)
-        found[name] = 1 - values if early.of == "agreement" else values
-    return found
+        means[name] = 1 - values if early.of == "agreement" else values
+    return means
 
 
 def from_mean(metric: str, mean: float) -> tuple[float, float]:
-    """A metric that baselines compare by window from the mean of its window means, and its derivative there."""
+    """The value of a metric from the mean of its window means, and the derivative there."""
     early = metric_info(metric).early
     by = "mean" if early is None else early.by
     if by == "exp":

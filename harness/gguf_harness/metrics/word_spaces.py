@@ -1,7 +1,7 @@
-"""What a space of words is like: do groups hold together, do analogies work, and is another space like it?
+"""Spaces of words: cohesion of groups, analogies, and similarity to another space.
 
-Words are few: everything here holds a matrix of all pairs. Words of one group, or of one pair of an analogy, are not
-independent: standard errors are clustered by them (CR1).
+There are few words: everything here uses a matrix of all pairs. Words of one group, or of one pair of an analogy, are
+not independent: standard errors are clustered by them (CR1).
 """
 
 from __future__ import annotations
@@ -30,12 +30,13 @@ Float64 = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 PURITY_NEIGHBOURS: Final = 5
-"""Neighbours of a word that count; fewer where a group has no more others."""
+"""Neighbours of a word; fewer if its group has fewer other words."""
 _WORDS_PER_COMPONENT: Final = 8
 """Words for each principal component in which two spaces of words are aligned. With as many components as words, a
-rotation fits anything to anything; what chance gives is told beside each number."""
+rotation can fit anything; each number is given with its chance level.
+"""
 _SHUFFLES: Final = 20
-"""Permutations behind a chance level: their mean is known to 1 / sqrt(20), about a fifth, of their spread."""
+"""Permutations for a chance level: the error of their mean is 1 / sqrt(20), about a fifth, of their spread."""
 _RESAMPLES: Final = 200
 """Of the bootstrap: the standard error is itself known to 1 / sqrt(2 * 200), 5 %."""
 
@@ -48,7 +49,7 @@ def _unit_rows(vectors: Float32, what: str) -> Float64:
 
 
 def summarize_groups(vectors: Float32, groups: Sequence[str]) -> list[Estimate]:
-    """How well groups of words hold together: mean silhouette, and purity of the nearest words.
+    """Cohesion of groups of words: mean silhouette, and purity of the nearest words.
 
     The silhouette is that of `gguf_harness.metrics.kernels.silhouette`, with 1 - cosine as the distance. Purity: of a
     word's nearest other words, the share that is of its group: of as many as the group has others, at most 5.
@@ -58,7 +59,7 @@ def summarize_groups(vectors: Float32, groups: Sequence[str]) -> list[Estimate]:
         groups: [words] the group of each.
 
     Raises:
-        NoData: fewer than two groups, a word without a direction, or no group with two words.
+        NoData: fewer than two groups, a zero vector, or no group with two words.
     """
     names, labels = np.unique(np.asarray(groups, dtype=object).astype(str), return_inverse=True)
     sizes = np.bincount(labels)
@@ -90,17 +91,17 @@ def analogy_ranks(vectors: Float32, index: Mapping[str, int], pairs: Sequence[tu
     """Ranks of the right words: a is to b as c is to d, for every pair (a, b) with every other pair (c, d).
 
     3CosAdd: Mikolov et al. (2013), Linguistic Regularities in Continuous Space Word Representations: all words by the
-    cosine of their direction with b - a + c, of directions; a, b and c are left out. Rank 1 is the nearest. Words that
-    are as near as the right one count against it.
+    cosine of their direction with b - a + c, of directions; a, b and c are left out. Rank 1 is the nearest. Ties count
+    against the right word.
 
     Args:
-        vectors: [words, d]: all words that an answer is chosen from.
+        vectors: [words, d]: all possible answers.
         index: row of each word.
-        pairs: words with the same relation; both words of a pair differ.
+        pairs: pairs of different words with the same relation.
 
     Returns:
-        [pairs, pairs - 1] of the pair (c, d) asked for, by the pair (a, b) that shows how; 0 where a question has no
-        answer left, its right word being one of a, b and c.
+        [pairs, pairs - 1] of the pair (c, d) asked for, by the pair (a, b) that shows how; 0 if the right word is one
+        of a, b and c.
     """
     units = _unit_rows(vectors, "analogies")
     ranks = np.zeros((len(pairs), max(0, len(pairs) - 1)), dtype=np.int64)
@@ -121,7 +122,7 @@ def summarize_analogies(families: Sequence[Ints]) -> list[Estimate]:
         families: `analogy_ranks` of each family.
 
     Raises:
-        NoData: there are no questions.
+        NoData: no questions.
     """
     asked = [(row, rank) for family in families for row, ranks in enumerate(family) for rank in ranks if rank > 0]
     if not asked:
@@ -136,13 +137,15 @@ def summarize_analogies(families: Sequence[Ints]) -> list[Estimate]:
 
 
 def compare_words(candidate: Float32, reference: Float32) -> list[tuple[Estimate, float]]:
-    """How alike two models place the same words, whatever their vocabularies: each number with its chance level.
+    """Similarity of the positions of the same words in two models, for any vocabularies.
 
-    Recall of the nearest words, Spearman's correlation of the cosines of all pairs, Procrustes' error and CKA. Where
-    words are fewer than dimensions a rotation can lay anything over anything: Procrustes and CKA are of the words in
-    their first n / 8 principal components. Chance: of recall k / (n - 1), of the correlation 0, otherwise the mean
-    over 20 shuffles of the candidate's words. The error of recall is over words, that of the correlation by bootstrap
-    over words, since pairs share them; those of Procrustes and CKA are as `align` says.
+    Each number with its chance level.
+
+    Recall of the nearest words, Spearman's correlation of the cosines of all pairs, Procrustes' error and CKA. With
+    fewer words than dimensions a rotation can fit anything: Procrustes and CKA use the first n / 8 principal components
+    of the words. Chance: of recall k / (n - 1), of the correlation 0, otherwise the mean over 20 shuffles of the
+    candidate's words. The error of recall is over words, that of the correlation by bootstrap over words, since pairs
+    share them; those of Procrustes and CKA are as `align` says.
 
     Args:
         candidate: [words, d1].
@@ -152,7 +155,7 @@ def compare_words(candidate: Float32, reference: Float32) -> list[tuple[Estimate
         word_neighbour_recall, word_rank_correlation, word_procrustes_error, word_cka, each with its chance level.
 
     Raises:
-        NoData: fewer than 16 words, or one without a direction.
+        NoData: fewer than 16 words, or a zero vector.
     """
     count = len(reference)
     if len(candidate) != count:
@@ -196,7 +199,7 @@ def _rank_correlation_of(candidate: Float64, reference: Float64) -> Callable[[In
 
     def of(drawn: Ints) -> float:
         first, second = drawn[rows], drawn[columns]
-        # A word drawn twice is no pair with itself.
+        # A word drawn twice does not form a pair with itself.
         apart = first != second
         pairs = first[apart], second[apart]
         return float(np.corrcoef(ranks[0][pairs], ranks[1][pairs])[0, 1])

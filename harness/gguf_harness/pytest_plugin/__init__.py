@@ -1,1 +1,1 @@
-"""The only place that knows pytest: options, parametrization, state, reporting, JUnit, progress."""
+"""The pytest plugin: options, parametrization, state, reporting, JUnit, progress. No other room imports pytest."""

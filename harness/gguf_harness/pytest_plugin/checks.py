@@ -1,4 +1,4 @@
-"""What is certain to fail is said before anything is measured: one message, nothing decoded, no child started."""
+"""Checks before anything is measured: what is certain to fail ends the session with one message."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ __all__ = ["check_folders", "check_metrics", "check_options"]
 
 
 def check_options(state: State, *, measures: bool) -> None:
-    """Look at everything that the command line names. What may be a long download comes last.
+    """Check everything that the command line names, possible downloads last.
 
     Args:
         state: of the session.
-        measures: whether tests will run in this process, or its children.
+        measures: whether tests will run in this process or its children.
 
     Raises:
         HarnessError: the first mistake.
@@ -52,20 +52,20 @@ def check_options(state: State, *, measures: bool) -> None:
 
 
 def check_folders(options: Options) -> None:
-    """Create the folders of results and measurements.
+    """Create the folders for results and measurements.
 
     Raises:
-        StoreError: one of them cannot be written.
+        StoreError: one of them is not writable.
     """
     prepare_folder(options.results, "--gguf-results")
     prepare_folder(options.cache, "--gguf-cache")
 
 
 def check_metrics(items: Iterable[pytest.Item]) -> None:
-    """Make sure that marks name metrics.
+    """Check that `metric` marks name existing metrics.
 
     Raises:
-        GateError: a mark of a test names none; the message says which test.
+        GateError: a mark does not name a metric; the message names the test.
     """
     for item in items:
         for mark in item.iter_markers("metric"):
@@ -100,15 +100,15 @@ def _check_is_imatrix(path: Path) -> None:
     except HarnessError as error:
         raise OptionError(f"--gguf-imatrix={path}: {error.message}", hint) from None
     if not any(name.endswith(".in_sum2") for name in names):
-        raise OptionError(f"--gguf-imatrix={path} holds no importance matrix.", hint)
+        raise OptionError(f"--gguf-imatrix={path} contains no importance matrix.", hint)
 
 
 def _check_places(options: Options, ladder: Ladder) -> None:
-    """Layers and heads that no model has; where only some have them, the others' tests fail."""
+    """Refuse layers and heads that no model has; if only some models have them, tests of the others fail."""
     infos: list[ModelInfo] = []
     for model in ladder.models:
         if model.model.source is not None:
-            with contextlib.suppress(HarnessError):  # its own tests say what is wrong with the file
+            with contextlib.suppress(HarnessError):  # its own tests report what is wrong with the file
                 infos.append(load_info(model.model.source))
     asked = {"layer": options.layers, "head": options.heads}
     counts = {"layer": [info.n_layer for info in infos], "head": [info.n_head for info in infos]}

@@ -1,9 +1,8 @@
-"""Under `pytest -n`, all tests of a model run in one process, which loads it once.
+"""Scheduling for `pytest -n`: all tests of a model run in one process, which loads it once.
 
-pytest-xdist's controller makes the schedule, and only its workers know which model a test is of. xdist's own way, a
-mark whose name is appended to the test's id, does nothing with pytest 9.2, and would show in every id. Here workers
-append the group in one message only, that of what they collected, and the controller takes it off before anyone else
-reads it.
+The controller of pytest-xdist makes the schedule, but only its workers know the model of each test. xdist's own mark,
+whose name is appended to the test id, does not work with pytest 9.2 and would show in every id. Here workers append the
+group only in the message about collected tests, and the controller removes it before anyone else reads the ids.
 """
 
 from __future__ import annotations
@@ -16,29 +15,29 @@ import pytest
 __all__ = ["ModelGroups", "can_group", "send_groups"]
 
 _SEPARATOR: Final = "\x1f"
-"""Between id, group and suite. pytest escapes it in ids."""
+"""Separator between id, group and suite. pytest escapes it in ids."""
 _PREFIX: Final = "gguf-"
 
 
 def can_group(config: pytest.Config) -> bool:
-    """Whether tests are distributed in a way that leaves the choice to us: with -n alone, or by groups."""
+    """Whether the distribution mode allows our schedule: -n without a mode, or by groups."""
     return config.getoption("dist", "no") in {"load", "loadgroup"} and bool(config.getoption("tx", None))
 
 
 class ModelGroups:
-    """The part of xdist's controller: makes a schedule by the groups that workers send."""
+    """Plugin for xdist's controller: makes a schedule from the groups that workers send."""
 
     def __init__(self) -> None:
         self._groups: dict[str, str] = {}
         self._suites: dict[str, str] = {}
 
     def about(self, test: str) -> tuple[str | None, str]:
-        """Model (None where it is of none) and suite of a test, by its id."""
+        """Model (or None) and suite of a test, by its id."""
         return self._groups.get(test, "").removeprefix(_PREFIX) or None, self._suites.get(test, "")
 
     @pytest.hookimpl(optionalhook=True, tryfirst=True)
     def pytest_xdist_node_collection_finished(self, ids: list[str]) -> None:
-        """Take the groups off the ids that a worker collected."""
+        """Remove the groups from the ids that a worker collected."""
         parts = [test.split(_SEPARATOR) for test in ids]
         self._groups |= {part[0]: part[1] for part in parts if len(part) > 1}
         self._suites |= {part[0]: part[2] for part in parts if len(part) > 1}
@@ -46,10 +45,10 @@ class ModelGroups:
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_make_scheduler(self, config: pytest.Config, log: Any) -> Any:
-        """A schedule whose units are groups; a test without one is a unit, or in the group of its mark.
+        """Make a schedule whose units are groups; a test without one is a unit by itself, or in the group of its mark.
 
-        xdist 3.8's own schedule by groups gives a test that its worker died of to the next worker, which dies of it as
-        well, and waits for ever for a worker whose last unit is a single test.
+        The group schedule of xdist 3.8 gives a test that crashed its worker to the next worker, which crashes too, and
+        it waits forever for a worker whose last unit is a single test.
         """
         from xdist.scheduler import LoadGroupScheduling
 
@@ -78,12 +77,13 @@ class ModelGroups:
             def schedule(self) -> None:
                 begun = self.collection is not None
                 super().schedule()
-                # A worker begins its last test when it knows that none follows: one that took another's place is told.
+                # A worker starts its last test only when it knows that none follows: tell workers that replaced
+                # another.
                 for node in self.nodes if begun else ():
                     self._reschedule(node)
 
             def _reschedule(self, node: Any) -> None:
-                # One that takes another's place may not have said yet what it collected.
+                # A replacement worker may not have reported its collection yet.
                 if node in self.registered_collections:
                     super()._reschedule(node)
 
@@ -91,7 +91,7 @@ class ModelGroups:
 
 
 def send_groups(config: pytest.Config, tests: Mapping[str, tuple[str, str]]) -> None:
-    """The part of xdist's workers: append groups to ids in the message of what was collected.
+    """Plugin part for xdist's workers: append groups to ids in the message about collected tests.
 
     Args:
         config: of a worker.

@@ -1,4 +1,4 @@
-"""What other people's plugins add through the hooks of `gguf_harness.pytest_plugin.hooks`, collected once a session."""
+"""Metrics and charts from other plugins, through `gguf_harness.pytest_plugin.hooks`, collected once per session."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ __all__ = ["add_charts", "add_metrics"]
 
 
 def add_metrics(config: pytest.Config) -> None:
-    """Add the metrics of plugins to the registry, until the session ends.
+    """Add metrics of plugins to the registry, until the session ends.
 
     Raises:
-        pytest.UsageError: a plugin's hook failed, an entry is not sound, or its name is taken.
+        pytest.UsageError: a plugin's hook failed, an entry is invalid, or its name is taken.
     """
     for plugin, entry in _collected(config, "pytest_gguf_metrics"):
         if not isinstance(entry, Metric):
-            raise _misuse(plugin, "pytest_gguf_metrics", f"it gave {entry!r}, expected entries of class Metric.")
+            raise _misuse(plugin, "pytest_gguf_metrics", f"it returned {entry!r}, expected entries of class Metric.")
         try:
             METRICS.add(entry)
         except HarnessError as error:
@@ -32,21 +32,21 @@ def add_metrics(config: pytest.Config) -> None:
 
 
 def add_charts(config: pytest.Config) -> dict[str, list[ChartBuilder]]:
-    """The functions that draw charts of plugins, by plugin.
+    """Functions that draw the charts of plugins, by plugin.
 
     Raises:
-        pytest.UsageError: a plugin's hook failed, or gave something else.
+        pytest.UsageError: a plugin's hook failed, or returned something else.
     """
     builders: dict[str, list[ChartBuilder]] = {}
     for plugin, builder in _collected(config, "pytest_gguf_charts"):
         if not callable(builder):
-            raise _misuse(plugin, "pytest_gguf_charts", f"it gave {builder!r}, expected functions.")
+            raise _misuse(plugin, "pytest_gguf_charts", f"it returned {builder!r}, expected functions.")
         builders.setdefault(plugin, []).append(builder)
     return builders
 
 
 def _collected(config: pytest.Config, hook: str) -> Iterator[tuple[str, Any]]:
-    """(name of the plugin, what it gave) one by one, in the order in which plugins were registered."""
+    """Yield (name of the plugin, item that it returned), in the order in which plugins were registered."""
     manager = config.pluginmanager
     for implementation in getattr(config.hook, hook).get_hookimpls():
         others = [plugin for plugin in manager.get_plugins() if plugin is not implementation.plugin]
@@ -55,7 +55,7 @@ def _collected(config: pytest.Config, hook: str) -> Iterator[tuple[str, Any]]:
             given = manager.subset_hook_caller(hook, others)(config=config)
             entries = [entry for part in given for entry in part]
         except Exception as error:
-            told = "it gave no list" if isinstance(error, TypeError) else "it failed"
+            told = "it did not return a list" if isinstance(error, TypeError) else "it failed"
             raise _misuse(name, hook, f"{told}: {type(error).__name__}: {error}") from error
         for entry in entries:
             yield name, entry

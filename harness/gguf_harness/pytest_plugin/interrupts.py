@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: work is broken off and cleaned up, results are not; nobody sees a traceback."""
+"""Ctrl-C and SIGTERM: stop and clean up work, but finish writing results, without tracebacks."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ Handler = Callable[[int, FrameType | None], None]
 
 
 class Terminated(BaseException):
-    """SIGTERM, as an exception: blocks that clean up do so."""
+    """SIGTERM as an exception, so that cleanup blocks run."""
 
 
 @contextlib.contextmanager
 def endings() -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM be exceptions, once: what comes after that ends the process at once.
+    """Turn the first Ctrl-C or SIGTERM into an exception; the next one ends the process at once.
 
-    Child processes end with this one, however it ends. After the exception, handlers stay: the process is ending. Where
-    Python loses the exception, because it came within a finalizer, the block goes on and the exception comes after it.
+    Child processes end with this one, however it ends. The handlers stay after the exception, since the process is
+    ending. If Python loses the exception because it was raised in a finalizer, the block continues, and the exception
+    is raised after it.
 
     Raises:
         KeyboardInterrupt: Ctrl-C.
@@ -50,13 +51,13 @@ def endings() -> Iterator[None]:
 
 @contextlib.contextmanager
 def absorbed(message: str) -> Iterator[list[int]]:
-    """Let a block end in spite of Ctrl-C, so that what it writes is whole; a second one breaks it off after all.
+    """Let a block finish despite Ctrl-C, so that its files are complete; a second Ctrl-C stops it.
 
     Args:
-        message: what a person reads who has pressed Ctrl-C.
+        message: shown to the user after Ctrl-C.
 
     Yields:
-        A list that is empty as long as nobody did.
+        A list that is empty until Ctrl-C is pressed.
     """
     pressed: list[int] = []
 
@@ -74,7 +75,7 @@ def absorbed(message: str) -> Iterator[list[int]]:
 
 @contextlib.contextmanager
 def _handled(number: signal.Signals, handler: Handler) -> Iterator[None]:
-    """Handle a signal, unless another program has decided what it does: nohup ignores it, a debugger has its own."""
+    """Handle a signal, unless another program already does: nohup ignores it, a debugger has its own handler."""
     usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
     if threading.current_thread() is not threading.main_thread() or signal.getsignal(number) != usual[number]:
         yield
@@ -93,7 +94,7 @@ def _handled(number: signal.Signals, handler: Handler) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _silent_losses() -> Iterator[None]:
-    """Show no traceback of a Ctrl-C or SIGTERM that Python loses in a finalizer."""
+    """Suppress the traceback of a Ctrl-C or SIGTERM that Python loses in a finalizer."""
     before = sys.unraisablehook
 
     def show(lost: sys.UnraisableHookArgs) -> None:
@@ -108,7 +109,7 @@ def _silent_losses() -> Iterator[None]:
 
 
 def silence_output() -> None:
-    """Send what is still to be written nowhere: whoever read it is gone, and Python would complain at its end."""
+    """Discard remaining output: its reader is gone, and Python would report an error at exit."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     with contextlib.suppress(OSError, ValueError):
         os.dup2(nowhere, sys.stdout.fileno())

@@ -1,17 +1,17 @@
-"""What `--junitxml` says of models: properties of test cases and of the test suite, for people and for CI.
+"""Properties in `--junitxml` files, of test cases and of the test suite, for readers and for CI.
 
-Tests keep what they found as JSON in `user_properties`, which pytest would write into the file as it is. In its place
-stand, in the properties of a test case:
+Tests keep their results as JSON in `user_properties`, which pytest would write unchanged. They are replaced by these
+properties of a test case:
 
     gguf.model                   the model under test
     gguf.reference               what it was compared with
     gguf.estimate.<metric>       `0.0575 ± 0.0022 nats (n = 4080)`: value, standard error if any, unit if any, samples;
-                                 behind them in brackets, where the estimate is of a part: `[layer=3 head=1]`,
-                                 `[prompt=fox]`; behind that what the metric's name cannot say: `: pp128, 3 repetitions`
+                                 followed in brackets by the place of an estimate of a part: `[layer=3 head=1]`,
+                                 `[prompt=fox]`; followed by details such as `: pp128, 3 repetitions`
     gguf.estimates.left_out      how many estimates of parts there are beyond the first hundred
     gguf.gate.<metric>           pass, fail or inconclusive; with --gguf-holm `gguf.gate.<metric>.alone`, because the
                                  verdict needs the whole run
-    gguf.gate.<metric>.detail    the sentence behind it; a gate of a part of the model has the part behind the metric:
+    gguf.gate.<metric>.detail    its sentence; for a gate of a part of the model, the part follows the metric:
                                  `gguf.gate.resid_cka[layer=3]`
     gguf.baseline.<metric>       the sentence on how it compares with --gguf-baseline
 
@@ -20,8 +20,8 @@ and in those of the test suite `gguf.run`, `gguf.headline`, `gguf.reference`, `g
 incomplete) and `gguf.gate.<metric>[<model>]`, as the whole run decides. Names do not change between releases; shares
 are fractions.
 
-pytest writes properties of test cases in both of its families. The schema of xunit1 has no objection; that of xunit2
-knows none in a test case, so that a reader that validates needs `-o junit_family=xunit1`.
+pytest writes properties of test cases in both of its families. The schema of xunit1 allows them; that of xunit2 does
+not, so a validating reader needs `-o junit_family=xunit1`.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ class _LogXML(Protocol):
 
 
 def writes_junit(config: pytest.Config) -> bool:
-    """Whether this session writes a JUnit file."""
+    """Whether the session writes a JUnit file."""
     return bool(config.getoption("xmlpath", None))
 
 
 def readable(
     properties: Iterable[tuple[str, object]], model: str | None, *, together: bool = False
 ) -> list[tuple[str, object]]:
-    """A test's `user_properties` with ours in words; those of others stay as they are.
+    """A test's `user_properties` with ours in readable form; those of others are unchanged.
 
     Args:
         properties: names and values; ours are JSON.
@@ -91,11 +91,11 @@ def add_suite_properties(config: pytest.Config, run: Mapping[str, Any]) -> None:
 
     Args:
         config: of the process that writes the file.
-        run: content of the run.json, as far as it is known when the last test has ended.
+        run: content of the run.json, as known after the last test.
     """
-    # Whoever writes the file is a plugin with this method; its class is not public.
-    found = [plugin for plugin in config.pluginmanager.get_plugins() if hasattr(plugin, "add_global_property")]
-    for plugin in found:
+    # The plugin that writes the file is the one with this method; its class is not public.
+    writers = [plugin for plugin in config.pluginmanager.get_plugins() if hasattr(plugin, "add_global_property")]
+    for plugin in writers:
         _describe(plugin, run)
 
 
@@ -129,7 +129,7 @@ def _estimate(row: Mapping[str, Any]) -> str:
     unit = f" {row['unit']}" if row["unit"] else ""
     part = _part(row)
     value = row["value"]
-    # A file's size is exact.
+    # File sizes are exact.
     number = f"{value:.0f}" if float(value).is_integer() and abs(value) < 2**53 else f"{value:.6g}"
     text = f"{number}{error}{unit} (n = {row['n']})" + (f" [{part}]" if part else "")
     return visible(f"{text}: {row['detail']}" if row.get("detail") else text)
@@ -140,7 +140,7 @@ def _part(row: Mapping[str, Any]) -> str:
 
 
 def _where(finding: Mapping[str, Any]) -> str:
-    """`[layer=3 head=1]` of what is of a part of its model; otherwise nothing."""
+    """`[layer=3 head=1]` for an estimate of a part of a model; otherwise empty."""
     return f"[{part}]" if (part := _part(finding)) else ""
 
 

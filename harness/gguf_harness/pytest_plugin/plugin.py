@@ -1,8 +1,8 @@
-"""The entry point: pytest loads it in every session of an environment, whosever tests they are.
+"""The entry point: pytest loads it in every session of an environment, also those of other projects.
 
-In other people's sessions it is a guest: it registers options that begin with `--gguf-`, imports nothing heavy, and
-does nothing else. What a session of ours needs is in `session.py`. It is loaded when an option of ours is given, when a
-suite of ours is asked for, or when the project asks for our fixtures.
+In other projects' sessions it only registers options that begin with `--gguf-` and imports nothing heavy. `session.py`
+has the rest. It is loaded when one of our options is given, one of our suites is to run, or the project requests our
+fixtures.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ _FIXTURES: Final = "gguf_harness.fixtures"
 
 
 def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
-    """Let other people's plugins add metrics and charts."""
+    """Register the hooks for metrics and charts of other plugins."""
     pluginmanager.add_hookspecs(hooks)
 
 
 def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
-    """Add the options of the group `gguf`, and the setting with which a project asks for our fixtures."""
+    """Add the options of the group `gguf`, and the setting with which a project requests our fixtures."""
     add_options(parser)
     parser.addini("gguf_fixtures", "use the fixtures of gguf-harness in tests of your own", type="bool", default=False)
     config = pluginmanager.get_plugin("pytestconfig")
-    # A conftest names this plugin where it is not installed. pytest's arguments are out of reach by then.
+    # A conftest names this plugin without it being installed: too late to change pytest's arguments.
     if config is not None and any(name.endswith("conftest.py") for name, _ in pluginmanager.list_name_plugin()):
         variable = shlex.split(os.environ.get("PYTEST_ADDOPTS", ""))
         words = [*variable, *config.getini("addopts"), *map(str, config.invocation_params.args)]
@@ -50,9 +50,9 @@ def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginMa
 def pytest_load_initial_conftests(
     early_config: pytest.Config, parser: pytest.Parser, args: list[str]
 ) -> Generator[None, object, object]:
-    """Take `--models` and `--reference` for ours where, with all plugins and conftests loaded, they are nobody's.
+    """Take `--models` and `--reference` as ours if no other plugin or conftest has registered them.
 
-    pytest has taken the values of options that it did not know for paths until now, and looked for conftests there.
+    Until now, pytest has taken the values of these unknown options for paths, and looked for conftests there.
     """
     given = list(args)
     result = yield
@@ -62,20 +62,20 @@ def pytest_load_initial_conftests(
         if paths != early_config.known_args_namespace.file_or_dir:
             early_config.known_args_namespace.file_or_dir = paths
             early_config.pytest_load_initial_conftests(early_config)
-            # A conftest that has only been found now may have options of these names.
+            # A conftest loaded only now may have options of these names.
             args[:] = with_full_names(parser, given, early_config.option)
     return result
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Load the rest where this is a session of ours."""
+    """Load the rest if this session uses the harness."""
     if _is_ours(config):
         config.pluginmanager.register(importlib.import_module(_SESSION), _SESSION)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> Generator[None, object, object]:
-    """End a session of ours without a traceback when Ctrl-C comes where pytest does not expect it, as at its end."""
+    """End our session without a traceback when Ctrl-C comes where pytest does not handle it, such as at its end."""
     try:
         return (yield)
     except KeyboardInterrupt:
@@ -90,7 +90,7 @@ def pytest_cmdline_main(config: pytest.Config) -> Generator[None, object, object
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """In other people's sessions, show an error of ours as the message that it is, and say how to get our fixtures."""
+    """In other projects' sessions, show our errors as plain messages, and say how to enable our fixtures."""
     report = yield
     if call.excinfo is None or item.config.pluginmanager.hasplugin(_SESSION):
         return report
@@ -112,9 +112,9 @@ def pytest_runtest_makereport(
 
 
 def _is_ours(config: pytest.Config) -> bool:
-    """Whether this session uses anything of ours: another one is none of our business."""
+    """Whether this session uses the harness; otherwise it must not be affected."""
     workerinput = getattr(config, "workerinput", None)
-    if workerinput is not None:  # xdist's controller has decided for its workers
+    if workerinput is not None:  # xdist's controller decides for its workers
         return "gguf_run_id" in workerinput
     return bool(
         config.getini("gguf_fixtures")
@@ -125,12 +125,12 @@ def _is_ours(config: pytest.Config) -> bool:
 
 
 def _leads_to_suites(config: pytest.Config, argument: str) -> bool:
-    """Whether pytest finds tests of a suite of ours at a path, or in a package (`--pyargs`), that it was given."""
+    """Whether a given path, or package (`--pyargs`), contains tests of one of our suites."""
     name = argument.partition("::")[0]
     path = Path(os.path.normpath(config.invocation_params.dir / name))
     if config.option.pyargs and name.partition(".")[0] == "gguf_harness":
         path = _PACKAGE.parent.joinpath(*name.split("."))
-    # In a checkout the package has a link to the folder at the top, which people name.
+    # In a checkout the package has a link to the top-level folder, whose path users give.
     for suites in {_SUITES, _SUITES.resolve()}:
         if path.is_relative_to(suites):
             return True
@@ -142,13 +142,13 @@ def _leads_to_suites(config: pytest.Config, argument: str) -> bool:
 
 
 def _is_passed_over(config: pytest.Config, folder: Path) -> bool:
-    """Whether pytest does not go into a folder by itself: a virtual environment in the project's folder, say."""
+    """Whether pytest skips a folder by default, such as a virtual environment in the project's folder."""
     if any(fnmatch(folder.name, pattern) for pattern in config.getini("norecursedirs")):
         return True
     return not config.option.collect_in_virtualenv and (folder / "pyvenv.cfg").is_file()
 
 
 def _has_fixture(name: str) -> bool:
-    """Whether a fixture is one of ours; found in the source, for importing it would take time and memory."""
+    """Whether a fixture is one of ours; searched in the source, since importing takes time and memory."""
     definition = re.compile(rf"^@pytest\.fixture\b.*\ndef {re.escape(name)}\(", re.MULTILINE)
     return any(definition.search(file.read_text(encoding="utf-8")) for file in (_PACKAGE / "fixtures").glob("*.py"))

@@ -1,4 +1,4 @@
-"""Progress on the terminal while pytest captures output: a bar where there is one, a line now and then elsewhere."""
+"""Progress on the terminal while pytest captures output: a bar, or an occasional line if output is not a terminal."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class SilentProgress:
 
     @contextlib.contextmanager
     def task(self, label: str, unit: str) -> Iterator[ProgressCallback]:  # noqa: ARG002 - part of the protocol
-        """Do the work in silence."""
+        """Do the work without output."""
         yield _ignore
 
 
@@ -39,10 +39,10 @@ class TerminalProgress:
 
     @contextlib.contextmanager
     def task(self, label: str, unit: str) -> Iterator[ProgressCallback]:
-        """Show one piece of work; nothing appears for work that is done at once."""
+        """Show one piece of work; nothing is shown for work that finishes at once."""
         display = _Display(self, label, unit)
         try:
-            # Loading a large model takes a while: say at once what is going on.
+            # Loading a large model takes a while: show at once what is happening.
             display.update(0, 0)
             yield display.update
         finally:
@@ -57,7 +57,7 @@ class TerminalProgress:
 
 
 class _Display:
-    """One bar (rich) or, where output is no terminal, a line every quarter of a minute."""
+    """One bar (rich) or, if output is not a terminal, a line every 15 seconds."""
 
     def __init__(self, owner: TerminalProgress, label: str, unit: str) -> None:
         self._owner = owner
@@ -100,7 +100,7 @@ class _Display:
             self._bar.refresh()
 
     def _count(self, done: int, total: int) -> str:
-        """How much is done; nothing where nobody knows of how much."""
+        """How much is done; empty if the total is unknown."""
         return f"{done}/{total} {self._unit}" if total > 0 else ""
 
     def _remaining(self, done: int, total: int, now: float) -> str:
@@ -117,7 +117,7 @@ def _new_bar(label: str) -> tuple[Any, Any]:
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     console = Console()
-    # A name may have characters that the terminal does not: rich would raise.
+    # A name may have characters that the terminal cannot show: rich would raise an error.
     label = label.encode(console.encoding, "backslashreplace").decode(console.encoding)
     bar = Progress(
         TextColumn("  {task.description}"),
@@ -134,4 +134,4 @@ def _new_bar(label: str) -> tuple[Any, Any]:
 
 
 def _ignore(_done: int, _total: int) -> None:
-    """Nothing to show."""
+    """Do nothing."""

@@ -1,4 +1,4 @@
-"""Collects test reports into the run, and writes what is left of it: run.json, report, summaries for CI."""
+"""Collect test reports into the run, and write the results: run.json, report, summaries for CI."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from gguf_harness.store.run_draft import Course, Findings, RunDraft, TestRecord
 __all__ = ["Reporting"]
 
 _CRASHED: Final[str] = "???"
-"""What xdist gives as the phase of a test that a worker died of."""
+"""The phase that xdist reports for a test that crashed its worker."""
 
 
 class Reporting:
-    """Collects test reports into the run. Registered in the process that reports, not in xdist's workers."""
+    """Collects test reports into the run. Registered in the reporting process, not in xdist's workers."""
 
     def __init__(self, state: State) -> None:
         self._state = state
@@ -36,12 +36,12 @@ class Reporting:
         self._planned: set[str] = set()
         self._problems: list[str] = []
 
-    # First, because what writes JUnit files is to read what this leaves.
+    # First, because the writer of JUnit files must read the changed properties.
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Take rows, verdicts and outcome of a test of ours; count how far the session is."""
+        """Take rows, verdicts and outcome of one of our tests; track the progress of the session."""
         self._follow(report)
-        if str(report.when) == _CRASHED:  # which pytest does not know
+        if str(report.when) == _CRASHED:  # which pytest does not have
             self._keep_crashed(report)
         if not hasattr(report, "gguf_model") or only_plans(self._state.config):
             return
@@ -51,7 +51,7 @@ class Reporting:
         if report.when == "call" or report.outcome != "passed":
             draft.tests[identifier] = _test_record(report)
         if report.when == "teardown" and identifier not in self._repeating:
-            draft.found[identifier] = _findings(report)
+            draft.findings[identifier] = _findings(report)
             self._save_now_and_then(draft)
         if writes_junit(self._state.config):
             model: str | None = report.gguf_model
@@ -64,20 +64,20 @@ class Reporting:
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_node_collection_finished(self, node: object, ids: list[str]) -> None:  # noqa: ARG002
-        """The same of an xdist worker; all of them collect the same."""
+        """The same for an xdist worker; all workers collect the same tests."""
         self._course.selected |= set(ids)
 
     def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
-        """Ctrl-C, pytest.exit, or what ends a session in their way."""
+        """Record Ctrl-C, pytest.exit, or anything that ends a session like them."""
         told = str(excinfo.value)
         self._course.stopped = f"{excinfo.typename}: {told}" if told else excinfo.typename
 
     def pytest_internalerror(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
-        """Some plugin is broken, or pytest is."""
+        """Record an internal error, in pytest or a plugin."""
         self._course.stopped = f"an internal error of pytest, {excinfo.typename}: {excinfo.value}"
 
     def _keep_crashed(self, report: pytest.TestReport) -> None:
-        """Keep a test that one of xdist's workers died of: xdist reports it, and knows nothing of its model."""
+        """Record a test that crashed an xdist worker: xdist reports it, but without its model."""
         groups = self._state.config.pluginmanager.get_plugin("gguf_harness.pytest_plugin.distribution")
         model, suite = groups.about(report.nodeid) if groups is not None else (None, "")
         if self._state.draft is not None and model is not None:
@@ -86,19 +86,19 @@ class Reporting:
             self._state.draft.tests[report.nodeid] = record
 
     def _follow(self, report: pytest.TestReport) -> None:
-        """Count a test when it has its final outcome: reruns report more than once."""
+        """Count a test once it has its final outcome: reruns report more than once."""
         identifier = report.nodeid
         outcome: str = report.outcome
         if outcome == "rerun":  # by pytest-rerunfailures
             self._repeating.add(identifier)
         elif report.when == "setup":
             self._repeating.discard(identifier)
-        # xdist reports the test that a worker died of once.
+        # xdist reports a test that crashed a worker once.
         if report.when not in {"setup", "call"} and identifier not in self._repeating:
             self._course.ended.add(identifier)
 
     def _plan(self, draft: RunDraft, suites: list[str]) -> None:
-        """Add what suites are to decide, when the first report of one arrives."""
+        """Add the planned gates of a suite when its first report arrives."""
         if set(suites) <= self._planned:
             return
         from gguf_harness.judge.plan import plan_comparisons, plan_gates
@@ -111,11 +111,11 @@ class Reporting:
 
     @pytest.hookimpl(wrapper=True, trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> Generator[None, None, None]:
-        """Settle what needs the whole run; when all that measures is closed, write run.json and the report."""
+        """Decide what needs the whole run; after all workers are closed, write run.json and the report."""
         draft = self._state.draft
         self._hold_against_baseline(session, draft)
         if draft is not None:
-            # What pytest says of -x and --maxfail; it raises nothing that a plugin could see.
+            # pytest's reason for -x and --maxfail; it raises no exception that a plugin could see.
             stop = session.shouldfail or session.shouldstop
             if stop and not self._course.selected <= self._course.ended:
                 self._course.stopped = self._course.stopped or str(stop)
@@ -129,9 +129,10 @@ class Reporting:
             self._end_badly(session, [f"The baseline {name!r} was not saved: this run measured nothing."])
 
     def _settle(self, session: pytest.Session, draft: RunDraft) -> None:
-        """Holm's correction over gates, and over comparisons with a baseline; what fails by it alone fails now.
+        """Decide what needs the whole run, and fail the tests that fail only by that.
 
-        So does a test that ended without deciding what it was to decide.
+        These are Holm's correction over gates and over comparisons with a baseline, and planned gates that a test did
+        not decide.
         """
         from gguf_harness.judge.verdicts import adjust
 
@@ -168,17 +169,17 @@ class Reporting:
         if elsewhere := of_other_suites(own, self._planned, (gate["metric"] for gate in draft.gates)):
             draft.warnings.append(elsewhere)
         if lost:
-            problems.append(f"--gguf-gates has a limit for {', '.join(lost)}, and no test holds it against that")
+            problems.append(f"--gguf-gates has a limit for {', '.join(lost)}, and no test checks it")
         if self._state.options.reference is not None and not self._state.ladder.candidates:
-            problems.append("--reference was given, and there is no candidate to compare with it")
+            problems.append("--reference was given, but there is no candidate to compare with it")
         if problems and self._planned and draft.course.complete:
             draft.warnings += [f"{problem}: the session fails." for problem in problems]
             if session.exitstatus == pytest.ExitCode.OK:
                 session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def _hold_against_baseline(self, session: pytest.Session, draft: RunDraft | None) -> None:
-        """Judge the comparisons with --gguf-baseline; that nothing was compared must not look like a pass."""
-        # Only when it is asked for: reading options costs, and another project's session has none.
+        """Judge the comparisons with --gguf-baseline; a run without any comparison must not look like a pass."""
+        # Only on request: reading options takes time, and another project's session has none.
         if self._state.config.getoption("--gguf-baseline") is None or session.config.option.collectonly:
             return
         from gguf_harness.judge.baseline_notes import notes_of, nothing_compared, uncompared
@@ -194,7 +195,7 @@ class Reporting:
                 partners,
                 baseline,
                 comparisons,
-                [row["model"] for findings in draft.found.values() for row in findings.estimates],
+                [row["model"] for findings in draft.findings.values() for row in findings.estimates],
             )
             problems = [f"{one['model']}: {one['detail']}." for one in absent]
             draft.settle(draft.gates, [*comparisons, *absent])
@@ -206,7 +207,7 @@ class Reporting:
         self._end_badly(session, problems)
 
     def _end_badly(self, session: pytest.Session, problems: list[str]) -> None:
-        """Say at the end what no test of its own could fail for, and end with another code than 0."""
+        """Report a problem that belongs to no test at the end, and end with a nonzero exit code."""
         self._problems += problems
         if problems and session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
@@ -214,7 +215,7 @@ class Reporting:
     def _fail(
         self, session: pytest.Session, test: TestRecord, kind: Kind, message: str, properties: list[tuple[str, str]]
     ) -> None:
-        """Fail a test that has not failed, with a report of its own, which a second one closes."""
+        """Fail a test that had passed, with an additional report, followed by one for its teardown."""
         test.outcome, test.kind, test.message, test.summary = "failed", kind, message, message
         location = (test.id.split("::")[0], None, test.id.split("::")[-1])
         report = pytest.TestReport(test.id, location, {}, "failed", message, "call")
@@ -246,7 +247,7 @@ class Reporting:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def _draw_charts(self, session: pytest.Session, run: dict[str, Any], folder: Path) -> None:
-        """Keep the charts of other people's plugins beside the run; one that cannot be drawn costs itself."""
+        """Store the charts of other plugins with the run; a chart that cannot be drawn is left out with a warning."""
         if self._state.charts:
             from gguf_harness.report.charts.kept import keep_charts
             from gguf_harness.report.data import RunView
@@ -254,7 +255,7 @@ class Reporting:
             self._end_badly(session, keep_charts(self._state.charts, RunView(run), folder))
 
     def _summarize(self, run: dict[str, Any]) -> None:
-        """GitHub's summary of the step; without it nothing of the run is missing, so that nothing fails by it."""
+        """Write GitHub's step summary; the run is complete without it, so a problem here fails nothing."""
         file = os.environ.get("GITHUB_STEP_SUMMARY")
         if file:
             from gguf_harness.report.github import append_summary
@@ -285,14 +286,14 @@ class Reporting:
         self._state.saved_baseline = path
 
     def _save_now_and_then(self, draft: RunDraft) -> None:
-        """Save what a killed session is to keep, in a thirtieth of the time at most: a run can grow to megabytes."""
+        """Save the run for a killed session, in at most a thirtieth of the time: a run can grow to megabytes."""
         started = time.monotonic()
         if started >= self._next_save:
             self._save(draft)
             self._next_save = time.monotonic() + 30 * (time.monotonic() - started)
 
     def _save(self, draft: RunDraft, *, settled: bool = False, last: bool = False) -> dict[str, Any] | None:
-        """The stored run; a full disk must not end the session, and is said at its end."""
+        """Store the run; a full disk must not end the session, and is reported at its end."""
         try:
             run = draft.save(settled=settled, last=last)
         except HarnessError as error:
@@ -316,7 +317,7 @@ class Reporting:
         writer = terminalreporter._tw  # noqa: SLF001 - pytest offers no public way to its width and colours
         terminalreporter.section("gguf-harness")
         text = render_terminal(run, width=writer.fullwidth, color=writer.hasmarkup) + "\n"
-        # Where characters are missing, pytest would escape the ends of the lines as well.
+        # If the terminal lacks characters, pytest would escape line ends as well.
         encoding = getattr(writer._file, "encoding", None) or "utf-8"  # noqa: SLF001
         terminalreporter.write(text.encode(encoding, "backslashreplace").decode(encoding))
         terminalreporter.write_line(f"report: {_shown(self._state.report)}")
@@ -340,7 +341,7 @@ class Reporting:
 def _new_draft(state: State, course: Course) -> RunDraft:
     from gguf_harness.engine.machine import describe_machine
 
-    state.extend()  # xdist's controller collects nothing, and may learn only now that the session is ours
+    state.extend()  # xdist's controller collects nothing, and may only now learn that the session is ours
     ladder = state.ladder
     return RunDraft(
         folder=state.run_folder,
@@ -372,7 +373,7 @@ def _test_record(report: pytest.TestReport) -> TestRecord:
 
 
 def _findings(report: pytest.TestReport) -> Findings:
-    """What the test kept in its properties."""
+    """The results that a test stored in its properties."""
     findings, identifier, suite = Findings(), report.nodeid, getattr(report, "gguf_suite", "")
     for name, value in report.user_properties:
         if name == ESTIMATE_PROPERTY:
@@ -389,6 +390,6 @@ def _tests(draft: RunDraft) -> list[dict[str, Any]]:
 
 
 def _shown(path: Path) -> str:
-    """Relative to where the person is, if it is below."""
+    """Path relative to the current folder if it is below, otherwise absolute."""
     here = Path.cwd()
     return visible(str(path.relative_to(here) if path.is_relative_to(here) else path))

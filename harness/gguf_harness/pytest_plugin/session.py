@@ -1,7 +1,7 @@
-"""A session of ours: parametrization over models, fixtures, the run and its report.
+"""Sessions that use the harness: parametrization over models, fixtures, the run and its report.
 
-`plugin.py` registers this module where an option of ours is given, a suite of ours is asked for, or the project uses
-our fixtures.
+`plugin.py` registers this module if one of our options is given, one of our suites is to run, or the project uses our
+fixtures.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _FIXTURE_NAMES: Final = _PARAMETERS | {
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Register markers and fixtures; check the options that were given, so that a mistake ends the session now."""
+    """Register markers and fixtures; check the given options, so that a mistake ends the session now."""
     config.addinivalue_line("markers", "metric(name): the metric that a test measures first of all")
     _register_fixtures(config.pluginmanager)
     workerinput = getattr(config, "workerinput", {})
@@ -69,42 +69,42 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def _register_fixtures(pluginmanager: pytest.PytestPluginManager) -> None:
-    """Every module of our fixtures that is not registered yet, by a conftest that names it."""
+    """Register every module of our fixtures that a conftest has not registered yet."""
     package = importlib.import_module(_FIXTURES)
-    for found in pkgutil.iter_modules(package.__path__, f"{_FIXTURES}."):
-        if not found.ispkg:
-            module = importlib.import_module(found.name)
+    for module_info in pkgutil.iter_modules(package.__path__, f"{_FIXTURES}."):
+        if not module_info.ispkg:
+            module = importlib.import_module(module_info.name)
             if not pluginmanager.is_registered(module):
-                pluginmanager.register(module, found.name)
+                pluginmanager.register(module, module_info.name)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_sessionfinish(session: pytest.Session) -> Generator[None, None, None]:
-    """What a session has measured is written in spite of Ctrl-C, which ends it when that is done."""
+    """Write the results of the session despite Ctrl-C, then end it."""
     if session.config.stash[STATE].draft is None:
         return (yield)
-    with absorbed("Interrupted: what was measured is being written. Once more Ctrl-C ends that, too.") as pressed:
+    with absorbed("Interrupted: results are being written. Press Ctrl-C again to stop that, too.") as pressed:
         yield
     if pressed and session.exitstatus != pytest.ExitCode.INTERRUPTED:
         session.exitstatus = pytest.ExitCode.INTERRUPTED
         with pytest.raises(KeyboardInterrupt) as excinfo:
-            signal.default_int_handler(signal.SIGINT, None)  # what pytest would have caught
+            signal.default_int_handler(signal.SIGINT, None)  # as pytest would have done
         session.config.hook.pytest_keyboard_interrupt(excinfo=excinfo)
     return None
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
-    """Tell an xdist worker which run it belongs to, and whether to say which model its tests are of."""
+    """Tell an xdist worker its run, and whether to send the models of its tests."""
     node.workerinput["gguf_run_id"] = node.config.stash[STATE].run_id
     node.workerinput["gguf_start"] = str(node.config.invocation_params.dir)
     node.workerinput["gguf_groups"] = node.config.pluginmanager.hasplugin(_GROUPS)
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Leave out tests that were not asked for: they are not even skipped. pytest does not ask for a file that is named.
+    """Leave out tests that were not requested, without a skip. pytest does not call this for files named explicitly.
 
-    Without a baseline there is nothing to compare with. Benchmarks measure again what test_speed.py measures.
+    Baseline tests need a baseline. Benchmarks repeat the measurements of test_speed.py.
     """
     if collection_path.name not in {_BASELINE_TESTS, _BENCHMARK_TESTS} or suite_of(collection_path) is None:
         return None
@@ -117,7 +117,7 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 @pytest.hookimpl(optionalhook=True, tryfirst=True)
 def pytest_benchmark_compare_machine_info(machine_info: dict[str, Any], compared_benchmark: dict[str, Any]) -> None:
-    """Take the clock rate of this moment for no difference: pytest-benchmark warns of another machine otherwise.
+    """Ignore the current clock rate: otherwise pytest-benchmark warns about a different machine.
 
     With `filterwarnings = error`, that would end the session.
     """
@@ -127,9 +127,9 @@ def pytest_benchmark_compare_machine_info(machine_info: dict[str, Any], compared
 
 
 def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Item]) -> list[str]:
-    """Say which models are tested, and what they are compared with."""
+    """Show the tested models and their reference."""
     state = config.stash[STATE]
-    # pytest asks even when it ends the session because of that problem.
+    # pytest calls this even when it ends the session because of that problem.
     if state.problem is not None or not any(_ours(item) for item in items):
         return []
     ladder = state.ladder
@@ -145,16 +145,16 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         return
     state = metafunc.config.stash[STATE]
     try:
-        found: dict[str, list[Any]] = {
+        values_by_name: dict[str, list[Any]] = {
             "model": [pytest.param(model, id=model.name) for model in state.ladder.models],
             "candidate": [pytest.param(model, id=model.name) for model in state.ladder.candidates],
             "any_candidate": [pytest.param(model, id=model.name) for model in state.ladder.candidates],
             "prompt": [pytest.param(prompt, id=prompt.id) for prompt in state.prompts.prompts],
         }
     except HarnessError as error:
-        # Only the default model can be missing here: what a person names was checked in pytest_configure.
-        state.problem, found = error, {}
-    values = {name: found.get(name, []) for name in sorted(wanted)}
+        # Only the default model can be missing here: given models were checked in pytest_configure.
+        state.problem, values_by_name = error, {}
+    values = {name: values_by_name.get(name, []) for name in sorted(wanted)}
     if not all(values.values()):
         reason = "no candidates: give several --models, or --gguf-quants=default"
         none = pytest.param(None, id="none", marks=pytest.mark.skip(reason=reason))
@@ -165,7 +165,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Order tests by model, the reference first, and plan what the reference's pass has to keep."""
+    """Order tests by model, the reference first, and plan what the reference's pass must store."""
     ours = [item for item in items if _ours(item)]
     if not ours:
         return
@@ -198,7 +198,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Begin with nothing found: what an earlier attempt at this test has found does not count."""
+    """Start without results: those of an earlier attempt at this test do not count."""
     if _ours(item):
         begin_attempt(item, FINDINGS)
 
@@ -207,7 +207,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Show our own errors as the message that they are, without a traceback; tell the report its model."""
+    """Show our own errors as plain messages without a traceback; add the model to the report."""
     report = yield
     ours = _ours(item)
     if ours or isinstance(call.excinfo and call.excinfo.value, HarnessError):
@@ -223,7 +223,7 @@ def pytest_runtest_makereport(
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_sessionstart(session: pytest.Session) -> None:
-    """Report from this process, unless it is one of xdist's workers."""
+    """Register reporting in this process, unless it is an xdist worker."""
     if not hasattr(session.config, "workerinput"):
         session.config.pluginmanager.register(
             Reporting(session.config.stash[STATE]), "gguf_harness.pytest_plugin.session.reporting"
@@ -231,24 +231,24 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 
 def _ours(item: pytest.Item) -> set[str]:
-    """The fixtures of ours that a test uses.
+    """Our fixtures that a test uses.
 
-    Another project may well have a fixture `model` of its own, or parametrize one directly: none of our business. What
-    is parametrized directly has no definition, or one of pytest's own.
+    Another project may have its own fixture `model`, or parametrize one directly: these are left alone. A directly
+    parametrized name has no definition, or one made by pytest.
     """
     if not isinstance(item, pytest.Function):
         return set()
-    # The only way to tell whose a fixture is. Of what they were, names are left out that a parameter made needless.
+    # The only way to determine the owner of a fixture. Names that a parameter replaced are left out.
     definitions = item._fixtureinfo.name2fixturedefs  # noqa: SLF001
     used = {name: definitions[name] for name in _FIXTURE_NAMES & {*item.fixturenames} if definitions.get(name)}
     return {name for name, known in used.items() if _is_built_on_ours(known)}
 
 
 def _is_built_on_ours(definitions: Sequence[pytest.FixtureDef[Any]]) -> bool:
-    """Whether a fixture is ours, or a project's own one that asks for ours of the same name, as in `def model(model)`.
+    """Whether a fixture is ours, or overrides ours and requests it, as in `def model(model)`.
 
     Args:
-        definitions: of one name; each takes the place of those before it.
+        definitions: definitions of one name; each overrides those before it.
     """
     for definition in reversed(definitions):
         if str(definition.func.__module__).startswith("gguf_harness.fixtures."):
@@ -259,11 +259,11 @@ def _is_built_on_ours(definitions: Sequence[pytest.FixtureDef[Any]]) -> bool:
 
 
 def _parametrized(metafunc: pytest.Metafunc) -> set[str]:
-    """What a test, or the hook of its project, gives values of its own: models by name, say, with `indirect=True`."""
-    names = {name for call in metafunc._calls for name in call.params}  # noqa: SLF001 - nothing public tells
+    """Names that a test or its project parametrizes itself, such as models by name with `indirect=True`."""
+    names = {name for call in metafunc._calls for name in call.params}  # noqa: SLF001 - no public API
     for mark in metafunc.definition.iter_markers("parametrize"):
         given = mark.args[0] if mark.args else mark.kwargs.get("argnames", ())
-        # Anything else is a mistake that pytest names.
+        # Anything else is a mistake that pytest reports.
         names |= {str(name).strip() for name in (given.split(",") if isinstance(given, str) else tuple(given or ()))}
     return names
 
@@ -273,7 +273,7 @@ def _model_name(item: pytest.Item) -> str | None:
 
     callspec = getattr(item, "callspec", None)
     ours = _ours(item) & _MODELS
-    # Another project's parameter may be called `model`, too; and one of ours may be given by its name.
+    # Another project's parameter may also be called `model`; and our own may be parametrized by name.
     values = [callspec.params[name] for name in sorted(ours) if name in callspec.params] if callspec else []
     model = next((value for value in values if value is not None), None)
     if model is None and not ours:
@@ -284,7 +284,7 @@ def _model_name(item: pytest.Item) -> str | None:
 
 
 def _refuse_names_for_xdist(config: pytest.Config) -> None:
-    """Refuse arguments that xdist cannot send to its workers, in UTF-8: it would end the session with a traceback."""
+    """Refuse arguments that are not UTF-8: xdist cannot send them to its workers and would fail with a traceback."""
     if getattr(config.option, "dist", "no") == "no":
         return
     for argument in map(str, config.invocation_params.args):
@@ -296,7 +296,7 @@ def _refuse_names_for_xdist(config: pytest.Config) -> None:
 
 
 def _compare_by_name(config: pytest.Config) -> None:
-    """`--benchmark-compare=a` is what `--benchmark-save=a` saved; pytest-benchmark takes numbers and patterns."""
+    """Let `--benchmark-compare=a` find `--benchmark-save=a`; pytest-benchmark takes only numbers and patterns."""
     named = getattr(config.option, "benchmark_compare", None)
     if isinstance(named, str) and re.fullmatch(r"[A-Za-z][\w.-]*", named) and not Path(named).exists():
         config.option.benchmark_compare = f"*_{named}"
@@ -304,7 +304,7 @@ def _compare_by_name(config: pytest.Config) -> None:
 
 @contextlib.contextmanager
 def _usage_errors() -> Iterator[None]:
-    """A mistake of the person ends the session with exit code 4, and its message."""
+    """End the session with exit code 4 and a message for mistakes of the user."""
     try:
         yield
     except HarnessError as error:
@@ -312,11 +312,11 @@ def _usage_errors() -> Iterator[None]:
 
 
 def _measures(config: pytest.Config) -> bool:
-    """Whether tests are to run; that xdist's workers can do so was looked at by their controller."""
+    """Whether tests will run here; for xdist's workers, the controller has done the checks."""
     return not (only_plans(config) or hasattr(config, "workerinput"))
 
 
 def _only_informs(config: pytest.Config) -> bool:
-    """Whether pytest prints something about itself and ends: nothing is looked for, least of all on a hub."""
+    """Whether pytest only prints information and ends: then nothing is resolved, least of all on a hub."""
     names = ("help", "version", "markers", "showfixtures", "show_fixtures_per_test", "cacheshow")
     return any(config.getoption(name, False) for name in names)

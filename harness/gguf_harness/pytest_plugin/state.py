@@ -1,4 +1,4 @@
-"""What the plugin knows of a session, kept in pytest's stash for hooks and fixtures."""
+"""State of a session, kept in pytest's stash for hooks and fixtures."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ __all__ = ["BASELINE_PROPERTY", "ESTIMATE_PROPERTY", "FINDINGS", "GATE_PROPERTY"
 ESTIMATE_PROPERTY: Final = "gguf_estimate"
 GATE_PROPERTY: Final = "gguf_gate"
 BASELINE_PROPERTY: Final = "gguf_baseline"
-"""Names in `user_properties`: what tests found travels with their reports, through xdist as well."""
+"""Names in `user_properties`: results travel with the test reports, also through xdist."""
 FINDINGS: Final = frozenset({ESTIMATE_PROPERTY, GATE_PROPERTY, BASELINE_PROPERTY})
 
 
 @dataclass
 class State:
-    """What the plugin knows of a session.
+    """State of a session.
 
     Attributes:
         run_id: shared by all processes of a session.
@@ -48,13 +48,14 @@ class State:
         prompts: read when first needed.
         words: read when first needed.
         gates: read when first needed.
-        suites: of ours, those that tests were collected from, selected or not.
+        suites: bundled suites from which tests were collected, selected or not.
         comparisons: number of collected tests that compare with the baseline.
-        divergence: some collected test compares a candidate with its reference: keep the reference's distributions.
-        problem: why there are no models, met while collecting and raised after it.
-        draft: the run, in the process that reports; None until a test of ours was reported.
-        text_read: what became known of the corpus; None where nothing reads it.
-        charts: what draws the charts of other people's plugins, by plugin.
+        divergence: whether a collected test compares a candidate with its reference: then the reference's distributions
+            are kept.
+        problem: why there are no models; found while collecting and raised after it.
+        draft: the run, in the reporting process; None until one of our tests was reported.
+        text_read: facts about the corpus; None if nothing reads it.
+        charts: functions that draw charts of other plugins, by plugin.
     """
 
     config: pytest.Config
@@ -79,10 +80,10 @@ class State:
     _gates: dict[str, Gate] | None = None
 
     def extend(self) -> None:
-        """Take metrics and charts of other people's plugins in, the first time that a session turns out to be ours.
+        """Add metrics and charts of other plugins, once it is known that the session uses the harness.
 
         Raises:
-            pytest.UsageError: a plugin gave something that cannot be used.
+            pytest.UsageError: a plugin returned something invalid.
         """
         from gguf_harness.pytest_plugin.extensions import add_charts, add_metrics
 
@@ -93,7 +94,7 @@ class State:
 
     @property
     def options(self) -> Options:
-        """The command line, checked."""
+        """The checked options."""
         if self._options is None:
             self._options = read_options(self.config)
         return self._options
@@ -127,7 +128,7 @@ class State:
 
     @property
     def gates(self) -> dict[str, Gate]:
-        """Limits by metric: the built-in ones, and those of --gguf-gates in their place."""
+        """Limits by metric: the built-in ones, overridden by those of --gguf-gates."""
         from gguf_harness.judge.gates import load_gates
 
         if self._gates is None:
@@ -136,7 +137,7 @@ class State:
 
     @property
     def text(self) -> TextSize | None:
-        """What the windows of the corpus are taken from, once it is known."""
+        """Size of the text that windows are taken from, once known."""
         from gguf_harness.judge.advice import TextSize
 
         read = self.text_read
@@ -146,19 +147,19 @@ class State:
 
     @property
     def beyond(self) -> dict[str, str]:
-        """By subject, what is to be said of numbers that were measured beyond its context."""
+        """Notes on numbers measured beyond a subject's context, by subject."""
         return {} if self.text_read is None else self.text_read.beyond
 
     @property
     def early_limits(self) -> tuple[WindowLimit, ...]:
-        """What stops a candidate's pass over the corpus once it is decided; empty where passes are not to stop."""
+        """Limits that stop a candidate's pass over the corpus once decided; empty if passes must not stop."""
         from gguf_harness.judge.gates import early_limits
 
         return early_limits(self.gates.values()) if self.options.until_decided else ()
 
     @property
     def baseline(self) -> Baseline | None:
-        """What --gguf-baseline names, checked."""
+        """The checked baseline of --gguf-baseline."""
         from gguf_harness.judge.baselines import load_baseline
 
         if self._baseline is None and self.options.baseline is not None:
@@ -167,7 +168,7 @@ class State:
 
     @property
     def partners(self) -> dict[str, Partner]:
-        """What each candidate is compared with in the baseline; empty without one."""
+        """The partner of each candidate in the baseline; empty without a baseline."""
         from gguf_harness.inputs.ladder import identities_of
         from gguf_harness.inputs.pairing import pair_up, read_pairs
 
@@ -178,9 +179,9 @@ class State:
         return self._partners
 
     def compare(self, row: Row, gates: Mapping[str, Gate]) -> Comparison | None:
-        """How a row of the run compares with the baseline as it stands; None where one of both has no such value.
+        """Compare a row of the run directly with the baseline; None if one of them has no such value.
 
-        Suites other than quant need no test of their own for it: what is worse fails the test that recorded it, at the
+        Suites other than quant need no separate test for this: a worse value fails the test that recorded it, at the
         end of the run, when all comparisons are known.
         """
         from gguf_harness.judge.regressions import CONFIDENCE, compare_row, is_compared
@@ -193,7 +194,7 @@ class State:
 
     @property
     def baseline_settings(self) -> dict[str, str]:
-        """What estimates of prompts, words, layers and heads depend on beside the models."""
+        """Settings, besides models, that estimates of prompts, words, layers and heads depend on."""
         options = self.options
         settings = {name: getattr(options, name) for name in ("gen_tokens", "layers", "head_windows", "head_limit")}
         hashes = {"prompts": self.prompts.sha256, "words": self.words.sha256}
@@ -201,7 +202,7 @@ class State:
 
     @property
     def run_folder(self) -> Path:
-        """Where this session's run goes."""
+        """Folder of this session's run."""
         return self.options.results / "runs" / self.run_id
 
 
@@ -209,5 +210,5 @@ STATE: Final = pytest.StashKey[State]()
 
 
 def only_plans(config: pytest.Config) -> bool:
-    """Whether pytest shows what it would run, and no test runs: there is nothing to measure, and nothing to report."""
+    """Whether pytest only shows what it would run: nothing is measured or reported."""
     return any(config.getoption(name, False) for name in ("collectonly", "setuponly", "setupplan"))

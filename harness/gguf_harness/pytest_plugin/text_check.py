@@ -1,4 +1,4 @@
-"""Does the text have as many windows as were asked for? Known before anything is measured."""
+"""Check that the text has enough windows, before anything is measured."""
 
 from __future__ import annotations
 
@@ -19,14 +19,16 @@ if TYPE_CHECKING:
 __all__ = ["check_windows"]
 
 _BYTES_OF_A_TOKEN: Final = 6
-"""More than tokens of prose have on average, in any vocabulary: texts that are long enough even so are not counted."""
+"""More bytes than a token of prose has on average in any vocabulary: texts that are long enough by this measure are not
+tokenized.
+"""
 
 
 def check_windows(options: Options, ladder: Ladder) -> None:
     """Refuse a text that is too short for --gguf-ctx and --gguf-chunks.
 
-    Counting takes a process that reads the reference's vocabulary, about a second. What else is wrong with models is
-    for their tests to say.
+    Counting takes a process that reads the reference's vocabulary, about a second. Other problems of models are
+    reported by their tests.
 
     Raises:
         CorpusError: the text is missing or too short.
@@ -52,7 +54,7 @@ def check_windows(options: Options, ladder: Ladder) -> None:
 
 
 def _source(planned: PlannedModel | None) -> ModelSource | None:
-    """The file whose vocabulary a model has."""
+    """The file with the vocabulary of a model."""
     while planned is not None and planned.source is None:
         planned = planned.base
     return planned.source if planned is not None else None

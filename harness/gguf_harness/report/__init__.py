@@ -1,1 +1,1 @@
-"""Reports of a stored run: terminal, HTML, markdown, and the comparison of two runs. Nothing here measures."""
+"""Reports of stored runs: terminal, HTML, markdown, and the comparison of two runs. Nothing is measured here."""

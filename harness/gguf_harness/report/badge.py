@@ -19,13 +19,13 @@ _SAID: Final = {
     "inconclusive": "is undecided",
 }
 _OPEN: Final = frozenset({"incomplete", "inconclusive"})
-"""Verdicts that more data, or more tests, would settle."""
+"""Verdicts that more data or more tests would decide."""
 _SIZE, _HEIGHT, _PADDING, _RADIUS = 11, 20, 6, 3
 
 COLORS: Final = {"pass": "#2e7d32", "some": "#8a5a00", "fail": "#c62828", "none": "#57606a", "label": "#444c56"}
-"""Fills by outcome. White text on them has a contrast of at least 4.5, as WCAG 2 (1.4.3) asks for."""
+"""Fill colours by outcome. White text on them has a contrast of at least 4.5, as WCAG 2 (1.4.3) requires."""
 
-# About Verdana's advance widths, in 1/2048 em. A viewer is told the width to keep, whatever its font.
+# Approximate advance widths of Verdana, in 1/2048 em. The SVG fixes the text width for every font.
 _WIDTHS: Final = {
     character: width
     for width, characters in {
@@ -67,7 +67,7 @@ def render_badge(run: Mapping[str, Any]) -> str:
 def badge_message(view: RunView) -> tuple[str, str]:
     """(what the badge says, key of `COLORS`).
 
-    A badge is green only where every candidate passes every gate that was planned, and nothing else failed.
+    A badge is green only if every candidate passes every planned gate and nothing else failed.
     """
     if view.interrupted is not None:
         return "interrupted", "none"
@@ -77,7 +77,7 @@ def badge_message(view: RunView) -> tuple[str, str]:
     passing = [model for model in gated if model.verdict == "pass"]
     if len(passing) == len(gated):
         said = f"{_short(gated[0])} passes" if len(gated) == 1 else f"all {len(gated)} pass"
-        # The reference, a test of the person's own, or the session itself.
+        # The reference, a user's own test, or the session itself failed.
         return (f"{said}, other tests fail", "fail") if view.others_failed else (said, "pass")
     open_ended = all(model.verdict in _OPEN for model in gated)
     if len(gated) == 1:
@@ -89,7 +89,7 @@ def badge_message(view: RunView) -> tuple[str, str]:
 
 
 def _alone(view: RunView) -> tuple[str, str]:
-    """The same where nothing is compared with a reference: a single model may have limits of its own."""
+    """The message of a run without a comparison: a single model may have limits too."""
     verdict = view.alone.standing.verdict if view.alone is not None else ""
     if verdict in {"fail", "error"} or (view.others_failed and verdict not in _OPEN):
         return "fail", "fail"
@@ -101,7 +101,7 @@ def _alone(view: RunView) -> tuple[str, str]:
 
 
 def text_width(text: str) -> float:
-    """Width in pixels that a text takes in Verdana at the badge's size; generous for what is not ASCII."""
+    """Width of a text in pixels, in Verdana at the badge's size; an upper estimate for non-ASCII characters."""
     return sum(_WIDTHS.get(character, _WIDEST) for character in text) * _SIZE / 2048
 
 
@@ -111,7 +111,7 @@ def _text(text: str, x: float, box: float) -> str:
 
 
 def _short(model: Candidate) -> str:
-    """The quantization where the name ends with it, otherwise the name."""
+    """The quantization if the name ends with it, otherwise the name."""
     kind = str(model.facts.get("quantization") or "")
     name = visible(kind if kind and model.name.lower().endswith(kind.lower()) else model.name)
     return name if len(name) <= _MOST_CHARACTERS else f"{name[: _MOST_CHARACTERS - 1]}…"

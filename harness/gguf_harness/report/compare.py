@@ -1,4 +1,4 @@
-"""Two runs side by side: what changed, and whether it is more than their errors explain."""
+"""Compare two runs: what changed, and whether the changes exceed the errors."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class Difference:
     """A metric of a model in both runs.
 
     Attributes:
-        z: difference over the root of the sum of squared errors, the two runs taken as independent; None where an
-            error is missing, and for timings. On the same corpus that is too careful: paired errors would be smaller.
-        direction: "better", "worse", or "" for no change, a neutral metric or a timing: the machine of one run is not
-            that of another, and repetitions of one know nothing of it. Ratios to the reference can be compared.
-        prompt, layer, head, part: what of the model; None for all of it.
+        z: difference divided by the root of the sum of squared errors, taking the runs as independent; None if an error
+            is missing, and for timings. On the same corpus this is conservative: paired errors would be smaller.
+        direction: "better", "worse", or "" for no change, a neutral metric or a timing: machines differ between runs,
+            which the repetitions of one run do not show. Ratios to the reference can be compared.
+        prompt, layer, head, part: the place in the model; None for the whole.
         partner: the model of the old run.
     """
 
@@ -55,7 +55,7 @@ class Comparison:
     """Everything that differs between two runs.
 
     Attributes:
-        problem: why nothing was compared; "" where something was.
+        problem: why nothing was compared; "" if something was.
         metrics: those of both runs, by name.
     """
 
@@ -80,7 +80,7 @@ class Comparison:
 def compare_runs(old: Mapping[str, Any], new: Mapping[str, Any]) -> Comparison:
     """Compare two runs, model by model, and by metric and place.
 
-    References belong together, candidates as `gguf_harness.inputs.pairing.pair_up` finds.
+    References are paired with each other, candidates as by `gguf_harness.inputs.pairing.pair_up`.
 
     Args:
         old: content of a run.json.
@@ -100,9 +100,9 @@ def compare_runs(old: Mapping[str, Any], new: Mapping[str, Any]) -> Comparison:
 
 
 def _partners(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Partner]:
-    """What each model of the new run is compared with."""
+    """The partner of each model of the new run."""
     earlier, now = identities_of_run(old), identities_of_run(new)
-    # Runs that describe no models have names all the same.
+    # Runs without descriptions of models still have names.
     for run, subjects in ((old, earlier), (new, now)):
         known = {subject.name for subject in subjects}
         others = dict.fromkeys(row["model"] for row in run.get("estimates", []) if row["model"] not in known)
@@ -119,7 +119,7 @@ def _partners(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Partn
 
 
 def _paired(partners: Mapping[str, Partner]) -> list[str]:
-    """A line for each pair that is not of one name."""
+    """A line for each pair with different names."""
     return [
         f"{model} is compared with {partner.earlier}: {partner.reason}"
         for model, partner in partners.items()
@@ -136,7 +136,7 @@ def _problem(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
 
 
 def render_comparison(comparison: Comparison, *, width: int, color: bool) -> str:
-    """A table of the main metrics, and what else changed."""
+    """A table of the main metrics, and other changes."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -149,7 +149,7 @@ def render_comparison(comparison: Comparison, *, width: int, color: bool) -> str
         for difference in comparison.differences
         if difference.metric in metrics and "comparison" in metrics[difference.metric].tables
     ]
-    # Most runs have these metrics of whole models only.
+    # Most runs have these metrics only for whole models.
     placed = any(difference.where for difference, _ in shown)
     timed = any(_is_timed(metric) for _, metric in shown)
     for title, justify in (
@@ -186,8 +186,14 @@ def render_comparison(comparison: Comparison, *, width: int, color: bool) -> str
     lines = [
         *([comparison.problem] if comparison.problem else []),
         *comparison.changes,
-        "z: difference over its error, the runs taken as independent; above 2 is more than chance",
-        *(["times and speeds are not compared: they are of different times; ratios to the reference are"] * timed),
+        "z: difference divided by its standard error, taking the runs as independent; above 2 is more than chance",
+        *(
+            [
+                "times and speeds are not compared, since they were measured at different times; "
+                "ratios to the reference are"
+            ]
+            * timed
+        ),
     ]
     return file.getvalue() + "\n" + "\n".join(visible(line) for line in lines) + "\n"
 
@@ -196,7 +202,7 @@ def _rows(run: Mapping[str, Any]) -> dict[tuple[Any, ...], Mapping[str, Any]]:
     keys = ("model", "metric", *Place._fields)
     rows: dict[tuple[Any, ...], Mapping[str, Any]] = {}
     for row in run.get("estimates", []):
-        # The first is of the whole, as `RunView` has it; others of the same place differ in their detail (a role).
+        # The first is of the whole, as in `RunView`; others of the same place differ in their detail (a role).
         rows.setdefault(tuple(row.get(key) for key in keys), row)
     return rows
 
@@ -215,7 +221,7 @@ def _difference(old: Mapping[str, Any], new: Mapping[str, Any], metric: Metric |
 
 
 def _short_of(run: Mapping[str, Any]) -> str:
-    """What a run did not come to."""
+    """What a run did not finish."""
     view = RunView(run)
     if view.interrupted is not None:
         return view.interrupted
@@ -224,7 +230,7 @@ def _short_of(run: Mapping[str, Any]) -> str:
 
 
 def _is_timed(metric: Metric) -> bool:
-    """Whether it is a time or a speed by itself."""
+    """Whether a metric is a time or a speed, not a ratio."""
     return metric.unit in _TIMED_UNITS
 
 

@@ -1,4 +1,4 @@
-"""A run.json as the reports read it: typed, tolerant of what a run did not measure, and with the conclusions drawn."""
+"""A run.json as the reports read it: typed, tolerant of missing measurements, with the conclusions."""
 
 from __future__ import annotations
 
@@ -16,18 +16,20 @@ from gguf_harness.report.standing import Standing, Standings, failures_of
 __all__ = ["MOST_ESTIMATES", "Candidate", "RunView", "describe_windows", "place", "visible", "visible_lines"]
 
 MOST_ESTIMATES: Final = 2000
-"""Rows of a page: a browser sorts and filters as many at once. A run of many heads or prompts has tens of thousands."""
+"""Most rows of a page, which a browser can still sort and filter. A run with many heads or prompts has tens of
+thousands.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A model of a run, with what the run says of it.
+    """A model of a run, with its results.
 
     Attributes:
-        verdict: that of its standing, which `gguf_harness.report.standing` explains; the reference's is "reference".
-        reasons: sentences behind the verdict; of the reference, what failed.
-        standing: what the run says of it, whatever its role.
-        dominated_by: a model that is no bigger and no worse, and better in one of both.
+        verdict: the verdict of its standing, see `gguf_harness.report.standing`; "reference" for the reference.
+        reasons: reasons for the verdict as sentences; for the reference, what failed.
+        standing: its standing, whatever its role.
+        dominated_by: a model that is no bigger and no worse, and better in one of the two.
         measured: whether the run has any estimate of it.
     """
 
@@ -42,19 +44,19 @@ class Candidate:
 
     @property
     def label(self) -> str:
-        """The verdict as it is shown."""
+        """The verdict as shown."""
         return self.verdict or ("measured, not gated" if self.measured else "not measured, not gated")
 
 
 class RunView:
-    """Looks things up in a run.
+    """Lookups in a run.
 
     Args:
         run: content of a run.json.
 
     Attributes:
         run: the same.
-        metrics: those that it can be shown with, by name, in the order of tables.
+        metrics: metrics that can be shown, by name, in the order of tables.
         models: its models, biggest first.
     """
 
@@ -63,7 +65,7 @@ class RunView:
         self._rows: dict[tuple[str, str], Mapping[str, Any]] = {}
         self._placed: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
         for row in run.get("estimates", []):
-            # A row of one prompt, layer, head or group of tensors says nothing of the whole.
+            # Skip rows of a single prompt, layer, head or group of tensors.
             if Place.of(row) == WHOLE:
                 self._rows.setdefault((row["model"], row["metric"]), row)
             elif row.get("part") is None:
@@ -71,7 +73,7 @@ class RunView:
         models = sorted(run.get("models", []), key=lambda model: (-model["bytes"], model.get("order", 0)))
         tested = {test["model"] for test in run.get("tests", []) if test.get("model")}
         self._facts: dict[str, Mapping[str, Any]] = {model["name"]: model for model in models}
-        # A model whose file never loaded has tests and no facts: it still gets its line.
+        # A model whose file never loaded has tests but no facts: it still gets a line.
         self._facts |= {name: {} for name in sorted(tested - set(self._facts))}
         self.metrics = metrics_of_run(run)
         self._dominated = dominated_by(self._points())
@@ -79,11 +81,11 @@ class RunView:
         self.models = [self._candidate(name) for name in self._facts]
 
     def row(self, model: str, metric: str) -> Mapping[str, Any] | None:
-        """The row of a model's metric over everything, None if it was not measured."""
+        """The row of a model's metric over everything; None if it was not measured."""
         return self._rows.get((model, metric))
 
     def title(self, metric: str) -> str:
-        """What people call a metric; its name if nobody knows it."""
+        """Title of a metric; its name if unknown."""
         return self.metrics[metric].title if metric in self.metrics else metric
 
     def used_metrics(self) -> list[Metric]:
@@ -93,7 +95,7 @@ class RunView:
 
     @property
     def losses(self) -> list[str]:
-        """Metrics by which models are weighed against their size, the best first."""
+        """Metrics to weigh models against their size, the best first."""
         losses = [metric for metric in self.metrics.values() if metric.loss]
         return [metric.name for metric in sorted(losses, key=lambda metric: metric.loss)]
 
@@ -102,7 +104,7 @@ class RunView:
         return [row for row in self._placed.get((model, metric), []) if row.get("prompt") is None]
 
     def shown_estimates(self, most: int = MOST_ESTIMATES) -> list[Mapping[str, Any]]:
-        """Those of the page's table, in their order: all of the whole; up to `most`, of layers before all others."""
+        """Estimates for the page's table, in order: whole models, then layers, then others, up to `most`."""
         rows = self.run.get("estimates", [])
         ranked = sorted(range(len(rows)), key=lambda index: _detail_of(rows[index]))
         whole = sum(_detail_of(row) == 0 for row in rows)
@@ -136,19 +138,19 @@ class RunView:
 
     @property
     def recommended(self) -> Candidate | None:
-        """The smallest candidate that passes every gate that was planned."""
+        """The smallest candidate that passes every planned gate."""
         costs = {model.name: float(model.facts["bytes"]) for model in self.candidates if model.facts}
         name = smallest_passing(costs, (model.name for model in self.candidates if model.verdict == "pass"))
         return next((model for model in self.candidates if model.name == name), None)
 
     @property
     def alone(self) -> Candidate | None:
-        """The only model of a run that has no candidates."""
+        """The only model of a run without candidates."""
         return self.models[0] if len(self.models) == 1 and not self.candidates else None
 
     @property
     def interrupted(self) -> str | None:
-        """`interrupted: 3 of 14 tests ran`, and why; None for a run that came to its end."""
+        """`interrupted: 3 of 14 tests ran`, and why; None for a finished run."""
         if self.run.get("finished", True):
             return None
         session = self.run.get("session") or {}
@@ -160,7 +162,7 @@ class RunView:
 
     @property
     def others_failed(self) -> bool:
-        """Whether anything failed that is not the verdict of a candidate: another test, or the session itself."""
+        """Whether anything failed besides the verdicts of candidates: another test, or the session itself."""
         names = {model.name for model in self.candidates}
         if any(failure.model not in names for failure in failures_of(self.run)):
             return True
@@ -184,13 +186,13 @@ class RunView:
         gated = [model for model in self.candidates if model.verdict]
         count = {name: sum(model.verdict == name for model in gated) for name in ("inconclusive", "incomplete")}
         if gated and count["incomplete"] == len(gated):
-            return f"Incomplete: gates that were planned were not decided ({len(gated)} tested)"
+            return f"Incomplete: planned gates were not decided ({len(gated)} tested)"
         if gated:
             more = (
-                f"; {count['inconclusive']} undecided, more --gguf-chunks would tell" if count["inconclusive"] else ""
+                f"; {count['inconclusive']} undecided, more --gguf-chunks would decide" if count["inconclusive"] else ""
             )
             more += f"; {count['incomplete']} incomplete" if count["incomplete"] else ""
-            # A baseline, or a test of the person's own, fails a model that keeps all limits.
+            # A baseline, or a user's own test, can fail a model that passes all gates.
             beyond = {gate["model"] for gate in self.run.get("gates", []) if gate["verdict"] == "fail"}
             kept = any(model.verdict == "fail" and model.name not in beyond for model in gated)
             return f"No candidate passes{'' if kept else ' every gate'} ({len(gated)} tested{more})"
@@ -203,7 +205,7 @@ class RunView:
         return "No candidates: nothing was compared with the reference"
 
     def attempt_notes(self) -> list[str]:
-        """Tests that were tried more than once."""
+        """Notes on tests that were run more than once."""
         again = [test for test in self.run.get("tests", []) if test.get("attempts", 1) > 1]
         return [
             f"{visible(test['id'].split('::')[-1])}: {test['outcome']} at attempt {test['attempts']}; only the last one"
@@ -212,7 +214,7 @@ class RunView:
         ]
 
     def baseline_notes(self) -> list[str]:
-        """What got better than in the baseline, and what else has changed since."""
+        """Notes on improvements over the baseline, and other changes since."""
         baseline = self.run.get("baseline")
         if not baseline:
             return []
@@ -228,20 +230,20 @@ class RunView:
         return [visible(line) for line in (summary, *baseline.get("notes", []), *sentences)]
 
     def _comparisons(self, outcome: str) -> list[Mapping[str, Any]]:
-        found = (self.run.get("baseline") or {}).get("comparisons", [])
-        return [comparison for comparison in found if comparison.get("outcome") == outcome]
+        comparisons = (self.run.get("baseline") or {}).get("comparisons", [])
+        return [comparison for comparison in comparisons if comparison.get("outcome") == outcome]
 
     def early_notes(self) -> list[str]:
-        """What --gguf-until-decided spared."""
+        """Notes on the tokens that --gguf-until-decided saved."""
         return [
             f"{visible(part['model'])}: all gates of its pass were decided after {part['windows']} of {part['planned']}"
-            f" windows; {part['saved_tokens']} tokens were saved, and its estimates lean towards the decision"
+            f" windows; {part['saved_tokens']} tokens were saved, and its estimates are biased towards the decision"
             for part in self.run.get("early", [])
             if part["saved_tokens"]
         ]
 
     def correction_notes(self) -> list[str]:
-        """Verdicts that do not stand once Holm's correction counts all gates of the run, a line per model."""
+        """Notes on verdicts that change when Holm's correction counts all gates of the run, a line per model."""
         gates = self.run.get("gates", [])
         family = sum(gate.get("p_adjusted") is not None for gate in gates)
         weak: dict[tuple[str, str], list[str]] = {}
@@ -251,8 +253,8 @@ class RunView:
                 change = f"{gate['metric']}{where} (p = {gate['p_value']:.2g} -> {gate['p_adjusted']:.2g})"
                 weak.setdefault((gate["model"], gate["verdict"]), []).append(change)
         return [
-            f"{model}: '{verdict}' stands alone, but not among the run's {family} gates after Holm's correction"
-            f" (--gguf-holm decides that way): {', '.join(changes)}"
+            f"{model}: '{verdict}' holds by itself, but not after Holm's correction over the run's {family} gates "
+            f"(--gguf-holm applies it): {', '.join(changes)}"
             for (model, verdict), changes in weak.items()
         ]
 
@@ -285,14 +287,14 @@ class RunView:
 
 
 def _detail_of(row: Mapping[str, Any]) -> int:
-    """0 for a row of the whole, 1 of a layer or a group of tensors, 2 of a head or a prompt."""
+    """0 for a row of the whole model, 1 for a layer or a group of tensors, 2 for a head or a prompt."""
     if row.get("head") is not None or row.get("prompt") is not None:
         return 2
     return int(Place.of(row) != WHOLE)
 
 
 def describe_windows(corpus: Mapping[str, Any]) -> str:
-    """`16 of 237 windows of 512 tokens, drawn from the whole text`; a run of an older version took the first ones."""
+    """`16 of 237 windows of 512 tokens, drawn from the whole text`; runs of older versions used the first windows."""
     windows, available, n_ctx = corpus["windows"], corpus.get("available"), corpus["n_ctx"]
     if available is None:
         return f"the first {windows} windows of {n_ctx} tokens"

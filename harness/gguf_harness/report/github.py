@@ -1,4 +1,4 @@
-"""What GitHub shows of a run beside its log: the summary of a workflow's step, and annotations.
+"""Output for GitHub besides the log: the step summary of a workflow, and annotations.
 
 GitHub's documentation of workflow commands describes both: a step's summary is the markdown that it appends to the file
 GITHUB_STEP_SUMMARY, at most 1 MiB; an annotation is a line `::error title=...::message` on stdout, at most ten errors
@@ -26,18 +26,18 @@ _NOTE: Final = "\n_Shortened: GitHub shows 1 MiB per step. The report has the re
 
 
 def append_summary(run: Mapping[str, Any], file: Path) -> None:
-    """Append the run's markdown to a step summary, shortened to what fits behind what is there.
+    """Append the run's markdown to a step summary, shortened to the remaining space.
 
     Args:
         run: content of a run.json.
-        file: what GITHUB_STEP_SUMMARY names.
+        file: the file that GITHUB_STEP_SUMMARY names.
 
     Raises:
-        StoreError: it cannot be written, or has no room left.
+        StoreError: it cannot be written, or is full.
     """
     try:
         held = file.stat().st_size if file.exists() else 0
-        # What is there may end within a line, and a heading needs one of its own.
+        # The existing content may end within a line, but a heading needs its own line.
         text = ("\n\n" if held else "") + render_markdown(run)
         fitting = shortened(text, SUMMARY_BYTES - held)
         with file.open("a", encoding="utf-8", newline="\n") as stream:
@@ -49,13 +49,13 @@ def append_summary(run: Mapping[str, Any], file: Path) -> None:
         ) from error
     if not fitting:
         raise StoreError(
-            f"GITHUB_STEP_SUMMARY={file} holds {held} bytes of the {SUMMARY_BYTES} that GitHub shows: no room is left.",
-            "Run the harness in a step of its own.",
+            f"GITHUB_STEP_SUMMARY={file} has {held} bytes of the {SUMMARY_BYTES} that GitHub shows: it is full.",
+            "Run the harness in a separate step.",
         )
 
 
 def shortened(markdown: str, room: int) -> str:
-    """The first lines of a markdown text that fit, with a note where any are missing.
+    """The first lines of a markdown text that fit, with a note if lines are missing.
 
     Args:
         markdown: any text.
@@ -79,13 +79,13 @@ def shortened(markdown: str, room: int) -> str:
 
 
 def annotation_lines(run: Mapping[str, Any]) -> list[str]:
-    """Lines for stdout: errors for what failed, warnings for what is undecided or worth knowing.
+    """Lines for stdout: errors for failures, warnings for undecided gates and notes.
 
     Args:
         run: content of a run.json.
 
     Returns:
-        At most ten of each kind; where there are more, the last of a kind says how many.
+        At most ten of each kind; if there are more, the last one says how many.
     """
     view = RunView(run)
     gates = run.get("gates", [])
@@ -97,15 +97,15 @@ def annotation_lines(run: Mapping[str, Any]) -> list[str]:
         if failure.model and failure.kind in {"measurement", "prompt"}
     ]
     errors += [_gate(view, gate) for gate in gates if gate["verdict"] in failing]
-    found = (run.get("baseline") or {}).get("comparisons", [])
+    comparisons = (run.get("baseline") or {}).get("comparisons", [])
     errors += [
         (f"{one['model']}: {_title(view, one)} is worse than the baseline", one["detail"])
-        for one in found
+        for one in comparisons
         if one.get("outcome") == "worse"
     ]
     errors += [
         (f"{one['model']} was not compared with the baseline", one["detail"])
-        for one in found
+        for one in comparisons
         if one.get("outcome") == "missing"
     ]
     errors += [
@@ -115,7 +115,7 @@ def annotation_lines(run: Mapping[str, Any]) -> list[str]:
     ]
     incomplete: list[tuple[str, str]] = []
     for model in view.models:
-        # Where a test ended without deciding its gate, the session failed by it.
+        # If a test ended without deciding its gate, the session failed.
         failed = any(one.outcome == "failed" for one in model.standing.undecided)
         titled = [(f"{model.name} is incomplete", sentence) for sentence in model.standing.missing]
         (errors if failed else incomplete).extend(titled)
@@ -137,12 +137,12 @@ def _title(view: RunView, finding: Mapping[str, Any]) -> str:
     return title if place == WHOLE else f"{title} ({place})"
 
 
-def _commands(kind: str, found: Sequence[tuple[str, str]]) -> list[str]:
-    found = list(dict.fromkeys(found))
-    if len(found) > _MOST:
-        more = len(found) - _MOST + 1
-        found = [*found[: _MOST - 1], ("gguf-harness", f"{more} more of this kind are in the report.")]
-    return [f"::{kind} title={_property(title)}::{_data(message)}" for title, message in found]
+def _commands(kind: str, messages: Sequence[tuple[str, str]]) -> list[str]:
+    messages = list(dict.fromkeys(messages))
+    if len(messages) > _MOST:
+        more = len(messages) - _MOST + 1
+        messages = [*messages[: _MOST - 1], ("gguf-harness", f"{more} more of this kind are in the report.")]
+    return [f"::{kind} title={_property(title)}::{_data(message)}" for title, message in messages]
 
 
 def _data(text: str) -> str:

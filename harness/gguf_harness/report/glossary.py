@@ -1,4 +1,4 @@
-"""What metrics mean and how they are defined: for the terminal, and as markdown."""
+"""Meanings and definitions of metrics, for the terminal and as markdown."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["render_glossary", "render_metric", "render_metrics_markdown"]
 
 
 def render_glossary(metrics: Iterable[Metric], *, width: int, color: bool) -> str:
-    """A line per metric."""
+    """A list of metrics, one line each."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -31,7 +31,7 @@ def render_glossary(metrics: Iterable[Metric], *, width: int, color: bool) -> st
 
 
 def render_metric(metric: Metric, *, width: int) -> str:
-    """All that is known of one."""
+    """Everything known about a metric."""
     lines = [f"{metric.name}: {metric.title}", ""]
     for head, words in _facts(metric):
         lines.append(textwrap.fill(words, width, initial_indent=f"{head:<12}", subsequent_indent=" " * 12))
@@ -49,10 +49,10 @@ def render_metrics_markdown(metrics: Iterable[Metric]) -> str:
 
 
 def _facts(metric: Metric) -> list[tuple[str, str]]:
-    """(head, words) of what is known."""
+    """(heading, text) pairs with the facts about a metric."""
     least, most = (f"{value:g}" if math.isfinite(value) else "" for value in metric.values)
     ends = [*([f"at least {least}"] if least else []), *([f"at most {most}"] if most else [])]
-    better = "neither direction is" if metric.better == "neutral" else metric.better
+    better = "neither direction" if metric.better == "neutral" else metric.better
     facts = [
         ("meaning", metric.meaning),
         ("definition", metric.definition),

@@ -1,4 +1,4 @@
-"""Heads of a model, or of two models side by side, for the terminal."""
+"""Summaries of the heads of one model, or of two models side by side, for the terminal."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def render_heads(name: str, behaviour: HeadBehaviour, *, width: int, color: bool
 def render_matched_heads(
     names: Sequence[str], first: HeadBehaviour, second: HeadBehaviour, *, width: int, color: bool
 ) -> str:
-    """A line per pair of heads that correspond, those that are most alike first."""
+    """A line per pair of matching heads, the most similar first."""
     matches = match_heads([each.values for each in first.profiles], [each.values for each in second.profiles])
     rows = []
     for match in sorted(matches, key=lambda match: match.distance):

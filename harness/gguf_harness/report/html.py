@@ -1,4 +1,4 @@
-"""One self-contained HTML file from a stored run: it opens from disk, without network."""
+"""Report of a stored run as one self-contained HTML file, which opens from disk without network."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def write_html(run: Mapping[str, Any], run_dir: Path, destination: Path) -> None
 
     Args:
         run: content of a run.json.
-        run_dir: folder of that run.json, for the arrays beside it.
-        destination: written whole, or not at all.
+        run_dir: folder of that run.json, for its arrays.
+        destination: written atomically.
 
     Raises:
         StoreError: it cannot be written.
@@ -44,7 +44,7 @@ def write_html(run: Mapping[str, Any], run_dir: Path, destination: Path) -> None
     template = environment.from_string((assets / "report.html.j2").read_text(encoding="utf-8"))
     view = RunView(run)
     charts = build_charts(view, run_dir)
-    # Our own files, and JSON that embed_json made safe: everything else is escaped.
+    # Only our own files, and JSON from embed_json: everything else is escaped.
     page = template.render(
         run=run,
         view=view,
@@ -71,10 +71,10 @@ def write_html(run: Mapping[str, Any], run_dir: Path, destination: Path) -> None
 
 
 def _cell(view: RunView, model: str, metric: Metric) -> tuple[str, float | None]:
-    """(text, value to sort by) of a table cell; an empty one says so and sorts last."""
+    """(text, value to sort by) of a table cell; empty cells sort last."""
     row = view.row(model, metric.name)
     if row is None:
-        # The reference is not compared with itself: that is no missing measurement.
+        # The reference is not compared with itself: nothing is missing.
         is_reference = any(other.is_reference and other.name == model for other in view.models)
         return ("–" if is_reference else "no data"), None
     return f"{format_metric(metric, row['value'], row['se'])}{doubt_mark(row)}", row["value"]
@@ -89,7 +89,7 @@ def _place(row: Mapping[str, Any]) -> tuple[str, int | None]:
 
 
 def embed_json(data: object) -> str:
-    """JSON that is safe inside a script element, whatever the strings in it say."""
+    """JSON that is safe inside a script element, whatever strings it contains."""
     text = json.dumps(data, allow_nan=False, ensure_ascii=False)
     escapes = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
     for character, escape in escapes.items():
@@ -98,12 +98,12 @@ def embed_json(data: object) -> str:
 
 
 def plotly_js() -> str:
-    """Plotly's JavaScript, as it comes with the package.
+    """Plotly's JavaScript from its Python package.
 
     Raises:
         StoreError: plotly is not installed.
     """
-    # Where the package is, without importing it: that takes longer than everything else here.
+    # Locate the package without importing it: the import takes longer than everything else here.
     spec = find_spec("plotly")
     if spec is None or spec.origin is None:
         raise StoreError("plotly, which draws a report's charts, is not installed.", "pip install gguf-harness")

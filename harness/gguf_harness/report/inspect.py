@@ -1,4 +1,4 @@
-"""File facts of a model as text."""
+"""Facts about a model file as text."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["render_info"]
 
 
 def render_info(info: ModelInfo, *, color: bool) -> str:
-    """What a person wants to know before using a file."""
+    """A summary of what to know before using a file."""
     bold, plain = ("\x1b[1m", "\x1b[0m") if color else ("", "")
     lines = [
         f"{bold}{visible(info.name)}{plain}",
@@ -25,7 +25,7 @@ def render_info(info: ModelInfo, *, color: bool) -> str:
         f"  architecture    {visible(info.architecture)}{_shape(info)}",
         f"  parameters      {info.parameters:,}",
         f"  bits per weight {info.bits_per_weight:.2f}",
-        f"  says of itself  {info.quantization or 'nothing'}",
+        f"  declared type   {info.quantization or 'none'}",
         f"  vocabulary      {info.n_vocab or 'none'}{f' tokens ({visible(info.tokenizer)})' if info.tokenizer else ''}",
         "  tensor types",
     ]

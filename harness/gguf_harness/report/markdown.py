@@ -32,13 +32,13 @@ _MOST_CHARACTERS: Final = 2000
 
 
 def render_markdown(run: Mapping[str, Any]) -> str:
-    """Headline, table, what failed and why, the baseline, warnings, and what was run.
+    """Headline, table, failures with reasons, the baseline, warnings, and what was run.
 
     Args:
         run: content of a run.json.
     """
     view = RunView(run)
-    interrupted = ["This run was interrupted: what it had measured is shown.", ""]
+    interrupted = ["This run was interrupted: results up to then are shown.", ""]
     lines = [f"## {_safe(view.headline())}", "", *(interrupted if view.interrupted else [])]
     lines += _table(view)
     good = _items(verdict_line(view, model) for model in view.candidates if model.verdict in {"pass", ""})
@@ -50,8 +50,8 @@ def render_markdown(run: Mapping[str, Any]) -> str:
     missing = [(model, told) for model in view.models for told in model.standing.missing]
     lines += _section("Not decided", (f"{model.name}: {told}" for model, told in missing))
     for verdict, title in (("fail", "Failed gates"), ("inconclusive", "Undecided gates")):
-        found = [gate for gate in run.get("gates", []) if gate["verdict"] == verdict]
-        lines += _section(title, (f"{gate['model']}: {gate['detail']}" for gate in found))
+        gates = [gate for gate in run.get("gates", []) if gate["verdict"] == verdict]
+        lines += _section(title, (f"{gate['model']}: {gate['detail']}" for gate in gates))
     lines += _baseline(view)
     lines += _section("Warnings", (*_warnings(run), *view.correction_notes()))
     lines += _section("What was run", (*_what_was_run(view), *view.attempt_notes(), *view.early_notes()))
@@ -77,17 +77,17 @@ def _cell(view: RunView, model: str, metric: Metric) -> str:
 
 
 def _baseline(view: RunView) -> list[str]:
-    """What the notes say, and every comparison."""
+    """The notes, and every comparison."""
     notes = view.baseline_notes()
     if not notes:
         return []
     lines = ["", f"### Baseline {_safe(view.run['baseline']['name'])}", "", *_items(notes), ""]
-    found = [one for one in view.run["baseline"]["comparisons"] if one["metric"]]
-    if not found:
+    comparisons = [one for one in view.run["baseline"]["comparisons"] if one["metric"]]
+    if not comparisons:
         return lines
     lines += [_row(["model", "metric", "baseline", "now", "windows", "outcome"])]
     lines += [_row(["---", "---", "---:", "---:", "---:", "---"])]
-    for comparison in found:
+    for comparison in comparisons:
         metric = comparison["metric"]
         known = view.metrics.get(metric)
         numbers = [format_metric(known, comparison[key], None) if key in comparison else "–" for key in ("old", "new")]
@@ -101,7 +101,7 @@ def _baseline(view: RunView) -> list[str]:
 
 
 def _warnings(run: Mapping[str, Any]) -> list[str]:
-    """The run's, but for those that only say which gates are undecided: these have a section of their own."""
+    """Warnings of the run, except those about undecided gates, which have their own section."""
     undecided = {(gate["model"], gate["metric"]) for gate in run.get("gates", []) if gate["verdict"] == "inconclusive"}
     told = tuple(f"{model}: {metric} is inconclusive." for model, metric in undecided)
     return [warning for warning in run.get("warnings", []) if not warning.startswith(told)]
@@ -140,7 +140,7 @@ def _row(cells: list[str]) -> str:
 
 
 def _safe(text: str) -> str:
-    """Names are text: no HTML, no markdown, no formulas, no table separators, no end of line, no novel."""
+    """Escape and shorten names: no HTML, markdown, formulas, table separators or line breaks."""
     if len(text) > _MOST_CHARACTERS:
         text = f"{text[:_MOST_CHARACTERS]}…"
     line = visible(" ".join(text.splitlines()) if "\n" in text else text)

@@ -1,4 +1,4 @@
-"""Numbers as people read them: as many digits as the uncertainty allows."""
+"""Number formatting: as many digits as the uncertainty allows."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ __all__ = [
 
 
 def doubt_mark(row: Mapping[str, Any]) -> str:
-    """` ?` behind a number that nothing may be decided by; the run's warnings say why."""
+    """` ?` after an unreliable number; the run's warnings say why."""
     return " ?" if row.get("doubt") else ""
 
 
 def format_metric(metric: Metric | None, value: float, se: float | None) -> str:
-    """A value of a metric in a table: `105 MB`, `86.4 ± 0.5 %`, `4.85`, `12.33 ± 0.52`; one of none as it is."""
+    """A value of a metric in a table: `105 MB`, `86.4 ± 0.5 %`, `4.85`, `12.33 ± 0.52`."""
     if metric is None:
         return format_estimate(value, se)
     if metric.unit == "bytes":
@@ -37,7 +37,7 @@ def format_metric(metric: Metric | None, value: float, se: float | None) -> str:
 
 
 def format_column(metric: Metric, row: Mapping[str, Any]) -> str:
-    """The same in the terminal's table, which is narrow, with `doubt_mark`."""
+    """The same for the narrow table of the terminal, with `doubt_mark`."""
     column, value = metric.column, row["value"]
     if column is not None and column.decimals is not None:
         text = f"{value:.{column.decimals}f}"

@@ -1,4 +1,4 @@
-"""What a smaller file costs in quality: the loss per halving of its size, on the whole way and of the last step."""
+"""The cost of a smaller file in quality: loss per halving of the size, from the reference and for the last step."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ __all__ = ["Price", "PriceList", "price_list", "price_note", "show_average", "sh
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """What a candidate costs, in nats per halving of the size.
+    """The cost of a candidate, in nats per halving of the size.
 
     Attributes:
         model: its name.
-        saved: share of the reference's bytes that it does without.
-        average: on the whole way from the reference, with its standard error.
-        average_se: None where the loss has none.
-        step: from the next bigger file of the frontier to this one; None for a file that another one beats.
+        saved: share of the reference's bytes that it saves.
+        average: from the reference, with its standard error.
+        average_se: None if the loss has no error.
+        step: from the next bigger file of the frontier to this one; None for a dominated file.
     """
 
     model: str
@@ -34,27 +34,27 @@ class Price:
 
 @dataclass(frozen=True, slots=True)
 class PriceList:
-    """Prices of all candidates that are smaller than the reference, biggest first, and the loss that they are of."""
+    """Prices of all candidates that are smaller than the reference, biggest first, and their loss metric."""
 
     metric: str
     prices: list[Price]
 
     @property
     def title(self) -> str:
-        """What is lost."""
+        """Title of the loss."""
         return metric_info(self.metric).title
 
     @property
     def steps(self) -> list[Step]:
-        """Down the frontier."""
+        """Steps down the frontier."""
         return [price.step for price in self.prices if price.step is not None]
 
     def explanation(self) -> str:
-        """How to read it, and what to do with it, in plain words."""
+        """How to read and use the prices."""
         text = (
-            f"What a file half as big costs, in nats of {self.title}: on the whole way from the reference, and at the"
-            " rate of the last step, from the next bigger file that nothing beats. Go down as long as the last step's"
-            " price is one that you would pay for half of the memory"
+            f"The cost of halving the file, in nats of {self.title}: averaged from the reference, and for the "
+            f"last step, from the next bigger file on the frontier. Choose smaller files as long as the price "
+            f"of the last step is worth half of the memory to you"
         )
         if len(self.steps) < 2:
             return f"{text}."
@@ -64,7 +64,7 @@ class PriceList:
 
 
 def price_list(view: RunView) -> PriceList | None:
-    """Prices by mean KL, where it was measured, else by ln PPL ratio; None where neither was, or nothing is smaller."""
+    """Prices by mean KL if measured, else by ln PPL ratio; None if neither was, or if nothing is smaller."""
     reference = next((model for model in view.models if model.is_reference and model.facts), None)
     metric = next((name for name in view.losses if _is_none_at_the_reference(view, name) and view.measured(name)), None)
     if reference is None or metric is None:
@@ -86,18 +86,18 @@ def price_list(view: RunView) -> PriceList | None:
 
 
 def _is_none_at_the_reference(view: RunView, metric: str) -> bool:
-    """Whether a loss is in nats beside the reference: nothing where a model is the reference."""
+    """Whether a loss is in nats relative to the reference, so that it is 0 for the reference."""
     return view.metrics[metric].unit == "nats"
 
 
 def price_note(view: RunView) -> str | None:
     """The steps in one line for the terminal."""
-    found = price_list(view)
-    if found is None or not found.steps:
+    prices = price_list(view)
+    if prices is None or not prices.steps:
         return None
-    words = ", ".join(f"{visible(step.end)} {format_value(_rounded(step.price))}" for step in found.steps)
+    words = ", ".join(f"{visible(step.end)} {format_value(_rounded(step.price))}" for step in prices.steps)
     return (
-        f"price of a step down from the next bigger file that nothing beats, in nats of {found.title} per halving of"
+        f"price of a step down from the next bigger file on the frontier, in nats of {prices.title} per halving of"
         f" the size: {words}"
     )
 
@@ -114,5 +114,5 @@ def show_step(price: Price) -> str:
 
 
 def _rounded(value: float) -> float:
-    """To two significant digits: the steps share their tokens, so that no error of their difference is at hand."""
+    """Round to two significant digits: the steps share their tokens, so the error of their difference is unknown."""
     return round(value, 1 - math.floor(math.log10(abs(value)))) if value else 0.0

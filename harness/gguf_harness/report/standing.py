@@ -1,6 +1,6 @@
-"""Where a model of a run stands: one verdict over everything that was planned for it, and the sentences behind it.
+"""The standing of a model in a run: one verdict over everything planned for it, with reasons.
 
-Table, headline, report, badge, markdown, JUnit and annotations all say what is decided here.
+Table, headline, report, badge, markdown, JUnit and annotations all use this verdict.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ _UNDECIDED: Final = ", and this test did not decide on it: "
 
 @dataclass(frozen=True, slots=True)
 class Undecided:
-    """Something that was planned and not decided.
+    """A planned gate or comparison that was not decided.
 
     Attributes:
-        test: id of the test that was to decide it, None if it did not run to its end.
-        outcome: of that test.
+        test: id of the test that should have decided it; None if it did not finish.
+        outcome: outcome of that test.
         why: a sentence.
-        compared: it is a comparison with the baseline, and no gate.
+        compared: whether it is a comparison with the baseline instead of a gate.
     """
 
     model: str
@@ -39,18 +39,18 @@ class Undecided:
 
     @property
     def sentence(self) -> str:
-        """For the test that ended without it."""
+        """The sentence for the test that ended without deciding it."""
         return f"{self.model}: {self.metric} has a limit{_UNDECIDED}{self.why}"
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A test that failed, as the run tells it.
+    """A failed test, as stored in the run.
 
     Attributes:
         kind: one of `gguf_harness.judge.outcomes.Kind`.
-        summary: why, in a line.
-        message: all of it.
+        summary: the reason, in one line.
+        message: the full text.
     """
 
     test: str
@@ -61,7 +61,7 @@ class Failure:
 
     @property
     def words(self) -> str:
-        """What failed and why, in words that fit its kind; of a measurement all that its error says."""
+        """What failed and why, worded by kind; for a measurement, the full message of its error."""
         name = self.test.split("::")[-1]
         if self.kind in {"assertion", "fixture"}:
             return f"{'a fixture of ' if self.kind == 'fixture' else ''}{name} failed: {self.summary}"
@@ -70,14 +70,14 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """The verdict on a model, and what is behind it.
+    """The verdict on a model, with reasons.
 
     Attributes:
-        verdict: the worst that holds: "fail" (a limit was not kept, it is worse than its baseline, or a test failed by
+        verdict: the worst that applies: "fail" (a gate failed, it is worse than its baseline, or a test failed by
             itself), "error" (something could not be measured), "incomplete" (something planned was not decided),
-            "inconclusive", "pass", or "" where nothing was planned or decided.
-        reasons: sentences behind the verdict.
-        others: what else failed, which the verdict alone does not say.
+            "inconclusive", "pass", or "" if nothing was planned or decided.
+        reasons: reasons for the verdict as sentences.
+        others: other failures that the verdict does not show.
         undecided: gates and comparisons that were planned and not decided.
         missing: the same as a sentence, if there are any.
     """
@@ -90,10 +90,10 @@ class Standing:
 
 
 class Standings:
-    """Where the models of a run stand.
+    """Standings of the models of a run.
 
     Args:
-        run: content of a run.json; of an older one without `planned`, what was decided counts as planned.
+        run: content of a run.json; in older runs without `planned`, the decided gates count as planned.
     """
 
     def __init__(self, run: Entry) -> None:
@@ -109,14 +109,14 @@ class Standings:
             self._undecided.setdefault(one.model, []).append(one)
 
     def of(self, model: str) -> Standing:
-        """Where one of them stands."""
+        """The standing of a model."""
         gates, undecided = self._gates.get(model, []), tuple(self._undecided.get(model, []))
         worse = [one["detail"] for one in self._comparisons.get(model, []) if one.get("outcome") in _NOT_KEPT]
         told: dict[str, list[str]] = {}
         for failure in self._failures.get(model, []):
             told.setdefault(failure.kind, []).append(failure.words)
         failed = [gate["detail"] for gate in gates if gate["verdict"] == "fail"] + worse
-        # Where none is worse, the baseline failed the test because there was nothing to compare with.
+        # If none is worse, the test failed because there was nothing to compare with.
         failed += [] if worse else told.get("baseline", [])
         failed += told.get("assertion", []) + told.get("fixture", [])
         reasons = {
@@ -137,7 +137,7 @@ class Standings:
         for one in self._undecided[model]:
             reasons.setdefault(one.why.rstrip("."), []).append(one.metric)
         missing = "; ".join(f"{', '.join(metrics)} ({why})" for why, metrics in reasons.items())
-        # Of a person's own tests, gates count when they are decided.
+        # Gates of users' own tests count once they are decided.
         tested = {(gate.get("suite"), gate["metric"]): gate["verdict"] for gate in self._gates.get(model, [])}
         open_ones = [metric for (_, metric), verdict in tested.items() if verdict == "inconclusive"]
         made = {one["metric"] for one in self._comparisons.get(model, [])}
@@ -149,7 +149,7 @@ class Standings:
 
 
 def undecided_gates(run: Entry) -> list[Undecided]:
-    """Gates that were planned and that no test decided, with the reason as far as the run knows it."""
+    """Planned gates that no test decided, with the reason as far as the run has it."""
     decided = {(gate["model"], gate.get("suite"), gate["metric"]) for gate in run.get("gates", [])}
     tests = _by_function(run)
     return [
@@ -160,7 +160,7 @@ def undecided_gates(run: Entry) -> list[Undecided]:
 
 
 def failures_of(run: Entry) -> list[Failure]:
-    """Tests that failed, but for those that were failed because they decided nothing."""
+    """Failed tests, except those that failed only because they did not decide their gate."""
     failures = []
     for test in run.get("tests", []):
         if test["outcome"] in _FAILED:
@@ -172,7 +172,7 @@ def failures_of(run: Entry) -> list[Failure]:
 
 
 def _undecided_comparisons(run: Entry) -> list[Undecided]:
-    """Comparisons with the baseline that no test came to; whether a test that ended had to make any is its matter."""
+    """Planned comparisons with the baseline whose tests did not finish; a finished test made those it had to."""
     baseline = run.get("baseline") or {}
     made = {(one["model"], one["metric"]) for one in baseline.get("comparisons", [])}
     tests = _by_function(run)
@@ -191,7 +191,7 @@ def _undecided(planned: Entry, test: Entry | None, run: Entry, *, compared: bool
     if test is None or not ended:
         why = f"{name} did not run." if run.get("finished", True) else "the run was interrupted."
     elif test.get("kind") == "undecided":
-        # The test was failed for it, with this sentence behind the others.
+        # The test failed for it, with this sentence after the others.
         why = str(test["message"]).rsplit(_UNDECIDED, maxsplit=1)[-1]
     elif outcome == "passed":
         why = f"{name} passed without deciding it."
@@ -204,19 +204,19 @@ def _undecided(planned: Entry, test: Entry | None, run: Entry, *, compared: bool
 
 
 def _by_model(entries: Iterable[Entry]) -> dict[str, list[Entry]]:
-    found: dict[str, list[Entry]] = {}
+    entries_by_model: dict[str, list[Entry]] = {}
     for entry in entries:
-        found.setdefault(entry["model"], []).append(entry)
-    return found
+        entries_by_model.setdefault(entry["model"], []).append(entry)
+    return entries_by_model
 
 
 def _by_function(run: Entry) -> dict[tuple[str | None, str, str], list[Entry]]:
     """Tests by model, suite and name."""
-    found: dict[tuple[str | None, str, str], list[Entry]] = {}
+    entries_by_function: dict[tuple[str | None, str, str], list[Entry]] = {}
     for test in run.get("tests", []):
         name = test["id"].split("::")[-1].split("[")[0]
-        found.setdefault((test.get("model"), test["suite"], name), []).append(test)
-    return found
+        entries_by_function.setdefault((test.get("model"), test["suite"], name), []).append(test)
+    return entries_by_function
 
 
 def _function_of(planned: Entry) -> tuple[str | None, str, str]:
@@ -224,12 +224,12 @@ def _function_of(planned: Entry) -> tuple[str | None, str, str]:
 
 
 def _parameters(identifier: str) -> list[str]:
-    """`kld_mean` and `model` of `test[kld_mean-model]`, in whatever order; names with dashes come in pieces."""
+    """`kld_mean` and `model` of `test[kld_mean-model]`, in any order; names with dashes are split."""
     return identifier.partition("[")[2].rstrip("]").split("-")
 
 
 def _old_kind(test: Entry, run: Entry) -> str:
-    """The kind of a failure in a run that does not say: by the sentences of its gates."""
+    """The kind of a failure in a run that does not store it, derived from the sentences of its gates."""
     compared = (run.get("baseline") or {}).get("comparisons", [])
     for kind, decided in (("gate", run.get("gates", [])), ("baseline", compared)):
         if any(one.get("verdict") != "pass" and one["detail"] in test["message"] for one in decided):
@@ -238,7 +238,7 @@ def _old_kind(test: Entry, run: Entry) -> str:
 
 
 def _summary(message: str) -> str:
-    """What pytest marks as the error, or the first line."""
+    """The line that pytest marks as the error, or the first line."""
     lines = message.strip().splitlines()
     marked = [line[1:].strip() for line in lines if line.startswith("E ")]
     return next(iter(marked or lines), "no reason was given")

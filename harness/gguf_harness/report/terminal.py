@@ -1,4 +1,4 @@
-"""The end of a session on the terminal: one table, one line per candidate, and what the person should know."""
+"""Summary of a session on the terminal: one table, one line per candidate, and notes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["render_terminal", "verdict_line"]
 
 _MIN_WIDTH, _MAX_WIDTH = 60, 140
 _MEASURED_WIDTH: Final = 400
-"""Where what a table needs is measured: more than any needs."""
+"""Width used to measure how wide a table is: more than any needs."""
 _COLORS: Final = {
     "pass": "green",
     "fail": "red",
@@ -36,7 +36,7 @@ def render_terminal(run: Mapping[str, Any], *, width: int, color: bool) -> str:
 
     Args:
         run: content of a run.json.
-        width: of the terminal; columns that do not fit are left out, least important first.
+        width: width of the terminal; columns that do not fit are left out, least important first.
         color: whether escape sequences are wanted.
     """
     view = RunView(run)
@@ -54,7 +54,7 @@ def render_terminal(run: Mapping[str, Any], *, width: int, color: bool) -> str:
 
 
 def verdict_line(view: RunView, model: Candidate) -> str:
-    """What the run says of a model, in plain words."""
+    """The result of a model, as a sentence."""
     name = visible(model.name)
     if model.verdict == "error":
         more = "".join(f"; also: {visible(_first_line(other))}" for other in model.standing.others)
@@ -80,7 +80,7 @@ def _gain_words(view: RunView, model: Candidate) -> list[str]:
     if reference is None or not reference.facts or not model.facts:
         return []
     words = [f"{model.facts['bytes'] / reference.facts['bytes']:.0%} of the reference's size"]
-    # Only of what was timed in turns and undisturbed: speeds of different times make no ratio.
+    # Only for speeds timed in turns and undisturbed: speeds measured at different times have no valid ratio.
     ratio = speed_ratio(view.run, model.name)
     if ratio is not None:
         low, high = (format_ratio(bound) for bound in (ratio.low, ratio.high))
@@ -96,7 +96,7 @@ def _notes(view: RunView) -> list[str]:
     if floor:
         notes.append(
             f"noise floor: KL of the reference against itself in other batches is {_floor(floor['value'])} nats"
-            f" (n = {floor['n']}); differences of that size mean nothing"
+            f" (n = {floor['n']}); differences of that size are meaningless"
         )
     if corpus := run.get("corpus"):
         notes.append(
@@ -108,17 +108,17 @@ def _notes(view: RunView) -> list[str]:
     total = cache["hits"] + cache["misses"]
     if total:
         notes.append(
-            f"cache: all {total} measurements came from it, nothing was decoded; --gguf-fresh measures again"
+            f"cache: all {total} measurements came from the cache, nothing was decoded; --gguf-fresh measures again"
             if cache["hits"] == total
-            else f"cache: {cache['hits']} of {total} measurements came from it"
+            else f"cache: {cache['hits']} of {total} measurements came from the cache"
         )
     if view.interrupted is not None:
-        notes.append(f"{view.interrupted}: what had been measured is shown")
+        notes.append(f"{view.interrupted}: results up to then are shown")
     return notes + view.attempt_notes()
 
 
 def _answers(view: RunView) -> list[str]:
-    """Prices of steps to smaller files, and claims that the run tests."""
+    """Lines on prices of smaller files, and on claims that the run tests."""
     price = price_note(view)
     claims = [finding for finding in judge_claims(view.run) if finding.verdict != "not tested"]
     words = (f"'{finding.claim.says}' {finding.verdict} ({finding.numbers})" for finding in claims)
@@ -141,7 +141,7 @@ def _table(view: RunView, width: int, color: bool) -> str:
 
 
 def _drawn(view: RunView, columns: list[tuple[Metric, Column]]) -> tuple[Table, int]:
-    """A table, and the width that it needs."""
+    """A rendered table, and the width that it needs."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -156,7 +156,7 @@ def _drawn(view: RunView, columns: list[tuple[Metric, Column]]) -> tuple[Table, 
     for model in view.models:
         rows = [(metric, view.row(model.name, metric.name)) for metric, _ in columns]
         size = format_bytes(model.facts["bytes"]) if model.facts else "-"
-        # Text, not markup: a model's name may hold [brackets].
+        # Text, not markup: a model name may contain [brackets].
         table.add_row(
             Text(visible(model.name)),
             size,

@@ -204,7 +204,7 @@ class RunDraft:
     """The run.json of a running session. Saved after every test, so that a killed session keeps its results.
 
     Attributes:
-        found: by test id; a later attempt at a test replaces the earlier one.
+        findings: by test id; a later attempt at a test replaces the earlier one.
         planned: gates that the suites must decide, as `gguf_harness.judge.plan.plan_gates` gives them.
         planned_comparisons: the same for comparisons with the baseline.
         warnings: of the session as a whole.
@@ -218,7 +218,7 @@ class RunDraft:
     reference: str | None
     started: datetime = field(default_factory=lambda: datetime.now(UTC))
     tests: dict[str, TestRecord] = field(default_factory=dict)
-    found: dict[str, Findings] = field(default_factory=dict)
+    findings: dict[str, Findings] = field(default_factory=dict)
     planned: list[dict[str, Any]] = field(default_factory=list)
     planned_comparisons: list[dict[str, Any]] = field(default_factory=list)
     baseline: str | None = None
@@ -230,22 +230,22 @@ class RunDraft:
     @property
     def gates(self) -> list[dict[str, Any]]:
         """All gate verdicts."""
-        return [gate for findings in self.found.values() for gate in findings.gates]
+        return [gate for findings in self.findings.values() for gate in findings.gates]
 
     @property
     def comparisons(self) -> list[dict[str, Any]]:
         """All comparisons."""
-        return [comparison for findings in self.found.values() for comparison in findings.comparisons]
+        return [comparison for findings in self.findings.values() for comparison in findings.comparisons]
 
     def settle(self, gates: list[dict[str, Any]], comparisons: list[dict[str, Any]]) -> None:
         """Replace individual verdicts and comparisons by those decided over the whole run."""
-        for findings in self.found.values():
+        for findings in self.findings.values():
             findings.gates, findings.comparisons = [], []
         for gate in gates:
-            self.found[gate["test"]].gates.append(gate)
+            self.findings[gate["test"]].gates.append(gate)
         for comparison in comparisons:
             # A comparison that could not be made belongs to no test.
-            self.found.setdefault(comparison.get("test", ""), Findings()).comparisons.append(comparison)
+            self.findings.setdefault(comparison.get("test", ""), Findings()).comparisons.append(comparison)
 
     def save(self, *, settled: bool, last: bool = False) -> dict[str, Any]:
         """Write run.json and return its content.
@@ -292,7 +292,7 @@ class RunDraft:
             "texts": [row for rows in texts.values() for row in rows],
             "settings": self.settings,
             "tests": [test.to_json() for test in self.tests.values()],
-            "estimates": [row for findings in self.found.values() for row in findings.estimates],
+            "estimates": [row for findings in self.findings.values() for row in findings.estimates],
             "metrics": self._foreign_metrics(),
             "arrays": list(arrays.values()),
             "planned": self.planned,
@@ -307,7 +307,7 @@ class RunDraft:
 
     def _foreign_metrics(self) -> list[dict[str, Any]]:
         """Entries of used metrics that come from plugins: a reader of the run may not have these plugins."""
-        rows = (row for findings in self.found.values() for row in (*findings.estimates, *findings.gates))
+        rows = (row for findings in self.findings.values() for row in (*findings.estimates, *findings.gates))
         used = dict.fromkeys(row["metric"] for row in rows)
         theirs = [name for name in used if name in METRICS and not METRICS.is_built_in(name)]
         return [METRICS[name].to_json() for name in theirs]

@@ -105,11 +105,11 @@ def find_run(spec: str, results: Path) -> Path:
     if (path / "run.json").is_file():
         return path / "run.json"
     runs = sorted((results / "runs").glob("*/run.json"))
-    found = runs[-1:] if spec == "last" else [run for run in runs if run.parent.name.startswith(spec)]
-    if len(found) == 1:
-        return found[0]
+    matches = runs[-1:] if spec == "last" else [run for run in runs if run.parent.name.startswith(spec)]
+    if len(matches) == 1:
+        return matches[0]
     known = ", ".join(run.parent.name for run in runs[-5:]) or "none"
-    problem = f"{len(found)} runs start with" if found else "There is no run"
+    problem = f"{len(matches)} runs start with" if matches else "There is no run"
     raise StoreError(
         f"{problem} {spec!r} in {results / 'runs'}.",
         f"Give a run.json, a run's folder, its id, or `last`. Latest runs: {known}.",

@@ -5,7 +5,7 @@
   const least = document.getElementById("least");
   const find = document.getElementById("find");
   const COLORS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"]; // Okabe and Ito (2008)
-  const BINS = 4; // a trace has one width: strength is shown in steps
+  const BINS = 4; // a trace has one width, so strength is shown in steps
   const MOST_LABELS = 600;
   const WEBGL_FROM = 5000;
   const type = nodes.x.length > WEBGL_FROM ? "scattergl" : "scatter";
@@ -95,7 +95,7 @@
   }
 
   function layout() {
-    // Layers and positions are whole numbers: so are their ticks.
+    // Layers and positions are whole numbers: so use integer ticks.
     const axis = (title, values) => ({
       title: { text: title },
       showgrid: false,

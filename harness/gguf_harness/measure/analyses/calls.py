@@ -1,4 +1,4 @@
-"""Analyses of sets of points, in a child process of their own, on the GPU that llama.cpp leaves alone."""
+"""Analyses of sets of points, in a separate child process, on the GPU that llama.cpp does not use."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ _SILHOUETTE_LIMIT: Final = 5000
 
 
 class Analytics:
-    """Projections, clusters, neighbors and similarity of points: each once, from the cache where it can.
+    """Projections, clusters, neighbors and similarity of points: each computed once, from the cache if possible.
 
     Points are an array [n, d] of numbers, or the path of a .npy file that holds one. The same points and seed give the
-    same result. Cosine means that points are scaled to length one before their Euclidean distances count. Results say
-    in `backend` what computed them, in `settings` how the method was fitted to the points, and in `warnings` what its
-    library said. All but `neighbors` hold the points twice, as float64.
+    same result. With cosine, points are scaled to length one before Euclidean distances are taken. Results have
+    `backend`, what computed them; `settings`, the method's settings for the points; and `warnings` of its library. All
+    but `neighbors` hold the points twice, as float64.
 
     Raises:
         NoData: from every method: too few points, all the same, not finite; with cosine, points that are zero.
@@ -59,7 +59,7 @@ class Analytics:
         self._gpu: int | None = None
         core.at_close(self.close)
         self.backends: list[str] = []
-        """What has computed results of this session."""
+        """Backends that computed results of this session."""
 
     @property
     def gpu(self) -> int:
@@ -83,7 +83,7 @@ class Analytics:
 
         Args:
             points: [n, d].
-            method: "pca"; "umap" or "tsne", with which only neighborhoods mean something.
+            method: "pca"; "umap" or "tsne", in which only neighborhoods are meaningful.
             dimensions: 2 or 3.
             metric: "euclidean" or "cosine".
             size: of a neighborhood: UMAP's n_neighbors (15, or all others), t-SNE's perplexity (30, or a third).
@@ -173,7 +173,7 @@ class Analytics:
         limit: int = _SILHOUETTE_LIMIT,
         seed: int = 0,
     ) -> Silhouette:
-        """How well each point lies in its cluster (Rousseeuw, 1987).
+        """How well each point fits its cluster (Rousseeuw, 1987).
 
         Args:
             points: [n, d].
@@ -206,7 +206,7 @@ class Analytics:
 
     @property
     def pid(self) -> int | None:
-        """Process id of the child, None while there is none."""
+        """Process id of the child; None if there is none."""
         return self._worker.pid if self._worker is not None else None
 
     def __enter__(self) -> Self:
@@ -224,7 +224,7 @@ class Analytics:
     def _run(
         self, task: Callable[..., Found], inputs: dict[str, Points | None], parameters: dict[str, Any], label: str
     ) -> Found:
-        """What a task finds, from the cache where it can. A failure is not kept: the next call tries again."""
+        """The result of a task, from the cache if possible. A failure is not stored: the next call tries again."""
         from gguf_harness.analytics.analyses import Setup, run_task
         from gguf_harness.analytics.points import open_points
 
@@ -282,7 +282,7 @@ class Analytics:
 
     @contextlib.contextmanager
     def _sent(self, inputs: dict[str, Points | None]) -> Iterator[dict[str, Points | None]]:
-        """Inputs as the child gets them: large arrays as files, which it reads in pieces."""
+        """Inputs as sent to the child: large arrays as files, which it reads in pieces."""
         import numpy as np
 
         root = self._core.cache.root / "analyses"
@@ -299,7 +299,7 @@ class Analytics:
 
 
 def _sweep(root: Path) -> None:
-    """Remove what sessions that were killed have left."""
+    """Remove leftovers of killed sessions."""
     for folder in root.glob(f"{_SENT}*"):
         owner = folder.name.removeprefix(_SENT).partition("-")[0]
         if owner.isdigit() and not psutil.pid_exists(int(owner)):

@@ -1,4 +1,4 @@
-"""Tensors of a decode on disk: appended as they come by, mapped into memory when they are compared."""
+"""Tensors of a decode on disk: appended during the decode, memory-mapped for comparisons."""
 
 from __future__ import annotations
 
@@ -62,14 +62,14 @@ class ActivationWriter:
         self._size += values.nbytes
 
     def close(self) -> None:
-        """Finish: without the index, written last, nothing counts."""
+        """Finish the file: the index is written last, and without it the data does not count."""
         with self._guarded():
             self._file.close()
             (self._folder / _INDEX).write_text(json.dumps({"bytes": self._size, "arrays": self._index}))
 
     def discard(self) -> None:
-        """Remove what was written, finished or not."""
-        # What is still in its buffer may find the disk full, which is perhaps why this is called.
+        """Remove the files, finished or not."""
+        # Flushing the buffer may fail because the disk is full, which may be the reason for this call.
         with contextlib.suppress(OSError):
             self._file.close()
         ActivationReader.discard(self._folder)
@@ -83,7 +83,7 @@ class ActivationWriter:
 
 
 class ActivationReader:
-    """Maps what an `ActivationWriter` left.
+    """Memory-maps the files of an `ActivationWriter`.
 
     Raises:
         FilesLost: they are missing, or shorter than their index says.
@@ -93,7 +93,7 @@ class ActivationReader:
         try:
             content = json.loads((folder / _INDEX).read_text())
             self._index: dict[str, list[dict[str, Any]]] = content["arrays"]
-            # Raises where the file is shorter. Nothing cannot be mapped.
+            # Raises if the file is shorter. Empty files cannot be mapped.
             size = content["bytes"]
             self._data = np.memmap(folder / _DATA, np.uint8, "r", shape=(size,)) if size else np.empty(0, np.uint8)
         except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
@@ -110,7 +110,7 @@ class ActivationReader:
 
     @staticmethod
     def discard(folder: Path) -> None:
-        """Delete the activations of a folder, if they are there."""
+        """Delete the activations of a folder, if any."""
         for name in (_INDEX, _DATA):
             (folder / name).unlink(missing_ok=True)
 
@@ -138,6 +138,6 @@ class ActivationReader:
         return arrays
 
     def array(self, name: str, axis: int = 0) -> NDArray[np.floating[Any]]:
-        """The slices of an array joined along an axis: a view of the file where there is one slice, else a copy."""
+        """The slices of an array joined along an axis: a view of the file if there is only one slice, else a copy."""
         slices = self.slices(name)
         return slices[0] if len(slices) == 1 else np.concatenate(slices, axis=axis)

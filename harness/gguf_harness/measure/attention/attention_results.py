@@ -1,4 +1,4 @@
-"""What was measured of attention, from the arrays that workers return."""
+"""Results of attention measurements, from the arrays that workers return."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ class HeadBehaviour:
     Attributes:
         heads: layer and head of each profile.
         profiles: scores on the prompts; induction and duplicate_token on repeated random tokens.
-        copy_scores: of each head, from its weights; None where the file does not tell.
+        copy_scores: of each head, from its weights; None if the file does not have them.
         similarity: [head, head] cosine of patterns, over the first tokens of the prompts.
-        prompts: those that the model could be given.
-        problems: what was wrong with the others.
+        prompts: those that the model could take.
+        problems: reasons for the others.
     """
 
     heads: list[HeadPlace]
@@ -54,9 +54,9 @@ class HeadBehaviour:
         """
         if not arrays["causal"].item():
             raise ModelError(
-                "Tokens of this model attend to later ones, as in an encoder: scores of heads such as induction are"
-                " defined for models whose tokens look back.",
-                "suites/attention and suites/embeddings measure such models.",
+                "Tokens of this model attend to later ones, as in an encoder: head scores such as induction are "
+                "defined only for causal models.",
+                "Use suites/attention and suites/embeddings for such models.",
             )
         names = [str(name) for name in arrays["scores"]]
         per_prompt = [
@@ -80,17 +80,17 @@ class HeadBehaviour:
 
     def estimates(self) -> list[Estimate]:
         """All scores of all heads."""
-        found = []
+        scores = []
         for (layer, head), profile, copies in zip(self.heads, self.profiles, self.copy_scores, strict=True):
             place = Place(layer, head)
-            found += [replace(estimate, place=place) for estimate in profile.estimates()]
+            scores += [replace(estimate, place=place) for estimate in profile.estimates()]
             if copies is not None:
-                found.append(Estimate("head_copy_score", copies, 1, place=place))
-        return found
+                scores.append(Estimate("head_copy_score", copies, 1, place=place))
+        return scores
 
     @property
     def kinds(self) -> list[HeadKind]:
-        """Of each head, by the rules of `gguf_harness.metrics.taxonomy`."""
+        """Kind of each head, by the rules of `gguf_harness.metrics.taxonomy`."""
         return [classify_head(profile.values) for profile in self.profiles]
 
 
@@ -130,7 +130,7 @@ class AttentionDrift:
         A relative error is the mean over heads and prompts of each head's own, with its error clustered by prompt. CKA
         is of all prompts' tokens together: it has no error.
         """
-        found = []
+        estimates = []
         for name in (*_ERRORS, *_CKA):
             places = self.kv_heads if name[0] in "kv" else self.heads
             layers = np.array([layer for layer, _ in places])
@@ -138,11 +138,11 @@ class AttentionDrift:
                 chosen = np.ones(len(layers), dtype=np.bool_) if layer is None else layers == layer
                 estimate = self._mean(name, _floats(self._arrays[name])[..., chosen])
                 if estimate is not None:
-                    found.append(estimate if layer is None else replace(estimate, place=Place(layer)))
-        return found
+                    estimates.append(estimate if layer is None else replace(estimate, place=Place(layer)))
+        return estimates
 
     def _mean(self, name: str, values: NDArray[np.float64]) -> Estimate | None:
-        """None where no head has a value: of keys that are zero there is no relative error."""
+        """The mean; None if no head has a value: keys that are zero have no relative error."""
         if name in _CKA:
             there = values[~np.isnan(values)]
             return Estimate(f"attn_{name}", float(there.mean()), there.size) if there.size else None

@@ -1,4 +1,4 @@
-"""Readers of attention taps: what heads do, summed up as patterns come by; tensors of a text, kept in memory."""
+"""Readers of attention taps: behaviour of heads, summed up during the decode; tensors of a text, kept in memory."""
 
 from __future__ import annotations
 
@@ -17,18 +17,20 @@ if TYPE_CHECKING:
 __all__ = ["BehaviourWatch", "LayerParts"]
 
 _WORTH_A_THREAD: Final = 2**23
-"""Cells of a pattern. Below, threads pass the interpreter's lock to and fro: [9, 512, 512] takes them a third more."""
+"""Minimum cells of a pattern for threads. Below, contention for the interpreter lock costs more: a third for [9, 512,
+512].
+"""
 
 
 class BehaviourWatch:
-    """Sums up what each head does with a prompt, and writes patterns, queries, keys and values to the disk.
+    """Sums up the behaviour of each head on a prompt, and writes patterns, queries, keys and values to disk.
 
     Args:
-        threads: to score the heads of large patterns with: llama.cpp's own wait meanwhile.
+        threads: for scoring the heads of large patterns: llama.cpp's own threads wait meanwhile.
         writer: takes all tensors, under `prompt/layer/kind`; None to keep none.
 
     Attributes:
-        causal: whether the first token of every prompt so far attended to none behind it.
+        causal: whether the first token of every prompt so far attended to no later token.
     """
 
     def __init__(self, threads: int, writer: ActivationWriter | None = None) -> None:
@@ -44,17 +46,17 @@ class BehaviourWatch:
         self._counts: dict[int, NDArray[np.int64]] = {}
 
     def begin(self, prompt: str, features: TokenFeatures) -> None:
-        """What follows belongs to this prompt."""
+        """Start a prompt."""
         self._prompt, self._n = prompt, len(features)
         self._kernels = [BehaviourKernel(features) for _ in range(self._threads)]
         self._rows, self._sums, self._counts = {}, {}, {}
 
     def __call__(self, tap: str, values: NDArray[np.float32]) -> None:
-        """A reader of the taps `pattern`, `q`, `k` and `v`. It keeps no pattern: views will do."""
+        """A reader of the taps `pattern`, `q`, `k` and `v`. It keeps no pattern, so views are enough."""
         _, number, _, kind = tap.split(".")
         layer = int(number)
         if kind == "pattern":
-            # llama.cpp pads keys; what lies behind the text holds no token.
+            # llama.cpp pads keys beyond the text.
             values = values[..., : self._n]
             start = self._rows.get(layer, 0)
             self._rows[layer] = start + values.shape[1]
@@ -73,7 +75,7 @@ class BehaviourWatch:
         return np.array([(layer, head) for layer in sorted(self._sums) for head in range(self._sums[layer].shape[1])])
 
     def totals(self) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-        """Scores of the prompt summed over its rows, and how many rows have them: [score, H] each, as `BEHAVIOURS`."""
+        """Scores of the prompt summed over rows, and the numbers of these rows: [score, H] each."""
         layers = sorted(self._sums)
         return (
             np.concatenate([self._sums[layer] for layer in layers], axis=1),
@@ -95,9 +97,9 @@ class BehaviourWatch:
 def _sums(
     kernel: BehaviourKernel, pattern: NDArray[np.float32], start: int
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Scores summed over rows, [score, head], and how many rows have them.
+    """Scores summed over rows, [score, head], and the number of rows that have them.
 
-    The first token can only attend to itself: its row says nothing of a head.
+    The first token can only attend to itself: its row carries no information.
     """
     rows = kernel.scores(pattern, start)
     values = np.stack([rows[name] for name in BEHAVIOURS])[:, :, 1 if start == 0 else 0 :]
@@ -105,7 +107,7 @@ def _sums(
 
 
 class LayerParts:
-    """Keeps a tensor of all layers, however many physical batches it comes in.
+    """Collects a tensor of all layers, from any number of physical batches.
 
     Args:
         n: tokens of the text.
@@ -125,6 +127,6 @@ class LayerParts:
         self._parts.setdefault(int(tap.split(".")[1]), []).append(values)
 
     def take(self) -> list[NDArray[np.float32]]:
-        """By layer, whole: [head, pos, key] or [pos, head, d_head]. Forgets them."""
+        """Return the complete tensors by layer, [head, pos, key] or [pos, head, d_head], and discard them."""
         parts, self._parts = self._parts, {}
         return [np.concatenate(parts[layer], axis=1 if self._by_key else 0) for layer in sorted(parts)]

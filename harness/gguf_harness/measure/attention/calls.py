@@ -1,4 +1,4 @@
-"""Attention on prompts: one decode per subject serves every test."""
+"""Attention on prompts: one decode per subject serves all tests."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ _ACTIVATIONS: Final[Files[Arrays]] = Files("activations", lambda folder, _: Acti
 
 
 class Attention:
-    """What heads do with a set of prompts, and how far a candidate's attention is from the reference's.
+    """Behaviour of heads on a set of prompts, and the distance of a candidate's attention from the reference's.
 
     Args:
-        core: measures.
-        prompts: what is read.
-        corpus: says which tokens are rare.
-        reference: on whose tokens candidates are measured; None where there is none.
+        core: runs measurements.
+        prompts: prompts to read.
+        corpus: determines which tokens are rare.
+        reference: the model on whose tokens candidates are measured; None if there is none.
     """
 
     def __init__(self, core: Core, prompts: PromptSet, corpus: Corpus, reference: PlannedSubject | None = None) -> None:
@@ -60,16 +60,16 @@ class Attention:
         self._reference = reference
 
     def __call__(self, model: Subject) -> HeadBehaviour:
-        """What each head of a subject does with the prompts."""
+        """Behaviour of each head of a subject on the prompts."""
         reference = self._reference_of(model)
         if reference is None:
             own = self.observe(model)
         else:
-            # The same decode serves the comparison, which some test of a candidate is about to ask for.
+            # The same decode also gives the comparison, which another test of the candidate will need.
             try:
                 own, _ = self.compare(model, reference)
             except (PromptError, VocabularyMismatch):
-                # Other tokens, or a single one: what it does by itself can be told all the same.
+                # Other tokens, or a single one: the subject can still be measured alone.
                 own = self.observe(model)
         self._keep(model, own)
         behaviour = HeadBehaviour.of(own)
@@ -83,18 +83,18 @@ class Attention:
         return behaviour
 
     def drift(self, candidate: Subject, reference: Subject) -> AttentionDrift:
-        """How far a candidate's attention is from the reference's, on the same tokens."""
+        """Distance of a candidate's attention from the reference's, on the same tokens."""
         own, drift = self.compare(candidate, reference)
         self._keep(candidate, own)
         self._keep(reference, self.observe(reference))
         return AttentionDrift.of(drift)
 
     def observe(self, model: Subject) -> Arrays:
-        """What each head does; see `observe_attention`. The activations stay in the cache, for candidates."""
+        """Behaviour of each head; see `observe_attention`. The activations stay in the cache, for candidates."""
         return self._core.measure(self._observed(model))
 
     def compare(self, model: Subject, reference: Subject) -> tuple[Arrays, Arrays]:
-        """(what each head of a candidate does, how far its attention is from the reference's)."""
+        """(behaviour of each head of a candidate, distance of its attention from the reference's)."""
         base_job = self._observed(reference)
         base = self._core.entry(base_job)
         job = Job(
@@ -125,7 +125,7 @@ class Attention:
         return key
 
     def _kept(self, model: Subject) -> KeptPatterns:
-        """The patterns to show, of layers and heads that the model has."""
+        """The patterns to show, for layers and heads that the model has."""
         asked = self._core.options.layers, self._core.options.heads
         counts = model.info.n_layer, model.info.n_head
         for what, numbers, count in zip(("layer", "head"), asked, counts, strict=True):

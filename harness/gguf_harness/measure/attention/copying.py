@@ -26,8 +26,8 @@ def copy_scores(files: Sequence[Path], n_layer: int, heads: NDArray[np.int64]) -
         heads: [H, 2] layer and head.
 
     Returns:
-        [H]; NaN where the file does not have matrices of values and outputs of this layer, one block of rows or columns
-        per head, or embeddings as long as the residual stream, in a type that can be dequantized.
+        [H]; NaN if the file lacks value and output matrices of this layer with one block of rows or columns per head,
+        or embeddings as wide as the residual stream, in a type that can be dequantized.
     """
     scores = np.full(len(heads), np.nan)
     try:

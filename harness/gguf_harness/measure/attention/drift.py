@@ -1,4 +1,4 @@
-"""How far a candidate's attention is from the reference's, on the same tokens. Runs in a worker."""
+"""Distance of a candidate's attention from the reference's, on the same tokens. Runs in a worker."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ Vectors = NDArray[np.floating[Any]]
 def compare_attention(
     worker: WorkerContext, request: AttentionRequest, reference: Path, base: Arrays
 ) -> tuple[Arrays, Arrays]:
-    """Decode every prompt with a candidate, and compare its attention with the reference's; patterns in half precision.
+    """Decode every prompt with a candidate and compare its attention with the reference's, patterns in half precision.
 
-    Prompts of a single token are left out: it attends to itself whatever the model. So are those that one of the two
-    cannot be given.
+    Prompts of a single token are left out, since it can only attend to itself; so are prompts that one of the models
+    cannot take.
 
     Args:
         worker: that the task runs in.
-        request: the candidate; its folder is empty again afterwards.
+        request: the candidate; its folder is emptied afterwards.
         reference: folder of the reference's activations.
-        base: what `observe_attention` returned of the reference.
+        base: result of `observe_attention` for the reference.
 
     Returns:
-        What `observe_attention` returns of the candidate; and
+        The result of `observe_attention` for the candidate; and
         prompts, [P] ids, and rows, [P] how many of each; heads, [H, 2], and kv_heads, [K, 2]: layer and head; cosine,
         [P, H]; `ROW_MEASURES`, [H, all rows] of one prompt after the other; relative errors q_error and scores_error,
         [P, H], k_error and v_error, [P, K]; and over the tokens of all prompts q_cka, [H], k_cka and v_cka, [K], NaN
@@ -51,8 +51,8 @@ def compare_attention(
 
     Raises:
         ModelError: the candidate has other layers or heads.
-        VocabularyMismatch: the candidate makes other tokens of a prompt.
-        NoPrompt: no prompt that both can be given has two tokens.
+        VocabularyMismatch: the candidate tokenizes a prompt differently.
+        NoPrompt: no prompt that both can take has two tokens.
     """
     try:
         own = observe_attention(worker, request)
@@ -61,29 +61,31 @@ def compare_attention(
             raise ModelError(
                 "{} has {} attention heads in {} layers, its reference {} in {}: they cannot be compared one by"
                 " one.".format(request.model, *_count_heads(own), *_count_heads(base)),
-                "Compare models of one shape; `gguf-harness heads` matches heads of two models that differ.",
+                "Compare models of the same shape; `gguf-harness heads` matches heads of different models.",
             )
         own_tokens, base_tokens = (_tokens_of(each) for each in (own, base))
         both = [prompt for prompt in own_tokens if prompt in base_tokens]
         if not both:
-            raise NoPrompt(f"{request.model} and its reference can be given no prompt that both take.", _LONGER)
+            raise NoPrompt(f"{request.model} and its reference have no prompt that both can take.", _LONGER)
         if any(own_tokens[prompt] != base_tokens[prompt] for prompt in both):
             raise VocabularyMismatch(
-                f"{request.model} makes other tokens of the prompts than its reference does.",
-                "Compare models of one vocabulary, whose files have the same chat template.",
+                f"{request.model} tokenizes the prompts differently from its reference.",
+                "Compare models with the same vocabulary and the same chat template.",
             )
         prompts = [prompt for prompt in both if len(own_tokens[prompt]) > 1]
         if not prompts:
             raise NoPrompt("No prompt has two tokens: there is no attention to compare.", _LONGER)
         layers = list(dict.fromkeys(own["heads"][:, 0].tolist()))
-        found = []
+        comparisons = []
         for done, prompt in enumerate(prompts):
             worker.progress(done, len(prompts))
-            found.append(_of_prompt(prompt, layers, ours, theirs))
-        drift = {name: np.stack([each[name] for each in found]) for name in found[0] if name not in ROW_MEASURES}
-        drift |= {name: np.concatenate([each[name] for each in found], axis=1) for name in ROW_MEASURES}
+            comparisons.append(_of_prompt(prompt, layers, ours, theirs))
+        drift = {
+            name: np.stack([each[name] for each in comparisons]) for name in comparisons[0] if name not in ROW_MEASURES
+        }
+        drift |= {name: np.concatenate([each[name] for each in comparisons], axis=1) for name in ROW_MEASURES}
         drift |= {f"{kind}_cka": _cka(kind, prompts, layers, ours, theirs) for kind in "qkv"}
-        rows = np.array([each["jsd"].shape[1] for each in found])
+        rows = np.array([each["jsd"].shape[1] for each in comparisons])
         return own, {
             "prompts": np.array(prompts),
             "rows": rows,
@@ -96,12 +98,12 @@ def compare_attention(
 
 
 def _count_heads(arrays: Arrays) -> tuple[int, int]:
-    """(heads, layers that have any)."""
+    """(heads, layers with heads)."""
     return len(arrays["heads"]), len(np.unique(arrays["heads"][:, 0]))
 
 
 def _tokens_of(observed: Arrays) -> dict[str, list[int]]:
-    """Tokens of each prompt that a model was given."""
+    """Tokens of each prompt of a model."""
     ends = np.cumsum(observed["lengths"]).tolist()
     starts = [0, *ends[:-1]]
     tokens = observed["tokens"].tolist()
@@ -136,8 +138,8 @@ def _of_prompt(prompt: str, layers: list[int], ours: ActivationReader, theirs: A
 def _by_head(vectors: Vectors) -> Vectors:
     """[head, values] of [pos, head, d_head], without the first token.
 
-    Where the vocabulary begins texts with BOS, it is the same in every text. Elsewhere it is a word like any other, but
-    attends to itself alone whatever the model: its row says nothing of a head.
+    If the vocabulary starts texts with BOS, it is the same in every text. Otherwise it is a normal word, but it can
+    only attend to itself: its row carries no information about a head.
     """
     return vectors[1:].transpose(1, 0, 2).reshape(vectors.shape[1], -1)
 
@@ -168,7 +170,7 @@ def _scores(vectors: dict[str, Vectors], head: int) -> Vectors:
 def _cka(
     kind: str, prompts: list[str], layers: list[int], ours: ActivationReader, theirs: ActivationReader
 ) -> NDArray[np.float64]:
-    found = []
+    values = []
     for layer in layers:
         a, b = (
             np.concatenate([each.array(f"{prompt}/{layer}/{kind}")[1:] for prompt in prompts])
@@ -176,10 +178,10 @@ def _cka(
         )
         for head in range(a.shape[1]):
             try:
-                found.append(linear_cka(a[:, head], b[:, head]))
+                values.append(linear_cka(a[:, head], b[:, head]))
             except NoData:
-                found.append(float("nan"))
-    return np.array(found)
+                values.append(float("nan"))
+    return np.array(values)
 
 
 def _kv_heads(reader: ActivationReader, prompt: str, layers: list[int]) -> Arrays:

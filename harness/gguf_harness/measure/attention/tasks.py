@@ -1,7 +1,7 @@
 """Attention of prompts, read while llama.cpp decodes them. Runs in a worker.
 
-What heads do is summed up as their patterns come by, layer by layer: a model of any size needs memory for one layer's
-pattern. What candidates are compared with goes to disk, and a candidate's own until it has been compared.
+Behaviour of heads is summed up layer by layer during the decode: a model of any size needs memory for one layer's
+pattern. Tensors for comparisons go to disk, those of a candidate only until it has been compared.
 """
 
 from __future__ import annotations
@@ -46,7 +46,9 @@ __all__ = [
 ]
 
 ATTENTION_KINDS: Final = ("q", "k", "v", "pattern")
-"""What comparisons need of each layer, under `prompt/layer/kind`: q, k and v in single, patterns in half precision."""
+"""Tensors of each layer that comparisons need, under `prompt/layer/kind`: q, k and v in single, patterns in half
+precision.
+"""
 
 _COUNTED_BYTES: Final = 1_000_000
 _REPEATED: Final = 64
@@ -58,7 +60,7 @@ _KEPT_TOKENS: Final = 256
 
 @dataclass(frozen=True, slots=True)
 class KeptPatterns:
-    """Patterns to keep for pictures: of how many prompts, and of which layers and heads (None for all)."""
+    """Patterns to keep for charts: number of prompts, and which layers and heads (None for all)."""
 
     prompts: int = 0
     layers: tuple[int, ...] | None = None
@@ -76,10 +78,10 @@ class AttentionRequest:
         n_layer: layers of the model.
         settings: how to run it; flash attention is turned off, the context made as long as the prompts need.
         prompts: with distinct ids.
-        text: how rare tokens are is counted in this.
-        folder: where patterns, queries, keys and values go.
+        text: used to count how rare tokens are.
+        folder: where patterns, queries, keys and values are written.
         limit_bytes: most that these may take.
-        kept: what patterns to return whole; none of them is kept for pictures otherwise.
+        kept: which complete patterns to return for charts.
     """
 
     model: str
@@ -95,21 +97,21 @@ class AttentionRequest:
 
 
 def observe_attention(worker: WorkerContext, request: AttentionRequest) -> Arrays:
-    """Decode every prompt, sum up what each head does, and write what comparisons need into the folder.
+    """Decode every prompt, sum up the behaviour of each head, and write the tensors for comparisons to the folder.
 
     Returns:
-        prompts, [P] ids of those that the model could be given; causal, [1] whether tokens attend to earlier ones only;
+        prompts, [P] ids of those that the model could take; causal, [1] whether tokens attend to earlier ones only;
         tokens, [all of them], and lengths, [P]; heads, [H, 2]
         layer and head; scores, [S] names as in `BEHAVIOURS`, with sums over rows and counts of rows, [P, S, H];
-        induction and duplicate_token, [sequence, H], means over the second half of random tokens that come twice;
+        induction and duplicate_token, [sequence, H], means over the second half of repeated random tokens;
         redundancy, [H, H], how alike heads attend; copy_score, [H], NaN where the file has no matrices for it;
-        problems, [.] what was wrong with other prompts; and of the i-th kept prompt pattern_i, [K, pos, key] of its
+        problems, [.] reasons for the other prompts; and of the i-th kept prompt pattern_i, [K, pos, key] of its
         first 256 tokens in half precision, with kept, [K, 2] layer and head, and pieces_i, [pos] the text of all its
         tokens as bytes.
 
     Raises:
         NoPrompt: no prompt can be decoded.
-        StoreError: what is to be kept takes more than `limit_bytes`, or cannot be written.
+        StoreError: the data takes more than `limit_bytes`, or cannot be written.
     """
     model = worker.model(request.files, request.settings.n_gpu_layers)
     inputs, problems = _inputs(model, request)
@@ -118,7 +120,7 @@ def observe_attention(worker: WorkerContext, request: AttentionRequest) -> Array
     writer = ActivationWriter(request.folder, request.limit_bytes)
     watch = BehaviourWatch(request.settings.threads, writer)
     longest = max(len(tokens) for tokens in inputs.values())
-    found, texts = [], {}
+    totals, texts = [], {}
     try:
         readers = dict.fromkeys(ATTENTION_KINDS, watch)
         with tapped(model, request, longest, readers, layers, views=["pattern"]) as context:
@@ -128,7 +130,7 @@ def observe_attention(worker: WorkerContext, request: AttentionRequest) -> Array
                 texts[prompt] = np.array(pieces, dtype=np.bytes_)
                 watch.begin(prompt, TokenFeatures.of(pieces, tokens, counts))
                 context.prefill(tokens)
-                found.append(watch.totals())
+                totals.append(watch.totals())
         writer.close()
     except BaseException:
         writer.discard()
@@ -141,8 +143,8 @@ def observe_attention(worker: WorkerContext, request: AttentionRequest) -> Array
         "heads": watch.heads,
         "causal": np.array([watch.causal]),
         "scores": np.array(BEHAVIOURS),
-        "sums": np.stack([sums for sums, _ in found]),
-        "counts": np.stack([counts for _, counts in found]),
+        "sums": np.stack([sums for sums, _ in totals]),
+        "counts": np.stack([counts for _, counts in totals]),
         **_induction(model, request, layers),
         "redundancy": _redundancy(request, layers, [prompt for prompt, tokens in inputs.items() if len(tokens) > 1]),
         "copy_score": copy_scores(request.files, request.n_layer, watch.heads),
@@ -151,7 +153,7 @@ def observe_attention(worker: WorkerContext, request: AttentionRequest) -> Array
 
 
 def read_attention(worker: WorkerContext, request: AttentionRequest) -> Arrays:
-    """Everything about the attention of one prompt.
+    """Read all attention tensors of one prompt.
 
     Returns:
         tokens, [pos]; pieces, [pos] their text as bytes; layers, [layer] those that have attention; pattern and scores,
@@ -159,7 +161,7 @@ def read_attention(worker: WorkerContext, request: AttentionRequest) -> Arrays:
         float32.
 
     Raises:
-        PromptError: the model cannot be given the prompt.
+        PromptError: the model cannot take the prompt.
         TapNotFound: llama.cpp does not offer a tensor in this architecture.
         ModelError: layers have different numbers of heads.
         CorpusError: pattern and scores would take more than the limit.
@@ -183,9 +185,9 @@ def _stacked(request: AttentionRequest, kind: str, parts: list[NDArray[np.float3
     shapes = dict.fromkeys(part.shape for part in parts)
     if len(shapes) > 1:
         raise ModelError(
-            f"{request.model}: {kind} differs in shape between layers ({', '.join(map(str, shapes))}), so that they do"
-            " not fit into one array.",
-            "suites/attention measures such models layer by layer.",
+            f"{request.model}: {kind} differs in shape between layers ({', '.join(map(str, shapes))}), so they do "
+            "not fit into one array.",
+            "Use suites/attention, which measures such models layer by layer.",
         )
     return np.stack(parts)
 
@@ -217,7 +219,7 @@ def _redundancy(request: AttentionRequest, layers: Sequence[int], prompts: list[
 
 
 def _kept(request: AttentionRequest, heads: NDArray[np.int64], texts: Mapping[str, NDArray[np.bytes_]]) -> Arrays:
-    """The patterns that are kept: of the first prompts of the set that have enough tokens to be looked at."""
+    """The patterns to keep: of the first prompts of the set with enough tokens."""
     chosen = [prompt for prompt, pieces in texts.items() if len(pieces) >= _LOOKED_AT][: request.kept.prompts]
     if not chosen:
         return {}
@@ -241,9 +243,9 @@ def _kept(request: AttentionRequest, heads: NDArray[np.int64], texts: Mapping[st
 
 
 def attention_layers(model: Model, request: AttentionRequest) -> tuple[int, ...]:
-    """The layers that have an attention pattern: all of most models, few of a hybrid with state-space layers.
+    """The layers with an attention pattern: all layers in most models, few in hybrids with state-space layers.
 
-    llama.cpp's graph of one token says so: metadata has many ways to.
+    This is read from llama.cpp's graph of one token, since metadata has many forms for it.
 
     Raises:
         TapNotFound: no layer has one.
@@ -269,15 +271,15 @@ def tapped(
     views: Collection[str] = (),
     some: bool = False,
 ) -> Iterator[Context]:
-    """A context of a loaded model, without flash attention, whose attention is read.
+    """A context of a loaded model, without flash attention, layers whose attention is read.
 
     Args:
         model: the loaded model.
-        request: says which model that is, and how to run it.
+        request: the model and its settings.
         longest: tokens of the longest text to decode.
         readers: by kind ("pattern", "q"): called with the taps of these layers.
-        layers: whose attention is read.
-        views: kinds whose readers keep nothing of what they are given without copying it.
+        layers: layers whose attention is read.
+        views: kinds whose readers copy whatever they keep.
         some: whether one of the taps is enough.
 
     Raises:
@@ -305,7 +307,7 @@ def _inputs(model: Model, request: AttentionRequest) -> tuple[dict[str, Tokens],
 
 
 def _induction(model: Model, request: AttentionRequest, layers: Sequence[int]) -> Arrays:
-    """Induction and duplicate_token of each head: [sequence, H], means over the tokens that come again."""
+    """Induction and duplicate_token of each head: [sequence, H], means over the repeated tokens."""
     from gguf_harness.engine.vocabulary import ordinary_tokens
 
     candidates = ordinary_tokens(model.vocabulary_pointer)
@@ -313,11 +315,13 @@ def _induction(model: Model, request: AttentionRequest, layers: Sequence[int]) -
     length = min(_REPEATED, len(candidates), (model.n_ctx_train - offset) // 2)
     bos = np.full(offset, model.vocabulary.bos, dtype=np.int32)
     patterns = LayerParts(offset + 2 * length, by_key=True)
-    found: dict[str, list[NDArray[np.float64]]] = {}
+    scores_by_name: dict[str, list[NDArray[np.float64]]] = {}
     with tapped(model, request, offset + 2 * length, {"pattern": patterns}, layers) as context:
         for seed in range(_SEQUENCES):
             context.prefill(np.concatenate([bos, repeated_tokens(candidates, length, seed)]))
             scores = [induction_scores(layer, length, offset) for layer in patterns.take()]
             for name in scores[0]:
-                found.setdefault(name, []).append(np.concatenate([score[name].mean(axis=1) for score in scores]))
-    return {name: np.stack(rows) for name, rows in found.items()}
+                scores_by_name.setdefault(name, []).append(
+                    np.concatenate([score[name].mean(axis=1) for score in scores])
+                )
+    return {name: np.stack(rows) for name, rows in scores_by_name.items()}

@@ -43,7 +43,7 @@ _UNGROUPED: Final = "analogies"
 
 @dataclass(frozen=True, slots=True)
 class _Points:
-    """Words and common tokens that a model has a direction for.
+    """Words and common tokens whose vectors in the model are not zero.
 
     Attributes:
         places: [n] rows among all words and common tokens.
@@ -62,7 +62,7 @@ class _Points:
     tokens: Array
 
     def shown(self, rows: Array) -> Arrays:
-        """What the report says of some rows."""
+        """The report's data for some rows."""
         places = self.places[rows]
         return {
             "texts": self.texts[places],
@@ -76,10 +76,10 @@ class Embeddings:
     """Embedding spaces.
 
     Args:
-        core: measures.
-        words: whose embeddings are compared.
-        prompts: that make a vector each.
-        analytics: lays words out where --gguf-map asks for more than principal axes.
+        core: runs measurements.
+        words: words whose embeddings are compared.
+        prompts: prompts, one vector each.
+        analytics: computes the map if --gguf-map is not pca.
     """
 
     def __init__(self, core: Core, words: WordList, prompts: PromptSet, analytics: Analytics) -> None:
@@ -90,7 +90,7 @@ class Embeddings:
         self._method = core.options.map
 
     def __call__(self, model: Subject) -> Arrays:
-        """A model's space of token embeddings; arrays as `measure_embeddings` says."""
+        """A model's space of token embeddings; arrays as in `measure_embeddings`."""
         space = self.space(model)
         points = self._points(space)
         if points is not None:
@@ -99,7 +99,7 @@ class Embeddings:
         return space
 
     def space(self, model: Subject) -> Arrays:
-        """The same, with nothing for the report's map."""
+        """The same, without data for the report's map."""
         return self._core.measure(self._space(model))
 
     def words(self, model: Subject) -> WordSpace:
@@ -109,19 +109,19 @@ class Embeddings:
         return WordSpace(self._words.words, self(model))
 
     def contexts(self, model: Subject) -> Arrays:
-        """A vector for each prompt; arrays as `measure_contexts` says."""
+        """A vector for each prompt; arrays as in `measure_contexts`."""
         info, prompts = model.info, self._prompts.prompts
         request = ContextRequest(model.files, info.architecture, info.n_layer or 0, model.settings, prompts)
         key = self._core.key(model) | {"prompts": self._prompts.sha256}
         job = Job(_CONTEXTS, f"prompts in {model.name}", key, lambda _: (request,), subjects=(model,))
         contexts = self._core.measure(job)
         lengths = zip(prompts, contexts["prompt_tokens"].tolist(), strict=True)
-        left_out = [f"prompt {prompt.id!r}: its context does not hold it" for prompt, n in lengths if n == 0]
+        left_out = [f"prompt {prompt.id!r}: it does not fit into its context" for prompt, n in lengths if n == 0]
         self._core.notes.warn_of_prompts(model.name, left_out, len(prompts))
         return contexts
 
     def aligned(self, candidate: Subject, reference: Subject) -> Arrays:
-        """A candidate's space laid over that of a reference with the same vocabulary; see `align_embeddings`."""
+        """A candidate's space aligned with that of a reference with the same vocabulary; see `align_embeddings`."""
         check_same_vocabulary(candidate.info, reference.info)
         own, base = self._points(self(candidate)), self._points(self(reference))
         arrays = self._core.measure(self._aligned(candidate, reference))
@@ -131,7 +131,7 @@ class Embeddings:
 
     def _space(self, model: Subject) -> Job[Arrays]:
         request = EmbeddingRequest(model.files, model.settings, self._words.words)
-        # Of the file alone: how it is run changes no weight.
+        # Depends only on the file: settings do not change weights.
         key = {"model": model.sha256, "engine": self._core.llama_cpp.key, "words": self._words.sha256}
         return Job(_SPACE, f"embeddings of {model.name}", key, lambda _: (request,), subjects=(model,))
 
@@ -148,7 +148,7 @@ class Embeddings:
         return Job(_ALIGNED, label, {"of": of, "over": over}, arguments, subjects=(candidate, reference))
 
     def _keep_moved(self, candidate: Subject, own: _Points, base: _Points, moved: Array) -> None:
-        """The candidate's points in the reference's picture, and where the reference has them."""
+        """Keep the candidate's points in the reference's map, and their positions in the reference."""
         both, mine, theirs = np.intersect1d(own.places, base.places, return_indices=True)
         if len(both) <= _SHOWN_NEIGHBOURS:
             return
@@ -158,7 +158,7 @@ class Embeddings:
         self._keep(candidate, "embedding_map_aligned", here, shares, about)
 
     def _project(self, vectors: Array) -> tuple[Array, Array]:
-        """([n, 3], [3] shares of the variance, zero where the method has none)."""
+        """([n, 3], [3] shares of the variance, zero if the method has none)."""
         if self._method == "pca":
             mean, axes, shares = _axes(vectors)
             return (vectors - mean) @ axes, shares
@@ -166,7 +166,7 @@ class Embeddings:
         return projection.coordinates, np.zeros(3)
 
     def _project_both(self, moved: Array, base: _Points, theirs: Array) -> tuple[tuple[Array, Array], Array]:
-        """Candidate and reference in one picture: by the reference's axes, or together where a method has none."""
+        """Candidate and reference in one map: by the reference's axes, or projected together if the method has none."""
         if self._method == "pca":
             mean, axes, shares = _axes(base.vectors)
             return ((moved - mean) @ axes, (base.vectors[theirs] - mean) @ axes), shares
@@ -174,7 +174,7 @@ class Embeddings:
         return (together[: len(moved)], together[len(moved) :]), shares
 
     def _points(self, space: Arrays) -> _Points | None:
-        """None where there are too few to have neighbours."""
+        """The points; None if there are too few for neighbours."""
         from gguf_harness.metrics.kernels.nearest import nearest_by_cosine, row_blocks
 
         words, group_of, common = self._words.words, self._words.group_of, space["map_texts"].tolist()

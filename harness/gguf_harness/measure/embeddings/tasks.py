@@ -1,8 +1,8 @@
-"""What the embedding space of a model looks like: its token embeddings, words, and prompts in context. In a worker.
+"""The embedding space of a model: its token embeddings, words, and prompts in context. Runs in a worker.
 
 Token embeddings are read from the file, dequantized in blocks; words are tokenized by llama.cpp, and prompts go through
-its forward pass. Memory for d dimensions: a sample of the vocabulary, 4 s d bytes with s = 16384 at most; beside it
-what `nearest_by_cosine` needs for 1000 queries, or `align` for two such samples.
+its forward pass. Memory for d dimensions: a sample of the vocabulary, 4 s d bytes with s = 16384 at most; plus what
+`nearest_by_cosine` needs for 1000 queries, or `align` for two such samples.
 """
 
 from __future__ import annotations
@@ -74,12 +74,12 @@ def measure_embeddings(worker: WorkerContext, request: EmbeddingRequest) -> Arra
     """The space of a model's token embeddings, and the words in it.
 
     Returns:
-        queries: [q] token ids, a random sample; those without a direction are left out.
+        queries: [q] token ids, a random sample; zero vectors are left out.
         neighbours, neighbour_cosines: [q, 10] of each, nearest first.
-        pair_cosines: [pairs] of random pairs of tokens, NaN where one has no direction.
+        pair_cosines: [pairs] of random pairs of tokens, NaN if one is zero.
         variance_pc1, variance_pc10: packed estimates.
         matrix_type: [] how the matrix is stored, such as Q6_K.
-        word_vectors, word_tokens: [words, d] means of tokens, [words] their number; 0 where the model lacks a word.
+        word_vectors, word_tokens: [words, d] means of tokens, [words] their number; 0 if the model lacks a word.
         map_tokens, map_texts, map_vectors: [m] ids of common tokens, [m] their texts, [m, d].
 
     Raises:
@@ -87,14 +87,14 @@ def measure_embeddings(worker: WorkerContext, request: EmbeddingRequest) -> Arra
     """
     weights = Weights(request.files)
     with blas_threads(request.settings.threads, weights.shape(MATRIX)[-1]):
-        found = describe_matrix(weights, worker.progress)
+        arrays = describe_matrix(weights, worker.progress)
     model = worker.model(request.files, request.settings.n_gpu_layers)
-    found |= _words(model, weights, request.words)
-    return found | _common_tokens(model, weights, {word.strip() for word in request.words})
+    arrays |= _words(model, weights, request.words)
+    return arrays | _common_tokens(model, weights, {word.strip() for word in request.words})
 
 
 def measure_words(worker: WorkerContext, request: EmbeddingRequest) -> Arrays:
-    """The words alone, without what `measure_embeddings` says of the whole space.
+    """Only the words, without the other results of `measure_embeddings`.
 
     Returns:
         word_vectors, word_tokens: as there.
@@ -114,24 +114,24 @@ def _one_text(settings: SessionSettings) -> SessionSettings:
 
 
 def sample_rows(count: int) -> Ints:
-    """The random sample of a vocabulary of this size: the same for each model that has it."""
+    """The random sample of a vocabulary of this size: the same for all models with this size."""
     return np.random.default_rng(0).permutation(count)[:_SAMPLE]
 
 
 def read_rows(weights: Weights, rows: Ints) -> Float32:
-    """[n, d] rows of the token embeddings, in the order asked for."""
+    """[n, d] rows of the token embeddings, in the given order."""
     count = weights.count_rows(MATRIX)
     if 4 * len(rows) < count:
         return np.concatenate([weights.rows(MATRIX, row, row + 1) for row in rows.tolist()] or [_none(weights)])
     places = np.full(count, -1, dtype=np.int64)
-    # A row may be asked for several times: each once from the file.
+    # A row may be requested several times: read each once.
     distinct, inverse = np.unique(rows, return_inverse=True)
     places[distinct] = np.arange(len(distinct))
-    found = np.empty((len(distinct), weights.shape(MATRIX)[-1]), dtype=np.float32)
+    values = np.empty((len(distinct), weights.shape(MATRIX)[-1]), dtype=np.float32)
     for start, block in matrix_blocks(weights):
         wanted = places[start : start + len(block)]
-        found[wanted[wanted >= 0]] = block[wanted >= 0]
-    return found if np.array_equal(inverse, np.arange(len(rows))) else found[inverse]
+        values[wanted[wanted >= 0]] = block[wanted >= 0]
+    return values if np.array_equal(inverse, np.arange(len(rows))) else values[inverse]
 
 
 def _none(weights: Weights) -> Float32:
@@ -149,7 +149,7 @@ def matrix_blocks(weights: Weights, progress: ProgressCallback | None = None) ->
 
 
 def describe_matrix(weights: Weights, progress: ProgressCallback | None = None) -> Arrays:
-    """What `measure_embeddings` says of the matrix alone; needs no llama.cpp.
+    """The results of `measure_embeddings` for the matrix only; needs no llama.cpp.
 
     Peak memory for s = min(16384, rows), q = 1000 queries, blocks of b = 1024 rows and d dimensions:
     4 s d + max(8 (4 b d + 3 d^2), 4 (2 q d + 5 b d + 5 q b)) bytes, whatever the number of rows.
@@ -201,32 +201,32 @@ def _words(model: Model, weights: Weights, words: Sequence[str]) -> Arrays:
 
 
 def _word_tokens(model: Model, word: str) -> Tokens:
-    """A word as it stands in a text: behind a space, unless it is fewer tokens without; none if it cannot be written.
+    """Tokens of a word as in a text: after a space, unless it takes fewer tokens without; empty if not writable.
 
-    Some vocabularies put a space in front themselves.
+    Some vocabularies add a leading space themselves.
     """
     written = [model.tokenize(text, add_special=False) for text in (f" {word}", word)]
     tokens = min(written, key=len)
     back = model.detokenize(tokens).decode("utf-8", "replace").strip()
-    # Vocabularies without upper case still have the word.
+    # Vocabularies without upper case still contain the word.
     return tokens if back.casefold() == word.casefold() else tokens[:0]
 
 
 def _common_tokens(model: Model, weights: Weights, known: set[str]) -> Arrays:
-    """Tokens that are words, by id: vocabularies are made from the most common pieces on."""
-    found: dict[int, str] = {}
+    """Tokens that are words, by id: vocabularies list the most common pieces first."""
+    words: dict[int, str] = {}
     seen = set(known)
     for token in range(min(model.vocabulary.n_tokens, weights.count_rows(MATRIX), _TOKENIZED)):
         text = model.detokenize([token]).decode("utf-8", "replace").strip()
         if len(text) > 2 and text.isalpha() and text not in seen:
             seen.add(text)
-            found[token] = text
-        if len(found) == _MAP_TOKENS:
+            words[token] = text
+        if len(words) == _MAP_TOKENS:
             break
-    ids = np.array([*found], dtype=np.int64)
+    ids = np.array([*words], dtype=np.int64)
     return {
         "map_tokens": ids,
-        "map_texts": np.array([*found.values()], dtype=np.str_),
+        "map_texts": np.array([*words.values()], dtype=np.str_),
         "map_vectors": read_rows(weights, ids),
     }
 
@@ -242,8 +242,8 @@ class ContextRequest:
         files: the GGUF file or its splits.
         architecture: `general.architecture`.
         n_layer: number of layers.
-        settings: how to run it; each prompt stands alone in a context of `n_ctx` tokens.
-        prompts: texts; chats with their turns joined plainly.
+        settings: how to run it; each prompt is read alone in a context of `n_ctx` tokens.
+        prompts: texts; chats with their turns joined as plain text.
     """
 
     files: tuple[Path, ...]
@@ -254,12 +254,12 @@ class ContextRequest:
 
 
 def measure_contexts(worker: WorkerContext, request: ContextRequest) -> Arrays:
-    """A vector for each prompt, in as many ways as the model has.
+    """Vectors for each prompt, of each kind that the model has.
 
     Returns:
-        prompt_tokens: [prompts] number of tokens, 0 for a prompt that the context does not hold.
-        prompt_mean, prompt_last: [prompts, d] of the hidden states after the final norm, of the encoder where there is
-        one; or, for embedding models, prompt_pooled: [prompts, d] as llama.cpp pools them. Zero where there is none.
+        prompt_tokens: [prompts] number of tokens, 0 for a prompt that does not fit into the context.
+        prompt_mean, prompt_last: [prompts, d] of the hidden states after the final norm, of the encoder if there is
+        one; or, for embedding models, prompt_pooled: [prompts, d] as llama.cpp pools them. Zero if there is none.
 
     Raises:
         TapNotFound: llama.cpp does not name the final hidden state in this architecture.
@@ -270,11 +270,11 @@ def measure_contexts(worker: WorkerContext, request: ContextRequest) -> Arrays:
     texts = [context.model.tokenize(prompt.plain()) for prompt in request.prompts]
     room = min(context.settings.n_ctx, longest_text(context.model, request.settings))
     fitting = [tokens if len(tokens) <= room else tokens[:0] for tokens in texts]
-    found: Arrays = {"prompt_tokens": np.array([len(tokens) for tokens in fitting], dtype=np.int64)}
+    arrays: Arrays = {"prompt_tokens": np.array([len(tokens) for tokens in fitting], dtype=np.int64)}
     if pools(context):
-        return found | {"prompt_pooled": _stacked([embed(context, each) if len(each) else None for each in fitting])}
+        return arrays | {"prompt_pooled": _stacked([embed(context, each) if len(each) else None for each in fitting])}
     states = _final_states(worker, context.model, request, fitting)
-    return found | {
+    return arrays | {
         "prompt_mean": _stacked([None if state is None else state.mean(axis=0) for state in states]),
         "prompt_last": _stacked([None if state is None else state[-1] for state in states]),
     }
@@ -283,7 +283,7 @@ def measure_contexts(worker: WorkerContext, request: ContextRequest) -> Arrays:
 def _final_states(
     worker: WorkerContext, model: Model, request: ContextRequest, texts: Sequence[Tokens]
 ) -> list[Float32 | None]:
-    """[tokens, d] after the final norm, of each text that is not empty; of the encoder where there is one.
+    """[tokens, d] after the final norm, of each non-empty text; of the encoder if there is one.
 
     On the CPU, contexts of one thread each work side by side.
     """
@@ -299,7 +299,7 @@ def _final_states(
 
 
 class _Reading(contextlib.AbstractContextManager["_Reading"]):
-    """A context of a loaded model that hands out final hidden states."""
+    """A context of a loaded model that returns final hidden states."""
 
     def __init__(self, model: Model, settings: SessionSettings, request: ContextRequest) -> None:
         from gguf_harness.engine.context import Context
@@ -329,7 +329,7 @@ class _Reading(contextlib.AbstractContextManager["_Reading"]):
 
 
 def _stacked(vectors: Sequence[Float32 | None]) -> Float32:
-    """[n, d], zero where there is none."""
+    """[n, d], zero for missing vectors."""
     d = next((len(vector) for vector in vectors if vector is not None), 0)
     return np.stack([np.zeros(d, dtype=np.float32) if vector is None else vector for vector in vectors])
 
@@ -339,7 +339,7 @@ def _stacked(vectors: Sequence[Float32 | None]) -> Float32:
 
 @dataclass(frozen=True, slots=True)
 class AlignRequest:
-    """A candidate's token embeddings to lay over those of a reference with the same vocabulary.
+    """A candidate's token embeddings to align with those of a reference with the same vocabulary.
 
     Attributes:
         files: the candidate's.

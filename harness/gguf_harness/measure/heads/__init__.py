@@ -1,1 +1,1 @@
-"""Heads that are changed: importance, interchange, removal."""
+"""Interventions on heads: importance, interchange, removal."""

@@ -1,4 +1,4 @@
-"""Heads that are changed: the reference says which ones, and all subjects are measured on the same tokens."""
+"""Interventions on heads: the reference determines which heads, and all subjects are measured on the same tokens."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ _WINDOW: Final = 96
 """Tokens of a window: 40 heads of the model tiny, four windows, zero and mean are 31 000 tokens."""
 
 _SEQUENCES: Final = 4
-"""Of a batch of one context: one alone takes 6 % more processor time, and more than four take no less."""
+"""Windows in a batch of one context: one takes 6 % more processor time, more than four save nothing."""
 
 _MOST_LOGITS: Final = 1 << 28
-"""Bytes of logits in flight, of all contexts together."""
+"""Bytes of logits in memory, of all contexts together."""
 
 _MOST_SEQUENCES: Final = 64
-"""Of a batch: llama.cpp has room for 256."""
+"""Most sequences of a batch: llama.cpp allows 256."""
 
 _TRIES: Final = 4
 _MOST_RISE: Final = 1.0
-"""Of the greedy removal: heads measured again at each step, and the rise of the loss in nats at which it ends."""
+"""Greedy removal: heads measured again at each step, and the rise of the loss in nats at which it ends."""
 
 
 def _measurement(name: str, task: Callable[..., Arrays]) -> Measurement[Arrays]:
@@ -53,14 +53,14 @@ _IN_PLACE: Final[Files[Arrays]] = Files("values", lambda *_: True)
 
 
 class HeadAblation:
-    """Changes heads and measures what that does, once per subject however many tests ask.
+    """Changes heads and measures the effect, once per subject.
 
     Values are per token, [..., windows, scored], on the same tokens for all subjects; `detail` says which.
 
     Args:
-        core: measures.
+        core: runs measurements.
         corpus: windows of it are read.
-        reference: chooses the heads of all subjects that have its shape; None where there is none.
+        reference: chooses the heads of all subjects with its shape; None if there is none.
     """
 
     def __init__(self, core: Core, corpus: Corpus, reference: Subject | None = None) -> None:
@@ -70,7 +70,7 @@ class HeadAblation:
 
     @property
     def detail(self) -> str:
-        """How many windows of how many tokens."""
+        """Number and length of the windows."""
         options = self._core.options
         return f"{options.head_windows} windows of {min(_WINDOW, options.ctx)} tokens"
 
@@ -81,7 +81,7 @@ class HeadAblation:
         self._core.notes.add_arrays(
             model.name,
             "head_importance",
-            "What the ablation of each head does, by window, in nats: rise of the loss, and KL from the whole model.",
+            "Effect of ablating each head, by window, in nats: rise of the loss, and KL from the unchanged model.",
             {
                 "heads": arrays["heads"],
                 "zero": window_rises(arrays["nll_zero"], base),
@@ -101,7 +101,7 @@ class HeadAblation:
         """The reference's heads in a candidate; see `run_head_interchange`."""
         heads = self._heads(candidate)
         theirs = self._job(_VALUES, f"heads of {reference.name}", reference, lambda request: (request,))
-        # They are large, and only needed where there is something to measure.
+        # They are large, and only needed if something is to be measured.
         theirs = replace(theirs, files=_IN_PLACE)
         base = self._core.entry(theirs)
         job = self._job(
@@ -115,11 +115,11 @@ class HeadAblation:
         return self._core.measure(replace(job, reads=theirs))
 
     def removal(self, model: Subject, along: Subject | None = None) -> Arrays:
-        """Heads removed one after the other; see `run_head_removal`.
+        """Heads removed one by one; see `run_head_removal`.
 
         Args:
             model: the subject to remove heads from.
-            along: the one whose order to follow, rather than to look for one.
+            along: the subject whose order to follow; None to search for one.
         """
         label = f"removing heads of {model.name}"
         if along is None:
@@ -170,15 +170,15 @@ class HeadAblation:
         return Job(measurement, label, key | more, lambda _: arguments(request), subjects=(model,))
 
     def _heads(self, model: Subject) -> list[Head]:
-        """The same heads of all subjects that have the reference's shape, so that they can be compared."""
+        """The same heads for all subjects with the reference's shape, so that they can be compared."""
         every, chooser = self._all(model), model
         if self._reference is not None and self._all(self._reference) == every:
             chooser = self._reference
         heads = self._chosen(chooser)
         if len(heads) < len(every):
             self._core.notes.warn(
-                f"{model.name}: {len(heads)} of {len(every)} heads were ablated, those that a screen of {chooser.name}"
-                " put first; --gguf-head-limit=all takes all."
+                f"{model.name}: {len(heads)} of {len(every)} heads were ablated, the first ones in a screen of "
+                f"{chooser.name}; --gguf-head-limit=all takes all."
             )
         return heads
 
@@ -187,7 +187,7 @@ class HeadAblation:
         return self._core.once(("heads", model.sha256), lambda: read_layout(model.files[0]).all)
 
     def _chosen(self, model: Subject) -> list[Head]:
-        """The heads that are ablated one by one: all, or where there are too many those that the screen puts first."""
+        """The heads to ablate one by one: all, or if there are too many, the first ones in the screen."""
         heads, limit = self._all(model), self._core.options.head_limit
         if limit is None or len(heads) <= limit:
             return heads
@@ -198,7 +198,7 @@ class HeadAblation:
 
 
 def _settings(model: Subject) -> SessionSettings:
-    """Short windows, and batches that are decoded at once: rows of z are told apart by where they stand."""
+    """Short windows, and batches decoded at once: rows of z are identified by their position."""
     given = model.settings
     n_ctx = min(_WINDOW, given.n_ctx)
     room = max(1, _MOST_LOGITS // (4 * n_ctx * (model.info.n_vocab or 1)))

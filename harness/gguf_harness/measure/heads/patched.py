@@ -1,7 +1,7 @@
-"""Decodes with heads changed: a batch holds several variants of a model's windows, each with changes of its own.
+"""Decodes with changed heads: a batch contains several variants of a model's windows, each with its own changes.
 
 A change replaces columns of `blocks.{i}.attn.z`, the mixed values of one head before the output projection, in the
-rows of one sequence. llama.cpp is asked to stop at the layers that are changed, and at no others.
+rows of one sequence. llama.cpp stops only at the changed layers.
 """
 
 from __future__ import annotations
@@ -31,17 +31,18 @@ __all__ = ["Change", "Distributions", "HeadLayout", "Job", "Patched", "Values", 
 Values = NDArray[np.float32]
 
 _FIRST: Final = 16
-"""Positions before this one are not scored: with so little context, heads have little to look at. All later ones are,
-not only a second half as in a pass: what is compared is one model with itself, on the same tokens."""
+"""Positions before this one are not scored: heads have too little context there. All later ones are scored, not only
+the second half as in a pass, since a model is compared with itself on the same tokens.
+"""
 
 
 _MOST_HEADS: Final = 1 << 17
-"""Of a model: the largest have 16 thousand."""
+"""Most heads of a model: the largest models have 16 thousand."""
 
 
 @dataclass(frozen=True, slots=True)
 class HeadLayout:
-    """Where the query heads of a model are; `heads` is their number by layer, 0 for a layer without attention."""
+    """Layout of the query heads of a model; `heads` is their number by layer, 0 for a layer without attention."""
 
     architecture: str
     heads: tuple[int, ...]
@@ -57,34 +58,34 @@ class HeadLayout:
         return [layer for layer, count in enumerate(self.heads) if count]
 
     def columns(self, layer: int, head: int, width: int) -> slice:
-        """The columns of z that a head fills; heads that share keys and values have columns of their own."""
+        """The columns of z that belong to a head; heads that share keys and values have separate columns."""
         size, rest = divmod(width, self.heads[layer])
         if rest:
             raise EngineError(
                 f"Layer {layer} mixes {width} values, which {self.heads[layer]} heads cannot share.",
-                f"Heads of the architecture {self.architecture} cannot be told apart here.",
+                f"Heads of the architecture {self.architecture} cannot be distinguished here.",
             )
         return slice(head * size, (head + 1) * size)
 
 
 def read_layout(file: Path) -> HeadLayout:
-    """The heads of a model, as the header of its (first) file has them.
+    """The heads of a model, from the header of its (first) file.
 
     Raises:
         ModelError: the file does not say how many heads its layers have.
     """
     metadata = read_header(file).metadata
     architecture = metadata.name("general.architecture") or "none"
-    # Before anything is made of them: a header may claim what it likes.
+    # Checked before use: a header may claim anything.
     layers = metadata.integer(f"{architecture}.block_count", most=_MOST_HEADS)
     heads = metadata.by_layer(f"{architecture}.attention.head_count", layers or 0)
     kv_heads = metadata.by_layer(f"{architecture}.attention.head_count_kv", layers or 0)
     if heads is not None and kv_heads is not None:
-        # A layer without keys and values has another mixer, or none: no head of it mixes anything.
+        # A layer without keys and values has another mixer, or none: it has no heads.
         heads = tuple(count if kv else 0 for count, kv in zip(heads, kv_heads, strict=True))
     if heads is None or not 0 < sum(heads) <= _MOST_HEADS:
         raise ModelError(
-            f"{file.name} says of its layers and heads: {layers} and {heads}, expected plausible numbers.",
+            f"{file.name} has {layers} layers and {heads} heads by its header, expected plausible numbers.",
             "Heads can be measured in models with attention only.",
         )
     return HeadLayout(architecture, heads)
@@ -97,7 +98,7 @@ class Change:
     Attributes:
         layer: whose z.
         columns: of one head, or of all.
-        values: what goes there, [pos, columns] or what numpy broadcasts to that.
+        values: the new values, [pos, columns] or broadcastable to that.
     """
 
     layer: int
@@ -107,14 +108,14 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """A window as it is decoded with some changes."""
+    """A window to decode with some changes."""
 
     window: int
     changes: tuple[Change, ...] = ()
 
 
 class Distributions:
-    """Next-token distributions of all scored positions, in memory: what others are compared with.
+    """Next-token distributions of all scored positions, in memory, for comparisons.
 
     Args:
         windows: [windows, n_ctx] tokens.
@@ -137,10 +138,10 @@ class Distributions:
         kernel = DivergenceKernel(logits.shape[1])
         targets = self.windows[window, self.first + 1 :]
         nll, kld = np.empty(self.shape[1]), np.empty(self.shape[1])
-        for row, (kept, other, target) in enumerate(zip(self.logs[window], logits, targets, strict=True)):
-            compared = kernel(kept, other)
+        for row, (kept, row_logits, target) in enumerate(zip(self.logs[window], logits, targets, strict=True)):
+            compared = kernel(kept, row_logits)
             kld[row] = compared.values[0]
-            nll[row] = compared.log_normalizer - float(other[target])
+            nll[row] = compared.log_normalizer - float(row_logits[target])
         if not (np.isfinite(nll).all() and np.isfinite(kld).all()):
             raise EngineError(
                 f"The logits of window {window} are not finite: the model computes NaN or infinity there.",
@@ -150,7 +151,9 @@ class Distributions:
 
 
 Job = tuple[Variant, Callable[[Values], None]]
-"""What to decode, and what takes its [scored, vocabulary] logits: a view that is valid only then, in any thread."""
+"""What to decode, and the receiver of its [scored, vocabulary] logits: a view that is valid only during the call, in
+any thread.
+"""
 
 
 class _Lane(contextlib.AbstractContextManager["_Lane"]):
@@ -191,7 +194,7 @@ class _Lane(contextlib.AbstractContextManager["_Lane"]):
 
 
 class Patched(contextlib.AbstractContextManager["Patched"]):
-    """Contexts side by side over one loaded model, whose heads can be changed; a context manager, which closes them.
+    """Parallel contexts of one loaded model, whose heads can be changed; a context manager, which closes them.
 
     Args:
         model: the loaded model.
@@ -206,7 +209,7 @@ class Patched(contextlib.AbstractContextManager["Patched"]):
         self._lanes = Lanes(count, lambda: _Lane(model, lane, layout))
 
     def decode(self, kept: Distributions, jobs: Sequence[Job]) -> Iterator[int]:
-        """Do all jobs on windows of `kept`, and yield how many of the first are done, now and then."""
+        """Do all jobs on windows of `kept`, and yield the number of finished jobs now and then."""
 
         def work(lane: _Lane, group: Sequence[Job]) -> int:
             logits = lane.decode(kept.windows, [variant for variant, _ in group], kept.first)
@@ -222,7 +225,7 @@ class Patched(contextlib.AbstractContextManager["Patched"]):
 
 
 def read_values(model: Model, settings: SessionSettings, layout: HeadLayout, kept: Distributions) -> dict[int, Values]:
-    """Decode the windows as they are: fill the distributions, and hand out z by layer, each [windows, n_ctx, width].
+    """Decode the unchanged windows: fill the distributions, and yield z by layer, each [windows, n_ctx, width].
 
     Args:
         model: the loaded model.

@@ -1,4 +1,4 @@
-"""What each head does to the next-token distribution: ablation, interchange, removal. Runs in a worker."""
+"""Effect of each head on the next-token distribution: ablation, interchange, removal. Runs in a worker."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ __all__ = [
 ]
 
 _MOST_BYTES: Final = 1 << 30
-"""Of distributions and activations in memory."""
+"""Most bytes of distributions and activations in memory."""
 
 _SUBSET, _SHARE, _ROWS_PER_HEAD, _SEED = 8, 4, 2, 1
-"""Of the screen: heads that are ablated together, up to a quarter of all, and sequences that it decodes per head.
+"""Screen: heads ablated together, up to a quarter of all, and sequences decoded per head.
 
 On the model tiny, eight together order the heads better than four or two, at the same cost. A gradient along the direct
-path (each head's output through the final norm and the output matrix) sees nothing of what the heads of the first layer
-do, which matter most there, by way of the layers above them.
+path (each head's output through the final norm and the output matrix) misses the effect of first-layer heads through
+later layers, which is the largest in that model.
 """
 
 
@@ -67,7 +67,7 @@ class HeadRequest:
 
 
 class _Measurement:
-    """A loaded model, its windows, and what it makes of them unchanged."""
+    """A loaded model, its windows, and its results on them without changes."""
 
     def __init__(self, worker: WorkerContext, request: HeadRequest, tokens: Tokens | None = None) -> None:
         self.worker = worker
@@ -85,7 +85,7 @@ class _Measurement:
         return Patched(self.loaded, self.settings, self.layout)
 
     def nll(self) -> NDArray[np.float64]:
-        """[windows, scored] of the model as it is."""
+        """[windows, scored] of the unchanged model."""
         return np.stack([self.clean.compare(window, logs)[0] for window, logs in enumerate(self.clean.logs)])
 
     def zeros(self, window: int, heads: Sequence[Head]) -> Variant:
@@ -100,12 +100,12 @@ class _Measurement:
 
 
 def spread_windows(model: Model, request: HeadRequest) -> Tokens:
-    """[windows, n_ctx]: of the windows that a pass would cut, as many as asked for, evenly spread over the corpus.
+    """[windows, n_ctx]: the requested number of a pass's windows, evenly spread over the corpus.
 
-    BOS replaces the first token of each where the vocabulary asks for it.
+    BOS replaces the first token of each if the vocabulary requires it.
 
     Raises:
-        CorpusError: there are not that many.
+        CorpusError: the corpus has fewer windows.
     """
     check_context(model, request.model, request.settings)
     tokens, n_ctx = model.tokenize(request.corpus.text), request.settings.n_ctx
@@ -128,27 +128,29 @@ def run_head_sweep(worker: WorkerContext, request: HeadRequest, heads: Sequence[
     """Ablate each head alone: its z becomes zero, or its mean over all tokens of the windows.
 
     Returns:
-        heads, [heads, 2] layer and head; nll, [windows, scored] of the model as it is; nll_zero, kld_zero, nll_mean and
-        kld_mean, [heads, windows, scored], the KLs from the model as it is.
+        heads, [heads, 2] layer and head; nll, [windows, scored] of the unchanged model; nll_zero, kld_zero, nll_mean
+        and kld_mean, [heads, windows, scored], the KLs from the unchanged model.
     """
     model = _Measurement(worker, request)
     _check_heads(model, heads)
     windows, scored = model.clean.shape
-    found = {name: np.empty((len(heads), windows, scored)) for name in ("nll_zero", "kld_zero", "nll_mean", "kld_mean")}
+    arrays = {
+        name: np.empty((len(heads), windows, scored)) for name in ("nll_zero", "kld_zero", "nll_mean", "kld_mean")
+    }
     jobs: dict[int, list[Job]] = {layer: [] for layer, _ in heads}
     for place, head in enumerate(heads):
         mean = model.values[head[0]][..., model.columns(head)].mean(axis=(0, 1))
         for kind, values in (("zero", np.zeros_like(mean)), ("mean", mean)):
             for window in range(windows):
-                into = (found[f"nll_{kind}"][place, window], found[f"kld_{kind}"][place, window])
+                into = (arrays[f"nll_{kind}"][place, window], arrays[f"kld_{kind}"][place, window])
                 variant = Variant(window, (model.change(head, values),))
                 jobs[head[0]].append((variant, partial(_keep, model.clean, window, *into)))
     _work(model, jobs)
-    return {"heads": _pairs(heads), "nll": model.nll(), **found}
+    return {"heads": _pairs(heads), "nll": model.nll(), **arrays}
 
 
 def run_head_values(worker: WorkerContext, request: HeadRequest) -> Arrays:
-    """Keep what a candidate is compared with.
+    """Compute the reference's values for comparisons.
 
     Returns:
         tokens, [windows, n_ctx]; logs, [windows, scored, vocabulary] log-probabilities up to a constant; z0, z1, ...:
@@ -161,16 +163,16 @@ def run_head_values(worker: WorkerContext, request: HeadRequest) -> Arrays:
 
 
 def run_head_interchange(worker: WorkerContext, request: HeadRequest, reference: Path, heads: Sequence[Head]) -> Arrays:
-    """Put the reference's z into the candidate, a head at a time and a layer at a time.
+    """Put the reference's z into the candidate, one head at a time and one layer at a time.
 
     Args:
         worker: that the task runs in.
         request: the candidate.
         reference: the arrays of `run_head_values`.
-        heads: those to put in alone.
+        heads: heads to replace one at a time.
 
     Returns:
-        heads, [heads, 2]; layers, [layers]; KL(reference || candidate): kld, [windows, scored], as it is; kld_heads,
+        heads, [heads, 2]; layers, [layers]; KL(reference || candidate): kld, [windows, scored], unchanged; kld_heads,
         [heads, windows, scored]; kld_layers, [layers, windows, scored].
     """
     stored = load_arrays(reference)
@@ -185,14 +187,15 @@ def run_head_interchange(worker: WorkerContext, request: HeadRequest, reference:
         )
     if {layer: z.shape for layer, z in theirs.items()} != {layer: z.shape for layer, z in model.values.items()}:
         raise EngineError(
-            f"{request.model} has other heads than its reference.", "Compare a model with one that it was made from."
+            f"{request.model} has different heads from its reference.",
+            "Compare a model with the one that it was made from.",
         )
     _check_heads(model, heads)
     compared = Distributions(tokens, logs.shape[2], logs)
     windows, scored = compared.shape
     layers = model.layout.layers
     of_heads, of_layers = np.empty((len(heads), windows, scored)), np.empty((len(layers), windows, scored))
-    # What to put in, by layer: the columns, and where the KL goes.
+    # Replacements by layer: the columns, and where to store the KL.
     parts = {layer: [(slice(0, theirs[layer].shape[-1]), of_layers[row])] for row, layer in enumerate(layers)}
     for place, head in enumerate(heads):
         parts[head[0]].append((model.columns(head), of_heads[place]))
@@ -212,7 +215,7 @@ def run_head_interchange(worker: WorkerContext, request: HeadRequest, reference:
 
 
 def run_head_screen(worker: WorkerContext, request: HeadRequest) -> Arrays:
-    """Ablate random subsets of heads together, each in one window: two sequences per head, whatever the windows.
+    """Ablate random subsets of heads together, each in one window: two sequences per head for any number of windows.
 
     Returns:
         heads, [heads, 2]; subsets, [rows, heads] which heads were zero; rises, [rows] of the mean negative
@@ -244,7 +247,7 @@ def run_head_removal(
     """Remove heads (their z becomes zero) until the loss has risen by `limit` nats; see `greedy_removal`.
 
     Returns:
-        heads, [removed, 2] in their order; nll, [removed + 1, windows, scored], from none removed on.
+        heads, [removed, 2] in their order; nll, [removed + 1, windows, scored], starting with none removed.
     """
     model = _Measurement(worker, request)
     base = model.nll()
@@ -263,7 +266,7 @@ def run_head_removal(
 
 
 def run_head_path(worker: WorkerContext, request: HeadRequest, path: Sequence[Head]) -> Arrays:
-    """Remove heads in a given order, such as another model's; returns as `run_head_removal`."""
+    """Remove heads in a given order, such as another model's; returns the same as `run_head_removal`."""
     model = _Measurement(worker, request)
     _check_heads(model, path)
     sets = [tuple(path[:count]) for count in range(len(path) + 1)]
@@ -309,8 +312,8 @@ def _keep(
     kld: NDArray[np.float64] | None,
     logits: Values,
 ) -> None:
-    found = kept.compare(window, logits)
-    for into, values in zip((nll, kld), found, strict=True):
+    comparison = kept.compare(window, logits)
+    for into, values in zip((nll, kld), comparison, strict=True):
         if into is not None:
             into[:] = values
 
@@ -320,7 +323,7 @@ def _check_heads(model: _Measurement, heads: Sequence[Head]) -> None:
     if unknown:
         raise EngineError(
             f"{model.name} has no head {unknown[0][1]} in a layer {unknown[0][0]}.",
-            "Compare heads of models of the same shape.",
+            "Compare heads of models with the same shape.",
         )
 
 

@@ -1,1 +1,1 @@
-"""Hidden states of layers: what they hold, what they add, and what goes without them."""
+"""Hidden states of layers: their content, their updates, and the effect of skipping them."""

@@ -1,4 +1,4 @@
-"""What happens in layers, on prompts: one decode per subject serves every test."""
+"""Measurements of layers on prompts: one decode per subject serves all tests."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ class Layers:
     """Hidden states, logit lens and patching of layers.
 
     Args:
-        core: measures.
-        prompts: what is read.
-        reference: on whose tokens candidates are measured; None where there is none.
-        compared: there are candidates, which will ask for the reference's states.
+        core: runs measurements.
+        prompts: prompts to read.
+        reference: the model on whose tokens candidates are measured; None if there is none.
+        compared: whether there are candidates, which will need the reference's states.
     """
 
     def __init__(
@@ -56,20 +56,20 @@ class Layers:
         self._kept = compared
 
     def __call__(self, model: Subject) -> LayersResult:
-        """What happens in the layers of a subject; see `measure_layers`."""
+        """Measure the layers of a subject; see `measure_layers`."""
         base = self._base(model)
         if base is not None:
             try:
-                # Other tests compare, and one decode gives both.
+                # Other tests compare; one decode gives both.
                 return self.compare(model, base)
             except HarnessError:
-                pass  # no reason to know nothing of this model, if it is sound itself
-        # The states are kept where a candidate may ask for them.
+                pass  # an error of the reference must not prevent measuring this model
+        # The states are kept if a candidate may need them.
         keep = self._kept and self._reference is not None and model.name == self._reference.name
         return self._describe(model, self.alone(model, keep=keep), model)
 
     def compare(self, candidate: Subject, reference: Subject) -> LayersResult:
-        """The same, with the distance of a candidate's states from the reference's.
+        """Like a call, plus the distance of a candidate's states from the reference's.
 
         Raises:
             ModelError: models of different shape.
@@ -94,8 +94,8 @@ class Layers:
         return self.exchanged(candidate, reference, self.selected(candidate))
 
     def exchanged(self, candidate: Subject, reference: Subject, chosen: Sequence[int]) -> Arrays:
-        """The same for layers of one's choice."""
-        # Whether both fit together is seen there.
+        """The same for given layers."""
+        # The task checks whether both fit together.
         self.compared(candidate, reference)
         return self._core.measure(self._patched(_INTERCHANGE, "exchanged", candidate, reference, chosen))
 
@@ -115,12 +115,12 @@ class Layers:
 
         Args:
             model: the subject.
-            keep: leave its hidden states in the cache, for candidates to be compared with.
+            keep: keep its hidden states in the cache, for comparisons with candidates.
         """
         return self._core.measure(self._alone(model, keep=keep))
 
     def compared(self, model: Subject, reference: Subject) -> LayersResult:
-        """A candidate beside its reference, on the reference's tokens; see `measure_layers`."""
+        """Compare a candidate with its reference, on the reference's tokens; see `measure_layers`."""
         base_job = self._alone(reference, keep=True)
         base = self._core.entry(base_job)
         return self._core.measure(
@@ -198,12 +198,12 @@ class Layers:
 
 
 def _drawn(result: LayersResult) -> Arrays:
-    """What is drawn of the first prompt: [layer, token], and the text of tokens."""
+    """Data for the chart of the first prompt: [layer, token], and the text of tokens."""
     arrays, pieces = result.arrays, result.facts["pieces"]
     part = slice(0, min(_SHOWN_TOKENS, int(arrays["starts"][1])))
 
     def text(tokens: NDArray[np.generic]) -> NDArray[np.str_]:
-        # A repr keeps what numpy's strings would lose: a zero at the end.
+        # repr keeps a trailing zero, which NumPy strings would lose.
         cut = [pieces[str(token)][:_SHOWN_CHARACTERS] for token in tokens.ravel().tolist()]
         return np.array([repr(piece)[1:-1] for piece in cut]).reshape(tokens.shape)
 

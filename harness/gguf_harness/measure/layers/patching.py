@@ -1,8 +1,8 @@
-"""What single layers do, by taking them away or putting another model's in their place. Runs in a worker.
+"""Effect of single layers, by skipping them or replacing their output by another model's. Runs in a worker.
 
-Skipping (ablation): the residual stream passes a block as it came. Interchange (Geiger et al. 2021, "Causal
-Abstractions of Neural Networks"): the reference's residual stream takes the place of the candidate's after a layer, and
-only the layers behind it are the candidate's.
+Skipping (ablation): the residual stream passes a block unchanged. Interchange (Geiger et al. 2021, "Causal
+Abstractions of Neural Networks"): the reference's residual stream replaces the candidate's after a layer, so that only
+later layers are the candidate's.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ __all__ = ["EMBED", "measure_importance", "measure_interchange"]
 F32 = NDArray[np.float32]
 
 EMBED: Final = -1
-"""In place of a layer: the embeddings."""
+"""Stands for the embeddings instead of a layer."""
 _ALL_OWN: Final = -2
 
 
 def measure_importance(
     worker: WorkerContext, request: LayersRequest, reference: Path | None, layers: Sequence[int]
 ) -> Arrays:
-    """Next-token loss on the prompts, as it is and without each block.
+    """Next-token loss on the prompts, with all blocks and without each.
 
     Args:
         worker: that the task runs in.
@@ -55,7 +55,7 @@ def measure_importance(
         layers: blocks to skip, each alone.
 
     Returns:
-        layers [skipped]: those asked for, without the first where its input is not known; starts [prompts + 1] of
+        layers [skipped]: the requested ones, without the first if its input is not known; starts [prompts + 1] of
         predicted tokens; nll [n] and skipped [skipped, n], in nats.
     """
     model = worker.model(request.files, request.settings.n_gpu_layers)
@@ -90,7 +90,7 @@ def measure_interchange(
         layers: after which the stream is replaced, each alone.
 
     Returns:
-        layers [replaced], starts [prompts + 1] of tokens, kld [n] of the candidate as it is, embed [n] with the
+        layers [replaced], starts [prompts + 1] of tokens, kld [n] of the unchanged candidate, embed [n] with the
         reference's embeddings, and replaced [replaced, n]; KL(reference || candidate) in nats.
     """
     model = worker.model(request.files, request.settings.n_gpu_layers)
@@ -100,11 +100,11 @@ def measure_interchange(
     def divergence(lane: _Lane, layer: int) -> NDArray[np.float64]:
         place = _Place(layer, base)
         lane.replace(None if layer == _ALL_OWN else place)
-        found = []
+        divergences = []
         for part in given.slices:
             place.at = part.start
-            found.append(kld_rows(logits[part], lane.context.logits(given.tokens[part])))
-        return np.concatenate(found)
+            divergences.append(kld_rows(logits[part], lane.context.logits(given.tokens[part])))
+        return np.concatenate(divergences)
 
     with _lanes(model, request, given, ModelFile(request.files)) as lanes:
         own, embed, *replaced = lanes.map(divergence, (_ALL_OWN, EMBED, *layers), worker.progress)
@@ -118,7 +118,7 @@ def measure_interchange(
 
 
 class _Place:
-    """Puts the reference's stream into a tap: its rows from `at` on, as far as a physical batch goes."""
+    """Puts the reference's stream into a tap: its rows from `at` on, for one physical batch."""
 
     def __init__(self, layer: int, base: StateFiles) -> None:
         self.tap = "embed" if layer == EMBED else f"blocks.{layer}.resid_post"
@@ -131,7 +131,7 @@ class _Place:
 
 
 class _Lane(contextlib.AbstractContextManager["_Lane"]):
-    """A context one of whose layers is skipped, or gets another model's stream."""
+    """A context in which one layer is skipped, or gets another model's stream."""
 
     def __init__(self, model: Model, settings: SessionSettings, architecture: str, n_layer: int) -> None:
         from gguf_harness.engine.context import Context
@@ -142,7 +142,7 @@ class _Lane(contextlib.AbstractContextManager["_Lane"]):
         self.context = Context(model, settings, self._taps)
 
     def skip(self, layer: int | None) -> None:
-        """From now on, read the stream in front of a block, and put it behind the block; None to leave it alone."""
+        """From now on, copy the stream before a block to its output; None for no change."""
         if layer is None:
             self._taps.watch()
             return
@@ -153,7 +153,7 @@ class _Lane(contextlib.AbstractContextManager["_Lane"]):
         )
 
     def replace(self, place: _Place | None) -> None:
-        """From now on, put another model's stream in a place; None to leave it alone."""
+        """From now on, put another model's stream in a place; None for no change."""
         self._taps.watch(patch={} if place is None else {place.tap: place.patch})
 
     def __exit__(self, *_: object) -> None:

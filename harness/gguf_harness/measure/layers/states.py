@@ -1,4 +1,4 @@
-"""Hidden states of prompts, decoded once and kept on disk, for everything that looks at them. Runs in a worker.
+"""Hidden states of prompts, decoded once and kept on disk for all measurements. Runs in a worker.
 
 One file per tensor, float32: `attn_out`, `resid_mid`, `mlp_out` and `resid_post` are [layer, token, d_model], `embed`
 and `final` (after the final norm) [token, d_model], `logits` [token, vocabulary]. Tokens of all prompts follow each
@@ -47,16 +47,16 @@ F32 = NDArray[np.float32]
 
 KINDS: Final = ("attn_out", "resid_mid", "mlp_out", "resid_post")
 MOST_TOKENS: Final = 128
-"""Tokens of a prompt that are looked at, from its beginning: one long prompt would outweigh the others."""
+"""Most tokens used of a prompt: a long prompt would outweigh the others."""
 
 NOT_ALONE: Final = ("position_embd.weight", "token_embd_norm.weight")
-"""Tensors of models whose first block reads something else than the token embeddings."""
+"""Tensors of models whose first block reads more than the token embeddings."""
 _FITS: Final = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
 class LayersRequest:
-    """Whose hidden states, of what, and where they go.
+    """A request for hidden states: the model, the prompts, and the folder.
 
     Attributes:
         model: name for error messages.
@@ -64,7 +64,7 @@ class LayersRequest:
         settings: how to run it; contexts are made as long as the prompts.
         prompts: with distinct ids.
         folder: for the states; belongs to this measurement alone.
-        limit_bytes: most that they may take.
+        limit_bytes: most bytes that they may take.
     """
 
     model: str
@@ -77,13 +77,13 @@ class LayersRequest:
 
 @dataclass(frozen=True, slots=True)
 class PromptTokens:
-    """Tokens of all prompts that a model can have, one prompt after the other.
+    """Tokens of all prompts that a model can take, one prompt after the other.
 
     Attributes:
         ids: of those prompts.
         tokens: [n].
         starts: [prompts + 1] where each begins, and where the last one ends.
-        problems: by prompt: why the model cannot have it.
+        problems: by prompt: why the model cannot take it.
     """
 
     ids: tuple[str, ...]
@@ -93,7 +93,7 @@ class PromptTokens:
 
     @property
     def slices(self) -> list[slice]:
-        """Where the tokens of each prompt are."""
+        """Slice of the tokens of each prompt."""
         return [slice(int(a), int(b)) for a, b in zip(self.starts[:-1], self.starts[1:], strict=True)]
 
     @property
@@ -104,9 +104,9 @@ class PromptTokens:
     @property
     def predicts(self) -> NDArray[np.bool_]:
         """[n] whether the next token belongs to the same prompt: false for the last of each."""
-        found = np.ones(len(self.tokens), dtype=np.bool_)
-        found[self.starts[1:] - 1] = False
-        return found
+        mask = np.ones(len(self.tokens), dtype=np.bool_)
+        mask[self.starts[1:] - 1] = False
+        return mask
 
 
 class StateFiles:
@@ -157,7 +157,7 @@ class StateFiles:
 
     @property
     def kinds(self) -> list[str]:
-        """Those of `KINDS` that there are."""
+        """The available `KINDS`."""
         return [kind for kind in KINDS if kind in self]
 
     def inputs(self, layer: int) -> F32:
@@ -165,21 +165,21 @@ class StateFiles:
         return self.load("embed") if layer == 0 else self.load("resid_post")[layer - 1]
 
     def remove(self) -> None:
-        """Free the disk."""
+        """Delete the files."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def prompt_tokens(model: Model, request: LayersRequest) -> PromptTokens:
-    """Tokens of each prompt as the model is given it, chats through its template, at most `MOST_TOKENS`.
+    """Tokens of each prompt, chats through the model's template, at most `MOST_TOKENS`.
 
     Raises:
-        NoPrompt: the model can have none of them.
+        NoPrompt: the model can take none of them.
     """
     inputs, problems = prompt_inputs(model, request.model, request.prompts, 0, request.settings)
     if not inputs:
         first = next(iter(problems.values()))
         raise NoPrompt(f"No prompt can be decoded. {first.message}", first.hint)
-    tokens = [np.asarray(found[:MOST_TOKENS], dtype=np.int32) for found, _ in inputs.values()]
+    tokens = [np.asarray(tokens_of_prompt[:MOST_TOKENS], dtype=np.int32) for tokens_of_prompt, _ in inputs.values()]
     starts = np.concatenate([[0], np.cumsum([len(part) for part in tokens])]).astype(np.int64)
     return PromptTokens(
         tuple(inputs), np.concatenate(tokens), starts, {name: error.message for name, error in problems.items()}
@@ -189,7 +189,7 @@ def prompt_tokens(model: Model, request: LayersRequest) -> PromptTokens:
 def decode_states(
     worker: WorkerContext, model: Model, lanes: int, request: LayersRequest, given: PromptTokens
 ) -> StateFiles:
-    """Decode every prompt once and keep all hidden states and logits, in so many contexts side by side.
+    """Decode every prompt once, in parallel contexts, and keep all hidden states and logits.
 
     Raises:
         ModelError: the residual stream of this architecture cannot be read.
@@ -222,7 +222,7 @@ def decode_states(
 
 
 class _Lane(contextlib.AbstractContextManager["_Lane"]):
-    """A context that writes what its taps give to where it belongs."""
+    """A context that writes the values of its taps to the files."""
 
     def __init__(
         self, model: Model, settings: SessionSettings, architecture: str, n_layer: int, places: dict[str, F32]
@@ -241,11 +241,11 @@ class _Lane(contextlib.AbstractContextManager["_Lane"]):
 
     @property
     def filled(self) -> set[int]:
-        """Where the rows of the last text end, of all taps: the same for all, or some gave too much or too little."""
+        """End of the rows of the last text, which must be the same for all taps."""
         return set(self._filled.values())
 
     def _keep(self, tap: str, values: F32) -> None:
-        # A prompt longer than a physical batch comes in several, in order.
+        # A prompt longer than a physical batch comes in several batches, in order.
         at = self._filled[tap]
         self._places[tap][at : at + len(values)] = values
         self._filled[tap] = at + len(values)
@@ -255,14 +255,14 @@ class _Lane(contextlib.AbstractContextManager["_Lane"]):
 
 
 def read_states(worker: WorkerContext, request: LayersRequest) -> Arrays:
-    """All hidden states of one prompt, however long it is.
+    """All hidden states of one prompt of any length.
 
     Returns:
         tokens, [pos]; pieces, [pos], their text as bytes; embed, [pos, d_model]; resid_post and, where llama.cpp names
         enough to know them, resid_mid, attn_out and mlp_out, [layer, pos, d_model]; all float32.
 
     Raises:
-        PromptError: the model cannot be given the prompt.
+        PromptError: the model cannot take the prompt.
         ModelError: the residual stream of this architecture cannot be read.
         CorpusError: the states would take more than the limit.
     """
@@ -274,9 +274,9 @@ def read_states(worker: WorkerContext, request: LayersRequest) -> Arrays:
     given = PromptTokens(tuple(inputs), np.asarray(tokens, dtype=np.int32), np.array([0, len(tokens)]), {})
     files = decode_states(worker, model, 1, request, given)
     pieces = [model.detokenize([token], special=True) for token in given.tokens.tolist()]
-    found: Arrays = {"tokens": given.tokens, "pieces": np.array(pieces, dtype=np.bytes_)}
-    # Copies: the files go with the folder.
-    return found | {name: np.array(files.load(name)) for name in ("embed", *files.kinds)}
+    arrays: Arrays = {"tokens": given.tokens, "pieces": np.array(pieces, dtype=np.bytes_)}
+    # Copies: the files are deleted with the folder.
+    return arrays | {name: np.array(files.load(name)) for name in ("embed", *files.kinds)}
 
 
 def short_settings(settings: SessionSettings, longest: int, lanes: int) -> SessionSettings:
@@ -291,7 +291,7 @@ def short_settings(settings: SessionSettings, longest: int, lanes: int) -> Sessi
 
 
 def _readable(model: Model, settings: SessionSettings, architecture: str, n_layer: int, name: str) -> list[str]:
-    """Those of `KINDS` that llama.cpp names in this architecture: usually all, seen with one token."""
+    """The `KINDS` that llama.cpp names in this architecture, found by decoding one token: usually all."""
     from gguf_harness.engine.context import Context
     from gguf_harness.engine.taps import Taps
 
@@ -318,14 +318,14 @@ def _readable(model: Model, settings: SessionSettings, architecture: str, n_laye
 
 
 def _complete(files: StateFiles, alone: bool) -> None:
-    """Add what llama.cpp did not name, and replace what is not what a block adds to the stream.
+    """Add the tensors that llama.cpp did not name, and replace those that are not the update of the stream.
 
-    `resid_mid` of models whose attention and MLP read the same stream is the stream with attention's part alone.
+    `resid_mid` of models whose attention and MLP read the same stream is the stream plus only attention's update.
 
     Args:
         files: of the model.
-        alone: the first block reads the token embeddings and nothing else; otherwise what follows from its input is
-            not known, and NaN.
+        alone: whether the first block reads only the token embeddings; otherwise everything derived from its input is
+            unknown, and NaN.
     """
     n_layer = len(files.load("resid_post"))
     for kind, (values, from_input) in _derivations(files).items():
@@ -338,7 +338,7 @@ def _complete(files: StateFiles, alone: bool) -> None:
 
 
 def _derivations(files: StateFiles) -> dict[str, tuple[Callable[[int], F32], bool]]:
-    """By kind: its values at a layer, and whether they follow from what the block reads."""
+    """By kind: its values at a layer, and whether they are derived from the block's input."""
     post, before = files.load("resid_post"), files.inputs
     if "resid_mid" in files:
         middle = files.load("resid_mid")
@@ -362,7 +362,7 @@ def _derivations(files: StateFiles) -> dict[str, tuple[Callable[[int], F32], boo
 
 
 def _fits(files: StateFiles, kind: str, layer: int, expected: F32) -> bool:
-    """Whether llama.cpp's tensor of this name is what the stream says; rounding aside."""
+    """Whether llama.cpp's tensor of this name agrees with the stream, up to rounding."""
     difference = files.load(kind)[layer] - expected
     return float(np.linalg.norm(difference)) <= _FITS * float(np.linalg.norm(files.load("resid_post")[layer]))
 

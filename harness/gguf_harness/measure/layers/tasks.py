@@ -1,6 +1,6 @@
-"""What happens in the layers of a model, from its hidden states; and how far a candidate's are from its reference's.
+"""Measurements of the layers of a model from its hidden states, and the distance of a candidate's from its reference's.
 
-Runs in a worker. One decode per prompt serves everything here.
+Runs in a worker. One decode per prompt gives all results.
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ F64 = NDArray[np.float64]
 
 STATES_FOLDER: Final = "states"
 _FEWEST_TOKENS: Final = 4
-"""Of a prompt, without its first token, for the shape of its states to mean something."""
+"""Fewest tokens of a prompt, without its first, for which the shape of its states is meaningful."""
 
 
 @dataclass(frozen=True, slots=True)
 class LayersResult:
-    """What was measured.
+    """The result.
 
     Attributes:
         arrays: per layer and token or prompt; see `measure_layers`.
@@ -69,18 +69,18 @@ class LayersResult:
 
 
 def measure_layers(worker: WorkerContext, request: LayersRequest, reference: Path | None, keep: bool) -> LayersResult:
-    """Decode the prompts once, and look at the hidden states from all sides.
+    """Decode the prompts once, and compute all measurements of the hidden states.
 
     Args:
         worker: that the task runs in.
         request: the model.
         reference: folder of the cache entry of the reference, whose tokens are decoded, and whose states are compared
-            with; None for the model alone.
-        keep: leave the states on disk: the reference's, for candidates to be compared with.
+            with; None to measure the model alone.
+        keep: keep the states on disk: the reference's, for comparisons with candidates.
 
     Returns:
-        n tokens, of all prompts one after the other; layers L; prompts P; NaN where something is not known.
-        tokens [n], starts [P + 1], nll [n] of the next token (NaN after the last of a prompt);
+        n tokens, of all prompts one after the other; layers L; prompts P; NaN for unknown values.
+        tokens [n], starts [P + 1], nll [n] of the next token (NaN for the last of a prompt);
         norm_embed [n]; norm, attn_share, mlp_share, attn_cosine, mlp_cosine, massive [L, n];
         similarity, similarity_centered, effective_rank, participation_ratio, kurtosis [L, P];
         final_norm_gain, final_norm_cosine [n]; attn_norm_gain, mlp_norm_gain [L, n] where the file has their weights;
@@ -90,7 +90,7 @@ def measure_layers(worker: WorkerContext, request: LayersRequest, reference: Pat
         cka_se [L].
 
     Raises:
-        HarnessError: the model cannot be decoded, its stream not be read, or the reference is of another shape.
+        HarnessError: the model cannot be decoded, its stream cannot be read, or the reference has another shape.
     """
     model = worker.model(request.files, request.settings.n_gpu_layers)
     given = prompt_tokens(model, request) if reference is None else stored_tokens(reference)
@@ -115,16 +115,16 @@ def measure_layers(worker: WorkerContext, request: LayersRequest, reference: Pat
 
 
 def has_states(folder: Path, facts: dict[str, Any]) -> bool:
-    """Whether the hidden states that a measurement has kept in its folder are (still) there, all of them."""
+    """Whether all hidden states that a measurement kept in its folder are still there."""
     kept = facts.get("states")
     return isinstance(kept, dict) and bool(kept) and kept["bytes"] == StateFiles(folder / STATES_FOLDER).sizes
 
 
 def stored_tokens(entry: Path) -> PromptTokens:
-    """The tokens that a model was measured with.
+    """The tokens of a stored measurement of a model.
 
     Raises:
-        FilesLost: they, or its hidden states, are no longer there.
+        FilesLost: they or its hidden states are missing.
     """
     import json
 
@@ -132,7 +132,7 @@ def stored_tokens(entry: Path) -> PromptTokens:
     try:
         facts = json.loads((entry / "meta.json").read_text(encoding="utf-8"))["value"]
         if not has_states(entry, facts) or facts["states"]["crc"] != StateFiles(entry / STATES_FOLDER).checksums:
-            raise FilesLost(f"Hidden states in {entry} are gone or damaged.", "Measure again with --gguf-fresh.")
+            raise FilesLost(f"Hidden states in {entry} are missing or damaged.", "Measure again with --gguf-fresh.")
         tokens, starts = arrays["tokens"].astype(np.int32), arrays["starts"].astype(np.int64)
         return PromptTokens(tuple(facts["prompts"]), tokens, starts, dict(facts["problems"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -141,7 +141,7 @@ def stored_tokens(entry: Path) -> PromptTokens:
 
 def nll_rows(logits: F32, targets: NDArray[np.int32]) -> F64:
     """[n] negative log-likelihood, in nats, of each target under [n, vocabulary] logits."""
-    # A row at a time: in float64 all of them could be gigabytes.
+    # One row at a time: in float64 all rows could take gigabytes.
     return np.array([-log_softmax(row)[target] for row, target in zip(logits, targets, strict=True)])
 
 
@@ -152,55 +152,55 @@ def kld_rows(reference: F32, logits: F32) -> F64:
 
 
 def _next_nll(files: StateFiles, given: PromptTokens) -> F64:
-    found = np.full(len(given.tokens), np.nan)
+    nll = np.full(len(given.tokens), np.nan)
     predicts = np.flatnonzero(given.predicts)
     logits = files.load("logits")
     for index in predicts:
-        found[index] = nll_rows(logits[index : index + 1], given.tokens[index + 1 : index + 2])[0]
-    return found
+        nll[index] = nll_rows(logits[index : index + 1], given.tokens[index + 1 : index + 2])[0]
+    return nll
 
 
 def _stream(files: StateFiles, given: PromptTokens) -> Arrays:
-    """Norms, and what blocks add."""
+    """Norms of the stream, and updates of the blocks."""
     post, n = files.load("resid_post"), len(given.tokens)
     shape = (len(post), n)
     names = ("attn_share", "mlp_share", "attn_cosine", "mlp_cosine")
-    found: Arrays = {name: np.full(shape, np.nan) for name in names}
-    found |= {
+    arrays: Arrays = {name: np.full(shape, np.nan) for name in names}
+    arrays |= {
         "norm": np.empty(shape),
         "massive": np.zeros(shape, dtype=np.int64),
         "norm_embed": norms(files.load("embed")),
     }
     for layer in range(len(post)):
-        found["norm"][layer] = norms(post[layer])
-        found["massive"][layer] = massive_per_token(post[layer])
+        arrays["norm"][layer] = norms(post[layer])
+        arrays["massive"][layer] = massive_per_token(post[layer])
         for name, kind in (("attn", "attn_out"), ("mlp", "mlp_out")):
             if kind not in files or np.isnan(files.load(kind)[layer, 0, 0]):
                 continue
             update = files.load(kind)[layer]
             stream = files.inputs(layer) if name == "attn" else files.load("resid_mid")[layer]
-            found[f"{name}_share"][layer] = update_share(update, stream)
-            found[f"{name}_cosine"][layer] = cosine(update, stream)
+            arrays[f"{name}_share"][layer] = update_share(update, stream)
+            arrays[f"{name}_cosine"][layer] = cosine(update, stream)
     last, final = post[-1], files.load("final")
-    return found | {"final_norm_gain": norms(final) / norms(last), "final_norm_cosine": cosine(final, last)}
+    return arrays | {"final_norm_gain": norms(final) / norms(last), "final_norm_cosine": cosine(final, last)}
 
 
 def _shapes(files: StateFiles, given: PromptTokens) -> Arrays:
-    """The shape of the states of each prompt, its first token aside: many models park attention there.
+    """The shape of the states of each prompt without its first token, which is an attention sink in many models.
 
     (Xiao et al. 2024, "Efficient Streaming Language Models with Attention Sinks": its norm dwarfs those of the others.)
     """
     post = files.load("resid_post")
     names = ("similarity", "similarity_centered", "effective_rank", "participation_ratio", "kurtosis")
-    found: Arrays = {name: np.full((len(post), len(given.ids)), np.nan) for name in names}
+    arrays: Arrays = {name: np.full((len(post), len(given.ids)), np.nan) for name in names}
     for layer in range(len(post)):
         for index, part in enumerate(given.slices):
             states = post[layer, part.start + 1 : part.stop].astype(np.float64)
             if len(states) < _FEWEST_TOKENS:
                 continue
             for name, value in _shape(states).items():
-                found[name][layer, index] = value
-    return found
+                arrays[name][layer, index] = value
+    return arrays
 
 
 def _shape(states: F64) -> dict[str, float]:
@@ -214,13 +214,13 @@ def _shape(states: F64) -> dict[str, float]:
             "kurtosis": outlier_kurtosis(states),
         }
     except NoData:
-        return {}  # one token over and over, which nothing has told apart yet
+        return {}  # one repeated token, with identical states
 
 
 def _massive(files: StateFiles, given: PromptTokens) -> list[list[dict[str, Any]]]:
-    """By layer: the largest massive activations, and where they are."""
+    """By layer: the largest massive activations and their places."""
     post = files.load("resid_post")
-    found = []
+    activations = []
     for layer in range(len(post)):
         rows = []
         for entry in massive_activations(post[layer]):
@@ -234,17 +234,17 @@ def _massive(files: StateFiles, given: PromptTokens) -> list[list[dict[str, Any]
                     "ratio": entry.ratio,
                 }
             )
-        found.append(rows)
-    return found
+        activations.append(rows)
+    return activations
 
 
 def _lens(request: LayersRequest, files: StateFiles) -> Arrays:
-    """The logit lens, direct logit attribution, and what the norms of blocks do."""
+    """The logit lens, direct logit attribution, and gains of the norms."""
     weights = ModelFile(request.files)
     post, logits = files.load("resid_post"), files.load("logits")
     head = find_head(weights, post[-1], files.load("final"), logits)
     lens = logit_lens(head, list(post))
-    found: Arrays = {
+    arrays: Arrays = {
         "lens_top": lens.top,
         "lens_p": lens.top_p,
         "lens_final_p": lens.final_p,
@@ -253,31 +253,31 @@ def _lens(request: LayersRequest, files: StateFiles) -> Arrays:
         "lens_decided": decided_at(lens.top),
         "output_top": files.load("logits").argmax(axis=-1),
     }
-    return found | _direct(files, head, lens.top[-1]) | _norm_gains(weights, files, head)
+    return arrays | _direct(files, head, lens.top[-1]) | _norm_gains(weights, files, head)
 
 
 def _direct(files: StateFiles, head: Head, tokens: NDArray[np.int64]) -> Arrays:
     post = files.load("resid_post")
     shape = (len(post), len(tokens))
-    found: Arrays = {name: np.full(shape, np.nan) for name in ("direct_attn", "direct_mlp")}
+    arrays: Arrays = {name: np.full(shape, np.nan) for name in ("direct_attn", "direct_mlp")}
     if "resid_mid" not in files:
         return {}
-    # What is not known of the first block's attention is the embeddings' part: the stream that it leaves.
+    # If the first block's attention is unknown, its output stream counts as the embeddings' part.
     unknown = bool(np.isnan(files.load("attn_out")[0, 0, 0]))
     first = files.load("resid_mid")[0] if unknown else files.load("embed")
     (embed,), constant = attribute(head, post[-1], [first], tokens)
     for layer in range(len(post)):
         parts = (files.load("attn_out")[layer], files.load("mlp_out")[layer])
         (attention, mlp), _ = attribute(head, post[-1], parts, tokens)
-        found["direct_attn"][layer], found["direct_mlp"][layer] = attention, mlp
+        arrays["direct_attn"][layer], arrays["direct_mlp"][layer] = attention, mlp
     (whole,), _ = attribute(head, post[-1], [post[-1]], tokens)
-    return found | {"direct_embed": embed, "direct_constant": constant, "direct_logit": whole + constant}
+    return arrays | {"direct_embed": embed, "direct_constant": constant, "direct_logit": whole + constant}
 
 
 def _norm_gains(weights: ModelFile, files: StateFiles, head: Head) -> Arrays:
-    """Norm of what attention and MLP read, after their norm, over that of the stream."""
+    """Norm of the inputs of attention and MLP, after their norm, divided by that of the stream."""
     n_layer = len(files.load("resid_post"))
-    found: Arrays = {}
+    gains_by_name: Arrays = {}
     for name, tensor in (("attn", "attn_norm"), ("mlp", "ffn_norm")):
         gains = [weights.vector(f"blk.{layer}.{tensor}.weight") for layer in range(n_layer)]
         if any(gain is None for gain in gains) or (name == "mlp" and "resid_mid" not in files):
@@ -287,12 +287,12 @@ def _norm_gains(weights: ModelFile, files: StateFiles, head: Head) -> Arrays:
             stream = files.inputs(layer) if name == "attn" else files.load("resid_mid")[layer]
             bias = weights.vector(f"blk.{layer}.{tensor}.bias")
             rows.append(norms(normalize(stream, head.norm, head.eps, gain, bias)) / norms(stream))
-        found[f"{name}_norm_gain"] = np.array(rows)
-    return found
+        gains_by_name[f"{name}_norm_gain"] = np.array(rows)
+    return gains_by_name
 
 
 def _pieces(model: Model, arrays: Arrays) -> dict[str, str]:
-    """Text of the first prompt's tokens, and of what the lens sees there."""
+    """Text of the first prompt's tokens, and of the lens's predictions there."""
     part = slice(0, int(arrays["starts"][1]))
     tokens = [arrays["tokens"][part]]
     if "lens_top" in arrays:
@@ -302,31 +302,31 @@ def _pieces(model: Model, arrays: Arrays) -> dict[str, str]:
 
 
 def _compare(request: LayersRequest, files: StateFiles, base: StateFiles, given: PromptTokens) -> Arrays:
-    """Token by token, the states of a candidate beside the reference's."""
+    """Compare the states of a candidate with the reference's, token by token."""
     own, other = (each.load("resid_post").shape for each in (files, base))
     if own != other or files.load("logits").shape != base.load("logits").shape:
         raise ModelError(
             f"{request.model} has {own[0]} layers of width {own[2]}, its reference {other[0]} of {other[2]}.",
             "Compare models of the same shape layer by layer.",
         )
-    found: Arrays = {"kld": kld_rows(base.load("logits"), files.load("logits"))}
+    arrays: Arrays = {"kld": kld_rows(base.load("logits"), files.load("logits"))}
     for name in ("embed", "final"):
-        found[f"error_{name}"] = relative_errors(files.load(name), base.load(name))
-        found[f"cosine_{name}"] = cosine(files.load(name), base.load(name))
+        arrays[f"error_{name}"] = relative_errors(files.load(name), base.load(name))
+        arrays[f"cosine_{name}"] = cosine(files.load(name), base.load(name))
     n_layer = own[0]
     for kind in KINDS:
         if kind not in files or kind not in base:
             continue
-        found |= {f"{what}_{kind}": np.full(own[:2], np.nan) for what in ("error", "cosine")}
+        arrays |= {f"{what}_{kind}": np.full(own[:2], np.nan) for what in ("error", "cosine")}
         for layer in range(n_layer):
             mine, theirs = files.load(kind)[layer], base.load(kind)[layer]
             if not np.isnan(theirs[0, 0]):
-                found[f"error_{kind}"][layer] = relative_errors(mine, theirs)
-                found[f"cosine_{kind}"][layer] = cosine(mine, theirs)
+                arrays[f"error_{kind}"][layer] = relative_errors(mine, theirs)
+                arrays[f"cosine_{kind}"][layer] = cosine(mine, theirs)
     pairs = [
         cka_with_error(files.load("resid_post")[layer], base.load("resid_post")[layer], given.starts)
         for layer in range(n_layer)
     ]
-    found["cka"] = np.array([value for value, _ in pairs])
-    found["cka_se"] = np.array([np.nan if error is None else error for _, error in pairs])
-    return found
+    arrays["cka"] = np.array([value for value, _ in pairs])
+    arrays["cka_se"] = np.array([np.nan if error is None else error for _, error in pairs])
+    return arrays

@@ -1,7 +1,7 @@
-"""Final norm and unembedding of a model, read from its file: what the logit lens is made of.
+"""Final norm and unembedding of a model, read from its file, for the logit lens.
 
-Which norm a model has, and how its logits are scaled, no single key of the metadata says. Several readings are held
-against what llama.cpp computed, and one that does not give its logits is not offered.
+No single metadata key gives the norm of a model and the scale of its logits. Several variants are compared with
+llama.cpp's results; the lens is not offered if none reproduces the logits.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ F32 = NDArray[np.float32]
 
 _NORM_ERROR: Final = 1e-3
 _LOGIT_ERROR: Final = 0.05
-"""Most relative error of logits (of their spread): llama.cpp rounds activations to the precision of its weights."""
+"""Largest relative error of logits (of their spread): llama.cpp rounds activations to the precision of its weights."""
 _CHECKED: Final = 32
 _TINY: Final = 1e-30
 _CHECKED_VOCABULARY: Final = 2048
@@ -49,11 +49,11 @@ class ModelFile(Weights):
         return self.metadata.name("general.architecture") or "none"
 
     def number(self, key: str) -> float | None:
-        """A number of the architecture's own metadata; None where there is none."""
+        """A number from the architecture's metadata; None if missing."""
         return self.metadata.number(f"{self.architecture}.{key}")
 
     def vector(self, name: str) -> F32 | None:
-        """A tensor of one dimension; None where there is none."""
+        """A one-dimensional tensor; None if missing."""
         return self.tensor(name) if name in self else None
 
     def matrix(self, name: str) -> FileRows:
@@ -63,7 +63,7 @@ class ModelFile(Weights):
 
 @dataclass(frozen=True, slots=True)
 class FileRows:
-    """A matrix in a file: rows are read and dequantized when they are asked for."""
+    """A matrix in a file: rows are read and dequantized on demand."""
 
     weights: Weights
     name: str
@@ -89,16 +89,16 @@ class FileRows:
 
 
 def find_head(weights: ModelFile, final: F32, normalized: F32, logits: F32) -> Head:
-    """The head that makes of these residual streams what llama.cpp made of them.
+    """Find the head that reproduces llama.cpp's logits from these residual streams.
 
     Args:
         weights: of the model.
         final: [n, d_model] last residual stream.
-        normalized: [n, d_model] after the final norm, as llama.cpp has it.
-        logits: [n, vocabulary] as llama.cpp has them.
+        normalized: [n, d_model] after the final norm, as computed by llama.cpp.
+        logits: [n, vocabulary] as computed by llama.cpp.
 
     Raises:
-        NoData: none that is known does.
+        NoData: no known variant does.
     """
     final, normalized, logits = final[:_CHECKED], normalized[:_CHECKED], logits[:_CHECKED]
     name = "output.weight" if "output.weight" in weights else "token_embd.weight"
@@ -111,7 +111,7 @@ def find_head(weights: ModelFile, final: F32, normalized: F32, logits: F32) -> H
     norms += [replace(base, norm="layer", eps=e) for e in reversed(epsilon) if e is not None]
     fitting = min(norms, key=lambda head: _error(final_norm(head, final), normalized), default=None)
     if fitting is None or _error(final_norm(fitting, final), normalized) > _NORM_ERROR:
-        raise NoData(f"{_not_offered(weights)}: no norm of its last residual stream gives what llama.cpp computed.")
+        raise NoData(f"{_not_offered(weights)}: no norm of its last residual stream gives llama.cpp's result.")
     return _scaled(weights, fitting, final, logits)
 
 
@@ -134,10 +134,10 @@ def _scaled(weights: ModelFile, head: Head, final: F32, logits: F32) -> Head:
     return heads[best]
 
 
-def _error(found: F32, expected: F32) -> float:
-    """Norm of the difference over the norm of what is expected, less what all entries share."""
+def _error(values: F32, expected: F32) -> float:
+    """Norm of the difference divided by the norm of the expected values, after subtracting the common offset."""
     spread = expected - expected.mean(axis=-1, keepdims=True)
-    return float(np.linalg.norm(found - expected)) / max(float(np.linalg.norm(spread)), _TINY)
+    return float(np.linalg.norm(values - expected)) / max(float(np.linalg.norm(spread)), _TINY)
 
 
 def _not_offered(weights: ModelFile) -> str:

@@ -87,7 +87,7 @@ class CorpusPass:
     """Decodes the corpus, once per subject however many tests ask.
 
     Args:
-        core: measures.
+        core: runs measurements.
         corpus: the text.
         reference: what candidates are compared with; None where there is nothing to compare with, or it has an error.
         divergence: some test compares a candidate with the reference: its distributions are kept.

@@ -1,4 +1,4 @@
-"""Throughput and load time as rounds of pytest-benchmark."""
+"""Throughput and load time, timed in rounds by pytest-benchmark."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Throughput:
 
     Args:
         benchmark: the fixture of pytest-benchmark.
-        core: says what was measured.
-        rounds: what is timed.
+        core: runs measurements.
+        rounds: the rounds to time.
     """
 
     def __init__(self, benchmark: Any, core: Core, rounds: Rounds) -> None:
@@ -50,19 +50,22 @@ class Throughput:
         self._measure(model, self._rounds.served(model))
 
     def _measure(self, model: Subject, opened: contextlib.AbstractContextManager[Round]) -> None:
-        """Let pytest-benchmark time the rounds. Whatever can fail does so in one: it warns of a fixture not used."""
+        """Let pytest-benchmark time the rounds.
+
+        Anything that can fail does so within a round, since it warns about an unused fixture.
+        """
         benchmark, tokens = self._benchmark, []
         uses: list[Use] = []
         watches: list[Watch] = []
         with opened as timed:
             benchmark.group = timed.name
-            # The parameter itself has a path in its description, which says nothing elsewhere.
+            # The parameter's own description contains a path, which is meaningless elsewhere.
             benchmark.params = {"model": model.name}
 
             def run() -> None:
                 tokens.append(timed.run())
 
-            # Watched from the end of what prepares a round to the begin of what prepares the next: not in the round.
+            # Watched from the end of one preparation to the start of the next, outside the timed round.
             def prepare() -> None:
                 uses.extend(watch.stop() for watch in watches)
                 watches.clear()
@@ -77,12 +80,12 @@ class Throughput:
                 benchmark.extra_info["call_overhead_s"] = timed.overhead()
         if tokens[-1] is not None:
             benchmark.extra_info["tokens"] = tokens[-1]
-            # None with --benchmark-disable, which runs a round and times none.
+            # None with --benchmark-disable, which runs a round without timing.
             if benchmark.stats is not None:
                 benchmark.extra_info["tokens_per_s"] = tokens[-1] / benchmark.stats.stats.mean
 
     def _tell_disturbance(self, model: Subject, name: str, uses: Sequence[Use]) -> None:
-        """Whoever compares the rounds later is told; whether they fail is for pytest-benchmark to say."""
+        """Warn anyone who compares the rounds later; pytest-benchmark decides whether they fail."""
         doubt = describe_disturbance(uses)
         self._benchmark.extra_info["disturbed_rounds"] = sum(use.is_disturbed for use in uses)
         self._benchmark.extra_info["disturbed_by"] = doubt

@@ -1,4 +1,4 @@
-"""What is timed: speed and memory of a subject, and what clients of its server see."""
+"""Timings: speed and memory of a subject, and latency and throughput for clients of its server."""
 
 from __future__ import annotations
 
@@ -42,15 +42,15 @@ _SERVED: Final = Measurement(
     "speed/served", 2, _serve, "requests", as_json(ServedResult.to_json, ServedResult.from_json),
     runs="in the session", exclusive=True, keep=lambda result: not result.is_disturbed,
 )  # fmt: skip
-"""What was disturbed is not kept: the next session measures it again."""
+"""Disturbed timings are not kept: the next session measures them again."""
 
 
 class Speed:
-    """Timings and memory of subjects, in a process of their own, in turns with the reference's.
+    """Timings and memory of subjects, in separate processes, in turns with the reference.
 
     Args:
-        core: measures.
-        reference: what subjects are timed beside; None where there is none.
+        core: runs measurements.
+        reference: the model that subjects are compared with; None if there is none.
     """
 
     def __init__(self, core: Core, reference: PlannedSubject | None = None) -> None:
@@ -58,7 +58,7 @@ class Speed:
         self._reference = reference
 
     def __call__(self, model: Subject) -> SpeedResult:
-        """Speed and memory of a subject; from the cache if they are there."""
+        """Speed and memory of a subject, from the cache if possible."""
         reference = None
         if self._reference is not None and self._reference.name != model.name:
             reference = self._core.sound(self._reference)
@@ -68,9 +68,9 @@ class Speed:
         return result
 
     def beside(self, model: Subject, reference: Subject | None = None) -> SpeedResult:
-        """Speed and memory beside a reference's, for their ratio.
+        """Speed and memory in turns with a reference, for their ratio.
 
-        A reference that cannot be timed by itself leaves the subject alone.
+        If the reference cannot be timed, the subject is timed alone.
         """
         if reference is not None:
             try:
@@ -99,7 +99,7 @@ class Speed:
 
 
 def _doubts(result: SpeedResult) -> Iterator[str]:
-    """What cannot be said of a model's speed, and why."""
+    """Warnings about unreliable timings of a model, with reasons."""
     names = {"pp": "prompt speed", "tg": "generation speed", "load": "load time"}
     own = [test for test in names if result.timings[test].doubt]
     beside = [test for test in names if test not in own and result.timings[test].theirs]
@@ -118,14 +118,14 @@ class Servers:
     """Running servers of subjects, behind an OpenAI-compatible API.
 
     Args:
-        core: starts them.
+        core: starts the servers.
     """
 
     def __init__(self, core: Core) -> None:
         self._core = core
 
     def __call__(self, model: Subject) -> Server:
-        """A running server; until that of another subject is asked for, or a timing needs the machine for itself."""
+        """A running server, until one of another subject is requested or a timing needs the machine to itself."""
         self._core.stop_worker()
         return self._core.servers.get(model.name, lambda: self.started(model))
 
@@ -135,7 +135,7 @@ class Servers:
         return replace(self._core.options.server_settings, cache_type_k=own.cache_type_k, cache_type_v=own.cache_type_v)
 
     def started(self, model: Subject) -> Server:
-        """A server of its own, to be closed by the caller."""
+        """A separate server, to be closed by the caller."""
         options = self._core.options
         return Server(
             model.name,
@@ -149,10 +149,10 @@ class Servers:
 
 
 class Served:
-    """What clients of a server see: throughput and latency.
+    """Throughput and latency as clients of a server see them.
 
     Args:
-        core: measures.
+        core: runs measurements.
         servers: start the server.
     """
 
@@ -161,7 +161,7 @@ class Served:
         self._servers = servers
 
     def __call__(self, model: Subject) -> ServedResult:
-        """Throughput and latency under several clients, of a server of its own; from the cache if they are there."""
+        """Throughput and latency with several clients on a separate server, from the cache if possible."""
         options = self._core.options
         request = options.served_request
         key = {

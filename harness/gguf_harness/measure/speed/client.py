@@ -1,7 +1,7 @@
-"""What a client of an OpenAI-compatible server sees: text, time to the first token, time between tokens, throughput.
+"""Client of an OpenAI-compatible server: text, time to the first token, time between tokens, throughput.
 
-Requests stream, and decode greedily. Times are taken in this process, when a chunk of the answer arrives: queueing in
-the server and the way back are part of them, as they are for its users.
+Requests stream, and decode greedily. Times are taken in this process, when a chunk of the answer arrives: they include
+queueing in the server and the transfer, as for its users.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ __all__ = ["Answers", "Client", "Completion", "Percentiles"]
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """What came of one request.
+    """The result of one request.
 
     Attributes:
-        text: all of it; of a failed request, what had arrived.
-        tokens: as the server counts them where it says so, else chunks. llama_cpp.server sends one chunk per token,
-            but for characters of several tokens.
-        ttft_s: seconds from sending the request to the first token; None when none came.
+        text: the whole text; of a failed request, what had arrived.
+        tokens: the server's count if it sends one, else chunks. llama_cpp.server sends one chunk per token, except for
+            characters of several tokens.
+        ttft_s: seconds from sending the request to the first token; None if none came.
         itl_s: seconds between successive chunks.
         total_s: seconds from sending the request to the end of the answer.
         finish_reason: "stop" or "length"; None for a failed request.
-        error: what went wrong; None for a request that was answered.
+        error: what went wrong; None for an answered request.
     """
 
     text: str
@@ -61,7 +61,7 @@ class Percentiles:
         """From samples.
 
         Raises:
-            NoData: there are none.
+            NoData: no samples.
         """
         import numpy as np
 
@@ -73,7 +73,7 @@ class Percentiles:
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """What came of many requests, in the order of their prompts.
+    """Results of many requests, in the order of their prompts.
 
     Attributes:
         completions: one per prompt, failed ones included.
@@ -93,7 +93,7 @@ class Answers:
         """Throughput of all clients together.
 
         Raises:
-            NoData: a request failed: what the others got is not the throughput of all.
+            NoData: a request failed: the others do not give the throughput of all.
         """
         if self.failed or not self.completions:
             raise NoData(
@@ -108,7 +108,7 @@ class Client:
 
     Args:
         url: base of the API, without `/v1`.
-        api_key: what the server asks for; empty for none.
+        api_key: key that the server requires; empty for none.
         timeout_s: longest time for one request, waiting in the server's queue included.
     """
 
@@ -135,16 +135,16 @@ class Client:
         ignore_eos: bool = False,
         progress: ProgressCallback | None = None,
     ) -> Answers:
-        """Ask for a completion of each prompt. A request that fails is an error in its result, and the others go on.
+        """Request a completion of each prompt. A failed request has an error in its result; the others continue.
 
         Args:
-            prompts: at least one; `chat` makes each a message of the user.
-            concurrency: clients at a time, each with one request at a time.
+            prompts: at least one; with `chat`, each is a user message.
+            concurrency: number of parallel clients, each with one request at a time.
             max_tokens: longest completion, in tokens. llama_cpp.server goes beyond while the bytes so far end in an
-                incomplete character, which a broken model may do until the context is full: then the request fails.
+                incomplete character; a broken model may do so until the context is full, and then the request fails.
             seed: sent along; greedy decoding does not depend on it.
             chat: ask for chat completions, which use the model's template.
-            ignore_eos: go on to `max_tokens` whatever the model says, so that every answer is as long.
+            ignore_eos: always continue to `max_tokens`, so that all answers have the same length.
             progress: called with requests (done, total).
 
         Raises:
@@ -155,11 +155,11 @@ class Client:
         if concurrency < 1:
             raise OptionError(f"concurrency is {concurrency}, expected at least 1.")
         if not prompts:
-            raise NoData("No prompts, so there is nothing to ask for.")
+            raise NoData("No prompts were given, so there is nothing to request.")
         greedy = {"temperature": 0.0, "repeat_penalty": 1.0, "seed": seed, "max_tokens": max_tokens}
         options: dict[str, Any] = {
             **greedy,
-            # llama-server: the whole prompt each time, so that times do not depend on what came before.
+            # llama-server: process the whole prompt each time, so that times do not depend on earlier requests.
             "cache_prompt": False,
             "stream": True,
             "stream_options": {"include_usage": True},
@@ -174,7 +174,7 @@ class Client:
         import httpx2
 
         done: dict[int, Completion] = {}
-        # Prompts are handed out one by one: a client that has its answer takes the next.
+        # Clients take prompts one by one: after an answer, a client takes the next.
         waiting = iter(enumerate(prompts))
 
         async def client_loop(client: httpx2.AsyncClient) -> None:
@@ -186,12 +186,13 @@ class Client:
         async with httpx2.AsyncClient(
             base_url=self._url,
             headers={"Content-Type": "application/json", **self._authorization},
-            timeout=None,  # a request as a whole has one
-            # A connection each: a server closes one whose answer it could not complete, and the next would fail on it.
+            timeout=None,  # there is one for the whole request
+            # One connection per request: a server closes a connection after an incomplete answer, and the next request
+            # would fail.
             limits=httpx2.Limits(max_keepalive_connections=0),
-            # Reading the certificates of the system takes longer than a request.
+            # Loading the system's certificates takes longer than a request.
             verify=self._url.startswith("https:"),
-            # A proxy for the internet does not know this machine's own address.
+            # An internet proxy cannot reach this machine's local address.
             trust_env=False,
         ) as client:
             start = time.perf_counter()
@@ -219,7 +220,7 @@ class Client:
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
-    """What all requests of a call have in common."""
+    """Settings shared by all requests of a call."""
 
     chat: bool
     options: dict[str, Any]
@@ -247,7 +248,7 @@ class _Answer:
     usage: int | None = None
 
     async def read(self, client: httpx2.AsyncClient, path: str, body: dict[str, Any]) -> str | None:
-        """Send a request and take in its answer; an error that the server gives instead is returned."""
+        """Send a request and read its answer; returns an error that the server sends instead."""
         import httpx2
 
         async with client.stream("POST", path, content=_encoded(body)) as response:
@@ -260,9 +261,9 @@ class _Answer:
                 try:
                     chunk = json.loads(event.data)
                 except ValueError:
-                    return f"the server sent what is not JSON: {event.data[:200]!r}"
+                    return f"the server sent invalid JSON: {event.data[:200]!r}"
                 if not isinstance(chunk, dict):
-                    return f"the server sent what is no chunk of a completion: {event.data[:200]!r}"
+                    return f"the server sent something other than a chunk of a completion: {event.data[:200]!r}"
                 if "error" in chunk:
                     return _message(response.status_code, event.data.encode())
                 self._take(chunk, now)
@@ -295,19 +296,19 @@ class _Answer:
 
 
 def _text(choice: dict[str, Any]) -> str | None:
-    """Text of a chunk, "" for a token that is not yet a character; None where it brings no token."""
+    """Text of a chunk; "" for a token that is not yet a complete character, None without a token."""
     delta = choice.get("delta")
     if delta is None:
         return choice.get("text")
     text: str | None = delta.get("content") or delta.get("reasoning_content")
-    # The first chunk of a chat only says who speaks.
+    # The first chunk of a chat only gives the role.
     return text if text or "role" in delta else delta.get("content")
 
 
 async def _reason(client: httpx2.AsyncClient, path: str, body: dict[str, Any]) -> str:
     """Why a stream ended early.
 
-    llama_cpp.server sends status 200 before it looks at the prompt; without a stream it says what is wrong with it.
+    llama_cpp.server sends status 200 before it checks the prompt; without a stream it reports the problem.
     """
     again = {name: value for name, value in body.items() if name != "stream_options"}
     response = await client.post(path, content=_encoded(again | {"stream": False, "max_tokens": 1, "min_tokens": 0}))
@@ -317,12 +318,12 @@ async def _reason(client: httpx2.AsyncClient, path: str, body: dict[str, Any]) -
 
 
 def _encoded(body: dict[str, Any]) -> bytes:
-    """JSON in ASCII: a prompt may hold half a surrogate pair, which UTF-8 cannot hold."""
+    """JSON in ASCII: a prompt may contain a lone surrogate, which UTF-8 cannot encode."""
     return json.dumps(body).encode("ascii")
 
 
 def _message(status: int, content: bytes) -> str:
-    """The server's own words: {"error": {"message": ...}}, or {"detail": ...} of FastAPI."""
+    """The server's message: {"error": {"message": ...}}, or {"detail": ...} from FastAPI."""
     try:
         answer = json.loads(content)
         words = answer["error"]["message"] if "error" in answer else answer["detail"]

@@ -1,8 +1,9 @@
-"""Who uses the machine while something is timed, as the system's own counters tell it.
+"""Use of the machine by other processes during a timing, from the system's counters.
 
 Linux: ticks of each core that this process may use (/proc/stat, the host's share of a virtual machine included), and
 how long our threads were ready without a core (/proc/<pid>/task/*/schedstat, in nanoseconds). Elsewhere psutil's times
-of the whole machine. What others do on cores that this process may not use is not counted, although they share memory.
+of the whole machine. Other processes on cores that this process may not use are not counted, although they share memory
+bandwidth.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ __all__ = ["Watch", "usable_cores"]
 
 _QUOTA: Final = Path("/sys/fs/cgroup/cpu.stat")
 _BUSY_FIELDS: Final = (0, 1, 2, 5, 6, 7)
-"""Of a line of /proc/stat: user, nice, system, irq, softirq, steal (proc(5)). Guests are part of user and nice."""
+"""Columns of a line of /proc/stat: user, nice, system, irq, softirq, steal (proc(5)). User and nice include guests."""
 _STEAL_FIELD: Final = 7
 _TRUSTED_OWN_S: Final = 0.1
 
@@ -43,12 +44,12 @@ class Watch:
     """Watches the machine from its creation to `stop`.
 
     Args:
-        threads: that what is timed runs.
-        pids: other processes that belong to it, with all that they started; this process always does.
-        worker: the process whose threads wait for nobody but others: this one if 0. None where there is none: a
+        threads: number of threads of the timed work.
+        pids: other processes that belong to the timed work, with their children; this process always does.
+        worker: the process whose threads wait only because of other processes; 0 for this one. None if there is none: a
             server and its clients wait for each other.
         on_gpu: whether it uses a GPU.
-        computes: whether the processor does all of the work.
+        computes: whether the CPU does all of the work.
     """
 
     def __init__(
@@ -68,11 +69,11 @@ class Watch:
         self._start = _read(self._pids, worker)
 
     def stop(self) -> Use:
-        """What happened since."""
+        """Return what happened since the start."""
         start, end = self._start, _read(self._pids, self._worker)
         cores = usable_cores()
         own, busy = end.own - start.own, end.busy - start.busy
-        # Sandboxes show counters that stand still: they say nothing of others.
+        # In sandboxes the counters may not change: they give no information about others.
         is_told = not (own > _TRUSTED_OWN_S and busy < own / 2)
         waited = None if start.waited is None or end.waited is None else max(0.0, end.waited - start.waited)
         return Use(
@@ -82,7 +83,7 @@ class Watch:
             own_s=own,
             others_s=max(0.0, busy - own) if is_told else None,
             stolen_s=max(0.0, end.stolen - start.stolen),
-            # Of each core a tick, and of each process that is not this one the rest of a tick in both modes.
+            # Tolerance: one tick per core, and for each other process the rest of a tick in both modes.
             uncertain_s=(len(cores) + 2 * len(self._pids)) / os.sysconf("SC_CLK_TCK"),
             waited_s=waited,
             throttled_s=max(0.0, end.throttled - start.throttled),
@@ -94,7 +95,7 @@ class Watch:
 
 def usable_cores() -> list[int]:
     """Cores that this process may run on."""
-    with contextlib.suppress(AttributeError):  # only Linux has it
+    with contextlib.suppress(AttributeError):  # available only on Linux
         return sorted(os.sched_getaffinity(0))
     return list(range(os.cpu_count() or 1))
 
@@ -122,7 +123,7 @@ def _cpu_seconds(process: psutil.Process) -> float:
 
 
 def _busy() -> tuple[float, float]:
-    """(CPU seconds of all, those that the host took) on the cores that this process may use."""
+    """(CPU seconds of all processes, CPU seconds taken by the host) on the cores that this process may use."""
     try:
         lines = Path("/proc/stat").read_text(encoding="ascii").splitlines()
     except OSError:
@@ -135,11 +136,11 @@ def _busy() -> tuple[float, float]:
 
 
 def _waited(pid: int) -> float | None:
-    """Seconds that the threads of a process were ready and had no core, all together."""
+    """Total seconds that threads of a process were ready to run but had no core."""
     waited = 0
     try:
         for task in Path(f"/proc/{pid}/task").iterdir():
-            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread that has just ended
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # the thread has just ended
                 waited += int((task / "schedstat").read_text(encoding="ascii").split()[1])
     except (OSError, ValueError, IndexError):
         return None
@@ -147,7 +148,7 @@ def _waited(pid: int) -> float | None:
 
 
 def _throttled() -> float:
-    """Seconds that the CPU quota of this container has stopped it, so far."""
+    """Seconds for which the CPU quota has stopped this container so far."""
     with contextlib.suppress(OSError, ValueError):
         for line in _QUOTA.read_text(encoding="ascii").splitlines():
             if line.startswith("throttled_usec "):

@@ -1,7 +1,8 @@
-"""Worker tasks that a timed round consists of: one is timed as a whole, by whoever calls the worker.
+"""Worker tasks for timed rounds: the caller of the worker times each task as a whole.
 
-What `measure_speed` times in one go, in pieces that pytest-benchmark can repeat. The model stays loaded between them;
-what must not be timed (forgetting tokens, freeing a model) is a task of its own. Tokens are the same in every round.
+The steps of `measure_speed` as separate tasks that pytest-benchmark can repeat. The model stays loaded between them;
+work that must not be timed (clearing the context, freeing a model) is a separate task. Tokens are the same in every
+round.
 """
 
 from __future__ import annotations
@@ -21,18 +22,18 @@ __all__ = ["clear_round", "empty_round", "generation_round", "load_round", "prom
 
 
 def clear_round(worker: WorkerContext, files: Sequence[Path], settings: SessionSettings) -> None:
-    """Load the model where it is not loaded yet, and forget all tokens."""
+    """Load the model if it is not loaded yet, and clear the context."""
     worker.context(files, settings).clear()
 
 
 def prompt_round(worker: WorkerContext, files: Sequence[Path], settings: SessionSettings, tokens: int) -> None:
     """llama-bench's pp, after `clear_round`."""
-    decode_prompt(worker.context(files, settings), tokens, random.Random(0))  # noqa: S311 - any tokens will do
+    decode_prompt(worker.context(files, settings), tokens, random.Random(0))  # noqa: S311 - not used for security
 
 
 def generation_round(worker: WorkerContext, files: Sequence[Path], settings: SessionSettings, tokens: int) -> None:
     """llama-bench's tg, after `clear_round`."""
-    decode_singly(worker.context(files, settings), tokens, random.Random(0))  # noqa: S311 - any tokens will do
+    decode_singly(worker.context(files, settings), tokens, random.Random(0))  # noqa: S311 - not used for security
 
 
 def unload_round(worker: WorkerContext) -> None:
@@ -46,4 +47,4 @@ def load_round(worker: WorkerContext, files: Sequence[Path], settings: SessionSe
 
 
 def empty_round(_worker: WorkerContext) -> None:
-    """Nothing: what a call of the worker takes by itself."""
+    """Do nothing, to time the overhead of a worker call."""

@@ -1,4 +1,4 @@
-"""Measurements that somebody else repeats and times, round by round: pytest-benchmark. Nothing of them is cached."""
+"""Measurements that pytest-benchmark repeats and times, round by round. They are not cached."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ _EMPTY_CALLS: Final = 25
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """Something to time. Nothing of it fails before its first `prepare`.
+    """Work to time. Errors occur only from the first `prepare` on.
 
     Attributes:
         name: what is measured: "pp128".
         prepare: before each round, not timed.
-        run: one round; returns its tokens, None where tokens are not what it is about.
-        warm_ups: rounds to throw away.
-        overhead: seconds of a round that are ours; None where they are part of what is measured.
-        watch: starts to watch who uses the machine beside a round, once it is prepared.
+        run: one round; returns its number of tokens, or None if it is not about tokens.
+        warm_ups: rounds to discard.
+        overhead: seconds of harness overhead in a round; None if it is part of the measurement.
+        watch: starts watching other use of the machine, once the round is prepared.
     """
 
     name: str
@@ -57,7 +57,7 @@ class Round:
 
 
 class Rounds:
-    """Rounds of a subject, with the machine for themselves: whatever else is loaded is closed first.
+    """Rounds of a subject with the machine to itself: all other loaded models are closed first.
 
     Args:
         core: starts workers.
@@ -113,10 +113,10 @@ class Rounds:
 
     @contextlib.contextmanager
     def served(self, model: Subject) -> Iterator[Round]:
-        """All requests of all clients to a running server; the prompts of each round are its own."""
+        """All requests of all clients to a running server; each round has different prompts."""
         request = self._core.options.served_request
         clients: list[Client] = []
-        numbers = itertools.count(1)  # 0 is the warm-up's
+        numbers = itertools.count(1)  # 0 is for the warm-up
         self._core.close()
         name = f"served{request.requests}x{request.max_tokens}"
         with self._core.progress.task(f"benchmark {name} of {model.name}", "rounds") as show:
@@ -147,7 +147,7 @@ class Rounds:
 
     @contextlib.contextmanager
     def _prepared(self, model: Subject, name: str) -> Iterator[tuple[Worker, Callable[[], None]]]:
-        """A worker of its own, and what makes it ready: the model loaded, no token decoded."""
+        """A separate worker with the model loaded and no token decoded."""
         rounds, done, settings = self._core.options.repetitions + 1, itertools.count(), self._settings(model)
         self._core.close()
         with (
@@ -160,7 +160,7 @@ class Rounds:
 
             def prepare() -> None:
                 show(min(next(done), rounds), rounds)
-                # A model that llama.cpp cannot load is tried once, whatever number of benchmarks it has.
+                # A model that llama.cpp cannot load is tried once, not for every benchmark.
                 self._core.once(("loads", model.sha256), load)
                 load()
 
@@ -168,7 +168,7 @@ class Rounds:
 
 
 def call_overhead(worker: Worker) -> float:
-    """Seconds that a call of a worker takes when its task does nothing: the median of 25."""
+    """Seconds of a worker call whose task does nothing: the median of 25."""
 
     def call() -> float:
         start = time.perf_counter()

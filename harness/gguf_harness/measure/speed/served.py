@@ -28,7 +28,7 @@ class ServedResult:
 
     Attributes:
         throughput: tokens per second of all clients together.
-        single: tokens per second from the first token to the last, of a client that is alone.
+        single: tokens per second from the first token to the last, for a single client.
         ttft_s: one value per request of the clients together.
         itl_s: one value per token but the first of each of these requests.
         measured: when, in UTC to the second.
@@ -42,7 +42,7 @@ class ServedResult:
 
     @property
     def is_disturbed(self) -> bool:
-        """Whether measuring again might bring what is missing here."""
+        """Whether measuring again might fill in missing results."""
         return any(use.is_disturbed for use in (*self.throughput.uses, *self.single.uses))
 
     def to_json(self) -> dict[str, Any]:
@@ -51,13 +51,13 @@ class ServedResult:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Self:
-        """What `to_json` made."""
+        """Inverse of `to_json`."""
         timings = {name: timing_from_json(value[name]) for name in ("throughput", "single")}
         return cls(**{**value, **timings})
 
 
 def measure_served(server: Server, request: ServedRequest, progress: ProgressCallback | None) -> ServedResult:
-    """Send all requests `repetitions` times, and one alone as often.
+    """Send all requests `repetitions` times, and single requests as often.
 
     Raises:
         EngineCrashed: the server died.
@@ -79,7 +79,7 @@ def measure_served(server: Server, request: ServedRequest, progress: ProgressCal
 def _rounds(
     server: Server, client: Client, request: ServedRequest, progress: ProgressCallback | None
 ) -> list[tuple[Answers, Use]]:
-    """All repetitions, less the disturbed ones where enough are left."""
+    """All repetitions, without the disturbed ones if enough are left."""
     total = request.repetitions * request.requests
     rounds: list[tuple[Answers, Use]] = []
 
@@ -100,17 +100,17 @@ def _rounds(
 
 
 def watch_server(server: Server) -> Watch:
-    """Watches who uses the machine beside a server and its clients."""
+    """Watch other use of the machine besides a server and its clients."""
     return Watch(server.settings.threads, [server.pid], worker=None, on_gpu=server.settings.n_gpu_layers != 0)
 
 
 def _single_streams(server: Server, client: Client, request: ServedRequest) -> list[Repetition]:
-    """One client, with a request at a time; none where answers have a single token."""
+    """Single-client speeds, one request at a time; empty if answers have a single token."""
     streams: list[Repetition] = []
 
     def take(repetition: int) -> bool:
         watch = watch_server(server)
-        # As many repetitions were taken by all clients, at most.
+        # At most as many repetitions as with all clients.
         prompt = request.prompts(2 * request.repetitions + 1 + repetition)[0]
         answers = client.complete_many([prompt], 1, max_tokens=request.max_tokens, ignore_eos=True)
         use = watch.stop()
@@ -125,7 +125,7 @@ def _single_streams(server: Server, client: Client, request: ServedRequest) -> l
 
 
 def warm_up(server: Server, client: Client, request: ServedRequest) -> None:
-    """One request for one token, with a prompt that no repetition has.
+    """Send one request for one token, with a prompt that no repetition uses.
 
     Raises:
         EngineCrashed: the server died.
@@ -141,7 +141,7 @@ def ask_all(
     repetition: int,
     progress: ProgressCallback | None = None,
 ) -> Answers:
-    """All requests once; `repetition` counts from 1.
+    """Send all requests once; `repetition` counts from 1.
 
     Raises:
         EngineCrashed: the server died.

@@ -1,8 +1,8 @@
-"""Speed of a model beside its reference's. Runs in the session's process, with a worker for each of both.
+"""Speed of a model compared with its reference. Runs in the session's process, with a worker for each.
 
-Both models stay loaded and are timed in turns, reference first, then candidate first (ABBA), so that what changes
-slowly on the machine meets both alike; the reference once more at the end. Where memory does not hold both, the
-reference is timed before and after.
+Both models stay loaded and are timed in turns, reference first, then candidate first (ABBA), so that slow changes of
+the machine affect both equally; the reference once more at the end. Where memory does not hold both, the reference is
+timed before and after.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ __all__ = [
 _TESTS: Final[tuple[SpeedTest, ...]] = ("load", "pp", "tg")
 _SLOW_LOAD_S: Final = 3.0
 _SLOW_LOADS: Final = 2
-"""Loads that are timed where one takes longer than 3 s: fewer have no error."""
+"""Number of timed loads if one takes longer than 3 s: the fewest with a standard error."""
 _LEAST_PAUSE_S, _MOST_PAUSE_S = 0.25, 2.0
-"""Before a disturbed repetition is taken again; doubled each time, so that what lasts a moment has passed."""
+"""Pause before a disturbed repetition is repeated; doubled each time, to outlast short disturbances."""
 _HEADROOM: Final = 1.25
-"""Memory over the size of the files that two loaded models need: caches, compute buffers, what else runs."""
+"""Memory needed by two loaded models relative to their files: caches, compute buffers, other processes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ class SpeedRequest:
         settings: threads, batches, attention and cache types; the context is sized by the test as llama-bench does.
         n_prompt: tokens of the prompt-processing test.
         n_gen: tokens of the generation test.
-        repetitions: how many undisturbed ones are wanted of each test; up to twice as many are taken.
+        repetitions: number of undisturbed repetitions wanted for each test; up to twice as many are run.
     """
 
     settings: SessionSettings
@@ -83,7 +83,7 @@ class SpeedResult:
 
     Attributes:
         timings: of "load" (seconds), "pp" and "tg" (tokens per second).
-        memory: what it takes.
+        memory: memory that it takes.
         measured: when, in UTC to the second.
     """
 
@@ -93,7 +93,7 @@ class SpeedResult:
 
     @property
     def is_disturbed(self) -> bool:
-        """Whether measuring again might bring what is missing here."""
+        """Whether measuring again might fill in missing results."""
         return any(
             use.is_disturbed
             for timing in self.timings.values()
@@ -107,13 +107,13 @@ class SpeedResult:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Self:
-        """What `to_json` made."""
+        """Inverse of `to_json`."""
         timings = {test: timing_from_json(timing) for test, timing in value["timings"].items()}
         return cls(timings, Memory(**value["memory"]), value["measured"])
 
 
 def timing_from_json(value: dict[str, Any]) -> Timing:
-    """A timing of JSON types."""
+    """A timing from JSON types."""
     repetitions = {
         name: tuple(Repetition(part["value"], Use(**part["use"])) for part in value[name])
         for name in ("ours", "theirs", "again")
@@ -122,7 +122,7 @@ def timing_from_json(value: dict[str, Any]) -> Timing:
 
 
 def now() -> str:
-    """The moment in UTC, to the second."""
+    """The current time in UTC, to the second."""
     return datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
@@ -144,7 +144,7 @@ def fit_together(models: Sequence[Timed], *, on_gpu: bool) -> bool:
 
 
 def _container_memory(cgroup: Path = Path("/sys/fs/cgroup")) -> float:
-    """Bytes that a container may still take, what it has read from files not counted; infinite without a limit."""
+    """Bytes that a container may still use, ignoring its file cache; infinite without a limit."""
     with contextlib.suppress(OSError, ValueError, StopIteration):
         limit, current = (int((cgroup / f"memory.{name}").read_text(encoding="ascii")) for name in ("max", "current"))
         lines = (cgroup / "memory.stat").read_text(encoding="ascii").splitlines()
@@ -156,7 +156,7 @@ def _container_memory(cgroup: Path = Path("/sys/fs/cgroup")) -> float:
 def measure_speed(
     ours: Timed, theirs: Timed | None, request: SpeedRequest, progress: ProgressCallback, *, in_turns: bool = True
 ) -> SpeedResult:
-    """Time loading, prompt processing and generation of a model, and read the memory that it took.
+    """Time loading, prompt processing and generation of a model, and read its memory use.
 
     Args:
         ours: the model.
@@ -185,11 +185,11 @@ def measure_speed(
 
 
 def repeat_undisturbed(wanted: int, take: Callable[[int], bool]) -> bool:
-    """Repeat until enough repetitions are undisturbed, at most twice as often as that; whether there are enough.
+    """Repeat until enough repetitions are undisturbed, at most twice that number; returns whether there are enough.
 
     Args:
         wanted: undisturbed repetitions.
-        take: called with the number of the repetition; whether it was undisturbed.
+        take: called with the number of the repetition; returns whether it was undisturbed.
     """
     undisturbed, pause = 0, _LEAST_PAUSE_S
     for turn in range(2 * wanted):

@@ -1,9 +1,9 @@
-"""Speed and memory in llama-bench's way: tasks of a worker of its own, so that nothing else counts in.
+"""Speed and memory as in llama-bench: tasks of a separate worker, so that nothing else is included.
 
 As tools/llama-bench of llama.cpp does it: pp decodes `n_prompt` random tokens in batches, tg decodes `n_gen` random
 tokens one by one, both from an empty cache, after a warm-up; speed is tokens over wall time. `side_by_side` repeats
-them, in turns with the reference. A repetition of a small model is several of them, so that it can be told who else
-used the machine meanwhile.
+them, in turns with the reference. A repetition of a small model consists of several runs, so that use by other
+processes is detectable.
 """
 
 from __future__ import annotations
@@ -45,18 +45,19 @@ __all__ = [
 SpeedTest = Literal["pp", "tg", "load"]
 
 _LEAST_S: Final = 0.2
-"""Shortest repetition. Linux counts others' time in ticks of 10 ms: with a tick lost at each end, others that take a
-tenth of a core are seen from 0.2 s on."""
+"""Shortest repetition. Linux counts the time of other processes in ticks of 10 ms: with a tick lost at each end, others
+that use a tenth of a core are detected from 0.2 s on.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """What a model takes.
+    """Memory use of a model.
 
     Attributes:
         resident_bytes: peak resident memory of the worker less what it held before the model was loaded.
         vram_bytes: GPU memory of this process; None without an NVIDIA GPU.
-        weights_bytes: model buffers, as llama.cpp reports them; None where it does not.
+        weights_bytes: model buffers, as llama.cpp reports them; None if it does not.
         kv_cache_bytes: KV cache buffers.
         compute_bytes: compute buffers.
     """
@@ -85,10 +86,10 @@ def timed_decode(
     least_s: float = _LEAST_S,
 ) -> Repetition:
     """One repetition of pp or tg, in tokens per second, after a warm-up of one token."""
-    context, numbers = worker.context(files, settings), random.Random(0)  # noqa: S311 - any tokens will do
+    context, numbers = worker.context(files, settings), random.Random(0)  # noqa: S311 - not used for security
     decode = decode_prompt if test == "pp" else decode_singly
     context.clear()
-    # The other model of a pair has had the caches meanwhile.
+    # The other model of the pair has used the CPU caches meanwhile.
     decode_singly(context, 1, numbers)
     on_gpu = _offloads(settings)
     watch = Watch(settings.threads, on_gpu=on_gpu, computes=not on_gpu)
@@ -111,7 +112,7 @@ def _offloads(settings: SessionSettings) -> bool:
 
 
 def _repeated(prepare: Callable[[], object], run: Callable[[], object], watch: Watch, least_s: float) -> Repetition:
-    """Mean seconds of runs that follow each other until they have taken `least_s`; what prepares them is not timed."""
+    """Mean seconds of consecutive runs until they have taken `least_s`; preparation is not timed."""
     timed, runs = 0.0, 0
     while timed < least_s or not runs:
         prepare()
@@ -123,7 +124,7 @@ def _repeated(prepare: Callable[[], object], run: Callable[[], object], watch: W
 
 
 def read_memory(worker: WorkerContext, files: Sequence[Path], settings: SessionSettings, before: int) -> Memory:
-    """What the model has taken at most, once everything was timed.
+    """Peak memory of the model, after all timings.
 
     Args:
         worker: that the task runs in.
@@ -180,9 +181,9 @@ def decode_singly(context: Context, length: int, numbers: random.Random) -> None
 
 
 def peak_resident() -> int:
-    """Most resident memory that this process has had, in bytes.
+    """Peak resident memory of this process, in bytes.
 
-    On Linux not from getrusage: its maximum survives exec, and would be that of the process that started this one.
+    On Linux not from getrusage, whose maximum survives exec and would include the parent process.
     """
     status = Path("/proc/self/status")
     if status.is_file():

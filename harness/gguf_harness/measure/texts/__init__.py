@@ -1,1 +1,1 @@
-"""Continuations of prompts, and what the reference says of them."""
+"""Continuations of prompts, and their scores under the reference."""

@@ -1,4 +1,4 @@
-"""Texts that models write, once per subject however many tests ask, and what the reference says of them."""
+"""Texts that models write, once per subject, and their scores under the reference."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ class Texts:
     """Continuations of a set of prompts, greedy.
 
     Args:
-        core: measures.
-        prompts: what is continued.
+        core: runs measurements.
+        prompts: prompts to continue.
     """
 
     def __init__(self, core: Core, prompts: PromptSet) -> None:
@@ -69,7 +69,7 @@ class Texts:
         """How a subject continues a prompt.
 
         Raises:
-            PromptError: the model cannot have this prompt.
+            PromptError: the model cannot take this prompt.
         """
         continued = self._all(model)[prompt.id]
         if isinstance(continued, PromptError):
@@ -77,11 +77,11 @@ class Texts:
         return continued
 
     def compare(self, candidate: Subject, reference: Subject, prompt: Prompt) -> TextPair:
-        """A candidate's continuation of a prompt beside the reference's.
+        """A candidate's continuation of a prompt and the reference's.
 
         Raises:
-            PromptError: one of both cannot have this prompt.
-            ModelError: their chat templates made different prompts of it.
+            PromptError: one of them cannot take this prompt.
+            ModelError: their chat templates give different prompts.
             NoPrompt: none of the prompts can be compared.
         """
         problems = self._problems(candidate, reference)
@@ -94,19 +94,19 @@ class Texts:
     def compare_all(
         self, candidate: Subject, reference: Subject
     ) -> tuple[dict[str, TextPair], dict[str, HarnessError]]:
-        """All prompts by id: (those that can be compared, those that cannot and why)."""
+        """All prompts by id: (those that can be compared, reasons for those that cannot)."""
         problems = self._problems(candidate, reference)
         left = [prompt for prompt in self._prompts.prompts if prompt.id not in problems]
         return {prompt.id: self.compare(candidate, reference, prompt) for prompt in left}, dict(problems)
 
     def compared(self, candidate: Subject, reference: Subject) -> ComparedTexts:
-        """All texts by every metric of texts, prompt by prompt and together.
+        """All text metrics, by prompt and over all prompts.
 
         Raises:
             NoPrompt: none of the prompts can be compared.
         """
         self._problems(candidate, reference)
-        # The digest of the scores stands for both models' texts as well.
+        # The digest of the scores also covers the texts of both models.
         scores = self._core.entry(self._scores(candidate, reference)).digest
         key = {"scores": scores, "metrics": comparison.text_metrics_key()}
 
@@ -120,7 +120,7 @@ class Texts:
         return self._core.measure(self._generations(model))
 
     def scores(self, candidate: Subject, reference: Subject) -> dict[str, TextScore]:
-        """What the reference says of a candidate's texts, for all prompts that both were given alike."""
+        """Scores of a candidate's texts under the reference, for all prompts with the same tokens for both."""
         return self._core.measure(self._scores(candidate, reference))
 
     def _scores(self, candidate: Subject, reference: Subject) -> Job[dict[str, TextScore]]:
@@ -140,7 +140,7 @@ class Texts:
         return Job(_GENERATIONS, f"texts of {model.name}", key, lambda _: (request,), subjects=(model,))
 
     def _problems(self, candidate: Subject, reference: Subject) -> dict[str, HarnessError]:
-        """Why prompts cannot be compared; where none can, that is no matter of single prompts."""
+        """Why prompts cannot be compared; if none can, that is an error of the pair."""
         key = ("text problems", candidate.name, reference.name, self._prompts.sha256)
         return self._core.once(key, lambda: self._find_problems(candidate, reference))
 
@@ -154,11 +154,11 @@ class Texts:
             elif isinstance(theirs, PromptError):
                 problems[prompt.id] = theirs
             elif ours.prompt_tokens != theirs.prompt_tokens:
-                # No matter of this prompt: the files differ in more than their weights.
+                # Not a problem of this prompt: the files differ in more than their weights.
                 problems[prompt.id] = ModelError(
                     f"Prompt {prompt.id!r}: the chat templates of {candidate.name} and {reference.name} make different"
                     " prompts of it.",
-                    "Give both files the same template: texts are compared where only the weights differ.",
+                    "Give both files the same template: texts are only compared if just the weights differ.",
                 )
         if len(problems) == len(self._prompts.prompts):
             first = problems[self._prompts.prompts[0].id]
@@ -185,7 +185,7 @@ class Texts:
 
 
 def _row(prompt: Prompt, generation: Generation | PromptError) -> dict[str, object]:
-    """What run.json keeps of a continuation."""
+    """The row of run.json for a continuation."""
     given = prompt.plain()
     if len(given) > _SHOWN_CHARACTERS:
         given = f"{given[:_SHOWN_CHARACTERS]}… ({len(given)} characters)"

@@ -1,6 +1,6 @@
-"""A candidate's texts beside the reference's, by every metric of texts: worth keeping, as pure as it is.
+"""Compare a candidate's texts with the reference's by all text metrics; pure functions, so the results can be cached.
 
-BLEU, chrF and ROUGE-L come from libraries that take a second to import, and errors from a thousand resamples of each.
+BLEU, chrF and ROUGE-L come from libraries that take a second to import, and their errors from a thousand resamples.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _LIBRARIES: Final = ("numpy", "rouge-score", "sacrebleu")
 
 @dataclass(frozen=True, slots=True)
 class ComparedTexts:
-    """Estimates of each prompt and of all prompts together; NoData where there is nothing to compare.
+    """Estimates by prompt and over all prompts; NoData if there is nothing to compare.
 
     Attributes:
         of_prompts: by id of the prompt, for all prompts that can be compared.
@@ -45,28 +45,28 @@ class ComparedTexts:
 
 @cache
 def text_metrics_key() -> dict[str, Any]:
-    """What the metrics of given texts depend on beside the code of this package, for cache keys.
+    """What text metrics depend on besides the code of this package, for cache keys.
 
-    Versions of the libraries that score and resample, and of the Unicode tables that say what a letter is.
+    Versions of the libraries that score and resample, and of the Unicode tables that define letters.
     """
     versions = {name: metadata.version(name) for name in _LIBRARIES}
     return {"libraries": versions, "unicode": unicodedata.unidata_version, "resamples": RESAMPLES}
 
 
 def text_pair(reference: Generation, candidate: Generation, score: TextScore) -> TextPair:
-    """Continuations of one prompt, and what the reference says of the candidate's."""
+    """Continuations of one prompt, and the score of the candidate's under the reference."""
     return TextPair(reference.text, candidate.text, reference.tokens, candidate.tokens, score.nll, score.gap)
 
 
 def compare_generations(
     reference: Generations, candidate: Generations, scores: Mapping[str, TextScore]
 ) -> ComparedTexts:
-    """Compare the texts of all prompts that both continued, and that came to the same tokens for both.
+    """Compare the texts of all prompts that both continued, with the same prompt tokens.
 
     Args:
         reference: texts of the reference.
         candidate: texts of the candidate.
-        scores: what the reference says of the candidate's, by prompt.
+        scores: scores of the candidate's texts under the reference, by prompt.
     """
     pairs = {}
     for prompt in continuations(reference, candidate):
@@ -80,7 +80,7 @@ def compare_generations(
 
 
 def compared_from_json(value: Mapping[str, Any]) -> ComparedTexts:
-    """What `ComparedTexts.to_json` made."""
+    """Inverse of `ComparedTexts.to_json`."""
     return ComparedTexts(
         {prompt: _from_json(stored) for prompt, stored in value["of_prompts"].items()}, _from_json(value["together"])
     )

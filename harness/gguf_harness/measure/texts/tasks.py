@@ -1,6 +1,6 @@
-"""Greedy continuations of prompts, and what the reference makes of a candidate's. Runs in a worker.
+"""Greedy continuations of prompts, and their scores under the reference. Runs in a worker.
 
-Prompts stand alone, each in an empty context: what one is continued with does not depend on the others.
+Each prompt has an empty context: its continuation does not depend on the other prompts.
 """
 
 from __future__ import annotations
@@ -68,12 +68,12 @@ class Generation:
     """How a model continues a prompt.
 
     Attributes:
-        prompt_tokens: the prompt, as the model was given it.
-        tokens: what it chose, up to the end of its text or the limit.
+        prompt_tokens: the tokens of the prompt as given to the model.
+        tokens: the chosen tokens, up to the end of its text or the limit.
         logprobs: log-probability of each, in nats.
-        text: the tokens as text; a character that was cut off at the end is shown as U+FFFD.
-        end: the end-of-generation token that it chose last; None where the limit ended the text.
-        templated: whether a chat went through the model's own template; None for a prompt that is no chat.
+        text: the tokens as text; an incomplete character at the end is shown as U+FFFD.
+        end: the end-of-generation token that it chose last; None if the limit ended the text.
+        templated: whether a chat went through the model's own template; None for a prompt that is not a chat.
     """
 
     prompt_tokens: list[int]
@@ -99,7 +99,7 @@ class Continuation:
 
     Attributes:
         prompt: the prompt's tokens.
-        text: how many of the candidate's tokens are text: its end is none.
+        text: number of the candidate's tokens that are text, without its end token.
     """
 
     prompt: tuple[int, ...]
@@ -119,12 +119,13 @@ class ScoreRequest:
 
 @dataclass(frozen=True, slots=True)
 class TextScore:
-    """What the reference says of a candidate's text.
+    """The score of a candidate's text under the reference.
 
     Attributes:
         nll: negative log-likelihood of each of its tokens, in nats, given the prompt and the tokens before it.
-        gap: where the continuations part, the probability of the reference's token less that of the candidate's. Below
-            0 by rounding at most: tokens are chosen one by one and scored in batches. None where they do not part.
+        gap: where the continuations diverge, the probability of the reference's token minus that of the candidate's.
+            Negative only by rounding, since tokens are chosen one by one but scored in batches. None if they do not
+            diverge.
     """
 
     nll: list[float]
@@ -146,12 +147,12 @@ def generate_texts(worker: WorkerContext, request: GenerateRequest) -> Generatio
         return _generate(context, tokens, request.limit, templated)
 
     done = _side_by_side(worker, model, request.settings, longest, list(inputs), generate)
-    found: Generations = {**problems, **done}
-    return {prompt.id: found[prompt.id] for prompt in request.prompts}
+    generations: Generations = {**problems, **done}
+    return {prompt.id: generations[prompt.id] for prompt in request.prompts}
 
 
 def score_texts(worker: WorkerContext, request: ScoreRequest) -> dict[str, TextScore]:
-    """Decode each prompt with the candidate's text behind it, and look the candidate's tokens up."""
+    """Decode each prompt followed by the candidate's text, and score the candidate's tokens."""
     model = worker.model(request.files, request.settings.n_gpu_layers)
     longest = max((len(text.prompt) + text.text for text in request.texts.values()), default=0)
 
@@ -162,35 +163,37 @@ def score_texts(worker: WorkerContext, request: ScoreRequest) -> dict[str, TextS
 
 
 def continuations(reference: Generations, candidate: Generations) -> dict[str, Continuation]:
-    """What there is to score: all prompts that both continued, and that came to the same tokens for both."""
-    found = {}
+    """The texts to score: all prompts that both continued, with the same prompt tokens."""
+    pairs = {}
     for prompt, own in reference.items():
         other = candidate[prompt]
         if isinstance(own, PromptError) or isinstance(other, PromptError) or own.prompt_tokens != other.prompt_tokens:
             continue
         text = len(other.tokens)
-        found[prompt] = Continuation(tuple(own.prompt_tokens), tuple(own.chosen), tuple(other.chosen), text)
-    return found
+        pairs[prompt] = Continuation(tuple(own.prompt_tokens), tuple(own.chosen), tuple(other.chosen), text)
+    return pairs
 
 
 def generations_to_json(generations: Generations) -> dict[str, Any]:
     """A dictionary of JSON types only."""
     return {
-        prompt: {"problem": [found.message, found.hint]} if isinstance(found, PromptError) else asdict(found)
-        for prompt, found in generations.items()
+        prompt: {"problem": [generation.message, generation.hint]}
+        if isinstance(generation, PromptError)
+        else asdict(generation)
+        for prompt, generation in generations.items()
     }
 
 
 def generations_from_json(value: Mapping[str, Any]) -> Generations:
-    """What `generations_to_json` made."""
+    """Inverse of `generations_to_json`."""
     return {
-        prompt: PromptError(*found["problem"]) if "problem" in found else Generation(**found)
-        for prompt, found in value.items()
+        prompt: PromptError(*entry["problem"]) if "problem" in entry else Generation(**entry)
+        for prompt, entry in value.items()
     }
 
 
 def first_difference(first: Sequence[int], second: Sequence[int]) -> int | None:
-    """Where two sequences part; None where they do not, or one only ends before the other."""
+    """Index at which two sequences diverge; None if they do not, or if one is a prefix of the other."""
     return next((i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), None)
 
 
@@ -198,7 +201,7 @@ def first_difference(first: Sequence[int], second: Sequence[int]) -> int | None:
 
 
 def _fitting(settings: SessionSettings, length: int) -> SessionSettings:
-    """One sequence, just long enough."""
+    """Settings for one sequence, just long enough."""
     length = max(length, 1)
     return replace(settings, n_ctx=length, n_batch=min(settings.n_batch, length))
 
@@ -216,7 +219,7 @@ def _side_by_side(
 
     count = count_lanes(settings)
     settings = replace(_fitting(settings, length), threads=settings.threads // count)
-    # At least one, so that what cannot be opened at all is an error also where there is nothing to decode.
+    # At least one, so that a context that cannot be opened is an error even if there is nothing to decode.
     with Lanes(max(1, min(count, len(prompts))), lambda: Context(model, settings)) as lanes:
         return dict(zip(prompts, lanes.map(work, prompts, worker.progress), strict=True))
 
@@ -226,7 +229,7 @@ def _generate(context: Context, prompt: Tokens, limit: int, templated: bool | No
     logprobs: list[float] = []
     for token in context.generate(prompt, limit):
         tokens.append(token)
-        # Still the logits that this token was chosen from: the next decode comes when the next token is asked for.
+        # Still the logits that this token was chosen from: the next decode happens at the next request.
         logprobs.append(float(_log_softmax(context.output_logits(1)[0])[token]))
     end = int(_log_softmax(context.output_logits(1)[0]).argmax()) if len(tokens) < limit else None
     text = context.model.detokenize(tokens).decode("utf-8", "replace")

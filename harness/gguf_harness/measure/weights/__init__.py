@@ -1,1 +1,1 @@
-"""Weights beside the reference's, and what each group of tensors costs."""
+"""Weights compared with the reference's, and the cost of each group of tensors."""

@@ -1,4 +1,4 @@
-"""What the files say of quantization, and what each group of tensors costs."""
+"""Quantization errors of the weights, and the cost of each group of tensors."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ __all__ = ["TensorSensitivity", "WeightErrors"]
 _WINDOWS: Final = 4
 """Windows of a mixture's pass: on the model tiny, errors of 1 to 5 % of a group's KL; groups differ by much more."""
 _MOST_LAYER_GROUPS: Final = 8
-"""A model of many layers is decoded so many times at most: consecutive layers go together."""
+"""Most decodes of a model with many layers: consecutive layers are grouped."""
 _NO_LAYER: Final = -1
 
 
@@ -51,10 +51,10 @@ _ERRORS: Final = Measurement("weights/errors", 2, measure_weight_errors, "M weig
 
 
 class WeightErrors:
-    """Every tensor of a candidate beside the reference's.
+    """Every tensor of a candidate compared with the reference's.
 
     Args:
-        core: measures.
+        core: runs measurements.
     """
 
     def __init__(self, core: Core) -> None:
@@ -86,10 +86,10 @@ class WeightErrors:
 
 
 class TensorSensitivity:
-    """What quantizing each group of tensors alone does to the predictions.
+    """Effect on the predictions of quantizing each group of tensors alone.
 
     Args:
-        core: measures.
+        core: runs measurements.
         passes: decode mixtures of a candidate and its reference.
     """
 
@@ -186,7 +186,7 @@ def _layers(first: int, last: int) -> str:
 
 
 def _error_arrays(errors: list[TensorError]) -> Arrays:
-    """For pictures; NaN where a number is not defined."""
+    """Arrays for charts; NaN where a number is not defined."""
 
     def column(attribute: str) -> list[float]:
         values = [getattr(error, attribute) for error in errors]
@@ -208,7 +208,7 @@ def _error_arrays(errors: list[TensorError]) -> Arrays:
 
 
 def _effect_arrays(sensitivity: Sensitivity) -> Arrays:
-    """For pictures: of each group its kind, name, estimates and what it grows when restored."""
+    """Arrays for charts: kind, name, estimates and added size of each group when restored."""
     rows: list[tuple[str, Effect]] = [
         *(("role", effect) for effect in sensitivity.roles),
         *(("layer", effect) for effect in sensitivity.layers),

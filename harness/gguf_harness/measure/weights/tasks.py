@@ -1,4 +1,4 @@
-"""Errors of quantized weights, tensor by tensor. Runs in a worker: gigabytes of numpy work, apart from the session."""
+"""Errors of quantized weights, tensor by tensor. Runs in a worker: gigabytes of NumPy work."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Numerics that families of metrics share, each once: arrays in, arrays or plain numbers out."""
+"""Numerics shared by families of metrics: arrays in, arrays or plain numbers out."""

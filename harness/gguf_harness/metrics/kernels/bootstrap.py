@@ -1,4 +1,4 @@
-"""Standard errors by resampling, for statistics that have no closed form."""
+"""Standard errors by resampling, for statistics without a closed form."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def bootstrap_se(
         seed: of the generator.
 
     Returns:
-        None for a single sample, which says nothing about others.
+        None for a single sample.
 
     Raises:
         NoData: for no samples.

@@ -1,7 +1,7 @@
-"""Linear centered kernel alignment (CKA): how alike two representations of the same examples are, from 0 to 1.
+"""Linear centered kernel alignment (CKA): similarity of two representations of the same examples, from 0 to 1.
 
 Kornblith et al. (2019), "Similarity of Neural Network Representations Revisited", equation 4 with features centered:
-|Y'X|^2 / (|X'X| |Y'Y|). Invariant to rotation and isotropic scaling of either side. Biased upwards where there are few
+|Y'X|^2 / (|X'X| |Y'Y|). Invariant to rotation and isotropic scaling of either side. Biased upwards if there are few
 examples per feature: compare it only at equal n.
 """
 
@@ -46,7 +46,7 @@ def linear_cka(candidate: ArrayLike, reference: ArrayLike) -> float:
 def linear_cka_without_each(
     candidate: ArrayLike, reference: ArrayLike, starts: NDArray[np.integer[Any]]
 ) -> tuple[float, Floats]:
-    """CKA of all examples, and without each cluster of them: what a jackknife needs.
+    """CKA of all examples, and without each cluster, for a jackknife.
 
     CKA without a cluster needs no new products: with Gram matrices K and M, the centered product is
     sum K M - 2/n sum_i k_i m_i + (sum K)(sum M) / n^2 of row sums k, m, and each of these loses its cluster's part.
@@ -57,7 +57,7 @@ def linear_cka_without_each(
         starts: [clusters + 1] where each cluster begins and the last one ends, strictly rising from 0 to n.
 
     Returns:
-        (CKA of all, [clusters] CKA without each; NaN where what is left does not vary).
+        (CKA of all, [clusters] CKA without each; NaN if the rest does not vary).
 
     Raises:
         NoData: fewer than two examples, or features that do not vary.
@@ -65,7 +65,7 @@ def linear_cka_without_each(
     k, m = (side @ side.T for side in _prepared(candidate, reference))
     groups = [slice(int(a), int(b)) for a, b in itertools.pairwise(starts)]
     cross, own, other = (_centred_products(*pair, groups) for pair in ((k, m), (k, k), (m, m)))
-    # What is left by rounding does not vary either.
+    # A remainder of rounding errors does not vary either.
     varies = (own[1:] > _ROUNDING * own[0]) & (other[1:] > _ROUNDING * other[0])
     without = np.full(len(groups), np.nan)
     without[varies] = (cross[1:] / np.sqrt(np.where(varies, own[1:] * other[1:], 1)))[varies]
@@ -87,7 +87,7 @@ def row_products(a: Floats, b: Floats, aa: Floats, bb: Floats, ab: Floats) -> Fl
 
 
 def linear_cka_from_rows(own: Floats, other: Floats, cross: Floats) -> tuple[float, Floats | None]:
-    """CKA from the `row_products` of all rows, with the influence of each row; None where the CKA is 0.
+    """CKA from the `row_products` of all rows, with the influence of each row; None if the CKA is 0.
 
     |A'B|^2 is a sum over pairs of rows: each row counts on both sides, hence the factor 2 of the influence.
 

@@ -1,6 +1,6 @@
 """Lengths and directions of vectors, and the cosine between them.
 
-Each vector is divided by its largest entry first, so that squares neither overflow nor vanish.
+Each vector is divided by its largest entry first, so that squares neither overflow nor underflow.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def cosine(candidate: ArrayLike, reference: ArrayLike) -> Floats:
         reference: [..., d].
 
     Returns:
-        [...]; NaN where one of both is zero: it has no direction.
+        [...]; NaN if one of them is zero and has no direction.
 
     Raises:
         NoData: the arrays are empty.
@@ -59,7 +59,7 @@ def cosine_of_products(product: Floats, square: Floats, other_square: Floats) ->
 
 
 def directions(rows: NDArray[Float], sums: type[np.float64] | None = None) -> tuple[NDArray[Float], NDArray[np.bool_]]:
-    """Rows scaled to unit length, and which of them have a direction at all: neither zero nor without a number.
+    """Rows scaled to unit length, and which of them are valid: neither zero nor NaN.
 
     Args:
         rows: [n, d].

@@ -1,4 +1,4 @@
-"""Log-softmax: of rows in float64, of a row in scratch memory, and of rows that come in blocks."""
+"""Log-softmax: for rows in float64, for a row in scratch memory, and for rows in blocks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Floats = NDArray[np.float64]
 
 
 def log_softmax(logits: NDArray[np.floating[Any]]) -> Floats:
-    """[..., vocabulary] log-probabilities in float64, by scipy; NaN somewhere in rows that hold NaN or infinity."""
+    """[..., vocabulary] log-probabilities in float64, by scipy; rows with NaN or infinity give NaN."""
     from scipy import special
 
     with np.errstate(invalid="ignore"):
@@ -23,7 +23,7 @@ def log_softmax(logits: NDArray[np.floating[Any]]) -> Floats:
 def shifted_exp(
     logits: NDArray[np.float32], shifted: NDArray[np.float32], weights: NDArray[np.float32]
 ) -> tuple[int, float, float]:
-    """What a softmax of one row is made of, in float32 and scratch memory: ln p = shifted - ln sum(weights).
+    """The parts of a softmax of one row, in float32 and scratch memory: ln p = shifted - ln sum(weights).
 
     Args:
         logits: [vocabulary].
@@ -41,7 +41,7 @@ def shifted_exp(
 
 
 class RunningSoftmax:
-    """Log-sum-exp, entropy and largest entry of rows of logits that come in blocks (Milakov and Gimelshein 2018).
+    """Log-sum-exp, entropy and largest entry of rows of logits given in blocks (Milakov and Gimelshein 2018).
 
     Args:
         n: rows.

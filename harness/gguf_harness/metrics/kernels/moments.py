@@ -1,4 +1,4 @@
-"""Mean and spread of rows, and the rows less their mean: in float64, a block of rows at a time."""
+"""Mean and spread of rows, and centred rows: in float64, a block of rows at a time."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def moments(rows: NDArray[np.floating[Any]], what: str) -> tuple[Floats, float]:
     mean = rows.mean(axis=0, dtype=np.float64)
     if not np.isfinite(mean).all():
         raise NoData(f"{what}: the rows hold numbers that are not finite.")
-    # Rows that are all the same leave only the rounding of their mean.
+    # Identical rows leave only rounding errors of their mean.
     square = float(sum((part * part).sum() for part in centred_blocks(rows, mean)))
     if square <= 1e-24 * len(rows) * max(float(mean @ mean), np.finfo(np.float64).tiny):
         raise NoData(f"{what}: the rows do not vary.")

@@ -40,11 +40,11 @@ class Neighbours:
 
 
 class Nearest(Generic[Float]):
-    """The k nearest of the candidates so far, nearest first, of equally near ones the first rows.
+    """The k nearest of the candidates so far, nearest first, ties by row.
 
     Args:
         queries: how many.
-        k: how many are kept of each query; fewer while there are not as many candidates.
+        k: number kept for each query; fewer while there are fewer candidates.
         dtype: of distances.
 
     Attributes:
@@ -67,25 +67,25 @@ class Nearest(Generic[Float]):
 
 
 def row_blocks(matrix: Float32, size: int = 4096) -> Iterator[Block]:
-    """A matrix in memory as blocks of rows."""
+    """Yield a matrix in memory as blocks of rows."""
     for start in range(0, len(matrix), size):
         yield start, matrix[start : start + size]
 
 
 def nearest_by_cosine(queries: Float32, keys: Iterable[Block], k: int, own: Ints | None = None) -> Neighbours:
-    """The k keys of greatest cosine for each query: exact, but for rounding in float32.
+    """The k keys of greatest cosine for each query: exact up to float32 rounding.
 
-    Which of several equally near keys comes in is not defined, but is the same for the same keys in the same blocks.
-    Keys without a direction (zero rows, which vocabularies have for tokens that nobody uses) are nobody's neighbours.
+    Which of several equally near keys is chosen is not defined, but is the same for the same keys in the same blocks.
+    Zero keys, such as those of unused tokens, are never neighbours.
 
     Args:
         queries: [q, d] float32.
-        keys: blocks of [rows, d]; each is let go before the next one is asked for.
+        keys: blocks of [rows, d]; each is released before the next one is requested.
         k: neighbours to find.
-        own: [q] row of each query among the keys, which is not its own neighbour; None where queries are not keys.
+        own: [q] row of each query among the keys, which is not its own neighbour; None if queries are not keys.
 
     Raises:
-        NoData: no queries, a query without a direction, or fewer than k neighbours for some query.
+        NoData: no queries, a zero query, or fewer than k neighbours for some query.
     """
     units, valid = directions(queries)
     if not len(queries) or not valid.all():

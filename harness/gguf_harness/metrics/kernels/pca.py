@@ -15,9 +15,9 @@ Floats = NDArray[np.float64]
 
 
 def axis_signs(axes: NDArray[np.floating[Any]]) -> Floats:
-    """[count] 1 or -1 for each axis of [count, d]: times it, the axis points to where its largest entry is positive.
+    """[count] 1 or -1 for each axis of [count, d]: the sign that makes its largest entry positive.
 
-    Signs of principal axes are free in theory. With this choice, equal rows give equal pictures.
+    The signs of principal axes are arbitrary. With this choice, equal rows give equal charts.
     """
     largest = axes[np.arange(len(axes)), np.abs(axes).argmax(axis=1)]
     return np.where(largest < 0, -1.0, 1.0)
@@ -43,7 +43,7 @@ def principal_axes(rows: NDArray[np.floating[Any]], count: int) -> tuple[Floats,
     known = min(count, len(rows))
     values, left = eigh(centred @ centred.T, subset_by_index=[len(rows) - known, len(rows) - 1])
     values, left = values[::-1], left[:, ::-1]
-    # Squares of singular values: below this they are rounding.
+    # Squares of singular values below this are rounding errors.
     values, left = values[values > 1e-12 * values[0]], left[:, values > 1e-12 * values[0]]
     axes, shares = np.zeros((rows.shape[1], count)), np.zeros(count)
     axes[:, : len(values)] = centred.T @ left / np.sqrt(values)

@@ -16,7 +16,7 @@ __all__ = ["mean_ranks", "spearman"]
 def mean_ranks(values: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
     """[n] ranks of [n] values from 1 on, ties at their mean rank.
 
-    The same as `scipy.stats.rankdata`, without the half second that scipy.stats takes to import.
+    The same as `scipy.stats.rankdata`, without importing scipy.stats, which takes half a second.
 
     Args:
         values: [n], none of them NaN.
@@ -30,14 +30,14 @@ def spearman(first: NDArray[np.float64], second: NDArray[np.float64], what: str 
 
     Args:
         first: [n] values.
-        second: [n] values of the same things.
+        second: [n] paired values.
         what: named in errors.
 
     Returns:
         In [-1, 1].
 
     Raises:
-        NoData: fewer than two pairs, other than finite values, or all values of one side the same.
+        NoData: fewer than two pairs, values that are not finite, or all values of one side equal.
     """
     if first.shape != second.shape or first.size < 2:
         raise NoData(f"{what}: it needs two pairs or more, has {first.size} and {second.size} values.")
@@ -46,5 +46,5 @@ def spearman(first: NDArray[np.float64], second: NDArray[np.float64], what: str 
     x, y = (mean_ranks(side) - (len(side) + 1) / 2 for side in (first, second))
     norm = math.sqrt(float(x @ x) * float(y @ y))
     if norm == 0:
-        raise NoData(f"{what}: with values that are all the same on one side it means nothing.")
+        raise NoData(f"{what}: it is not defined if all values on one side are equal.")
     return min(1.0, max(-1.0, float(x @ y) / norm))

@@ -1,4 +1,4 @@
-"""The ratio of two means of the same samples, and what each sample adds to it."""
+"""The ratio of two means of the same samples, and the influence of each sample."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def ratio_of_means(numerator: Floats, denominator: Floats) -> tuple[float, Float
 
     Args:
         numerator: samples a, of any shape.
-        denominator: samples b, of the same shape; their mean is not zero.
+        denominator: samples b, of the same shape, with a nonzero mean.
 
     Returns:
         (R, influence in the shape of the samples).

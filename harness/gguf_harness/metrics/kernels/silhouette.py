@@ -12,7 +12,7 @@ def silhouettes(distances: NDArray[np.float64], labels: NDArray[np.int64]) -> ND
     """Silhouette of each point, from -1 to 1. Rousseeuw (1987), "Silhouettes".
 
     (b - a) / max(a, b) with a the mean distance to the others of the own cluster and b the least mean distance to
-    another one; 0 for a point that is alone in its cluster.
+    another one; 0 for a single point in its cluster.
 
     Args:
         distances: [n, n] of all pairs, 0 on the diagonal.

@@ -21,7 +21,7 @@ Floats = NDArray[np.float64]
 
 
 def clustered_se(influence: Floats) -> float | None:
-    """CR1 of clusters of equal size; None for a single cluster, where it is not defined.
+    """CR1 of clusters of equal size; None for a single cluster, for which it is not defined.
 
     Args:
         influence: [clusters, samples], centred here.

@@ -1,6 +1,6 @@
 """The registry of metrics: one entry for each, from which tables, help, glossary, gates and comparisons are derived.
 
-A module per family holds the entries; a metric that has none cannot be recorded. Other people's plugins add theirs with
+Each family has a module with its entries; a metric without an entry cannot be recorded. Other plugins add entries with
 the hook `pytest_gguf_metrics`.
 """
 
@@ -58,7 +58,7 @@ _FAMILIES: Final = (
 
 
 class Registry(Mapping[str, Metric]):
-    """Metrics by name, in the order in which tables show them; those of other people's plugins come last."""
+    """Metrics by name, in the order of tables; those of plugins come last."""
 
     def __init__(self, built_in: Iterable[Metric]) -> None:
         entries = list(built_in)
@@ -81,10 +81,10 @@ class Registry(Mapping[str, Metric]):
         return name in self._built_in
 
     def add(self, metric: Metric) -> None:
-        """Add a metric of somebody else.
+        """Add a metric of a plugin.
 
         Raises:
-            GateError: the entry is not sound, or its name is taken.
+            GateError: the entry is invalid, or its name is taken.
         """
         metric.check()
         if metric.name in self._entries:
@@ -94,12 +94,12 @@ class Registry(Mapping[str, Metric]):
         if metric.gate is not None and metric.gate.suite in suites:
             raise GateError(
                 f"gate of {metric.name} names the suite {metric.gate.suite!r}, which is one of gguf-harness.",
-                "Name the folder of the test that decides on it, and call that differently.",
+                "Give the folder of the test that decides on it, and choose another name for it.",
             )
         self._entries[metric.name] = metric
 
     def remove(self, names: Iterable[str]) -> None:
-        """Take metrics of somebody else out again, at the end of a session."""
+        """Remove metrics of plugins at the end of a session."""
         for name in names:
             if not self.is_built_in(name):
                 self._entries.pop(name, None)
@@ -122,14 +122,14 @@ def metric_info(metric: str) -> Metric:
 
 
 def close_to(name: str, known: Iterable[str]) -> str:
-    """The next step for a name that is none: the closest one, or all of them."""
+    """Advice for an unknown name: the closest one, or all names."""
     names = list(known)
     close = difflib.get_close_matches(name, names, n=1)
     return f"Did you mean {close[0]!r}?" if close else f"Known metrics: {', '.join(names)}."
 
 
 def possible_values(metric: str) -> tuple[float, float]:
-    """The least and the largest value that a metric can have; infinite where nothing is known.
+    """The smallest and largest possible value of a metric; infinite if unknown.
 
     Raises:
         GateError: for an unknown name.
@@ -138,15 +138,15 @@ def possible_values(metric: str) -> tuple[float, float]:
 
 
 def compared_by_window() -> tuple[str, ...]:
-    """Metrics that are compared with a baseline by the means of windows that both have."""
+    """Metrics that are compared with a baseline by means of shared windows."""
     return tuple(name for name, metric in METRICS.items() if metric.window_means is not None)
 
 
 def metrics_of_run(run: Mapping[str, Any]) -> dict[str, Metric]:
-    """The metrics that a stored run can be shown with: ours, and the entries that it carries of others'.
+    """The metrics for showing a stored run: built-in ones, and the plugin entries stored in it.
 
     Args:
-        run: content of a run.json that `gguf_harness.store.runs.load_run` has checked, or that is being written.
+        run: content of a run.json checked by `gguf_harness.store.runs.load_run`, or being written.
     """
     ours = {name: metric for name, metric in METRICS.items() if METRICS.is_built_in(name)}
     theirs = (Metric.from_json(entry) for entry in run.get("metrics") or [])

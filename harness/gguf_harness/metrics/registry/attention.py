@@ -1,4 +1,4 @@
-"""Where candidates look, beside the reference: computed in `gguf_harness.metrics.attention`."""
+"""Attention compared with the reference: computed in `gguf_harness.metrics.attention`."""
 
 from __future__ import annotations
 
@@ -89,8 +89,8 @@ METRICS: Final = (
         "attn_cosine_worst_head",
         "worst head's cosine",
         "",
-        "Attention cosine of the head that is least like the reference's.",
-        "Least of the heads' mean cosines over prompts; its error does not know that the head was chosen.",
+        "Attention cosine of the head that differs most from the reference's.",
+        "Least of the heads' mean cosines over prompts; its error ignores that the head was selected.",
         better="higher",
         values=(-1.0, 1.0),
         parts=("prompt",),
@@ -109,7 +109,7 @@ METRICS: Final = (
         "attn_total_variation",
         "attention TV",
         "fraction",
-        "Share of a position's attention that went to other tokens.",
+        "Share of a position's attention that moved to other tokens.",
         "sum over keys of |p - q| / 2, mean over positions.",
         "Total variation distance of distributions.",
         parts=("prompt",),
@@ -118,7 +118,7 @@ METRICS: Final = (
         "attn_entropy_change",
         "attention entropy Δ",
         "nats",
-        "Entropy of a position's attention less the reference's.",
+        "Entropy of a position's attention minus the reference's.",
         "H(p) - H(q), mean over positions.",
         "Shannon (1948), A Mathematical Theory of Communication.",
         "neutral",
@@ -129,7 +129,7 @@ METRICS: Final = (
         "attn_top_changed",
         "top key changed",
         "fraction",
-        "Share of positions whose most attended token is another one.",
+        "Share of positions whose most attended token changed.",
         "mean of [argmax p is not argmax q] over positions.",
         parts=("prompt",),
     ),

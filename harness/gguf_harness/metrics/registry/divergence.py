@@ -1,4 +1,4 @@
-"""How far next-token distributions are from the reference's: computed in `gguf_harness.metrics.divergence`."""
+"""Distance of next-token distributions from the reference's: computed in `gguf_harness.metrics.divergence`."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def _floor(name: str, title: str, meaning: str, definition: str, values: tuple[f
         better="higher" if share else "lower",
         meaning=meaning,
         definition=definition,
-        source="This harness: what rounding alone does, below which no difference means anything.",
+        source="This harness: the effect of rounding alone; smaller differences are meaningless.",
         estimated="floor",
         values=values,
         compared=False,
@@ -103,7 +103,7 @@ METRICS: Final = (
         tables=frozenset({"html", "markdown", "comparison"}),
         gate=_DISTRIBUTION,
         early=WindowMean("kld"),
-        # The reference's rounded probabilities can make a divergence of nothing slightly negative.
+        # Rounding of the reference's probabilities can make a zero divergence slightly negative.
         window_means=(-1.0, 700.0),
         loss=1,
     ),
@@ -158,7 +158,7 @@ METRICS: Final = (
         title="Δp RMS",
         unit="fraction",
         better="lower",
-        meaning="Root mean square change of that probability.",
+        meaning="Root mean square change of the correct token's probability.",
         definition="sqrt(mean of (p_candidate(token) - p_reference(token))^2) over tokens.",
         source=_TOOL,
         estimated="corpus",
@@ -193,7 +193,7 @@ METRICS: Final = (
     _change_percentile("delta_p_p1", "1st"),
     _change_percentile("delta_p_p0_1", "0.1th"),
     _change("delta_p_min", "Δp min", "Largest loss of the correct token's probability.", "Minimum over scored tokens."),
-    # The floor: the reference against itself, decoded with another batch layout.
+    # The noise floor: the reference against itself, decoded with another batch layout.
     _floor(
         "floor_kld_mean",
         "floor KL",

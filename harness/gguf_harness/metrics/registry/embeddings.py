@@ -1,4 +1,4 @@
-"""Spaces of embeddings, alone and beside the reference's.
+"""Embedding spaces, alone and compared with the reference's.
 
 Computed in `gguf_harness.metrics.geometry`, `.neighbours`, `.words` and `.embeddings`.
 """
@@ -25,7 +25,7 @@ _ERROR: Final = (0.0, math.inf)
 
 
 def _own(name: str, title: str, unit: str, meaning: str, definition: str, source: str) -> Metric:
-    """Of a model's own space of token embeddings: neither direction is better."""
+    """A metric of a model's own space of token embeddings: neither direction is better."""
     return Metric(
         name=name,
         title=title,
@@ -49,7 +49,7 @@ def _of_words(
     *,
     relative: bool = True,
 ) -> Metric:
-    """Of the words of a list, in a model's own space."""
+    """A metric of the words of a list, in a model's own space."""
     return Metric(
         name=name,
         title=title,
@@ -164,11 +164,11 @@ METRICS: Final = (
         "3CosAdd: Mikolov et al. (2013), Linguistic Regularities in Continuous Space Word Representations.",
         "test_analogies",
     ),
-    # A candidate's space beside the reference's.
+    # A candidate's space compared with the reference's.
     _beside(
         "neighbour_recall",
         "neighbours",
-        "Share of the 10 nearest tokens that stay.",
+        "Share of the 10 nearest tokens that are kept.",
         "mean over tokens of the share of the reference's 10 nearest tokens, by cosine, among the candidate's.",
         "Recall at k: Jégou et al. (2011), Product Quantization for Nearest Neighbor Search.",
         _NEIGHBOURS,
@@ -188,7 +188,7 @@ METRICS: Final = (
     _beside(
         "procrustes_error",
         "Procrustes",
-        "What rotation and scale leave of the difference.",
+        "Difference that remains after rotation and scale.",
         "Least |s A R - B| / |B| over rotations R and scales s, both sides centred.",
         _PROCRUSTES,
         _SPACE,
@@ -238,7 +238,7 @@ METRICS: Final = (
     _beside(
         "word_neighbour_recall",
         "word neighbours",
-        "Of the 5 nearest words, those that stay.",
+        "Share of the 5 nearest words that are kept.",
         "mean over words of the share of the reference's 5 nearest words, by cosine, among the candidate's.",
         "Recall at k: Jégou et al. (2011), Product Quantization for Nearest Neighbor Search.",
         _WORDS,
@@ -259,7 +259,7 @@ METRICS: Final = (
     _beside(
         "word_procrustes_error",
         "word Procrustes",
-        "The same of words, in their components.",
+        "The same for words, in their principal components.",
         "Least |s A R - B| / |B| over rotations R and scales s, of words in their principal components.",
         _PROCRUSTES,
         _WORDS,

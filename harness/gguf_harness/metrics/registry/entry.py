@@ -1,4 +1,4 @@
-"""What the registry knows of a metric: everything that tables, gates, baselines and early decisions need."""
+"""Registry entries: everything that tables, gates, baselines and early decisions need to know about a metric."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ ESTIMATED: Final[Mapping[Estimated, str]] = {
     "corpus": "Over the scored tokens of the corpus's windows; the standard error is clustered by window (CR1).",
     "floor": "Over the scored tokens of the corpus's windows, of the reference decoded once more in other batches.",
     "prompts": "Over the prompts, or their tokens; the standard error is clustered by prompt.",
-    "repeats": "Over a sequence of random tokens that comes twice.",
+    "repeats": "Over a repeated sequence of random tokens.",
     "words": "Over groups of words of the word list; the standard error is clustered by group.",
     "vocabulary": "Over a fixed random sample of the vocabulary's tokens.",
     "head windows": "Over a few windows of the corpus (--gguf-head-windows), with heads changed.",
@@ -44,9 +44,9 @@ ESTIMATED: Final[Mapping[Estimated, str]] = {
     "memory": "Read once, in a fresh process; it has no standard error.",
     "file": "A fact of the file; it has no standard error.",
     "weights": "Over all weights of the tensors that both files have; it has no standard error.",
-    "once": "One value of everything together; it has no standard error.",
+    "once": "One value for the whole; it has no standard error.",
 }
-"""How metrics are estimated, a sentence for each way."""
+"""Ways of estimating metrics, a sentence each."""
 
 _NAME: Final = re.compile(r"[a-z][a-z0-9_]{1,63}")
 _MOST_CHARACTERS: Final = 1000
@@ -63,8 +63,8 @@ class Column:
     """A column of the terminal's table, which is narrow.
 
     Attributes:
-        head: what stands above it; the metric's title if empty.
-        rank: of the columns that do not fit, the one of highest rank goes first.
+        head: its heading; the metric's title if empty.
+        rank: if columns do not fit, those of highest rank are dropped first.
         error: whether the standard error is shown.
         decimals: of a value without its error; None for four significant digits.
     """
@@ -77,13 +77,14 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class GatedBy:
-    """The test that holds a metric against its limit, where one is set.
+    """The test that checks a metric against its limit.
 
     Attributes:
         suite: name of the folder of the test's file.
         test: name of the test function.
-        any_model: it runs for the reference too, which is held against absolute limits where it is the only model.
-        relative: whether a limit may be relative to what the reference has.
+        any_model: whether it also runs for the reference, which is checked against absolute limits if it is the only
+            model.
+        relative: whether a limit may be relative to the reference's value.
     """
 
     suite: str
@@ -94,7 +95,7 @@ class GatedBy:
 
 @dataclass(frozen=True, slots=True)
 class WindowMean:
-    """A limit on the metric is one on a mean over windows, which can be decided while a pass goes on.
+    """How a limit on the metric becomes one on a mean over windows, which can be decided during a pass.
 
     Attributes:
         of: the samples: `kld` and `kld_reverse` of a token, its `nll`, that less the reference's, whether the most
@@ -111,28 +112,28 @@ class WindowMean:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Metric:
-    """Everything that is known of a metric. Tables show their metrics in the order of the registry.
+    """Everything known about a metric. Tables show metrics in the order of the registry.
 
     Attributes:
-        name: what estimates, gates and files call it.
-        title: a short human name, for table heads and axis titles.
+        name: its name in estimates, gates and files.
+        title: a short readable name, for table headings and axis titles.
         unit: of the value ("nats", "tokens/s", "bytes", "fraction", "" for a pure number).
-        better: which direction is good; "neutral" where neither is.
+        better: the good direction; "neutral" if neither is.
         meaning: one sentence for the report.
         definition: the formula, in words or signs.
         source: the paper or the tool that defines it.
         estimated: a key of `ESTIMATED`.
         values: the least and the largest value that it can have; infinite where nothing is known.
-        parts: what beside whole models it is recorded of.
-        decimals: digits behind the point of a value that is exact, in every table; None for those that its error gives.
+        parts: what it is recorded for besides whole models.
+        decimals: decimal places of an exact value, in every table; None to derive them from the error.
         column: its column in the terminal's table of models; None for none.
         tables: other tables that show it: of models in the report and in markdown, and of two runs.
-        gate: the test that decides on it; None where no limit can be planned.
+        gate: the test that decides on it; None if no limit can be planned.
         ratio: the metric of its ratio to the reference, measured in pairs, by which a relative limit is decided.
-        early: how it is decided before a pass has ended; None where it needs all windows.
-        window_means: the least and the largest mean of a window, where a baseline compares it window by window.
+        early: how it is decided before the end of a pass; None if it needs all windows.
+        window_means: the smallest and largest mean of a window, if a baseline compares it by window.
         compared: whether a baseline compares it at all.
-        loss: place among the losses by which models are weighed against their size, from 1; 0 for no such loss.
+        loss: rank among the losses by which models are weighed against their size, from 1; 0 if it is not one.
     """
 
     name: str
@@ -161,16 +162,16 @@ class Metric:
 
     @property
     def of_corpus(self) -> bool:
-        """Whether it comes from the pass over the corpus: its gate keeps a pass from stopping before it is decided."""
+        """Whether it comes from the pass over the corpus: then a pass must not stop before its gate is decided."""
         return self.estimated == "corpus"
 
     def check(self) -> None:
-        """Make sure that an entry of somebody else says what an entry has to say.
+        """Check the entry of a plugin.
 
         Raises:
             GateError: the first thing that is wrong, with its value and what was expected.
         """
-        name: object = self.name  # of somebody else, it may be anything
+        name: object = self.name  # from a plugin, it may be anything
         if not isinstance(name, str) or not _NAME.fullmatch(name):
             raise GateError(f"name is {_shown(self.name)}, expected 2 to 64 letters a-z, digits and _.")
         for field_name in _TEXTS:
@@ -190,7 +191,7 @@ class Metric:
         self._check_records()
 
     def _check_text(self, what: str, text: object, *, needed: bool) -> None:
-        """Of `check`: a line that any table can show."""
+        """Part of `check`: a line that any table can show."""
         if not isinstance(text, str) or (needed and not text.strip()):
             raise GateError(f"{what} of {self.name} is {_shown(text)}, expected a text.")
         if not text.isprintable():
@@ -199,13 +200,13 @@ class Metric:
             raise GateError(f"{what} of {self.name} has {len(text)} characters, expected a sentence.")
 
     def _check_records(self) -> None:
-        """Of `check`: what is a record of its own."""
+        """Part of `check`: the nested records."""
         if not isinstance(self.column, Column | None):
             raise GateError(f"column of {self.name} is {_shown(self.column)}, expected a Column or None.")
         if not isinstance(self.gate, GatedBy | None):
             raise GateError(f"gate of {self.name} is {_shown(self.gate)}, expected a GatedBy or None.")
         if self.gate is not None and self.better == "neutral":
-            raise GateError(f"{self.name} has a gate, and neither direction is better: better is 'neutral'.")
+            raise GateError(f"{self.name} has a gate, but neither direction is better: better is 'neutral'.")
         if self.gate is not None:
             for what in ("suite", "test"):
                 self._check_text(f"{what} of the gate", getattr(self.gate, what), needed=True)
@@ -223,7 +224,7 @@ class Metric:
             )
 
     def to_json(self) -> dict[str, Any]:
-        """What a stored run keeps of a metric that is not built in, as JSON types."""
+        """The entry of a plugin metric as stored in a run, as JSON types."""
         entry = {name: getattr(self, name) for name in ("name", *_TEXTS, "better", "estimated", "decimals", "compared")}
         return entry | {
             "values": [None if math.isinf(value) else value for value in self.values],
@@ -235,13 +236,13 @@ class Metric:
 
     @classmethod
     def from_json(cls, entry: object) -> Metric:
-        """An entry as `to_json` gives it, of a file that may come from anywhere.
+        """Inverse of `to_json`, for a file that may come from anywhere.
 
         Raises:
-            GateError: it is none; the message says why.
+            GateError: it is not a valid entry; the message says why.
         """
         if not isinstance(entry, dict):
-            raise GateError(f"{_shown(entry)} is no entry of a metric.")
+            raise GateError(f"{_shown(entry)} is not an entry of a metric.")
         try:
             least, most = entry["values"]
             column, gate = entry["column"], entry["gate"]
@@ -254,7 +255,7 @@ class Metric:
                 gate=None if gate is None else GatedBy(**gate),
             )
         except (KeyError, TypeError, ValueError) as error:
-            raise GateError(f"{_shown(entry.get('name'))} is no entry of a metric: {_shown(error)}.") from None
+            raise GateError(f"{_shown(entry.get('name'))} is not an entry of a metric: {_shown(error)}.") from None
         metric.check()
         return metric
 

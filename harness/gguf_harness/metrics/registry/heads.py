@@ -1,4 +1,4 @@
-"""What heads do, and what they are worth: `gguf_harness.metrics.heads`, `.circuits`, `.taxonomy`, `.importance`."""
+"""Behaviour and importance of heads: `gguf_harness.metrics.heads`, `.circuits`, `.taxonomy`, `.importance`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _score(
     source: str = _CLARK,
     estimated: Estimated = "prompts",
 ) -> Metric:
-    """What a head looks at."""
+    """A score of a head's attention."""
     return Metric(
         name=name,
         title=title,
@@ -42,7 +42,7 @@ def _score(
 
 
 def _all(name: str, title: str, unit: str, meaning: str, definition: str, source: str) -> Metric:
-    """Of all heads together."""
+    """A metric over all heads."""
     return Metric(
         name=name, title=title, unit=unit, meaning=meaning, definition=definition, source=source, estimated="once"
     )
@@ -75,7 +75,7 @@ def _changed(
     gate: GatedBy | None = None,
     column: Column | None = None,
 ) -> Metric:
-    """What the model's next-token loss and distribution make of heads that are changed."""
+    """A metric of the effect of changed heads on the next-token loss and distribution."""
     return Metric(
         name=name,
         title=title,
@@ -120,7 +120,7 @@ METRICS: Final = (
         "head_distance",
         "distance",
         "tokens",
-        "Mean distance to what is attended.",
+        "Mean distance to the attended tokens.",
         "mean over positions i of sum over keys j of p[i, j] (i - j).",
     ),
     _score(
@@ -134,7 +134,7 @@ METRICS: Final = (
         "head_local",
         "local",
         "fraction",
-        "Attention to the last 8 tokens, itself included.",
+        "Attention to the last 8 tokens, including itself.",
         "mean over positions i of sum over j > i - 8 of p[i, j].",
     ),
     _score(
@@ -148,7 +148,7 @@ METRICS: Final = (
         "head_entropy_normalized",
         "normalized entropy",
         "fraction",
-        "Entropy over that of equal attention to all visible tokens.",
+        "Entropy divided by that of equal attention to all visible tokens.",
         "mean over positions i of H(p[i, .]) / ln(i + 1).",
     ),
     _score(
@@ -177,7 +177,7 @@ METRICS: Final = (
         "head_rare_token",
         "rare tokens",
         "nats",
-        "Mean surprisal of attended tokens less that of all visible ones.",
+        "Mean surprisal of attended tokens minus that of all visible ones.",
         "mean over positions of sum over keys of p s - mean of s, s = -ln of a token's frequency in the prompts.",
         "This harness; frequencies by Laplace's rule of succession.",
     ),
@@ -185,7 +185,7 @@ METRICS: Final = (
         "head_induction",
         "induction",
         "fraction",
-        "On repeated random tokens: attention to what followed the last time.",
+        "On repeated random tokens: attention to the token after the earlier occurrence.",
         "mean over the second half's positions of the weight on the token behind the earlier occurrence.",
         _OLSSON,
         "repeats",
@@ -211,14 +211,14 @@ METRICS: Final = (
     _kept(
         "head_kind_kept",
         "kinds kept",
-        "Heads that are of the same kind as in the reference.",
+        "Share of heads of the same kind as in the reference.",
         "Share of heads whose kind, by the first rule that holds, is the same in both models.",
         "This harness: the rules are in gguf_harness.metrics.taxonomy.",
     ),
     _kept(
         "head_matched_to_itself",
         "matched",
-        "Heads whose closest partner in the reference, by assignment, is themselves.",
+        "Share of heads whose assigned partner in the reference is the same head.",
         "Share of heads that the assignment of least total distance of scores gives to themselves.",
         "Kuhn (1955), The Hungarian Method for the Assignment Problem; scipy's linear_sum_assignment.",
     ),
@@ -234,7 +234,7 @@ METRICS: Final = (
         "head_cluster_silhouette",
         "cluster silhouette",
         "",
-        "Mean silhouette of heads in their groups: 1 is far apart.",
+        "Mean silhouette of heads in their groups: 1 means well separated.",
         "mean of (b - a) / max(a, b): distances to the own and to the nearest other group.",
         "Rousseeuw (1987), Silhouettes.",
     ),
@@ -242,7 +242,7 @@ METRICS: Final = (
         "heads_redundant",
         "redundant heads",
         "fraction",
-        "Heads that attend as another does: cosine of patterns 0.9 or more.",
+        "Share of heads that attend like another one: cosine of patterns 0.9 or more.",
         "Share of heads that are in a group with another one.",
         "This harness.",
     ),
@@ -250,7 +250,7 @@ METRICS: Final = (
         "head_importance",
         "head importance",
         "nats",
-        "Rise of the loss where the head gives zero.",
+        "Rise of the loss with the head's output set to zero.",
         "mean of nll(without the head) - nll over tokens.",
         _ZERO,
     ),
@@ -258,7 +258,7 @@ METRICS: Final = (
         "head_importance_kl",
         "head KL",
         "nats",
-        "KL(model || model whose head gives zero).",
+        "KL(model || model with the head's output set to zero).",
         "mean over tokens of KL(model || model without the head).",
         _ZERO,
     ),
@@ -266,7 +266,7 @@ METRICS: Final = (
         "head_importance_mean",
         "head importance, mean",
         "nats",
-        "Rise of the loss where the head gives its mean.",
+        "Rise of the loss with the head's output set to its mean.",
         "As head_importance, with the head's mean over tokens in place of zero.",
         _MEAN,
     ),
@@ -274,7 +274,7 @@ METRICS: Final = (
         "head_importance_mean_kl",
         "head KL, mean",
         "nats",
-        "KL(model || model whose head gives its mean).",
+        "KL(model || model with the head's output set to its mean).",
         "As head_importance_kl, with the head's mean over tokens in place of zero.",
         _MEAN,
     ),
@@ -282,7 +282,7 @@ METRICS: Final = (
         "head_importance_screen",
         "head importance, screen",
         "nats",
-        "Estimate of it from ablations of random subsets of heads.",
+        "Estimate of head importance from ablations of random subsets.",
         "Ridge regression of the rise of the loss on which heads of random subsets give zero.",
         "Hoerl and Kennard (1970), Ridge Regression; Hotelling (1944), Some Improvements in Weighing.",
     ),
@@ -314,7 +314,7 @@ METRICS: Final = (
         "head_top_overlap",
         "top heads",
         "fraction",
-        "Share of the reference's most important heads that are the candidate's.",
+        "Share of the reference's most important heads that are also the candidate's.",
         "Heads among the 8 most important ones of both models / 8.",
         "This harness.",
         "higher",
@@ -325,7 +325,7 @@ METRICS: Final = (
         "head_interchange_share",
         "head share of KL",
         "fraction",
-        "Share of KL(reference || candidate) that the reference's head undoes.",
+        "Share of KL(reference || candidate) removed by the reference's head.",
         "1 - KL with the reference's output of the head put in / KL without.",
         _GEIGER,
         values=(-math.inf, 1.0),
@@ -344,7 +344,7 @@ METRICS: Final = (
         "heads_removable",
         "removable heads",
         "heads",
-        "Heads that can go, least costly first, before the loss rises by 0.05.",
+        "Heads that can be removed, least costly first, before the loss rises by 0.05.",
         "Largest number of heads, removed greedily, with mean nll at most 0.05 nats above the whole model's.",
         _ZERO,
         parts=(),

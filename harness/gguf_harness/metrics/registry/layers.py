@@ -1,4 +1,4 @@
-"""Layers: residual stream, updates, logit lens, errors beside the reference, patching. Measured on prompts.
+"""Layers: residual stream, updates, logit lens, errors against the reference, patching. Measured on prompts.
 
 Computed in `gguf_harness.metrics.hidden` and `gguf_harness.metrics.lens`.
 """
@@ -33,7 +33,7 @@ def _stream(
     values: tuple[float, float] = _ANYTHING,
     parts: tuple[Part, ...] = _BY_LAYER,
 ) -> Metric:
-    """What a model's own states are like: neither direction is better."""
+    """A metric of a model's own states: neither direction is better."""
     return Metric(
         name=name,
         title=title,
@@ -91,33 +91,33 @@ METRICS: Final = (
     _stream(
         "resid_growth",
         "resid growth",
-        "That norm over the one before the block.",
+        "Norm after a block over that before it.",
         "Sum of |x| behind a block / sum of |x| in front of it, over tokens.",
     ),
     _stream(
         "attn_share",
         "attn share",
         "Norm of attention's update over the stream's.",
-        "|what attention adds| / |stream that it is added to|.",
+        "|attention's update| / |stream that it is added to|.",
     ),
     _stream(
         "mlp_share",
         "MLP share",
         "Norm of the MLP's update over the stream's.",
-        "|what the MLP adds| / |stream that it is added to|.",
+        "|the MLP's update| / |stream that it is added to|.",
     ),
     _stream(
         "attn_update_cosine",
         "attn cosine",
         "Cosine of attention's update and the stream.",
-        "Cosine of what attention adds with the stream that it is added to.",
+        "Cosine of attention's update with the stream that it is added to.",
         values=_COSINE,
     ),
     _stream(
         "mlp_update_cosine",
         "MLP cosine",
         "Cosine of the MLP's update and the stream.",
-        "Cosine of what the MLP adds with the stream that it is added to.",
+        "Cosine of the MLP's update with the stream that it is added to.",
         values=_COSINE,
     ),
     _stream(
@@ -144,14 +144,14 @@ METRICS: Final = (
     _stream(
         "participation_ratio",
         "participation",
-        "Directions that hold the states' variance.",
+        "Number of directions that contain the states' variance.",
         "(sum of l)^2 / sum of l^2 of the eigenvalues l of the states' covariance.",
         "Gao et al. (2017), A theory of multineuronal dimensionality, dynamics and measurement.",
     ),
     _stream(
         "outlier_kurtosis",
         "kurtosis",
-        "Kurtosis of the dimensions' sizes: 1 where all alike.",
+        "Kurtosis of the dimensions' sizes: 1 if all are alike.",
         "mean of s^2 over dimensions / (mean of s)^2, s the mean square of a dimension over tokens.",
         "He et al. (2024), Understanding and Minimising Outlier Features, equation 1.",
     ),
@@ -173,7 +173,7 @@ METRICS: Final = (
     _stream(
         "final_norm_cosine",
         "final norm cosine",
-        "Cosine of the states before and after it.",
+        "Cosine of the states before and after the final norm.",
         "Cosine of the states behind the final norm and in front of it.",
         values=_COSINE,
         parts=(),
@@ -181,19 +181,19 @@ METRICS: Final = (
     _stream(
         "attn_norm_gain",
         "attn norm gain",
-        "Norm of what attention reads over the stream's.",
+        "Norm of attention's input over the stream's.",
         "|state behind the norm in front of attention| / |stream|.",
     ),
     _stream(
         "mlp_norm_gain",
         "MLP norm gain",
-        "Norm of what the MLP reads over the stream's.",
+        "Norm of the MLP's input over the stream's.",
         "|state behind the norm in front of the MLP| / |stream|.",
     ),
     _stream(
         "lens_decided_layer",
         "decided at",
-        "First layer from which the logit lens stays with the final prediction.",
+        "First layer from which the logit lens keeps the final prediction.",
         "Least layer from which on the lens's most likely token is the last layer's, mean over tokens.",
         _LENS,
         "layer",
@@ -202,7 +202,7 @@ METRICS: Final = (
     _stream(
         "lens_agreement",
         "lens agreement",
-        "Tokens where the lens says what the end does.",
+        "Share of tokens for which the lens gives the final prediction.",
         "Share of tokens whose most likely token after a layer, by the lens, is the last layer's.",
         _LENS,
         "fraction",
@@ -234,7 +234,7 @@ METRICS: Final = (
     _stream(
         "direct_embed",
         "direct, embed",
-        "What the embedding adds to the predicted logit.",
+        "Contribution of the embedding to the predicted logit.",
         "Embedding through the final norm, as it scales this token, times the predicted token's unembedding.",
         _ELHAGE,
         "logits",
@@ -243,7 +243,7 @@ METRICS: Final = (
     _stream(
         "direct_attn",
         "direct, attn",
-        "What attention adds to the predicted logit.",
+        "Contribution of attention to the predicted logit.",
         "A layer's attention update through the final norm times the predicted token's unembedding.",
         _ELHAGE,
         "logits",
@@ -251,7 +251,7 @@ METRICS: Final = (
     _stream(
         "direct_mlp",
         "direct, MLP",
-        "What the MLP adds to the predicted logit.",
+        "Contribution of the MLP to the predicted logit.",
         "A layer's MLP update through the final norm times the predicted token's unembedding.",
         _ELHAGE,
         "logits",
@@ -290,7 +290,7 @@ METRICS: Final = (
         name="error_amplification",
         title="amplification",
         better="lower",
-        meaning="Relative error after a block over the one before it.",
+        meaning="Relative error after a block over that before it.",
         definition="Sum of relative errors behind a block / sum of those in front of it, over tokens.",
         source="This harness.",
         estimated="prompts",

@@ -1,4 +1,4 @@
-"""Perplexity, alone and beside the reference's: computed in `gguf_harness.metrics.perplexity`."""
+"""Perplexity, alone and compared with the reference's: computed in `gguf_harness.metrics.perplexity`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from gguf_harness.metrics.registry.entry import Column, GatedBy, Metric, WindowM
 __all__ = ["METRICS"]
 
 _BESIDE: Final = GatedBy("quant", "test_perplexity_stays_close_to_reference")
-_TOOL: Final = "llama-perplexity (tools/perplexity of llama.cpp), with --kl-divergence where a reference takes part."
+_TOOL: Final = "llama-perplexity (tools/perplexity of llama.cpp), with --kl-divergence if there is a reference."
 
 METRICS: Final = (
     Metric(

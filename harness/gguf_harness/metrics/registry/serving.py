@@ -1,4 +1,4 @@
-"""What clients of a served model see."""
+"""Metrics of served models, as clients see them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ METRICS: Final = (
     _served(
         "served_single_tokens_per_s",
         "single stream t/s",
-        "Generation speed that a server's only client sees.",
+        "Generation speed for a server's only client.",
         "(tokens - 1) / seconds between the first and the last token of a request that is alone.",
         "test_a_single_stream_agrees_with_generation",
         "tokens/s",

@@ -1,4 +1,4 @@
-"""Weights beside the reference's, and what each group of tensors costs.
+"""Weights compared with the reference's, and the cost of each group of tensors.
 
 Computed in `gguf_harness.metrics.weights` and `gguf_harness.metrics.sensitivity`.
 """
@@ -159,7 +159,7 @@ METRICS: Final = (
         "tensor_restored_gain",
         "KL gained",
         "nats",
-        "KL that the candidate loses when these tensors are the reference's again.",
+        "Reduction of the candidate's KL when these tensors are the reference's.",
         "KL of the candidate - KL of the candidate with the reference's tensors of the group.",
         "higher",
     ),
@@ -167,7 +167,7 @@ METRICS: Final = (
         "tensor_restored_gain_per_mb",
         "KL gained per MB",
         "nats/MB",
-        "The same by megabyte that these tensors grow.",
+        "The same per megabyte by which these tensors grow.",
         "tensor_restored_gain / (bytes of the group in the reference - in the candidate) x 10^6.",
         "higher",
     ),

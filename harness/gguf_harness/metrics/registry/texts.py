@@ -1,4 +1,4 @@
-"""Greedy continuations of prompts beside the reference's: computed in `gguf_harness.metrics.text`."""
+"""Greedy continuations of prompts compared with the reference's: computed in `gguf_harness.metrics.text`."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ METRICS: Final = (
         "divergence_probability_gap",
         "gap at divergence",
         "fraction",
-        "Where texts part: p of the reference's token less the candidate's.",
+        "Where texts diverge: p of the reference's token minus the candidate's.",
         "p_reference(its token) - p_reference(the candidate's token) at the first token that differs.",
         "This harness: near 0 where the two tokens were a close call.",
         better="lower",

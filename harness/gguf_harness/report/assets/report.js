@@ -34,12 +34,12 @@
     if (figure.zoom) zoom(chart, figure, target, narrow);
   }
 
-  // One tile of a grid, large and over its tokens. The tiles are bytes: square roots of weights, a margin of one apart.
+  // One tile of a grid, enlarged, with its tokens. The tiles are bytes: square roots of weights, one pixel apart.
   const chosen = new Map();
 
   function zoom(chart, figure, target, narrow) {
     const { side, tokens, layers, heads } = figure.zoom;
-    // Another model may have other heads than the one that was chosen.
+    // Another model may have other heads than the chosen one.
     const wanted = chosen.get(chart.id) ?? [];
     const isThere = layers.includes(wanted[0]) && heads.includes(wanted[1]);
     const [layer, head] = isThere ? wanted : [layers[0], heads[0]];
@@ -99,7 +99,7 @@
     const body = table.tBodies[0];
     const rows = [...body.rows].map((row) => [key(row.cells[column]), row]);
     rows.sort(([a], [b]) => {
-      if (a === null || b === null) return (a === null) - (b === null); // what has no data stays last
+      if (a === null || b === null) return (a === null) - (b === null); // missing data is always last
       const order = a < b ? -1 : a > b ? 1 : 0;
       return descending ? -order : order;
     });

@@ -1,4 +1,4 @@
-"""Charts of a stored run: functions of it, a module per suite. Those of other people's plugins are kept with it."""
+"""Charts of a stored run, a module per suite. Charts of plugins are stored with the run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from gguf_harness.report.data import RunView
 __all__ = ["ChartBuilder", "build_charts"]
 
 ChartBuilder = Callable[[RunView, Path], Iterable[Chart]]
-"""The charts that a run has data for; it gets what is stored of the run, and its folder, and nothing else."""
+"""Returns the charts that a run has data for, from the stored run and its folder only."""
 
 _BUILDERS: Final[tuple[ChartBuilder, ...]] = (
     quant_charts,

@@ -1,4 +1,4 @@
-"""Charts of attention: every head over a prompt's tokens, which heads moved, what they do."""
+"""Attention charts: patterns of all heads on a prompt, changes of heads, behaviour of heads."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _VECTORS: Final = ("attn_cosine", "attn_scores_error", "attn_q_error", "attn_k_e
 
 
 def attention_charts(view: RunView, run_dir: Path) -> list[Chart]:
-    """Those that the run has data for."""
+    """The charts that the run has data for."""
     charts = [_grid(view, run_dir), _moved(view), _by_layer(view), _profiles(view), _evolution(view)]
     return [chart for chart in charts if chart is not None]
 
@@ -58,9 +58,9 @@ def _grid(view: RunView, run_dir: Path) -> Chart | None:
     return make_chart(
         "attention",
         "Attention of every head",
-        "A tile per head: rows are the tokens of the prompt, columns the tokens they attend to, both from the first on."
-        " Colour is the square root of the weight, so that faint attention shows. Measured while llama.cpp decoded the"
-        " prompt with this very file. Click a tile, or choose a head, to see it over the tokens.",
+        "A tile per head: rows are the tokens of the prompt, columns the tokens they attend to, both starting "
+        "with the first. Colour is the square root of the weight, so that weak attention is visible. Measured "
+        "while llama.cpp decoded the prompt with this file. Click a tile, or choose a head, to see it over the tokens.",
         figures,
         f"Attention patterns of all heads of {len(figures)} models.",
     )
@@ -128,7 +128,7 @@ def _moved(view: RunView) -> Chart | None:
             figures.append(
                 _map_figure(
                     visible(model.name),
-                    "Mean cosine of the head's patterns with the reference's: 1 is unmoved.",
+                    "Mean cosine of the head's patterns with the reference's: 1 means no change.",
                     rows,
                     "cosine",
                 )
@@ -137,9 +137,9 @@ def _moved(view: RunView) -> Chart | None:
         return None
     return make_chart(
         "attention-moved",
-        "Which heads moved",
-        "Each cell is a head: the cosine between its attention patterns in the candidate and in the reference, as mean"
-        " over the prompts. Hover for the standard error, by prompt.",
+        "Which heads changed",
+        "Each cell is a head: the cosine between its attention patterns in the candidate and in the reference, "
+        "averaged over the prompts. Hover for the standard error, by prompt.",
         figures,
         f"Layers by heads, for {len(figures)} candidates.",
     )
@@ -214,8 +214,8 @@ def _by_layer(view: RunView) -> Chart | None:
     return make_chart(
         "attention-layers",
         "Attention by layer",
-        "How far queries, keys, values and scores are from the reference's, on the same tokens. Bars are one standard"
-        " error to each side, by prompt.",
+        "Relative distance of queries, keys, values and scores from the reference's, on the same tokens. Error bars "
+        "are one standard error to each side, clustered by prompt.",
         figures,
         "Lines over layers, one per candidate.",
     )
@@ -236,8 +236,9 @@ def _profiles(view: RunView) -> Chart | None:
     return make_chart(
         "head-profiles",
         "What heads do",
-        "A row per head, a column per score, from 0 to 1 (copying: from -1 to 1). Shares are of a position's attention,"
-        " mean over the positions of all prompts; induction and duplicate token are on random tokens that come twice.",
+        "A row per head, a column per score, from 0 to 1 (copying: from -1 to 1). Shares of a position's attention, "
+        "averaged over the positions of all prompts; induction and duplicate-token scores are measured on a "
+        "repeated random sequence.",
         figures,
         f"Heads by scores, for {len(figures)} models.",
     )
@@ -308,7 +309,7 @@ def _evolution(view: RunView) -> Chart | None:
         return None
     return make_chart(
         "head-evolution",
-        "What heads do, layer by layer",
+        "What heads do, by layer",
         "The scores above, from the first layer to the last.",
         figures,
         f"Lines over layers, one per score, for {len(figures)} models.",
@@ -326,7 +327,7 @@ def _layer_rows(view: RunView, model: str, metric: str) -> list[Mapping[str, Any
 
 
 def _layer_means(rows: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Means over the heads of each layer; their errors are of the same prompts, and not independent: none is given."""
+    """Means over the heads of each layer, without errors: the errors of single heads are not independent."""
     layers: dict[int, list[float]] = {}
     for row in rows:
         layers.setdefault(int(row["layer"]), []).append(float(row["value"]))

@@ -1,4 +1,4 @@
-"""What all charts share. They are plain Plotly figures: traces and layout, no colours of the page, which has themes."""
+"""Common parts of all charts: plain Plotly figures with traces and layout, without colours of the page's theme."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Figure = dict[str, Any]
 Chart = dict[str, Any]
 """{id, title, meaning, figures, summary}: one or several figures to choose from."""
 
-# Okabe and Ito (2008), Color Universal Design: told apart with every kind of colour vision; shapes help as well.
+# Okabe and Ito (2008), Color Universal Design: distinguishable with every kind of colour vision; shapes help too.
 _COLORS: Final = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C6D1F", "#7F7F7F")
 _SYMBOLS: Final = ("circle", "diamond", "square", "triangle-up", "cross", "star", "triangle-down", "pentagon")
 
@@ -26,17 +26,17 @@ def style(view: RunView, name: str) -> dict[str, Any]:
 
 
 def make_chart(identifier: str, title: str, meaning: str, figures: list[Figure], summary: str) -> Chart:
-    """A chart with at least one figure; the summary is for those who cannot see it."""
+    """Make a chart with at least one figure; the summary is for people who cannot see it."""
     return {"id": identifier, "title": title, "meaning": meaning, "figures": figures, "summary": summary}
 
 
 def label(text: str) -> str:
-    """Plotly reads a little HTML in labels: a model's name must not be read so."""
+    """Escape text for Plotly labels, which may contain HTML: a model name must not be read as HTML."""
     return visible(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def short(name: str, models: list[Candidate]) -> str:
-    """The name without what all names begin with."""
+    """The name without the common prefix of all names."""
     names = [model.name for model in models]
     prefix = names[0]
     for other in names[1:]:

@@ -1,4 +1,4 @@
-"""The chart of drift: the error of each layer's weights beside what it does to the residual stream."""
+"""The drift chart: the error of each layer's weights, and its effect on the residual stream."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _MOST_TICKS: Final = 16
 _WEIGHTS: Final = "weight_relative_rmse"
 _STREAM: Final = "resid_relative_error"
 _GROWTH: Final = "error_amplification"
-# The colors of `base`, which there tell models apart: a figure here has one.
+# Colours of `base`, which distinguishes models with them; here each figure has only one model.
 _LOOKS: Final[dict[str, dict[str, str]]] = {
     _WEIGHTS: {"color": "#0072B2", "symbol": "square"},
     _STREAM: {"color": "#D55E00", "symbol": "circle"},
@@ -42,22 +42,22 @@ class _Point:
 
 
 def drift_charts(view: RunView, run_dir: Path) -> list[Chart]:
-    """The one chart, if the run has errors of the weights and of the hidden states of a candidate."""
+    """The chart, if the run has errors of weights and of hidden states of a candidate."""
     arrays = load_columns(view, run_dir, "weight_errors")
     figures = [_figure(view, model, arrays.get(model.name)) for model in view.models]
-    found = [figure for figure in figures if figure is not None]
-    if not found:
+    present = [figure for figure in figures if figure is not None]
+    if not present:
         return []
     chart = make_chart(
         "drift",
-        "Errors of weights, and drift of the states",
-        "Left axis: relative error of a layer's weights, and of the residual stream behind it, each the norm of the"
-        " difference from the reference's over the reference's norm. Right axis: the stream's relative error behind the"
-        " block over the one in front of it; above 1 the block adds more than it forgives. The weights' error is each"
-        " layer's own, the stream's comes from all layers so far, and the growth in the first layer is over the error"
+        "Errors of weights and drift of hidden states",
+        "Left axis: relative error of a layer's weights, and of the residual stream after it, each the norm of the "
+        "difference from the reference's divided by the reference's norm. Right axis: the stream's relative error "
+        "after the block divided by that before it; above 1 the block increases the error. The weights' error is each "
+        "layer's own, the stream's comes from all layers so far, and the growth in the first layer is over the error"
         " of the embeddings alone. Bars are one standard error to each side, clustered by prompt.",
-        found,
-        f"Curves over layers for {len(found)} candidates: weights, residual stream, growth.",
+        present,
+        f"Curves over layers for {len(present)} candidates: weights, residual stream, growth.",
     )
     return [chart]
 
@@ -83,7 +83,7 @@ def _figure(view: RunView, model: Candidate, columns: Columns | None) -> Figure 
         "showlegend": True,
     }
     if growth:
-        # One grid is enough: the other axis would draw its own between the lines of the first.
+        # One grid is enough: the second axis would draw its lines between those of the first.
         layout["yaxis2"] = {
             "title": {"text": "growth in the block"},
             "overlaying": "y",
@@ -100,7 +100,7 @@ def _figure(view: RunView, model: Candidate, columns: Columns | None) -> Figure 
 
 
 def _logarithmic(values: list[float]) -> dict[str, Any]:
-    """An axis whose ticks are written out, however few decades it has: Plotly leaves powers off its smaller ticks."""
+    """A logarithmic axis with fully written ticks: Plotly omits the powers of minor ticks."""
     low, high = math.floor(math.log10(min(values))) - 1, math.ceil(math.log10(max(values))) + 1
     decades = math.log10(max(values) / min(values))
     steps = (1, 1.5, 2, 3, 5, 7) if decades < 1 else (1, 2, 5) if decades < 3 else (1,)
@@ -109,7 +109,7 @@ def _logarithmic(values: list[float]) -> dict[str, Any]:
 
 
 def _points(view: RunView, model: str, metric: str) -> list[_Point]:
-    """Of single layers, of all prompts and heads; nothing that a logarithm does not have."""
+    """Values of single layers over all prompts and heads; only positive ones, for the logarithmic axis."""
     rows = [row for row in view.rows_of(model, metric) if row.get("head") is None and row["value"] > 0]
     points = [_Point(int(row["layer"]), row["value"], row["se"], _said(row)) for row in rows]
     return sorted(points, key=lambda point: point.layer)

@@ -1,4 +1,4 @@
-"""Charts of the embeddings suite: a map of words in three dimensions, and how many neighbours stay."""
+"""Charts of the embeddings suite: a three-dimensional map of words, and the share of kept neighbours."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from gguf_harness.report.numbers import format_value
 
 __all__ = ["embedding_charts"]
 
-# Okabe and Ito (2008) first, then lighter and darker ones of the same hues: groups are many, and hover names them.
+# Okabe and Ito (2008) first, then lighter and darker shades of the same hues: there are many groups, and hovering shows
+# their names.
 _GROUP_COLORS: Final = (
     "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C6D1F", "#004D73", "#B38F00", "#66C2A5",
     "#7A3B69", "#A6D5F2", "#F2A06B", "#5C4A12", "#3B7A57", "#9467BD", "#C49C94", "#17BECF",
@@ -31,7 +32,7 @@ Points = dict[str, Any]
 
 
 def embedding_charts(view: RunView, run_dir: Path) -> list[Chart]:
-    """Those that the run has data for."""
+    """The charts that the run has data for."""
     return [chart for chart in (_map(view, run_dir), _neighbours(view)) if chart is not None]
 
 
@@ -39,13 +40,13 @@ def _load(view: RunView, run_dir: Path, name: str) -> dict[str, Points]:
     from gguf_harness.store.arrays import load_arrays
     from gguf_harness.store.runs import run_file
 
-    found = {}
+    points = {}
     known = {model.name for model in view.models}
     for entry in view.run.get("arrays", []):
         if entry["name"] == name and entry["model"] in known and run_file(run_dir, entry["file"]).is_file():
             arrays = load_arrays(run_file(run_dir, entry["file"]))
-            found[entry["model"]] = {key: array.tolist() for key, array in arrays.items()}
-    return found
+            points[entry["model"]] = {key: array.tolist() for key, array in arrays.items()}
+    return points
 
 
 def _map(view: RunView, run_dir: Path) -> Chart | None:
@@ -56,7 +57,7 @@ def _map(view: RunView, run_dir: Path) -> Chart | None:
             figures.append(_moved(model.name, aligned[model.name]))
         elif model.name in own:
             figures.append(_alone(model.name, own[model.name]))
-    # The reference first: the other pictures have its axes.
+    # The reference first: the other figures use its axes.
     figures.sort(key=lambda figure: figure["name"] != label(view.reference or ""))
     if not figures:
         return None
@@ -64,10 +65,10 @@ def _map(view: RunView, run_dir: Path) -> Chart | None:
     return make_chart(
         "embedding-map",
         "Words in the embedding space",
-        f"Token embeddings of words, by group, and of common tokens, {_layout_of(points)} A candidate with the"
-        " reference's vocabulary is laid over it by rotation and scale (Procrustes); lines lead from where the"
-        " reference has a word to where the candidate has it. Hover for a word's nearest ones. Drag to turn: the view"
-        " stays when you choose another model.",
+        f"Token embeddings of words, by group, and of common tokens, {_layout_of(points)} A candidate with the "
+        "reference's vocabulary is aligned with it by rotation and scale (Procrustes); lines lead from a word's "
+        "position in the reference to that in the candidate. Hover to see the nearest words. Drag to rotate: the "
+        "view is kept when you choose another model.",
         figures,
         f"{len(points['texts'])} points of {len(set(points['groups']))} groups, for {len(figures)} models.",
     )
@@ -75,17 +76,20 @@ def _map(view: RunView, run_dir: Path) -> Chart | None:
 
 def _layout_of(points: Points) -> str:
     if points["method"] != "pca":
-        return f"laid out by {_METHODS[points['method']]}: who is near means something, distances and axes do not."
+        return (
+            f"laid out by {_METHODS[points['method']]}: which points are near each other is meaningful, distances "
+            "and axes are not."
+        )
     shares = ", ".join(f"{100 * share:.3g} %" for share in points["shares"])
     return (
-        f"in the reference's first three principal components ({shares} of the variance of these points): most of the"
-        " space is not to be seen here."
+        f"in the reference's first three principal components ({shares} of the variance of these points): most of "
+        "the space is not visible here."
     )
 
 
 def _alone(name: str, points: Points) -> Figure:
     hovers = [_hover(points, place) for place in range(len(points["texts"]))]
-    return _figure(name, f"The words of {label(name)}, by themselves.", points, _groups(points, hovers))
+    return _figure(name, f"The words of {label(name)}, without comparison.", points, _groups(points, hovers))
 
 
 def _moved(name: str, points: Points) -> Figure:
@@ -94,7 +98,7 @@ def _moved(name: str, points: Points) -> Figure:
         for axis, start, end in zip("xyz", there, here, strict=True):
             lines[axis] += [start, end, None]
     hovers = [
-        f"{_hover(points, place)}<br>{stay} of {len(points['near'][place])} are nearest in the reference too"
+        f"{_hover(points, place)}<br>{stay} of {len(points['near'][place])} are also nearest in the reference"
         for place, stay in enumerate(points["stay"])
     ]
     trace = {
@@ -105,7 +109,7 @@ def _moved(name: str, points: Points) -> Figure:
         "line": {"color": "#7F7F7F", "width": 3},
         "hoverinfo": "skip",
     }
-    meaning = f"Where {label(name)} has the words, and how far that is from where the reference has them."
+    meaning = f"Positions of the words in {label(name)}, and their distance from those in the reference."
     return _figure(name, meaning, points, [trace, *_groups(points, hovers)])
 
 
@@ -147,7 +151,7 @@ def _figure(name: str, meaning: str, points: Points, traces: list[dict[str, Any]
             **{f"{letter}axis": {"title": {"text": f"{title} {row}"}, **axis} for row, letter in enumerate("xyz", 1)},
             "camera": _CAMERA,
             "aspectmode": "data",
-            # The same in all pictures: what a person turned stays turned.
+            # The same in all figures, so that a rotation is kept.
             "uirevision": "embedding-map",
         },
         "legend": {"itemsizing": "constant"},
@@ -166,10 +170,10 @@ def _neighbours(view: RunView) -> Chart | None:
         return None
     return make_chart(
         "embedding-neighbours",
-        "What stays of the embedding space",
-        "Candidates beside the reference, with one standard error to each side. Token embeddings are what the file"
-        " holds: llama.cpp often keeps that matrix in Q6_K or Q8_0 whatever type is asked for, so that candidates can"
-        " be the same here. Contexts are what the whole model makes of the prompts.",
+        "How much of the embedding space is kept",
+        "Candidates compared with the reference, with one standard error to each side. Token embeddings are "
+        "those in the file: llama.cpp often stores that matrix as Q6_K or Q8_0 whatever type is requested, so "
+        "candidates can be equal here. Contexts are the final states of the whole model on the prompts.",
         figures,
         "A point for each candidate.",
     )
@@ -180,7 +184,7 @@ def _dots(view: RunView, metric: str, rows: list[tuple[str, dict[str, Any]]]) ->
     factor = 100 if info.unit == "fraction" else 1
     details = [f"<br>{label(row['detail'])}" if row.get("detail") else "" for _, row in rows]
     trace = {
-        # Points and no bars: most values are near one, and only a bar has to begin at zero.
+        # Points instead of bars: most values are near one, and bars must start at zero.
         "type": "scatter",
         "mode": "markers",
         "y": [label(name) for name, _ in rows],

@@ -1,4 +1,4 @@
-"""Charts of the heads suite: how important each head is, and how many can go."""
+"""Charts of the heads suite: importance of each head, and how many can be removed."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from gguf_harness.report.numbers import format_estimate, format_value
 __all__ = ["head_charts"]
 
 _SHOWN: Final = {
-    "head_importance": "loss with the head at zero: +",
-    "head_importance_mean": "loss with the head at its mean: +",
-    "head_importance_kl": "KL with the head at zero: ",
-    "head_importance_mean_kl": "KL with the head at its mean: ",
+    "head_importance": "rise of the loss with the head set to zero: +",
+    "head_importance_mean": "rise of the loss with the head set to its mean: +",
+    "head_importance_kl": "KL with the head set to zero: ",
+    "head_importance_mean_kl": "KL with the head set to its mean: ",
     "head_importance_screen": "screen (an estimate): +",
-    "head_interchange_share": "share of the KL to the reference that this head undoes: ",
+    "head_interchange_share": "share of the KL from the reference that restoring this head removes: ",
 }
-"""In the hover of a cell, in this order."""
+"""Values shown when hovering over a cell, in this order."""
 
 Place = tuple[int, int]
 Rows = Mapping[str, Mapping[str, Any]]
 
 
 def head_charts(view: RunView, run_dir: Path) -> list[Chart]:
-    """Those that the run has data for."""
+    """The charts that the run has data for."""
     charts = [_importance(view), _removal(view, run_dir)]
     return [chart for chart in charts if chart is not None]
 
@@ -43,22 +43,22 @@ def _importance(view: RunView) -> Chart | None:
     models = [model for model in view.models if any("head_importance" in c for c in cells.get(model.name, {}).values())]
     if not models:
         return None
-    measured = [found["head_importance"]["value"] for m in models for found in cells[m.name].values() if _has(found)]
-    # One scale for all models. Some heads matter a hundred times as much as others: colours go by the square root.
+    measured = [rows["head_importance"]["value"] for m in models for rows in cells[m.name].values() if _has(rows)]
+    # One scale for all models. Some heads matter a hundred times more than others: colours use the square root.
     top = max(abs(value) for value in measured) or 1.0
     return make_chart(
         "head-importance",
         "Which heads matter",
-        "Each head alone gives zero instead of what it would give, and the tokens that follow become less likely: how"
-        " much is the colour, by its square root, and one scale for all models. A cell is empty where the head was not"
-        " ablated. Heads that stand in for each other each look unimportant.",
+        "The output of each head alone is set to zero, which makes the following tokens less likely: the colour "
+        "shows by how much, on a square-root scale that is the same for all models. A cell is empty if the head "
+        "was not ablated. Heads that can replace each other all look unimportant.",
         [_map(model, short(model.name, models), cells[model.name], top) for model in models],
         "; ".join(_most_important(model, cells[model.name]) for model in models),
     )
 
 
-def _has(found: Rows) -> bool:
-    return "head_importance" in found
+def _has(rows: Rows) -> bool:
+    return "head_importance" in rows
 
 
 def _map(model: Candidate, name: str, cells: Mapping[Place, Rows], top: float) -> Figure:
@@ -99,25 +99,25 @@ def _map(model: Candidate, name: str, cells: Mapping[Place, Rows], top: float) -
     }
 
 
-def _value(found: Rows) -> float | None:
-    return float(found["head_importance"]["value"]) if _has(found) else None
+def _value(rows: Rows) -> float | None:
+    return float(rows["head_importance"]["value"]) if _has(rows) else None
 
 
-def _hover(layer: int, head: int, found: Rows) -> str:
+def _hover(layer: int, head: int, rows: Rows) -> str:
     lines = [f"layer {layer}, head {head}"]
     for metric, words in _SHOWN.items():
-        if metric in found:
-            row = found[metric]
+        if metric in rows:
+            row = rows[metric]
             sign = "" if row["value"] < 0 else "+" if words.endswith("+") else ""
             lines.append(f"{words.removesuffix('+')}{sign}{format_estimate(row['value'], row['se'])}")
     return "<br>".join(label(line) for line in lines)
 
 
 def _most_important(model: Candidate, cells: Mapping[Place, Rows]) -> str:
-    found = {place: value for place, rows in cells.items() if (value := _value(rows)) is not None}
-    best = sorted(found, key=lambda place: -found[place])[:3]
+    values = {place: value for place, rows in cells.items() if (value := _value(rows)) is not None}
+    best = sorted(values, key=lambda place: -values[place])[:3]
     return f"{visible(model.name)}: " + ", ".join(
-        f"layer {layer} head {head} {format_value(found[layer, head])} nats" for layer, head in best
+        f"layer {layer} head {head} {format_value(values[layer, head])} nats" for layer, head in best
     )
 
 
@@ -168,14 +168,14 @@ def _removal(view: RunView, run_dir: Path) -> Chart | None:
     }
     return make_chart(
         "head-removal",
-        "Heads that can go",
-        "Heads are removed one after the other, always the one that costs the reference least; candidates lose theirs"
-        f" in the same order. The dotted line is a rise of {NEGLIGIBLE_RISE} nats. The order was chosen on the same"
-        " tokens, which makes it look a little better than it is.",
+        "Heads that can be removed",
+        "Heads are removed one by one, always the one that costs the reference least; for candidates in the "
+        f"same order. The dotted line is a rise of {NEGLIGIBLE_RISE} nats. The order was chosen on the same "
+        "tokens, so the curve is slightly optimistic.",
         [
             {
                 "name": "loss",
-                "meaning": "How much less likely the next tokens become.",
+                "meaning": "Rise of the loss on the next tokens.",
                 "traces": [limit, *traces],
                 "layout": layout,
             }

@@ -1,4 +1,4 @@
-"""Charts of other people's plugins: drawn once, at the end of a session, and kept beside run.json for later reports."""
+"""Charts of plugins: drawn once, at the end of a session, and stored next to run.json for later reports."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["keep_charts", "kept_charts"]
 
 _FILE: Final = "charts.json"
 _PREFIX: Final = "plugin-"
-"""Of the ids of their charts on the page, which has ids of ours."""
+"""Prefix of the ids of plugin charts on the page, to keep them apart from our ids."""
 
 _ID: Final = re.compile(r"[a-z][a-z0-9-]{0,63}")
 _TEXTS: Final = ("title", "meaning", "summary")
@@ -27,10 +27,10 @@ _TEXTS: Final = ("title", "meaning", "summary")
 def keep_charts(
     builders: Mapping[str, Sequence[Callable[[RunView, Path], Iterable[Chart]]]], view: RunView, folder: Path
 ) -> list[str]:
-    """Draw the charts of plugins, and keep them with the run.
+    """Draw the charts of plugins and store them with the run.
 
     Args:
-        builders: what draws them, by plugin.
+        builders: functions that draw them, by plugin.
         view: the run.
         folder: of its run.json.
 
@@ -49,7 +49,7 @@ def keep_charts(
             taken = [name for index, name in enumerate(names) if name in charts or name in names[:index]]
             if taken:
                 raise ValueError(f"there is a chart {taken[0]!r} already")  # noqa: TRY301
-        # Whatever a plugin does wrong costs its own charts, and not the run.
+        # An error in a plugin only loses its own charts, not the run.
         except Exception as error:
             told = str(error) if isinstance(error, HarnessError | ValueError) else f"{type(error).__name__}: {error}"
             problems.append(f"The charts of the plugin {plugin} could not be drawn: {visible(told)}.")
@@ -61,10 +61,10 @@ def keep_charts(
 
 
 def kept_charts(folder: Path) -> list[Chart]:
-    """The charts of plugins that a run has kept; none where it has none.
+    """The stored plugin charts of a run, if any.
 
     Raises:
-        StoreError: the file is damaged, or is no file of the run.
+        StoreError: the file is damaged, or not a file of the run.
     """
     path = folder / _FILE
     if not path.is_file():
@@ -74,18 +74,18 @@ def kept_charts(folder: Path) -> list[Chart]:
     try:
         charts = [_checked(chart) for chart in content["charts"]]
     except (KeyError, TypeError, ValueError) as error:
-        raise StoreError(f"{path} holds no charts as a run wrote them: {error}.", hint) from None
+        raise StoreError(f"{path} does not contain charts as written by a run: {error}.", hint) from None
     return [chart | {"id": f"{_PREFIX}{chart['id']}"} for chart in charts]
 
 
 def _checked(chart: object) -> Chart:
-    """A chart of what a page can show, and nothing else.
+    """Check a chart: it must contain only what the page can show.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is not a valid chart.
     """
     if not isinstance(chart, dict) or not isinstance(chart.get("id"), str) or not _ID.fullmatch(chart["id"]):
-        raise ValueError(f"{visible(repr(chart)[:80])} has no id of small letters, digits and dashes")
+        raise ValueError(f"{visible(repr(chart)[:80])} has no id of lower-case letters, digits and dashes")
     texts = {name: chart.get(name) for name in _TEXTS}
     figures = chart.get("figures")
     if not all(isinstance(text, str) for text in texts.values()) or not isinstance(figures, list) or not figures:
@@ -103,5 +103,5 @@ def _checked_figure(figure: Any, chart: str) -> dict[str, Any]:
     if not isinstance(figure, dict) or not all(isinstance(figure.get(name), kind) for name, kind in kinds.items()):
         raise ValueError(f"a figure of the chart {chart} needs name, meaning, traces and layout")
     if not all(isinstance(trace, dict) for trace in figure["traces"]):
-        raise ValueError(f"a trace of the chart {chart} is no table")
+        raise ValueError(f"a trace of the chart {chart} is not a table")
     return {name: figure[name] for name in kinds}

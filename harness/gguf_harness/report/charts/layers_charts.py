@@ -1,4 +1,4 @@
-"""Charts of the layers suite: states by token, what blocks add, the logit lens, errors by layer, patching."""
+"""Charts of the layers suite: states by token, updates of blocks, the logit lens, errors by layer, patching."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ _PATCHING: Final = (("layer_importance", "linear"), ("layer_kl_left", "linear"))
 _BY_PROMPT: Final = "Bars are one standard error to each side, clustered by prompt."
 
 Rows = dict[str, list[Mapping[str, Any]]]
-"""By model: rows of a metric in the order of their layers."""
+"""By model, the rows of a metric in the order of their layers."""
 
 
 def layers_charts(view: RunView, run_dir: Path) -> list[Chart]:
-    """Those that the run has data for."""
+    """The charts that the run has data for."""
     drawn = _drawn(view, run_dir)
     charts = [
         _curves(
@@ -47,17 +47,17 @@ def layers_charts(view: RunView, run_dir: Path) -> list[Chart]:
             "layer-errors",
             "Errors by layer",
             _ERRORS,
-            "How far a candidate's hidden states are from the reference's after each layer, and how much each layer"
-            " makes of the error that comes in.",
+            "Distance of a candidate's hidden states from the reference's after each layer, and by how much each "
+            "layer changes the incoming error.",
         ),
         _curves(
             view,
             "layer-patching",
             "What single layers do",
             _PATCHING,
-            "Importance: what the loss on the prompts rises by when a block is skipped. KL left: what remains of the"
-            " candidate's divergence when the reference's stream takes its place after a layer; a layer causes what the"
-            " curve falls by there.",
+            "Importance: rise of the loss on the prompts when a block is skipped. KL left: the part of the "
+            "candidate's divergence that remains when its stream after a layer is replaced by the reference's; a "
+            "layer causes the drop of the curve at that layer.",
         ),
         _contributions(view),
         _states(view, drawn),
@@ -67,15 +67,15 @@ def layers_charts(view: RunView, run_dir: Path) -> list[Chart]:
 
 
 def _rows(view: RunView, metric: str) -> Rows:
-    found: Rows = {}
+    rows_by_model: Rows = {}
     for row in view.run.get("estimates", []):
         alone = row.get("prompt") is None and row.get("head") is None
         if row["metric"] == metric and row.get("layer") is not None and alone:
-            found.setdefault(row["model"], []).append(row)
+            rows_by_model.setdefault(row["model"], []).append(row)
     return {
-        model.name: sorted(found[model.name], key=lambda row: int(row["layer"]))
+        model.name: sorted(rows_by_model[model.name], key=lambda row: int(row["layer"]))
         for model in view.models
-        if model.name in found
+        if model.name in rows_by_model
     }
 
 
@@ -100,11 +100,11 @@ def _curves(
         {
             "name": METRICS[metric].title,
             "meaning": METRICS[metric].meaning,
-            "traces": [_curve(view, model, rows) for model, rows in found.items()],
-            "layout": _by_layer(metric, scale, max(len(rows) for rows in found.values())),
+            "traces": [_curve(view, model, rows) for model, rows in metric_rows.items()],
+            "layout": _by_layer(metric, scale, max(len(rows) for rows in metric_rows.values())),
         }
         for metric, scale in metrics
-        if (found := _rows(view, metric))
+        if (metric_rows := _rows(view, metric))
     ]
     if not figures:
         return None
@@ -157,7 +157,7 @@ def _contributions(view: RunView) -> Chart | None:
     for model in view.models:
         for name, parts, scale in (("size", _SHARES, "log"), ("logit", _DIRECT, "linear")):
             rows = [(title, _rows(view, metric).get(model.name)) for metric, title in parts]
-            traces = [_bars(title, found) for title, found in rows if found]
+            traces = [_bars(title, title_rows) for title, title_rows in rows if title_rows]
             if traces:
                 figures.append(_contribution_figure(view, model, name, scale, traces))
     if not figures:
@@ -165,8 +165,9 @@ def _contributions(view: RunView) -> Chart | None:
     return make_chart(
         "layer-contributions",
         "What blocks add",
-        "Size: norm of what attention and MLP add, over that of the stream that they add to. Logit: what they add to"
-        f" the logit of the predicted token, with the final norm's scale kept. {_BY_PROMPT}",
+        "Size: norm of the updates of attention and MLP divided by that of the stream they are added to. Logit: "
+        "their contribution to the logit of the predicted token, with the final norm's scale held fixed. "
+        f"{_BY_PROMPT}",
         figures,
         "Bars by layer for attention and MLP.",
     )
@@ -222,7 +223,8 @@ def _states(view: RunView, drawn: dict[str, Arrays]) -> Chart | None:
     return make_chart(
         "layer-states",
         "Residual stream by token",
-        "The first tokens of one prompt. Errors are the difference from the reference's stream over its norm.",
+        "The first tokens of one prompt. Errors are the norm of the difference from the reference's stream divided "
+        "by its norm.",
         figures,
         "Heatmaps of layers and tokens.",
     )
@@ -232,7 +234,7 @@ def _lens(view: RunView, drawn: dict[str, Arrays]) -> Chart | None:
     figures = [
         _heatmap(
             visible(short(model, view.models)),
-            f"{visible(model)}: what each layer would predict to follow the token below it",
+            f"{visible(model)}: the next token that each layer would predict after the token below",
             arrays["lens_p"][:, :_LENS_TOKENS],
             _texts(arrays["text"][:_LENS_TOKENS]),
             [_texts(row) for row in arrays["lens_text"][:, :_LENS_TOKENS]],
@@ -246,7 +248,7 @@ def _lens(view: RunView, drawn: dict[str, Arrays]) -> Chart | None:
     return make_chart(
         "logit-lens",
         "Logit lens",
-        "Each layer's likeliest next token, as if it were the last layer; the colour is its probability.",
+        "The most likely next token after each layer, as if it were the last one; the colour is its probability.",
         figures,
         "Tables of layers and tokens.",
     )
@@ -264,7 +266,7 @@ def _heatmap(
     cells: list[list[str]] | None,
     look: dict[str, Any],
 ) -> Figure:
-    """Layers upwards, tokens to the right; cells are written into where there are texts of them."""
+    """A heat map with layers upwards and tokens to the right; cells with texts show them."""
     rows = [[round(float(value), 6) for value in row] for row in values.tolist()]
 
     def hover(layer: int, place: int) -> str:
@@ -307,6 +309,6 @@ def _heatmap(
 
 
 def _cut(token: str) -> str:
-    """A token as it is written into a cell: a space stays visible, and Plotly reads no markup in it."""
+    """A token as shown in a cell: spaces stay visible, and markup is escaped for Plotly."""
     shown = token.replace(" ", "·")
     return label(shown if len(shown) <= _CELL_CHARACTERS else f"{shown[: _CELL_CHARACTERS - 1]}…")

@@ -1,4 +1,4 @@
-"""Charts of the quant suite: quality against size, divergence, speed, memory, what the files hold."""
+"""Charts of the quant suite: quality against size, divergence, speed, memory, content of the files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _QUALITY: Final = (
 
 
 def quant_charts(view: RunView, run_dir: Path) -> list[Chart]:
-    """Those that the run has data for."""
+    """The charts that the run has data for."""
     charts = [_quality(view), _distribution(view, run_dir), _speed(view), _memory(view), _tensor_types(view)]
     return [chart for chart in charts if chart is not None]
 
@@ -39,8 +39,8 @@ def _quality(view: RunView) -> Chart | None:
     return make_chart(
         "quality",
         "Quality against size",
-        "Left is smaller. The line joins the candidates that no other beats in both size and quality; the faint ones"
-        " are dominated. Bars are one standard error to each side, clustered by window.",
+        "Further left is smaller. The line joins the candidates that no other beats in both size and quality; "
+        "the faint ones are dominated by others. Bars are one standard error to each side, clustered by window.",
         figures,
         "; ".join(
             f"{visible(m.name)}: {m.facts['bits_per_weight']:.2f} bits per weight" for m in view.models if m.facts
@@ -144,7 +144,7 @@ def _distribution(view: RunView, run_dir: Path) -> Chart | None:
         if entry["name"] != "kld_quantiles" or not run_file(run_dir, entry["file"]).is_file():
             continue
         arrays = load_arrays(run_file(run_dir, entry["file"]))
-        # The logarithm of a KL at or below the noise of its computation is meaningless: draw it at the floor.
+        # The logarithm of a KL at or below the numerical noise is meaningless: draw it at the floor.
         values = [max(float(value), 1e-9) for value in arrays["kld"].tolist()]
         look, name = style(view, entry["model"]), label(entry["model"])
         traces.append(
@@ -167,13 +167,13 @@ def _distribution(view: RunView, run_dir: Path) -> Chart | None:
     }
     return make_chart(
         "distribution",
-        "Where the divergence is",
-        "KL divergence of single tokens, sorted: at 90 % you read the value that nine of ten tokens stay below. Two"
-        " candidates with the same mean can differ in the tail, where the text goes wrong.",
+        "Distribution of the divergence",
+        "KL divergence of single tokens, sorted: at 90 % is the value that nine of ten tokens are below. Two "
+        "candidates with the same mean can differ in the tail, where text goes wrong.",
         [
             {
                 "name": "KL",
-                "meaning": "How many nats the candidate's prediction loses at each token of the corpus.",
+                "meaning": "Quantiles of the candidate's KL divergence over the tokens of the corpus.",
                 "traces": traces,
                 "layout": layout,
             }
@@ -193,9 +193,9 @@ def _speed(view: RunView) -> Chart | None:
     return make_chart(
         "speed",
         "Speed",
-        "Mean over repetitions, with one standard error to each side. Measured on the machine named at the end, in a"
-        " process of its own. Bars of different models were measured at different times: only ratios, timed in turns"
-        " with the reference, compare them. Faint bars (?) are in doubt; the warnings say why.",
+        "Mean over repetitions, with one standard error to each side. Measured on the machine named at the end, "
+        "in a separate process. Different models were measured at different times: use the ratios, timed in "
+        "turns with the reference, to compare them. Faint bars (?) are in doubt; see the warnings.",
         figures,
         "Bars of tokens per second by model.",
     )
@@ -269,9 +269,8 @@ def _tensor_types(view: RunView) -> Chart | None:
     }
     return make_chart(
         "files",
-        "What the files hold",
-        "Bytes by tensor type. A name such as Q4_K_M is a recipe, not a promise: tensors whose rows do not fit get"
-        " other types.",
+        "Content of the files",
+        "Bytes by tensor type. A name such as Q4_K_M is a recipe: tensors whose rows do not fit get other types.",
         [{"name": "tensor types", "meaning": "", "traces": traces, "layout": layout}],
         "Stacked bars of tensor types by model.",
     )

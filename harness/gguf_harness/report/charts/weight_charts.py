@@ -1,4 +1,4 @@
-"""Charts of weights: the error of every tensor, and what each group of tensors costs."""
+"""Charts of weights: the error of every tensor, and the cost of each group of tensors."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _OUTSIDE: Final = "no layer"
 _TICKS: Final = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 
 Columns = dict[str, list[Any]]
-"""Arrays of a candidate, as lists."""
+"""Arrays of a candidate as lists."""
 
 
 def weight_charts(view: RunView, run_dir: Path) -> list[Chart]:
-    """Those that the run has data for."""
+    """The charts that the run has data for."""
     charts = [
         _error_map(load_columns(view, run_dir, "weight_errors")),
         _sensitivity(view, load_columns(view, run_dir, "sensitivity")),
@@ -29,17 +29,17 @@ def weight_charts(view: RunView, run_dir: Path) -> list[Chart]:
 
 
 def load_columns(view: RunView, run_dir: Path, name: str) -> dict[str, Columns]:
-    """Arrays of this name by candidate, in the order of the models; none where the file is gone."""
+    """Arrays of this name by candidate, in the order of the models; none if the file is missing."""
     from gguf_harness.store.arrays import load_arrays
     from gguf_harness.store.runs import run_file
 
-    found = {}
+    columns = {}
     for entry in view.run.get("arrays", []):
         if entry["name"] == name and run_file(run_dir, entry["file"]).is_file():
             arrays = load_arrays(run_file(run_dir, entry["file"]))
-            found[entry["model"]] = {key: array.tolist() for key, array in arrays.items()}
-    order = [model.name for model in view.models if model.name in found]
-    return {model: found[model] for model in order}
+            columns[entry["model"]] = {key: array.tolist() for key, array in arrays.items()}
+    order = [model.name for model in view.models if model.name in columns]
+    return {model: columns[model] for model in order}
 
 
 def _error_map(candidates: dict[str, Columns]) -> Chart | None:
@@ -52,9 +52,9 @@ def _error_map(candidates: dict[str, Columns]) -> Chart | None:
     return make_chart(
         "weights",
         "Error of the weights",
-        "Relative RMSE of each tensor beside the reference's: the norm of the difference over the norm of the weights."
-        " A recipe gives more bits to some tensors and layers than to others: those stand out. Tensors that are exact"
-        " (norms, biases) are left out.",
+        "Relative RMSE of each tensor against the reference's: the norm of the difference divided by the norm of "
+        "the weights. A recipe gives some tensors and layers more bits than others: these stand out. Exact tensors "
+        "(norms, biases) are left out.",
         [figure for figure in figures if figure is not None],
         f"Heat maps of {len(figures)} candidates, layers by roles.",
     )
@@ -127,25 +127,32 @@ def _sensitivity(view: RunView, candidates: dict[str, Columns]) -> Chart | None:
     sums = "; ".join(_additivity(model, columns) for model, columns in candidates.items())
     figures = [
         _bars(
-            view, candidates, "role", "By role", "mean KL (nats)", f"The reference with these tensors alone. {sums}."
+            view,
+            candidates,
+            "role",
+            "By role",
+            "mean KL (nats)",
+            f"The reference with only these tensors quantized. {sums}.",
         ),
-        _bars(view, candidates, "layer", "By layer", "mean KL (nats)", "The reference with these layers alone."),
+        _bars(
+            view, candidates, "layer", "By layer", "mean KL (nats)", "The reference with only these layers quantized."
+        ),
         _bars(
             view,
             candidates,
             "restored",
             "Restored, per MB",
             "KL gained per MB (nats)",
-            "The candidate with the reference's tensors of one role: how much KL a megabyte buys there. Where it buys"
-            " most, llama-quantize --tensor-type can spend it.",
+            "The candidate with the reference's tensors of one role: reduction of the KL per megabyte. Where it is "
+            "largest, use llama-quantize --tensor-type to spend more bits.",
         ),
     ]
     return make_chart(
         "sensitivity",
-        "What each group of tensors costs",
-        "KL divergence from the reference when only one group of tensors is quantized as in the candidate, and what is"
-        " gained when it alone is not. Bars are one standard error to each side, clustered by window; all on the same"
-        " few windows.",
+        "Cost of each group of tensors",
+        "KL divergence from the reference when only one group of tensors is quantized as in the candidate, and "
+        "the gain when only that group is not. Error bars are one standard error to each side, clustered by "
+        "window; all on the same few windows.",
         [figure for figure in figures if figure is not None],
         sums,
     )
@@ -161,7 +168,7 @@ def _bars(
 ) -> Figure | None:
     traces = []
     for model, columns in candidates.items():
-        rows = [index for index, found in enumerate(columns["kind"]) if found == kind]
+        rows = [index for index, row_kind in enumerate(columns["kind"]) if row_kind == kind]
         if kind == "restored":
             rows = [index for index in rows if columns["growth"][index] > 0]
         bars = [_bar(columns, index, priced=kind == "restored") for index in rows]
