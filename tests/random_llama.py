@@ -35,6 +35,7 @@ def write_random_llama(
     text: bool = False,
     chat_template: str | None = None,
     eos: int = BOS,
+    untied: bool = False,
 ) -> Path:
     """Write a model in F32.
 
@@ -51,6 +52,7 @@ def write_random_llama(
             past the limit of tokens while a character is incomplete, which bytes may be for ever.
         chat_template: in Jinja; none if not given.
         eos: the token that ends a text; BOS if not given.
+        untied: whether the unembedding is a matrix of its own.
     """
     random = np.random.default_rng(seed)
     disturb = np.random.default_rng(seed + 1)
@@ -109,6 +111,8 @@ def write_random_llama(
         matrix(f"{prefix}.ffn_up.weight", 2 * width, width, width**-0.5)
         matrix(f"{prefix}.ffn_down.weight", width, 2 * width, (2 * width) ** -0.5)
     ones("output_norm.weight")
+    if untied:
+        matrix("output.weight", len(tokens), width, 0.3)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -49,8 +49,8 @@ class Context:
     """llama.cpp's `llama_context`: a KV cache and decode buffers, on a loaded model.
 
     Args:
-        model: the loaded model; close it last.
-        settings: how to run it; the number of layers on the GPU is fixed by the loaded model.
+        model: whose weights it uses; close it last.
+        settings: how to run it, with which adapters; the model is where it is, whatever they say of layers on the GPU.
         taps: tensors to read or patch during every decode.
 
     Attributes:
@@ -59,7 +59,7 @@ class Context:
         taps: as given.
 
     Raises:
-        EngineError: llama.cpp refused the settings, with its message; or the context does not have these taps.
+        EngineError: llama.cpp refused the settings or an adapter, with its reason; or such a context has no such taps.
     """
 
     def __init__(self, model: Model, settings: SessionSettings, taps: Taps | None = None) -> None:
@@ -72,6 +72,7 @@ class Context:
         if taps is not None:
             taps.require_possible(settings)
             parameters.cb_eval = taps.callback
+        model.adapters.load(settings.adapters)
         log = EngineLog()
         with log.capture():
             self._pointer: Any = llama_cpp.llama_init_from_model(model.pointer, parameters)
@@ -84,6 +85,12 @@ class Context:
         self._memory = parse_memory(log.lines)
         self._batch = Batch(settings.n_batch)
         llama_cpp.llama_set_n_threads(self._pointer, settings.threads, settings.threads)
+        if settings.adapters:
+            try:
+                model.adapters.apply(self._pointer, settings.adapters)
+            except EngineError:
+                self.close()
+                raise
 
     @property
     def pointer(self) -> Any:
@@ -92,8 +99,13 @@ class Context:
 
     @property
     def memory(self) -> MemoryBreakdown:
-        """Bytes of weights, and of this context's KV cache and compute buffers, as llama.cpp reported them."""
-        return replace(self._memory, weights=self.model.memory.weights)
+        """Bytes of weights, and of this context's KV cache and compute buffers, as llama.cpp reported them.
+
+        Weights are the model's and those of the adapters. What adapters take of the compute buffers is not among them:
+        llama.cpp makes these again at the first decode, and does not say how large.
+        """
+        weights, adapters = self.model.memory.weights, self.model.adapters.count_bytes(self.settings.adapters)
+        return replace(self._memory, weights=None if weights is None else weights + adapters)
 
     @property
     def n_ubatch(self) -> int:

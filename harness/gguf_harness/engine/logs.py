@@ -14,8 +14,15 @@ import llama_cpp
 __all__ = ["EngineLog", "MemoryBreakdown", "parse_memory"]
 
 _DEBUG, _WARN, _ERROR, _CONTINUE = 1, 3, 4, 5  # enum ggml_log_level
-_BUFFER: Final = re.compile(r"(?P<what>model|KV|RS|compute|output) buffer size\s*=\s*(?P<mib>[0-9.]+) MiB")
-_FIELDS: Final = {"model": "weights", "KV": "kv_cache", "RS": "kv_cache", "compute": "compute", "output": "compute"}
+_BUFFER: Final = re.compile(r"(?P<what>model|LoRA|KV|RS|compute|output) buffer size\s*=\s*(?P<mib>[0-9.]+) MiB")
+_FIELDS: Final = {
+    "model": "weights",
+    "LoRA": "weights",
+    "KV": "kv_cache",
+    "RS": "kv_cache",
+    "compute": "compute",
+    "output": "compute",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +30,7 @@ class MemoryBreakdown:
     """Bytes of llama.cpp's buffers over all devices; None if not in its log.
 
     Attributes:
-        weights: model buffers (memory-mapped ones included).
+        weights: buffers of the model (memory-mapped ones included), or of an adapter.
         kv_cache: KV cache and recurrent state.
         compute: compute and output buffers.
     """

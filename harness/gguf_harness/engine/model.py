@@ -12,6 +12,7 @@ import llama_cpp
 import numpy as np
 from numpy.typing import NDArray
 
+from gguf_harness.engine.adapters import LoadedAdapters
 from gguf_harness.engine.language_head import LanguageHead
 from gguf_harness.engine.logs import EngineLog, parse_memory
 from gguf_harness.engine.vocabulary import Vocabulary
@@ -43,6 +44,7 @@ class Model:
         n_gpu_layers: as given.
         memory: bytes of the weights, as llama.cpp reported them while loading.
         vocabulary: its size and special tokens.
+        adapters: those that were loaded for its contexts.
 
     Raises:
         EngineError: llama.cpp refused the file; the message includes llama.cpp's.
@@ -63,6 +65,7 @@ class Model:
         self._vocab: Any = llama_cpp.llama_model_get_vocab(self._pointer)
         self.vocabulary = Vocabulary.of(self._vocab)
         self._head = LanguageHead(self._pointer, self.name)
+        self.adapters = LoadedAdapters(self._pointer, self.name)
 
     @property
     def name(self) -> str:
@@ -129,6 +132,7 @@ class Model:
     def close(self) -> None:
         """Free the weights, after all contexts. May be called twice."""
         if self._pointer is not None:
+            self.adapters.close()
             llama_cpp.llama_model_free(self._pointer)
         self._pointer = self._vocab = None
 

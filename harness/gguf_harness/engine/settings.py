@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+import math
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any, Final, Literal
 
 from gguf_harness.errors import OptionError
@@ -11,6 +13,7 @@ __all__ = [
     "CACHE_BLOCK",
     "DEFAULT_KV",
     "GGML_TYPES",
+    "Adapter",
     "CacheType",
     "FlashAttention",
     "KVTypes",
@@ -46,6 +49,45 @@ CACHE_BLOCK: Final = 32
 
 
 @dataclass(frozen=True, slots=True)
+class Adapter:
+    """A LoRA adapter and how strongly it is applied: W + scale * alpha / rank * B A in place of each W that it adapts.
+
+    Two are equal where content and scale are, whatever they are called and wherever they lie.
+
+    Attributes:
+        name: as it stands in names of subjects.
+        file: a GGUF file whose general.type is adapter.
+        sha256: hash of its content.
+        scale: any finite number; 0 leaves the model as it is.
+
+    Source: E. Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022, arXiv:2106.09685; the scale
+    is the last argument of llama.cpp's `llama_set_adapters_lora`.
+    """
+
+    name: str = field(compare=False)
+    file: Path = field(compare=False)
+    sha256: str
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.scale):
+            raise OptionError(f"The scale of the adapter {self.name} is {self.scale}, expected a finite number.")
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Its file, as models have theirs."""
+        return (self.file,)
+
+    def __str__(self) -> str:
+        """Its name, and its scale unless that is 1: `legal:0.5`."""
+        return self.name if self.scale == 1 else f"{self.name}:{str(float(self.scale)).removesuffix('.0')}"
+
+    def to_json(self) -> dict[str, Any]:
+        """What numbers depend on, as JSON types: content and scale, not name nor place."""
+        return {"sha256": self.sha256, "scale": float(self.scale)}
+
+
+@dataclass(frozen=True, slots=True)
 class SessionSettings:
     """How a model is run. Part of every cache key.
 
@@ -58,7 +100,8 @@ class SessionSettings:
         cache_type_k: data type of the K cache.
         cache_type_v: data type of the V cache; quantized types need flash attention, which "auto" then turns on.
         n_gpu_layers: layers offloaded to the GPU; negative for all.
-        beyond_context: whether to continue if a text is longer than the training context.
+            beyond_context: whether to go on where a text is longer than what the model was trained on.
+        adapters: LoRA adapters that all contexts with these settings apply; their order changes nothing.
     """
 
     n_ctx: int = 512
@@ -70,6 +113,7 @@ class SessionSettings:
     cache_type_v: CacheType = "f16"
     n_gpu_layers: int = -1
     beyond_context: bool = False
+    adapters: tuple[Adapter, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("n_ctx", "n_batch", "n_ubatch", "threads"):
@@ -86,6 +130,14 @@ class SessionSettings:
                 " stores V transposed, where blocks of a quantized type do not fit.",
                 "Leave flash attention on auto, or keep V in f16; K may be quantized without it.",
             )
+        by_content = {adapter.sha256: adapter for adapter in self.adapters}
+        for adapter in self.adapters:
+            if by_content[adapter.sha256] is not adapter:
+                raise OptionError(
+                    f"The adapters {adapter} and {by_content[adapter.sha256]} are the same file: llama.cpp would apply"
+                    " one of them.",
+                    "Give it once, with the sum of both scales.",
+                )
 
     @property
     def has_quantized_k(self) -> bool:
@@ -139,8 +191,13 @@ class SessionSettings:
         return replace(self, n_batch=max(self.n_batch // lanes, 1), threads=self.threads // lanes)
 
     def to_json(self) -> dict[str, Any]:
-        """A dictionary of JSON types only."""
-        return asdict(self)
+        """A dictionary of JSON types only; without adapters where there are none."""
+        values = asdict(self)
+        del values["adapters"]
+        if self.adapters:
+            applied = sorted(self.adapters, key=lambda adapter: adapter.sha256)
+            values["adapters"] = [adapter.to_json() for adapter in applied]
+        return values
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,10 +12,10 @@ from gguf_harness.errors import HarnessError, ModelNotFound
 from gguf_harness.inputs.models import ModelInfo, choose_reference, load_info, shape_difference
 from gguf_harness.inputs.pairing import FAMILY, Identity
 from gguf_harness.inputs.sources import ModelSource, distinct_name, folded_name, select
-from gguf_harness.inputs.subjects import subject_name
+from gguf_harness.inputs.subjects import describe_variant, subject_name
 
 if TYPE_CHECKING:
-    from gguf_harness.engine.settings import KVTypes, SessionSettings
+    from gguf_harness.engine.settings import Adapter, KVTypes, SessionSettings
     from gguf_harness.inputs.options import Options
 
 __all__ = ["Ladder", "PlannedModel", "PlannedSubject", "identities_of", "plan_ladder", "quantized_name"]
@@ -51,15 +51,17 @@ class PlannedSubject:
 
     Attributes:
         kv: types of the K and the V cache, if they differ from the session's.
+        adapters: LoRA adapters that it is run with.
     """
 
     model: PlannedModel
     kv: KVTypes | None = None
+    adapters: tuple[Adapter, ...] = ()
 
     @property
     def variant(self) -> str | None:
-        """Differences from the settings of the session: `kv=q8_0/q4_0`."""
-        return None if self.kv is None else f"kv={'/'.join(self.kv)}"
+        """What differs from the settings of the session; see `describe_variant`."""
+        return describe_variant(self.kv, self.adapters)
 
     @property
     def name(self) -> str:
@@ -67,8 +69,9 @@ class PlannedSubject:
         return subject_name(self.model.name, self.variant)
 
     def settings(self, session: SessionSettings) -> SessionSettings:
-        """Its settings, given those of the session."""
-        return session if self.kv is None else replace(session, cache_type_k=self.kv[0], cache_type_v=self.kv[1])
+        """How it is run in a session with such settings."""
+        own = replace(session, adapters=self.adapters)
+        return own if self.kv is None else replace(own, cache_type_k=self.kv[0], cache_type_v=self.kv[1])
 
     def __repr__(self) -> str:
         """Short: pytest shows it in messages of failed assertions."""

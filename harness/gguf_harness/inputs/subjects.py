@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from gguf_harness.errors import NoData
+
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
-    from gguf_harness.engine.settings import SessionSettings
+    from gguf_harness.engine.settings import Adapter, KVTypes, SessionSettings
     from gguf_harness.inputs.models import ModelInfo
 
-__all__ = ["Model", "Subject", "subject_name"]
+__all__ = ["Model", "Subject", "describe_variant", "subject_name"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +43,8 @@ class Subject:
 
     Attributes:
         model: what is loaded.
-        settings: how: context, batches, threads, types of the KV cache.
-        variant: differences from the settings of the session, "kv=q8_0/q4_0"; None if there are none.
+        settings: how: context, batches, threads, types of the KV cache, adapters.
+        variant: what differs from the settings of the session, "kv=q8_0/q4_0 lora=legal:0.5"; None where nothing does.
     """
 
     model: Model
@@ -50,8 +53,13 @@ class Subject:
 
     @property
     def name(self) -> str:
-        """As shown in tests, tables and results: `tiny-Q4_K_M`, `tiny-Q4_K_M [kv=q8_0/q4_0]`."""
+        """As shown in tests, tables and results: `tiny-Q4_K_M`, `tiny-Q4_K_M [kv=q8_0/q4_0 lora=legal:0.5]`."""
         return subject_name(self.model.name, self.variant)
+
+    @property
+    def adapters(self) -> tuple[Adapter, ...]:
+        """LoRA adapters that it is run with."""
+        return self.settings.adapters
 
     @property
     def info(self) -> ModelInfo:
@@ -73,13 +81,43 @@ class Subject:
         return {"model": self.sha256, "settings": self.settings.to_json()}
 
     def to_json(self) -> dict[str, Any]:
-        """What a run stores about it besides facts of the file; `adapters` is reserved for LoRA."""
-        about = {"name": self.name, "file": self.model.name, "variant": self.variant}
-        return about | {"context": self.settings.to_json(), "adapters": []}
+        """What a run stores about it besides facts of the file."""
+        return {
+            "name": self.name,
+            "file": self.model.name,
+            "variant": self.variant,
+            "context": replace(self.settings, adapters=()).to_json(),
+            "adapters": [{"name": adapter.name} | adapter.to_json() for adapter in self.adapters],
+        }
+
+    def require_no_adapters(self, what: str) -> None:
+        """Refuse what is read from the model's file alone: it would be the same with any adapters, and without.
+
+        Args:
+            what: is measured, as the subject of a sentence: "errors of the weights".
+
+        Raises:
+            NoData: it is run with adapters.
+        """
+        if self.adapters:
+            raise NoData(
+                f"{self.name}: {what} are read from the model's file, which its LoRA adapters do not change; they would"
+                f" be those of {self.model.name} alone.",
+                f"Measure them of {self.model.name}, or of a file that the adapters were merged into"
+                " (llama-export-lora).",
+            )
 
     def __repr__(self) -> str:
         """Short: pytest shows it in messages of failed assertions."""
         return f"<subject {self.name}>"
+
+
+def describe_variant(kv: KVTypes | None, adapters: Sequence[Adapter]) -> str | None:
+    """What differs from the settings of the session: `kv=q8_0/q4_0 lora=legal:0.5+polite`; None where nothing does."""
+    parts = [] if kv is None else [f"kv={'/'.join(kv)}"]
+    if adapters:
+        parts.append(f"lora={'+'.join(map(str, adapters))}")
+    return " ".join(parts) or None
 
 
 def subject_name(model: str, variant: str | None) -> str:

@@ -70,4 +70,6 @@ class Core(Measuring):
     def check_read(self, subjects: Sequence[Subject]) -> None:
         """Refuse results if the files have changed meanwhile."""
         self.models.check_unchanged(*(subject.model for subject in subjects))
+        for subject in subjects:
+            self.models.check_adapters(subject)
         self.models.check_used()

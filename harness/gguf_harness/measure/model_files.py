@@ -16,6 +16,7 @@ from gguf_harness.measure.measurement import Files, Job, Measurement, as_json
 from gguf_harness.store.file_hashes import FileState, file_states, hash_files
 
 if TYPE_CHECKING:
+    from gguf_harness.engine.settings import Adapter
     from gguf_harness.engine.worker import WorkerContext
     from gguf_harness.inputs.ladder import PlannedModel, PlannedSubject
     from gguf_harness.measure.llama_cpp import LlamaCpp
@@ -55,10 +56,11 @@ class ModelFiles:
         self._used: set[str] = set()
 
     def subject(self, planned: PlannedSubject) -> Subject:
-        """A subject whose model is on disk; see `Core.subject`."""
-        return Subject(
-            self.model(planned.model), planned.settings(self._core.options.session_settings), planned.variant
-        )
+        """A subject whose model and adapters are on disk; see `Core.subject`."""
+        settings = planned.settings(self._core.options.session_settings)
+        subject = Subject(self.model(planned.model), settings, planned.variant)
+        self.check_adapters(subject)
+        return subject
 
     def model(self, planned: PlannedModel) -> Model:
         """A valid model on disk, quantized first if requested.
@@ -149,7 +151,18 @@ class ModelFiles:
                 self._core.fail(("model", model.name), error)
                 raise
 
-    def _check_files(self, model: Model) -> None:
+    def check_adapters(self, subject: Subject) -> None:
+        """The same for the adapters of a subject. The model alone can still be measured.
+
+        Raises:
+            ModelError: names the adapter.
+        """
+        for adapter in subject.adapters:
+            # Hashed before this session knew of it: no state of its file is trusted yet.
+            self._states.setdefault(adapter.files, (None,))
+            self._check_files(adapter)
+
+    def _check_files(self, model: Model | Adapter) -> None:
         before, now = self._states.get(model.files), file_states(model.files)
         if before is None or before == now:
             return

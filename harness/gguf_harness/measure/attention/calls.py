@@ -72,6 +72,11 @@ class Attention:
                 # Other tokens, or a single one: the subject can still be measured alone.
                 own = self.observe(model)
         self._keep(model, own)
+        if model.adapters:
+            self._core.notes.warn(
+                f"{model.name}: its heads have no copy score, which is read from the model's file: LoRA adapters do not"
+                " change that."
+            )
         behaviour = HeadBehaviour.of(own)
         self._core.notes.add_heads(
             model.name,

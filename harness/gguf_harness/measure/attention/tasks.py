@@ -103,11 +103,11 @@ def observe_attention(worker: WorkerContext, request: AttentionRequest) -> Array
         prompts, [P] ids of those that the model could take; causal, [1] whether tokens attend to earlier ones only;
         tokens, [all of them], and lengths, [P]; heads, [H, 2]
         layer and head; scores, [S] names as in `BEHAVIOURS`, with sums over rows and counts of rows, [P, S, H];
-        induction and duplicate_token, [sequence, H], means over the second half of repeated random tokens;
-        redundancy, [H, H], how alike heads attend; copy_score, [H], NaN where the file has no matrices for it;
-        problems, [.] reasons for the other prompts; and of the i-th kept prompt pattern_i, [K, pos, key] of its
-        first 256 tokens in half precision, with kept, [K, 2] layer and head, and pieces_i, [pos] the text of all its
-        tokens as bytes.
+        induction and duplicate_token, [sequence, H], means over the second half of random tokens that come twice;
+        redundancy, [H, H], how alike heads attend; copy_score, [H], NaN where the file has no matrices for it, or
+        adapters change them; problems, [.] what was wrong with other prompts; and of the i-th kept prompt pattern_i,
+        [K, pos, key] of its first 256 tokens in half precision, with kept, [K, 2] layer and head, and pieces_i, [pos]
+        the text of all its tokens as bytes.
 
     Raises:
         NoPrompt: no prompt can be decoded.
@@ -147,7 +147,7 @@ def observe_attention(worker: WorkerContext, request: AttentionRequest) -> Array
         "counts": np.stack([counts for _, counts in totals]),
         **_induction(model, request, layers),
         "redundancy": _redundancy(request, layers, [prompt for prompt, tokens in inputs.items() if len(tokens) > 1]),
-        "copy_score": copy_scores(request.files, request.n_layer, watch.heads),
+        "copy_score": _copy_scores(request, watch.heads),
         **_kept(request, watch.heads, texts),
     }
 
@@ -202,6 +202,13 @@ def _check_memory(request: AttentionRequest, n: int) -> None:
             f" {request.limit_bytes / 1e9:.1f} GB.",
             "Use a shorter prompt.",
         )
+
+
+def _copy_scores(request: AttentionRequest, heads: NDArray[np.int64]) -> NDArray[np.float64]:
+    """From the file's matrices: not known of a model whose adapters change them as it decodes."""
+    if request.settings.adapters:
+        return np.full(len(heads), np.nan)
+    return copy_scores(request.files, request.n_layer, heads)
 
 
 def _redundancy(request: AttentionRequest, layers: Sequence[int], prompts: list[str]) -> NDArray[np.float64]:

@@ -90,7 +90,11 @@ class Embeddings:
         self._method = core.options.map
 
     def __call__(self, model: Subject) -> Arrays:
-        """A model's space of token embeddings; arrays as in `measure_embeddings`."""
+        """A model's space of token embeddings; arrays as `measure_embeddings` says.
+
+        Raises:
+            NoData: the subject is run with adapters: embeddings are read from the file.
+        """
         space = self.space(model)
         points = self._points(space)
         if points is not None:
@@ -130,6 +134,7 @@ class Embeddings:
         return arrays
 
     def _space(self, model: Subject) -> Job[Arrays]:
+        model.require_no_adapters("token embeddings")
         request = EmbeddingRequest(model.files, model.settings, self._words.words)
         # Depends only on the file: settings do not change weights.
         key = {"model": model.sha256, "engine": self._core.llama_cpp.key, "words": self._words.sha256}

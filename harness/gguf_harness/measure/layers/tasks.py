@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from gguf_harness.engine.lanes import count_lanes
 from gguf_harness.errors import FilesLost, ModelError, NoData
+from gguf_harness.inputs.adapters import adapted_tensors
 from gguf_harness.measure.layers.states import (
     KINDS,
     LayersRequest,
@@ -241,6 +242,13 @@ def _massive(files: StateFiles, given: PromptTokens) -> list[list[dict[str, Any]
 def _lens(request: LayersRequest, files: StateFiles) -> Arrays:
     """The logit lens, direct logit attribution, and gains of the norms."""
     weights = ModelFile(request.files)
+    unembedding = "output.weight" if "output.weight" in weights else "token_embd.weight"
+    for adapter in request.settings.adapters:
+        if unembedding in adapted_tensors(adapter):
+            raise NoData(
+                f"The logit lens is not offered for {request.model}: the adapter {adapter.name} changes {unembedding},"
+                " which the lens reads from the model's file."
+            )
     post, logits = files.load("resid_post"), files.load("logits")
     head = find_head(weights, post[-1], files.load("final"), logits)
     lens = logit_lens(head, list(post))

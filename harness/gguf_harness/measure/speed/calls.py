@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from gguf_harness.engine.server import Server
-from gguf_harness.errors import HarnessError
+from gguf_harness.errors import HarnessError, OptionError
 from gguf_harness.measure.measurement import Job, Measurement, as_json
 from gguf_harness.measure.speed.served import ServedResult, measure_served
 from gguf_harness.measure.speed.side_by_side import SpeedRequest, SpeedResult, Timed, fit_together, measure_speed
@@ -92,7 +92,8 @@ class Speed:
         }
         ours, theirs = self._timed(model), self._timed(reference) if reference else None
         label = f"speed of {model.name}" + (f" beside {reference.name}" if reference else "")
-        return self._core.measure(Job(_SPEED, label, key, lambda _: (ours, theirs, request), subjects=(model,)))
+        subjects = (model,) if reference is None else (model, reference)
+        return self._core.measure(Job(_SPEED, label, key, lambda _: (ours, theirs, request), subjects=subjects))
 
     def _timed(self, model: Subject) -> Timed:
         return Timed(model.files, lambda: self._core.new_worker(model.model.name), model.settings)
@@ -135,7 +136,12 @@ class Servers:
         return replace(self._core.options.server_settings, cache_type_k=own.cache_type_k, cache_type_v=own.cache_type_v)
 
     def started(self, model: Subject) -> Server:
-        """A separate server, to be closed by the caller."""
+        """A separate server, to be closed by the caller.
+
+        Raises:
+            OptionError: the subject has adapters.
+        """
+        _require_served_alike(model)
         options = self._core.options
         return Server(
             model.name,
@@ -145,6 +151,15 @@ class Servers:
             binary=options.llama_server,
             gpu=options.gpu,
             timeout_s=options.timeout_s,
+        )
+
+
+def _require_served_alike(model: Subject) -> None:
+    """A server is started with the model's file alone: what it says is not the subject's."""
+    if model.adapters:
+        raise OptionError(
+            f"{model.name} cannot be served: servers are started without LoRA adapters.",
+            f"Serve {model.model.name} alone, or a file that the adapters were merged into (llama-export-lora).",
         )
 
 
@@ -162,6 +177,7 @@ class Served:
 
     def __call__(self, model: Subject) -> ServedResult:
         """Throughput and latency with several clients on a separate server, from the cache if possible."""
+        _require_served_alike(model)
         options = self._core.options
         request = options.served_request
         key = {

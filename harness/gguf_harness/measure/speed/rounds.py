@@ -161,7 +161,7 @@ class Rounds:
             def prepare() -> None:
                 show(min(next(done), rounds), rounds)
                 # A model that llama.cpp cannot load is tried once, not for every benchmark.
-                self._core.once(("loads", model.sha256), load)
+                self._core.once(("loads", model.name), load)
                 load()
 
             yield worker, prepare

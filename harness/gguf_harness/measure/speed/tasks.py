@@ -153,6 +153,7 @@ def bench_settings(settings: SessionSettings, length: int) -> SessionSettings:
         cache_type_k=settings.cache_type_k,
         cache_type_v=settings.cache_type_v,
         n_gpu_layers=settings.n_gpu_layers,
+        adapters=settings.adapters,
     )
 
 

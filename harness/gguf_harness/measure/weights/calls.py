@@ -65,7 +65,9 @@ class WeightErrors:
 
         Raises:
             ModelError: they have no tensor in common, other shapes, or a type that gguf cannot dequantize.
+            NoData: one of them is run with adapters.
         """
+        _require_files(candidate, reference, "errors of the weights")
         key = {
             "model": candidate.sha256,
             "reference": reference.sha256,
@@ -85,6 +87,11 @@ class WeightErrors:
         return errors
 
 
+def _require_files(candidate: Subject, reference: Subject, what: str) -> None:
+    for subject in (candidate, reference):
+        subject.require_no_adapters(what)
+
+
 class TensorSensitivity:
     """Effect on the predictions of quantizing each group of tensors alone.
 
@@ -101,8 +108,9 @@ class TensorSensitivity:
         """KL divergence by role and by layer, and by role restored.
 
         Raises:
-            NoData: no tensor of the two differs.
+            NoData: no tensor of the two differs, or one of them is run with adapters.
         """
+        _require_files(candidate, reference, "mixtures of tensors")
         key = ("sensitivity", candidate.name, candidate.sha256, reference.sha256, self._passes.corpus.sha256)
         sensitivity = self._core.once(key, lambda: self._measure(candidate, reference))
         description = "KL divergence with one group of tensors quantized, or restored."

@@ -1,0 +1,50 @@
+"""LoRA adapters on disk: validated and hashed, so that subjects can be run with them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from gguf_harness.engine.settings import Adapter
+from gguf_harness.errors import ModelError, visible
+from gguf_harness.gguf.header import read_header
+from gguf_harness.store.file_hashes import hash_files
+
+__all__ = ["adapted_tensors", "load_adapter"]
+
+_ENDINGS = (".lora_a", ".lora_b")
+
+
+def load_adapter(file: Path, cache: Path, *, scale: float = 1.0, name: str | None = None) -> Adapter:
+    """Read and hash an adapter. Whether it fits a model, llama.cpp says when it is loaded.
+
+    Args:
+        file: in GGUF, as llama.cpp's convert_lora_to_gguf.py writes it.
+        cache: folder that remembers hashes of large files.
+        scale: how strongly to apply it.
+        name: as it is to stand in names of subjects; that of the file without its ending if not given.
+
+    Raises:
+        InvalidGGUF: the file is not valid.
+        ModelError: it is no LoRA adapter.
+        OptionError: the scale is not finite.
+    """
+    metadata = read_header(file).metadata
+    kinds = metadata.get("general.type"), metadata.get("adapter.type")
+    if kinds != ("adapter", "lora"):
+        general, adapter = ("missing" if kind is None else repr(kind) for kind in kinds)
+        raise ModelError(
+            f"{file.name} is no LoRA adapter: its general.type is {general} and its adapter.type is {adapter},"
+            " expected 'adapter' and 'lora'.",
+            "Convert an adapter with llama.cpp's convert_lora_to_gguf.py.",
+        )
+    return Adapter(visible(name or file.stem), file, hash_files([file], cache), scale)
+
+
+def adapted_tensors(adapter: Adapter) -> frozenset[str]:
+    """Names of the model's tensors that an adapter changes.
+
+    Raises:
+        InvalidGGUF: its file is not valid any more.
+    """
+    names = (tensor.name for tensor in read_header(adapter.file).tensors)
+    return frozenset(name.removesuffix(ending) for name in names for ending in _ENDINGS if name.endswith(ending))
