@@ -273,8 +273,8 @@ def window_order(available: int, text: bytes, order: WindowOrder) -> NDArray[np.
 
     "sampled" is a fixed permutation, so that its first windows are a random sample of the whole text and a longer run's
     are more of the same: windows sorted by the hash of the text's hash and their number. Neighbouring windows are
-    similar, and the first pages of a text are not a sample of it. The order is the same for all vocabularies and versions
-    of NumPy.
+    similar, and the first pages of a text are not a sample of it. The order is the same for all vocabularies and
+    versions of NumPy.
     """
     if order == "first":
         return np.arange(available, dtype=np.int64)
