@@ -55,8 +55,8 @@ HEADS: list[Head] = [(0, 0), (0, 3), (1, 1), (1, 2)]
 
 @pytest.fixture(scope="module")
 def corpus() -> Corpus:
-    found = load_corpus("pydoc")
-    return Corpus(found.name, found.text[:20000])
+    corpus = load_corpus("pydoc")
+    return Corpus(corpus.name, corpus.text[:20000])
 
 
 def _settings(n_seq: int = 4, threads: int = 2, n_ctx: int = N) -> SessionSettings:
@@ -199,9 +199,9 @@ def _by_hand(file: Path, windows: Tokens, layer: int, columns: slice, mean: bool
 @pytest.mark.parametrize("kind", ["tiny", "random"])
 def test_a_sweep_is_a_loop_over_sessions(llama_file: Path, corpus: Corpus, tmp_path: Path, kind: str) -> None:
     file, size = (TINY.files[0], 32) if kind == "tiny" else (llama_file, 64)
-    found = _run(tmp_path, run_head_sweep, file, corpus, HEADS)
-    assert found["heads"].tolist() == [list(head) for head in HEADS]
-    assert found["nll_zero"].shape == (len(HEADS), WINDOWS, N - 17)
+    result = _run(tmp_path, run_head_sweep, file, corpus, HEADS)
+    assert result["heads"].tolist() == [list(head) for head in HEADS]
+    assert result["nll_zero"].shape == (len(HEADS), WINDOWS, N - 17)
     with open_context([file], _settings()) as context:
         windows = _windows(context, corpus)
     for place, (layer, head) in enumerate(HEADS):
@@ -209,12 +209,12 @@ def test_a_sweep_is_a_loop_over_sessions(llama_file: Path, corpus: Corpus, tmp_p
             rises, klds = _by_hand(file, windows, layer, slice(head * size, (head + 1) * size), mean)
             # Matrices in F16 are multiplied by rounded activations, in another order for another number of rows.
             noise = 2e-2 if kind == "tiny" else 1e-3
-            risen, kld = found[f"nll_{name}"][place] - found["nll"], found[f"kld_{name}"][place]
+            risen, kld = result[f"nll_{name}"][place] - result["nll"], result[f"kld_{name}"][place]
             assert np.abs(risen - rises).max() < noise
             assert np.abs(kld - klds).max() < noise
             assert abs(risen.mean() - rises.mean()) < noise / 10
             assert abs(kld.mean() - klds.mean()) < noise / 10
-    assert window_rises(found["kld_zero"], 0).min() > 1e-5
+    assert window_rises(result["kld_zero"], 0).min() > 1e-5
 
 
 def test_numbers_do_not_depend_on_lanes_and_batches(llama_file: Path, corpus: Corpus, tmp_path: Path) -> None:
@@ -230,9 +230,9 @@ def test_interchange_with_itself_leaves_no_divergence(llama_file: Path, corpus: 
     """All layers at once as well: a model with its own values everywhere is that model."""
     values = _run(tmp_path, run_head_values, llama_file, corpus)
     save_arrays(tmp_path / "values.npz", values)
-    found = _run(tmp_path, run_head_interchange, llama_file, corpus, tmp_path / "values.npz", HEADS)
-    assert found["layers"].tolist() == [0, 1]
-    assert all(np.abs(found[name]).max() < 1e-6 for name in ("kld", "kld_heads", "kld_layers"))
+    result = _run(tmp_path, run_head_interchange, llama_file, corpus, tmp_path / "values.npz", HEADS)
+    assert result["layers"].tolist() == [0, 1]
+    assert all(np.abs(result[name]).max() < 1e-6 for name in ("kld", "kld_heads", "kld_layers"))
     windows = values["tokens"].astype(np.int32)
     own = [values[f"z{layer}"].astype(np.float32) for layer in range(2)]
     every = [
@@ -255,10 +255,10 @@ def test_interchange_finds_the_head_that_differs(corpus: Corpus, tmp_path: Path)
     other = rewrite_gguf(file, tmp_path / "other.gguf", disturb)
     save_arrays(tmp_path / "values.npz", _run(tmp_path, run_head_values, file, corpus))
     heads: list[Head] = [(0, head) for head in range(4)]
-    found = _run(tmp_path, run_head_interchange, other, corpus, tmp_path / "values.npz", heads)
-    before = window_rises(found["kld"][None], 0).mean()
-    left = window_rises(found["kld_heads"], 0).mean(axis=1) / before
-    layers = window_rises(found["kld_layers"], 0).mean(axis=1) / before
+    result = _run(tmp_path, run_head_interchange, other, corpus, tmp_path / "values.npz", heads)
+    before = window_rises(result["kld"][None], 0).mean()
+    left = window_rises(result["kld_heads"], 0).mean(axis=1) / before
+    layers = window_rises(result["kld_layers"], 0).mean(axis=1) / before
     assert before > 1e-3
     assert left[2] < 1e-3
     assert np.abs(np.delete(left, 2) - 1).max() < 1e-3
@@ -269,31 +269,31 @@ def test_interchange_finds_the_head_that_differs(corpus: Corpus, tmp_path: Path)
 def test_removal_and_path_decode_what_they_say(llama_file: Path, corpus: Corpus, tmp_path: Path) -> None:
     sweep = _run(tmp_path, run_head_sweep, llama_file, corpus, HEADS)
     costs = dict(zip(HEADS, window_rises(sweep["nll_zero"], sweep["nll"]).mean(axis=1).tolist(), strict=True))
-    found = _run(tmp_path, run_head_removal, llama_file, corpus, costs, 2, 100.0)
-    path: list[Head] = [(int(layer), int(head)) for layer, head in found["heads"].tolist()]
+    result = _run(tmp_path, run_head_removal, llama_file, corpus, costs, 2, 100.0)
+    path: list[Head] = [(int(layer), int(head)) for layer, head in result["heads"].tolist()]
     assert sorted(path) == sorted(HEADS)
     assert path[0] == min(costs, key=lambda head: costs[head])
     again = _run(tmp_path, run_head_path, llama_file, corpus, path)
-    assert np.abs(again["nll"].astype(float) - found["nll"].astype(float)).max() < 1e-4
-    assert np.abs(found["nll"][0] - sweep["nll"].astype(float)).max() < 1e-6
-    assert np.abs(found["nll"][1] - sweep["nll_zero"][HEADS.index(path[0])]).max() < 1e-4
+    assert np.abs(again["nll"].astype(float) - result["nll"].astype(float)).max() < 1e-4
+    assert np.abs(result["nll"][0] - sweep["nll"].astype(float)).max() < 1e-6
+    assert np.abs(result["nll"][1] - sweep["nll_zero"][HEADS.index(path[0])]).max() < 1e-4
     with open_context([llama_file], _settings()) as context:
         windows = _windows(context, corpus)
     columns = [Change(layer, slice(64 * head, 64 * head + 64), np.zeros(1, dtype=np.float32)) for layer, head in path]
     (logits,) = _logits(llama_file, windows, [Variant(1, tuple(columns))], 1)
     nll = -_softmax(logits)[np.arange(N - 17), windows[1, 17:]]
-    assert np.abs(found["nll"][4][1] - nll).max() < 1e-4
+    assert np.abs(result["nll"][4][1] - nll).max() < 1e-4
     none = _run(tmp_path, run_head_removal, llama_file, corpus, costs, 2, 1e-9)
     assert len(none["nll"]) == len(none["heads"]) + 1
 
 
 def test_the_screen_ablates_the_subsets_that_it_says(llama_file: Path, corpus: Corpus, tmp_path: Path) -> None:
-    found = _run(tmp_path, run_head_screen, llama_file, corpus)
-    subsets, rises = found["subsets"], found["rises"].astype(np.float64)
+    result = _run(tmp_path, run_head_screen, llama_file, corpus)
+    subsets, rises = result["subsets"], result["rises"].astype(np.float64)
     assert subsets.shape == (16, 8)
     assert (subsets.sum(axis=0) == 4).all()
     every: list[Head] = [(layer, head) for layer in range(2) for head in range(4)]
-    assert found["heads"].tolist() == [list(head) for head in every]
+    assert result["heads"].tolist() == [list(head) for head in every]
     windows_met = set()
     for subset, rise in zip(subsets[:6], rises[:6], strict=True):
         path = [every[place] for place in np.flatnonzero(subset)]

@@ -121,9 +121,9 @@ def test_umap_is_seeded_and_says_who_it_is(analytics: Analytics, other: Analytic
 
 def test_umap_of_few_points(analytics: Analytics) -> None:
     for n in (4, 5, 9):
-        found = analytics.project(POINTS[:n], "umap", dimensions=3)
-        assert found.settings["n_neighbors"] == n - 1
-        assert np.isfinite(found.coordinates).all()
+        projection = analytics.project(POINTS[:n], "umap", dimensions=3)
+        assert projection.settings["n_neighbors"] == n - 1
+        assert np.isfinite(projection.coordinates).all()
     with pytest.raises(AnalyticsError, match="UMAP cannot keep 60 neighbors of 60 points"):
         analytics.project(POINTS, "umap", size=60)
 
@@ -183,8 +183,8 @@ def test_each_analysis_is_done_once(tmp_path: Path) -> None:
         assert first.neighbors(POINTS + 1, 3).distances.tolist() != whole.distances.tolist()
     second = Core(_options(tmp_path), SilentProgress())
     analytics = Analytics(second)
-    found = analytics.neighbors(POINTS, 3)
-    assert found.distances.tolist() == whole.distances.tolist()
+    neighbors = analytics.neighbors(POINTS, 3)
+    assert neighbors.distances.tolist() == whole.distances.tolist()
     assert (second.hits, second.misses) == (1, 0)
     assert analytics.pid is None
 
@@ -212,9 +212,9 @@ def test_a_death_is_one_error_and_the_same_call_works(analytics: Analytics) -> N
 
 def test_llama_cpp_is_not_loaded(analytics: Analytics) -> None:
     analytics.project(POINTS, seed=200)
-    found = analytics._child().call(loaded_modules, None)
-    assert "sklearn" in found
-    assert not [name for name in found if name.startswith("llama_cpp")]
+    reply = analytics._child().call(loaded_modules, None)
+    assert "sklearn" in reply
+    assert not [name for name in reply if name.startswith("llama_cpp")]
 
 
 def test_nothing_is_left_at_the_end(tmp_path: Path) -> None:

@@ -88,18 +88,18 @@ def _assert_close(found: Arrays, expected: dict[str, NDArray[np.float32]], patte
 @pytest.mark.parametrize("name", ["text", "repetition"])
 def test_a_notebook_gets_what_pytorch_computed(name: str) -> None:
     expected = _stored(name)
-    found = gguf_harness.attention("tiny", _text_of(expected["tokens"]))
+    attention = gguf_harness.attention("tiny", _text_of(expected["tokens"]))
     n = len(expected["tokens"])
-    assert found.tokens.tolist() == expected["tokens"].tolist()
-    assert found.pattern.shape == found.scores.shape == (LAYERS, HEADS, n, n)
-    assert found.q.shape == (LAYERS, n, HEADS, D_HEAD)
-    assert found.k.shape == found.v.shape == (LAYERS, n, KV_HEADS, D_HEAD)
+    assert attention.tokens.tolist() == expected["tokens"].tolist()
+    assert attention.pattern.shape == attention.scores.shape == (LAYERS, HEADS, n, n)
+    assert attention.q.shape == (LAYERS, n, HEADS, D_HEAD)
+    assert attention.k.shape == attention.v.shape == (LAYERS, n, KV_HEADS, D_HEAD)
     # Keys and values go through a cache in F16, weights are in F16: the tolerances of test_tiny.py.
-    arrays = {kind: getattr(found, kind) for kind in (*ATTENTION_KINDS, "scores")}
+    arrays = {kind: getattr(attention, kind) for kind in (*ATTENTION_KINDS, "scores")}
     assert {values.dtype for values in arrays.values()} == {np.dtype(np.float32)}
     _assert_close(arrays, expected, 1e-2, 1e-2)
-    _assert_near(found.pattern.sum(axis=-1), 1, atol=1e-6)
-    assert not np.triu(found.pattern, 1).any()
+    _assert_near(attention.pattern.sum(axis=-1), 1, atol=1e-6)
+    assert not np.triu(attention.pattern, 1).any()
 
 
 @pytest.mark.parametrize("name", ["text", "repetition"])
@@ -123,19 +123,19 @@ def test_a_real_model_agrees_with_numpy(worker: Worker, smollm2_file: Path, tmp_
     quantize_file([smollm2_file], file, "F32", threads=2)
     prompt = (Prompt("p", "The old lighthouse keeper climbed the stairs, and the keeper lit the lamp."),)
     precise = {"n_ctx": 64, "n_batch": 64, "cache_type_k": "f32", "cache_type_v": "f32"}
-    found = worker.call(read_attention, None, make_request(file, tmp_path, prompt, **precise))
+    reply = worker.call(read_attention, None, make_request(file, tmp_path, prompt, **precise))
     raw = worker.call(read_attention, None, make_request(smollm2_file, tmp_path, prompt, **precise))
     model = Model(smollm2_file, "llama", layers=4)
-    residual = model.first_residual(model.embeddings(found["tokens"].astype(np.int32)))
-    assert found["pattern"].shape[:2] == (30, 9)
-    assert found["q"].shape[2:] == (9, 64)
-    assert found["k"].shape[2:] == found["v"].shape[2:] == (3, 64)
+    residual = model.first_residual(model.embeddings(reply["tokens"].astype(np.int32)))
+    assert reply["pattern"].shape[:2] == (30, 9)
+    assert reply["q"].shape[2:] == (9, 64)
+    assert reply["k"].shape[2:] == reply["v"].shape[2:] == (3, 64)
     for layer in range(4):
         truth = model.attend(layer, residual)
         for kind in ("q", "k", "v", "pattern", "scores"):
             expected = getattr(truth, kind)
             scale = max(1.0, float(np.abs(expected).max()))
-            assert float(np.abs(found[kind][layer] - expected).max()) < (1e-3 if kind == "scores" else 1e-4), kind
+            assert float(np.abs(reply[kind][layer] - expected).max()) < (1e-3 if kind == "scores" else 1e-4), kind
             assert float(np.abs(raw[kind][layer] - expected).max()) < 0.1 * scale, kind
         residual = residual + truth.attn_out
         residual = residual + model.gated_mlp(layer, residual)

@@ -63,9 +63,9 @@ def test_a_bad_prompt_costs_itself_alone(worker: Worker, llama_file: Path, tmp_p
 
 @pytest.mark.parametrize("prompt", ODD, ids=lambda prompt: prompt.id)
 def test_odd_texts_are_texts(worker: Worker, llama_file: Path, tmp_path: Path, prompt: Prompt) -> None:
-    found = worker.call(read_attention, None, make_request(llama_file, tmp_path, (prompt,)))
+    reply = worker.call(read_attention, None, make_request(llama_file, tmp_path, (prompt,)))
     # Every byte is there, the zeros at the ends of pieces too, and no text became a special token.
-    assert b"".join(found["pieces"].tolist()) == prompt.plain().encode()
+    assert b"".join(reply["pieces"].tolist()) == prompt.plain().encode()
 
 
 def test_a_set_that_takes_too_much_leaves_nothing(worker: Worker, llama_file: Path, tmp_path: Path) -> None:
@@ -116,10 +116,10 @@ def test_what_a_killed_worker_left_does_not_count(llama_file: Path, tmp_path: Pa
 
     for misses in (1, 0):
         core, (model,) = make_runner(tmp_path, arguments)
-        found = Attention(core, prompts, corpus).observe(model)
+        behaviour = Attention(core, prompts, corpus).observe(model)
         assert (core.hits, core.misses) == (1 - misses, misses)
         core.close()
-        assert len(found["prompts"]) == 300
+        assert len(behaviour["prompts"]) == 300
     # Numbers without activations are not enough for candidates.
     ActivationReader.discard(folder)
     core, (model,) = make_runner(tmp_path, arguments)
@@ -166,12 +166,12 @@ def test_layers_and_heads_that_are_not_there_are_named(
 
 def test_a_long_prompt_keeps_its_first_tokens(worker: Worker, llama_file: Path, tmp_path: Path) -> None:
     prompts = (Prompt("p", "word " * 80),)
-    found = worker.call(observe_attention, None, make_request(llama_file, tmp_path, prompts))
-    assert found["lengths"].tolist() == [400]
-    assert found["pattern_0"].shape == (8, 256, 256)
-    assert len(found["pieces_0"]) == 400
+    reply = worker.call(observe_attention, None, make_request(llama_file, tmp_path, prompts))
+    assert reply["lengths"].tolist() == [400]
+    assert reply["pattern_0"].shape == (8, 256, 256)
+    assert len(reply["pieces_0"]) == 400
     whole = ActivationReader(tmp_path).array("p/1/pattern", 1)
-    np.testing.assert_array_equal(found["pattern_0"][5], whole[1, :256, :256])
+    np.testing.assert_array_equal(reply["pattern_0"][5], whole[1, :256, :256])
 
 
 def test_a_model_without_a_decoder_is_one_message(tmp_path: Path) -> None:

@@ -135,9 +135,9 @@ def decode(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Decoded]
 
 def _assert_agreement(decoded: Decoded) -> None:
     for layer in range(decoded.n_layer):
-        found = decoded.deviations(layer)
-        assert found.keys() == set(NAMES) - (UNNAMED.get(decoded.model.kind, set()) & {"attn_out"})
-        assert all(value < TOLERANCE for value in found.values()), (layer, found)
+        deviations = decoded.deviations(layer)
+        assert deviations.keys() == set(NAMES) - (UNNAMED.get(decoded.model.kind, set()) & {"attn_out"})
+        assert all(value < TOLERANCE for value in deviations.values()), (layer, deviations)
 
 
 @pytest.mark.parametrize("kind", ARCHITECTURES)
@@ -156,8 +156,8 @@ def test_gemmas_of_27b_scale_queries_by_the_width_of_the_model(tmp_path: Path, k
     decoded = _decode(write_small_model(tmp_path / "model.gguf", kind, n_layer), kind, 128, n_layer)
     _assert_agreement(decoded)
     definition = decoded.model.definition(0)
-    found = decoded.deviations(0, replace(definition, scale=definition.d_head**-0.5))
-    assert found["attn.pattern"] > VISIBLE, found
+    deviations = decoded.deviations(0, replace(definition, scale=definition.d_head**-0.5))
+    assert deviations["attn.pattern"] > VISIBLE, deviations
 
 
 @pytest.mark.parametrize("kind", ARCHITECTURES)
@@ -170,8 +170,8 @@ def test_embeddings_are_rows_of_the_matrix(decode: Callable[[str], Decoded], kin
 @pytest.mark.parametrize("kind", ["bloom", "gpt2"])
 def test_what_comes_between_embeddings_and_first_layer_shows(decode: Callable[[str], Decoded], kind: str) -> None:
     decoded = decode(kind)
-    found = decoded.deviations(0, residual=decoded.seen["embed"])
-    assert all(found[tap] > VISIBLE for tap in ("attn.q", "attn.pattern", "resid_mid")), found
+    deviations = decoded.deviations(0, residual=decoded.seen["embed"])
+    assert all(deviations[tap] > VISIBLE for tap in ("attn.q", "attn.pattern", "resid_mid")), deviations
 
 
 NORMED = ("attn.q", "attn.k", "attn.v")
@@ -227,8 +227,8 @@ def test_a_part_that_is_left_out_or_changed_shows(
     definition = decoded.model.definition(layer)
     changed = replace(definition, **changes)
     assert changed != definition
-    found = decoded.deviations(layer, changed)
-    assert all(found[tap] > VISIBLE for tap in taps), found
+    deviations = decoded.deviations(layer, changed)
+    assert all(deviations[tap] > VISIBLE for tap in taps), deviations
 
 
 @pytest.mark.parametrize("kind", [kind for kind in ARCHITECTURES if kind not in {"bloom", "gpt2"}])
@@ -237,6 +237,6 @@ def test_the_other_style_of_rope_shows(decode: Callable[[str], Decoded], kind: s
     definition = decoded.model.definition(0)
     assert definition.rope is not None
     style: Style = "halves" if definition.rope.style == "pairs" else "pairs"
-    found = decoded.deviations(0, replace(definition, rope=replace(definition.rope, style=style)))
-    assert all(found[tap] > VISIBLE for tap in ROTATED), found
-    assert found["attn.v"] < TOLERANCE
+    deviations = decoded.deviations(0, replace(definition, rope=replace(definition.rope, style=style)))
+    assert all(deviations[tap] > VISIBLE for tap in ROTATED), deviations
+    assert deviations["attn.v"] < TOLERANCE

@@ -148,14 +148,14 @@ def test_contexts_are_pytorchs(tiny: _Session) -> None:
                 texts.append(text)
                 expected.append(states)
     assert texts
-    found = tiny.contexts("tiny-F16", *texts, "far too long " * 500)
-    assert found["prompt_tokens"].tolist() == [*map(len, expected), 0]
+    contexts = tiny.contexts("tiny-F16", *texts, "far too long " * 500)
+    assert contexts["prompt_tokens"].tolist() == [*map(len, expected), 0]
     for row, states in enumerate(expected):
         # The cache is F16.
-        assert np.abs(found["prompt_mean"][row] - states.mean(0)).max() < 2e-2
-        assert np.abs(found["prompt_last"][row] - states[-1]).max() < 5e-2
-    assert not found["prompt_mean"][-1].any()
-    assert compare_prompts(found, found)[0].n == len(texts)
+        assert np.abs(contexts["prompt_mean"][row] - states.mean(0)).max() < 2e-2
+        assert np.abs(contexts["prompt_last"][row] - states[-1]).max() < 5e-2
+    assert not contexts["prompt_mean"][-1].any()
+    assert compare_prompts(contexts, contexts)[0].n == len(texts)
 
 
 def test_quantization_moves_the_space(tiny: _Session) -> None:
@@ -165,8 +165,8 @@ def test_quantization_moves_the_space(tiny: _Session) -> None:
     measured = []
     for name in ("tiny-F16", "tiny-Q8_0", "tiny-Q2_K"):
         recall, correlation = compare_neighbours(tiny.space(name), reference)
-        found = tiny.embeddings().aligned(tiny.load(name), tiny.load("tiny-F16"))
-        error, cka = (unpack(metric, found[metric]) for metric in ("procrustes_error", "embedding_cka"))
+        aligned = tiny.embeddings().aligned(tiny.load(name), tiny.load("tiny-F16"))
+        error, cka = (unpack(metric, aligned[metric]) for metric in ("procrustes_error", "embedding_cka"))
         contexts = compare_prompts(tiny.contexts(name, *texts), tiny.contexts("tiny-F16", *texts))
         measured.append([recall, correlation, cka, *contexts, error])
     same, near, far = measured
@@ -230,10 +230,10 @@ def test_words_of_two_vocabularies_are_compared(others: _Session) -> None:
 
 
 def test_an_embedding_model_pools(others: _Session) -> None:
-    found = others.contexts("bert", "the dog is red", "one cat")
-    assert found.keys() == {"prompt_tokens", "prompt_pooled"}
-    assert found["prompt_pooled"].shape == (2, 64)
-    (estimate,) = compare_prompts(found, found)
+    contexts = others.contexts("bert", "the dog is red", "one cat")
+    assert contexts.keys() == {"prompt_tokens", "prompt_pooled"}
+    assert contexts["prompt_pooled"].shape == (2, 64)
+    (estimate,) = compare_prompts(contexts, contexts)
     assert (estimate.metric, estimate.value) == ("pooled_cosine", 1)
     space = others.space("bert")
     words = WordSpace(WORDS.words, space)
@@ -290,14 +290,14 @@ def test_a_large_vocabulary_is_read_in_blocks(tmp_path: Path) -> None:
     weights = Weights([write_vocabulary(tmp_path / "large.gguf", rows, d)])
     assert peak_bound(rows, d) < 0.6 * 4 * rows * d
     tracemalloc.start()
-    found = describe_matrix(weights)
+    arrays = describe_matrix(weights)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < peak_bound(rows, d)
     matrix = weights.tensor("token_embd.weight")
     for place in range(3):
-        query = found["queries"][place]
+        query = arrays["queries"][place]
         cosines = matrix @ matrix[query].astype(np.float64)
         cosines /= np.linalg.norm(matrix, axis=1).astype(np.float64) * np.linalg.norm(matrix[query].astype(np.float64))
         cosines[query] = -np.inf
-        assert found["neighbours"][place].tolist() == np.argsort(-cosines)[:10].tolist()
+        assert arrays["neighbours"][place].tolist() == np.argsort(-cosines)[:10].tolist()

@@ -71,11 +71,11 @@ def _request(file: Path, prompts: tuple[Prompt, ...], limit: int = LIMIT, thread
 
 
 def _texts(worker: Worker, file: Path, prompts: tuple[Prompt, ...], limit: int = LIMIT) -> dict[str, Generation]:
-    found = worker.call(generate_texts, None, _request(file, prompts, limit))
-    assert list(found) == [prompt.id for prompt in prompts]
-    problems = [str(outcome) for outcome in found.values() if isinstance(outcome, PromptError)]
+    reply = worker.call(generate_texts, None, _request(file, prompts, limit))
+    assert list(reply) == [prompt.id for prompt in prompts]
+    problems = [str(outcome) for outcome in reply.values() if isinstance(outcome, PromptError)]
     assert problems == []
-    return {prompt: outcome for prompt, outcome in found.items() if isinstance(outcome, Generation)}
+    return {prompt: outcome for prompt, outcome in reply.items() if isinstance(outcome, Generation)}
 
 
 def _scores(
@@ -98,9 +98,9 @@ def test_the_same_prompts_give_the_same_texts_however_many_threads(worker: Worke
 
 
 def test_each_token_is_the_most_likely_one(worker: Worker, llama_file: Path) -> None:
-    found = _texts(worker, llama_file, TEXTS)
+    texts = _texts(worker, llama_file, TEXTS)
     with open_context([llama_file], SETTINGS) as context:
-        for generation in found.values():
+        for generation in texts.values():
             tokens = np.array([*generation.prompt_tokens, *generation.tokens], dtype=np.int32)
             logprobs = log_softmax(context.logits(tokens), axis=-1)[len(generation.prompt_tokens) - 1 :]
             chosen = generation.chosen
@@ -128,10 +128,10 @@ def test_an_end_is_kept_apart_from_the_text(worker: Worker, llama_file: Path, tm
 
 
 def test_what_is_stored_comes_back(worker: Worker, llama_file: Path) -> None:
-    found = worker.call(generate_texts, None, _request(llama_file, (*TEXTS, Prompt("empty", ""))))
-    back = generations_from_json(json.loads(json.dumps(generations_to_json(found))))
-    problem, original = back.pop("empty"), found.pop("empty")
-    assert back == found
+    reply = worker.call(generate_texts, None, _request(llama_file, (*TEXTS, Prompt("empty", ""))))
+    back = generations_from_json(json.loads(json.dumps(generations_to_json(reply))))
+    problem, original = back.pop("empty"), reply.pop("empty")
+    assert back == reply
     assert isinstance(problem, PromptError)
     assert str(problem) == str(original)
 
@@ -140,10 +140,10 @@ def test_what_is_stored_comes_back(worker: Worker, llama_file: Path) -> None:
 
 
 def test_the_same_model_agrees_everywhere(worker: Worker, llama_file: Path) -> None:
-    found = _texts(worker, llama_file, TEXTS)
-    for prompt, score in _scores(worker, llama_file, found, found).items():
+    texts = _texts(worker, llama_file, TEXTS)
+    for prompt, score in _scores(worker, llama_file, texts, texts).items():
         assert score.gap is None
-        assert score.nll == pytest.approx([-logprob for logprob in found[prompt].logprobs], abs=1e-3)
+        assert score.nll == pytest.approx([-logprob for logprob in texts[prompt].logprobs], abs=1e-3)
 
 
 def test_scores_are_those_of_the_logits(worker: Worker, llama_file: Path, noisy_file: Path) -> None:
@@ -170,10 +170,10 @@ def test_scores_are_those_of_the_logits(worker: Worker, llama_file: Path, noisy_
 
 def test_texts_longer_than_a_batch_are_scored_whole(worker: Worker, llama_file: Path) -> None:
     long = (Prompt("long", "many words to read " * 12),)
-    found = _texts(worker, llama_file, long)
-    assert len(found["long"].prompt_tokens) > SETTINGS.n_batch
-    score = _scores(worker, llama_file, found, found)["long"]
-    assert score.nll == pytest.approx([-logprob for logprob in found["long"].logprobs], abs=1e-3)
+    texts = _texts(worker, llama_file, long)
+    assert len(texts["long"].prompt_tokens) > SETTINGS.n_batch
+    score = _scores(worker, llama_file, texts, texts)["long"]
+    assert score.nll == pytest.approx([-logprob for logprob in texts["long"].logprobs], abs=1e-3)
 
 
 def test_an_end_parts_from_a_text_that_goes_on(worker: Worker, llama_file: Path) -> None:
@@ -192,8 +192,8 @@ def test_an_end_parts_from_a_text_that_goes_on(worker: Worker, llama_file: Path)
 
 
 def test_a_chat_goes_through_the_template_and_messages_stay_text(worker: Worker, chat_file: Path) -> None:
-    found = _texts(worker, chat_file, (CHAT, TEXTS[0]))
-    chat = found["chat"]
+    texts = _texts(worker, chat_file, (CHAT, TEXTS[0]))
+    chat = texts["chat"]
     assert chat.templated is True
     with open_context([chat_file], SETTINGS) as context:
         # The template's own BOS is a token, and the only one; what the user wrote is not.
@@ -201,7 +201,7 @@ def test_a_chat_goes_through_the_template_and_messages_stay_text(worker: Worker,
         assert body == b"[system] Be brief.\n[user] Hello <|bos|> there\n[assistant]"
     assert chat.prompt_tokens.count(BOS) == 1
     assert chat.prompt_tokens[0] == BOS
-    assert found["text-0"].prompt_tokens[0] == BOS
+    assert texts["text-0"].prompt_tokens[0] == BOS
 
 
 def test_a_chat_of_a_real_model_equals_llama_cpps_own_rendering(worker: Worker, smollm2_file: Path) -> None:
@@ -242,11 +242,11 @@ def test_a_template_that_fails_costs_the_chats_alone(
     worker: Worker, tmp_path: Path, template: str, message: str
 ) -> None:
     file = write_random_llama(tmp_path / "broken.gguf", n_layer=1, chat_template=template)
-    found = worker.call(generate_texts, None, _request(file, (CHAT, TEXTS[0])))
-    assert isinstance(found["chat"], PromptError)
-    assert found["chat"].message.startswith("m, prompt 'chat': The model's chat template does not take these messages:")
-    assert message in found["chat"].message
-    assert isinstance(found["text-0"], Generation)
+    reply = worker.call(generate_texts, None, _request(file, (CHAT, TEXTS[0])))
+    assert isinstance(reply["chat"], PromptError)
+    assert reply["chat"].message.startswith("m, prompt 'chat': The model's chat template does not take these messages:")
+    assert message in reply["chat"].message
+    assert isinstance(reply["text-0"], Generation)
 
 
 def test_a_template_that_writes_the_date_gives_the_same_prompt_every_day(worker: Worker, tmp_path: Path) -> None:
@@ -268,33 +268,33 @@ HOSTILE = (
 
 
 def test_hostile_prompts_are_text(worker: Worker, llama_file: Path) -> None:
-    found = _texts(worker, llama_file, HOSTILE)
+    texts = _texts(worker, llama_file, HOSTILE)
     with open_context([llama_file], SETTINGS) as context:
         for prompt in HOSTILE:
-            assert context.model.detokenize(found[prompt.id].prompt_tokens).decode() == prompt.text
-            assert BOS not in found[prompt.id].prompt_tokens
+            assert context.model.detokenize(texts[prompt.id].prompt_tokens).decode() == prompt.text
+            assert BOS not in texts[prompt.id].prompt_tokens
 
 
 def test_hostile_messages_are_text(worker: Worker, chat_file: Path) -> None:
     chats = tuple(Prompt(p.id, messages=(Message("user", f"x{p.text}x"),)) for p in HOSTILE)
-    found = _texts(worker, chat_file, chats)
+    texts = _texts(worker, chat_file, chats)
     with open_context([chat_file], SETTINGS) as context:
         for chat in chats:
-            body = context.model.detokenize(found[chat.id].prompt_tokens[1:]).decode()
+            body = context.model.detokenize(texts[chat.id].prompt_tokens[1:]).decode()
             assert body == f"[user] {chat.messages[0].content}\n[assistant]"
 
 
 def test_a_prompt_longer_than_the_context_costs_itself_alone(worker: Worker, llama_file: Path) -> None:
     prompts = (Prompt("long", "word " * 20_000), TEXTS[0], Prompt("edge", "x" * (512 - LIMIT)))
-    found = worker.call(generate_texts, None, _request(llama_file, prompts))
-    assert isinstance(found["long"], PromptError)
+    reply = worker.call(generate_texts, None, _request(llama_file, prompts))
+    assert isinstance(reply["long"], PromptError)
     assert "m, prompt 'long': 100000 tokens and 12 more do not fit into the model's context of 512." in str(
-        found["long"]
+        reply["long"]
     )
-    assert "--gguf-ctx" in found["long"].hint
-    assert isinstance(found["text-0"], Generation)
-    assert isinstance(found["edge"], Generation)
-    assert len(found["edge"].tokens) == LIMIT or found["edge"].end is not None
+    assert "--gguf-ctx" in reply["long"].hint
+    assert isinstance(reply["text-0"], Generation)
+    assert isinstance(reply["edge"], Generation)
+    assert len(reply["edge"].tokens) == LIMIT or reply["edge"].end is not None
 
 
 def test_a_larger_context_is_beyond_the_training_only_if_asked_for(worker: Worker, llama_file: Path) -> None:
@@ -312,23 +312,23 @@ def test_a_larger_context_is_beyond_the_training_only_if_asked_for(worker: Worke
 
 def test_an_empty_prompt_continues_bos_or_is_refused(worker: Worker, llama_file: Path, chat_file: Path) -> None:
     empty = Prompt("empty", "")
-    found = worker.call(generate_texts, None, _request(llama_file, (empty, TEXTS[0])))
-    assert "prompt 'empty': it has no tokens" in str(found["empty"])
-    assert isinstance(found["text-0"], Generation)
+    reply = worker.call(generate_texts, None, _request(llama_file, (empty, TEXTS[0])))
+    assert "prompt 'empty': it has no tokens" in str(reply["empty"])
+    assert isinstance(reply["text-0"], Generation)
     assert _texts(worker, chat_file, (empty,))["empty"].prompt_tokens == [BOS]
 
 
 def test_no_prompt_that_fits_is_no_crash(worker: Worker, llama_file: Path) -> None:
-    found = worker.call(generate_texts, None, _request(llama_file, (Prompt("empty", ""),)))
-    assert isinstance(found["empty"], PromptError)
+    reply = worker.call(generate_texts, None, _request(llama_file, (Prompt("empty", ""),)))
+    assert isinstance(reply["empty"], PromptError)
     assert worker.call(score_texts, None, ScoreRequest((llama_file,), SETTINGS, {})) == {}
 
 
 def test_the_built_in_prompts_fit_a_real_model(worker: Worker, smollm2_file: Path) -> None:
     prompts = load_prompts().prompts
-    found = worker.call(generate_texts, None, _request(smollm2_file, prompts, 1))
-    lengths = {prompt: len(g.prompt_tokens) for prompt, g in found.items() if isinstance(g, Generation)}
+    reply = worker.call(generate_texts, None, _request(smollm2_file, prompts, 1))
+    lengths = {prompt: len(g.prompt_tokens) for prompt, g in reply.items() if isinstance(g, Generation)}
     assert len(lengths) == len(prompts)
     assert max(lengths.values()) + 64 < 512
     chats = [prompt.id for prompt in prompts if prompt.messages]
-    assert all(isinstance(g := found[chat], Generation) and g.templated for chat in chats)
+    assert all(isinstance(g := reply[chat], Generation) and g.templated for chat in chats)

@@ -45,23 +45,23 @@ def stored(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
 
 def test_hidden_states_are_what_pytorch_computed(stored: tuple[str, dict[str, Any]]) -> None:
     prompt, arrays = stored
-    found = gguf_harness.hidden_states("tiny", prompt, threads=2)
-    assert found.tokens.tolist() == arrays["tokens"].tolist()
-    assert len(found.pieces) == len(found.tokens)
+    states = gguf_harness.hidden_states("tiny", prompt, threads=2)
+    assert states.tokens.tolist() == arrays["tokens"].tolist()
+    assert len(states.pieces) == len(states.tokens)
     for name in ("resid_mid", "attn_out", "mlp_out", "resid_post"):
-        values = getattr(found, name)
+        values = getattr(states, name)
         expected = np.stack([arrays[f"blocks.{layer}.{name}"] for layer in range(5)])
         assert (values.dtype, values.shape) == (np.float32, expected.shape)
         np.testing.assert_allclose(values, expected, atol=1e-2 * float(np.abs(expected).max()))
-    np.testing.assert_allclose(found.embed, arrays["embed"], atol=1e-3 * float(np.abs(arrays["embed"]).max()))
+    np.testing.assert_allclose(states.embed, arrays["embed"], atol=1e-3 * float(np.abs(arrays["embed"]).max()))
 
 
 def test_long_prompts_are_not_cut() -> None:
     """The layers suite looks at the first 128 tokens; this one is asked for all."""
-    found = gguf_harness.hidden_states("tiny", "the value of a name " * 60, threads=2)
-    assert len(found.tokens) > 200
-    assert found.resid_post.shape == (5, len(found.tokens), 256)
-    assert np.isfinite(found.resid_post).all()
+    states = gguf_harness.hidden_states("tiny", "the value of a name " * 60, threads=2)
+    assert len(states.tokens) > 200
+    assert states.resid_post.shape == (5, len(states.tokens), 256)
+    assert np.isfinite(states.resid_post).all()
 
 
 def _graph(folder: Path, *options: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, Any], str]:

@@ -95,10 +95,10 @@ def test_heads_are_those_of_the_attention_layers(file: Path, worker: WorkerConte
         model="jamba", files=(file,), architecture="jamba", n_layer=LAYERS, settings=SETTINGS, prompts=PROMPTS,
         text=TEXT, folder=tmp_path, limit_bytes=10**9,
     )  # fmt: skip
-    found = observe_attention(worker, request)
-    assert found["heads"].tolist() == [[layer, head] for layer in ATTENTION_LAYERS for head in range(HEADS)]
-    assert found["causal"].all()
-    assert np.isfinite(found["sums"]).all()
+    arrays = observe_attention(worker, request)
+    assert arrays["heads"].tolist() == [[layer, head] for layer in ATTENTION_LAYERS for head in range(HEADS)]
+    assert arrays["causal"].all()
+    assert np.isfinite(arrays["sums"]).all()
 
 
 def test_parts_of_the_stream_add_up_and_the_lens_ends_in_the_logits(

@@ -77,9 +77,9 @@ def _request(file: Path, folder: Path, prompts: Sequence[Prompt] = PROMPTS) -> L
 
 def _measure(worker: WorkerContext, file: Path, folder: Path, reference: Path | None = None) -> LayersResult:
     """Measured and stored, states included."""
-    found = measure_layers(worker, _request(file, folder), reference, True)
-    Entry(Cache(folder), folder, {}).save(found.facts, found.arrays)
-    return found
+    result = measure_layers(worker, _request(file, folder), reference, True)
+    Entry(Cache(folder), folder, {}).save(result.facts, result.arrays)
+    return result
 
 
 def _given(*parts: NDArray[np.int32]) -> PromptTokens:
@@ -129,8 +129,8 @@ def test_the_stream_is_the_sum_of_what_is_added(
 
 
 def _measured(worker: WorkerContext, file: Path, folder: Path) -> Path:
-    found = measure_layers(worker, _request(file, folder, PROMPTS[:1]), None, True)
-    Entry(Cache(folder), folder, {}).save(found.facts, found.arrays)
+    result = measure_layers(worker, _request(file, folder, PROMPTS[:1]), None, True)
+    Entry(Cache(folder), folder, {}).save(result.facts, result.arrays)
     return folder
 
 
@@ -144,17 +144,17 @@ def test_the_lens_of_the_last_layer_is_the_models_output(
 ) -> None:
     file = tmp_path / f"{quant}.gguf"
     quantize_file(TINY.files, file, quant, threads=2)
-    found = _measure(worker, file, tmp_path / quant)
+    result = _measure(worker, file, tmp_path / quant)
     files = StateFiles(tmp_path / quant / STATES_FOLDER)
     final, logits = files.load("resid_post")[-1], files.load("logits")
     head = find_head(ModelFile([file]), final, files.load("final"), logits)
     largest = float(np.abs(head_logits(head, final) - logits).max())
     print(f"{quant}: largest difference of a logit {largest:.2g}")
     assert largest < limit
-    arrays = {name: np.asarray(values, dtype=np.float64) for name, values in found.arrays.items()}
+    arrays = {name: np.asarray(values, dtype=np.float64) for name, values in result.arrays.items()}
     whole = arrays["direct_embed"] + arrays["direct_attn"].sum(0) + arrays["direct_mlp"].sum(0)
     assert np.abs(whole - arrays["direct_logit"]).max() < 1e-4
-    predicted = np.take_along_axis(logits, found.arrays["lens_top"][-1][:, None].astype(np.int64), 1)[:, 0]
+    predicted = np.take_along_axis(logits, result.arrays["lens_top"][-1][:, None].astype(np.int64), 1)[:, 0]
     assert np.abs(arrays["direct_logit"] - predicted).max() < limit
 
 
@@ -233,11 +233,11 @@ def _without(file: Path, destination: Path, layer: int) -> Path:
 def test_skipping_a_block_is_a_file_whose_block_adds_nothing(worker: WorkerContext, tmp_path: Path, layer: int) -> None:
     file = write_random_llama(tmp_path / "model.gguf", n_layer=3)
     empty = _without(file, tmp_path / "empty.gguf", layer)
-    found = measure_importance(worker, _request(file, tmp_path / "a"), None, [layer])
+    arrays = measure_importance(worker, _request(file, tmp_path / "a"), None, [layer])
     expected = measure_importance(worker, _request(empty, tmp_path / "b"), None, [])
     assert expected["skipped"].shape == (0, len(expected["nll"]))
-    assert (found["skipped"][0] == expected["nll"]).all()
-    assert np.abs(found["skipped"][0] - found["nll"]).max() > 0.01
+    assert (arrays["skipped"][0] == expected["nll"]).all()
+    assert np.abs(arrays["skipped"][0] - arrays["nll"]).max() > 0.01
 
 
 def test_interchange_finds_the_layer_that_differs(worker: WorkerContext, tmp_path: Path) -> None:
@@ -246,11 +246,11 @@ def test_interchange_finds_the_layer_that_differs(worker: WorkerContext, tmp_pat
     empty = _without(file, tmp_path / "empty.gguf", 1)
     base = tmp_path / "base"
     _measure(worker, file, base)
-    found = measure_interchange(worker, _request(empty, tmp_path / "other"), base, [0, 1, 2, 3])
-    assert found["kld"].mean() > 1e-3
-    assert (found["embed"] == found["kld"]).all()
-    assert (found["replaced"][0] == found["kld"]).all()
-    assert not found["replaced"][1:].any()
+    arrays = measure_interchange(worker, _request(empty, tmp_path / "other"), base, [0, 1, 2, 3])
+    assert arrays["kld"].mean() > 1e-3
+    assert (arrays["embed"] == arrays["kld"]).all()
+    assert (arrays["replaced"][0] == arrays["kld"]).all()
+    assert not arrays["replaced"][1:].any()
 
 
 def test_physical_batches_and_lanes_are_put_together(worker: WorkerContext, llama_file: Path, tmp_path: Path) -> None:
@@ -273,10 +273,10 @@ def test_long_prompts_are_cut_and_impossible_ones_left_out(
     worker: WorkerContext, llama_file: Path, tmp_path: Path
 ) -> None:
     prompts = (Prompt("empty", ""), Prompt("long", "x" * 400), Prompt("too long", "x" * 4000))
-    found = measure_layers(worker, _request(llama_file, tmp_path, prompts), None, False)
-    assert found.facts["prompts"] == ["long"]
-    assert set(found.facts["problems"]) == {"empty", "too long"}
-    assert found.arrays["starts"].tolist() == [0, MOST_TOKENS]
+    result = measure_layers(worker, _request(llama_file, tmp_path, prompts), None, False)
+    assert result.facts["prompts"] == ["long"]
+    assert set(result.facts["problems"]) == {"empty", "too long"}
+    assert result.arrays["starts"].tolist() == [0, MOST_TOKENS]
     assert not (tmp_path / STATES_FOLDER).exists()
     with pytest.raises(PromptError, match="no tokens"):
         measure_layers(worker, _request(llama_file, tmp_path, prompts[:1]), None, False)

@@ -336,10 +336,10 @@ os.execv("{python}", ["{python}", "-m", "llama_cpp.server", *words])
 def binary(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """llama-server where one is installed, and something that is called like it."""
     if request.param == "llama-server":
-        found = shutil.which("llama-server")
-        if found is None:
+        path = shutil.which("llama-server")
+        if path is None:
             pytest.skip("llama-server is not installed")
-        return Path(found)
+        return Path(path)
     file = tmp_path / "llama-server"
     file.write_text(STAND_IN.format(python=sys.executable))
     file.chmod(0o755)

@@ -94,14 +94,14 @@ def test_junit_has_what_was_measured(
     assert len(cases) == len(run["tests"])
     assert all(("file" in case.attrib) == (family == "xunit1") for case in cases.values())
     case = cases["test_distribution_stays_close_to_reference[worse]"]
-    found = _properties(case)
-    assert (found["gguf.model"], found["gguf.reference"]) == ("worse", "random-F32")
+    properties = _properties(case)
+    assert (properties["gguf.model"], properties["gguf.reference"]) == ("worse", "random-F32")
     row = next(row for row in run["estimates"] if row["metric"] == "kld_mean")
     pattern = r"(\S+) ± (\S+) nats \(n = 60\)"
-    ((value, se),) = re.findall(pattern, found["gguf.estimate.kld_mean"])
+    ((value, se),) = re.findall(pattern, properties["gguf.estimate.kld_mean"])
     assert [float(value), float(se)] == pytest.approx([row["value"], row["se"]], rel=1e-5)
     gate = next(gate for gate in run["gates"] if gate["metric"] == "kld_mean")
-    assert (found["gguf.gate.kld_mean"], found["gguf.gate.kld_mean.detail"]) == ("fail", gate["detail"])
+    assert (properties["gguf.gate.kld_mean"], properties["gguf.gate.kld_mean.detail"]) == ("fail", gate["detail"])
     assert case.find("failure") is not None
 
 

@@ -43,10 +43,10 @@ def test_kmeans_is_scikit_learns_with_clusters_in_order_of_size(k: int) -> None:
 @pytest.mark.parametrize("sizes", [(20, 30), (10, 20, 30), (9, 8, 7, 6, 5)])
 def test_the_number_of_clusters_has_the_largest_silhouette(sizes: tuple[int, ...]) -> None:
     points, truth = _blobs(sizes)
-    found = _cluster("kmeans", points)
-    assert adjusted_rand_score(found.labels, truth) == 1
-    assert found.settings["k"] == len(sizes)
-    assert max(found.scores.values()) == pytest.approx(silhouette_score(points, truth))
+    clustering = _cluster("kmeans", points)
+    assert adjusted_rand_score(clustering.labels, truth) == 1
+    assert clustering.settings["k"] == len(sizes)
+    assert max(clustering.scores.values()) == pytest.approx(silhouette_score(points, truth))
 
 
 def test_hdbscan_is_scikit_learns() -> None:
@@ -99,8 +99,8 @@ def test_clusters_of_the_same_point_are_none() -> None:
 
 
 def test_two_different_points_among_many_are_two_clusters() -> None:
-    found = _cluster("kmeans", np.repeat(np.eye(2), 5, axis=0))
-    assert found.scores == {2: 1.0}
+    clustering = _cluster("kmeans", np.repeat(np.eye(2), 5, axis=0))
+    assert clustering.scores == {2: 1.0}
 
 
 def _silhouettes(points: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -29,9 +29,9 @@ def test_pca_is_the_svd_of_centered_points(n: int, d: int, dimensions: int) -> N
     points = _points(n, d)
     u, s, vt = np.linalg.svd(points - points.mean(0), full_matrices=False)
     signs = np.sign([row[np.argmax(np.abs(row))] for row in vt[:dimensions]])
-    found = PROJECTORS["pca"].project(load_points(points, "euclidean"), dimensions, 0, None)
-    assert found.coordinates == pytest.approx((u * s)[:, :dimensions] * signs, rel=1e-6, abs=1e-6)
-    assert found.arrays["explained"] == pytest.approx((s**2 / (s**2).sum())[:dimensions], rel=1e-9)
+    projection = PROJECTORS["pca"].project(load_points(points, "euclidean"), dimensions, 0, None)
+    assert projection.coordinates == pytest.approx((u * s)[:, :dimensions] * signs, rel=1e-6, abs=1e-6)
+    assert projection.arrays["explained"] == pytest.approx((s**2 / (s**2).sum())[:dimensions], rel=1e-9)
 
 
 @given(st.integers(0, 100), st.sampled_from([1e-3, 1.0, 1e6]))
@@ -44,31 +44,31 @@ def test_pca_does_not_see_shifts_and_scales_with_its_points(seed: int, scale: fl
 
 @pytest.mark.parametrize(("n", "d"), [(2, 5), (9, 1), (2, 1)])
 def test_axes_beyond_the_rank_are_zero(n: int, d: int) -> None:
-    found = PROJECTORS["pca"].project(load_points(_points(n, d), "euclidean"), 3, 0, None)
-    assert np.abs(found.coordinates[:, min(n - 1, d) :]).max() < 1e-9
-    assert found.arrays["explained"].sum() == pytest.approx(1)
+    projection = PROJECTORS["pca"].project(load_points(_points(n, d), "euclidean"), 3, 0, None)
+    assert np.abs(projection.coordinates[:, min(n - 1, d) :]).max() < 1e-9
+    assert projection.arrays["explained"].sum() == pytest.approx(1)
 
 
 def test_constant_features_are_no_obstacle() -> None:
     points = np.hstack([_points(30, 3), np.full((30, 2), 7.0)])
-    found = PROJECTORS["pca"].project(load_points(points, "euclidean"), 2, 0, None)
+    projection = PROJECTORS["pca"].project(load_points(points, "euclidean"), 2, 0, None)
     plain = PROJECTORS["pca"].project(load_points(points[:, :3], "euclidean"), 2, 0, None)
-    assert found.coordinates == pytest.approx(plain.coordinates)
+    assert projection.coordinates == pytest.approx(plain.coordinates)
 
 
 @pytest.mark.parametrize("dimensions", [2, 3])
 def test_tsne_is_scikit_learns(dimensions: Literal[2, 3]) -> None:
     points = load_points(_points(40, 6), "euclidean")
-    found = PROJECTORS["tsne"].project(points, dimensions, 3, 5.0)
+    projection = PROJECTORS["tsne"].project(points, dimensions, 3, 5.0)
     expected = TSNE(dimensions, perplexity=5.0, random_state=3, init="pca").fit_transform(points)
-    assert (found.coordinates == expected).all()
+    assert (projection.coordinates == expected).all()
 
 
 @pytest.mark.parametrize("n", [4, 5, 9, 30])
 def test_tsne_has_a_perplexity_that_fits(n: int) -> None:
-    found = PROJECTORS["tsne"].project(load_points(_points(n, 2), "euclidean"), 3, 0, None)
-    assert found.settings["perplexity"] == pytest.approx((n - 1) / 3)
-    assert np.isfinite(found.coordinates).all()
+    projection = PROJECTORS["tsne"].project(load_points(_points(n, 2), "euclidean"), 3, 0, None)
+    assert projection.settings["perplexity"] == pytest.approx((n - 1) / 3)
+    assert np.isfinite(projection.coordinates).all()
 
 
 @pytest.mark.parametrize(

@@ -331,9 +331,9 @@ def _compare(
     old: Facts, new: Facts, metric: str = "kld_mean", corpus: tuple[str, int] = CORPUS, engine: str = "b1"
 ) -> Comparison:
     baseline = Baseline("main", "b1", CORPUS, "r" * 64, {"m": old})
-    found = compare(metric, Now("m", new, engine, corpus, "r" * 64), baseline, 0.95)
-    assert found is not None
-    return found
+    comparison = compare(metric, Now("m", new, engine, corpus, "r" * 64), baseline, 0.95)
+    assert comparison is not None
+    return comparison
 
 
 def test_windows_are_compared_one_by_one() -> None:
@@ -341,15 +341,15 @@ def test_windows_are_compared_one_by_one() -> None:
     random = np.random.default_rng(1)
     old = random.gamma(4, 0.02, 16)
     new = old + random.normal(0.002, 0.001, 16)
-    found = _compare(_facts(old), _facts(new))
-    assert found.windows == 16
+    comparison = _compare(_facts(old), _facts(new))
+    assert comparison.windows == 16
     expected = scipy_stats.ttest_1samp(new - old, MATERIAL * old.mean(), alternative="greater")
-    assert found.p_worse == pytest.approx(expected.pvalue)
-    assert found.worse_by == pytest.approx((new - old).mean())
-    assert f"worse by {(new - old).mean():.3g} ±" in found.detail
-    assert "paired over 16 windows" in found.detail
+    assert comparison.p_worse == pytest.approx(expected.pvalue)
+    assert comparison.worse_by == pytest.approx((new - old).mean())
+    assert f"worse by {(new - old).mean():.3g} ±" in comparison.detail
+    assert "paired over 16 windows" in comparison.detail
     unpaired = _compare(_facts(old), _facts(new), corpus=("d" * 64, 512))
-    assert unpaired.p_worse > 0.1 > found.p_worse
+    assert unpaired.p_worse > 0.1 > comparison.p_worse
     assert unpaired.windows == 0
     assert "not paired" in unpaired.detail
     assert unpaired.changes == (f"corpus ({'c' * 12} in windows of 512 -> {'d' * 12} in windows of 512)",)
@@ -357,10 +357,10 @@ def test_windows_are_compared_one_by_one() -> None:
 
 def test_only_windows_that_both_have_are_compared() -> None:
     old = np.linspace(0.1, 0.2, 20)
-    found = _compare(_facts(old), _facts(old[5:15] + 0.01, range(5, 15)))
-    assert found.windows == 10
-    assert found.old == pytest.approx(old[5:15].mean())
-    assert found.worse_by == pytest.approx(0.01)
+    comparison = _compare(_facts(old), _facts(old[5:15] + 0.01, range(5, 15)))
+    assert comparison.windows == 10
+    assert comparison.old == pytest.approx(old[5:15].mean())
+    assert comparison.worse_by == pytest.approx(0.01)
 
 
 def test_few_common_windows_are_not_enough_to_pair() -> None:
@@ -434,19 +434,19 @@ def test_only_quality_of_whole_models_is_held_against_a_baseline() -> None:
 def test_metrics_are_functions_of_window_means(metric: str, value: Callable[[float], float]) -> None:
     random = np.random.default_rng(2)
     old = random.uniform(0.4, 0.6, 12)
-    found = _compare(_facts(old), _facts(old + 0.05), metric)
-    assert found.old == pytest.approx(value(old.mean()))
-    assert found.new == pytest.approx(value(old.mean() + 0.05))
+    comparison = _compare(_facts(old), _facts(old + 0.05), metric)
+    assert comparison.old == pytest.approx(value(old.mean()))
+    assert comparison.new == pytest.approx(value(old.mean() + 0.05))
     worse = metric != "same_top"
-    assert (found.p_worse < 1e-6) == worse
-    assert (found.p_better < 1e-6) == (not worse)
+    assert (comparison.p_worse < 1e-6) == worse
+    assert (comparison.p_better < 1e-6) == (not worse)
 
 
 def test_a_measurement_does_not_differ_from_itself() -> None:
     old = np.random.default_rng(3).gamma(4, 0.02, 16)
     for metric in compared_by_window():
-        found = _compare(_facts(old), _facts(old), metric)
-        assert (found.worse_by, found.p_worse, found.p_better, found.changes) == (0, 1, 1, ())
+        comparison = _compare(_facts(old), _facts(old), metric)
+        assert (comparison.worse_by, comparison.p_worse, comparison.p_better, comparison.changes) == (0, 1, 1, ())
 
 
 def test_a_metric_that_the_file_has_no_windows_of_is_compared_by_its_value() -> None:
@@ -466,9 +466,9 @@ def test_the_rounding_of_another_processor_is_no_regression() -> None:
 
 def test_what_else_changed_is_named() -> None:
     old = np.random.default_rng(5).gamma(4, 0.02, 16)
-    found = _compare(_facts(old), _facts(old, vocab_sha256="bb", parameters="2000"), engine="b2")
-    assert found.changes == ("llama.cpp (b1 -> b2)", "parameters (1000 -> 2000)", "vocabulary (aa -> bb)")
-    assert found.windows == 0
+    comparison = _compare(_facts(old), _facts(old, vocab_sha256="bb", parameters="2000"), engine="b2")
+    assert comparison.changes == ("llama.cpp (b1 -> b2)", "parameters (1000 -> 2000)", "vocabulary (aa -> bb)")
+    assert comparison.windows == 0
 
 
 def test_a_baseline_may_not_have_it() -> None:
@@ -493,24 +493,24 @@ def test_many_comparisons_rarely_call_anything_worse() -> None:
 
 def test_what_is_worse_and_what_is_better_is_told() -> None:
     old = np.random.default_rng(7).gamma(4, 0.02, 16)
-    found = judge(_compare(_facts(old), _facts(new)).to_json() for new in (1.2 * old, 0.8 * old, old, old + 1e-9))
-    assert [comparison["outcome"] for comparison in found] == ["worse", "better", "same", "same"]
-    assert all(comparison["p_adjusted"] <= 1 for comparison in found)
+    judged = judge(_compare(_facts(old), _facts(new)).to_json() for new in (1.2 * old, 0.8 * old, old, old + 1e-9))
+    assert [comparison["outcome"] for comparison in judged] == ["worse", "better", "same", "same"]
+    assert all(comparison["p_adjusted"] <= 1 for comparison in judged)
 
 
 def test_what_is_missing_counts_as_nothing_else() -> None:
     old = np.random.default_rng(7).gamma(4, 0.02, 16)
     worse = _compare(_facts(old), _facts(1.2 * old)).to_json()
-    found = judge([missing("m", "ppl", "main", "nothing was compared."), worse])
-    assert [comparison["outcome"] for comparison in found] == ["missing", "worse"]
+    judged = judge([missing("m", "ppl", "main", "nothing was compared."), worse])
+    assert [comparison["outcome"] for comparison in judged] == ["missing", "worse"]
 
 
 def test_rows_of_other_suites_do_not_hide_what_the_corpus_shows() -> None:
     """A hundred rows that show nothing would correct away a p-value of 0.01."""
     worse = _compare(_facts(np.ones(4)), _facts(np.ones(4))).to_json() | {"p_worse": 0.01, "p_better": 0.99}
     rows = [worse | {"metric": "attn_cosine", "p_worse": 0.5} for _ in range(100)]
-    found = judge([worse, *rows])
-    assert [one["outcome"] for one in found] == ["worse", *["same"] * 100]
+    judged = judge([worse, *rows])
+    assert [one["outcome"] for one in judged] == ["worse", *["same"] * 100]
 
 
 def test_every_candidate_is_accounted_for() -> None:

@@ -70,13 +70,13 @@ def test_a_ratio_to_zero_is_no_number() -> None:
 def test_what_is_not_known_is_left_out() -> None:
     nan = np.nan
     values = [[nan, nan, nan], [1.0, nan, 3.0]]
-    found = by_layer("resid_norm", values, [0, 2, 3], [0, 1])
-    assert list(found) == [1]
-    assert (found[1].value, found[1].n, found[1].clusters, found[1].place) == (2.0, 2, 2, Place(1))
+    estimates = by_layer("resid_norm", values, [0, 2, 3], [0, 1])
+    assert list(estimates) == [1]
+    assert (estimates[1].value, estimates[1].n, estimates[1].clusters, estimates[1].place) == (2.0, 2, 2, Place(1))
     whole = over_layers("resid_norm", values, [0, 2, 3], [0, 1])
     assert whole is not None
     assert (whole.value, whole.place, whole.detail) == (2.0, WHOLE, "mean of 1 layers")
     assert over_layers("resid_norm", values, [0, 2, 3], [0]) is None
-    assert layers_and_means({"resid_norm": np.array(values)}, [0, 2, 3], [0, 1]) == [found[1], whole]
+    assert layers_and_means({"resid_norm": np.array(values)}, [0, 2, 3], [0, 1]) == [estimates[1], whole]
     with pytest.raises(NoData, match="None of these metrics is known"):
         layers_and_means({"resid_norm": np.array(values)}, [0, 2, 3], [0])

@@ -125,8 +125,8 @@ def test_percentiles_hold(model: str, quant: str) -> None:
     for places in _drawn(len(kld), QUANTILE_DRAWS):
         for metric in PERCENTILES:
             share = KLD_QUANTILES[metric]
-            found = quantile_with_error(kld[places], share)
-            low, high = (-math.inf if found.low is None else found.low), (found.high or math.inf)
+            quantile = quantile_with_error(kld[places], share)
+            low, high = (-math.inf if quantile.low is None else quantile.low), (quantile.high or math.inf)
             held[metric] += low <= np.quantile(kld, share) <= high
     shares = {metric: count / QUANTILE_DRAWS for metric, count in held.items()}
     assert min(shares.values()) >= 0.9, shares

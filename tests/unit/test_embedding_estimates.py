@@ -61,9 +61,9 @@ def test_a_word_that_a_model_lacks_is_not_there() -> None:
 def test_words_that_both_have_are_compared() -> None:
     mine, theirs = _words(), _words(seed=0)
     mine["word_tokens"][:2] = 0
-    found = compare_word_spaces(WordSpace(NAMES, mine), WordSpace(NAMES, theirs))
-    assert {estimate.n for estimate, _ in found} == {18}
-    assert found[0][0].value == 1
+    estimates = compare_word_spaces(WordSpace(NAMES, mine), WordSpace(NAMES, theirs))
+    assert {estimate.n for estimate, _ in estimates} == {18}
+    assert estimates[0][0].value == 1
     mine["word_tokens"][:10] = 0
     with pytest.raises(NoData, match="10 words that both models have"):
         compare_word_spaces(WordSpace(NAMES, mine), WordSpace(NAMES, theirs))

@@ -210,11 +210,11 @@ def test_many_gates_need_stronger_evidence() -> None:
     """A failure at p = 0.03 stands alone, but not among ten."""
     weak, strong = 0.1 + 2.05 * 0.01, 0.1 + 6 * 0.01
     assert [v["verdict_adjusted"] for v in adjust(_verdicts(weak), enforce=False)] == ["fail"]
-    found = adjust(_verdicts(weak, strong, *[0.1] * 8), enforce=False)
-    assert [v["verdict"] for v in found[:2]] == ["fail", "fail"]
-    assert [v["verdict_adjusted"] for v in found[:2]] == ["inconclusive", "fail"]
-    assert found[0]["p_adjusted"] == pytest.approx(9 * found[0]["p_value"])
-    assert found[1]["p_adjusted"] == pytest.approx(10 * found[1]["p_value"])
+    adjusted = adjust(_verdicts(weak, strong, *[0.1] * 8), enforce=False)
+    assert [v["verdict"] for v in adjusted[:2]] == ["fail", "fail"]
+    assert [v["verdict_adjusted"] for v in adjusted[:2]] == ["inconclusive", "fail"]
+    assert adjusted[0]["p_adjusted"] == pytest.approx(9 * adjusted[0]["p_value"])
+    assert adjusted[1]["p_adjusted"] == pytest.approx(10 * adjusted[1]["p_value"])
     enforced = adjust(_verdicts(weak, strong, *[0.1] * 8), enforce=True)
     assert [v["verdict"] for v in enforced[:2]] == ["inconclusive", "fail"]
     assert "Holm's correction over 10 gates makes it inconclusive" in enforced[0]["detail"]

@@ -119,12 +119,12 @@ def _expected(weights: np.ndarray, threshold: float, k: int) -> set[int]:
 @given(PATTERNS, st.floats(0, 1), st.integers(1, 6))
 def test_attention_edges_are_the_largest_of_each_row(pattern: np.ndarray, threshold: float, k: int) -> None:
     graph = AttentionGraph("m", pattern, list("abcde"), threshold, k).build()
-    found = _rows(graph.edges)
+    rows = _rows(graph.edges)
     assert graph.n_nodes == 3 * 5
     for layer, head, query in np.ndindex(2, 3, 5):
         keys = _expected(pattern[layer, head, query], threshold, k)
         target = f"l{layer + 1}.t{query}"
-        own = [row for row in found if (row["layer"], row["head"], row["target"]) == (layer, head, target)]
+        own = [row for row in rows if (row["layer"], row["head"], row["target"]) == (layer, head, target)]
         assert {row["source"] for row in own} == {f"l{layer}.t{key}" for key in keys}
         assert all(row["weight"] == pattern[layer, head, query, int(row["source"].split("t")[1])] for row in own)
 

@@ -61,8 +61,8 @@ def test_similarity_is_the_mean_over_pairs(centered: bool) -> None:
 @given(_STATES)
 def test_similarity_has_its_bounds(x: Array) -> None:
     if np.linalg.norm(x, axis=1).all():
-        found = token_similarity(x, centered=False)
-        assert -1 / (len(x) - 1) - 1e-9 <= found <= 1 + 1e-9
+        similarity = token_similarity(x, centered=False)
+        assert -1 / (len(x) - 1) - 1e-9 <= similarity <= 1 + 1e-9
 
 
 def test_similarity_of_the_same_tokens_is_one() -> None:
@@ -77,11 +77,11 @@ def test_similarity_of_the_same_tokens_is_one() -> None:
 def test_dimensions_are_those_of_pca(shape: tuple[int, int]) -> None:
     x = _random(*shape)
     pca = PCA().fit(x)
-    found = dimensions(x)
+    dims = dimensions(x)
     # Roy and Vetterli: Shannon entropy of the singular values' shares.
-    assert found.effective_rank == pytest.approx(np.exp(entropy(pca.singular_values_[pca.singular_values_ > 1e-9])))
+    assert dims.effective_rank == pytest.approx(np.exp(entropy(pca.singular_values_[pca.singular_values_ > 1e-9])))
     variance = pca.explained_variance_
-    assert found.participation_ratio == pytest.approx(variance.sum() ** 2 / (variance**2).sum())
+    assert dims.participation_ratio == pytest.approx(variance.sum() ** 2 / (variance**2).sum())
 
 
 def test_as_many_dimensions_as_there_are_equal_ones() -> None:
@@ -97,12 +97,12 @@ def test_dimensions_have_their_bounds_and_survive_rotation(x: Array, seed: int, 
     n, d = x.shape
     if np.ptp(x, axis=0).max() < 1e-3:
         return
-    found = dimensions(x)
-    assert 1 - 1e-6 <= found.participation_ratio <= min(n - 1, d) + 1e-6
-    assert 1 - 1e-6 <= found.effective_rank <= min(n, d) * (1 + 1e-6)
+    dims = dimensions(x)
+    assert 1 - 1e-6 <= dims.participation_ratio <= min(n - 1, d) + 1e-6
+    assert 1 - 1e-6 <= dims.effective_rank <= min(n, d) * (1 + 1e-6)
     turned = scale * x @ (ortho_group.rvs(d, random_state=seed) if d > 1 else np.eye(1)) + 3
-    assert dimensions(turned).participation_ratio == pytest.approx(found.participation_ratio, rel=1e-6)
-    assert dimensions(turned).effective_rank == pytest.approx(found.effective_rank, rel=1e-4)
+    assert dimensions(turned).participation_ratio == pytest.approx(dims.participation_ratio, rel=1e-6)
+    assert dimensions(turned).effective_rank == pytest.approx(dims.effective_rank, rel=1e-4)
 
 
 def test_states_that_do_not_vary_span_nothing() -> None:
@@ -127,16 +127,16 @@ def test_kurtosis_of_one_loud_dimension() -> None:
 @given(_STATES, st.floats(0.1, 10))
 def test_kurtosis_has_its_bounds(x: Array, scale: float) -> None:
     if np.abs(x).max() > 1e-3:
-        found = outlier_kurtosis(x)
-        assert 1 - 1e-9 <= found <= x.shape[1] + 1e-9
-        assert outlier_kurtosis(scale * x) == pytest.approx(found)
+        kurtosis = outlier_kurtosis(x)
+        assert 1 - 1e-9 <= kurtosis <= x.shape[1] + 1e-9
+        assert outlier_kurtosis(scale * x) == pytest.approx(kurtosis)
 
 
 def test_massive_activations_are_found_where_they_are() -> None:
     x = np.sign(_random(10, 30))
     x[3, 7], x[0, 2], x[5, 5] = -500.0, 200.0, 99.0
-    found = massive_activations(x)
-    assert [(entry.token, entry.dimension, entry.value, entry.ratio) for entry in found] == [
+    massive = massive_activations(x)
+    assert [(entry.token, entry.dimension, entry.value, entry.ratio) for entry in massive] == [
         (3, 7, -500.0, 500.0),
         (0, 2, 200.0, 200.0),
     ]

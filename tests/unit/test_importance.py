@@ -37,11 +37,11 @@ def test_importance_is_the_paired_mean_with_the_error_of_windows() -> None:
     random = np.random.default_rng(0)
     base = random.normal(3, 1, (5, 20))
     shift = random.normal(0.3, 0.2, (5, 1))
-    found = importance("head_importance", base + shift, base)
+    estimate = importance("head_importance", base + shift, base)
     # With a shift that is the same in a whole window, windows are the samples.
-    assert found.value == pytest.approx(shift.mean())
-    assert found.se == pytest.approx(shift.std(ddof=1) / 5**0.5)
-    assert (found.n, found.clusters) == (100, 5)
+    assert estimate.value == pytest.approx(shift.mean())
+    assert estimate.se == pytest.approx(shift.std(ddof=1) / 5**0.5)
+    assert (estimate.n, estimate.clusters) == (100, 5)
     assert importance("head_importance", base, base).value == 0
     assert importance("head_importance_kl", shift).value == pytest.approx(shift.mean())
 
@@ -153,8 +153,8 @@ def test_with_all_tries_each_step_is_the_best_one(values: Array, tries: int) -> 
 def test_removable_heads_are_counted_up_to_the_first_rise() -> None:
     means = np.array([1.0, 0.98, 1.04, 1.06, 1.03])
     curve = np.repeat(means[:, None, None], 4, axis=1).repeat(3, axis=2)
-    found = removable(curve)
-    assert (found.value, found.se, found.n, found.clusters) == (2, 0, 12, 4)
+    estimate = removable(curve)
+    assert (estimate.value, estimate.se, estimate.n, estimate.clusters) == (2, 0, 12, 4)
     assert removable(curve, rise=0.5).value == 4
     assert removable(curve, rise=0.01).value == 1
     assert removable(curve[:1]).value == 0

@@ -15,7 +15,7 @@ def _row(estimate: Estimate, **places: object) -> tuple[str, str]:
 
 
 def test_estimates_are_values_with_error_unit_and_n() -> None:
-    found = readable(
+    properties = readable(
         [
             _row(Estimate("kld_mean", 0.05751234, 4080, 0.0022)),
             _row(Estimate("ppl", 12.5, 10, 0.25), detail="all\nof it"),
@@ -26,7 +26,7 @@ def test_estimates_are_values_with_error_unit_and_n() -> None:
         ],
         "m",
     )
-    assert found == [
+    assert properties == [
         ("gguf.model", "m"),
         ("gguf.reference", "r"),
         ("gguf.estimate.kld_mean", "0.0575123 ± 0.0022 nats (n = 4080)"),
@@ -63,6 +63,6 @@ def test_a_gate_of_a_part_says_which() -> None:
 
 def test_thousands_of_heads_do_not_fill_the_file() -> None:
     heads = [_row(Estimate("kld_mean", 1.0, 1), layer=layer, head=0) for layer in range(250)]
-    found = readable([*heads, _row(Estimate("ppl", 2.0, 1))], "m")
-    assert sum(name == "gguf.estimate.kld_mean" for name, _ in found) == 100
-    assert found[-2:] == [("gguf.estimate.ppl", "2 (n = 1)"), ("gguf.estimates.left_out", 150)]
+    properties = readable([*heads, _row(Estimate("ppl", 2.0, 1))], "m")
+    assert sum(name == "gguf.estimate.kld_mean" for name, _ in properties) == 100
+    assert properties[-2:] == [("gguf.estimate.ppl", "2 (n = 1)"), ("gguf.estimates.left_out", 150)]

@@ -55,12 +55,12 @@ def test_norms_of_extreme_states() -> None:
 def test_cosine_of_products_is_the_cosine(x: np.ndarray) -> None:
     products = x @ x.T
     squares = products.diagonal()
-    found = cosine_of_products(products, squares[:, None], squares[None, :])
+    cosines = cosine_of_products(products, squares[:, None], squares[None, :])
     some = np.abs(x).any(axis=1)
-    assert (found.diagonal()[some] == 1).all()
-    assert np.isnan(found[~some]).all()
+    assert (cosines.diagonal()[some] == 1).all()
+    assert np.isnan(cosines[~some]).all()
     for i, j in zip(*np.nonzero(some[:, None] & some[None, :]), strict=True):
-        assert found[i, j] == pytest.approx(float(cosine(x[i], x[j])), abs=1e-9)
+        assert cosines[i, j] == pytest.approx(float(cosine(x[i], x[j])), abs=1e-9)
 
 
 @given(_VECTORS, st.floats(1e-100, 1e100))

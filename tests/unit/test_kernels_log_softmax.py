@@ -22,13 +22,13 @@ _ROWS = hnp.arrays(np.float32, st.tuples(st.integers(1, 4), st.integers(1, 12)),
 
 @given(_ROWS, st.integers(-1000, 1000))
 def test_log_softmax_is_the_log_of_shares(logits: Float32, shift: int) -> None:
-    found = log_softmax(logits)
-    assert found.dtype == np.float64
-    for row, values in zip(found, logits.astype(np.float64).tolist(), strict=True):
+    log_probabilities = log_softmax(logits)
+    assert log_probabilities.dtype == np.float64
+    for row, values in zip(log_probabilities, logits.astype(np.float64).tolist(), strict=True):
         total = math.fsum(math.exp(value - max(values)) for value in values)
         assert row == pytest.approx([value - max(values) - math.log(total) for value in values], abs=1e-12)
-    assert np.exp(found).sum(axis=1) == pytest.approx(1)
-    assert log_softmax(logits.astype(np.float64) + shift) == pytest.approx(found, abs=1e-9)
+    assert np.exp(log_probabilities).sum(axis=1) == pytest.approx(1)
+    assert log_softmax(logits.astype(np.float64) + shift) == pytest.approx(log_probabilities, abs=1e-9)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

@@ -25,27 +25,27 @@ def test_neighbours_are_scikit_learns(block: int) -> None:
     from sklearn.neighbors import NearestNeighbors
 
     keys, queries = _random(300, 12), _random(40, 12, seed=1)
-    found = nearest_by_cosine(queries, row_blocks(keys, block), 5)
+    neighbours = nearest_by_cosine(queries, row_blocks(keys, block), 5)
     expected = NearestNeighbors(n_neighbors=5, metric="cosine", algorithm="brute").fit(keys.astype(np.float64))
     distances, rows = expected.kneighbors(queries.astype(np.float64))
-    assert (found.rows == rows).all()
-    assert np.abs((1 - found.cosines) - distances).max() < 1e-6
+    assert (neighbours.rows == rows).all()
+    assert np.abs((1 - neighbours.cosines) - distances).max() < 1e-6
 
 
 def test_a_key_is_not_its_own_neighbour() -> None:
     from sklearn.neighbors import NearestNeighbors
 
     keys, own = _random(200, 8), np.arange(0, 200, 3)
-    found = nearest_by_cosine(keys[own], row_blocks(keys, 32), 4, own)
+    neighbours = nearest_by_cosine(keys[own], row_blocks(keys, 32), 4, own)
     expected = NearestNeighbors(n_neighbors=5, metric="cosine", algorithm="brute").fit(keys)
-    assert (found.rows == expected.kneighbors(keys[own], return_distance=False)[:, 1:]).all()
+    assert (neighbours.rows == expected.kneighbors(keys[own], return_distance=False)[:, 1:]).all()
 
 
 def test_zero_rows_are_nobodys_neighbours() -> None:
     keys = _random(50, 4)
     keys[10:20] = 0
-    found = nearest_by_cosine(keys[:10], row_blocks(keys, 16), 39, np.arange(10))
-    assert not np.isin(found.rows, np.arange(10, 20)).any()
+    neighbours = nearest_by_cosine(keys[:10], row_blocks(keys, 16), 39, np.arange(10))
+    assert not np.isin(neighbours.rows, np.arange(10, 20)).any()
     with pytest.raises(NoData, match="fewer than 40 neighbours"):
         nearest_by_cosine(keys[:10], row_blocks(keys, 16), 40, np.arange(10))
     with pytest.raises(NoData, match="1 of them without a direction"):
@@ -58,8 +58,8 @@ def test_zero_rows_are_nobodys_neighbours() -> None:
 
 def test_equal_keys_come_in_the_order_of_their_rows() -> None:
     keys = np.repeat(_random(1, 4), 9, axis=0)
-    found = nearest_by_cosine(keys[:1], row_blocks(keys, 2), 3)
-    assert found.rows.tolist() == [[0, 1, 2]]
+    neighbours = nearest_by_cosine(keys[:1], row_blocks(keys, 2), 3)
+    assert neighbours.rows.tolist() == [[0, 1, 2]]
 
 
 @given(st.integers(0, 10_000), st.integers(3, 40), st.integers(1, 8))

@@ -33,11 +33,11 @@ def test_rank_correlation_is_scipys(a: Array, b: Array) -> None:
         with pytest.raises(NoData, match="are equal"):
             spearman(a, b)
         return
-    found = spearman(a, b)
-    assert found == pytest.approx(scipy_stats.spearmanr(a, b)[0])
-    assert -1 <= found <= 1
-    assert spearman(b, a) == pytest.approx(found)
-    assert spearman(np.exp(a), b) == pytest.approx(found)
+    correlation = spearman(a, b)
+    assert correlation == pytest.approx(scipy_stats.spearmanr(a, b)[0])
+    assert -1 <= correlation <= 1
+    assert spearman(b, a) == pytest.approx(correlation)
+    assert spearman(np.exp(a), b) == pytest.approx(correlation)
 
 
 def test_what_has_no_rank_correlation() -> None:

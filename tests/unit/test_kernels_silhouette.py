@@ -20,13 +20,13 @@ def test_silhouettes_are_scikit_learns(seed: int, k: int, scale: float, alone: b
     points = random.normal(size=(20, 3))
     labels = np.concatenate([np.arange(k), random.integers(1 if alone else 0, k, 20 - k)])
     distances = cdist(points, points)
-    found = silhouettes(distances, labels)
-    assert found == pytest.approx(silhouette_samples(distances, labels, metric="precomputed"), abs=1e-12)
-    assert (np.abs(found) <= 1).all()
+    values = silhouettes(distances, labels)
+    assert values == pytest.approx(silhouette_samples(distances, labels, metric="precomputed"), abs=1e-12)
+    assert (np.abs(values) <= 1).all()
     # Neither the unit nor the order of points matters.
-    assert silhouettes(scale * distances, labels) == pytest.approx(found, abs=1e-9)
+    assert silhouettes(scale * distances, labels) == pytest.approx(values, abs=1e-9)
     order = random.permutation(20)
-    assert silhouettes(distances[np.ix_(order, order)], labels[order]) == pytest.approx(found[order], abs=1e-12)
+    assert silhouettes(distances[np.ix_(order, order)], labels[order]) == pytest.approx(values[order], abs=1e-12)
 
 
 def test_who_is_alone_has_none_and_who_is_in_one_place_has_all() -> None:

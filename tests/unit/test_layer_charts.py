@@ -84,5 +84,5 @@ def test_a_run_without_layers_has_no_such_charts(run: dict[str, Any], tmp_path: 
     assert layers_charts(RunView(run | {"estimates": [], "arrays": []}), tmp_path) == []
     # Arrays that are gone are no error.
     gone = [entry | {"file": "arrays/none.npz"} for entry in run["arrays"]]
-    found = layers_charts(RunView(run | {"arrays": gone}), tmp_path)
-    assert [chart["id"] for chart in found] == ["layer-errors", "layer-patching", "layer-contributions"]
+    charts = layers_charts(RunView(run | {"arrays": gone}), tmp_path)
+    assert [chart["id"] for chart in charts] == ["layer-errors", "layer-patching", "layer-contributions"]

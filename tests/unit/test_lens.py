@@ -77,18 +77,18 @@ _HEADS = [
 @pytest.mark.parametrize("block", [1, 5, 37, 4096])
 def test_the_lens_is_what_whole_distributions_say(head: Head, block: int) -> None:
     streams = _streams()
-    found = logit_lens(head, streams, block)
+    lens = logit_lens(head, streams, block)
     logprobs = log_softmax(np.stack([_naive(head, stream) for stream in streams]), axis=-1)
     p = np.exp(logprobs)
     final = p[-1]
-    assert (found.top == p.argmax(-1)).all()
-    assert found.top_p == pytest.approx(p.max(-1), rel=1e-5)
-    assert found.final_p == pytest.approx(
+    assert (lens.top == p.argmax(-1)).all()
+    assert lens.top_p == pytest.approx(p.max(-1), rel=1e-5)
+    assert lens.final_p == pytest.approx(
         np.take_along_axis(p, np.tile(final.argmax(-1), (4, 1))[..., None], -1)[..., 0], rel=1e-4
     )
-    assert found.entropy == pytest.approx(-(p * logprobs).sum(-1), abs=1e-5)
-    assert found.kl == pytest.approx(rel_entr(final, p).sum(-1), abs=1e-5)
-    assert (found.kl[-1] == 0).all()
+    assert lens.entropy == pytest.approx(-(p * logprobs).sum(-1), abs=1e-5)
+    assert lens.kl == pytest.approx(rel_entr(final, p).sum(-1), abs=1e-5)
+    assert (lens.kl[-1] == 0).all()
 
 
 @pytest.mark.parametrize("head", _HEADS)
@@ -119,16 +119,16 @@ def test_a_large_vocabulary_needs_little_memory() -> None:
     streams = [np.random.default_rng(i).normal(size=(16, 2048)).astype(np.float32) for i in range(4)]
     tracemalloc.start()
     try:
-        found = logit_lens(head, streams)
+        lens = logit_lens(head, streams)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
     assert peak < 8e6
-    assert found.top.max() < 4096  # of equal logits the first
+    assert lens.top.max() < 4096  # of equal logits the first
     # 64 times the same distribution: its entropy and ln 64.
     alone = logit_lens(replace(head, rows=Whole(head.rows.take(slice(0, 4096)))), streams)
-    assert found.entropy == pytest.approx(alone.entropy + np.log(64), abs=1e-4)
-    assert found.kl == pytest.approx(alone.kl, abs=1e-4)
+    assert lens.entropy == pytest.approx(alone.entropy + np.log(64), abs=1e-4)
+    assert lens.kl == pytest.approx(alone.kl, abs=1e-4)
 
 
 def test_a_norm_of_huge_states() -> None:

@@ -84,8 +84,8 @@ def test_splits_stay_splits(models: tuple[Path, Path], tmp_path: Path) -> None:
 def test_what_differs(models: tuple[Path, Path], tmp_path: Path) -> None:
     a, b = models
     assert differing_tensors([a], [a]) == {}
-    found = differing_tensors([a], [b])
-    assert {name: (own.type, other.type) for name, (own, other) in found.items()} == {
+    tensors = differing_tensors([a], [b])
+    assert {name: (own.type, other.type) for name, (own, other) in tensors.items()} == {
         "token_embd.weight": ("F16", "Q4_K"),
         "blk.0.a.weight": ("F32", "F32"),
         "blk.0.b.weight": ("F16", "Q4_K"),

@@ -136,9 +136,9 @@ def test_entries_survive_a_file() -> None:
     for metric in (TOY, replace(TOY, column=None, gate=None, values=(-math.inf, 3.0), tables=frozenset())):
         assert Metric.from_json(json.loads(json.dumps(metric.to_json()))) == metric
     run = {"metrics": [TOY.to_json(), TOY.to_json() | {"name": "ppl"}]}
-    found = metrics_of_run(run)
-    assert found["toy_score"] == TOY
-    assert found["ppl"] == METRICS["ppl"], "a file does not redefine what is ours"
+    metrics = metrics_of_run(run)
+    assert metrics["toy_score"] == TOY
+    assert metrics["ppl"] == METRICS["ppl"], "a file does not redefine what is ours"
     assert "toy_score" not in METRICS
 
 

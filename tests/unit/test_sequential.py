@@ -330,13 +330,13 @@ def test_gates_of_a_pass_are_decided_together() -> None:
         WindowLimit("same_top", 0.99, CONFIDENCE, "same_top"),
         WindowLimit("ppl_ratio", 1.105, CONFIDENCE, "ppl"),
     ]
-    found = decided_so_far(limits, candidate, reference)
-    assert {gate: decision and decision.outcome for gate, decision in found.items()} == {
+    decisions = decided_so_far(limits, candidate, reference)
+    assert {gate: decision and decision.outcome for gate, decision in decisions.items()} == {
         "kld_mean": "pass",
         "same_top": "fail",
         "ppl": None,
     }
-    (decision,) = [decision for gate, decision in found.items() if gate == "kld_mean"]
+    (decision,) = [decision for gate, decision in decisions.items() if gate == "kld_mean"]
     assert decision is not None
     assert decision.windows < 20
     assert decision.p_value < 0.01

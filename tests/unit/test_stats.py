@@ -80,8 +80,8 @@ def test_a_quantile_beyond_the_samples_has_no_bound_there() -> None:
 @given(samples, st.floats(0.05, 0.95))
 def test_the_interval_of_a_quantile_is_that_of_the_share_below(values: NDArray[np.float64], share: float) -> None:
     """A value is in the interval where the share of samples up to it does not contradict it, and nowhere else."""
-    found = quantile_with_error(values, share)
-    for end, upper in ((found.low, False), (found.high, True)):
+    quantile = quantile_with_error(values, share)
+    for end, upper in ((quantile.low, False), (quantile.high, True)):
         if end is None:
             continue
         ends = mean_interval((values <= end).mean(axis=1))

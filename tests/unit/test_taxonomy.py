@@ -34,10 +34,10 @@ profiles = st.fixed_dictionaries(needed, optional=probed)
 
 @given(profiles)
 def test_every_profile_has_exactly_one_kind(profile: dict[str, float]) -> None:
-    found = classify_head(profile)
-    assert found.kind in KINDS
-    assert found == classify_head(dict(reversed(profile.items())))
-    assert found.reason
+    head_kind = classify_head(profile)
+    assert head_kind.kind in KINDS
+    assert head_kind == classify_head(dict(reversed(profile.items())))
+    assert head_kind.reason
 
 
 @pytest.mark.parametrize(
@@ -54,9 +54,9 @@ def test_every_profile_has_exactly_one_kind(profile: dict[str, float]) -> None:
     ],
 )
 def test_rules(change: Mapping[str, float], kind: str, reason: str) -> None:
-    found = classify_head({**PLAIN, **change})
-    assert found.kind == kind
-    assert reason in found.reason
+    head_kind = classify_head({**PLAIN, **change})
+    assert head_kind.kind == kind
+    assert reason in head_kind.reason
 
 
 def test_known_patterns_have_their_kinds() -> None:
@@ -75,8 +75,8 @@ def test_known_patterns_have_their_kinds() -> None:
     )
     pattern = (heads / heads.sum(axis=-1, keepdims=True)).astype(np.float32)
     features = TokenFeatures.of([b"x"] * size, np.zeros(size), [1])
-    found = head_profiles([ScoreSums.of(BehaviourKernel(features).scores(pattern))])
-    assert [classify_head(head.values).kind for head in found] == ["positional", "sink", "local", "global"]
+    profiles = head_profiles([ScoreSums.of(BehaviourKernel(features).scores(pattern))])
+    assert [classify_head(head.values).kind for head in profiles] == ["positional", "sink", "local", "global"]
 
 
 def test_a_profile_without_scores_has_no_kind() -> None:
@@ -141,22 +141,22 @@ def test_a_shuffled_model_is_found_again(seed: int, count: int) -> None:
 def test_redundancy_is_the_mean_cosine(seed: int) -> None:
     random = np.random.default_rng(seed)
     prompts = [random.uniform(size=(3, size, size)).astype(np.float32) for size in (4, 7)]
-    found = redundancy(prompts)
+    similarity = redundancy(prompts)
     for i, j in itertools.product(range(3), repeat=2):
         by_hand = [float(cosine(prompt[i, 1:].ravel(), prompt[j, 1:].ravel())) for prompt in prompts]
-        assert found[i, j] == pytest.approx(np.mean(by_hand), abs=1e-12)
-    assert (found.diagonal() == 1).all()
-    assert (found == found.T).all()
-    np.testing.assert_allclose(redundancy([prompt[:, 1:].reshape(3, -1) for prompt in prompts]), found, atol=1e-12)
+        assert similarity[i, j] == pytest.approx(np.mean(by_hand), abs=1e-12)
+    assert (similarity.diagonal() == 1).all()
+    assert (similarity == similarity.T).all()
+    np.testing.assert_allclose(redundancy([prompt[:, 1:].reshape(3, -1) for prompt in prompts]), similarity, atol=1e-12)
 
 
 def test_redundancy_of_long_prompts() -> None:
     prompt = np.random.default_rng(0).uniform(size=(12, 500, 500)).astype(np.float32)
     prompt[3] = prompt[7] * 2
-    found = redundancy([prompt])
-    assert found[3, 7] == pytest.approx(1, abs=1e-12)
-    assert found[0, 1] == pytest.approx(float(cosine(prompt[0, 1:].ravel(), prompt[1, 1:].ravel())), abs=1e-12)
-    assert head_groups(found) == [[3, 7]]
+    similarity = redundancy([prompt])
+    assert similarity[3, 7] == pytest.approx(1, abs=1e-12)
+    assert similarity[0, 1] == pytest.approx(float(cosine(prompt[0, 1:].ravel(), prompt[1, 1:].ravel())), abs=1e-12)
+    assert head_groups(similarity) == [[3, 7]]
 
 
 def test_what_has_no_redundancy() -> None:

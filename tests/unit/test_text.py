@@ -76,15 +76,15 @@ def test_single_texts_equal_the_libraries(candidate: str) -> None:
 
 
 def test_corpora_equal_the_libraries() -> None:
-    found = _by_metric(compare_texts([_pair(*texts) for texts in TEXTS]).estimates)
+    estimates = _by_metric(compare_texts([_pair(*texts) for texts in TEXTS]).estimates)
     references, candidates = [a for a, _ in TEXTS], [b for _, b in TEXTS]
-    assert found["bleu"].value == pytest.approx(sacrebleu.corpus_bleu(candidates, [references]).score)
-    assert found["chrf"].value == pytest.approx(sacrebleu.corpus_chrf(candidates, [references]).score)
+    assert estimates["bleu"].value == pytest.approx(sacrebleu.corpus_bleu(candidates, [references]).score)
+    assert estimates["chrf"].value == pytest.approx(sacrebleu.corpus_chrf(candidates, [references]).score)
     scorer = RougeScorer(["rougeL"])
     expected = np.mean([scorer.score(a, b)["rougeL"].fmeasure for a, b in TEXTS])
-    assert found["rouge_l"].value == pytest.approx(expected)
+    assert estimates["rouge_l"].value == pytest.approx(expected)
     for metric in ("bleu", "chrf", "rouge_l", "edit_similarity", "exact_prefix_tokens"):
-        assert (found[metric].n, found[metric].clusters) == (len(TEXTS), len(TEXTS))
+        assert (estimates[metric].n, estimates[metric].clusters) == (len(TEXTS), len(TEXTS))
 
 
 @pytest.mark.parametrize(("metric", "corpus"), [("bleu", sacrebleu.corpus_bleu), ("chrf", sacrebleu.corpus_chrf)])
@@ -226,10 +226,10 @@ def test_the_exact_prefix_is_the_longest_common_one(reference: list[int], candid
 
 def test_the_same_texts_have_no_error_and_no_gap() -> None:
     scores = compare_texts([_pair(reference, reference) for reference, _ in TEXTS])
-    found = _by_metric(scores.estimates)
+    estimates = _by_metric(scores.estimates)
     for metric, best in (("bleu", 100), ("chrf", 100), ("rouge_l", 1), ("edit_similarity", 1)):
-        assert found[metric].value == pytest.approx(best)
-        assert found[metric].se == pytest.approx(0, abs=1e-9)
+        assert estimates[metric].value == pytest.approx(best)
+        assert estimates[metric].se == pytest.approx(0, abs=1e-9)
     assert scores.missing == {"divergence_probability_gap": "The texts do not diverge in any prompt."}
 
 

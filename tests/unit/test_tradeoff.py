@@ -38,10 +38,10 @@ def test_the_one_named_really_dominates(table: dict[str, tuple[int, int]]) -> No
 @given(points, st.sets(st.text("abcdefgh", min_size=1, max_size=3)))
 def test_smallest_passing_is_the_cheapest(table: dict[str, tuple[int, int]], passing: set[str]) -> None:
     costs = {name: float(point[0]) for name, point in table.items()}
-    found = smallest_passing(costs, passing)
+    smallest = smallest_passing(costs, passing)
     eligible = [costs[name] for name in passing & set(costs)]
-    assert (found is None) == (not eligible)
-    assert found is None or (found in passing and costs[found] == min(eligible))
+    assert (smallest is None) == (not eligible)
+    assert smallest is None or (smallest in passing and costs[smallest] == min(eligible))
 
 
 def test_prices_of_steps_by_hand() -> None:

@@ -160,8 +160,8 @@ def test_of_files(tmp_path: Path, pair: tuple[Floats, Floats]) -> None:
     assert error.relative_rmse == pytest.approx(compare(half, pair[1]).relative_rmse, rel=1e-12)
     assert (error.type, error.reference_type, error.bits) == ("F16", "F32", 16)
     for block in (1, 64, 1000, 10**9):
-        found = compare_weights(candidate, reference, "exps", block)
-        assert found.relative_rmse == pytest.approx(compare(*pair).relative_rmse, rel=1e-12)
+        errors = compare_weights(candidate, reference, "exps", block)
+        assert errors.relative_rmse == pytest.approx(compare(*pair).relative_rmse, rel=1e-12)
     assert compare_weights(candidate, reference, "norm").squared_error == 0
 
 

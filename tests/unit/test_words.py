@@ -11,13 +11,13 @@ from gguf_harness.inputs.words import load_words
 
 
 def test_the_built_in_list() -> None:
-    found = load_words()
-    assert found.name == "built-in"
-    assert len(found.groups) >= 10
-    assert len(found.words) == len(set(found.words)) > 250
-    assert found.group_of["dog"] == "animals"
-    assert set(found.group_of) <= set(found.words)
-    assert len(found.sha256) == 64
+    word_list = load_words()
+    assert word_list.name == "built-in"
+    assert len(word_list.groups) >= 10
+    assert len(word_list.words) == len(set(word_list.words)) > 250
+    assert word_list.group_of["dog"] == "animals"
+    assert set(word_list.group_of) <= set(word_list.words)
+    assert len(word_list.sha256) == 64
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""How far a candidate's next-token distribution is from the reference's.
+"""Distance of a candidate's next-token distribution from the reference's.
 
 `DivergenceKernel` compares two rows of logits; `summarize_divergence` turns per-token values into estimates.
 Definitions are llama-perplexity's (llama.cpp, tools/perplexity --kl-divergence); the reverse direction and the

@@ -1,4 +1,4 @@
-"""What attention heads look at: scores of each row of a pattern, and their means per head.
+"""Targets of attention heads: scores of each row of a pattern, and their means per head.
 
 Heads of decoders: a position sees itself and what comes before.
 """
@@ -85,7 +85,7 @@ class BehaviourKernel:
         self._mask = np.empty(_ROWS * n, dtype=np.float32)
 
     def scores(self, pattern: Pattern, start: int = 0) -> dict[str, Floats]:
-        """What each row attends to.
+        """Score what each row attends to.
 
         Shares are of the weight as it is in the pattern. Distance, entropy and rarity are of the row's weights
         normalized, for models whose rows leave a part to a sink outside of the context. A score that a row cannot have

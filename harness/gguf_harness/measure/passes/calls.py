@@ -1,4 +1,4 @@
-"""Passes over the corpus, a decode of each subject for all tests that ask."""
+"""Passes over the corpus: one decode of each subject serves all tests."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ _MIXTURE: Final = Measurement("passes/mixture", TOKEN_VALUES_VERSION, run_mixtur
 _LOGPROBS: Final[Files[Arrays]] = Files("log-probabilities", has_codes)
 
 _FLOOR_WINDOWS: Final = 4
-"""Windows of the noise floor: a check of llama.cpp and the machine, which shows in any text, and not a measurement."""
+"""Windows of the noise floor: a check of llama.cpp and the machine, for which any few windows are enough."""
 _CURVE_POINTS: Final = 401
 
 
 @dataclass(frozen=True, slots=True)
 class Mixture:
-    """A model whose files are there only while it is decoded.
+    """A model whose files exist only while it is decoded.
 
     Attributes:
         label: for the line of progress.
@@ -66,13 +66,13 @@ class Mixture:
 
 @dataclass(slots=True)
 class TextRead:
-    """What became known of the corpus while it was read, for those who say more than its numbers.
+    """Facts about the corpus that became known while it was read.
 
     Attributes:
         text_bytes: of the text.
         windows: how many the text has; None until a pass was made.
         window_bytes: of a window's log-probabilities; 0 where none are kept.
-        beyond: by subject, what is to be said of numbers that were measured beyond its context.
+        beyond: by subject, a note on numbers measured beyond its context.
         early: by subject and metric, what a pass decided on its way, with --gguf-until-decided.
     """
 
@@ -84,7 +84,7 @@ class TextRead:
 
 
 class CorpusPass:
-    """Decodes the corpus, once per subject however many tests ask.
+    """Decodes the corpus, once per subject.
 
     Args:
         core: runs measurements.

@@ -1,4 +1,4 @@
-"""Observers of a corpus pass: each takes the logits of a block of positions and keeps a few numbers per token."""
+"""Observers of a corpus pass: each reads the logits of a block of positions and keeps a few numbers per token."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A pass: one decode of a model over a corpus, for whatever observers are there. Runs in a worker.
+"""A pass: one decode of a model over a corpus, for any observers. Runs in a worker.
 
 Progress is kept on disk every few seconds: a killed pass resumes at the window where it was.
 """
@@ -50,7 +50,7 @@ CODES_FILE: Final = "logprobs.u16"
 _PARTIAL_FILE: Final = "partial.npz"
 _SAVE_EVERY_S: Final = 10.0
 MIN_WINDOWS: Final = 2
-"""A single one would have no error."""
+"""A single window would have no standard error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,7 @@ def reference_shape(worker: WorkerContext, request: PassRequest) -> tuple[int, i
 
 
 def check_room(shape: tuple[int, int, int], limit: int, option: str) -> None:
-    """Make sure, before anything is decoded, that a reference's log-probabilities fit.
+    """Check, before anything is decoded, that a reference's log-probabilities fit.
 
     Args:
         shape: (windows, scored tokens of each, vocabulary).
@@ -272,8 +272,9 @@ def window_order(available: int, text: bytes, order: WindowOrder) -> NDArray[np.
     """[available]: the windows of a text in the order in which they are taken.
 
     "sampled" is a fixed permutation, so that its first windows are a random sample of the whole text and a longer run's
-    are more of the same: windows sorted by the hash of the text's hash and their number. Neighbouring windows resemble
-    each other, and a text's first pages are no sample of it. It is the same for all vocabularies and versions of numpy.
+    are more of the same: windows sorted by the hash of the text's hash and their number. Neighbouring windows are
+    similar, and the first pages of a text are not a sample of it. The order is the same for all vocabularies and
+    versions of NumPy.
     """
     if order == "first":
         return np.arange(available, dtype=np.int64)
