@@ -93,7 +93,7 @@ def test_candidate(measured: Measured, quant: str) -> None:
 
 
 def _require_its_kernels(measured: Measured) -> None:
-    """Kernels for quantized types differ by instruction set, and so do logits: of Q8_0, PPL by 0.3 % without AVX-512."""
+    """Kernels of quantized types differ by instruction set, and so do logits: without AVX-512, PPL of Q8_0 by 0.3 %."""
     ours = measured.core.llama_cpp.description["system_info"]
     if ORACLE["instructions"] not in ours:
         pytest.skip(f"llama-perplexity was run with {ORACLE['instructions']}, this processor has {ours.strip()}")
