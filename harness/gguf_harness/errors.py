@@ -26,6 +26,7 @@ __all__ = [
     "HarnessError",
     "HubError",
     "InvalidGGUF",
+    "MissingExtra",
     "ModelError",
     "ModelNotFound",
     "NoData",
@@ -98,6 +99,10 @@ class HarnessError(Exception):
 
 class OptionError(HarnessError):
     """A command-line option or setting has a value that cannot be used. The plugin turns it into a UsageError."""
+
+
+class MissingExtra(HarnessError):
+    """An optional library is not installed; the hint has the command that installs it."""
 
 
 class ModelError(HarnessError):
@@ -194,7 +199,7 @@ class GateError(HarnessError):
 
 
 class GraphError(HarnessError):
-    """A graph cannot be uploaded: a package or credentials are missing, or the server refused."""
+    """A graph cannot be uploaded: credentials are missing, or the server refused."""
 
 
 class HubError(HarnessError):
