@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 # Collecting all tests takes longer than running those few.
 EXCLUSIVE = $$(grep -rl --include='test_*.py' mark.exclusive tests)
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+# Nothing here loads libmtmd, llama.cpp's library for images and sound.
+INSTALL = CMAKE_ARGS="-DLLAVA_BUILD=OFF $$CMAKE_ARGS" $(PIP) install --constraint constraints.txt --editable
 
 .PHONY: demo test coverage lint bench clean
 
@@ -52,10 +54,10 @@ $(BIN)/python:
 # llama-cpp-python is compiled here, once: about five minutes on two cores.
 $(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing (llama.cpp is compiled once: about five minutes on two cores) ..."
-	$(PIP) install --constraint constraints.txt --editable .
+	$(INSTALL) '.[serve]'
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing (llama.cpp is compiled once: about five minutes on two cores) ..."
-	$(PIP) install --constraint constraints.txt --editable '.[models,dev]'
+	$(INSTALL) '.[models,dev]'
 	@touch $@

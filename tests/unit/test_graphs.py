@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from gguf_harness import __version__
-from gguf_harness.errors import GraphError, NoData, StoreError
+from gguf_harness.errors import GraphError, MissingExtra, NoData, StoreError
 from gguf_harness.gguf.header import GGUFHeader, TensorInfo, read_header
 from gguf_harness.gguf.metadata import Metadata
 from gguf_harness.graphs import (
@@ -349,8 +349,8 @@ def test_without_credentials_nothing_is_uploaded(environment: dict[str, str]) ->
 
 
 def test_without_the_package_nothing_is_uploaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
-    with pytest.raises(GraphError, match=r"package graphistry is not installed(.|\n)*gguf-harness\[graphistry\]"):
+    monkeypatch.setitem(sys.modules, "graphistry", None)
+    with pytest.raises(MissingExtra, match=r"package graphistry, which is not(.|\n)*gguf-harness\[graph\]"):
         upload(_attention(), ACCOUNT)
 
 

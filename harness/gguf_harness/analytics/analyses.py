@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from gguf_harness.analytics.backend import activate
+from gguf_harness.analytics.backend import use_backend
 from gguf_harness.analytics.clustering import CLUSTERERS, sampled_silhouette
 from gguf_harness.analytics.neighbors import find_neighbors, plan_blocks
 from gguf_harness.analytics.points import Metric, Points, count_distinct, load_points, open_points, read_rows
@@ -227,9 +227,10 @@ def _computing(setup: Setup, package: str = "scikit-learn", *, parallel: bool) -
             between runs.
     """
     facts: dict[str, Any] = {"settings": {}}
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        facts["backend"] = activate(package, accelerated=setup.accelerated)
+    with (
+        warnings.catch_warnings(record=True, action="always") as caught,
+        use_backend(package, accelerated=setup.accelerated) as backend,
+    ):
         # Libraries must be loaded before their threads can be limited.
         import sklearn.cluster
         import sklearn.manifold
@@ -246,4 +247,5 @@ def _computing(setup: Setup, package: str = "scikit-learn", *, parallel: bool) -
             warnings.formatwarning(warning.message, warning.category, warning.filename, warning.lineno), file=sys.stderr
         )
     told = (str(warning.message) for warning in caught if not issubclass(warning.category, _ABOUT_CODE))
-    facts["warnings"] = list(dict.fromkeys(told))
+    facts["backend"] = backend.name
+    facts["warnings"] = list(dict.fromkeys([*told, *backend.warnings]))

@@ -33,6 +33,7 @@ from gguf_harness.engine.child import (
 )
 from gguf_harness.engine.settings import GGML_TYPES, ServerSettings
 from gguf_harness.errors import EngineCrashed, EngineError, EngineTimeout, is_utf8
+from gguf_harness.errors import require_extra
 
 __all__ = ["Server", "ServerPool", "require_binary", "serve"]
 
@@ -62,6 +63,7 @@ class Server:
         EngineCrashed: the process was killed by a signal before it was ready.
         EngineTimeout: it was not ready in time; it was stopped.
         EngineError: the binary cannot be run, the port is taken, or llama.cpp refused the model.
+        MissingExtra: there is no binary, and the libraries that llama_cpp.server needs are not installed.
     """
 
     def __init__(
@@ -76,6 +78,8 @@ class Server:
         gpu: int | None = None,
         timeout_s: float = 600.0,
     ) -> None:
+        if binary is None:
+            require_extra("serve", "Serving a model without --gguf-llama-server")
         self.label = label
         self.files = tuple(files)
         self.log = log

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from collections.abc import Mapping
 from typing import Final
 
 from gguf_harness.errors import GraphError
+from gguf_harness.errors import require_extra
 from gguf_harness.graphs.graph import Graph
 from gguf_harness.graphs.write import to_arrow
 
@@ -31,13 +31,11 @@ def upload(graph: Graph, environment: Mapping[str, str] = os.environ) -> str:
             GRAPHISTRY_PERSONAL_KEY_SECRET; GRAPHISTRY_SERVER for another server than hub.graphistry.com.
 
     Raises:
-        GraphError: PyGraphistry or credentials are missing, or it failed. Nothing was uploaded.
+        GraphError: credentials are missing, or PyGraphistry failed. Nothing was uploaded.
+        MissingExtra: PyGraphistry is not installed.
     """
     credentials = _credentials(environment)
-    if importlib.util.find_spec("graphistry") is None:
-        raise GraphError(
-            "Not uploaded: the package graphistry is not installed.", "pip install 'gguf-harness[graphistry]'"
-        )
+    require_extra("graph", "Uploading a graph")
     import graphistry
 
     server = {"server": environment[_SERVER]} if environment.get(_SERVER) else {}

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from gguf_harness import __version__
+from gguf_harness.errors import require_extra
 from gguf_harness.graphs.graph import Column, Graph, Table
 from gguf_harness.graphs.view import render_view
 from gguf_harness.store.paths import file_name
@@ -36,8 +37,10 @@ def write_graph(graph: Graph, folder: Path) -> GraphFiles:
     `gguf_harness.kind`, `gguf_harness.name`, `gguf_harness.meaning` and `gguf_harness.provenance` (JSON).
 
     Raises:
+        MissingExtra: pyarrow is not installed.
         StoreError: no space, or no permission.
     """
+    require_extra("graph", "A graph", "pyarrow")
     ends = ("nodes.parquet", "edges.parquet", "html")
     files = GraphFiles(*(folder / f"{file_name(graph.name)}.{graph.kind}.{end}" for end in ends))
     page = render_view(graph)

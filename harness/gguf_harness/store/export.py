@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from gguf_harness import __version__
 from gguf_harness.errors import StoreError
+from gguf_harness.errors import require_extra
 from gguf_harness.store.frames import FRAMES, StoredRun
 from gguf_harness.store.run_tables import LIST, TABLES, TEXT, Kind
 from gguf_harness.store.runs import write_bytes
@@ -42,8 +43,10 @@ def export_run(
         The files by table.
 
     Raises:
+        MissingExtra: pyarrow is not installed, which writes CSV too.
         StoreError: a file exists already, no space, or no permission.
     """
+    require_extra("parquet", "Exporting a run")
     files = {name: folder / f"{name}.{kind}" for name in FRAMES}
     present = [file.name for file in files.values() if os.path.lexists(file)]
     if present and not replace:

@@ -17,6 +17,7 @@ from gguf_harness.analytics.backend import can_accelerate, choose_gpu, count_vis
 from gguf_harness.engine.gpu import list_gpus
 from gguf_harness.engine.worker import Worker
 from gguf_harness.errors import AnalyticsError
+from gguf_harness.errors import require_extra
 from gguf_harness.measure.measurement import Format, Job, Measurement
 from gguf_harness.store.file_hashes import hash_files
 
@@ -63,10 +64,18 @@ class Analytics:
 
     @property
     def gpu(self) -> int:
-        """Index of the GPU for analyses among those that are visible; -1 for none."""
+        """Index of the GPU for analyses among those that are visible; -1 for none.
+
+        Raises:
+            MissingExtra: a GPU was asked for by its index, and there is no cuML to use it.
+        """
         if self._gpu is None:
             visible = count_visible(len(list_gpus()), os.environ.get("CUDA_VISIBLE_DEVICES"))
-            self._gpu = choose_gpu(self._core.options.analytics_gpu, visible)
+            wanted = self._core.options.analytics_gpu
+            gpu = choose_gpu(wanted, visible)
+            if wanted is not None and gpu >= 0:
+                require_extra("gpu", f"--gguf-analytics-gpu={wanted}")
+            self._gpu = gpu
         return self._gpu
 
     def project(
@@ -99,6 +108,7 @@ class Analytics:
             project_task, {"points": points},
             {"method": method, "dimensions": dimensions, "metric": metric, "size": size, "seed": seed},
             f"{method} of {{}} points",
+            PROJECTORS[method].package,
         )  # fmt: skip
         return Projection(**_common(facts), coordinates=arrays["coordinates"], explained=arrays.get("explained"))
 
@@ -201,7 +211,7 @@ class Analytics:
         """
         from gguf_harness.analytics.analyses import cka_task
 
-        facts, _ = self._run(cka_task, {"points": points, "others": others}, {}, "CKA of {} points")
+        facts, _ = self._run(cka_task, {"points": points, "others": others}, {}, "CKA of {} points", "numpy")
         return float(facts["cka"])
 
     @property
@@ -222,7 +232,12 @@ class Analytics:
             self._worker = None
 
     def _run(
-        self, task: Callable[..., Found], inputs: dict[str, Points | None], parameters: dict[str, Any], label: str
+        self,
+        task: Callable[..., Found],
+        inputs: dict[str, Points | None],
+        parameters: dict[str, Any],
+        label: str,
+        package: str = "scikit-learn",
     ) -> Found:
         """The result of a task, from the cache if possible. A failure is not stored: the next call tries again."""
         from gguf_harness.analytics.analyses import Setup, run_task
@@ -236,7 +251,7 @@ class Analytics:
         key = {
             "inputs": {name: self._hash(value, label) for name, value in inputs.items()},
             "parameters": parameters,
-            "versions": versions(accelerated=accelerated),
+            "versions": versions(package, accelerated=accelerated),
             "accelerated": [gpu["name"] for gpu in list_gpus()] if accelerated else None,
         }
         sent: dict[str, Points | None] = {}
