@@ -12,8 +12,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from gguf_harness.engine.server import Server
-from gguf_harness.errors import MissingExtra
-from gguf_harness.errors import EXTRAS, is_installed, require_extra
+from gguf_harness.errors import EXTRAS, MissingExtra, is_installed, require_extra
 from gguf_harness.measure.analyses import calls
 from tests.plugin.conftest import ReadRun, RunSuite
 from tests.without_libraries import PROJECT, hide_modules, modules_of_extras

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Any, Final
 
-from gguf_harness.errors import AnalyticsError, OptionError
-from gguf_harness.errors import is_installed, require_extra
+from gguf_harness.errors import AnalyticsError, OptionError, is_installed, require_extra
 
 __all__ = ["Backend", "can_accelerate", "choose_gpu", "count_visible", "use_backend", "versions"]
 

@@ -32,8 +32,7 @@ from gguf_harness.engine.child import (
     stop_child,
 )
 from gguf_harness.engine.settings import GGML_TYPES, ServerSettings
-from gguf_harness.errors import EngineCrashed, EngineError, EngineTimeout, is_utf8
-from gguf_harness.errors import require_extra
+from gguf_harness.errors import EngineCrashed, EngineError, EngineTimeout, is_utf8, require_extra
 
 __all__ = ["Server", "ServerPool", "require_binary", "serve"]
 

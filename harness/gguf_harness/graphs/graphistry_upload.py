@@ -6,8 +6,7 @@ import os
 from collections.abc import Mapping
 from typing import Final
 
-from gguf_harness.errors import GraphError
-from gguf_harness.errors import require_extra
+from gguf_harness.errors import GraphError, require_extra
 from gguf_harness.graphs.graph import Graph
 from gguf_harness.graphs.write import to_arrow
 

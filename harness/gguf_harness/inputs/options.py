@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import psutil
 
 from gguf_harness.engine.settings import FlashAttention, KVTypes, ServerSettings, SessionSettings, WindowOrder
-from gguf_harness.errors import OptionError, visible
-from gguf_harness.errors import require_extra
+from gguf_harness.errors import OptionError, require_extra, visible
 from gguf_harness.gguf.types import parse_quants
 from gguf_harness.inputs.baseline_names import check_name, find_baseline
 from gguf_harness.inputs.command_line import DEFAULT_MODEL, option_attributes, option_value, short_name

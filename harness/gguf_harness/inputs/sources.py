@@ -16,8 +16,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Final
 
-from gguf_harness.errors import HubError, InvalidGGUF, ModelNotFound, OptionError, visible
-from gguf_harness.errors import missing_extra
+from gguf_harness.errors import HubError, InvalidGGUF, ModelNotFound, OptionError, missing_extra, visible
 from gguf_harness.gguf.companions import cache_above, companion_kind, holds_gguf
 from gguf_harness.gguf.header import read_header
 from gguf_harness.inputs.hub_names import SPLIT_NAME, pick_files

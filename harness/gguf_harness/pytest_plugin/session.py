@@ -269,7 +269,7 @@ def _parametrized(metafunc: pytest.Metafunc) -> set[str]:
 
 
 def _model_name(item: pytest.Item) -> str | None:
-    from gguf_harness.inputs.ladder import PlannedModel
+    from gguf_harness.inputs.ladder import PlannedSubject
 
     callspec = getattr(item, "callspec", None)
     ours = _ours(item) & _MODELS
@@ -278,7 +278,7 @@ def _model_name(item: pytest.Item) -> str | None:
     model = next((value for value in values if value is not None), None)
     if model is None and not ours:
         model = item.config.stash[STATE].ladder.reference
-    if isinstance(model, PlannedModel):
+    if isinstance(model, PlannedSubject):
         return model.name
     return next((known.name for known in item.config.stash[STATE].ladder.models if known.name == model), None)
 

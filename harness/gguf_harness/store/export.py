@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from gguf_harness import __version__
-from gguf_harness.errors import StoreError
-from gguf_harness.errors import require_extra
+from gguf_harness.errors import StoreError, require_extra
 from gguf_harness.store.frames import FRAMES, StoredRun
 from gguf_harness.store.run_tables import LIST, TABLES, TEXT, Kind
 from gguf_harness.store.runs import write_bytes

@@ -16,8 +16,7 @@ import psutil
 from gguf_harness.analytics.backend import can_accelerate, choose_gpu, count_visible, versions
 from gguf_harness.engine.gpu import list_gpus
 from gguf_harness.engine.worker import Worker
-from gguf_harness.errors import AnalyticsError
-from gguf_harness.errors import require_extra
+from gguf_harness.errors import AnalyticsError, require_extra
 from gguf_harness.measure.measurement import Format, Job, Measurement
 from gguf_harness.store.file_hashes import hash_files
 
