@@ -382,5 +382,5 @@ def test_two_nodes_for_one_tap_are_an_error(t5: Path, tap: str) -> None:
     taps = Taps("gpt2", LAYERS, read={tap: lambda *_: None})
     with open_context([t5], _settings(), taps) as context:
         context.encode(SOURCE)
-        with pytest.raises(TapNotFound, match=rf"{tap} cannot be told apart"):
+        with pytest.raises(TapNotFound, match=rf"{tap} is ambiguous"):
             context.logits(TARGET)

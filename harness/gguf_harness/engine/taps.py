@@ -186,8 +186,7 @@ class Taps:
     def _hand_out(self, tap: str, address: int) -> None:
         if tap in self._handed:
             raise TapNotFound(
-                f"{tap} cannot be told apart: llama.cpp's graph of this {self._architecture} model has several such"
-                " tensors.",
+                f"{tap} is ambiguous: llama.cpp's graph of this {self._architecture} model has several such tensors.",
                 "Check that the architecture is that of the file; if it is, read another tap nearby.",
             )
         self._handed.add(tap)

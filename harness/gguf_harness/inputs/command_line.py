@@ -215,7 +215,7 @@ def _add_all(add: Callable[..., None]) -> None:
         help="types of the KV cache to run each model with, a candidate for each pair, such as f16/f16,q8_0/q4_0 "
         "(default: f16/f16)")  # fmt: skip
     add("--gguf-gpu", metavar="INDEX", type=at_least(-1), default=0,
-        help="NVIDIA GPU for llama.cpp, -1 for none; ignored where there is no GPU (default: 0)")  # fmt: skip
+        help="NVIDIA GPU for llama.cpp, -1 for none; ignored without a GPU (default: 0)")  # fmt: skip
     add("--gguf-gpu-layers", metavar="N", type=at_least(-1), default=-1,
         help="layers on the GPU, -1 for all (default: -1)")  # fmt: skip
     add("--gguf-pp", metavar="TOKENS", type=at_least(1, _MOST_TOKENS), default=128,
@@ -242,7 +242,8 @@ def _add_all(add: Callable[..., None]) -> None:
         help="most disk space for the log-probabilities of one reference, its activations or its hidden states, such "
         "as 500M or 8G (default: 8G)")  # fmt: skip
     add("--gguf-cache-limit", metavar="SIZE", type=size_in_bytes, default=DEFAULT_CACHE_LIMIT,
-        help="most disk space for the whole cache; what was least recently used goes first (default: 50G)")  # fmt: skip
+        help="most disk space for the whole cache; the least recently used entries are removed first (default: "
+            "50G)")  # fmt: skip
     add("--gguf-timeout", metavar="SECONDS", type=seconds, default=1800.0,
         help="longest silence of a worker process before it is stopped (default: 1800)")  # fmt: skip
     add("--gguf-gates", metavar="FILE", type=path_text, default=None,

@@ -71,7 +71,7 @@ class TensorError:
 
     @property
     def snr_db(self) -> float | None:
-        """Signal-to-noise ratio, 10 log10(reference^2 / error^2); None if there is no noise or no signal."""
+        """Signal-to-noise ratio, 10 log10(reference^2 / error^2); None if noise or signal is zero."""
         if self.squared_error == 0 or self.squared_reference == 0:
             return None
         return 10 * (math.log10(self.squared_reference) - math.log10(self.squared_error))

@@ -118,7 +118,7 @@ class Entry:
 
         Args:
             value: of JSON types.
-            arrays: kept beside it.
+            arrays: stored with it.
             about: what the entry is, for people who look into the cache.
 
         Raises:

@@ -12,7 +12,7 @@ __all__ = ["METRICS"]
 _BEHAVIOUR: Final = GatedBy("heads", "test_heads_keep_their_behaviour")
 _IMPORTANCE: Final = GatedBy("heads", "test_the_same_heads_matter")
 _HEADS: Final[tuple[Part, ...]] = ("head",)
-_CLARK: Final = "Clark et al. (2019), What Does BERT Look At?; of positions behind the first, mean over prompts."
+_CLARK: Final = "Clark et al. (2019), What Does BERT Look At?; of positions after the first, mean over prompts."
 _OLSSON: Final = "Olsson et al. (2022), In-context Learning and Induction Heads."
 _ZERO: Final = "Michel, Levy and Neubig (2019), Are Sixteen Heads Really Better than One?, arXiv:1905.10650."
 _MEAN: Final = "Wang et al. (2022), Interpretability in the Wild, arXiv:2211.00593."
@@ -186,7 +186,7 @@ METRICS: Final = (
         "induction",
         "fraction",
         "On repeated random tokens: attention to the token after the earlier occurrence.",
-        "mean over the second half's positions of the weight on the token behind the earlier occurrence.",
+        "mean over the second half's positions of the weight on the token after the earlier occurrence.",
         _OLSSON,
         "repeats",
     ),
