@@ -152,6 +152,7 @@ METRICS: Final = (
         column=Column("top 5", rank=9),
         tables=frozenset({"html", "markdown", "comparison"}),
         gate=GatedBy("quant", "test_most_likely_token_stays_among_the_first"),
+        compared=False,
     ),
     Metric(
         name="delta_p_rms",
