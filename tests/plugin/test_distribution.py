@@ -59,8 +59,8 @@ def test_many_processes_share_the_work(
     assert all("not measured under pytest -n" in test["message"] for test in skipped)
     assert not any("@" in test["id"] for test in run["tests"])
     # Each model was decoded once: a pass of the reference, of two candidates, and the floor; texts of all three, and
-    # those of the candidates under the reference.
-    assert run["cache"]["misses"] == 4 + 3 + 2
+    # those of the candidates under the reference, and their scores.
+    assert run["cache"]["misses"] == 4 + 3 + 2 + 2
     _read(pytester, workers_of)
     assert {model: len(workers) for model, workers in workers_of.items()} == {
         "random-F32": 1,

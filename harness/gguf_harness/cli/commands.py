@@ -307,7 +307,7 @@ def _graph(known: argparse.Namespace, _: list[str]) -> int:
     from gguf_harness.graphs import upload, write_graph
 
     # Now, and not when everything has been measured.
-    require_extra("graph", "`gguf-harness graph`", *(["pyarrow", "graphistry"] if known.upload else ["pyarrow"]))
+    require_extra("graph", "`gguf-harness graph`", "pyarrow")
     graph = graph_of(known.model, known.kind, prompt=known.prompt, words=known.words, threads=known.threads)
     files = write_graph(graph, known.out)
     nodes, edges, view = (visible(str(file)) for file in (files.nodes, files.edges, files.view))
