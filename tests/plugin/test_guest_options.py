@@ -118,11 +118,15 @@ def test_a_conftest_that_is_found_late_may_have_the_names(pytester: pytest.Pytes
 def test_a_conftest_loads_the_plugin(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, llama_file: Path, spelling: str
 ) -> None:
-    """Where the package is not installed, or plugins are not loaded by themselves; then its names are read later."""
+    """Where the package is not installed, or plugins are not loaded by themselves; then its names are read later.
+
+    The file after an option that pytest does not know yet would be a path to it, and its folder the one whose conftest
+    it loads: so it is with the options of every conftest.
+    """
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     pytester.makeconftest(f"pytest_plugins = [{PLUGIN!r}]\n")
     pytester.makepyfile(OUR_TEST)
-    arguments = [spelling.format(llama_file), "--reference", str(llama_file)]
+    arguments = [spelling.format(llama_file), f"--reference={llama_file}"]
     pytester.runpytest_subprocess("-W", "error", *arguments).assert_outcomes(passed=1)
     pytester.makepyfile(THEIR_TEST.format(value="theirs", flag=True, ours=False))
     pytester.makeconftest(OPTION + f"pytest_plugins = [{PLUGIN!r}]\n")
