@@ -60,9 +60,9 @@ def test_speed_and_memory_are_those_of_the_cache(run_suite: RunSuite, read_run: 
 @pytest.mark.parametrize(
     ("pairs", "message"),
     [
-        ("q8_0", "'q8_0' is no pair of types, expected K/V of f32, f16"),
-        ("q8_0/q9_9", "'q9_9' is no type of a KV cache"),
-        ("", "'' is no pair of types"),
+        ("q8_0", "'q8_0' is not a pair of types, expected K/V of f32, f16"),
+        ("q8_0/q9_9", "'q9_9' is not a KV-cache type"),
+        ("", "'' is not a pair of types"),
     ],
 )
 def test_mistakes_end_the_session_before_work_starts(run_suite: RunSuite, pairs: str, message: str) -> None:
