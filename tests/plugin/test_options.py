@@ -72,7 +72,7 @@ def test_any_layers_can_be_asked_for(numbers: list[int]) -> None:
 
 def test_a_missing_default_model_is_named(run_suite: RunSuite, pytester: pytest.Pytester) -> None:
     pytester.makepyfile(
-        hide="from pathlib import Path\n\nfrom gguf_harness import sources\n\n"
+        hide="from pathlib import Path\n\nfrom gguf_harness.inputs import sources\n\n"
         "sources.TINY_FILE = Path('nowhere.gguf')\n"
     )
     pytester.syspathinsert()
@@ -226,7 +226,7 @@ def test_a_session_that_runs_no_test_leaves_no_run(
 def test_a_folder_that_pytest_cannot_write_costs_no_table(pytester: pytest.Pytester, llama_file: Path) -> None:
     """With the settings of a checkout, as in a read-only one: pytest warns that its cache is lost, and that is all."""
     pytester.path.joinpath(".pytest_cache").write_text("in the way")
-    settings = ["-c", str(SUITES.parent / "pyproject.toml"), "--rootdir", str(pytester.path)]
+    settings = ["-c", str(SUITES.resolve().parent / "pyproject.toml"), "--rootdir", str(pytester.path)]
     result = pytester.runpytest_subprocess(str(SUITES / "quant/test_file.py"), *settings, f"--models={llama_file}")
     result.assert_outcomes(passed=1, warnings=1)
     result.stdout.fnmatch_lines(["random-F32*", "report: results/runs/*"])

@@ -135,7 +135,7 @@ def test_broken_files_cost_their_own_tests(
 def test_another_vocabulary_names_both(run_suite: RunSuite, llama_file: Path, tmp_path: Path) -> None:
     other = write_random_llama(tmp_path / "other.gguf", extra_tokens=2)
     result = run_suite(f"--models={llama_file},{other}", f"--reference={llama_file}", tests="test_divergence.py")
-    result.assert_outcomes(passed=1, errors=3)
+    result.assert_outcomes(passed=1, errors=4)
     result.stdout.fnmatch_lines(["other and its reference random-F32 have different vocabularies: *260*258*"])
 
 
@@ -183,7 +183,7 @@ def test_it_works_without_other_plugins(run_suite: RunSuite, llama_file: Path) -
 @pytest.mark.shared_cache
 def test_without_candidates_their_tests_are_skipped_with_a_reason(run_suite: RunSuite, llama_file: Path) -> None:
     result = run_suite(f"--models={llama_file}", "-rs", tests="test_divergence.py")
-    result.assert_outcomes(passed=1, skipped=3)
+    result.assert_outcomes(passed=1, skipped=4)
     result.stdout.fnmatch_lines(["*no candidates: give several --models, or --gguf-quants=default*"])
 
 
