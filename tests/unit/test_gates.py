@@ -13,7 +13,12 @@ from hypothesis import strategies as st
 from gguf_harness.errors import GateError, NoData
 from gguf_harness.judge.gates import Gate, early_limits, load_gates
 from gguf_harness.judge.verdicts import Verdict, adjust, decide
-from gguf_harness.metrics.divergence import summarize_delta_p, summarize_divergence, summarize_same_top
+from gguf_harness.metrics.divergence import (
+    summarize_delta_p,
+    summarize_divergence,
+    summarize_same_top,
+    summarize_top5,
+)
 from gguf_harness.metrics.perplexity import compare_perplexity, perplexity
 from gguf_harness.metrics.records import WHOLE, Estimate, Place
 from gguf_harness.metrics.registry import METRICS
@@ -292,7 +297,7 @@ def test_no_gate_of_a_pass_is_left_undecided_by_stopping(metric: str) -> None:
 def test_what_a_pass_measures_is_a_metric_of_the_corpus() -> None:
     nll = np.random.default_rng(0).random((4, 40))
     estimates = [perplexity(nll), *compare_perplexity(nll, nll[::-1]), summarize_same_top(nll > 0.5, nll > 0.6)]
-    estimates += [*summarize_divergence(nll, nll), *summarize_delta_p(nll, nll[::-1])]
+    estimates += [*summarize_divergence(nll, nll), *summarize_delta_p(nll, nll[::-1]), summarize_top5(nll > 0.1)]
     assert {estimate.metric for estimate in estimates} == {name for name, metric in METRICS.items() if metric.of_corpus}
 
 
