@@ -105,9 +105,7 @@ def test_the_gates_of_a_run_can_be_decided_together(
 
     result = run_suite(*arguments, tests="test_divergence.py")
     assert result.ret == pytest.ExitCode.TESTS_FAILED
-    result.stdout.fnmatch_lines(
-        ["note: worse: 'fail' holds by itself, but not after Holm's correction over the*"]
-    )
+    result.stdout.fnmatch_lines(["note: worse: 'fail' holds by itself, but not after Holm's correction over the*"])
     gates = {gate["metric"]: gate for gate in read_run()["gates"]}
     assert gates["kld_mean"]["verdict"] == "fail"
     assert gates["kld_mean"]["verdict_adjusted"] == "inconclusive"
