@@ -119,14 +119,16 @@ class BehaviourKernel:
             raise NoData(f"An attention pattern of shape {pattern.shape} has no rows to score.")
         sums = np.empty((heads, rows, _COLUMNS), dtype=np.float32)
         logs, same = np.empty((heads, rows)), np.empty((heads, rows), dtype=np.float32)
+        mass = np.empty((heads, rows), dtype=np.float32)
         group = max(1, _CELLS // (_ROWS * end))
         for first in range(0, rows, _ROWS):
             block = slice(first, min(first + _ROWS, rows))
             weights, mask = self._weights_of(start + block.start, start + block.stop)
             for head in range(0, heads, group):
                 at = slice(head, head + group), block
-                self._sum_block(pattern[at][:, :, : len(weights)], weights, mask, sums[at], logs[at], same[at])
-        return self._results(pattern, start, sums.astype(np.float64), logs, same)
+                shown = pattern[at][:, :, : len(weights)]
+                self._sum_block(shown, weights, mask, sums[at], mass[at], logs[at], same[at])
+        return self._results(pattern, start, sums.astype(np.float64), mass.astype(np.float64), logs, same)
 
     def _weights_of(self, first: int, last: int) -> tuple[Pattern, Pattern]:
         """Weights [key, column] of positions first .. last, offsets counted from `first`, and their same-word mask.
@@ -141,14 +143,21 @@ class BehaviourKernel:
         return weights, mask
 
     def _sum_block(
-        self, block: Pattern, weights: Pattern, mask: Pattern, sums: Pattern, logs: Floats, same: Pattern
+        self,
+        block: Pattern,
+        weights: Pattern,
+        mask: Pattern,
+        sums: Pattern,
+        mass: Pattern,
+        logs: Floats,
+        same: Pattern,
     ) -> None:
         scratch = self._scratch[: block.size].reshape(block.shape)
         # What is not finite is found in the sums: there it raises.
         with np.errstate(invalid="ignore"):
             np.matmul(block, weights, out=sums)
             # Pairwise, for entropies: a product of matrices adds in whatever order its processor likes.
-            sums[..., _ONES] = block.sum(axis=-1)
+            block.sum(axis=-1, out=mass)
             np.vecdot(block, mask, out=same)
             # w ln w of 0 is 0. What is above 1e-30 stays as it is, to the bit; numpy adds faster than it compares.
             np.add(block, _TINY, out=scratch)
@@ -159,13 +168,15 @@ class BehaviourKernel:
                 for keys in (slice(first, first + _PIECE) for first in range(0, block.shape[-1], _PIECE))
             )
 
-    def _results(self, pattern: Pattern, start: int, sums: Floats, logs: Floats, same: Pattern) -> dict[str, Floats]:
+    def _results(
+        self, pattern: Pattern, start: int, sums: Floats, mass: Floats, logs: Floats, same: Pattern
+    ) -> dict[str, Floats]:
         rows = pattern.shape[1]
         here = slice(start, start + rows)
-        mass = sums[..., _ONES]
         if not (np.isfinite(mass).all() and np.isfinite(logs).all() and (mass > 0).all()):
             raise NoData("A row of an attention pattern is not finite or attends to nothing.")
-        means = sums / mass[..., None]
+        # Over the sum of the same product: its rounding cancels, which a variance of near distances needs.
+        means = sums / sums[..., _ONES, None]
         offset = np.arange(rows) % _ROWS
         entropy = np.maximum(np.log(mass) - logs / mass, 0)
         current = pattern.diagonal(start, 1, 2).astype(np.float64)

@@ -38,8 +38,8 @@ def _unpack(_: dict[str, Any], arrays: Arrays) -> tuple[Arrays, Arrays]:
     return own, drift
 
 
-_OBSERVED: Final = Measurement("attention/observed", 2, observe_attention, "prompts", ARRAYS)
-_COMPARED: Final = Measurement("attention/compared", 3, compare_attention, "prompts", Format(_pack, _unpack))
+_OBSERVED: Final = Measurement("attention/observed", 3, observe_attention, "prompts", ARRAYS)
+_COMPARED: Final = Measurement("attention/compared", 4, compare_attention, "prompts", Format(_pack, _unpack))
 _ACTIVATIONS: Final[Files[Arrays]] = Files("activations", lambda folder, _: ActivationReader.is_there(folder))
 
 
