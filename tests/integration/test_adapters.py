@@ -306,5 +306,5 @@ def test_an_adapter_that_changes_meanwhile_does_not_count(core: Core, llama_file
     # The model alone is measured all the same.
     assert np.isfinite(CorpusPass(core, _corpus()).reference(core.subject(_planned(core)), logprobs=False)["nll"]).all()
     file.unlink()
-    with pytest.raises(ModelError, match=r"changing\.gguf is gone since it was hashed"):
+    with pytest.raises(ModelError, match=r"changing\.gguf has been missing since it was hashed"):
         core.subject(planned)

@@ -18,7 +18,7 @@ import pytest
 from gguf_harness.analytics.analyses import Setup, _computing, neighbors_task, project_task
 from gguf_harness.analytics.neighbors import plan_blocks
 from gguf_harness.engine.worker import Worker, WorkerContext
-from gguf_harness.errors import AnalyticsError, EngineCrashed, NoData, OptionError
+from gguf_harness.errors import AnalyticsError, EngineCrashed, MissingExtra, NoData, OptionError, is_installed
 from gguf_harness.inputs.options import Options, read_options
 from gguf_harness.measure.analyses.calls import Analytics
 from gguf_harness.measure.core import Core
@@ -248,9 +248,20 @@ def test_the_child_sees_its_gpu(
     if allowed is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", allowed)
     monkeypatch.setattr("gguf_harness.measure.analyses.calls.list_gpus", lambda: [{"name": "pretend"}] * gpus)
+    # Whoever asks for a GPU by number must have cuML; which GPU the child sees does not depend on it.
+    monkeypatch.setattr("gguf_harness.measure.analyses.calls.require_extra", lambda *_: None)
     options = dataclasses.replace(_options(tmp_path), analytics_gpu=wanted)
     with Analytics(Core(options, SilentProgress())) as analytics:
         assert analytics._child().call(visible_gpus, None) == expected
+
+
+@pytest.mark.skipif(is_installed("cuml"), reason="cuML is installed")
+def test_a_gpu_by_number_needs_cuml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr("gguf_harness.measure.analyses.calls.list_gpus", lambda: [{"name": "pretend"}])
+    options = dataclasses.replace(_options(tmp_path), analytics_gpu=0)
+    with pytest.raises(MissingExtra, match=r"--gguf-analytics-gpu=0 needs the package cuml-cu12"):
+        Analytics(Core(options, SilentProgress())).project(POINTS)
 
 
 def test_a_gpu_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -163,7 +163,7 @@ def test_a_hostile_prompt_is_text(tmp_path: Path, kind: str) -> None:
         (["tiny", "--kind=flow", "--prompt", "a\udcffb"], "is not valid text"),
         (["tiny", "--prompt", "x"], "--prompt has no meaning for --kind=structure"),
         (["tiny", "--kind=attention", "--words", "x.toml"], "--words has no meaning for --kind=attention"),
-        (["{without_z}", "--kind=attention"], "puzzle has attention in layers 0 alone"),
+        (["{without_z}", "--kind=attention"], "puzzle has attention in layers 0 only"),
         (["tiny", "--kind=cosine", "--words", "missing.toml"], "missing.toml' cannot be read"),
         (["{bert}", "--kind=flow"], "the residual stream of the architecture bert cannot be read"),
     ],
