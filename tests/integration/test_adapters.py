@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
-from multiprocessing import Pipe
 from pathlib import Path
 
 import numpy as np
@@ -167,22 +166,19 @@ def test_what_is_no_adapter_is_refused(llama_file: Path, tmp_path: Path) -> None
         load_adapter(llama_file, tmp_path)
 
 
-def test_workers_keep_contexts_by_content(llama_file: Path, lora: Path, tmp_path: Path) -> None:
+def test_workers_keep_contexts_by_content(worker: WorkerContext, llama_file: Path, lora: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copy(lora, tmp_path / "copy.gguf"))
     here, there = (load_adapter(file, tmp_path) for file in (lora, copy))
-    ours, _theirs = Pipe()
-    worker = WorkerContext(ours)
-    try:
-        kept = worker.context([llama_file], _with(here))
-        plain = worker.context([llama_file], SETTINGS)
-        assert plain is not kept
-        assert plain.model is kept.model
-        assert worker.context([llama_file], _with(there)) is kept
-    finally:
-        worker.close()
+    kept = worker.context([llama_file], _with(here))
+    plain = worker.context([llama_file], SETTINGS)
+    assert plain is not kept
+    assert plain.model is kept.model
+    assert worker.context([llama_file], _with(there)) is kept
 
 
-def test_adapters_are_timed_and_their_heads_have_no_copy_score(llama_file: Path, lora: Path, tmp_path: Path) -> None:
+def test_adapters_are_timed_and_their_heads_have_no_copy_score(
+    worker: WorkerContext, llama_file: Path, lora: Path, tmp_path: Path
+) -> None:
     adapter = load_adapter(lora, tmp_path)
     assert adapted_tensors(adapter) == {f"blk.{i}.{matrix}.weight" for i in range(2) for matrix in EVERY_MATRIX}
     assert bench_settings(_with(adapter), 32).adapters == (adapter,)
@@ -190,35 +186,25 @@ def test_adapters_are_timed_and_their_heads_have_no_copy_score(llama_file: Path,
         model="m", files=(llama_file,), architecture="llama", n_layer=2, settings=_with(adapter),
         prompts=load_prompts().prompts[:1], text=b"some text", folder=tmp_path / "kept", limit_bytes=10**9,
     )  # fmt: skip
-    ours, _theirs = Pipe()
-    worker = WorkerContext(ours)
-    try:
-        with_adapter = observe_attention(worker, request)
-        base = observe_attention(worker, replace(request, settings=SETTINGS, folder=tmp_path / "base"))
-    finally:
-        worker.close()
+    with_adapter = observe_attention(worker, request)
+    base = observe_attention(worker, replace(request, settings=SETTINGS, folder=tmp_path / "base"))
     assert np.isnan(with_adapter["copy_score"]).all()
     assert np.isfinite(base["copy_score"]).all()
     assert not np.allclose(np.float64(with_adapter["sums"]), np.float64(base["sums"]), atol=0.01)
 
 
-def test_the_lens_knows_what_adapters_change(tmp_path: Path) -> None:
+def test_the_lens_knows_what_adapters_change(worker: WorkerContext, tmp_path: Path) -> None:
     """Its unembedding is the file's: not offered where an adapter changes that, and exact where none does."""
     file = write_random_llama(tmp_path / "untied.gguf", untied=True)
     problems = []
-    ours, _theirs = Pipe()
-    worker = WorkerContext(ours)
-    try:
-        for matrices in (EVERY_MATRIX, ("output",)):
-            adapter = load_adapter(write_random_lora(tmp_path / "some.gguf", file, matrices=matrices), tmp_path)
-            request = LayersRequest(
-                "m", (file,), _with(adapter), load_prompts().prompts[:1], tmp_path / STATES_FOLDER, 10**9
-            )
-            result = measure_layers(worker, request, None, False)
-            problems.append(result.facts["lens_problem"])
-            assert ("lens_top" in result.arrays) == (problems[-1] is None)
-    finally:
-        worker.close()
+    for matrices in (EVERY_MATRIX, ("output",)):
+        adapter = load_adapter(write_random_lora(tmp_path / "some.gguf", file, matrices=matrices), tmp_path)
+        request = LayersRequest(
+            "m", (file,), _with(adapter), load_prompts().prompts[:1], tmp_path / STATES_FOLDER, 10**9
+        )
+        result = measure_layers(worker, request, None, False)
+        problems.append(result.facts["lens_problem"])
+        assert ("lens_top" in result.arrays) == (problems[-1] is None)
     assert problems[0] is None
     assert "the adapter some changes output.weight, which the lens reads from the model's file" in problems[1]
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from multiprocessing import Pipe
 from pathlib import Path
 
 import numpy as np
@@ -44,16 +42,6 @@ def file(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         return whole
     quantize_file([whole], folder / "jamba-Q8_0.gguf", "Q8_0", threads=2)
     return folder / "jamba-Q8_0.gguf"
-
-
-@pytest.fixture
-def worker() -> Iterator[WorkerContext]:
-    ours, theirs = Pipe()
-    worker = WorkerContext(ours)
-    yield worker
-    worker.close()
-    ours.close()
-    theirs.close()
 
 
 def test_the_pattern_is_that_of_q_and_k_in_the_layers_that_have_one(file: Path) -> None:

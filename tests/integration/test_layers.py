@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import itertools
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from multiprocessing import Pipe
 from pathlib import Path
 
 import numpy as np
@@ -50,17 +49,6 @@ PROMPTS = (Prompt("fox", "The quick brown fox"), Prompt("long", "What is a list 
 QUANTS = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K")
 # F32 caches: what differs then is the models.
 SETTINGS = SessionSettings(threads=2, flash_attention="off", cache_type_k="f32", cache_type_v="f32")
-
-
-@pytest.fixture
-def worker() -> Iterator[WorkerContext]:
-    """What a task is given, in this process; nobody listens to its progress."""
-    here, there = Pipe()
-    worker = WorkerContext(there)
-    yield worker
-    worker.close()
-    here.close()
-    there.close()
 
 
 @pytest.fixture(scope="module")

@@ -20,13 +20,13 @@ from gguf_harness.errors import OptionError, StoreError
 from gguf_harness.inputs.baseline_names import check_name, find_baseline
 from gguf_harness.inputs.pairing import Partner
 from gguf_harness.judge.baseline_notes import missing, notes_of, uncompared
+from gguf_harness.judge.baseline_reader import load_baseline
 from gguf_harness.judge.baselines import (
     BASELINE_VERSION,
     PLACED_LIMIT,
     Baseline,
     Facts,
     build_baseline,
-    load_baseline,
     save_baseline,
     why_unfit,
 )

@@ -11,7 +11,7 @@ from gguf_harness.errors import HarnessError
 from gguf_harness.inputs.corpora import load_corpus
 from gguf_harness.inputs.prompts import load_prompts
 from gguf_harness.inputs.words import load_words
-from gguf_harness.judge.baselines import load_baseline
+from gguf_harness.judge.baseline_reader import load_baseline
 from gguf_harness.judge.gates import load_gates
 from gguf_harness.store.runs import load_run
 

@@ -100,7 +100,7 @@ class SessionSettings:
         cache_type_k: data type of the K cache.
         cache_type_v: data type of the V cache; quantized types need flash attention, which "auto" then turns on.
         n_gpu_layers: layers offloaded to the GPU; negative for all.
-            beyond_context: whether to go on where a text is longer than what the model was trained on.
+        beyond_context: whether to go on where a text is longer than what the model was trained on.
         adapters: LoRA adapters that all contexts with these settings apply; their order changes nothing.
     """
 

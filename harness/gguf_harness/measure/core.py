@@ -14,6 +14,7 @@ from gguf_harness.measure.model_files import ModelFiles
 if TYPE_CHECKING:
     from gguf_harness.inputs.ladder import PlannedSubject
     from gguf_harness.inputs.options import Options
+    from gguf_harness.inputs.prompts import PromptSet
     from gguf_harness.inputs.subjects import Subject
     from gguf_harness.measure.measurement import Job
     from gguf_harness.measure.notes import Notes
@@ -47,6 +48,14 @@ class Core(Measuring):
             return None if planned is None else self.subject(planned)
         except HarnessError:
             return None
+
+    def reference_of(self, subject: Subject, planned: PlannedSubject | None) -> Subject | None:
+        """The reference that a subject is compared with; None for the reference itself, or if no reference is sound."""
+        return None if planned is None or planned.name == subject.name else self.sound(planned)
+
+    def note_prompts(self, prompts: PromptSet) -> None:
+        """Store in the run which prompts its models were given."""
+        self.notes.set("prompts", prompts.to_json() | {"tokens": self.options.gen_tokens})
 
     def key(self, subject: Subject) -> dict[str, Any]:
         """What llama.cpp's numbers of a subject depend on: its file, its settings, and the build."""

@@ -160,7 +160,7 @@ class State:
     @property
     def baseline(self) -> Baseline | None:
         """The checked baseline of --gguf-baseline."""
-        from gguf_harness.judge.baselines import load_baseline
+        from gguf_harness.judge.baseline_reader import load_baseline
 
         if self._baseline is None and self.options.baseline is not None:
             self._baseline = load_baseline(self.options.baseline)

@@ -157,9 +157,7 @@ class Attention:
         )
 
     def _reference_of(self, model: Subject) -> Subject | None:
-        if self._reference is None or self._reference.name == model.name:
-            return None
-        reference = self._core.sound(self._reference)
+        reference = self._core.reference_of(model, self._reference)
         if reference is None:
             return None
         ours, theirs = ((info.vocab_sha256, info.n_layer, info.n_head) for info in (model.info, reference.info))
@@ -167,7 +165,7 @@ class Attention:
 
     def _keep(self, model: Subject, arrays: Arrays) -> None:
         notes = self._core.notes
-        notes.set("prompts", self._prompts.to_json() | {"tokens": self._core.options.gen_tokens})
+        self._core.note_prompts(self._prompts)
         problems = [str(problem) for problem in arrays["problems"]]
         notes.warn_of_prompts(model.name, problems, len(self._prompts.prompts))
         kept = {name: values for name, values in arrays.items() if name.startswith(("kept", "pattern_", "pieces_"))}

@@ -175,10 +175,10 @@ class Layers:
 
     def _base(self, model: Subject) -> Subject | None:
         """The reference of a candidate, on whose tokens it is measured; None for the reference itself."""
-        if self._reference is None or self._reference.name == model.name:
+        base = self._core.reference_of(model, self._reference)
+        if base is None:
             return None
         try:
-            base = self._core.subject(self._reference)
             self.alone(base, keep=True)
         except HarnessError:
             return None  # its own tests fail with this error
@@ -186,7 +186,7 @@ class Layers:
 
     def _describe(self, model: Subject, result: LayersResult, given_to: Subject) -> LayersResult:
         notes = self._core.notes
-        notes.set("prompts", self._prompts.to_json() | {"tokens": self._core.options.gen_tokens})
+        self._core.note_prompts(self._prompts)
         notes.warn_of_prompts(given_to.name, list(result.facts["problems"].values()), len(self._prompts.prompts))
         notes.add_arrays(
             model.name,

@@ -59,10 +59,7 @@ class Speed:
 
     def __call__(self, model: Subject) -> SpeedResult:
         """Speed and memory of a subject, from the cache if possible."""
-        reference = None
-        if self._reference is not None and self._reference.name != model.name:
-            reference = self._core.sound(self._reference)
-        result = self.beside(model, reference)
+        result = self.beside(model, self._core.reference_of(model, self._reference))
         for doubt in _doubts(result):
             self._core.notes.warn(f"{model.name}: {doubt}")
         return result
@@ -131,7 +128,12 @@ class Servers:
         return self._core.servers.get(model.name, lambda: self.started(model))
 
     def settings(self, model: Subject) -> ServerSettings:
-        """How a subject is served: with the types of its KV cache."""
+        """How a subject is served: with the types of its KV cache.
+
+        Raises:
+            OptionError: the subject has adapters.
+        """
+        _require_served_alike(model)
         own = model.settings
         return replace(self._core.options.server_settings, cache_type_k=own.cache_type_k, cache_type_v=own.cache_type_v)
 
@@ -141,7 +143,6 @@ class Servers:
         Raises:
             OptionError: the subject has adapters.
         """
-        _require_served_alike(model)
         options = self._core.options
         return Server(
             model.name,
@@ -177,7 +178,6 @@ class Served:
 
     def __call__(self, model: Subject) -> ServedResult:
         """Throughput and latency with several clients on a separate server, from the cache if possible."""
-        _require_served_alike(model)
         options = self._core.options
         request = options.served_request
         key = {

@@ -68,33 +68,24 @@ class Rounds:
         self._core = core
         self._servers = servers
 
-    @contextlib.contextmanager
-    def prompt(self, model: Subject) -> Iterator[Round]:
+    def prompt(self, model: Subject) -> contextlib.AbstractContextManager[Round]:
         """Prompt processing, llama-bench's pp: the model stays loaded, the cache is empty at the start of a round."""
-        tokens, settings = self._core.options.pp, self._settings(model)
-        with self._prepared(model, f"pp{tokens}") as (worker, prepare):
+        return self._decoding(model, "pp", self._core.options.pp, prompt_round)
 
-            def run() -> int:
-                worker.call(prompt_round, None, model.files, settings, tokens)
-                return tokens
-
-            yield Round(
-                f"pp{tokens}", prepare, run, 1, lambda: call_overhead(worker), lambda: self._watch(worker, settings)
-            )
+    def generation(self, model: Subject) -> contextlib.AbstractContextManager[Round]:
+        """Generation, llama-bench's tg."""
+        return self._decoding(model, "tg", self._core.options.tg, generation_round)
 
     @contextlib.contextmanager
-    def generation(self, model: Subject) -> Iterator[Round]:
-        """Generation, llama-bench's tg."""
-        tokens, settings = self._core.options.tg, self._settings(model)
-        with self._prepared(model, f"tg{tokens}") as (worker, prepare):
+    def _decoding(self, model: Subject, kind: str, tokens: int, task: Callable[..., object]) -> Iterator[Round]:
+        name, settings = f"{kind}{tokens}", self._settings(model)
+        with self._prepared(model, name) as (worker, prepare):
 
             def run() -> int:
-                worker.call(generation_round, None, model.files, settings, tokens)
+                worker.call(task, None, model.files, settings, tokens)
                 return tokens
 
-            yield Round(
-                f"tg{tokens}", prepare, run, 1, lambda: call_overhead(worker), lambda: self._watch(worker, settings)
-            )
+            yield Round(name, prepare, run, 1, lambda: call_overhead(worker), lambda: self._watch(worker, settings))
 
     @contextlib.contextmanager
     def load(self, model: Subject) -> Iterator[Round]:

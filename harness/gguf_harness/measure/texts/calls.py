@@ -178,7 +178,7 @@ class Texts:
             message = f"None of the {len(generations)} prompts can be given to {model.name}. {refused[0].message}"
             raise NoPrompt(message, refused[0].hint)
         notes.warn_of_prompts(model.name, [each.message for each in refused], len(generations))
-        notes.set("prompts", self._prompts.to_json() | {"tokens": self._core.options.gen_tokens})
+        self._core.note_prompts(self._prompts)
         notes.add_texts(model.name, [_row(prompt, generations[prompt.id]) for prompt in self._prompts.prompts])
         self._told.add(model.name)
         return generations
