@@ -216,14 +216,8 @@ class Context:
 
     def logits(self, tokens: Tokens) -> NDArray[np.float32]:
         """[n, vocabulary] logits after every token of one sequence, a copy. The cache is cleared first."""
-        self.clear()
-        blocks = []
-        for start in range(0, len(tokens), self.settings.n_batch):
-            part = tokens[start : start + self.settings.n_batch]
-            positions = np.arange(start, start + len(part), dtype=np.int32)
-            self.decode(part, positions, np.zeros_like(positions), np.ones(len(part), dtype=np.bool_))
-            blocks.append(self.output_logits(len(part)).copy())
-        return np.concatenate(blocks)
+        every = np.ones(len(tokens), dtype=np.bool_)
+        return np.concatenate([self.output_logits(rows).copy() for rows in self._decode_alone(tokens, every)])
 
     def score(self, windows: Tokens, start: int = 0, stop: int | None = None) -> Iterator[LogitsBlock]:
         """Decode windows of a corpus and yield the logits of their second halves.
@@ -267,11 +261,18 @@ class Context:
 
     def prefill(self, tokens: Tokens) -> None:
         """Decode one text in an empty context; only the logits of its last token are available afterwards."""
+        for _ in self._decode_alone(tokens, np.arange(len(tokens)) == len(tokens) - 1):
+            pass
+
+    def _decode_alone(self, tokens: Tokens, outputs: NDArray[np.bool_]) -> Iterator[int]:
+        """Decode one text in an empty context, batch by batch; yields the number of tokens of each."""
         self.clear()
         for start in range(0, len(tokens), self.settings.n_batch):
-            part = tokens[start : start + self.settings.n_batch]
+            batch = slice(start, start + self.settings.n_batch)
+            part = tokens[batch]
             positions = np.arange(start, start + len(part), dtype=np.int32)
-            self.decode(part, positions, np.zeros_like(positions), positions == len(tokens) - 1)
+            self.decode(part, positions, np.zeros_like(positions), outputs[batch])
+            yield len(part)
 
     def generate(self, prompt: Tokens, limit: int) -> Iterator[int]:
         """Greedy continuation of a prompt, token by token, until an end-of-generation token or `limit` tokens."""

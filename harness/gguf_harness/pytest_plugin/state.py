@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -71,13 +72,6 @@ class State:
     text_read: TextRead | None = None
     charts: dict[str, list[ChartBuilder]] = field(default_factory=dict)
     _extended: bool = False
-    _options: Options | None = None
-    _ladder: Ladder | None = None
-    _prompts: PromptSet | None = None
-    _baseline: Baseline | None = None
-    _partners: dict[str, Partner] | None = None
-    _words: WordList | None = None
-    _gates: dict[str, Gate] | None = None
 
     def extend(self) -> None:
         """Add metrics and charts of other plugins, once it is known that the session uses the harness.
@@ -92,48 +86,38 @@ class State:
             add_metrics(self.config)
             self.charts = add_charts(self.config)
 
-    @property
+    @cached_property
     def options(self) -> Options:
         """The checked options."""
-        if self._options is None:
-            self._options = read_options(self.config)
-        return self._options
+        return read_options(self.config)
 
-    @property
+    @cached_property
     def ladder(self) -> Ladder:
         """The models of the session."""
         from gguf_harness.inputs.ladder import plan_ladder
 
-        if self._ladder is None:
-            self._ladder = plan_ladder(self.options)
-        return self._ladder
+        return plan_ladder(self.options)
 
-    @property
+    @cached_property
     def prompts(self) -> PromptSet:
         """The prompts of the session."""
         from gguf_harness.inputs.prompts import load_prompts
 
-        if self._prompts is None:
-            self._prompts = load_prompts(self.options.prompts)
-        return self._prompts
+        return load_prompts(self.options.prompts)
 
-    @property
+    @cached_property
     def words(self) -> WordList:
         """The words whose embeddings are compared."""
         from gguf_harness.inputs.words import load_words
 
-        if self._words is None:
-            self._words = load_words(self.options.words)
-        return self._words
+        return load_words(self.options.words)
 
-    @property
+    @cached_property
     def gates(self) -> dict[str, Gate]:
         """Limits by metric: the built-in ones, overridden by those of --gguf-gates."""
         from gguf_harness.judge.gates import load_gates
 
-        if self._gates is None:
-            self._gates = load_gates(self.options.gates)
-        return self._gates
+        return load_gates(self.options.gates)
 
     @property
     def text(self) -> TextSize | None:
@@ -157,26 +141,22 @@ class State:
 
         return early_limits(self.gates.values()) if self.options.until_decided else ()
 
-    @property
+    @cached_property
     def baseline(self) -> Baseline | None:
         """The checked baseline of --gguf-baseline."""
         from gguf_harness.judge.baseline_reader import load_baseline
 
-        if self._baseline is None and self.options.baseline is not None:
-            self._baseline = load_baseline(self.options.baseline)
-        return self._baseline
+        return None if self.options.baseline is None else load_baseline(self.options.baseline)
 
-    @property
+    @cached_property
     def partners(self) -> dict[str, Partner]:
         """The partner of each candidate in the baseline; empty without a baseline."""
         from gguf_harness.inputs.ladder import identities_of
         from gguf_harness.inputs.pairing import pair_up, read_pairs
 
-        if self._partners is None:
-            earlier = self.baseline.identities if self.baseline is not None else []
-            now = identities_of(self.ladder) if earlier else []
-            self._partners = pair_up(earlier, now, read_pairs(self.options.baseline_map, earlier, now))
-        return self._partners
+        earlier = self.baseline.identities if self.baseline is not None else []
+        now = identities_of(self.ladder) if earlier else []
+        return pair_up(earlier, now, read_pairs(self.options.baseline_map, earlier, now))
 
     def compare(self, row: Row, gates: Mapping[str, Gate]) -> Comparison | None:
         """Compare a row of the run directly with the baseline; None if one of them has no such value.
