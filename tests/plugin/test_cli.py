@@ -111,10 +111,13 @@ def test_graph_writes_tables_and_a_page(
     assert "uploaded" not in printed
     for name in ("GRAPHISTRY_USERNAME", "GRAPHISTRY_PERSONAL_KEY_ID"):
         monkeypatch.delenv(name, raising=False)
-    assert main(["graph", str(llama_file), "-o", str(tmp_path), "--upload"]) == 2
+    # Told before anything is measured or written.
+    elsewhere = tmp_path / "elsewhere"
+    assert main(["graph", str(llama_file), "-o", str(elsewhere), "--upload"]) == 2
     told = capsys.readouterr()
     assert "Not uploaded: there are no credentials for Graphistry" in told.err
-    assert "structure.html" in told.out
+    assert told.out == ""
+    assert not elsewhere.exists()
 
 
 @pytest.mark.parametrize(

@@ -138,6 +138,9 @@ def test_a_command_says_what_it_needs(
     arguments: list[str], hidden: str, package: str, extra: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hide_modules(monkeypatch, tmp_path / "hidden", [hidden])
+    # An upload is refused without an account before its package is looked for.
+    monkeypatch.setenv("GRAPHISTRY_USERNAME", "me")
+    monkeypatch.setenv("GRAPHISTRY_PASSWORD", "hush-hush")
     _assert_missing(_run("-m", "gguf_harness.cli", *arguments, cwd=tmp_path), 2, package, extra)
     assert [path.name for path in tmp_path.iterdir()] == ["hidden"]
 

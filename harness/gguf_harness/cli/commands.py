@@ -304,10 +304,12 @@ def _quantize(known: argparse.Namespace, _: list[str]) -> int:
 def _graph(known: argparse.Namespace, _: list[str]) -> int:
     from gguf_harness.cli.graph_sources import graph_of
     from gguf_harness.errors import require_extra
-    from gguf_harness.graphs import upload, write_graph
+    from gguf_harness.graphs import account_for_upload, upload, write_graph
 
     # Now, and not when everything has been measured.
     require_extra("graph", "`gguf-harness graph`", "pyarrow")
+    if known.upload:
+        account_for_upload()
     graph = graph_of(known.model, known.kind, prompt=known.prompt, words=known.words, threads=known.threads)
     files = write_graph(graph, known.out)
     nodes, edges, view = (visible(str(file)) for file in (files.nodes, files.edges, files.view))

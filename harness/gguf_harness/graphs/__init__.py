@@ -13,7 +13,7 @@ A builder takes plain data and builds one graph; nothing is measured here:
 from gguf_harness.graphs.attention_graph import AttentionGraph
 from gguf_harness.graphs.cosine_network import CosineNetwork
 from gguf_harness.graphs.graph import Column, Graph, GraphBuilder, Table
-from gguf_harness.graphs.graphistry_upload import upload
+from gguf_harness.graphs.graphistry_upload import account_for_upload, upload
 from gguf_harness.graphs.layer_token_flow import LayerTokenFlow
 from gguf_harness.graphs.model_structure import ModelStructure
 from gguf_harness.graphs.write import GraphFiles, write_graph
@@ -28,6 +28,7 @@ __all__ = [
     "LayerTokenFlow",
     "ModelStructure",
     "Table",
+    "account_for_upload",
     "upload",
     "write_graph",
 ]

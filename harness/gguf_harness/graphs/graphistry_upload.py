@@ -10,13 +10,29 @@ from gguf_harness.errors import GraphError, require_extra
 from gguf_harness.graphs.graph import Graph
 from gguf_harness.graphs.write import to_arrow
 
-__all__ = ["upload"]
+__all__ = ["account_for_upload", "upload"]
 
 _CREDENTIALS: Final = (
     {"username": "GRAPHISTRY_USERNAME", "password": "GRAPHISTRY_PASSWORD"},
     {"personal_key_id": "GRAPHISTRY_PERSONAL_KEY_ID", "personal_key_secret": "GRAPHISTRY_PERSONAL_KEY_SECRET"},
 )
 _SERVER: Final = "GRAPHISTRY_SERVER"
+
+
+def account_for_upload(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The credentials of an upload, by argument of `graphistry.register`. Call it before long work: nothing is sent.
+
+    Args:
+        environment: has GRAPHISTRY_USERNAME and GRAPHISTRY_PASSWORD, or GRAPHISTRY_PERSONAL_KEY_ID and
+            GRAPHISTRY_PERSONAL_KEY_SECRET.
+
+    Raises:
+        GraphError: credentials are missing.
+        MissingExtra: PyGraphistry is not installed.
+    """
+    credentials = _credentials(environment)
+    require_extra("graph", "Uploading a graph")
+    return credentials
 
 
 def upload(graph: Graph, environment: Mapping[str, str] = os.environ) -> str:
@@ -26,15 +42,13 @@ def upload(graph: Graph, environment: Mapping[str, str] = os.environ) -> str:
 
     Args:
         graph: all of its nodes, edges and labels are sent.
-        environment: has GRAPHISTRY_USERNAME and GRAPHISTRY_PASSWORD are, or GRAPHISTRY_PERSONAL_KEY_ID and
-            GRAPHISTRY_PERSONAL_KEY_SECRET; GRAPHISTRY_SERVER for another server than hub.graphistry.com.
+        environment: as of `account_for_upload`; also GRAPHISTRY_SERVER for another server than hub.graphistry.com.
 
     Raises:
         GraphError: credentials are missing, or PyGraphistry failed. Nothing was uploaded.
         MissingExtra: PyGraphistry is not installed.
     """
-    credentials = _credentials(environment)
-    require_extra("graph", "Uploading a graph")
+    credentials = account_for_upload(environment)
     import graphistry
 
     server = {"server": environment[_SERVER]} if environment.get(_SERVER) else {}
