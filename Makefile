@@ -7,7 +7,10 @@ BIN := $(VENV)/bin
 EXCLUSIVE = $$(grep -rl --include='test_*.py' mark.exclusive tests)
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # Nothing here loads libmtmd, llama.cpp's library for images and sound.
-INSTALL = CMAKE_ARGS="-DLLAVA_BUILD=OFF $$CMAKE_ARGS" $(PIP) install --constraint constraints.txt --editable
+# llama.cpp's code for AMX dies of an illegal instruction where GCC compiled it: ggml-org/llama.cpp, pull request 26954.
+NO_AMX := $(shell echo | $${CXX:-c++} -mno-amx-tile -fsyntax-only -x c++ - 2>/dev/null && \
+    echo "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16")
+INSTALL = CMAKE_ARGS="-DLLAVA_BUILD=OFF $$CMAKE_ARGS" CFLAGS="$(NO_AMX) $$CFLAGS" CXXFLAGS="$(NO_AMX) $$CXXFLAGS" $(PIP) install --constraint constraints.txt --editable
 
 .PHONY: demo test coverage lint bench clean
 

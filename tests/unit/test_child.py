@@ -71,6 +71,11 @@ def test_a_program_is_bound_to_its_parent(tmp_path: Path) -> None:
         (None, "did not exit"),
         (3, "exited with status 3"),
         (-signal.SIGABRT, "died of SIGABRT (llama.cpp aborted)"),
+        (
+            -signal.SIGILL,
+            "died of SIGILL (llama.cpp was compiled with instructions that fail here; compile it without them:"
+            " CMAKE_ARGS=-DGGML_NATIVE=OFF pip install --force-reinstall --no-deps --no-cache-dir llama-cpp-python)",
+        ),
         (-signal.SIGKILL, "died of SIGKILL (killed from outside, often because memory ran out)"),
         (-signal.SIGTERM, "died of SIGTERM"),
     ],

@@ -129,15 +129,24 @@ def _signal_group(process: subprocess.Popen[bytes], number: int) -> None:
         os.killpg(process.pid, number)
 
 
+_CAUSES: Final = {
+    "SIGKILL": " (killed from outside, often because memory ran out)",
+    "SIGABRT": " (llama.cpp aborted)",
+    # On processors with AMX, its code for it does so where GCC compiled it: ggml-org/llama.cpp, pull request 26954.
+    "SIGILL": (
+        " (llama.cpp was compiled with instructions that fail here; compile it without them:"
+        " CMAKE_ARGS=-DGGML_NATIVE=OFF pip install --force-reinstall --no-deps --no-cache-dir llama-cpp-python)"
+    ),
+}
+
+
 def describe_exit(status: int | None) -> str:
     """How a process ended, from `Popen.returncode`; None if it still runs."""
     if status is None:
         return "closed its connection but did not exit"
     if status < 0:
         name = signal.Signals(-status).name
-        reason = " (killed from outside, often because memory ran out)" if name == "SIGKILL" else ""
-        reason = " (llama.cpp aborted)" if name == "SIGABRT" else reason
-        return f"died of {name}{reason}"
+        return f"died of {name}{_CAUSES.get(name, '')}"
     return f"exited with status {status}"
 
 
