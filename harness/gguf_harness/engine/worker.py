@@ -41,6 +41,7 @@ __all__ = ["ProgressCallback", "Worker", "WorkerContext", "serve"]
 P = ParamSpec("P")
 T = TypeVar("T")
 
+_GRACE_S: Final = 5.0
 _MOST_CONTEXTS: Final = 2
 """Contexts of a model kept for the next task: enough for two alternating settings without recreating caches."""
 
@@ -185,10 +186,12 @@ class Worker:
         process, connection = self._process, self._connection
         if process is None or connection is None:
             return
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, EOFError):
             connection.send(None)
+            # The connection ends with the child; `wait` with a timeout would look for that at growing intervals.
+            connection.poll(_GRACE_S)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=5)
+            process.wait(timeout=_GRACE_S)
         self._kill()
 
     def __enter__(self) -> Self:
