@@ -22,8 +22,11 @@ settings.load_profile("harness")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Warnings are errors in our own tests. In a person's session of the suites they are warnings."""
+    """Warnings are errors in our own tests, only warnings in a session of the suites; threads do not spin under -n."""
     config.addinivalue_line("filterwarnings", "error")
+    if hasattr(config, "workerinput"):
+        # As in sessions of the suites; here some tests run llama.cpp in this process.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -146,3 +146,14 @@ def test_a_session_of_another_project_is_distributed_as_ever(pytester: pytest.Py
     result.assert_outcomes(passed=6)
     result.stdout.fnmatch_lines(["scheduling tests via LoadScheduling"])
     assert not pytester.path.joinpath("results").exists()
+
+
+@pytest.mark.parametrize(("processes", "policy"), [("0", None), ("1", "PASSIVE")])
+def test_threads_do_not_spin_while_other_processes_measure(
+    pytester: pytest.Pytester, llama_file: Path, monkeypatch: pytest.MonkeyPatch, processes: str, policy: str | None
+) -> None:
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    pytester.makepyfile(
+        f"import os\n\ndef test_policy():\n    assert os.environ.get('OMP_WAIT_POLICY') == {policy!r}\n"
+    )
+    pytester.runpytest_subprocess("-n", processes, f"--models={llama_file}").assert_outcomes(passed=1)
