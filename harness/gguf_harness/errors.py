@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import errno
 import importlib.util
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Final
 
 __all__ = [
@@ -42,6 +44,7 @@ __all__ = [
     "TapNotFound",
     "UnsupportedEngine",
     "VocabularyMismatch",
+    "import_alone",
     "is_installed",
     "is_utf8",
     "missing_extra",
@@ -245,7 +248,7 @@ def write_error(path: Path, error: OSError) -> StoreError:
     return StoreError(f"{path} could not be written: {error.strerror or error}.", hint)
 
 
-# -- optional libraries --------------------------------------------------------------------------------------------
+# -- libraries --------------------------------------------------------------------------------------------
 
 EXTRAS: Final[dict[str, dict[str, str]]] = {
     "maps": {"umap": "umap-learn"},
@@ -302,3 +305,30 @@ def require_extra(extra: str, purpose: str, *modules: str) -> None:
     for module in modules or EXTRAS[extra]:
         if not is_installed(module):
             raise missing_extra(extra, module, purpose)
+
+
+def import_alone(package: str, module: str) -> ModuleType:
+    """Import a module of a package without what the package itself imports, which may take ten times as long.
+
+    Whoever imports the package later gets all of it, with the same module.
+
+    Args:
+        package: name of a package whose parents import little.
+        module: name of a module in it.
+
+    Raises:
+        ImportError: there is no such package or module.
+    """
+    name = f"{package}.{module}"
+    if name in sys.modules:
+        return sys.modules[name]
+    if package in sys.modules:
+        return importlib.import_module(name)
+    spec = importlib.util.find_spec(package)
+    if spec is None:
+        raise ModuleNotFoundError(f"No module named {package!r}", name=package)
+    sys.modules[package] = importlib.util.module_from_spec(spec)  # made, not run
+    try:
+        return importlib.import_module(name)
+    finally:
+        del sys.modules[package]

@@ -55,7 +55,7 @@ def test_a_killed_worker_costs_its_own_tests_and_a_second_run_finishes(
         f"--models={llama_file}",
         "--gguf-quants=Q8_0",
         "--gguf-ctx=512",
-        "--gguf-chunks=200",
+        "--gguf-chunks=80",
         "-k",
         "not speed and not text",
     ]

@@ -7,8 +7,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-import llama_cpp
-
+from gguf_harness.engine.c_api import llama_cpp
 from gguf_harness.engine.logs import EngineLog, parse_memory
 from gguf_harness.engine.settings import Adapter
 from gguf_harness.errors import EngineError

@@ -5,9 +5,10 @@ from __future__ import annotations
 import ctypes
 from typing import Any
 
-import llama_cpp
 import numpy as np
 from numpy.typing import NDArray
+
+from gguf_harness.engine.c_api import llama_cpp
 
 __all__ = ["Batch"]
 

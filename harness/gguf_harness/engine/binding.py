@@ -126,7 +126,7 @@ def library() -> Any:
     Raises:
         UnsupportedEngine: the library lacks one.
     """
-    import llama_cpp
+    from gguf_harness.engine.c_api import llama_cpp
 
     # The folder that llama-cpp-python loads from: a second copy of ggml would not share tensors with the first.
     override = os.environ.get("LLAMA_CPP_LIB_PATH")
@@ -325,7 +325,7 @@ class EngineInfo:
 
 def engine_info() -> EngineInfo:
     """Build, devices and CPU features."""
-    import llama_cpp
+    from gguf_harness.engine.c_api import llama_cpp
 
     llama_cpp.llama_backend_init()
     ggml = library()

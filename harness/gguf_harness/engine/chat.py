@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
-import llama_cpp
 import numpy as np
 
+from gguf_harness.engine.c_api import llama_cpp
 from gguf_harness.engine.vocabulary import control_texts, token_text
 from gguf_harness.errors import PromptError
 

@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-import llama_cpp
 import numpy as np
 from numpy.typing import NDArray
 
 from gguf_harness.engine.batch import Batch
+from gguf_harness.engine.c_api import llama_cpp
 from gguf_harness.engine.language_head import logits_of
 from gguf_harness.engine.logs import EngineLog, MemoryBreakdown, parse_memory
 from gguf_harness.engine.model import Model, Tokens

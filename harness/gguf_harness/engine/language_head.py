@@ -10,11 +10,11 @@ import ctypes
 import threading
 from typing import Any, Final
 
-import llama_cpp
 import numpy as np
 from numpy.typing import NDArray
 
 from gguf_harness.engine.batch import Batch
+from gguf_harness.engine.c_api import llama_cpp
 from gguf_harness.engine.parameters import context_parameters
 from gguf_harness.engine.settings import SessionSettings
 from gguf_harness.errors import EngineError, NoLanguageHead

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-import llama_cpp
+from gguf_harness.engine.c_api import llama_cpp
 
 __all__ = ["EngineLog", "MemoryBreakdown", "parse_memory"]
 

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, Self
 
-import llama_cpp
 import numpy as np
 from numpy.typing import NDArray
 
 from gguf_harness.engine.adapters import LoadedAdapters
+from gguf_harness.engine.c_api import llama_cpp
 from gguf_harness.engine.language_head import LanguageHead
 from gguf_harness.engine.logs import EngineLog, parse_memory
 from gguf_harness.engine.vocabulary import Vocabulary

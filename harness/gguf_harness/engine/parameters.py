@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-import llama_cpp
-
+from gguf_harness.engine.c_api import llama_cpp
 from gguf_harness.engine.settings import GGML_TYPES, SessionSettings
 
 __all__ = ["context_parameters"]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Final
 
-import llama_cpp
 import numpy as np
 from numpy.typing import NDArray
 
+from gguf_harness.engine.c_api import llama_cpp
 from gguf_harness.engine.context import Context
 from gguf_harness.engine.model import Tokens
 from gguf_harness.errors import EngineError

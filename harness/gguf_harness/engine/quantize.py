@@ -11,10 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-import llama_cpp
 import numpy as np
 from numpy.typing import NDArray
 
+from gguf_harness.engine.c_api import llama_cpp
 from gguf_harness.engine.logs import EngineLog
 from gguf_harness.errors import InvalidGGUF, QuantizeError
 from gguf_harness.gguf.header import TENSOR_TYPES, read_header

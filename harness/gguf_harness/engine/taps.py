@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from typing import Final
 
-import llama_cpp
 import numpy as np
 from numpy.typing import NDArray
 
@@ -17,6 +16,7 @@ from gguf_harness.engine.binding import (
     view_tensor,
     write_tensor,
 )
+from gguf_harness.engine.c_api import llama_cpp
 from gguf_harness.engine.settings import SessionSettings
 from gguf_harness.engine.tap_names import (
     ENCODER_PREFIX,

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-import llama_cpp
-
+from gguf_harness.engine.c_api import llama_cpp
 from gguf_harness.engine.logs import EngineLog
 from gguf_harness.errors import EngineError
 

@@ -11,16 +11,18 @@ also hold for the next text.
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
+from types import ModuleType
 from typing import Final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from gguf_harness.errors import NoData
+from gguf_harness.errors import NoData, import_alone
 from gguf_harness.metrics.kernels.ratios import ratio_of_means
 from gguf_harness.metrics.kernels.standard_errors import clustered_se, iid_se
 from gguf_harness.metrics.records import WHOLE, Estimate, Place
@@ -323,10 +325,8 @@ def exceedance_p_value(value: float, se: float, clusters: int | None, limit: flo
         return 0.0 if value > limit else 1.0
     if clusters is not None and clusters < 2:
         return 0.5
-    from scipy.special import ndtr, stdtr
-
     distance = (value - limit) / se
-    return float(ndtr(-distance) if clusters is None else stdtr(clusters - 1, -distance))
+    return float(_special().ndtr(-distance) if clusters is None else _special().stdtr(clusters - 1, -distance))
 
 
 def clusters_needed(value: float, se: float, clusters: int, limit: float, confidence: float) -> int | None:
@@ -385,7 +385,13 @@ def ratio_with_error(numerator: Estimate, denominator: Estimate) -> MeanEstimate
 
 @lru_cache(maxsize=1024)
 def _t_quantile(clusters: int | None, confidence: float) -> float:
-    # The functions that scipy.stats uses for its t and normal distributions, without its import time of a second.
-    from scipy.special import ndtri, stdtrit
+    return float(_special().ndtri(confidence) if clusters is None else _special().stdtrit(clusters - 1, confidence))
 
-    return float(ndtri(confidence) if clusters is None else stdtrit(clusters - 1, confidence))
+
+@cache
+def _special() -> ModuleType:
+    """The functions that scipy.stats uses for its t and normal distributions, without its import time of a second."""
+    try:
+        return import_alone("scipy.special", "_ufuncs")
+    except ImportError:  # a name that scipy may change
+        return importlib.import_module("scipy.special")
