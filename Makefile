@@ -41,6 +41,9 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# llama.cpp's tools are compiled as llama.cpp was.
+bench: export CFLAGS := $(NO_AMX) $(CFLAGS)
+bench: export CXXFLAGS := $(NO_AMX) $(CXXFLAGS)
 bench: $(VENV)/.dev
 	$(BIN)/python -m tests.bench.compare_with_llama_cpp
 	$(BIN)/python -m tests.bench.attention_overhead

@@ -104,7 +104,6 @@ def environment(tmp_path: Path, workflow: dict[Any, Any]) -> dict[str, str]:
     return os.environ | fixed | {
         "PATH": f"{programs}:{os.environ['PATH']}",
         "PYTHONPATH": str(ROOT),
-        "PYTHONDONTWRITEBYTECODE": "1",
         "PYTEST_ADDOPTS": f"{QUICK} -p no:cacheprovider",
         "RELEASE": str(tmp_path / "release"),
         "TAG": "v1.0; exit 7",
