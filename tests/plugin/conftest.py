@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
@@ -11,12 +10,8 @@ from typing import Any
 
 import pytest
 
-from gguf_harness.inputs.options import read_options
-from gguf_harness.measure.core import Core
-from gguf_harness.pytest_plugin.progress import SilentProgress
 from gguf_harness.store.run_content import content_problem
 from gguf_harness.store.run_tables import TABLES, rows_of
-from tests.command_line import parse_command_line
 from tests.random_llama import write_random_llama
 
 SUITES = Path(str(resources.files("gguf_harness.suites")))
@@ -49,31 +44,16 @@ def pytester(pytester: pytest.Pytester) -> pytest.Pytester:
     return pytester
 
 
-@pytest.fixture(scope="session")
-def described_engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a cache has of llama.cpp alone: a session with an empty one starts a process to ask what it is."""
-    cache = tmp_path_factory.mktemp("described")
-    core = Core(read_options(parse_command_line(f"--gguf-cache={cache}")), SilentProgress())
-    assert core.llama_cpp.key
-    core.close()
-    return cache / "engine"
-
-
 @pytest.fixture
-def run_suite(
-    request: pytest.FixtureRequest, pytester: pytest.Pytester, shared_folder: Path, described_engine: Path
-) -> RunSuite:
+def run_suite(request: pytest.FixtureRequest, pytester: pytest.Pytester, shared_folder: Path) -> RunSuite:
     """`run_suite("--models=...", tests="test_file.py")`: a suite, small and quick.
 
-    Tests with the mark `shared_cache` find what other tests have measured; all others begin with a cache that knows
-    nothing but which llama.cpp this is.
+    Tests with the mark `shared_cache` find what other tests have measured; all others begin with an empty cache.
     """
     shared = request.node.get_closest_marker("shared_cache") is not None
     always = ["-p", "no:cacheprovider", "-p", "no:anyio", "-W", "error"]
     if shared:
         always.append(f"--gguf-cache={shared_folder / 'cache'}")
-
-    shutil.copytree(described_engine, pytester.path / "results" / "cache" / "engine")
 
     def run(*arguments: str, tests: str = "", quick: bool = True, suite: str = "quant") -> pytest.RunResult:
         settings = []
