@@ -106,6 +106,7 @@ def _cpu_seconds(command: Sequence[str], folder: Path, environment: dict[str, st
     return after.ru_utime - before.ru_utime
 
 
+@pytest.mark.exclusive
 def test_a_session_of_others_takes_hardly_longer(
     tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
