@@ -6,11 +6,14 @@ BIN := $(VENV)/bin
 # Collecting all tests takes longer than running those few.
 EXCLUSIVE = $$(grep -rl --include='test_*.py' mark.exclusive tests)
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
-# Nothing here loads libmtmd, llama.cpp's library for images and sound.
 # llama.cpp's code for AMX dies of an illegal instruction where GCC compiled it: ggml-org/llama.cpp, pull request 26954.
 NO_AMX := $(shell echo | $${CXX:-c++} -mno-amx-tile -fsyntax-only -x c++ - 2>/dev/null && \
     echo "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16")
-INSTALL = CMAKE_ARGS="-DLLAVA_BUILD=OFF $$CMAKE_ARGS" CFLAGS="$(NO_AMX) $$CFLAGS" CXXFLAGS="$(NO_AMX) $$CXXFLAGS" $(PIP) install --constraint constraints.txt --editable
+# For llama.cpp, and for its tools in the benchmarks.
+export CFLAGS := $(NO_AMX) $(CFLAGS)
+export CXXFLAGS := $(NO_AMX) $(CXXFLAGS)
+# Nothing here loads libmtmd, llama.cpp's library for images and sound.
+INSTALL = CMAKE_ARGS="-DLLAVA_BUILD=OFF $$CMAKE_ARGS" $(PIP) install --constraint constraints.txt --editable
 
 .PHONY: demo test coverage lint bench clean
 
@@ -41,9 +44,6 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# llama.cpp's tools are compiled as llama.cpp was.
-bench: export CFLAGS := $(NO_AMX) $(CFLAGS)
-bench: export CXXFLAGS := $(NO_AMX) $(CXXFLAGS)
 bench: $(VENV)/.dev
 	$(BIN)/python -m tests.bench.compare_with_llama_cpp
 	$(BIN)/python -m tests.bench.attention_overhead
