@@ -84,4 +84,4 @@ def _comparable(compared: ComparedTexts) -> list[object]:
 
 def test_a_key_has_the_versions_of_what_scores() -> None:
     libraries = text_metrics_key()["libraries"]
-    assert libraries == {name: metadata.version(name) for name in ("numpy", "rouge-score", "sacrebleu")}
+    assert libraries == {name: metadata.version(name) for name in ("numpy", "rapidfuzz", "sacrebleu")}

@@ -103,7 +103,7 @@ def test_rouge_of_ascii_equals_the_default_tokenizer(reference: str, candidate: 
         with pytest.raises(NoData, match="no words"):
             rouge_l(reference, candidate)
     else:
-        assert rouge_l(reference, candidate) == pytest.approx(expected)
+        assert rouge_l(reference, candidate) == expected
 
 
 def test_other_scripts_have_words() -> None:

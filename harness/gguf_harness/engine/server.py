@@ -7,7 +7,6 @@ request at a time: concurrent requests wait in a queue. llama-server decodes `Se
 from __future__ import annotations
 
 import contextlib
-import http.client
 import json
 import os
 import runpy
@@ -250,6 +249,8 @@ class Server:
             time.sleep(_POLL_S)
 
     def _answers(self) -> bool:
+        import http.client  # with ssl, a tenth of the time in which a session without servers starts
+
         connection = http.client.HTTPConnection(_HOST, self.port, timeout=min(5.0, self._timeout_s))
         try:
             connection.request("GET", "/v1/models", headers={"Authorization": f"Bearer {self.api_key}"})

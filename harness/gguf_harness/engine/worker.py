@@ -147,10 +147,11 @@ class Worker:
         try:
             connection = self._connection or self._start()
             request = next(self._requests)
-            connection.send((request, task, args, kwargs))
+            try:
+                connection.send((request, task, args, kwargs))
+            except ConnectionError as error:
+                raise self._crashed() from error
             kind, payload = self._answer(connection, request, progress)
-        except (EOFError, ConnectionError) as error:
-            raise self._crashed() from error
         except BaseException:
             # If the wait was interrupted (Ctrl-C, a time limit of pytest, a failing progress bar), the child may still
             # answer, and its answer must not be taken for that to the next request.
@@ -165,12 +166,7 @@ class Worker:
     ) -> tuple[Literal["result", "error"], Any]:
         """Wait for the answer to a request, and show progress meanwhile."""
         while True:
-            if not connection.poll(self._timeout_s):
-                raise EngineTimeout(
-                    f"{self.label}: the worker sent nothing for {self._timeout_s:g} s; it was stopped.",
-                    f"Raise --gguf-timeout if the model is that slow. Log: {self.log}",
-                )
-            number, kind, payload = connection.recv()
+            number, kind, payload = self._receive(connection)
             if number != request:
                 raise EngineError(
                     f"{self.label}: the worker answered request {number}, expected {request}; it was stopped.",
@@ -180,6 +176,18 @@ class Worker:
                 return kind, payload
             if progress is not None:
                 progress(*payload)
+
+    def _receive(self, connection: Connection) -> Any:
+        """The next message of the child."""
+        try:
+            if connection.poll(self._timeout_s):
+                return connection.recv()
+        except (EOFError, ConnectionError) as error:
+            raise self._crashed() from error
+        raise EngineTimeout(
+            f"{self.label}: the worker sent nothing for {self._timeout_s:g} s; it was stopped.",
+            f"Raise --gguf-timeout if the model is that slow. Log: {self.log}",
+        )
 
     def close(self) -> None:
         """Stop the child; never fails, in any state."""

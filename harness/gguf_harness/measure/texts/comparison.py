@@ -20,7 +20,7 @@ from gguf_harness.metrics.text import TextPair, TextScores, compare_text, compar
 
 __all__ = ["ComparedTexts", "compare_generations", "compared_from_json", "text_metrics_key", "text_pair"]
 
-_LIBRARIES: Final = ("numpy", "rouge-score", "sacrebleu")
+_LIBRARIES: Final = ("numpy", "rapidfuzz", "sacrebleu")
 
 
 @dataclass(frozen=True, slots=True)

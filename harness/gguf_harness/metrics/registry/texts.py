@@ -77,7 +77,7 @@ METRICS: Final = (
         "fraction",
         "F1 of the longest common subsequence of words.",
         "F1 of (longest common subsequence / length) of both texts' words, mean over prompts.",
-        "Lin (2004), ROUGE; rouge-score's rougeL, without stemming.",
+        "Lin (2004), ROUGE; as rouge-score's rougeL, without stemming.",
     ),
     _text(
         "divergence_probability_gap",
