@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+from numpy.typing import NDArray
 
 from gguf_harness.analytics.analyses import Setup, _computing, neighbors_task, project_task
 from gguf_harness.analytics.neighbors import plan_blocks
@@ -71,12 +72,24 @@ def analytics(core: Core) -> Analytics:
     return Analytics(core)
 
 
+def umap_of(_: WorkerContext, points: NDArray[np.float64]) -> NDArray[np.float32]:
+    """UMAP, called directly."""
+    with warnings.catch_warnings():
+        # It tells developers about TensorFlow.
+        warnings.simplefilter("ignore", ImportWarning)
+        import umap
+    settings = {"n_components": 2, "n_neighbors": 7, "min_dist": 0.1, "random_state": 2, "n_jobs": 1}
+    projected: NDArray[np.float32] = umap.UMAP(**settings).fit_transform(points)
+    return projected
+
+
 @pytest.fixture(scope="module")
-def other(core: Core) -> Iterator[Analytics]:
-    """Another process, which finds nothing in its cache. UMAP takes half a minute to compile itself in each."""
-    options = dataclasses.replace(core.options, cache=core.cache.root / "other")
-    with Analytics(Core(options, SilentProgress())) as analytics:
-        yield analytics
+def other(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
+    """Another process, of a person who has made errors of warnings. In each, UMAP takes 15 s to compile itself."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONWARNINGS", "error")
+        with Worker("analytics", tmp_path_factory.mktemp("other") / "log") as worker:
+            yield worker
 
 
 def test_every_analysis_says_what_computed_it(analytics: Analytics) -> None:
@@ -109,14 +122,17 @@ def test_clusters_of_cosines_do_not_see_lengths(analytics: Analytics) -> None:
 
 
 @pytest.mark.parametrize("dimensions", [2, 3])
-def test_umap_is_seeded_and_says_who_it_is(analytics: Analytics, other: Analytics, dimensions: int) -> None:
+def test_umap_is_seeded_and_says_who_it_is(analytics: Analytics, other: Worker, dimensions: int) -> None:
     first = analytics.project(POINTS, "umap", dimensions=dimensions, seed=4)
     assert first.backend.startswith("umap-learn ")
     assert first.coordinates.shape == (60, dimensions)
     # Measured again, in a process of its own.
-    again = other.project(POINTS, "umap", dimensions=dimensions, seed=4)
-    assert (again.coordinates == first.coordinates).all()
-    assert (other.project(POINTS, "umap", dimensions=dimensions, seed=5).coordinates != first.coordinates).any()
+    same, differs = (
+        other.call(project_task, None, Setup(False, 1), POINTS, "umap", dimensions, "euclidean", None, seed)[1]
+        for seed in (4, 5)
+    )
+    assert (same["coordinates"] == first.coordinates).all()
+    assert (differs["coordinates"] != first.coordinates).any()
 
 
 def test_umap_of_few_points(analytics: Analytics) -> None:
@@ -128,13 +144,8 @@ def test_umap_of_few_points(analytics: Analytics) -> None:
         analytics.project(POINTS, "umap", size=60)
 
 
-def test_umap_equals_a_direct_call(analytics: Analytics) -> None:
-    with warnings.catch_warnings():
-        # It tells developers about TensorFlow.
-        warnings.simplefilter("ignore", ImportWarning)
-        import umap
-    centered = POINTS - POINTS.mean(0)
-    expected = umap.UMAP(n_components=2, n_neighbors=7, min_dist=0.1, random_state=2, n_jobs=1).fit_transform(centered)
+def test_umap_equals_a_direct_call(analytics: Analytics, other: Worker) -> None:
+    expected = other.call(umap_of, None, POINTS - POINTS.mean(0))
     assert analytics.project(POINTS, "umap", size=7, seed=2).coordinates == pytest.approx(expected, rel=1e-6)
 
 
@@ -150,15 +161,13 @@ def test_what_cannot_be_projected_is_no_data(analytics: Analytics, method: str) 
             analytics.project(points, method)
 
 
-def test_what_libraries_warn_of_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_libraries_warn_of_comes_back(other: Worker) -> None:
     """Also where a person makes errors of warnings; what is for developers stays in the log."""
-    monkeypatch.setenv("PYTHONWARNINGS", "error")
-    with Worker("analytics", tmp_path / "log") as worker:
-        facts = worker.call(warn, None)
-        assert facts["warnings"] == ["odd points"]
-        assert "soon to go" in (tmp_path / "log").read_text()
-        _, arrays = worker.call(project_task, None, Setup(False, 1), POINTS, "umap", 2, "euclidean", None, 0)
-        assert np.isfinite(arrays["coordinates"]).all()
+    facts = other.call(warn, None)
+    assert facts["warnings"] == ["odd points"]
+    assert "soon to go" in other.log.read_text()
+    _, arrays = other.call(project_task, None, Setup(False, 1), POINTS, "umap", 2, "euclidean", None, 0)
+    assert np.isfinite(arrays["coordinates"]).all()
 
 
 def test_a_mistake_is_named(analytics: Analytics, tmp_path: Path) -> None:

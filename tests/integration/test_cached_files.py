@@ -62,6 +62,7 @@ def cores(files: tuple[Path, Path], tmp_path: Path) -> Iterator[Cores]:
             "--gguf-threads=1",
             "--gguf-pp=8",
             "--gguf-tg=4",
+            "--gguf-repetitions=1",
         ]
         options = read_options(parse_command_line(*given, *arguments))
         core = Core(options, SilentProgress(), session)

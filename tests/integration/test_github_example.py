@@ -22,7 +22,10 @@ from gguf_harness.inputs.command_line import short_name
 from tests.random_llama import write_random_llama
 
 ROOT = Path(__file__).parent.parent.parent
-QUICK = "--gguf-ctx=32 --gguf-chunks=12 --gguf-batch=64 --gguf-pp=8 --gguf-tg=4 -k 'not served and not text'"
+QUICK = (
+    "--gguf-ctx=32 --gguf-chunks=12 --gguf-batch=64 --gguf-pp=8 --gguf-tg=4 --gguf-repetitions=1"
+    " -k 'not served and not text'"
+)
 
 
 @pytest.fixture(scope="module")

@@ -27,6 +27,16 @@ id = "chat"
 messages = [{role = "user", content = "Hello"}]
 """
 
+QUICK = (
+    "--gguf-ctx=32",
+    "--gguf-chunks=4",
+    "--gguf-batch=64",
+    "--gguf-pp=8",
+    "--gguf-tg=4",
+    "--gguf-repetitions=2",
+    "--gguf-gen-tokens=8",
+)
+
 RunSuite = Callable[..., pytest.RunResult]
 ReadRun = Callable[[], dict[str, Any]]
 
@@ -58,10 +68,9 @@ def run_suite(request: pytest.FixtureRequest, pytester: pytest.Pytester, shared_
     def run(*arguments: str, tests: str = "", quick: bool = True, suite: str = "quant") -> pytest.RunResult:
         settings = []
         if quick:
-            settings = ["--gguf-ctx=32", "--gguf-chunks=4", "--gguf-batch=64", "--gguf-pp=8", "--gguf-tg=4"]
             prompts = pytester.path / "quick-prompts.toml"
             prompts.write_text(PROMPTS, encoding="utf-8")
-            settings += [f"--gguf-prompts={prompts}", "--gguf-gen-tokens=8"]
+            settings = [*QUICK, f"--gguf-prompts={prompts}"]
         target = str(SUITES / suite / tests)
         root = ["-c", str(INI), "--rootdir", str(pytester.path), *always]
         return pytester.runpytest_subprocess(target, *root, *settings, *arguments, timeout=120)

@@ -53,7 +53,7 @@ def test_saved_compared_and_failed_by_a_threshold(
         assert 8 < info["bits_per_weight"] <= 32
         assert {"backend", "threads", "llama_cpp", "sha256", "quantization"} <= set(info)
         assert (info["disturbed_rounds"] == 0) == (info["disturbed_by"] is None)
-        assert entry["stats"]["rounds"] == 3
+        assert entry["stats"]["rounds"] == 2
         assert entry["fullname"] == f"quant/test_benchmark.py::{entry['name']}"
         tokens = {"pp8": 8, "tg4": 4, "served8x4": 32}.get(entry["group"])
         assert info.get("tokens") == tokens
@@ -91,7 +91,7 @@ def test_grouped_by_what_is_measured_or_by_model(
     assert {(e["group"], e["param"]) for e in entries} == {
         (group, model) for group in ("load", "pp8") for model in ("random-F32", "random-Q8_0")
     }
-    assert all(len(entry["stats"]["data"]) == 3 for entry in entries)
+    assert all(len(entry["stats"]["data"]) == 2 for entry in entries)
     run = read_run()
     assert {model["name"] for model in run["models"]} == {"random-F32", "random-Q8_0"}
     assert run["estimates"] == []

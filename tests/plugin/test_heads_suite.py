@@ -16,10 +16,6 @@ IMPORTANCE, INTERCHANGE, REMOVAL = (f"../heads/test_{name}.py" for name in ("imp
 QUICK = ("--gguf-head-windows=2",)
 
 
-def _run_all(run_suite: RunSuite, *arguments: str) -> list[pytest.RunResult]:
-    return [run_suite(*QUICK, *arguments, tests=tests) for tests in (IMPORTANCE, INTERCHANGE, REMOVAL)]
-
-
 @pytest.mark.shared_cache
 def test_every_head_of_every_model_has_its_rows(
     run_suite: RunSuite, read_run: ReadRun, llama_file: Path, pytester: pytest.Pytester
@@ -72,12 +68,19 @@ def test_interchange_and_removal(
 
 
 def test_a_second_run_decodes_nothing(run_suite: RunSuite, read_run: ReadRun, llama_file: Path) -> None:
-    arguments = [f"--models={llama_file}", "--gguf-quants=Q8_0"]
-    _run_all(run_suite, *arguments)
-    for tests in (IMPORTANCE, INTERCHANGE, REMOVAL):
-        result = run_suite(*QUICK, *arguments, tests=tests)
-        result.stdout.fnmatch_lines(["cache: all * measurements came from the cache, nothing was decoded*"])
-    run_suite("--gguf-head-windows=3", *arguments, tests=IMPORTANCE)
+    arguments = [f"--models={llama_file}", "--gguf-quants=Q8_0", "-k", "importance or interchange or removal"]
+    run_suite(*QUICK, *arguments, suite="heads")
+    tests = [test["id"] for test in read_run()["tests"]]
+    assert {
+        name for name in ("importance", "interchange", "removal") if any(f"test_{name}.py" in t for t in tests)
+    } == {
+        "importance",
+        "interchange",
+        "removal",
+    }
+    result = run_suite(*QUICK, *arguments, suite="heads")
+    result.stdout.fnmatch_lines(["cache: all * measurements came from the cache, nothing was decoded*"])
+    run_suite("--gguf-head-windows=3", *arguments[:2], tests=IMPORTANCE)
     assert read_run()["cache"]["hits"] == 0
 
 

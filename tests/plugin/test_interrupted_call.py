@@ -25,7 +25,7 @@ def test_that_runs_out_of_time(model, corpus_pass, record):
             pytest.fail("time is up")
 
         signal.signal(signal.SIGALRM, strike)
-        signal.setitimer(signal.ITIMER_REAL, 0.7)
+        signal.setitimer(signal.ITIMER_REAL, 0.5)
     record(perplexity(corpus_pass(model)["nll"]))
 
 
@@ -40,7 +40,7 @@ def test_a_time_limit_costs_its_own_test_only(
     pytester: pytest.Pytester, read_run: ReadRun, llama_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytester.makepyfile(test_own=OWN)
-    command = ["-c", str(INI), "--rootdir", str(pytester.path), f"--models={llama_file}", "--gguf-chunks=300", "-q"]
+    command = ["-c", str(INI), "--rootdir", str(pytester.path), f"--models={llama_file}", "--gguf-chunks=150", "-q"]
     command += ["test_own.py", "--gguf-ctx=256", "-p", "no:cacheprovider"]
     monkeypatch.setenv("STRIKE", "1")
     result = pytester.runpytest_subprocess(*command, timeout=120)

@@ -51,8 +51,9 @@ def test_each_pair_is_a_candidate_of_each_file(run_suite: RunSuite, read_run: Re
     assert all(each["model"] == each["earlier"] for each in comparisons if each.get("earlier"))
 
 
-def test_speed_and_memory_are_those_of_the_cache(run_suite: RunSuite, read_run: ReadRun, llama_file: Path) -> None:
-    run_suite(f"--models={llama_file}", "--gguf-kv=q8_0/q8_0", tests="test_speed.py", quick=True)
+def test_memory_is_that_of_the_cache(run_suite: RunSuite, read_run: ReadRun, llama_file: Path) -> None:
+    arguments = [f"--models={llama_file}", "--gguf-kv=q8_0/q8_0", "--gguf-repetitions=1"]
+    run_suite(*arguments, "-k", "memory", tests="test_speed.py")
     caches = {row["model"]: row["value"] for row in read_run()["estimates"] if row["metric"] == "kv_cache_bytes"}
     assert caches["random-F32 [kv=q8_0/q8_0]"] == pytest.approx(caches["random-F32"] * 34 / 64, rel=0.05)
 

@@ -7,6 +7,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from gguf_harness.report.compare import compare_runs
@@ -19,7 +20,8 @@ pytestmark = pytest.mark.model
 def test_a_ladder_from_one_model(
     run_suite: RunSuite, read_run: ReadRun, llama_file: Path, pytester: pytest.Pytester
 ) -> None:
-    arguments = ["--gguf-quants=Q8_0,Q4_K_M", "--gguf-repetitions=2", "--gguf-gates", _no_limits(pytester)]
+    """All of the suite. No process is left behind."""
+    arguments = ["--gguf-quants=Q8_0,Q4_K_M", "--gguf-gates", _no_limits(pytester)]
     result = run_suite(f"--models={llama_file}", *arguments)
     assert result.ret == 0
     result.stdout.fnmatch_lines(
@@ -44,6 +46,8 @@ def test_a_ladder_from_one_model(
     assert len(run["arrays"]) == 2
     (report,) = pytester.path.glob("results/runs/*/report.html")
     assert "random-Q4_K_M" in report.read_text(encoding="utf-8")
+    ours = [p for p in psutil.process_iter(["cmdline"]) if "gguf_harness.engine." in " ".join(p.info["cmdline"] or [])]
+    assert [p for p in ours if p.ppid() in {1, os.getpid()}] == []
 
 
 def test_a_second_run_decodes_nothing(run_suite: RunSuite, read_run: ReadRun, llama_file: Path) -> None:
@@ -147,7 +151,11 @@ def test_another_vocabulary_names_both(run_suite: RunSuite, llama_file: Path, tm
         (["--gguf-corpus={folder}/empty.txt"], "is empty", 4),
         (["--gguf-corpus={folder}/some.txt", "--gguf-chunks=9999"], "--gguf-chunks asks for 9999", 4),
         (["--gguf-logprobs-limit=1K", "--gguf-quants=Q8_0"], "--gguf-logprobs-limit is 0.001 MB", 1),
-        (["--gguf-cache-limit=100K", "--gguf-chunks=all", "--gguf-quants=Q8_0"], "--gguf-cache-limit is 0.1 MB", 1),
+        (
+            ["--gguf-corpus={folder}/some.txt", "--gguf-cache-limit=100K", "--gguf-chunks=all", "--gguf-quants=Q8_0"],
+            "--gguf-cache-limit is 0.1 MB",
+            1,
+        ),
     ],
 )
 def test_corpus_mistakes_are_one_message(
@@ -203,15 +211,6 @@ def test_a_persons_own_test_uses_our_fixtures(pytester: pytest.Pytester, llama_f
     )
     result.assert_outcomes(passed=1)
     result.stdout.fnmatch_lines(["random-F32*", "report: results/runs/*"])
-
-
-def test_no_process_is_left_behind(run_suite: RunSuite, llama_file: Path) -> None:
-    import psutil
-
-    run_suite(f"--models={llama_file}", "--gguf-quants=Q8_0", "--gguf-repetitions=2")
-    ours = [p for p in psutil.process_iter(["cmdline"]) if "gguf_harness.engine." in " ".join(p.info["cmdline"] or [])]
-    mine = [p for p in ours if p.ppid() in {1, os.getpid()}]
-    assert mine == []
 
 
 def _no_limits(pytester: pytest.Pytester) -> str:
