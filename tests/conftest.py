@@ -78,6 +78,10 @@ def _on_their_own(shared_folder: Path) -> Iterator[None]:
         for name in names:
             patch.delenv(name, raising=False)
         patch.setenv(STORE, str(shared_folder / "models"))
+        # A session's matrices are small, and starting threads for them takes a tenth of its time. UMAP compiles itself
+        # in each process, which takes longer than to run what was compiled with less care.
+        patch.setenv("OPENBLAS_NUM_THREADS", "1")
+        patch.setenv("NUMBA_OPT", "0")
         # Workers run tasks that are defined in these tests.
         root = str(Path(__file__).parent.parent)
         patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")])))

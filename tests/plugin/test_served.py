@@ -75,7 +75,7 @@ def test_a_server_ends_with_an_interrupted_session(pytester: pytest.Pytester, ll
 def test_a_second_run_starts_no_server(
     run_suite: RunSuite, read_run: ReadRun, llama_file: Path, pytester: pytest.Pytester
 ) -> None:
-    arguments = [f"--models={llama_file}", "--gguf-repetitions=3"]
+    arguments = [f"--models={llama_file}"]
     run_suite(*arguments, tests="test_served.py").assert_outcomes(passed=2)
     rows = {row["metric"]: row for row in read_run()["estimates"]}
     assert sorted(rows) == sorted(
@@ -83,20 +83,19 @@ def test_a_second_run_starts_no_server(
         + [f"served_{name}_{share}_s" for name in ("ttft", "itl") for share in ("p50", "p99")]
     )
     repetitions = rows["served_tokens_per_s"]["n"]
-    assert repetitions >= 3
+    assert repetitions >= 2
     assert rows["served_tokens_per_s"]["se"] > 0
     assert rows["served_ttft_p50_s"]["n"] == 8 * repetitions
     assert 0 < rows["served_ttft_p50_s"]["value"] <= rows["served_ttft_p99_s"]["value"]
     (log,) = pytester.path.glob("results/cache/logs/*.server.log")
     log.unlink()
     run_suite(*arguments, tests="test_served.py").assert_outcomes(passed=2)
-    # What was disturbed is measured again.
-    if any(row["doubt"] for row in rows.values()):
-        assert read_run()["cache"]["misses"] > 0
-    else:
-        assert not log.exists()
-        assert read_run()["cache"] == {"hits": 2, "misses": 0}
-        assert {row["metric"]: row for row in read_run()["estimates"]} == rows
+    # What was disturbed is measured again. Generation that is faster by itself than a server explains is none of that.
+    disturbed = [row for row in rows.values() if row["doubt"] and "only client gets" not in row["doubt"]]
+    assert log.exists() == bool(disturbed)
+    if not disturbed:
+        again = {row["metric"]: row["value"] for row in read_run()["estimates"]}
+        assert again == {metric: row["value"] for metric, row in rows.items()}
 
 
 def test_a_server_that_does_not_start_is_one_message(

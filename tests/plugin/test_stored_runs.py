@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,9 @@ from gguf_harness.metrics.records import SCHEMA_VERSION
 from gguf_harness.store.run_tables import TABLES, rows_of
 from tests.plugin.conftest import ReadRun, RunSuite
 from tests.random_llama import write_random_llama
+
+# pytester forgets what a test has imported, and pyarrow does not take these types twice.
+import_module("pandas.core.arrays.arrow.extension_types")
 
 pytestmark = pytest.mark.model
 

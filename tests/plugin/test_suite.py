@@ -21,7 +21,7 @@ def test_a_ladder_from_one_model(
     run_suite: RunSuite, read_run: ReadRun, llama_file: Path, pytester: pytest.Pytester
 ) -> None:
     """All of the suite. No process is left behind."""
-    arguments = ["--gguf-quants=Q8_0,Q4_K_M", "--gguf-gates", _no_limits(pytester)]
+    arguments = ["--gguf-quants=Q8_0,Q4_K_M", "--gguf-repetitions=1", "--gguf-gates", _no_limits(pytester)]
     result = run_suite(f"--models={llama_file}", *arguments)
     assert result.ret == 0
     result.stdout.fnmatch_lines(
