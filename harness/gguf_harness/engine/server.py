@@ -249,7 +249,7 @@ class Server:
             time.sleep(_POLL_S)
 
     def _answers(self) -> bool:
-        import http.client  # with ssl, a tenth of the time in which a session without servers starts
+        import http.client  # with ssl, a twentieth of the time in which a session without servers starts
 
         connection = http.client.HTTPConnection(_HOST, self.port, timeout=min(5.0, self._timeout_s))
         try:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from html import escape
 from typing import Any, Final
-from xml.sax.saxutils import escape, quoteattr
 
 from gguf_harness.report.data import Candidate, RunView, visible
 
@@ -52,7 +52,7 @@ def render_badge(run: Mapping[str, Any]) -> str:
     width = left + right
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{_HEIGHT}" role="img"'
-        f" aria-label={quoteattr(name)}>\n"
+        f' aria-label="{escape(name)}">\n'
         f"<title>{escape(name)}</title>\n"
         f'<rect width="{width}" height="{_HEIGHT}" rx="{_RADIUS}" fill="{COLORS[outcome]}"/>\n'
         # The label's right end is square: it covers the left of the box behind it.

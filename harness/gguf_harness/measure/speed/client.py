@@ -6,7 +6,6 @@ queueing in the server and the transfer, as for its users.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import time
 from collections.abc import Sequence
@@ -152,6 +151,8 @@ class Client:
             OptionError: no clients.
             RuntimeError: called from inside a running event loop.
         """
+        import asyncio  # with ssl, a twentieth of the time in which a session without servers starts
+
         if concurrency < 1:
             raise OptionError(f"concurrency is {concurrency}, expected at least 1.")
         if not prompts:
@@ -171,6 +172,8 @@ class Client:
         return asyncio.run(self._ask_all(prompts, concurrency, asked))
 
     async def _ask_all(self, prompts: Sequence[str], concurrency: int, asked: _Asked) -> Answers:
+        import asyncio
+
         import httpx2
 
         done: dict[int, Completion] = {}
@@ -203,6 +206,8 @@ class Client:
         return Answers([done[index] for index in range(len(prompts))], wall_s)
 
     async def _ask(self, client: httpx2.AsyncClient, path: str, body: dict[str, Any]) -> Completion:
+        import asyncio
+
         import httpx2
 
         answer = _Answer()
