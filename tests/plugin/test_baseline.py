@@ -30,6 +30,23 @@ def _models(folder: Path, llama_file: Path, noise: float) -> list[str]:
     ]
 
 
+_MAIN: list[bytes] = []
+"""The baseline of `_saved`."""
+
+
+def _saved(run_suite: RunSuite, pytester: pytest.Pytester, llama_file: Path) -> list[str]:
+    """The models, and a baseline `main` of them, which each process measures once."""
+    models = _models(pytester.path, llama_file, 0.02)
+    baseline = pytester.path / "results" / "baselines" / "main.json"
+    if _MAIN:
+        baseline.parent.mkdir(parents=True)
+        baseline.write_bytes(_MAIN[0])
+    else:
+        run_suite(*models, "--gguf-save-baseline=main", "-k", "divergence")
+        _MAIN.append(baseline.read_bytes())
+    return models
+
+
 def test_a_candidate_that_became_worse_fails(
     run_suite: RunSuite, read_run: ReadRun, pytester: pytest.Pytester, llama_file: Path
 ) -> None:
@@ -91,8 +108,7 @@ def test_many_processes_save_and_compare(
 def test_another_text_is_named_and_not_paired(
     run_suite: RunSuite, read_run: ReadRun, pytester: pytest.Pytester, llama_file: Path
 ) -> None:
-    models = _models(pytester.path, llama_file, 0.02)
-    run_suite(*models, "--gguf-save-baseline=main", "-k", "divergence")
+    models = _saved(run_suite, pytester, llama_file)
     pytester.path.joinpath("other.txt").write_text("Some other words, of another text. " * 30)
     result = run_suite(*models, "--gguf-corpus=other.txt", "--gguf-baseline=main", "-k", "baseline")
     comparisons = read_run()["baseline"]["comparisons"]
@@ -176,8 +192,7 @@ def test_names_with_versions_are_compared_by_type_and_family(
 def test_a_comparison_that_nobody_makes_is_no_pass(
     run_suite: RunSuite, read_run: ReadRun, pytester: pytest.Pytester, llama_file: Path, chosen: dict[str, str]
 ) -> None:
-    models = _models(pytester.path, llama_file, 0.02)
-    run_suite(*models, "--gguf-save-baseline=main", "-k", "divergence")
+    models = _saved(run_suite, pytester, llama_file)
     keyword = ["-k", chosen["keyword"]] if "keyword" in chosen else []
     result = run_suite(*models, "--gguf-baseline=main", *keyword, tests=chosen.get("tests", ""))
     assert result.ret == pytest.ExitCode.TESTS_FAILED
@@ -193,8 +208,7 @@ def test_a_comparison_that_nobody_makes_is_no_pass(
 def test_a_session_without_a_test_of_ours_compares_nothing(
     run_suite: RunSuite, pytester: pytest.Pytester, llama_file: Path
 ) -> None:
-    models = _models(pytester.path, llama_file, 0.02)
-    run_suite(*models, "--gguf-save-baseline=main", "-k", "divergence")
+    models = _saved(run_suite, pytester, llama_file)
     pytester.makepyfile("def test_other(): pass")
     result = pytester.runpytest_subprocess(*models, "--gguf-baseline=main", "-c", str(INI), "--rootdir=.")
     assert result.ret == pytest.ExitCode.TESTS_FAILED
