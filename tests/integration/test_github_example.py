@@ -24,7 +24,7 @@ from tests.random_llama import write_random_llama
 ROOT = Path(__file__).parent.parent.parent
 QUICK = (
     "--gguf-ctx=32 --gguf-chunks=12 --gguf-batch=64 --gguf-pp=8 --gguf-tg=4 --gguf-repetitions=1"
-    " -k 'not served and not text'"
+    " -k 'not served and not text and not speed'"
 )
 
 
