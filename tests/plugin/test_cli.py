@@ -50,6 +50,31 @@ def test_inspect_names_what_it_leaves_out(llama_file: Path, tmp_path: Path, caps
     assert "b.gguf is a projector of images or sound" in capsys.readouterr().err
 
 
+@pytest.mark.model
+def test_heads_are_listed_and_paired(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`tiny` has an induction head, 1.1."""
+    prompts = tmp_path / "prompts.toml"
+    prompts.write_text('[[prompt]]\nid = "a"\ntext = "one, two; one, two; three"\n', encoding="utf-8")
+    given = ["--prompts", str(prompts), "--threads", "1"]
+    assert main(["heads", "tiny", *given]) == 0
+    title, columns, *rows = capsys.readouterr().out.splitlines()
+    assert title.startswith("tiny: 40 heads on ")
+    assert columns.split()[:5] == ["head", "kind", "previous", "current", "first"]
+    by_head = {row.split()[0]: row.split()[1:] for row in rows}
+    assert list(by_head) == [f"{layer}.{head}" for layer in range(5) for head in range(8)]
+    assert by_head["1.1"][0] == "induction"
+    assert float(by_head["1.1"][-2]) > 0.3
+
+    assert main(["heads", "tiny", "tiny", *given]) == 0
+    title, _, *rows = capsys.readouterr().out.splitlines()
+    assert title.strip() == "40 pairs of heads"
+    pairs = [row.split() for row in rows]
+    assert all((first, kind, distance) == (second, other, "0.000") for first, kind, second, other, distance in pairs)
+
+    assert main(["heads", "tiny", "tiny", "tiny", *given]) == 2
+    assert "3 models were given." in capsys.readouterr().err
+
+
 def test_a_model_is_not_quantized_over_itself(
     llama_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
