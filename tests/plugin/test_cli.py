@@ -51,8 +51,11 @@ def test_inspect_names_what_it_leaves_out(llama_file: Path, tmp_path: Path, caps
 
 
 @pytest.mark.model
-def test_heads_are_listed_and_paired(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_heads_are_listed_and_paired(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """`tiny` has an induction head, 1.1."""
+    monkeypatch.setenv("COLUMNS", "120")
     prompts = tmp_path / "prompts.toml"
     prompts.write_text('[[prompt]]\nid = "a"\ntext = "one, two; one, two; three"\n', encoding="utf-8")
     given = ["--prompts", str(prompts), "--threads", "1"]
