@@ -40,7 +40,7 @@ def _scale(factor: float) -> Callable[[dict[str, Any]], None]:
 def test_saved_compared_and_failed_by_a_threshold(
     run_suite: RunSuite, pytester: pytest.Pytester, llama_file: Path
 ) -> None:
-    models = [f"--models={llama_file}", "--gguf-quants=Q8_0", "--benchmark-columns=mean"]
+    models = [f"--models={llama_file}", "--gguf-quants=Q8_0", "--gguf-repetitions=3", "--benchmark-columns=mean"]
     run_suite(*models, "--benchmark-save=a", tests=TESTS).assert_outcomes(passed=8)
     file, content = _saved(pytester.path)
     entries = content["benchmarks"]
@@ -53,7 +53,7 @@ def test_saved_compared_and_failed_by_a_threshold(
         assert 8 < info["bits_per_weight"] <= 32
         assert {"backend", "threads", "llama_cpp", "sha256", "quantization"} <= set(info)
         assert (info["disturbed_rounds"] == 0) == (info["disturbed_by"] is None)
-        assert entry["stats"]["rounds"] == 2
+        assert entry["stats"]["rounds"] == 3
         assert entry["fullname"] == f"quant/test_benchmark.py::{entry['name']}"
         tokens = {"pp8": 8, "tg4": 4, "served8x4": 32}.get(entry["group"])
         assert info.get("tokens") == tokens
@@ -84,14 +84,14 @@ def test_saved_compared_and_failed_by_a_threshold(
 def test_grouped_by_what_is_measured_or_by_model(
     run_suite: RunSuite, read_run: ReadRun, pytester: pytest.Pytester, llama_file: Path
 ) -> None:
-    models = [f"--models={llama_file}", "--gguf-quants=Q8_0", "-k", "load or prompt"]
+    models = [f"--models={llama_file}", "--gguf-quants=Q8_0", "--gguf-repetitions=3", "-k", "load or prompt"]
     result = run_suite(*models, "--benchmark-json=out.json", tests=TESTS)
     result.stdout.fnmatch_lines(["*benchmark 'load': 2 tests*", "*benchmark 'pp8': 2 tests*"])
     entries = json.loads((pytester.path / "out.json").read_text())["benchmarks"]
     assert {(e["group"], e["param"]) for e in entries} == {
         (group, model) for group in ("load", "pp8") for model in ("random-F32", "random-Q8_0")
     }
-    assert all(len(entry["stats"]["data"]) == 2 for entry in entries)
+    assert all(len(entry["stats"]["data"]) == 3 for entry in entries)
     run = read_run()
     assert {model["name"] for model in run["models"]} == {"random-F32", "random-Q8_0"}
     assert run["estimates"] == []

@@ -16,20 +16,19 @@ SCORERS = {"sacrebleu", "rapidfuzz"}
 """Of texts: what a first session imports, and a second one does not."""
 
 NEVER = {"rouge_score", "nltk"}
+"""Of texts: what even a first session does without."""
 
-HEAVY = (
-    SCORERS
-    | NEVER
-    | {
-        *("gguf", "llama_cpp", "huggingface_hub", "httpx2", "plotly"),
-        *("scipy.stats", "scipy.optimize", "scipy.sparse", "sklearn", "umap", "numba", "pyarrow", "pandas"),
-        *(
-            "gguf_harness.measure.heads.patched",
-            "gguf_harness.measure.layers.tasks",
-            "gguf_harness.measure.embeddings.tasks",
-        ),
-    }
-)
+HEAVY = {
+    *SCORERS,
+    *NEVER,
+    *("gguf", "llama_cpp", "huggingface_hub", "httpx2", "plotly"),
+    *("scipy.stats", "scipy.optimize", "scipy.sparse", "sklearn", "umap", "numba", "pyarrow", "pandas"),
+    *(
+        "gguf_harness.measure.heads.patched",
+        "gguf_harness.measure.layers.tasks",
+        "gguf_harness.measure.embeddings.tasks",
+    ),
+}
 
 DUMP = """
 import json, sys

@@ -33,7 +33,7 @@ LIGHT = {
     PLUGIN,
 }
 MOST_CPU_S = 0.030
-LEAST_TURNS, MOST_TURNS = 7, 40
+TURNS = 20
 
 LOOK = """
 import json, os, sys
@@ -111,26 +111,21 @@ def _cpu_seconds(command: Sequence[str], folder: Path, environment: dict[str, st
 def test_a_session_of_others_takes_hardly_longer(
     tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
-    """In turns, and the least of each: what else runs on the machine only adds. pytest-benchmark for comparison.
-
-    On a machine that others use as well, the least needs more turns to show.
-    """
+    """In turns, and the least of each: what else runs on the machine only adds. pytest-benchmark for comparison."""
     (tmp_path / "test_plain.py").write_text("def test_plain(): pass\n")
     environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     variants = {"none": [], "ours": ["-p", PLUGIN], "pytest-benchmark": ["-p", "pytest_benchmark.plugin"]}
-    least: dict[str, float] = {}
-    for turn in range(MOST_TURNS):
-        spent = {name: _cpu_seconds([*command, *plugin], tmp_path, environment) for name, plugin in variants.items()}
-        if turn == 0:  # the first compiles
-            continue
-        least = {name: min(seconds, least.get(name, seconds)) for name, seconds in spent.items()}
-        if turn >= LEAST_TURNS and least["ours"] - least["none"] <= MOST_CPU_S:
-            break
+    times: dict[str, list[float]] = {name: [] for name in variants}
+    for measured in [False] + [True] * TURNS:  # the first compiles
+        for name, plugin in variants.items():
+            spent = _cpu_seconds([*command, *plugin], tmp_path, environment)
+            times[name] += [spent] if measured else []
+    least = {name: min(spent) for name, spent in times.items()}
     added = {name: round(1000 * (least[name] - least["none"]), 1) for name in ("ours", "pytest-benchmark")}
     record_property("added_ms", added)
     print(f"ms of CPU added to a session of {1000 * least['none']:.0f} ms: {added}")
-    assert least["ours"] - least["none"] <= MOST_CPU_S, added
+    assert least["ours"] - least["none"] <= MOST_CPU_S, times
 
 
 def test_help_and_lists_show_no_name_that_others_may_have(pytester: pytest.Pytester) -> None:
