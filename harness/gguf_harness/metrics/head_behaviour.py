@@ -42,7 +42,6 @@ BEHAVIOURS: Final = (
 )
 """Scores of `BehaviourKernel`; with `head_` before, names of metrics."""
 
-_PIECE: Final = 64
 _TINY: Final = np.finfo(np.float32).tiny
 _ROWS: Final = 32
 _CELLS: Final = 2**18
@@ -83,6 +82,7 @@ class BehaviourKernel:
             self._per_uniform_entropy = np.where(visible > 1, 1 / np.log(visible), np.nan)
         self._scratch = np.empty(max(_CELLS, _ROWS * n), dtype=np.float32)
         self._mask = np.empty(_ROWS * n, dtype=np.float32)
+        self._ones = np.ones(n, dtype=np.float32)
 
     def scores(self, pattern: Pattern, start: int = 0) -> dict[str, Floats]:
         """Score what each row attends to.
@@ -118,8 +118,7 @@ class BehaviourKernel:
         if heads == 0 or rows == 0:
             raise NoData(f"An attention pattern of shape {pattern.shape} has no rows to score.")
         sums = np.empty((heads, rows, _COLUMNS), dtype=np.float32)
-        logs, same = np.empty((heads, rows)), np.empty((heads, rows), dtype=np.float32)
-        mass = np.empty((heads, rows), dtype=np.float32)
+        mass, logs, same = np.empty((3, heads, rows), dtype=np.float32)
         group = max(1, _CELLS // (_ROWS * end))
         for first in range(0, rows, _ROWS):
             block = slice(first, min(first + _ROWS, rows))
@@ -128,7 +127,8 @@ class BehaviourKernel:
                 at = slice(head, head + group), block
                 shown = pattern[at][:, :, : len(weights)]
                 self._sum_block(shown, weights, mask, sums[at], mass[at], logs[at], same[at])
-        return self._results(pattern, start, sums.astype(np.float64), mass.astype(np.float64), logs, same)
+        sums64, mass64, logs64 = (array.astype(np.float64) for array in (sums, mass, logs))
+        return self._results(pattern, start, sums64, mass64, logs64, same)
 
     def _weights_of(self, first: int, last: int) -> tuple[Pattern, Pattern]:
         """Weights [key, column] of positions first .. last, offsets counted from `first`, and their same-word mask.
@@ -149,24 +149,20 @@ class BehaviourKernel:
         mask: Pattern,
         sums: Pattern,
         mass: Pattern,
-        logs: Floats,
+        logs: Pattern,
         same: Pattern,
     ) -> None:
         scratch = self._scratch[: block.size].reshape(block.shape)
         # What is not finite is found in the sums: there it raises.
         with np.errstate(invalid="ignore"):
             np.matmul(block, weights, out=sums)
-            # Pairwise, for entropies: a product of matrices adds in whatever order its processor likes.
-            block.sum(axis=-1, out=mass)
+            # For entropies: a dot product adds in many partial sums, a product of matrices may add in a single one.
+            np.vecdot(block, self._ones[: block.shape[-1]], out=mass)
             np.vecdot(block, mask, out=same)
             # w ln w of 0 is 0. What is above 1e-30 stays as it is, to the bit; numpy adds faster than it compares.
             np.add(block, _TINY, out=scratch)
             np.log(scratch, out=scratch)
-            # In pieces, for the same reason.
-            logs[...] = sum(
-                np.vecdot(block[..., keys], scratch[..., keys]).astype(np.float64)
-                for keys in (slice(first, first + _PIECE) for first in range(0, block.shape[-1], _PIECE))
-            )
+            np.vecdot(block, scratch, out=logs)
 
     def _results(
         self, pattern: Pattern, start: int, sums: Floats, mass: Floats, logs: Floats, same: Pattern

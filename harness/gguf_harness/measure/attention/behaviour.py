@@ -103,7 +103,9 @@ def _sums(
     """
     rows = kernel.scores(pattern, start)
     values = np.stack([rows[name] for name in BEHAVIOURS])[:, :, 1 if start == 0 else 0 :]
-    return np.nansum(values, axis=2), np.count_nonzero(~np.isnan(values), axis=2)
+    missing = np.isnan(values)
+    values[missing] = 0
+    return values.sum(axis=2), values.shape[2] - np.count_nonzero(missing, axis=2)
 
 
 class LayerParts:
