@@ -55,7 +55,13 @@ def page(browser: Browser) -> Iterator[Page]:
 def _open(page: Page, tmp_path: Path, run: dict[str, Any], arrays: Path = STORED) -> None:
     write_html(run, arrays, tmp_path / "report.html")
     page.goto((tmp_path / "report.html").as_uri())
-    page.wait_for_selector("[data-chart] svg.main-svg")
+    page.wait_for_selector("h1")
+
+
+def _see(page: Page, chart: str) -> None:
+    """Scroll to a chart, which draws it."""
+    page.locator(f"[data-chart={chart}]").scroll_into_view_if_needed()
+    page.wait_for_selector(f"[data-chart={chart}] svg.main-svg")
 
 
 def _stored() -> dict[str, Any]:
@@ -66,7 +72,9 @@ def _stored() -> dict[str, Any]:
 def test_the_report_draws_and_answers(page: Page, tmp_path: Path) -> None:
     _open(page, tmp_path, _stored())
     assert "Smallest candidate that passes every gate: smollm2-135m-Q4_K_M" in page.inner_text("h1")
+    assert page.locator("[data-chart=files] svg.main-svg").count() == 0, "drawn before anyone looks"
     for chart in ("quality", "distribution", "speed", "memory", "files"):
+        _see(page, chart)
         assert page.locator(f"[data-chart={chart}] svg.main-svg").count() > 0, chart
     assert page.locator("[data-chart=distribution] .scatterlayer .trace").count() == 5
     assert page.evaluate("document.documentElement.scrollWidth") <= 1280
@@ -81,6 +89,7 @@ def test_tables_sort_and_charts_switch(page: Page, tmp_path: Path) -> None:
     assert order[-2:] == ["smollm2-135m-IQ3_XS", "smollm2-135m-F16"]
     head.press("Enter")
     assert page.locator("table").first.locator("tbody th").first.inner_text() == "smollm2-135m-IQ3_XS"
+    _see(page, "quality")
     page.locator(".tabs[data-for=quality] button", has_text="PPL ratio").click()
     assert "paired error" in page.inner_text("[data-meaning=quality]")
     page.wait_for_function("document.querySelector('[data-chart=quality] .ytitle')?.textContent.includes('PPL ratio')")
@@ -112,6 +121,7 @@ def test_hostile_names_stay_text(page: Page, tmp_path: Path) -> None:
     run = json.loads(json.dumps(_stored()).replace("smollm2-135m-Q4_K_M", json.dumps(HOSTILE)[1:-1]))
     run["tests"][0] |= {"outcome": "failed", "message": HOSTILE}
     _open(page, tmp_path, run)
+    _see(page, "quality")
     page.wait_for_timeout(300)
     assert "</script><img src=x" in page.inner_text("table")
     assert page.locator("img").count() == 0
@@ -128,6 +138,7 @@ def _zoomed(page: Page) -> tuple[str, list[list[float]]]:
 
 def test_one_head_can_be_seen_over_its_tokens(page: Page, tmp_path: Path) -> None:
     _open(page, tmp_path, run_with_attention(tmp_path, 2, 3), tmp_path)
+    _see(page, "attention")
     n = len(TOKENS)
     patterns = [make_pattern(6, n, number).astype(np.float64) for number in range(3)]
 
@@ -165,6 +176,7 @@ def test_models_with_other_heads_have_their_own(page: Page, tmp_path: Path) -> N
     other = run_with_attention(tmp_path / "other", 1, 4, TOKENS[:6], models=MODELS[1:2])
     run["arrays"] += [entry | {"file": f"other/{entry['file']}"} for entry in other["arrays"]]
     _open(page, tmp_path, run, tmp_path)
+    _see(page, "attention")
     page.locator("[data-heads=attention]").select_option("1,2")
     page.locator(".tabs[data-for=attention] button").nth(1).click()
     chosen, weights = _zoomed(page)
@@ -180,6 +192,7 @@ def test_models_with_other_heads_have_their_own(page: Page, tmp_path: Path) -> N
 def test_hostile_tokens_stay_text(page: Page, tmp_path: Path) -> None:
     run = run_with_attention(tmp_path, 1, 2)
     _open(page, tmp_path, run, tmp_path)
+    _see(page, "attention")
     page.wait_for_timeout(300)
     assert page.locator("img").count() == 0
     ticks = page.locator("[data-zoom=attention] g.xtick").all_text_contents()
@@ -201,6 +214,7 @@ def test_tabs_name_models_as_they_are(page: Page, tmp_path: Path) -> None:
 def test_a_thousand_heads_fit_on_a_phone(page: Page, tmp_path: Path) -> None:
     page.set_viewport_size({"width": 400, "height": 800})
     _open(page, tmp_path, run_with_attention(tmp_path, 32, 32, tuple(b"t%d" % i for i in range(60))), tmp_path)
+    _see(page, "attention")
     assert page.evaluate("document.documentElement.scrollWidth") <= 400
     page.locator("[data-heads=attention]").select_option("31,31")
     assert _zoomed(page)[0] == "31,31"
@@ -229,8 +243,8 @@ def test_a_map_in_three_dimensions_keeps_its_view(page: Page, tmp_path: Path) ->
     write_html(run, tmp_path, tmp_path / "report.html")
     page.goto((tmp_path / "report.html").as_uri())
     chart = page.locator("[data-chart=embedding-map]")
-    chart.locator("canvas").first.wait_for()
     chart.scroll_into_view_if_needed()
+    chart.locator("canvas").first.wait_for()
     eye = "JSON.stringify(document.querySelector('[data-chart=embedding-map]')._fullLayout.scene.camera.eye)"
     before = page.evaluate(eye)
     box = chart.bounding_box()

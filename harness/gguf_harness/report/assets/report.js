@@ -75,9 +75,24 @@
     draw(chart);
   }
 
-  const drawAll = () => charts.forEach(draw);
-  drawAll();
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
+  // A chart is drawn when it comes near: a page with many opens at once. Paper shows all of them.
+  const drawn = new Set();
+  const near = new IntersectionObserver((entries) => {
+    for (const { isIntersecting, target } of entries) if (isIntersecting) drawFirst(target.dataset.chart);
+  }, { rootMargin: "400px" });
+
+  function drawFirst(id) {
+    if (drawn.has(id)) return;
+    drawn.add(id);
+    const chart = charts.find((one) => one.id === id);
+    near.unobserve(document.querySelector(`[data-chart="${id}"]`));
+    draw(chart);
+  }
+
+  for (const chart of charts) near.observe(document.querySelector(`[data-chart="${chart.id}"]`));
+  addEventListener("beforeprint", () => charts.forEach((chart) => drawFirst(chart.id)));
+  const redraw = () => charts.filter((chart) => drawn.has(chart.id)).forEach(draw);
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
 
   for (const tabs of document.querySelectorAll(".tabs")) {
     const buttons = [...tabs.querySelectorAll("button")];
@@ -85,6 +100,7 @@
       button.addEventListener("click", () => {
         buttons.forEach((other) => other.setAttribute("aria-pressed", String(other === button)));
         shown.set(tabs.dataset.for, index);
+        drawn.add(tabs.dataset.for);
         draw(charts.find((chart) => chart.id === tabs.dataset.for));
       }),
     );
