@@ -15,7 +15,7 @@ export CXXFLAGS := $(NO_AMX) $(CXXFLAGS)
 # Nothing here loads libmtmd, llama.cpp's library for images and sound.
 INSTALL = CMAKE_ARGS="-DLLAVA_BUILD=OFF $$CMAKE_ARGS" $(PIP) install --constraint constraints.txt --editable
 
-.PHONY: demo test coverage lint bench clean
+.PHONY: demo test coverage lint bench views clean
 
 demo: $(VENV)/.demo
 	@echo "Measuring tiny, the model that comes along, and six quantizations of it."
@@ -49,6 +49,10 @@ bench: $(VENV)/.dev
 	$(BIN)/python -m tests.bench.attention_overhead
 	$(BIN)/python -m tests.bench.speed_ratio
 	$(BIN)/python -m tests.bench.cached_suite
+
+# The pictures of reports, bundled with what they need from npm (Node 18 or newer). The bundle is stored in the package.
+views:
+	cd harness/gguf_harness/views && npm ci && npm run --silent build
 
 clean:
 	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .import_linter_cache dist build

@@ -12,14 +12,19 @@ from typing import Any
 from gguf_harness.errors import StoreError
 from gguf_harness.judge.claims import judge_claims
 from gguf_harness.metrics.registry import ESTIMATED, Metric
-from gguf_harness.report.charts import build_charts
+from gguf_harness.report.answer import answer_of
+from gguf_harness.report.charts import SECTIONS, build_charts
+from gguf_harness.report.charts.base import PLOTLY, Chart
 from gguf_harness.report.data import RunView, place, visible, visible_lines
 from gguf_harness.report.numbers import doubt_mark, format_bytes, format_metric, format_value
 from gguf_harness.report.prices import price_list, show_average, show_step
 from gguf_harness.report.standing import failures_of
 from gguf_harness.store.runs import write_text
+from gguf_harness.views.bundle import report_script
 
 __all__ = ["embed_json", "plotly_js", "write_html"]
+
+_PLOTLY_KEYS = ("traces", "layout", "height")
 
 
 def write_html(run: Mapping[str, Any], run_dir: Path, destination: Path) -> None:
@@ -40,18 +45,29 @@ def write_html(run: Mapping[str, Any], run_dir: Path, destination: Path) -> None
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"visible": visible, "lines": visible_lines, "size": format_bytes, "number": format_value}
+    # Only our own files, and JSON from embed_json, are marked as markup: everything else is escaped.
+    environment.filters |= {
+        "visible": visible,
+        "lines": visible_lines,
+        "size": format_bytes,
+        "number": format_value,
+        "embedded": lambda data: Markup(embed_json(data)),  # noqa: S704
+        "for_its_view": _for_its_view,
+    }
     template = environment.from_string((assets / "report.html.j2").read_text(encoding="utf-8"))
     view = RunView(run)
     charts = build_charts(view, run_dir)
-    # Only our own files, and JSON from embed_json: everything else is escaped.
+    drawn_by_plotly = any(chart["view"] == PLOTLY for section in charts.values() for chart in section)
+    columns = [metric for metric in view.metrics.values() if "html" in metric.tables and view.measured(metric.name)]
     page = template.render(
         run=run,
         view=view,
+        answer=answer_of(view),
         failures=failures_of(run),
         own_words={"measurement", "prompt", "assertion", "fixture"},
         headline=view.headline(),
-        columns=[metric for metric in view.metrics.values() if "html" in metric.tables and view.measured(metric.name)],
+        columns=columns,
+        brief=_brief(columns),
         cell=lambda model, metric: _cell(view, model, metric),
         metrics=view.metrics,
         glossary=view.used_metrics(),
@@ -60,37 +76,88 @@ def write_html(run: Mapping[str, Any], run_dir: Path, destination: Path) -> None
         show_average=show_average,
         show_step=show_step,
         claims=judge_claims(run),
-        estimates=[(row, *_place(row)) for row in view.shown_estimates()],
+        estimates=_estimates(view),
+        tests=_tests(run),
+        sections=SECTIONS,
         charts=charts,
-        charts_json=Markup(embed_json(charts)),  # noqa: S704
         css=Markup((assets / "report.css").read_text(encoding="utf-8")),  # noqa: S704
-        script=Markup((assets / "report.js").read_text(encoding="utf-8")),  # noqa: S704
-        plotly=Markup(plotly_js() if charts else ""),  # noqa: S704
+        script=Markup(report_script()),  # noqa: S704
+        plotly=Markup(plotly_js() if drawn_by_plotly else ""),  # noqa: S704
     )
     write_text(destination, page)
 
 
-def _cell(view: RunView, model: str, metric: Metric) -> tuple[str, float | None]:
-    """(text, value to sort by) of a table cell; empty cells sort last."""
+def _for_its_view(chart: Chart) -> dict[str, Any]:
+    """What the page's script reads of a chart: its view, and the data of each of its panels."""
+    panels = [
+        {
+            "name": figure["name"],
+            "meaning": figure["meaning"],
+            "data": figure["data"] if "data" in figure else {key: figure[key] for key in _PLOTLY_KEYS if key in figure},
+        }
+        for figure in chart["figures"]
+    ]
+    return {"view": chart["view"], "panels": panels}
+
+
+def _brief(columns: list[Metric]) -> set[str]:
+    """Names of the metrics that are shown without asking for more columns: all, where none of those was measured."""
+    brief = {metric.name for metric in columns if "brief" in metric.tables}
+    return brief or {metric.name for metric in columns}
+
+
+def _cell(view: RunView, model: str, metric: Metric) -> tuple[str, str, float | None]:
+    """(text, error, value to sort by) of a table cell; empty cells sort last."""
     row = view.row(model, metric.name)
     if row is None:
         # The reference is not compared with itself: nothing is missing.
         is_reference = any(other.is_reference and other.name == model for other in view.models)
-        return ("–" if is_reference else "no data"), None
-    return f"{format_metric(metric, row['value'], row['se'])}{doubt_mark(row)}", row["value"]
+        return ("–" if is_reference else "no data"), "", None
+    value, sign, error = format_metric(metric, row["value"], row["se"]).partition(" ± ")
+    return value, f"{sign}{error}{doubt_mark(row)}", row["value"]
 
 
-def _place(row: Mapping[str, Any]) -> tuple[str, int | None]:
-    """(text, value to sort by) of the layer and head of an estimate."""
+def _estimates(view: RunView) -> dict[str, Any]:
+    """The table of estimates as data: the page makes its rows when it is opened."""
+    rows = []
+    for row in view.shown_estimates():
+        rank, where = _place(row)
+        numbers = [row["value"], row["se"], row["se_iid"], row["n"]]
+        rows.append(
+            [
+                visible(row["model"]),
+                row["metric"],
+                visible(row.get("prompt") or ""),
+                where if rank is None else [where, rank],
+                *("none" if value is None else [format_value(value), value] for value in numbers),
+                row["unit"],
+                visible(row.get("detail") or ""),
+            ]
+        )
+    heads = ["model", "metric", "prompt", "layer, head", "value", "se", "se, iid", "n", "unit", "detail"]
+    return {"heads": heads, "numbers": [3, 4, 5, 6, 7], "rows": rows}
+
+
+def _tests(run: Mapping[str, Any]) -> dict[str, Any]:
+    """The table of tests as data; those that did not pass are on the page already."""
+    rows = [
+        [test["outcome"], visible(test["id"]), [f"{test['duration_s']:.2f}", test["duration_s"]], test["message"]]
+        for test in sorted(run.get("tests", []), key=lambda test: str(test["outcome"]))
+    ]
+    return {"heads": ["outcome", "test", "seconds", "message"], "numbers": [2], "rows": rows}
+
+
+def _place(row: Mapping[str, Any]) -> tuple[int | None, str]:
+    """(value to sort by, text) of the layer and head of an estimate."""
     layer, head = row.get("layer"), row.get("head")
     if layer is None and head is None:
-        return "", None
-    return place(layer, head), ((layer or 0) << 20) + (0 if head is None else head + 1)
+        return None, ""
+    return ((layer or 0) << 20) + (0 if head is None else head + 1), place(layer, head)
 
 
 def embed_json(data: object) -> str:
     """JSON that is safe inside a script element, whatever strings it contains."""
-    text = json.dumps(data, allow_nan=False, ensure_ascii=False)
+    text = json.dumps(data, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
     escapes = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
     for character, escape in escapes.items():
         text = text.replace(character, escape)

@@ -100,7 +100,7 @@ METRICS: Final = (
         estimated="corpus",
         values=(0.0, math.inf),
         column=Column("KL mean, nats", rank=0),
-        tables=frozenset({"html", "markdown", "comparison"}),
+        tables=frozenset({"html", "brief", "markdown", "comparison"}),
         gate=_DISTRIBUTION,
         early=WindowMean("kld"),
         # Rounding of the reference's probabilities can make a zero divergence slightly negative.
@@ -135,7 +135,7 @@ METRICS: Final = (
         source=_TOOL,
         estimated="corpus",
         column=Column(rank=3),
-        tables=frozenset({"html", "markdown", "comparison"}),
+        tables=frozenset({"html", "brief", "markdown", "comparison"}),
         gate=GatedBy("quant", "test_most_likely_token_stays_the_same"),
         early=WindowMean("agreement"),
         window_means=(0.0, 1.0),

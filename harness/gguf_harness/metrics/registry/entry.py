@@ -24,7 +24,7 @@ __all__ = [
 
 Better = Literal["higher", "lower", "neutral"]
 Part = Literal["layer", "head", "tensors", "prompt"]
-Table = Literal["html", "markdown", "comparison"]
+Table = Literal["brief", "html", "markdown", "comparison"]
 Estimated = Literal[
     "corpus", "floor", "prompts", "repeats", "words", "vocabulary", "head windows", "group windows", "timing",
     "requests", "memory", "file", "weights", "once",
@@ -127,7 +127,8 @@ class Metric:
         parts: what it is recorded for besides whole models.
         decimals: decimal places of an exact value, in every table; None to derive them from the error.
         column: its column in the terminal's table of models; None for none.
-        tables: other tables that show it: of models in the report and in markdown, and of two runs.
+        tables: other tables that show it: of models in the report (`brief`: without asking for more columns) and in
+            markdown, and of two runs.
         gate: the test that decides on it; None if no limit can be planned.
         ratio: the metric of its ratio to the reference, measured in pairs, by which a relative limit is decided.
         early: how it is decided before the end of a pass; None if it needs all windows.

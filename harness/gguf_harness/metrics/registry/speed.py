@@ -68,7 +68,7 @@ def _memory(name: str, title: str, meaning: str, definition: str, column: Column
         source="The operating system, or the GPU's driver (NVML)." if column else "llama.cpp's log of its buffers.",
         estimated="memory",
         column=column,
-        tables=frozenset({"html", "markdown", "comparison"} if column else ()),
+        tables=frozenset({"html", "brief", "markdown", "comparison"} if column else ()),
         gate=GatedBy("quant", "test_memory", any_model=True, relative=True),
         compared=False,
     )
@@ -102,7 +102,7 @@ METRICS: Final = (
         "test_generation",
         "tg_speed_ratio",
         Column("gen. t/s", rank=4, error=False, decimals=1),
-        ("html", "markdown", "comparison"),
+        ("html", "brief", "markdown", "comparison"),
     ),
     _ratio(
         "tg_speed_ratio",

@@ -45,7 +45,7 @@ METRICS: Final = (
         "1 - Levenshtein distance / length, tokens.",
         "1 - (insertions, deletions and substitutions of tokens) / length of the longer text.",
         "Levenshtein (1966), Binary codes capable of correcting deletions, insertions, and reversals.",
-        tables=("html",),
+        tables=("html", "brief"),
     ),
     _text(
         "exact_prefix_tokens",
@@ -54,6 +54,7 @@ METRICS: Final = (
         "Tokens before the texts first differ.",
         "Length of the longest common prefix of both texts' tokens.",
         "This harness.",
+        tables=("html",),
     ),
     _text(
         "bleu",
@@ -62,6 +63,7 @@ METRICS: Final = (
         "BLEU of the candidate's text against the reference's.",
         "Geometric mean of the precisions of 1- to 4-grams of words, with brevity penalty; corpus BLEU over prompts.",
         "Papineni et al. (2002), BLEU; sacrebleu's defaults, each Chinese or Japanese character a word.",
+        tables=("html",),
     ),
     _text(
         "chrf",
@@ -70,6 +72,7 @@ METRICS: Final = (
         "chrF2 of the candidate's text against the reference's.",
         "F-score (beta = 2) of n-grams of 1 to 6 characters.",
         "Popović (2015), chrF; sacrebleu's defaults.",
+        tables=("html",),
     ),
     _text(
         "rouge_l",
@@ -78,6 +81,7 @@ METRICS: Final = (
         "F1 of the longest common subsequence of words.",
         "F1 of (longest common subsequence / length) of both texts' words, mean over prompts.",
         "Lin (2004), ROUGE; as rouge-score's rougeL, without stemming.",
+        tables=("html",),
     ),
     _text(
         "divergence_probability_gap",

@@ -17,26 +17,40 @@ from gguf_harness.report.charts.quant_charts import quant_charts
 from gguf_harness.report.charts.weight_charts import weight_charts
 from gguf_harness.report.data import RunView
 
-__all__ = ["ChartBuilder", "build_charts"]
+__all__ = ["SECTIONS", "ChartBuilder", "build_charts"]
 
 ChartBuilder = Callable[[RunView, Path], Iterable[Chart]]
 """Returns the charts that a run has data for, from the stored run and its folder only."""
 
-_BUILDERS: Final[tuple[ChartBuilder, ...]] = (
-    quant_charts,
-    attention_charts,
-    head_charts,
-    embedding_charts,
-    layers_charts,
-    weight_charts,
-    drift_charts,
+SECTIONS: Final = {
+    "decide": "Decide",
+    "attention": "Attention",
+    "heads": "Heads",
+    "layers": "Layers",
+    "embeddings": "Embeddings",
+    "evidence": "Evidence",
+}
+"""Sections of the report, in order."""
+
+_BUILDERS: Final[tuple[tuple[str, ChartBuilder], ...]] = (
+    ("decide", quant_charts),
+    ("attention", attention_charts),
+    ("heads", head_charts),
+    ("layers", layers_charts),
+    ("layers", drift_charts),
+    ("layers", weight_charts),
+    ("embeddings", embedding_charts),
 )
 
 
-def build_charts(view: RunView, run_dir: Path) -> list[Chart]:
-    """Every chart that the run has data for.
+def build_charts(view: RunView, run_dir: Path) -> dict[str, list[Chart]]:
+    """Every chart that the run has data for, by section; those of plugins are in the last one.
 
     Raises:
         StoreError: the charts that plugins drew are damaged.
     """
-    return [*(chart for builder in _BUILDERS for chart in builder(view, run_dir)), *kept_charts(run_dir)]
+    charts: dict[str, list[Chart]] = {section: [] for section in SECTIONS}
+    for section, builder in _BUILDERS:
+        charts[section] += builder(view, run_dir)
+    charts["evidence"] += kept_charts(run_dir)
+    return charts

@@ -1,33 +1,103 @@
-"""Common parts of all charts: plain Plotly figures with traces and layout, without colours of the page's theme."""
+"""Common parts of all charts: what a view of the page draws, as plain data without colours of the page's theme."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 from gguf_harness.report.data import Candidate, RunView, visible
 
-__all__ = ["Chart", "Figure", "label", "make_chart", "short", "style"]
+__all__ = ["PLOTLY", "Chart", "Figure", "Models", "label", "make_chart", "make_panel", "short"]
 
 Figure = dict[str, Any]
-"""{name, meaning, traces, layout}"""
+"""One panel of a chart, of which a reader sees one at a time: {name, meaning, data} for a view of ours, {name, meaning,
+traces, layout} for a figure of Plotly, as plugins draw them.
+"""
 
 Chart = dict[str, Any]
-"""{id, title, meaning, figures, summary}: one or several figures to choose from."""
+"""{id, title, meaning, summary, view, figures, how, table}; see `make_chart`."""
 
-# Okabe and Ito (2008), Color Universal Design: distinguishable with every kind of colour vision; shapes help too.
-_COLORS: Final = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C6D1F", "#7F7F7F")
-_SYMBOLS: Final = ("circle", "diamond", "square", "triangle-up", "cross", "star", "triangle-down", "pentagon")
-
-
-def style(view: RunView, name: str) -> dict[str, Any]:
-    """Color and symbol of a model, the same in all charts."""
-    index = [model.name for model in view.models].index(name)
-    return {"color": _COLORS[index % len(_COLORS)], "symbol": _SYMBOLS[index % len(_SYMBOLS)]}
+PLOTLY: Final = "figure"
+"""The view that draws figures of Plotly."""
 
 
-def make_chart(identifier: str, title: str, meaning: str, figures: list[Figure], summary: str) -> Chart:
-    """Make a chart with at least one figure; the summary is for people who cannot see it."""
-    return {"id": identifier, "title": title, "meaning": meaning, "figures": figures, "summary": summary}
+class Models:
+    """The models of a chart, as its view gets them: name, short name, role, and the place that fixes their colour.
+
+    Args:
+        view: the run.
+        names: the models that the chart shows; all of the run if None. A model looks the same in every chart.
+    """
+
+    def __init__(self, view: RunView, names: Sequence[str] | None = None) -> None:
+        candidates = [model.name for model in view.candidates]
+        self._shown = [model for model in view.models if names is None or model.name in names]
+        self._places = {model.name: place for place, model in enumerate(self._shown)}
+        self.entries: list[dict[str, Any]] = [
+            {
+                "name": visible(model.name),
+                "short": visible(short(model.name, view.models)),
+                "role": "reference" if model.is_reference else "candidate",
+                "series": candidates.index(model.name) if model.name in candidates else 0,
+            }
+            for model in self._shown
+        ]
+
+    def __getitem__(self, name: str) -> int:
+        """The place of a model in `entries`."""
+        return self._places[name]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._places
+
+    def __len__(self) -> int:
+        return len(self._shown)
+
+
+def make_panel(name: str, meaning: str, data: dict[str, Any]) -> Figure:
+    """A panel of a chart.
+
+    Args:
+        name: what distinguishes it from the others: a model, a metric.
+        meaning: a sentence that stands above it.
+        data: what the view draws; the views' modules say what that is. JSON types only, and no NaN.
+    """
+    return {"name": name, "meaning": meaning, "data": data}
+
+
+def make_chart(
+    identifier: str,
+    title: str,
+    meaning: str,
+    figures: Sequence[Figure],
+    summary: str,
+    *,
+    view: str = PLOTLY,
+    how: str = "",
+    table: tuple[Sequence[str], Sequence[Sequence[str]]] | None = None,
+) -> Chart:
+    """Make a chart with at least one panel.
+
+    Args:
+        identifier: lower-case letters, digits and dashes.
+        title: its finding where there is one, else what it shows.
+        meaning: a sentence or two on what is measured.
+        figures: its panels.
+        summary: what it says, for people who cannot see it.
+        view: name of the view that draws its panels.
+        how: how to read it, for people who see such a picture for the first time.
+        table: (heads, rows) of the most important numbers, for where there are no scripts.
+    """
+    return {
+        "id": identifier,
+        "title": title,
+        "meaning": meaning,
+        "figures": list(figures),
+        "summary": summary,
+        "view": view,
+        "how": how,
+        "table": None if table is None else [list(table[0]), [list(row) for row in table[1]]],
+    }
 
 
 def label(text: str) -> str:
@@ -44,3 +114,13 @@ def short(name: str, models: list[Candidate]) -> str:
             prefix = prefix[:-1]
     cut = max(prefix.rfind("-"), prefix.rfind("."), prefix.rfind("/")) + 1
     return name[cut:] if len(names) > 1 and len(name) > cut else name
+
+
+_COLORS: Final = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C6D1F", "#7F7F7F")
+_SYMBOLS: Final = ("circle", "diamond", "square", "triangle-up", "cross", "star", "triangle-down", "pentagon")
+
+
+def style(view: RunView, name: str) -> dict[str, Any]:
+    """Colour and symbol of a model, for figures of Plotly."""
+    index = [model.name for model in view.models].index(name)
+    return {"color": _COLORS[index % len(_COLORS)], "symbol": _SYMBOLS[index % len(_SYMBOLS)]}

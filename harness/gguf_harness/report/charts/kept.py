@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from gguf_harness.errors import HarnessError, StoreError, visible
-from gguf_harness.report.charts.base import Chart
+from gguf_harness.report.charts.base import Chart, make_chart
 from gguf_harness.report.data import RunView
 from gguf_harness.store.runs import run_file, write_json
 from gguf_harness.store.text_files import read_json
@@ -90,7 +90,13 @@ def _checked(chart: object) -> Chart:
     figures = chart.get("figures")
     if not all(isinstance(text, str) for text in texts.values()) or not isinstance(figures, list) or not figures:
         raise ValueError(f"the chart {chart['id']} needs title, meaning, summary and figures, as make_chart makes them")
-    shown = {"id": chart["id"], **texts, "figures": [_checked_figure(figure, chart["id"]) for figure in figures]}
+    shown = make_chart(
+        chart["id"],
+        str(texts["title"]),
+        str(texts["meaning"]),
+        [_checked_figure(figure, chart["id"]) for figure in figures],
+        str(texts["summary"]),
+    )
     try:
         json.dumps(shown, allow_nan=False)
     except (TypeError, ValueError) as error:

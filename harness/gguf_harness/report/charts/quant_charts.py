@@ -2,242 +2,297 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from gguf_harness.metrics.registry import METRICS
-from gguf_harness.report.charts.base import Chart, Figure, label, make_chart, short, style
+from gguf_harness.metrics.registry import Metric, metric_info
+from gguf_harness.metrics.tradeoff import pareto_frontier
+from gguf_harness.report.charts.base import Chart, Figure, Models, make_chart, make_panel, short
 from gguf_harness.report.data import Candidate, RunView, visible
-from gguf_harness.report.numbers import doubt_mark, format_bytes, format_value
+from gguf_harness.report.numbers import doubt_mark, format_bytes, format_metric
 
 __all__ = ["quant_charts"]
 
-_TYPE_COLORS: Final = ("#0072B2", "#56B4E9", "#009E73", "#E69F00", "#CC79A7", "#D55E00", "#F0E442", "#7F7F7F")
 _QUALITY: Final = (
-    ("kld_mean", "log"),
-    ("ppl_ratio", "linear"),
-    ("ppl", "linear"),
-    ("same_top", "linear"),
-    ("top5_agreement", "linear"),
+    ("kld_mean", True),
+    ("ppl_ratio", False),
+    ("ppl", False),
+    ("same_top", False),
+    ("top5_agreement", False),
 )
+"""Metrics to weigh against the size, and whether their axis is logarithmic."""
+
+_SPEED: Final = (
+    "tg_speed_ratio", "pp_speed_ratio", "tg_tokens_per_s", "pp_tokens_per_s", "load_s", "served_single_tokens_per_s",
+    "served_tokens_per_s", "served_ttft_p50_s", "served_ttft_p99_s", "served_itl_p50_s", "served_itl_p99_s",
+)  # fmt: skip
+_TEXTS: Final = ("edit_similarity", "exact_prefix_tokens", "bleu", "chrf", "rouge_l", "text_ppl_under_reference")
+_MEMORY: Final = ("peak_memory_bytes", "weights_bytes", "kv_cache_bytes", "compute_bytes")
+_FLOOR: Final = 1e-9
+_MOST_POINTS: Final = 200
 
 
 def quant_charts(view: RunView, run_dir: Path) -> list[Chart]:
     """The charts that the run has data for."""
-    charts = [_quality(view), _distribution(view, run_dir), _speed(view), _memory(view), _tensor_types(view)]
+    charts = [
+        _quality(view),
+        _distribution(view, run_dir),
+        _text_scores(view),
+        _speed(view),
+        _memory(view),
+        _tensor_types(view),
+    ]
     return [chart for chart in charts if chart is not None]
 
 
 def _quality(view: RunView) -> Chart | None:
-    figures = []
-    for metric, scale in _QUALITY:
+    panels, heads, cells = [], ["model", "bits per weight"], {}
+    for metric, log in _QUALITY:
         models = [model for model in view.models if model.facts and view.row(model.name, metric)]
         if models:
-            figures.append(_quality_figure(view, models, metric, scale))
-    if not figures:
+            panels.append(_quality_panel(view, models, metric, log=log))
+            heads.append(metric_info(metric).title)
+            for model in models:
+                cells[model.name, metric] = _told(metric_info(metric), _row(view, model, metric))
+    if not panels:
         return None
+    rows = [
+        [
+            visible(model.name),
+            f"{model.facts['bits_per_weight']:.2f}",
+            *(cells.get((model.name, metric), "") for metric, _ in _QUALITY if _any_of(cells, metric)),
+        ]
+        for model in view.models
+        if model.facts
+    ]
     return make_chart(
         "quality",
-        "Quality against size",
-        "Further left is smaller. The line joins the candidates that no other beats in both size and quality; "
-        "the faint ones are dominated by others. Bars are one standard error to each side, clustered by window.",
-        figures,
-        "; ".join(
-            f"{visible(m.name)}: {m.facts['bits_per_weight']:.2f} bits per weight" for m in view.models if m.facts
-        ),
+        _finding(view),
+        "Quality against size: further left is smaller. The dotted line joins the files that no other beats in both;"
+        " faint ones are beaten.",
+        panels,
+        "; ".join(f"{row[0]}: {row[1]} bits per weight" for row in rows),
+        view="tradeoff",
+        how="Each mark is a file. Its bar is the 95 % interval of the mean over all windows of the text, so that two"
+        " files whose bars overlap may be equal. The dashed line is the limit that the gate checks, where it has one:"
+        " a file passes if even the bad end of its interval is on the good side.",
+        table=(heads, rows),
     )
 
 
-def _quality_figure(view: RunView, models: list[Candidate], metric: str, scale: str) -> Figure:
-    info = METRICS[metric]
-    traces: list[dict[str, Any]] = []
-    factor = 100 if info.unit == "fraction" else 1
-    frontier = _frontier(view, models, metric)
-    if len(frontier) > 1:
-        traces.append(
-            {
-                "type": "scatter",
-                "mode": "lines",
-                "x": [model.facts["bits_per_weight"] for model in frontier],
-                "y": [factor * _row(view, model, metric)["value"] for model in frontier],
-                "line": {"dash": "dot", "width": 1.5, "color": "#7F7F7F"},
-                "hoverinfo": "skip",
-                "showlegend": False,
-            }
-        )
-    for model in models:
-        row, look = _row(view, model, metric), style(view, model.name)
-        se = row["se"] or 0
-        muted = model not in frontier and not model.is_reference
-        traces.append(
-            {
-                "type": "scatter",
-                "mode": "markers+text",
-                "name": label(model.name),
-                "x": [model.facts["bits_per_weight"]],
-                "y": [factor * row["value"]],
-                "error_y": {"type": "data", "array": [factor * se], "visible": se > 0, "thickness": 1.5},
-                "text": [label(short(model.name, models))],
-                "textposition": "top center",
-                "cliponaxis": False,
-                "opacity": 0.45 if muted else 1,
-                "marker": {"size": 12, "color": look["color"], "symbol": look["symbol"]},
-                "hovertemplate": _hover(model, row, factor) + "<extra></extra>",
-            }
-        )
-    unit = "%" if info.unit == "fraction" else info.unit
-    layout = {
-        "xaxis": {
-            "title": {"text": "bits per weight (effective)"},
-            "rangemode": "tozero" if len(models) < 2 else "normal",
-        },
-        "yaxis": {
-            "title": {"text": f"{info.title}{f' ({unit})' if unit else ''}"},
-            "type": scale,
-            **({"dtick": "D2"} if scale == "log" else {}),
-        },
-        "showlegend": False,
+def _finding(view: RunView) -> str:
+    """Where the curve bends: the cheapest and the dearest step down."""
+    points = {
+        model.name: (float(model.facts["bytes"]), float(row["value"]))
+        for model in view.models
+        if model.facts and (row := view.row(model.name, "kld_mean"))
     }
-    return {"name": info.title, "meaning": info.meaning, "traces": traces, "layout": layout}
+    beaten = [name for name in points if name not in pareto_frontier(points)]
+    if len(points) > 1:
+        worst = max(points, key=lambda name: points[name][1])
+        best = min(points, key=lambda name: points[name][1])
+        times = points[worst][1] / points[best][1] if points[best][1] > 0 else 0
+        told = (
+            f"{_short(view, worst)} diverges {times:,.0f} times as much as {_short(view, best)}" if times >= 2 else ""
+        )
+        lost = f"{_short(view, beaten[0])} is beaten by a file that is no bigger" if len(beaten) == 1 else ""
+        lost = f"{len(beaten)} files are beaten by others that are no bigger" if len(beaten) > 1 else lost
+        if told or lost:
+            return "; ".join(filter(None, (told, lost)))
+    return "Quality against size"
 
 
-def _row(view: RunView, model: Candidate, metric: str) -> dict[str, Any]:
+def _short(view: RunView, name: str) -> str:
+    return visible(short(name, view.models))
+
+
+def _any_of(cells: Mapping[tuple[str, str], str], metric: str) -> bool:
+    return any(key[1] == metric for key in cells)
+
+
+def _quality_panel(view: RunView, models: list[Candidate], metric: str, *, log: bool) -> Figure:
+    info = metric_info(metric)
+    frontier = _frontier(view, models, metric)
+    shown = Models(view, [model.name for model in models])
+    points = []
+    for model in models:
+        row = _row(view, model, metric)
+        low, high = _interval(row)
+        points.append(
+            shown.entries[shown[model.name]]
+            | {
+                "bits": model.facts["bits_per_weight"],
+                "value": row["value"],
+                "low": low,
+                "high": high,
+                "frontier": model.name in frontier,
+                "lines": _lines(model, row, info),
+            }
+        )
+    unit = "" if info.unit == "fraction" or not info.unit else f" ({info.unit})"
+    data: dict[str, Any] = {
+        "x": {"label": "bits per weight (effective)"},
+        "y": {"label": f"{info.title}{unit}", "log": log, "percent": info.unit == "fraction", "better": info.better},
+        "models": points,
+    }
+    limits = {gate["limit"] for gate in view.run.get("gates", []) if gate["metric"] == metric and gate["part"] is None}
+    if len(limits) == 1:
+        limit = limits.pop()
+        side = "at most" if info.better == "lower" else "at least"
+        data["limit"] = {"value": limit, "text": f"limit: {side} {format_metric(info, limit, None)}"}
+    return make_panel(info.title, info.meaning, data)
+
+
+def _row(view: RunView, model: Candidate, metric: str) -> Mapping[str, Any]:
     row = view.row(model.name, metric)
     if row is None:
         raise KeyError(f"{model.name} has no {metric}")
-    return dict(row)
+    return row
 
 
-def _frontier(view: RunView, models: list[Candidate], metric: str) -> list[Candidate]:
-    from gguf_harness.metrics.tradeoff import pareto_frontier
+def _interval(row: Mapping[str, Any]) -> tuple[float, float]:
+    """The 95 % interval as stored; one standard error to each side in runs that stored none."""
+    if row.get("low") is not None and row.get("high") is not None:
+        return row["low"], row["high"]
+    return row["value"] - (row["se"] or 0), row["value"] + (row["se"] or 0)
 
-    sign = -1 if METRICS[metric].better == "higher" else 1
+
+def _frontier(view: RunView, models: list[Candidate], metric: str) -> set[str]:
+    sign = -1 if metric_info(metric).better == "higher" else 1
     points = {
         model.name: (float(model.facts["bytes"]), sign * float(_row(view, model, metric)["value"])) for model in models
     }
-    names = pareto_frontier(points)
-    return sorted((m for m in models if m.name in names), key=lambda model: float(model.facts["bits_per_weight"]))
+    return set(pareto_frontier(points))
 
 
-def _hover(model: Candidate, row: dict[str, Any], factor: int) -> str:
-    lines = [
-        f"<b>{label(model.name)}</b>",
-        f"{label(METRICS[row['metric']].title)}: {format_value(factor * row['value'])}",
-    ]
-    if row["se"] is not None:
-        lines.append(f"standard error, by window: {format_value(factor * row['se'])}")
+def _told(info: Metric, row: Mapping[str, Any]) -> str:
+    return f"{format_metric(info, row['value'], row['se'])}{doubt_mark(row)}"
+
+
+def _lines(model: Candidate, row: Mapping[str, Any], info: Metric) -> list[str]:
+    lines = [f"{info.title}: {_told(info, row)}"]
     if row.get("low") is not None and row.get("high") is not None:
-        lines.append(f"95 % interval: {format_value(factor * row['low'])} to {format_value(factor * row['high'])}")
+        low, high = (format_metric(info, row[end], None) for end in ("low", "high"))
+        lines.append(f"95 % interval: {low} to {high}")
     if row["se_iid"] is not None and row["se_iid"] != row["se"]:
-        lines.append(f"as if tokens were independent: {format_value(factor * row['se_iid'])}")
+        lines.append(f"error if tokens were independent: {format_metric(info, row['se_iid'], None)}")
     lines.append(f"n = {row['n']}" + (f" in {row['clusters']} windows" if row.get("clusters") else ""))
-    lines.append(f"{format_bytes(model.facts['bytes'])}, {model.facts['bits_per_weight']:.2f} bits per weight")
-    return "<br>".join(lines).replace("{", "(").replace("}", ")")
+    if model.facts:
+        lines.append(f"{format_bytes(model.facts['bytes'])}, {model.facts['bits_per_weight']:.2f} bits per weight")
+    return lines
 
 
 def _distribution(view: RunView, run_dir: Path) -> Chart | None:
     from gguf_harness.store.arrays import load_arrays
     from gguf_harness.store.runs import run_file
 
-    traces = []
+    shown = Models(view)
+    lines = []
     for entry in view.run.get("arrays", []):
         if entry["name"] != "kld_quantiles" or not run_file(run_dir, entry["file"]).is_file():
             continue
         arrays = load_arrays(run_file(run_dir, entry["file"]))
         # The logarithm of a KL at or below the numerical noise is meaningless: draw it at the floor.
-        values = [max(float(value), 1e-9) for value in arrays["kld"].tolist()]
-        look, name = style(view, entry["model"]), label(entry["model"])
-        traces.append(
-            {
-                "type": "scatter",
-                "mode": "lines",
-                "name": name,
-                "x": [100 * float(share) for share in arrays["q"].tolist()],
-                "y": values,
-                "line": {"color": look["color"], "width": 2},
-                "hovertemplate": f"{name}<br>%{{x:.1f}} % of tokens below %{{y:.3g}} nats<extra></extra>",
-            }
+        pairs = zip(arrays["q"].tolist(), arrays["kld"].tolist(), strict=True)
+        points = [[100 * float(share), max(float(value), _FLOOR), None, None] for share, value in pairs]
+        name = shown.entries[shown[entry["model"]]]["name"]
+        lines.append(
+            {"model": shown[entry["model"]], "name": name, "points": points[:: -(-len(points) // _MOST_POINTS)]}
         )
-    if not traces:
+    if not lines:
         return None
-    layout = {
-        "xaxis": {"title": {"text": "share of tokens (%)"}, "range": [0, 100]},
-        "yaxis": {"title": {"text": "KL (nats)"}, "type": "log", "exponentformat": "power"},
-        "legend": {"orientation": "h", "y": -0.25},
+    data = {
+        "x": {"label": "share of tokens (%)"},
+        "y": {"label": "KL (nats)", "log": True},
+        "models": shown.entries,
+        "lines": lines,
     }
     return make_chart(
         "distribution",
-        "Distribution of the divergence",
-        "KL divergence of single tokens, sorted: at 90 % is the value that nine of ten tokens are below. Two "
-        "candidates with the same mean can differ in the tail, where text goes wrong.",
-        [
-            {
-                "name": "KL",
-                "meaning": "Quantiles of the candidate's KL divergence over the tokens of the corpus.",
-                "traces": traces,
-                "layout": layout,
-            }
-        ],
-        f"Quantile curves of {len(traces)} candidates.",
+        "Where texts go wrong: the divergence of single tokens",
+        "KL divergence of single tokens, sorted. Two candidates with the same mean can differ in the tail, where text"
+        " goes wrong.",
+        [make_panel("KL", "Quantiles of each candidate's KL divergence over the tokens of the corpus.", data)],
+        f"Quantile curves of {len(lines)} candidates.",
+        view="lines",
+        how="At 90 % is the value that nine of ten tokens are below. A curve that rises steeply at its right end has few"
+        " tokens that diverge much.",
+    )
+
+
+def _text_scores(view: RunView) -> Chart | None:
+    panels = _dots_of(view, _TEXTS)
+    if not panels:
+        return None
+    return make_chart(
+        "text-scores",
+        "How alike the continuations are",
+        "Greedy continuations of the prompts, compared with the reference's: mean over prompts with its 95 % interval"
+        " or, without one, one standard error to each side.",
+        panels,
+        "A point for each candidate.",
+        view="dots",
     )
 
 
 def _speed(view: RunView) -> Chart | None:
-    figures = []
-    for metric in ("tg_tokens_per_s", "tg_speed_ratio", "pp_tokens_per_s", "pp_speed_ratio", "load_s"):
-        rows = [(model, row) for model in view.models if (row := view.row(model.name, metric))]
-        if rows:
-            figures.append(_bars(view, metric, [(model, dict(row)) for model, row in rows]))
-    if not figures:
+    panels = _dots_of(view, _SPEED)
+    if not panels:
         return None
     return make_chart(
         "speed",
-        "Speed",
-        "Mean over repetitions, with one standard error to each side. Measured on the machine named at the end, "
-        "in a separate process. Different models were measured at different times: use the ratios, timed in "
-        "turns with the reference, to compare them. Faint bars (?) are in doubt; see the warnings.",
-        figures,
-        "Bars of tokens per second by model.",
+        "Speed on this machine",
+        "In a process of its own, on the machine named at the end. Models were measured at different times: to compare"
+        " them use the ratios, which were timed in turns with the reference. What is in doubt (?) is explained in the"
+        " warnings.",
+        panels,
+        "Speeds by model, with their intervals.",
+        view="dots",
     )
 
 
 def _memory(view: RunView) -> Chart | None:
-    metrics = [
-        name
-        for name in ("peak_memory_bytes", "weights_bytes", "kv_cache_bytes", "compute_bytes")
-        if view.measured(name)
-    ]
-    if not metrics:
+    panels = _dots_of(view, _MEMORY)
+    if not panels:
         return None
-    figures = [
-        _bars(view, metric, [(m, dict(row)) for m in view.models if (row := view.row(m.name, metric))])
-        for metric in metrics
-    ]
     detail = next((row["detail"] for row in view.run["estimates"] if row["metric"] == "peak_memory_bytes"), None)
-    return make_chart("memory", "Memory", f"Peak: {detail}." if detail else "", figures, "Bars of memory by model.")
+    meaning = f"Peak: {visible(detail)}." if detail else "Bytes that llama.cpp allocated."
+    return make_chart("memory", "Memory", meaning, panels, "Memory by model.", view="dots")
 
 
-def _bars(view: RunView, metric: str, rows: list[tuple[Candidate, dict[str, Any]]]) -> Figure:
-    info = METRICS[metric]
-    divisor, unit = (1e6, "MB") if info.unit == "bytes" else (1, info.unit)
-    trace = {
-        "type": "bar",
-        "orientation": "h",
-        "y": [f"{label(model.name)}{doubt_mark(row)}" for model, row in rows],
-        "x": [row["value"] / divisor for _, row in rows],
-        "error_x": {"type": "data", "array": [(row["se"] or 0) / divisor for _, row in rows], "thickness": 1.5},
-        "marker": {
-            "color": [style(view, model.name)["color"] for model, _ in rows],
-            "opacity": [0.35 if row.get("doubt") else 1 for _, row in rows],
-        },
-        "hovertemplate": [f"%{{y}}: %{{x:.4g}} {unit}<br>n = {row['n']}<extra></extra>" for _, row in rows],
-    }
-    layout = {
-        "xaxis": {"title": {"text": f"{info.title}{f' ({unit})' if unit else ''}"}, "rangemode": "tozero"},
-        "yaxis": {"automargin": True, "autorange": "reversed"},
-        "showlegend": False,
-    }
-    return {"name": info.title, "meaning": info.meaning, "traces": [trace], "layout": layout}
+def _dots_of(view: RunView, metrics: tuple[str, ...]) -> list[Figure]:
+    """A panel for each metric that was measured: a dot and its interval for each model."""
+    panels = []
+    for metric in metrics:
+        models = [model for model in view.models if view.row(model.name, metric)]
+        if models:
+            panels.append(_dots(view, models, metric_info(metric)))
+    return panels
+
+
+def _dots(view: RunView, models: list[Candidate], info: Metric) -> Figure:
+    shown = Models(view, [model.name for model in models])
+    divisor, unit = (1e6, "MB") if info.unit == "bytes" else (1.0, info.unit)
+    rows = []
+    for model in models:
+        row = _row(view, model, info.name)
+        low, high = _interval(row)
+        rows.append(
+            {
+                "model": shown[model.name],
+                "name": f"{visible(model.name)}{doubt_mark(row)}",
+                "value": row["value"] / divisor,
+                "low": low / divisor,
+                "high": high / divisor,
+                "text": _told(info, row),
+                "detail": f"n = {row['n']}",
+            }
+        )
+    x: dict[str, Any] = {"label": f"{info.title}{f' ({unit})' if unit not in {'', 'fraction'} else ''}"}
+    x |= {"percent": True} if unit == "fraction" else {}
+    x |= {"middle": 1} if info.name.endswith("_ratio") else {}
+    return make_panel(info.title, info.meaning, {"x": x, "models": shown.entries, "rows": rows})
 
 
 def _tensor_types(view: RunView) -> Chart | None:
@@ -245,32 +300,17 @@ def _tensor_types(view: RunView) -> Chart | None:
     if not models:
         return None
     types = list(dict.fromkeys(kind for model in models for kind in model.facts["tensor_types"]))
-    traces = []
-    for index, kind in enumerate(types):
+    parts = []
+    for kind in types:
         rows = [model.facts["tensor_types"].get(kind, {"bytes": 0, "tensors": 0}) for model in models]
-        traces.append(
-            {
-                "type": "bar",
-                "orientation": "h",
-                "name": kind,
-                "y": [label(model.name) for model in models],
-                "x": [row["bytes"] / 1e6 for row in rows],
-                "marker": {"color": _TYPE_COLORS[index % len(_TYPE_COLORS)]},
-                "hovertemplate": [
-                    f"{kind}: %{{x:.4g}} MB in {row['tensors']} tensors<extra>%{{y}}</extra>" for row in rows
-                ],
-            }
-        )
-    layout = {
-        "barmode": "stack",
-        "xaxis": {"title": {"text": "MB of tensors"}},
-        "yaxis": {"automargin": True, "autorange": "reversed"},
-        "legend": {"orientation": "h", "y": -0.25},
-    }
+        notes = [f"{format_bytes(row['bytes'])} in {row['tensors']} tensors" for row in rows]
+        parts.append({"name": kind, "values": [row["bytes"] / 1e6 for row in rows], "notes": notes})
+    data = {"x": {"label": "MB of tensors"}, "names": [visible(model.name) for model in models], "parts": parts}
     return make_chart(
         "files",
-        "Content of the files",
+        "What the files are made of",
         "Bytes by tensor type. A name such as Q4_K_M is a recipe: tensors whose rows do not fit get other types.",
-        [{"name": "tensor types", "meaning": "", "traces": traces, "layout": layout}],
+        [make_panel("tensor types", "", data)],
         "Stacked bars of tensor types by model.",
+        view="bars",
     )

@@ -1,0 +1,166 @@
+"""The answer of a run, for a person who must decide: what stands behind the headline, a sentence for each question."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from gguf_harness.metrics.records import WHOLE, Place
+from gguf_harness.report.charts.base import short
+from gguf_harness.report.data import RunView, visible
+from gguf_harness.report.numbers import format_metric
+
+__all__ = ["Fact", "answer_of"]
+
+_SUITES: Final = ("quant", "attention", "heads", "layers", "embeddings")
+_SHORT: Final = 1e-9
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """One question and its answer.
+
+    Attributes:
+        asks: the question, in a word or two.
+        says: the answer, in sentences.
+    """
+
+    asks: str
+    says: str
+
+
+def answer_of(view: RunView) -> list[Fact]:
+    """What a run says besides its headline, as far as it has it."""
+    facts = (
+        ("Tightest margin", _margin(view)),
+        ("Together", _together(view)),
+        ("Texts", _texts(view)),
+        ("Limits", _limits(view)),
+        ("Not measured", _not_measured(view)),
+    )
+    return [Fact(asks, says) for asks, says in facts if says]
+
+
+def _margin(view: RunView) -> str:
+    """Which gate of the recommended file came closest to its limit; without one, of the file that failed least."""
+    best = view.recommended
+    gates = [gate for gate in view.run.get("gates", []) if best is None or gate["model"] == best.name]
+    gates = [gate for gate in gates if best is not None or gate["verdict"] != "pass"]
+    margins = [(margin, gate) for gate in gates if (margin := _margin_of(gate)) is not None]
+    if not margins:
+        return ""
+    margin, gate = min(margins, key=lambda pair: pair[0]) if best is not None else max(margins, key=lambda p: p[0])
+    metric = view.metrics.get(gate["metric"])
+    limit = format_metric(metric, gate["limit"], None)
+    bound = "" if gate.get("bound") is None else f", {gate['confidence']:.0%} bound {_value(view, gate, 'bound')}"
+    value = f"{view.title(gate['metric'])}{_where(gate)} {_value(view, gate, 'value')}{bound}"
+    side = "at most" if gate["better"] == "lower" else "at least"
+    name = "" if best is not None else f"{visible(gate['model'])}: "
+    if margin == float("inf"):
+        return f"{name}{value}; the limit is {side} {limit}."
+    words = f"{abs(margin):.2g} times the width of its error {'inside' if margin >= 0 else 'outside'} the limit"
+    return f"{name}{value}: {words}, {side} {limit}."
+
+
+def _margin_of(gate: Mapping[str, Any]) -> float | None:
+    """Distance of the value from its limit in widths of the bound; positive inside. Infinite without an error."""
+    if gate.get("value") is None or gate.get("limit") is None:
+        return None
+    sign = 1 if gate["better"] == "lower" else -1
+    distance = sign * (gate["limit"] - gate["value"])
+    width = abs((gate["value"] if gate.get("bound") is None else gate["bound"]) - gate["value"])
+    return distance / width if width > _SHORT * abs(gate["value"] or 1) else (float("inf") if distance >= 0 else None)
+
+
+def _value(view: RunView, gate: Mapping[str, Any], key: str) -> str:
+    return format_metric(view.metrics.get(gate["metric"]), gate[key], None)
+
+
+def _where(gate: Mapping[str, Any]) -> str:
+    place = Place.of(gate)
+    return f" of {visible(str(place))}" if place != WHOLE else ""
+
+
+def _together(view: RunView) -> str:
+    """Whether the verdicts hold when all gates of the run are judged together."""
+    gates = [gate for gate in view.run.get("gates", []) if gate.get("p_adjusted") is not None]
+    if len(gates) < 2:
+        return ""
+    changed = [gate for gate in gates if gate.get("verdict_adjusted", gate["verdict"]) != gate["verdict"]]
+    if not changed:
+        return f"All {len(gates)} gates keep their verdicts when they are judged together (Holm's correction)."
+    names = ", ".join(
+        f"{view.title(gate['metric'])} of {visible(short(gate['model'], view.models))}" for gate in changed[:4]
+    )
+    more = f" and {len(changed) - 4} more" if len(changed) > 4 else ""
+    return (
+        f"{len(changed)} of {len(gates)} verdicts do not hold when all gates are judged together (Holm's correction):"
+        f" {names}{more}. --gguf-holm applies it."
+    )
+
+
+def _texts(view: RunView) -> str:
+    """How many continuations differ from the reference's, and after how many tokens."""
+    texts = view.texts
+    reference = view.reference
+    if not texts or reference is None:
+        return ""
+    prefix: dict[tuple[str, str], float] = {
+        (row["model"], row["prompt"]): row["value"]
+        for row in view.run.get("estimates", [])
+        if row["metric"] == "exact_prefix_tokens" and row.get("prompt") is not None
+    }
+    told = []
+    for model in view.candidates:
+        pairs = [
+            (prompt, by_model[model.name]["text"] == by_model[reference]["text"])
+            for prompt, rows in texts.items()
+            if {model.name, reference} <= (by_model := {row["model"]: row for row in rows}).keys()
+            and None not in (by_model[model.name]["text"], by_model[reference]["text"])
+        ]
+        if not pairs:
+            continue
+        parted = [prefix[model.name, prompt] for prompt, same in pairs if not same and (model.name, prompt) in prefix]
+        after = f", after {statistics.median(parted):.0f} tokens" if parted else ""
+        differ = sum(not same for _, same in pairs)
+        name = visible(short(model.name, view.models))
+        told.append(f"{name} {differ} of {len(pairs)}{after}" if differ else f"{name} none of {len(pairs)}")
+    if not told:
+        return ""
+    return f"Continuations that differ from the reference's, and after how many tokens (median): {'; '.join(told)}."
+
+
+def _limits(view: RunView) -> str:
+    """Where the limits come from."""
+    if not view.run.get("gates") and not view.run.get("planned"):
+        return "None were set."
+    source = (view.run.get("settings") or {}).get("gates")
+    words = "The ones that come with gguf-harness" if not source else f"From {visible(str(source))}"
+    baseline = view.run.get("baseline")
+    more = f", and no worse than the baseline {visible(str(baseline['name']))}" if (baseline or {}).get("name") else ""
+    return f"{words}{more}. They are a choice, not a fact: what a use can bear decides."
+
+
+def _not_measured(view: RunView) -> str:
+    """What the run does not say: suites that did not run, tests that were skipped."""
+    tests = view.run.get("tests", [])
+    ran = {test["suite"] for test in tests}
+    absent = [suite for suite in _SUITES if suite not in ran]
+    told = [f"The suites {', '.join(absent)} did not run"] if absent and ran else []
+    skipped: dict[str, int] = {}
+    for test in tests:
+        if test["outcome"] == "skipped":
+            reason = next(iter(str(test["message"]).removeprefix("Skipped: ").splitlines()), "") or "no reason given"
+            skipped[reason] = skipped.get(reason, 0) + 1
+    told += [
+        f"skipped: {visible(reason)}" + (f" ({count} tests)" if count > 1 else "") for reason, count in skipped.items()
+    ]
+    corpus = view.run.get("corpus")
+    if corpus and corpus.get("available") and corpus["windows"] < corpus["available"]:
+        told.append(
+            f"{corpus['available'] - corpus['windows']} of the text's {corpus['available']} windows were not read;"
+            " the errors cover them"
+        )
+    return "; ".join(told) + "." if told else ""
