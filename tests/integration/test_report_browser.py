@@ -1,228 +1,165 @@
-"""The report in a real browser: it draws, sorts, switches, asks nothing of the network, and runs no foreign code."""
+"""The report in a real browser: it draws, sorts, copies and prints, asks nothing of the network, runs no foreign code."""
 
 from __future__ import annotations
 
+import csv
+import io
 import json
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from gguf_harness.report.badge import render_badge
 from gguf_harness.report.html import write_html
-from tests.unit.test_attention_charts import MODELS, TOKENS, make_pattern, run_with_attention
-from tests.unit.test_embedding_charts import run_with_maps
+from tests.integration.report_pages import OpenReport, browser, open_report, page, see, shown, stored_run
 from tests.unit.test_report import HOSTILE, STORED
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
+__all__ = ["browser", "open_report", "page"]
+
 pytestmark = pytest.mark.browser
 
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    names = ("chromium", "chromium-browser", "google-chrome")
-    path = next((found for name in names if (found := shutil.which(name))), None)
-    if path is None:
-        pytest.skip("no Chromium on this machine")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield browser
-        browser.close()
+CHARTS = ("quality", "distribution", "speed", "memory", "files")
 
 
-@pytest.fixture
-def page(browser: Browser) -> Iterator[Page]:
-    """A page whose console errors and network requests fail the test."""
-    page = browser.new_page(viewport={"width": 1280, "height": 900})
-    problems: list[str] = []
-    page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
-    page.on("pageerror", lambda error: problems.append(str(error)))
-    page.on("request", lambda r: problems.append(r.url) if not r.url.startswith(("file:", "data:", "blob:")) else None)
-    page.on("dialog", lambda dialog: problems.append(f"dialog: {dialog.message}"))
-    yield page
-    page.close()
-    assert problems == []
-
-
-def _open(page: Page, tmp_path: Path, run: dict[str, Any], arrays: Path = STORED) -> None:
-    write_html(run, arrays, tmp_path / "report.html")
-    page.goto((tmp_path / "report.html").as_uri())
-    page.wait_for_selector("h1")
-
-
-def _see(page: Page, chart: str) -> None:
-    """Scroll to a chart, which draws it."""
-    page.locator(f"[data-chart={chart}]").scroll_into_view_if_needed()
-    page.wait_for_selector(f"[data-chart={chart}] svg.main-svg")
-
-
-def _stored() -> dict[str, Any]:
-    run: dict[str, Any] = json.loads((STORED / "run.json").read_text(encoding="utf-8"))
-    return run
-
-
-def test_the_report_draws_and_answers(page: Page, tmp_path: Path) -> None:
-    _open(page, tmp_path, _stored())
+def test_the_report_draws_and_answers(page: Page, open_report: OpenReport) -> None:
+    run = stored_run()
+    open_report(run)
     assert "Smallest candidate that passes every gate: smollm2-135m-Q4_K_M" in page.inner_text("h1")
-    assert page.locator("[data-chart=files] svg.main-svg").count() == 0, "drawn before anyone looks"
-    for chart in ("quality", "distribution", "speed", "memory", "files"):
-        _see(page, chart)
-        assert page.locator(f"[data-chart={chart}] svg.main-svg").count() > 0, chart
-    assert page.locator("[data-chart=distribution] .scatterlayer .trace").count() == 5
+    assert page.locator("#files .view").inner_html() == "", "drawn before anyone looks"
+    for chart in CHARTS:
+        see(page, chart)
+        assert page.locator(f"#{chart} .view svg").count() > 0, chart
+    assert len(shown(page, "distribution")["lines"]) == 5
+    stored = {row["model"]: row["value"] for row in run["estimates"] if row["metric"] == "kld_mean"}
+    assert {point["name"]: point["value"] for point in shown(page, "quality")["points"]} == stored
     assert page.evaluate("document.documentElement.scrollWidth") <= 1280
 
 
-def test_tables_sort_and_charts_switch(page: Page, tmp_path: Path) -> None:
-    _open(page, tmp_path, _stored())
+def test_tables_sort_and_charts_switch(page: Page, open_report: OpenReport) -> None:
+    open_report(stored_run())
+    names = page.locator("#models tbody th")
     head = page.locator("thead button", has_text="KL mean").first
     head.click()
-    order = page.locator("table").first.locator("tbody th").all_inner_texts()
+    order = names.all_inner_texts()
     assert order[0] == "smollm2-135m-Q8_0"
     assert order[-2:] == ["smollm2-135m-IQ3_XS", "smollm2-135m-F16"]
     head.press("Enter")
-    assert page.locator("table").first.locator("tbody th").first.inner_text() == "smollm2-135m-IQ3_XS"
-    _see(page, "quality")
-    page.locator(".tabs[data-for=quality] button", has_text="PPL ratio").click()
-    assert "paired error" in page.inner_text("[data-meaning=quality]")
-    page.wait_for_function("document.querySelector('[data-chart=quality] .ytitle')?.textContent.includes('PPL ratio')")
+    assert names.first.inner_text() == "smollm2-135m-IQ3_XS"
+    see(page, "quality")
+    page.locator("#quality .tabs button", has_text="PPL ratio").click()
+    assert "paired error" in page.inner_text("#quality .meaning")
+    assert "PPL ratio" in (page.locator("#quality .view").text_content() or "")
+    assert page.locator("#quality .tabs [aria-pressed=true]").all_inner_texts() == ["PPL ratio"]
 
 
-def test_estimates_filter(page: Page, tmp_path: Path) -> None:
-    _open(page, tmp_path, _stored())
-    page.get_by_text("estimates, with both standard errors").click()
-    page.fill("[data-filter=estimates]", "Q8_0 kld_mean")
-    shown = page.locator("[data-filtered=estimates] tbody tr:visible")
-    assert shown.count() == 1
-    assert "0.004095" in shown.first.inner_text()
+def test_a_column_is_there_when_asked_for_and_tables_are_copied(page: Page, open_report: OpenReport) -> None:
+    run = stored_run()
+    open_report(run)
+    page.evaluate("navigator.clipboard.writeText = async (words) => { window.copied = words; }")
+    page.get_by_role("button", name="Copy as markdown").click()
+    lines = page.evaluate("window.copied").splitlines()
+    assert len(lines) == 2 + len(run["models"])
+    assert "| KL mean |" in lines[0]
+    assert "KL 99th" not in lines[0]
+    more = page.get_by_role("button", name="columns")
+    more.press("Enter")
+    assert more.get_attribute("aria-pressed") == "true"
+    page.get_by_role("button", name="Copy as CSV").click()
+    rows = list(csv.DictReader(io.StringIO(page.evaluate("window.copied"))))
+    stored = {row["model"]: row["value"] for row in run["estimates"] if row["metric"] == "kld_p99"}
+    assert {row["model"]: float(row["KL 99th"]) for row in rows if row["model"] in stored} == stored
 
 
-def test_estimates_sort_by_layer_and_head(page: Page, tmp_path: Path) -> None:
-    run = _stored()
+def test_estimates_are_filtered_and_sorted(page: Page, open_report: OpenReport) -> None:
+    run = stored_run()
     row = run["estimates"][0]
     run["estimates"] += [
         row | {"metric": "m", "layer": layer, "head": head} for layer, head in ((10, None), (2, 11), (2, 3), (2, None))
     ]
-    _open(page, tmp_path, run)
+    open_report(run)
+    assert page.locator("[data-filtered=estimates] tr").count() == 0
     page.get_by_text("estimates, with both standard errors").click()
+    rows = page.locator("[data-filtered=estimates] tbody tr:visible")
+    page.fill("[data-filtered=estimates] input", "Q8_0 kld_mean")
+    assert rows.count() == 1
+    assert "0.004095" in rows.first.inner_text()
+    page.fill("[data-filtered=estimates] input", "")
     page.locator("[data-filtered=estimates] thead button", has_text="layer, head").click()
-    shown = page.locator("[data-filtered=estimates] tbody tr td:nth-child(4)").all_inner_texts()
-    assert shown[:5] == ["layer 2", "layer 2, head 3", "layer 2, head 11", "layer 10", ""]
+    cells = page.locator("[data-filtered=estimates] tbody tr td:nth-child(4)").all_inner_texts()
+    assert cells[:5] == ["layer 2", "layer 2, head 3", "layer 2, head 11", "layer 10", ""]
 
 
-def test_hostile_names_stay_text(page: Page, tmp_path: Path) -> None:
-    run = json.loads(json.dumps(_stored()).replace("smollm2-135m-Q4_K_M", json.dumps(HOSTILE)[1:-1]))
+def test_hostile_names_stay_text(page: Page, open_report: OpenReport) -> None:
+    run = json.loads(json.dumps(stored_run()).replace("smollm2-135m-Q4_K_M", json.dumps(HOSTILE)[1:-1]))
     run["tests"][0] |= {"outcome": "failed", "message": HOSTILE}
-    _open(page, tmp_path, run)
-    _see(page, "quality")
-    page.wait_for_timeout(300)
-    assert "</script><img src=x" in page.inner_text("table")
+    open_report(run)
+    for chart in CHARTS:
+        see(page, chart)
+    page.locator("details.rows").first.locator("summary").click()
+    assert "</script><img src=x" in page.inner_text("#models")
+    assert "</script><img src=x" in (page.locator("#distribution .view").text_content() or "")
     assert page.locator("img").count() == 0
 
 
-def _zoomed(page: Page) -> tuple[str, list[list[float]]]:
-    """The chosen head, and the weights that are shown of it."""
-    chosen, weights = page.evaluate(
-        """[document.querySelector('[data-heads=attention]').value,
-            document.querySelector('[data-zoom=attention]').data[0].z]"""
-    )
-    return chosen, weights
+def test_an_anchor_opens_what_it_leads_to(page: Page, open_report: OpenReport) -> None:
+    open_report(stored_run())
+    page.evaluate("document.body.insertAdjacentHTML('beforeend', '<details><summary>s</summary><p id=inside>x</p></details>')")
+    assert not page.locator("#inside").is_visible()
+    page.evaluate("location.hash = '#inside'")
+    page.locator("#inside").wait_for(state="visible")
 
 
-def test_one_head_can_be_seen_over_its_tokens(page: Page, tmp_path: Path) -> None:
-    _open(page, tmp_path, run_with_attention(tmp_path, 2, 3), tmp_path)
-    _see(page, "attention")
-    n = len(TOKENS)
-    patterns = [make_pattern(6, n, number).astype(np.float64) for number in range(3)]
-
-    def assert_shown(place: str, pattern: NDArray[np.float64]) -> None:
-        chosen, weights = _zoomed(page)
-        assert chosen == place
-        np.testing.assert_allclose(np.array(weights), pattern, atol=1.01 / 255)
-
-    assert_shown("0,0", patterns[0][0])
-    select = page.locator("[data-heads=attention]")
-    assert select.locator("option").count() == 6
-    select.select_option("1,2")
-    assert_shown("1,2", patterns[0][5])
-    # Another model, the same head.
-    page.locator(".tabs[data-for=attention] button").nth(1).click()
-    assert_shown("1,2", patterns[1][5])
-    # A click on the tile of layer 1, head 0.
-    box = page.locator("[data-chart=attention] .nsewdrag").first.bounding_box()
-    assert box is not None
-    page.mouse.move(box["x"] + box["width"] / 6, box["y"] + 3 * box["height"] / 4)
-    page.mouse.down()
-    page.mouse.up()
-    page.wait_for_function("document.querySelector('[data-heads=attention]').value === '1,0'")
-    assert_shown("1,0", patterns[1][3])
-    # The keyboard does it as well.
-    select.focus()
-    select.press("ArrowDown")
-    page.wait_for_function("document.querySelector('[data-heads=attention]').value === '1,1'")
-    assert_shown("1,1", patterns[1][4])
+def test_paper_shows_every_chart_whole(page: Page, open_report: OpenReport) -> None:
+    open_report(stored_run())
+    paper = page.pdf(format="A4")
+    assert paper.startswith(b"%PDF")
+    for chart in CHARTS:
+        assert page.locator(f"#{chart} .view svg").count() > 0, chart
+    page.emulate_media(media="print")
+    assert page.evaluate("[...document.querySelectorAll('.view svg')].every(s => s.getBoundingClientRect().width <= innerWidth)")
 
 
-def test_models_with_other_heads_have_their_own(page: Page, tmp_path: Path) -> None:
-    run = run_with_attention(tmp_path, 2, 3, models=MODELS[:1])
-    (tmp_path / "other").mkdir()
-    other = run_with_attention(tmp_path / "other", 1, 4, TOKENS[:6], models=MODELS[1:2])
-    run["arrays"] += [entry | {"file": f"other/{entry['file']}"} for entry in other["arrays"]]
-    _open(page, tmp_path, run, tmp_path)
-    _see(page, "attention")
-    page.locator("[data-heads=attention]").select_option("1,2")
-    page.locator(".tabs[data-for=attention] button").nth(1).click()
-    chosen, weights = _zoomed(page)
-    assert chosen == "0,0"
-    np.testing.assert_allclose(np.array(weights), make_pattern(4, 6)[0], atol=1.01 / 255)
-    assert page.locator("[data-heads=attention] option").all_inner_texts() == [f"layer 0, head {h}" for h in range(4)]
-    page.locator("[data-heads=attention]").select_option("0,3")
-    # Back: the model has no head 3.
-    page.locator(".tabs[data-for=attention] button").nth(0).click()
-    assert _zoomed(page)[0] == "0,0"
+def test_without_scripts_there_are_numbers(browser: Browser, tmp_path: Path) -> None:
+    write_html(stored_run(), STORED, tmp_path / "report.html")
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto((tmp_path / "report.html").as_uri())
+    table = page.locator("#quality noscript table, #quality table")
+    assert table.count() == 1
+    assert "0.004095 ± 0.000097" in table.inner_text()
+    assert page.locator(".view:visible").count() == 0
+    context.close()
 
 
-def test_hostile_tokens_stay_text(page: Page, tmp_path: Path) -> None:
-    run = run_with_attention(tmp_path, 1, 2)
-    _open(page, tmp_path, run, tmp_path)
-    _see(page, "attention")
-    page.wait_for_timeout(300)
-    assert page.locator("img").count() == 0
-    ticks = page.locator("[data-zoom=attention] g.xtick").all_text_contents()
-    assert ticks[2].startswith("</script><img src=x")
-    assert ticks[5] == "%{x}<b>"
-    assert ticks[7] == "&lt;"
-    assert "</script><img src=x" in page.inner_text("[data-meaning=attention]")
+def test_a_picture_is_saved(page: Page, open_report: OpenReport) -> None:
+    open_report(stored_run())
+    see(page, "quality")
+    with page.expect_download() as waiting:
+        page.locator("#quality [data-png]").click()
+    assert waiting.value.suggested_filename == "quality.png"
+    assert Path(waiting.value.path()).read_bytes().startswith(b"\x89PNG")
 
 
-def test_tabs_name_models_as_they_are(page: Page, tmp_path: Path) -> None:
-    run = json.loads(json.dumps(run_with_attention(tmp_path, 1, 2)).replace(MODELS[1], json.dumps(HOSTILE)[1:-1]))
-    _open(page, tmp_path, run, tmp_path)
-    for chart in ("attention", "head-profiles"):
-        tabs = page.locator(f".tabs[data-for={chart}] button").all_inner_texts()
-        assert sum(tab.startswith("</script><img src=x") for tab in tabs) == 1
-    assert page.locator("img").count() == 0
-
-
-def test_a_thousand_heads_fit_on_a_phone(page: Page, tmp_path: Path) -> None:
-    page.set_viewport_size({"width": 400, "height": 800})
-    _open(page, tmp_path, run_with_attention(tmp_path, 32, 32, tuple(b"t%d" % i for i in range(60))), tmp_path)
-    _see(page, "attention")
-    assert page.evaluate("document.documentElement.scrollWidth") <= 400
-    page.locator("[data-heads=attention]").select_option("31,31")
-    assert _zoomed(page)[0] == "31,31"
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_phone_can_read_it(page: Page, open_report: OpenReport, scheme: str) -> None:
+    page.set_viewport_size({"width": 390, "height": 800})
+    page.emulate_media(color_scheme="dark" if scheme == "dark" else "light")
+    open_report(stored_run())
+    for chart in CHARTS:
+        see(page, chart)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    brightness = sum(int(part) for part in background.removeprefix("rgb(").removesuffix(")").split(","))
+    assert (brightness > 600) == (scheme == "light")
 
 
 def test_the_badge_keeps_its_text_in_its_boxes(page: Page, tmp_path: Path) -> None:
     file = tmp_path / "badge.svg"
-    file.write_text(render_badge(_stored()), encoding="utf-8")
+    file.write_text(render_badge(stored_run()), encoding="utf-8")
     page.goto(file.as_uri())
     found = page.evaluate(
         """[...document.querySelectorAll('text')].map(text => {
@@ -236,39 +173,3 @@ def test_the_badge_keeps_its_text_in_its_boxes(page: Page, tmp_path: Path) -> No
     # Whatever the font, its letters are hardly stretched.
     assert all(0.8 < told / natural < 1.25 for told, natural, _ in found)
     assert found[0][2] < found[1][2] < width
-
-
-def test_a_map_in_three_dimensions_keeps_its_view(page: Page, tmp_path: Path) -> None:
-    run = run_with_maps(tmp_path)
-    write_html(run, tmp_path, tmp_path / "report.html")
-    page.goto((tmp_path / "report.html").as_uri())
-    chart = page.locator("[data-chart=embedding-map]")
-    chart.scroll_into_view_if_needed()
-    chart.locator("canvas").first.wait_for()
-    eye = "JSON.stringify(document.querySelector('[data-chart=embedding-map]')._fullLayout.scene.camera.eye)"
-    before = page.evaluate(eye)
-    box = chart.bounding_box()
-    assert box is not None
-    page.mouse.move(box["x"] + box["width"] / 3, box["y"] + box["height"] / 2)
-    page.mouse.down()
-    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2, steps=5)
-    page.mouse.up()
-    page.wait_for_function(f"{eye} !== {json.dumps(before)}")
-    turned = json.loads(page.evaluate(eye))
-    page.locator(".tabs[data-for=embedding-map] button", has_text="Q8_0").click()
-    page.wait_for_function(
-        "document.querySelector('[data-chart=embedding-map]').data.some(trace => trace.name === 'from the reference')"
-    )
-    assert json.loads(page.evaluate(eye)) == pytest.approx(turned, rel=1e-6)
-    assert page.locator("img").count() == 0
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_phone_can_read_it(page: Page, tmp_path: Path, scheme: str) -> None:
-    page.set_viewport_size({"width": 400, "height": 800})
-    page.emulate_media(color_scheme="dark" if scheme == "dark" else "light")
-    _open(page, tmp_path, _stored())
-    assert page.evaluate("document.documentElement.scrollWidth") <= 400
-    background = page.evaluate("getComputedStyle(document.body).backgroundColor")
-    brightness = sum(int(part) for part in background.removeprefix("rgb(").removesuffix(")").split(","))
-    assert (brightness > 600) == (scheme == "light")

@@ -27,9 +27,9 @@ def _drawing(*charts: Any) -> ChartBuilder:
 
 
 def test_charts_are_kept(tmp_path: Path) -> None:
-    assert build_charts(VIEW, tmp_path) == []
+    assert not any(build_charts(VIEW, tmp_path).values())
     assert keep_charts({"one": [_drawing(CHART)], "none": [_drawing()]}, VIEW, tmp_path) == []
-    assert build_charts(VIEW, tmp_path) == [CHART | {"id": "plugin-toys"}]
+    assert build_charts(VIEW, tmp_path)["evidence"] == [CHART | {"id": "plugin-toys"}]
 
 
 @pytest.mark.parametrize(

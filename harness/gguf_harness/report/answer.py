@@ -15,7 +15,9 @@ from gguf_harness.report.numbers import format_metric
 __all__ = ["Fact", "answer_of"]
 
 _SUITES: Final = ("quant", "attention", "heads", "layers", "embeddings")
-_SHORT: Final = 1e-9
+_SIDES: Final = {"lower": "at most", "higher": "at least"}
+_BEYOND: Final = {"lower": "more than", "higher": "less than"}
+_NO_WIDTH: Final = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,17 +53,21 @@ def _margin(view: RunView) -> str:
     margins = [(margin, gate) for gate in gates if (margin := _margin_of(gate)) is not None]
     if not margins:
         return ""
-    margin, gate = min(margins, key=lambda pair: pair[0]) if best is not None else max(margins, key=lambda p: p[0])
-    metric = view.metrics.get(gate["metric"])
-    limit = format_metric(metric, gate["limit"], None)
-    bound = "" if gate.get("bound") is None else f", {gate['confidence']:.0%} bound {_value(view, gate, 'bound')}"
-    value = f"{view.title(gate['metric'])}{_where(gate)} {_value(view, gate, 'value')}{bound}"
-    side = "at most" if gate["better"] == "lower" else "at least"
+    _, gate = min(margins, key=lambda pair: pair[0]) if best is not None else max(margins, key=lambda pair: pair[0])
     name = "" if best is not None else f"{visible(gate['model'])}: "
-    if margin == float("inf"):
-        return f"{name}{value}; the limit is {side} {limit}."
-    words = f"{abs(margin):.2g} times the width of its error {'inside' if margin >= 0 else 'outside'} the limit"
-    return f"{name}{value}: {words}, {side} {limit}."
+    limit = f"the limit is {_SIDES[gate['better']]} {_value(view, gate, 'limit')}"
+    return f"{name}{view.title(gate['metric'])}{_where(gate)} {_value(view, gate, 'value')}{_sure(view, gate)}; {limit}."
+
+
+def _sure(view: RunView, gate: Mapping[str, Any]) -> str:
+    """What the bound says that decided the gate: the bad end of the interval where it passed, the good end else."""
+    if gate.get("bound") is None:
+        return ""
+    side = _SIDES if gate["verdict"] == "pass" else _BEYOND
+    confidence, bound = f"{100 * gate['confidence']:.0f} %", _value(view, gate, "bound")
+    if gate["verdict"] == "inconclusive":
+        return f", undecided: its {confidence} bound is {bound}"
+    return f", with {confidence} confidence {side[gate['better']]} {bound}"
 
 
 def _margin_of(gate: Mapping[str, Any]) -> float | None:
@@ -71,7 +77,7 @@ def _margin_of(gate: Mapping[str, Any]) -> float | None:
     sign = 1 if gate["better"] == "lower" else -1
     distance = sign * (gate["limit"] - gate["value"])
     width = abs((gate["value"] if gate.get("bound") is None else gate["bound"]) - gate["value"])
-    return distance / width if width > _SHORT * abs(gate["value"] or 1) else (float("inf") if distance >= 0 else None)
+    return distance / width if width > _NO_WIDTH * abs(gate["value"] or 1) else (float("inf") if distance >= 0 else None)
 
 
 def _value(view: RunView, gate: Mapping[str, Any], key: str) -> str:
@@ -138,8 +144,8 @@ def _limits(view: RunView) -> str:
         return "None were set."
     source = (view.run.get("settings") or {}).get("gates")
     words = "The ones that come with gguf-harness" if not source else f"From {visible(str(source))}"
-    baseline = view.run.get("baseline")
-    more = f", and no worse than the baseline {visible(str(baseline['name']))}" if (baseline or {}).get("name") else ""
+    baseline = (view.run.get("baseline") or {}).get("name")
+    more = f", and no worse than the baseline {visible(str(baseline))}" if baseline else ""
     return f"{words}{more}. They are a choice, not a fact: what a use can bear decides."
 
 

@@ -43,23 +43,32 @@ function said(button, words) {
   setTimeout(() => { button.textContent = before; }, 1500);
 }
 
-/** The picture's SVG with the theme's colours written out, as a PNG of twice its size. */
-async function png(figure) {
-  const source = figure.querySelector(".view svg[width]") ?? figure.querySelector(".view svg");
-  const { width, height } = source.getBoundingClientRect();
-  const copy = source.cloneNode(true);
+/** All that a picture has drawn, where it stands, as a PNG of twice its size. */
+async function png(view) {
+  const frame = view.getBoundingClientRect();
   const style = getComputedStyle(document.documentElement);
-  const markup = new XMLSerializer().serializeToString(copy).replace(/var\((--[\w-]+)\)/g, (_, name) => style.getPropertyValue(name).trim() || "currentColor");
-  const image = new Image();
-  image.src = `data:image/svg+xml;charset=utf-8,${encodeURIComponent(markup)}`;
-  await image.decode();
   const canvas = document.createElement("canvas");
-  [canvas.width, canvas.height] = [2 * width, 2 * height];
+  [canvas.width, canvas.height] = [2 * Math.max(frame.width, view.scrollWidth), 2 * frame.height];
   const context = canvas.getContext("2d");
   context.fillStyle = style.getPropertyValue("--card").trim();
   context.fillRect(0, 0, canvas.width, canvas.height);
-  context.drawImage(image, 0, 0, canvas.width, canvas.height);
+  for (const part of view.querySelectorAll("svg, canvas")) {
+    const { left, top, width, height } = part.getBoundingClientRect();
+    const image = part.tagName === "CANVAS" ? part : await rasterized(part, style);
+    context.drawImage(image, 2 * (left - frame.left), 2 * (top - frame.top), 2 * width, 2 * height);
+  }
   return canvas.toDataURL("image/png");
+}
+
+/** An SVG with the theme's colours written out: an image knows no custom properties. */
+async function rasterized(svg, style) {
+  const markup = new XMLSerializer().serializeToString(svg);
+  const image = new Image();
+  image.src = `data:image/svg+xml;charset=utf-8,${encodeURIComponent(
+    markup.replace(/var\((--[\w-]+)\)/g, (_, name) => style.getPropertyValue(name).trim() || "currentColor"),
+  )}`;
+  await image.decode();
+  return image;
 }
 
 export function copying() {
@@ -74,7 +83,7 @@ export function copying() {
     button.addEventListener("click", async () => {
       const figure = button.closest("figure");
       const link = document.createElement("a");
-      [link.href, link.download] = [await png(figure), `${figure.dataset.picture}.png`];
+      [link.href, link.download] = [await png(figure.querySelector(".view")), `${figure.dataset.picture}.png`];
       link.click();
     });
   }

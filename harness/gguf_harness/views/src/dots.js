@@ -7,7 +7,7 @@
  *   rows: [{ model?: index, name, group?: string, value, low?, high?, text, detail? }],
  * }
  */
-import { Plot, look, plot } from "./kit.js";
+import { Plot, logarithmic, look, plot } from "./kit.js";
 
 function render({ model, el }) {
   const data = model.get("data");
@@ -29,7 +29,7 @@ function render({ model, el }) {
     marginLeft: Math.min(0.4 * el.clientWidth, 14 + 7 * longest),
     marginRight: grouped ? 110 : 20,
     marginBottom: 42,
-    x: { label: data.x.label + (data.x.percent ? " (%)" : ""), labelArrow: "none", grid: true, type: log ? "log" : "linear", nice: true, ...(log ? { ticks: 5, tickFormat: "~g" } : {}) },
+    x: { label: data.x.label + (data.x.percent ? " (%)" : ""), labelArrow: "none", grid: true, nice: true, ...(log ? logarithmic(rows.map((row) => row.value)) : {}) },
     y: { label: null, domain: names, tickSize: 0 },
     ...(grouped ? { fy: { label: null } } : {}),
     marks: [

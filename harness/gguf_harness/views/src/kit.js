@@ -147,3 +147,18 @@ export function plot(el, options) {
   el.append(figure);
   return figure;
 }
+
+/** Options of a logarithmic axis over values, all above 0: at powers of ten, or at 1, 2 and 5 where there are few. */
+export function logarithmic(values) {
+  const [low, high] = [Math.min(...values), Math.max(...values)];
+  const decades = Math.log10(high / low);
+  const digits = decades > 3 ? [1] : [1, 2, 5];
+  const ticks = [];
+  for (let power = Math.floor(Math.log10(low)) - 1; power <= Math.ceil(Math.log10(high)); power += decades > 9 ? 2 : 1) {
+    for (const digit of digits) {
+      const value = Number(`${digit}e${power}`);
+      if (value >= low / 1.3 && value <= high * 1.3) ticks.push(value);
+    }
+  }
+  return { type: "log", ticks, tickFormat: (value) => (value >= 1e-4 && value < 1e5 ? String(value) : value.toExponential(0).replace("+", "")) };
+}

@@ -9,7 +9,7 @@
  *   limit?: { value, text }
  * }
  */
-import { Plot, estimate, h, look, modelLegend, plot } from "./kit.js";
+import { Plot, estimate, h, logarithmic, look, modelLegend, plot } from "./kit.js";
 
 const PARTS = ["var(--series-0)", "var(--series-5)", "var(--series-2)", "var(--series-6)", "var(--series-4)", "var(--series-1)", "var(--series-3)", "var(--series-7)"];
 
@@ -35,7 +35,7 @@ function render({ model, el }) {
     marginLeft: 62,
     marginBottom: 42,
     x: { label: data.x.label, labelArrow: "none", ...(whole ? { tickFormat: "d", ticks: ticks(points) } : {}), ...(data.x.ticks ? { ticks: data.x.ticks.map(([at]) => at), tickFormat: (at) => data.x.ticks.find(([each]) => each === at)[1] } : {}) },
-    y: { label: data.y.label + (data.y.percent ? " (%)" : ""), labelArrow: "none", type: log ? "log" : "linear", grid: true, zero: data.y.zero && !log, ...(log ? { ticks: 5, tickFormat: "~g" } : {}) },
+    y: { label: data.y.label + (data.y.percent ? " (%)" : ""), labelArrow: "none", grid: true, zero: data.y.zero && !log, ...(log ? logarithmic(points.map((point) => point.y)) : {}) },
     marks: [
       data.y.middle === undefined ? null : Plot.ruleY([data.y.middle], { stroke: "var(--muted)" }),
       data.limit ? Plot.ruleY([factor * data.limit.value], { stroke: "var(--muted)", strokeDasharray: "2 4" }) : null,

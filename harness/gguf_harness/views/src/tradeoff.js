@@ -7,7 +7,7 @@
  *   limit?: { value, text }
  * }
  */
-import { Plot, look, plot } from "./kit.js";
+import { Plot, logarithmic, look, plot } from "./kit.js";
 
 function render({ model, el }) {
   const data = model.get("data");
@@ -23,7 +23,7 @@ function render({ model, el }) {
     height: Math.min(440, Math.max(300, el.clientWidth * 0.5)),
     marginLeft: 62, marginRight: 30, marginTop: 28, marginBottom: 44, inset: 16,
     x: { label: data.x.label, labelArrow: "none", zero: points.length < 2 },
-    y: { label: data.y.label + (data.y.percent ? " (%)" : ""), labelArrow: "none", type: log ? "log" : "linear", grid: true, ...(log ? { ticks: 5, tickFormat: "~g" } : {}) },
+    y: { label: data.y.label + (data.y.percent ? " (%)" : ""), labelArrow: "none", grid: true, ...(log ? logarithmic(points.flatMap((point) => [point.value, ...(limit ? [limit.value] : [])])) : {}) },
     marks: [
       limit && (!log || limit.value > 0) ? Plot.ruleY([limit.value], { stroke: "var(--fail)", strokeDasharray: "5 4" }) : null,
       limit && (!log || limit.value > 0) ? Plot.text([limit.text], { frameAnchor: "right", y: limit.value, textAnchor: "end", dy: data.y.better === "lower" ? -8 : 9, fill: "var(--fail)" }) : null,
