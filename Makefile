@@ -5,6 +5,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # Collecting all tests takes longer than running those few.
 EXCLUSIVE = $$(grep -rl --include='test_*.py' mark.exclusive tests)
+VIEWS := harness/gguf_harness/views
+NPM := $(VIEWS)/node_modules/.package-lock.json
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # llama.cpp's code for AMX dies of an illegal instruction where GCC compiled it: ggml-org/llama.cpp, pull request 26954.
 NO_AMX := $(shell echo | $${CXX:-c++} -mno-amx-tile -fsyntax-only -x c++ - 2>/dev/null && \
@@ -15,7 +17,7 @@ export CXXFLAGS := $(NO_AMX) $(CXXFLAGS)
 # Nothing here loads libmtmd, llama.cpp's library for images and sound.
 INSTALL = CMAKE_ARGS="-DLLAVA_BUILD=OFF $$CMAKE_ARGS" $(PIP) install --constraint constraints.txt --editable
 
-.PHONY: demo test coverage lint bench views clean
+.PHONY: demo test coverage lint bench views check-views clean
 
 demo: $(VENV)/.demo
 	@echo "Measuring tiny, the model that comes along, and six quantizations of it."
@@ -38,7 +40,7 @@ coverage: $(VENV)/.dev
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
-lint: $(VENV)/.dev
+lint: $(VENV)/.dev check-views
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -51,8 +53,17 @@ bench: $(VENV)/.dev
 	$(BIN)/python -m tests.bench.cached_suite
 
 # The pictures of reports, bundled with what they need from npm (Node 18 or newer). The bundle is stored in the package.
-views:
-	cd harness/gguf_harness/views && npm ci && npm run --silent build
+views: $(NPM)
+	cd $(VIEWS) && npm run --silent build
+
+$(NPM): $(VIEWS)/package-lock.json
+	cd $(VIEWS) && npm ci --silent
+	@touch $@
+
+# Where there is no npm, this is not checked, and says so.
+check-views:
+	@if command -v npm >/dev/null; then $(MAKE) --silent $(NPM) && cd $(VIEWS) && npm run --silent check; \
+	else echo "The bundle of views was NOT checked against its sources: there is no npm here."; fi
 
 clean:
 	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .import_linter_cache dist build

@@ -64,8 +64,9 @@ def see(page: Page, chart: str) -> None:
     """Open the section of a chart and scroll to it, which draws it."""
     page.evaluate(
         """id => {
-            for (let at = document.getElementById(id); at; at = at.parentElement) if (at.tagName === "DETAILS") at.open = true;
-            document.getElementById(id).scrollIntoView();
+            const chart = document.getElementById(id);
+            for (let at = chart; at; at = at.parentElement) if (at.tagName === "DETAILS") at.open = true;
+            chart.scrollIntoView();
         }""",
         chart,
     )

@@ -1,4 +1,4 @@
-"""The report in a real browser: it draws, sorts, copies and prints, asks nothing of the network, runs no foreign code."""
+"""The report in a real browser: it draws, sorts, copies, prints, asks nothing of the network, runs no foreign code."""
 
 from __future__ import annotations
 
@@ -107,7 +107,9 @@ def test_hostile_names_stay_text(page: Page, open_report: OpenReport) -> None:
 
 def test_an_anchor_opens_what_it_leads_to(page: Page, open_report: OpenReport) -> None:
     open_report(stored_run())
-    page.evaluate("document.body.insertAdjacentHTML('beforeend', '<details><summary>s</summary><p id=inside>x</p></details>')")
+    page.evaluate(
+        "document.body.insertAdjacentHTML('beforeend', '<details><summary>s</summary><p id=inside>x</p></details>')"
+    )
     assert not page.locator("#inside").is_visible()
     page.evaluate("location.hash = '#inside'")
     page.locator("#inside").wait_for(state="visible")
@@ -120,7 +122,9 @@ def test_paper_shows_every_chart_whole(page: Page, open_report: OpenReport) -> N
     for chart in CHARTS:
         assert page.locator(f"#{chart} .view svg").count() > 0, chart
     page.emulate_media(media="print")
-    assert page.evaluate("[...document.querySelectorAll('.view svg')].every(s => s.getBoundingClientRect().width <= innerWidth)")
+    assert page.evaluate(
+        "[...document.querySelectorAll('.view svg')].every(s => s.getBoundingClientRect().width <= innerWidth)"
+    )
 
 
 def test_without_scripts_there_are_numbers(browser: Browser, tmp_path: Path) -> None:
@@ -173,3 +177,11 @@ def test_the_badge_keeps_its_text_in_its_boxes(page: Page, tmp_path: Path) -> No
     # Whatever the font, its letters are hardly stretched.
     assert all(0.8 < told / natural < 1.25 for told, natural, _ in found)
     assert found[0][2] < found[1][2] < width
+
+
+def test_each_verdict_leads_to_its_picture(page: Page, open_report: OpenReport) -> None:
+    open_report(stored_run())
+    links = page.locator(".card a")
+    targets = {link.get_attribute("href") for link in links.all()}
+    assert "#quality" in targets
+    assert all(target and page.locator(target).count() == 1 for target in targets)

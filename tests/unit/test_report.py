@@ -277,7 +277,9 @@ def _row(model: str, metric: str, value: float, **where: Any) -> dict[str, Any]:
 
 def _cells(page: str) -> list[list[str]]:
     """The texts of the table of estimates, which the page makes from data when it is opened."""
-    (data,) = re.findall(r'data-filtered="estimates">.*?<script type="application/json">(.*?)</script>', page, re.DOTALL)
+    (data,) = re.findall(
+        r'data-filtered="estimates">.*?<script type="application/json">(.*?)</script>', page, re.DOTALL
+    )
     return [[cell[0] if isinstance(cell, list) else cell for cell in row] for row in json.loads(data)["rows"]]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ __all__ = ["Fact", "answer_of"]
 _SUITES: Final = ("quant", "attention", "heads", "layers", "embeddings")
 _SIDES: Final = {"lower": "at most", "higher": "at least"}
 _BEYOND: Final = {"lower": "more than", "higher": "less than"}
+_MOST_REASONS: Final = 3
 _NO_WIDTH: Final = 1e-9
 
 
@@ -56,7 +58,9 @@ def _margin(view: RunView) -> str:
     _, gate = min(margins, key=lambda pair: pair[0]) if best is not None else max(margins, key=lambda pair: pair[0])
     name = "" if best is not None else f"{visible(gate['model'])}: "
     limit = f"the limit is {_SIDES[gate['better']]} {_value(view, gate, 'limit')}"
-    return f"{name}{view.title(gate['metric'])}{_where(gate)} {_value(view, gate, 'value')}{_sure(view, gate)}; {limit}."
+    return (
+        f"{name}{view.title(gate['metric'])}{_where(gate)} {_value(view, gate, 'value')}{_sure(view, gate)}; {limit}."
+    )
 
 
 def _sure(view: RunView, gate: Mapping[str, Any]) -> str:
@@ -77,7 +81,9 @@ def _margin_of(gate: Mapping[str, Any]) -> float | None:
     sign = 1 if gate["better"] == "lower" else -1
     distance = sign * (gate["limit"] - gate["value"])
     width = abs((gate["value"] if gate.get("bound") is None else gate["bound"]) - gate["value"])
-    return distance / width if width > _NO_WIDTH * abs(gate["value"] or 1) else (float("inf") if distance >= 0 else None)
+    return (
+        distance / width if width > _NO_WIDTH * abs(gate["value"] or 1) else (float("inf") if distance >= 0 else None)
+    )
 
 
 def _value(view: RunView, gate: Mapping[str, Any], key: str) -> str:
@@ -101,9 +107,10 @@ def _together(view: RunView) -> str:
         f"{view.title(gate['metric'])} of {visible(short(gate['model'], view.models))}" for gate in changed[:4]
     )
     more = f" and {len(changed) - 4} more" if len(changed) > 4 else ""
+    verb = "does" if len(changed) == 1 else "do"
     return (
-        f"{len(changed)} of {len(gates)} verdicts do not hold when all gates are judged together (Holm's correction):"
-        f" {names}{more}. --gguf-holm applies it."
+        f"{len(changed)} of {len(gates)} verdicts {verb} not hold when all gates are judged together (Holm's"
+        f" correction): {names}{more}. --gguf-holm applies it."
     )
 
 
@@ -129,7 +136,8 @@ def _texts(view: RunView) -> str:
         if not pairs:
             continue
         parted = [prefix[model.name, prompt] for prompt, same in pairs if not same and (model.name, prompt) in prefix]
-        after = f", after {statistics.median(parted):.0f} tokens" if parted else ""
+        middle = round(statistics.median(parted)) if parted else 0
+        after = f", after {middle} {'token' if middle == 1 else 'tokens'}" if parted else ""
         differ = sum(not same for _, same in pairs)
         name = visible(short(model.name, view.models))
         told.append(f"{name} {differ} of {len(pairs)}{after}" if differ else f"{name} none of {len(pairs)}")
@@ -149,20 +157,30 @@ def _limits(view: RunView) -> str:
     return f"{words}{more}. They are a choice, not a fact: what a use can bear decides."
 
 
+def _skipped(tests: list[Mapping[str, Any]]) -> list[str]:
+    """Reasons of skipped tests, the most frequent first; those that differ in numbers only are one."""
+    reasons: dict[str, list[str]] = {}
+    for test in tests:
+        if test["outcome"] == "skipped":
+            words = str(test["message"]).removeprefix("Skipped: ")
+            reason = next(iter(words.splitlines()), "").partition(";")[0] or "no reason given"
+            reasons.setdefault(re.sub(r"[\d.]+", "#", reason), []).append(reason)
+    ordered = sorted(reasons.values(), key=len, reverse=True)
+    told = [
+        f"{len(alike)} {'tests' if len(alike) > 1 else 'test'} skipped: {visible(alike[0])}"
+        for alike in ordered[:_MOST_REASONS]
+    ]
+    rest = sum(len(alike) for alike in ordered[_MOST_REASONS:])
+    return [*told, f"{rest} more skipped for other reasons"] if rest else told
+
+
 def _not_measured(view: RunView) -> str:
     """What the run does not say: suites that did not run, tests that were skipped."""
     tests = view.run.get("tests", [])
     ran = {test["suite"] for test in tests}
     absent = [suite for suite in _SUITES if suite not in ran]
     told = [f"The suites {', '.join(absent)} did not run"] if absent and ran else []
-    skipped: dict[str, int] = {}
-    for test in tests:
-        if test["outcome"] == "skipped":
-            reason = next(iter(str(test["message"]).removeprefix("Skipped: ").splitlines()), "") or "no reason given"
-            skipped[reason] = skipped.get(reason, 0) + 1
-    told += [
-        f"skipped: {visible(reason)}" + (f" ({count} tests)" if count > 1 else "") for reason, count in skipped.items()
-    ]
+    told += _skipped(tests)
     corpus = view.run.get("corpus")
     if corpus and corpus.get("available") and corpus["windows"] < corpus["available"]:
         told.append(

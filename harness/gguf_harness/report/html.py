@@ -80,6 +80,7 @@ def write_html(run: Mapping[str, Any], run_dir: Path, destination: Path) -> None
         tests=_tests(run),
         sections=SECTIONS,
         charts=charts,
+        picture_of=lambda gate: _picture_of(view, charts, gate),
         css=Markup((assets / "report.css").read_text(encoding="utf-8")),  # noqa: S704
         script=Markup(report_script()),  # noqa: S704
         plotly=Markup(plotly_js() if drawn_by_plotly else ""),  # noqa: S704
@@ -98,6 +99,17 @@ def _for_its_view(chart: Chart) -> dict[str, Any]:
         for figure in chart["figures"]
     ]
     return {"view": chart["view"], "panels": panels}
+
+
+def _picture_of(view: RunView, charts: Mapping[str, list[Chart]], gate: Mapping[str, Any]) -> str | None:
+    """Id of the chart that shows a gate's metric; else of the section of its suite."""
+    title = view.title(gate["metric"])
+    for section in charts.values():
+        for chart in section:
+            if any(figure["name"] == title for figure in chart["figures"]):
+                return str(chart["id"])
+    suite = gate.get("suite")
+    return str(suite) if charts.get(str(suite)) else None
 
 
 def _brief(columns: list[Metric]) -> set[str]:

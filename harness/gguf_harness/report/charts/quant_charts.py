@@ -136,7 +136,9 @@ def _quality_panel(view: RunView, models: list[Candidate], metric: str, *, log: 
         "y": {"label": f"{info.title}{unit}", "log": log, "percent": info.unit == "fraction", "better": info.better},
         "models": points,
     }
-    limits = {gate["limit"] for gate in view.run.get("gates", []) if gate["metric"] == metric and gate.get("part") is None}
+    limits = {
+        gate["limit"] for gate in view.run.get("gates", []) if gate["metric"] == metric and gate.get("part") is None
+    }
     if len(limits) == 1:
         limit = limits.pop()
         side = "at most" if info.better == "lower" else "at least"
@@ -216,8 +218,8 @@ def _distribution(view: RunView, run_dir: Path) -> Chart | None:
         [make_panel("KL", "Quantiles of each candidate's KL divergence over the tokens of the corpus.", data)],
         f"Quantile curves of {len(lines)} candidates.",
         view="lines",
-        how="At 90 % is the value that nine of ten tokens are below. A curve that rises steeply at its right end has few"
-        " tokens that diverge much.",
+        how="At 90 % is the value that nine of ten tokens are below. A curve that rises steeply at its right end has"
+        " few tokens that diverge much.",
     )
 
 

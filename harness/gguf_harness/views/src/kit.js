@@ -144,15 +144,20 @@ export function plot(el, options) {
     style: { background: "transparent", color: "var(--text)", fontFamily: "inherit", fontSize: width < 560 ? "11px" : "12px", overflow: "visible" },
     ...options,
   });
+  // The view is named as a whole: Plot's names of its marks are for programmers, and are not allowed on groups.
+  for (const part of figure.querySelectorAll("g[aria-label]")) part.removeAttribute("aria-label");
   el.append(figure);
   return figure;
 }
 
-/** Options of a logarithmic axis over values, all above 0: at powers of ten, or at 1, 2 and 5 where there are few. */
+/**
+ * Options of a logarithmic axis over values, all above 0: ticks at powers of ten, and at 3 between them where there is
+ * room. (D3 writes no number at a tick of 5 where there are many.)
+ */
 export function logarithmic(values) {
   const [low, high] = [Math.min(...values), Math.max(...values)];
   const decades = Math.log10(high / low);
-  const digits = decades > 3 ? [1] : [1, 2, 5];
+  const digits = decades > 3 ? [1] : decades > 1 ? [1, 3] : [1, 1.5, 2, 3, 5, 7];
   const ticks = [];
   for (let power = Math.floor(Math.log10(low)) - 1; power <= Math.ceil(Math.log10(high)); power += decades > 9 ? 2 : 1) {
     for (const digit of digits) {

@@ -11,6 +11,9 @@
  */
 import { Plot, estimate, h, logarithmic, look, modelLegend, plot } from "./kit.js";
 
+/** A line of more points is drawn without marks. */
+const MOST_DOTS = 48;
+
 const PARTS = ["var(--series-0)", "var(--series-5)", "var(--series-2)", "var(--series-6)", "var(--series-4)", "var(--series-1)", "var(--series-3)", "var(--series-7)"];
 
 function render({ model, el }) {
@@ -22,7 +25,7 @@ function render({ model, el }) {
   }));
   const points = lines.flatMap((line) =>
     line.points.map(([x, value, se, detail]) => ({
-      x, y: factor * value, low: factor * (value - (se ?? 0)), high: factor * (value + (se ?? 0)), line: line.name, color: line.color, symbol: line.symbol,
+      x, y: factor * value, low: factor * (value - (se ?? 0)), high: factor * (value + (se ?? 0)), line: line.name, color: line.color, symbol: line.symbol, single: line.points.length <= MOST_DOTS,
       title: [line.name, `${data.x.label} ${x}: ${estimate(factor * value, se === null ? null : factor * se)}${data.y.percent ? " %" : ""}`, detail].filter(Boolean).join("\n"),
     })),
   );
@@ -42,7 +45,7 @@ function render({ model, el }) {
       data.limit ? Plot.text([data.limit.text], { x: () => Math.max(...points.map((point) => point.x)), y: factor * data.limit.value, textAnchor: "end", dy: -6, fill: "var(--muted)" }) : null,
       Plot.ruleX(points.filter((point) => point.high > point.low && (!log || point.low > 0)), { x: "x", y1: "low", y2: "high", stroke: "color", strokeOpacity: 0.6 }),
       Plot.line(points, { x: "x", y: "y", z: "line", stroke: "color", strokeWidth: 1.6 }),
-      Plot.dot(points, { x: "x", y: "y", fill: "color", symbol: "symbol", r: points.length > 200 ? 2 : 3.4 }),
+      Plot.dot(points.filter((point) => point.single), { x: "x", y: "y", fill: "color", symbol: "symbol", r: 3.4 }),
       Plot.tip(points, Plot.pointer({ x: "x", y: "y", title: "title", maxRadius: 30 })),
     ],
   });
