@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gguf_harness.report.answer import answer_of
+from gguf_harness.report.answer import answer_of, noise_of
 from gguf_harness.report.data import RunView
 from tests.unit.test_report import STORED
 
@@ -89,3 +89,21 @@ def test_what_was_not_measured_is_said(run: dict[str, Any]) -> None:
     said = _says(run, "Not measured")
     assert said.startswith("The suites attention, heads, layers, embeddings did not run; 3 tests skipped: took 0 s")
     assert _says(run | {"gates": [], "planned": []}, "Limits") == "None were set."
+
+
+def test_noise_is_said(run: dict[str, Any]) -> None:
+    reference = "smollm2-135m-F16"
+    row = next(row for row in run["estimates"] if row["metric"] == "kld_mean")
+    run["estimates"] = [
+        row | {"model": reference, "metric": "floor_kld_mean", "value": -2e-9},
+        row | {"value": 1e-4},
+        row | {"model": reference, "metric": "tg_tokens_per_s", "value": 9.0},
+    ]
+    said = {fact.asks: fact.says for fact in noise_of(RunView(run))}
+    assert said == {
+        "Rounding": "The reference against itself, in other batches: KL mean 2.00e-09 nats. The candidate that differs"
+        " least is 50,000 times further away.",
+        "Other processes": "Nothing that was timed was disturbed.",
+    }
+    run["estimates"][2]["doubt"] = "other processes took 1.7 of 2 cores"
+    assert noise_of(RunView(run))[1].says.startswith("1 estimate is in doubt (?)")

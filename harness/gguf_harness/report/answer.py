@@ -11,9 +11,9 @@ from typing import Any, Final
 from gguf_harness.metrics.records import WHOLE, Place
 from gguf_harness.report.charts.base import short
 from gguf_harness.report.data import RunView, visible
-from gguf_harness.report.numbers import format_metric
+from gguf_harness.report.numbers import format_metric, format_value
 
-__all__ = ["Fact", "answer_of"]
+__all__ = ["Fact", "answer_of", "noise_of"]
 
 _SUITES: Final = ("quant", "attention", "heads", "layers", "embeddings")
 _SIDES: Final = {"lower": "at most", "higher": "at least"}
@@ -45,6 +45,47 @@ def answer_of(view: RunView) -> list[Fact]:
         ("Not measured", _not_measured(view)),
     )
     return [Fact(asks, says) for asks, says in facts if says]
+
+
+def noise_of(view: RunView) -> list[Fact]:
+    """How far the run's numbers can be trusted on its machine: rounding, other processes, timings in doubt."""
+    facts = (("Rounding", _rounding(view)), ("Other processes", _in_doubt(view)))
+    return [Fact(asks, says) for asks, says in facts if says]
+
+
+def _rounding(view: RunView) -> str:
+    """The reference against itself, in other batches: what differs by less is rounding."""
+    reference = view.reference
+    row = view.row(reference, "floor_kld_mean") if reference is not None else None
+    if row is None:
+        return ""
+    floor = abs(float(row["value"]))
+    told = f"The reference against itself, in other batches: KL mean {format_value(floor)} nats"
+    same = view.row(str(reference), "floor_same_top")
+    told += (
+        "" if same is None else f", same top {format_metric(view.metrics.get('floor_same_top'), same['value'], None)}"
+    )
+    least = [
+        float(one["value"])
+        for model in view.candidates
+        if (one := view.row(model.name, "kld_mean")) and one["value"] > 0
+    ]
+    if least and floor > 0:
+        told += f". The candidate that differs least is {format_value(round(min(least) / floor))} times further away"
+    return f"{told}."
+
+
+def _in_doubt(view: RunView) -> str:
+    rows = view.run.get("estimates", [])
+    timed = [row for row in rows if (metric := view.metrics.get(row["metric"])) and metric.estimated == "timing"]
+    doubted = [row for row in rows if row.get("doubt")]
+    if doubted:
+        what = "estimate is" if len(doubted) == 1 else "estimates are"
+        return (
+            f"{len(doubted)} {what} in doubt (?), because other processes ran meanwhile: they decide nothing, and"
+            " the next run measures them again."
+        )
+    return "Nothing that was timed was disturbed." if timed else ""
 
 
 def _margin(view: RunView) -> str:

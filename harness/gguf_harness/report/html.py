@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from gguf_harness.errors import StoreError
 from gguf_harness.judge.claims import judge_claims
 from gguf_harness.metrics.registry import ESTIMATED, Metric
-from gguf_harness.report.answer import answer_of
+from gguf_harness.report.answer import answer_of, noise_of
 from gguf_harness.report.charts import SECTIONS, build_charts
 from gguf_harness.report.charts.base import PLOTLY, Chart
 from gguf_harness.report.data import RunView, place, visible, visible_lines
@@ -63,12 +64,13 @@ def write_html(run: Mapping[str, Any], run_dir: Path, destination: Path) -> None
         run=run,
         view=view,
         answer=answer_of(view),
+        noise=noise_of(view),
         failures=failures_of(run),
         own_words={"measurement", "prompt", "assertion", "fixture"},
         headline=view.headline(),
         columns=columns,
         brief=_brief(columns),
-        cell=lambda model, metric: _cell(view, model, metric),
+        cells={metric.name: _column(view, metric) for metric in columns},
         metrics=view.metrics,
         glossary=view.used_metrics(),
         estimated=ESTIMATED,
@@ -118,15 +120,54 @@ def _brief(columns: list[Metric]) -> set[str]:
     return brief or {metric.name for metric in columns}
 
 
-def _cell(view: RunView, model: str, metric: Metric) -> tuple[str, str, float | None]:
-    """(text, error, value to sort by) of a table cell; empty cells sort last."""
+@dataclass(frozen=True, slots=True)
+class _Cell:
+    """A cell of the table of models.
+
+    Attributes:
+        text: the value.
+        error: its error, which stands smaller.
+        value: what it is sorted by; None for no data, which is always last.
+        space: widths of a digit to leave after the value, so that the points of a column are below each other.
+    """
+
+    text: str
+    error: str = ""
+    value: float | None = None
+    space: float = 0.0
+
+
+_POINT: Final = 0.5
+"""Width of a decimal point in widths of a digit."""
+
+
+def _column(view: RunView, metric: Metric) -> tuple[dict[str, _Cell], int]:
+    """The cells of a metric by model, and the width of the longest error in widths of a digit."""
+    cells = {model.name: _cell(view, model.name, metric) for model in view.models}
+    behind = {name: _behind_the_point(cell.text) for name, cell in cells.items()}
+    most = max((behind[name] for name, cell in cells.items() if cell.value is not None), default=0.0)
+    aligned = {
+        name: cell if cell.value is None else replace(cell, space=most - behind[name]) for name, cell in cells.items()
+    }
+    # Its blanks and its point are narrower than digits.
+    return aligned, max(0, *(len(cell.error) - 2 for cell in cells.values()))
+
+
+def _behind_the_point(text: str) -> float:
+    """Widths of what stands behind the decimal point, the point included."""
+    whole, point, rest = text.partition(".")
+    unit = len(whole) - len(whole.rstrip(" %kMGBTs")) if not point else 0
+    return len(rest) + _POINT if point else float(unit)
+
+
+def _cell(view: RunView, model: str, metric: Metric) -> _Cell:
     row = view.row(model, metric.name)
     if row is None:
         # The reference is not compared with itself: nothing is missing.
         is_reference = any(other.is_reference and other.name == model for other in view.models)
-        return ("–" if is_reference else "no data"), "", None
+        return _Cell("–" if is_reference else "no data")
     value, sign, error = format_metric(metric, row["value"], row["se"]).partition(" ± ")
-    return value, f"{sign}{error}{doubt_mark(row)}", row["value"]
+    return _Cell(value, f"{sign}{error}{doubt_mark(row)}", row["value"])
 
 
 def _estimates(view: RunView) -> dict[str, Any]:
