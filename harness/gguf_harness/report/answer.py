@@ -71,7 +71,7 @@ def _rounding(view: RunView) -> str:
         if (one := view.row(model.name, "kld_mean")) and one["value"] > 0
     ]
     if least and floor > 0:
-        told += f". The candidate that differs least is {format_value(round(min(least) / floor))} times further away"
+        told += f". The candidate that differs least is {round(min(least) / floor):,} times further away"
     return f"{told}."
 
 
