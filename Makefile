@@ -60,10 +60,10 @@ $(NPM): $(VIEWS)/package-lock.json
 	cd $(VIEWS) && npm ci --silent
 	@touch $@
 
-# Where there is no npm, this is not checked, and says so.
+# Where npm or its registry cannot be reached, this is not checked, and says so.
 check-views:
-	@if command -v npm >/dev/null; then $(MAKE) --silent $(NPM) && cd $(VIEWS) && npm run --silent check; \
-	else echo "The bundle of views was NOT checked against its sources: there is no npm here."; fi
+	@if command -v npm >/dev/null && $(MAKE) --silent $(NPM); then cd $(VIEWS) && npm run --silent check; \
+	else echo "The bundle of views was NOT checked against its sources: npm, or its registry, is out of reach."; fi
 
 clean:
 	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .import_linter_cache dist build
