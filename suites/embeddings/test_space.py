@@ -7,10 +7,8 @@ import pytest
 from gguf_harness.errors import NoData
 from gguf_harness.fixtures.record import GateCheck, Record
 from gguf_harness.inputs.subjects import Subject
-from gguf_harness.inputs.words import WordList
 from gguf_harness.measure.embeddings.calls import Embeddings
-from gguf_harness.metrics.embedding_estimates import describe_analogies, describe_groups, describe_space
-from gguf_harness.metrics.records import Estimate
+from gguf_harness.metrics.embedding_estimates import describe_space
 
 
 @pytest.mark.metric("embedding_anisotropy")
@@ -21,34 +19,22 @@ def test_token_embeddings(model: Subject, embeddings: Embeddings, record: Record
 
 
 @pytest.mark.metric("word_silhouette")
-def test_word_groups(
-    model: Subject, embeddings: Embeddings, word_list: WordList, record: Record, gate: GateCheck
-) -> None:
+def test_word_groups(model: Subject, embeddings: Embeddings, record: Record, gate: GateCheck) -> None:
     """Are words of the same group near each other? Errors are clustered by group."""
-
-    def measure(other: Subject) -> list[Estimate]:
-        return describe_groups(embeddings.words(other), word_list.group_of)
-
     try:
-        estimates = measure(model)
+        estimates = embeddings.groups(model)
     except NoData as error:
         pytest.skip(error.message)
     record(estimates, detail=embeddings.words(model).detail())
-    gate(estimates, relative_to=measure)
+    gate(estimates, relative_to=embeddings.groups)
 
 
 @pytest.mark.metric("analogy_mrr")
-def test_analogies(
-    model: Subject, embeddings: Embeddings, word_list: WordList, record: Record, gate: GateCheck
-) -> None:
+def test_analogies(model: Subject, embeddings: Embeddings, record: Record, gate: GateCheck) -> None:
     """Is the word nearest to a - b + c the right one of all words of the list? Errors are clustered by pair."""
-
-    def measure(other: Subject) -> list[Estimate]:
-        return describe_analogies(embeddings.words(other), word_list.analogies)
-
     try:
-        estimates = measure(model)
+        estimates = embeddings.analogies(model)
     except NoData as error:
         pytest.skip(error.message)
     record(estimates, detail=f"the answer is one of {embeddings.words(model).detail()}")
-    gate(estimates, relative_to=measure)
+    gate(estimates, relative_to=embeddings.analogies)

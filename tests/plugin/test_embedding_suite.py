@@ -64,12 +64,19 @@ def test_a_ladder(
     assert rows["twin", "embedding_cka"]["value"] == pytest.approx(1, abs=1e-12)
     assert rows["noisy", "neighbour_recall"]["se"] > 0
     assert "20 words, 20 of them as the mean of several tokens" in rows["noisy", "word_silhouette"]["detail"]
-    assert {entry["name"] for entry in run["arrays"]} == {"embedding_map", "embedding_map_aligned"}
+    assert {entry["name"] for entry in run["arrays"]} == {
+        "embedding_map", "embedding_map_aligned", "word_cosines", "analogies",
+    }  # fmt: skip
     # Of three files one is there twice: two spaces, two contexts, and two that are laid over the reference.
     assert run["cache"]["misses"] == 6
     (report,) = pytester.path.glob("results/runs/*/report.html")
     page = report.read_text(encoding="utf-8")
-    assert "Words in the embedding space" in page
+    assert 'data-picture="embedding-map"' in page
+    answers = {entry["model"]: load_arrays(report.parent / entry["file"]) for entry in run["arrays"]
+               if entry["name"] == "analogies"}  # fmt: skip
+    for name, stored in answers.items():
+        assert rows[name, "analogy_accuracy"]["value"] == (stored["ranks"] == 1).mean()
+        assert set(stored["questions"].ravel().tolist()) == {"dog", "dogs", "cat", "cats", "cow", "cows"}
     assert "</script><b>" not in page
     second = run_suite(*arguments, tests=SUITE)
     second.stdout.fnmatch_lines(["cache: all 6 measurements came from the cache, nothing was decoded*"])
@@ -101,7 +108,7 @@ def test_models_of_two_vocabularies(run_suite: RunSuite, read_run: ReadRun, llam
     assert set(rows) == PER_MODEL | OF_WORDS
     assert 0 < rows["word_neighbour_recall"]["value"] < 1
     assert "by chance" in rows["word_cka"]["detail"]
-    assert {entry["name"] for entry in run["arrays"]} == {"embedding_map"}
+    assert {entry["name"] for entry in run["arrays"]} == {"embedding_map", "word_cosines", "analogies"}
 
 
 @pytest.mark.parametrize(
@@ -133,15 +140,31 @@ def test_words_that_no_model_has_are_said(
 
 @pytest.mark.shared_cache
 @pytest.mark.parametrize("method", ["umap", "tsne"])
-def test_other_maps(
-    run_suite: RunSuite, read_run: ReadRun, llama_file: Path, words: str, pytester: pytest.Pytester, method: str
+def test_other_maps_lay_out_the_reference_once(
+    run_suite: RunSuite,
+    read_run: ReadRun,
+    llama_file: Path,
+    tmp_path: Path,
+    words: str,
+    pytester: pytest.Pytester,
+    method: str,
 ) -> None:
-    arguments = [f"--models={llama_file}", "--gguf-quants=Q4_K_M", words, f"--gguf-map={method}"]
+    noisy = write_random_llama(tmp_path / "noisy.gguf", text=True, noise=0.3)
+    twin = shutil.copy(llama_file, tmp_path / "twin.gguf")
+    models = f"--models={llama_file},{twin},{noisy}"
+    arguments = [models, f"--reference={llama_file}", words, f"--gguf-map={method}"]
     result = run_suite(*arguments, tests=f"{SUITE}/test_reference.py", quick=True)
-    result.assert_outcomes(passed=4)
+    result.assert_outcomes(passed=2 * 4)
     (folder,) = pytester.path.glob("results/runs/*/")
-    (entry,) = (entry for entry in read_run()["arrays"] if entry["name"] == "embedding_map_aligned")
-    arrays = load_arrays(folder / entry["file"])
-    assert arrays["method"].item() == method
-    assert arrays["xyz"].shape == arrays["from_xyz"].shape == (len(arrays["texts"]), 3)
-    assert np.isfinite(arrays["xyz"]).all()
+    maps = {(entry["model"], entry["name"]): load_arrays(folder / entry["file"]) for entry in read_run()["arrays"]}
+    base = maps["random-F32", "embedding_map"]
+    for name in ("twin", "noisy"):
+        arrays = maps[name, "embedding_map_aligned"]
+        assert arrays["method"].item() == method
+        # The reference is laid out once: all candidates are in that layout.
+        assert np.array_equal(arrays["from_xyz"], base["xyz"])
+        assert arrays["texts"].tolist() == base["texts"].tolist()
+        assert np.isfinite(arrays["xyz"]).all()
+    reach = np.abs(base["xyz"]).max()
+    assert np.abs(maps["twin", "embedding_map_aligned"]["xyz"] - base["xyz"]).max() < 1e-3 * reach
+    assert np.abs(maps["noisy", "embedding_map_aligned"]["xyz"] - base["xyz"]).max() > 1e-3 * reach

@@ -13,11 +13,13 @@ from gguf_harness.errors import NoData
 from gguf_harness.metrics.blas import blas_threads
 from gguf_harness.metrics.embedding_estimates import (
     WordSpace,
+    answer_analogies,
     compare_neighbours,
     compare_prompts,
     compare_word_spaces,
     describe_analogies,
     describe_groups,
+    group_cosines,
     pack,
     unpack,
 )
@@ -56,6 +58,37 @@ def test_a_word_that_a_model_lacks_is_not_there() -> None:
         describe_analogies(space, {"one": [("w0", "w1"), ("w5", "w6")]})
     accuracy, _ = describe_analogies(space, {"two": [("w0", "w1"), ("w2", "w3")], "one": [("w5", "w7")]})
     assert accuracy.n == 2
+
+
+def test_answers_are_the_words_that_were_counted() -> None:
+    arrays = _words()
+    arrays["word_tokens"][5] = 0
+    space = WordSpace(NAMES, arrays)
+    families = {"a": [("w0", "w1"), ("w2", "w3"), ("w4", "w5")], "b": [("w6", "w7"), ("w8", "w7"), ("w9", "w10")]}
+    (accuracy, mrr), answers = answer_analogies(space, families)
+    assert [estimate.value for estimate in describe_analogies(space, families)] == [accuracy.value, mrr.value]
+    # w5 is missing, and w7 cannot be the answer where it is given.
+    assert len(answers["ranks"]) == accuracy.n == 2 + 4
+    assert answers["families"].tolist() == ["a"] * 2 + ["b"] * 4
+    assert accuracy.value == (answers["ranks"] == 1).mean()
+    assert mrr.value == pytest.approx((1 / answers["ranks"]).mean())
+    for (a, b, c, d), answer, rank in zip(*(answers[key].tolist() for key in ("questions", "answers", "ranks")),
+                                          strict=True):  # fmt: skip
+        units = space.vectors / np.linalg.norm(space.vectors, axis=1, keepdims=True)
+        wanted = units[space.index[b]] - units[space.index[a]] + units[space.index[c]]
+        order = [w for w in sorted(space.index, key=lambda w: -float(units[space.index[w]] @ wanted))
+                 if w not in {a, b, c}]  # fmt: skip
+        assert (order[0], order.index(d) + 1) == (answer, rank)
+
+
+def test_cosines_are_those_of_the_words_of_groups() -> None:
+    arrays = _words()
+    arrays["word_tokens"][1] = 0
+    cosines = group_cosines(WordSpace(NAMES, arrays), {"w3": "b", "w1": "a", "w0": "a"})
+    assert (cosines["texts"].tolist(), cosines["groups"].tolist()) == (["w3", "w0"], ["b", "a"])
+    one, other = arrays["word_vectors"][3], arrays["word_vectors"][0]
+    expected = one @ other / np.linalg.norm(one) / np.linalg.norm(other)
+    assert np.allclose(cosines["cosines"], [[1, expected], [expected, 1]], atol=1e-6)
 
 
 def test_words_that_both_have_are_compared() -> None:

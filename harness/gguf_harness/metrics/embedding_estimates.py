@@ -23,17 +23,25 @@ from gguf_harness.metrics.geometry import (
 from gguf_harness.metrics.kernels.directions import cosine
 from gguf_harness.metrics.kernels.standard_errors import iid_se
 from gguf_harness.metrics.records import Estimate
-from gguf_harness.metrics.word_spaces import analogy_ranks, compare_words, summarize_analogies, summarize_groups
+from gguf_harness.metrics.word_spaces import (
+    analogy_answers,
+    compare_words,
+    summarize_analogies,
+    summarize_groups,
+    word_cosines,
+)
 
 __all__ = [
     "POOLINGS",
     "WordSpace",
+    "answer_analogies",
     "compare_neighbours",
     "compare_prompts",
     "compare_word_spaces",
     "describe_analogies",
     "describe_groups",
     "describe_space",
+    "group_cosines",
     "pack",
     "unpack",
 ]
@@ -112,19 +120,65 @@ def describe_groups(space: WordSpace, group_of: Mapping[str, str]) -> list[Estim
     return summarize_groups(space.take(words), [group_of[word] for word in words])
 
 
+def group_cosines(space: WordSpace, group_of: Mapping[str, str]) -> Arrays:
+    """Cosines of all pairs of words of groups, for a picture.
+
+    Returns:
+        texts, groups: [words], group after group.
+        cosines: [words, words].
+    """
+    words = [word for word in group_of if word in space.index]
+    return {
+        "texts": np.array(words, dtype=np.str_),
+        "groups": np.array([group_of[word] for word in words], dtype=np.str_),
+        "cosines": word_cosines(space.take(words)),
+    }
+
+
 def describe_analogies(space: WordSpace, families: Mapping[str, Sequence[tuple[str, str]]]) -> list[Estimate]:
     """Accuracy and mean reciprocal rank, among all words, of the analogies whose words the model has.
 
     Raises:
         NoData: no question.
     """
-    asked = [
-        [pair for pair in pairs if all(word in space.index for word in pair) and pair[0] != pair[1]]
-        for pairs in families.values()
-    ]
+    return answer_analogies(space, families)[0]
+
+
+def answer_analogies(
+    space: WordSpace, families: Mapping[str, Sequence[tuple[str, str]]]
+) -> tuple[list[Estimate], Arrays]:
+    """The same estimates, and every question with its answer, as words.
+
+    Returns:
+        the estimates; and families: [questions] names, questions: [questions, 4] words: a is to b as c is to d,
+        answers: [questions] the nearest word, ranks: [questions] rank of d.
+
+    Raises:
+        NoData: no question.
+    """
+    words = list(space.index)
+    ranks, asked = [], []
     with blas_threads(1, 0):
-        ranks = [analogy_ranks(space.vectors, space.index, pairs) for pairs in asked if len(pairs) > 1]
-    return summarize_analogies(ranks)
+        for family, pairs in families.items():
+            there = [pair for pair in pairs if all(word in space.index for word in pair) and pair[0] != pair[1]]
+            if len(there) < 2:
+                continue
+            rank, found = analogy_answers(space.vectors, space.index, there)
+            ranks.append(rank)
+            for row, pair in enumerate(there):
+                shown = [other for place, other in enumerate(there) if place != row]
+                asked += [
+                    (family, [*other, *pair], words[answer], place)
+                    for other, answer, place in zip(shown, found[row].tolist(), rank[row].tolist(), strict=True)
+                    if place > 0
+                ]
+    estimates = summarize_analogies(ranks)
+    return estimates, {
+        "families": np.array([family for family, *_ in asked], dtype=np.str_),
+        "questions": np.array([question for _, question, *_ in asked], dtype=np.str_),
+        "answers": np.array([answer for *_, answer, _ in asked], dtype=np.str_),
+        "ranks": np.array([place for *_, place in asked], dtype=np.int64),
+    }
 
 
 def compare_neighbours(candidate: Arrays, reference: Arrays) -> list[Estimate]:

@@ -23,7 +23,15 @@ from gguf_harness.metrics.kernels.silhouette import silhouettes
 from gguf_harness.metrics.kernels.standard_errors import clustered_se_of_labels
 from gguf_harness.metrics.records import Estimate
 
-__all__ = ["PURITY_NEIGHBOURS", "analogy_ranks", "compare_words", "summarize_analogies", "summarize_groups"]
+__all__ = [
+    "PURITY_NEIGHBOURS",
+    "analogy_answers",
+    "analogy_ranks",
+    "compare_words",
+    "summarize_analogies",
+    "summarize_groups",
+    "word_cosines",
+]
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
@@ -87,8 +95,25 @@ def _clustered(metric: str, values: Float64, clusters: Ints) -> Estimate:
     return Estimate(metric, float(values.mean()), len(values), error, clusters=len(np.unique(clusters)))
 
 
+def word_cosines(vectors: Float32) -> Float32:
+    """[words, words] cosines of all pairs.
+
+    Raises:
+        NoData: a zero vector.
+    """
+    units = _unit_rows(vectors, "word_cosines")
+    return (units @ units.T).astype(np.float32)
+
+
 def analogy_ranks(vectors: Float32, index: Mapping[str, int], pairs: Sequence[tuple[str, str]]) -> Ints:
-    """Ranks of the right words: a is to b as c is to d, for every pair (a, b) with every other pair (c, d).
+    """The ranks that `analogy_answers` returns."""
+    return analogy_answers(vectors, index, pairs)[0]
+
+
+def analogy_answers(vectors: Float32, index: Mapping[str, int], pairs: Sequence[tuple[str, str]]) -> tuple[Ints, Ints]:
+    """Ranks of the right words, and the words found.
+
+    a is to b as c is to d, for every pair (a, b) with every other pair (c, d).
 
     3CosAdd: Mikolov et al. (2013), Linguistic Regularities in Continuous Space Word Representations: all words by the
     cosine of their direction with b - a + c, of directions; a, b and c are left out. Rank 1 is the nearest. Ties count
@@ -100,11 +125,12 @@ def analogy_ranks(vectors: Float32, index: Mapping[str, int], pairs: Sequence[tu
         pairs: pairs of different words with the same relation.
 
     Returns:
-        [pairs, pairs - 1] of the pair (c, d) asked for, by the pair (a, b) that shows how; 0 if the right word is one
-        of a, b and c.
+        [pairs, pairs - 1] ranks of the pair (c, d) asked for, by the pair (a, b) that shows how, 0 if the right word is
+        one of a, b and c; and the rows of the nearest words, -1 where the rank is 0.
     """
     units = _unit_rows(vectors, "analogies")
     ranks = np.zeros((len(pairs), max(0, len(pairs) - 1)), dtype=np.int64)
+    found = np.full_like(ranks, -1)
     for row, (c, d) in enumerate(pairs):
         for column, (a, b) in enumerate(pair for place, pair in enumerate(pairs) if place != row):
             if d not in {a, b, c}:
@@ -112,7 +138,8 @@ def analogy_ranks(vectors: Float32, index: Mapping[str, int], pairs: Sequence[tu
                 right = cosines[index[d]]
                 cosines[[index[word] for word in (a, b, c)]] = -np.inf
                 ranks[row, column] = np.count_nonzero(cosines >= right)
-    return ranks
+                found[row, column] = np.argmax(cosines)
+    return ranks, found
 
 
 def summarize_analogies(families: Sequence[Ints]) -> list[Estimate]:

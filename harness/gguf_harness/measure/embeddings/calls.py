@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from gguf_harness.measure.analyses.calls import Analytics
     from gguf_harness.measure.core import Core
     from gguf_harness.metrics.embedding_estimates import WordSpace
+    from gguf_harness.metrics.records import Estimate
 
 __all__ = ["Embeddings"]
 
@@ -112,6 +113,32 @@ class Embeddings:
 
         return WordSpace(self._words.words, self(model))
 
+    def groups(self, model: Subject) -> list[Estimate]:
+        """How groups of words hold together; the cosines of all pairs of their words are kept for the report.
+
+        Raises:
+            NoData: too few words.
+        """
+        from gguf_harness.metrics.embedding_estimates import describe_groups, group_cosines
+
+        space, group_of = self.words(model), self._words.group_of
+        estimates = describe_groups(space, group_of)
+        about = "Cosines of all pairs of words that are in groups."
+        self._core.notes.add_arrays(model.name, "word_cosines", about, dict(group_cosines(space, group_of)))
+        return estimates
+
+    def analogies(self, model: Subject) -> list[Estimate]:
+        """How well analogies between words hold; questions and answers are kept for the report.
+
+        Raises:
+            NoData: no question.
+        """
+        from gguf_harness.metrics.embedding_estimates import answer_analogies
+
+        estimates, answers = answer_analogies(self.words(model), self._words.analogies)
+        self._core.notes.add_arrays(model.name, "analogies", "Questions, and the nearest words.", dict(answers))
+        return estimates
+
     def contexts(self, model: Subject) -> Arrays:
         """A vector for each prompt; arrays as in `measure_contexts`."""
         info, prompts = model.info, self._prompts.prompts
@@ -171,12 +198,17 @@ class Embeddings:
         return projection.coordinates, np.zeros(3)
 
     def _project_both(self, moved: Array, base: _Points, theirs: Array) -> tuple[tuple[Array, Array], Array]:
-        """Candidate and reference in one map: by the reference's axes, or projected together if the method has none."""
+        """Candidate and reference in the reference's own map, which is the same for all candidates.
+
+        Methods without axes would lay out each candidate differently: its words are put among the reference's instead.
+        """
         if self._method == "pca":
             mean, axes, shares = _axes(base.vectors)
             return ((moved - mean) @ axes, (base.vectors[theirs] - mean) @ axes), shares
-        together, shares = self._project(np.concatenate([moved, base.vectors[theirs]]))
-        return (together[: len(moved)], together[len(moved) :]), shares
+        from gguf_harness.metrics.kernels.placing import place_among
+
+        layout, shares = self._project(base.vectors)
+        return (place_among(moved, base.vectors, layout), layout[theirs]), shares
 
     def _points(self, space: Arrays) -> _Points | None:
         """The points; None if there are too few for neighbours."""
