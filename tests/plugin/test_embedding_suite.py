@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -156,7 +157,9 @@ def test_other_maps_lay_out_the_reference_once(
     result = run_suite(*arguments, tests=f"{SUITE}/test_reference.py", quick=True)
     result.assert_outcomes(passed=2 * 4)
     (folder,) = pytester.path.glob("results/runs/*/")
-    maps = {(entry["model"], entry["name"]): load_arrays(folder / entry["file"]) for entry in read_run()["arrays"]}
+    maps: dict[tuple[str, str], dict[str, Any]] = {
+        (entry["model"], entry["name"]): load_arrays(folder / entry["file"]) for entry in read_run()["arrays"]
+    }
     base = maps["random-F32", "embedding_map"]
     for name in ("twin", "noisy"):
         arrays = maps[name, "embedding_map_aligned"]

@@ -1,9 +1,12 @@
 /** Every view by its name, which is that of its module. */
+import analogies from "./analogies.js";
 import bars from "./bars.js";
+import cosines from "./cosines.js";
 import dots from "./dots.js";
 import figure from "./figure.js";
 import lines from "./lines.js";
 import matrix from "./matrix.js";
+import space from "./space.js";
 import tradeoff from "./tradeoff.js";
 
-export const VIEWS = { bars, dots, figure, lines, matrix, tradeoff };
+export const VIEWS = { analogies, bars, cosines, dots, figure, lines, matrix, space, tradeoff };
