@@ -274,6 +274,10 @@ def test_what_is_kept_is_a_point_for_each_candidate(run: dict[str, Any], tmp_pat
             row["value"] = 0.75
     tied = _charts(run, tmp_path)["embedding-neighbours"]
     assert tied["title"] == "Q5_K_M and 1 more keep 75 % of nearest neighbours"
+    row = next(row for row in run["estimates"] if row["metric"] == "neighbour_recall")
+    run["estimates"].append(row | {"metric": "contextual_cosine", "value": 0.9374})
+    told = _charts(run, tmp_path)["embedding-neighbours"]["title"]
+    assert told.endswith("of nearest neighbours; in context the cosine is 0.937 for Q8_0")
 
 
 def test_words_are_shown_as_text(run: dict[str, Any], tmp_path: Path) -> None:

@@ -122,15 +122,28 @@ def _kept(view: RunView) -> Chart | None:
 
 
 def _least(view: RunView) -> str:
-    """What the worst candidate keeps, of the first metric that speaks of neighbours."""
+    """What the worst candidates keep: of the embeddings in the file, and of those in context, which differ more."""
+    words = _least_neighbours(view)
+    told = [words[0].upper() + words[1:]] if words else []
+    for metric in ("contextual_cosine", "pooled_cosine"):
+        cosines = {model.name: row["value"] for model in view.candidates if (row := view.row(model.name, metric))}
+        if cosines:
+            worst = min(cosines, key=lambda name: cosines[name])
+            told.append(f"in context the cosine is {cosines[worst]:.3f} for {visible(short(worst, view.models))}")
+            break
+    return "; ".join(told) if words else "How much of the embedding space is kept"
+
+
+def _least_neighbours(view: RunView) -> str:
+    """Of the first metric that speaks of neighbours."""
     for metric, what in (("neighbour_recall", "nearest neighbours"), ("word_neighbour_recall", "nearest words")):
         kept = {model.name: row["value"] for model in view.candidates if (row := view.row(model.name, metric))}
         if not kept:
             continue
         least = min(kept.values())
         told = tell_models(view, [name for name, value in kept.items() if value == least], "keep")
-        return f"{told[0].upper()}{told[1:]} {format_percent(round(least, 3), None)} of {what}"
-    return "How much of the embedding space is kept"
+        return f"{told} {format_percent(round(least, 3), None)} of {what}"
+    return ""
 
 
 def _table(view: RunView) -> tuple[list[str], list[list[str]]]:

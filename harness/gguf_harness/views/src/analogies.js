@@ -43,8 +43,8 @@ function render({ model, el }) {
     const won = base ? both.filter((question) => !right(base, question) && right(chosen, question)) : [];
     const changed = base ? both.filter((question) => !same(question, base, chosen)) : [];
     const rows = { lost: gone, won, changed, all: both }[state.kind].filter((question) => state.family === "" || data.questions[question][0] === Number(state.family));
-    // What was lost or gained first, then the greatest factor between ranks; of equals a few of each family.
-    const weight = (question) => (base ? (right(base, question) !== right(chosen, question) ? 100 : 0) + Math.abs(Math.log(rank(chosen, question) / rank(base, question))) : 0);
+    // What was lost first, then what was gained, then the greatest factor between ranks; of equals a few of each family.
+    const weight = (question) => (base ? 200 * gone.includes(question) + 100 * won.includes(question) + Math.abs(Math.log(rank(chosen, question) / rank(base, question))) : 0);
     const within = rows.map((question, at) => rows.slice(0, at).filter((each) => data.questions[each][0] === data.questions[question][0]).length);
     const order = new Map(rows.map((question, at) => [question, within[at]]));
     rows.sort((one, other) => weight(other) - weight(one) || order.get(one) - order.get(other));

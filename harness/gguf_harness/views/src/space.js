@@ -70,8 +70,9 @@ function render({ model, el }) {
         const word = find((each, typed) => each === typed);
         if (word >= 0 || input.value === "") select(word >= 0 ? word : null);
       },
-      onchange: () => {
-        if (input.value.trim() === "") return;
+      // Enter, not "change": that comes when the focus leaves, and would replace the button that is being clicked.
+      onkeydown: (event) => {
+        if (event.key !== "Enter" || input.value.trim() === "") return;
         const word = [find((each, typed) => each === typed), find((each, typed) => each.startsWith(typed))].find((place) => place >= 0) ?? -1;
         if (word >= 0) select(word);
         else told.replaceChildren(h("p", {}, `“${input.value}” is not on the map.`));
