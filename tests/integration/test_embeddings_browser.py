@@ -60,6 +60,11 @@ def test_words_are_where_they_were_stored(run: dict[str, Any], page: Page, tmp_p
     # Another model moves points, and nothing else.
     assert frames[0] == frames[1]
     assert shown(page, MAP)["farthest"] > 0
+    # Larger moves are for the eye: what is said of the model stays.
+    places = shown(page, MAP)["places"]
+    _choose(page, MAP, "Moves", "× 10")
+    assert shown(page, MAP)["places"] != places
+    assert shown(page, MAP)["xyz"] == drawn["xyz"]
 
 
 def test_the_map_keeps_its_view(run: dict[str, Any], page: Page) -> None:

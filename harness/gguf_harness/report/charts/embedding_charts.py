@@ -142,7 +142,7 @@ def _least_neighbours(view: RunView) -> str:
             continue
         least = min(kept.values())
         told = tell_models(view, [name for name, value in kept.items() if value == least], "keep")
-        return f"{told} {format_percent(round(least, 3), None)} of {what}"
+        return f"{told} {format_percent(least, None)} of {what}"
     return ""
 
 

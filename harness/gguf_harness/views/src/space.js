@@ -59,7 +59,7 @@ function render({ model, el }) {
 
   const drawnAt = (word, xyz) => {
     const from = base.get(word);
-    return from && state.times !== 1 ? from.map((value, axis) => value + state.times * (xyz[axis] - value)) : xyz;
+    return from && state.times !== 1 && !current().fitted ? from.map((value, axis) => value + state.times * (xyz[axis] - value)) : xyz;
   };
 
   function search() {
