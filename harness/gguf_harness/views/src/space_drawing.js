@@ -28,7 +28,8 @@ export function projection(frame, view, width, height) {
     const [x, y, z] = xyz.map((value, axis) => (value - frame.center[axis]) / frame.reach);
     const [across, away] = [cy * x - sy * y, sy * x + cy * y];
     const [up, depth] = [cp * z + sp * away, sp * z - cp * away];
-    const near = EYE / (EYE - depth);
+    // Enlarged moves may lead past the eye.
+    const near = EYE / Math.max(0.2, EYE - depth);
     return [width / 2 + size * near * across, height / 2 - size * near * up, depth];
   };
 }
@@ -65,7 +66,7 @@ export function draw(canvas, el, scene) {
   const dim = scene.marked.size > 0;
   drawLinks(context, placed, colors);
   for (const point of placed) {
-    const nearness = (point.depth + 1) / 2;
+    const nearness = Math.min(1, Math.max(0, (point.depth + 1) / 2));
     context.globalAlpha = (dim && !point.mark ? 0.35 : 1) * (point.plain ? 0.35 + 0.3 * nearness : 0.45 + 0.55 * nearness);
     context.fillStyle = point.color;
     context.beginPath();
@@ -105,7 +106,7 @@ function drawTrails(context, placed, colors) {
   context.lineWidth = 1.2;
   for (const { start, x, y, depth } of placed) {
     if (!start || Math.hypot(start[0] - x, start[1] - y) < 0.5) continue;
-    context.globalAlpha = 0.35 + 0.25 * (depth + 1);
+    context.globalAlpha = 0.35 + 0.25 * Math.min(2, Math.max(0, depth + 1));
     context.beginPath();
     context.moveTo(start[0], start[1]);
     context.lineTo(x, y);
@@ -146,7 +147,7 @@ function drawLabels(context, placed, { width, height }, colors) {
     if (!point.mark && taken.some((other) => box[0] < other[0] + other[2] && other[0] < box[0] + box[2] && box[1] < other[1] + other[3] && other[1] < box[1] + box[3])) continue;
     taken.push(box, [point.x - 3, point.y - 3, 6, 6]);
     labels.push(point.word);
-    context.globalAlpha = point.mark ? 1 : 0.5 + 0.25 * (point.depth + 1);
+    context.globalAlpha = point.mark ? 1 : 0.5 + 0.25 * Math.min(2, Math.max(0, point.depth + 1));
     context.strokeStyle = colors.card;
     context.lineWidth = 3;
     context.strokeText(point.text, box[0], point.y + 4);
