@@ -39,9 +39,9 @@ def drift_charts(view: RunView, run_dir: Path) -> list[Chart]:
         line_panel(
             view,
             "errors",
-            "Beside the error of a layer's own weights, all together, that of the residual stream after the layer, which"
-            " has the errors of all layers so far. Both are the norm of the difference from the reference's, divided by the"
-            " reference's norm.",
+            "Beside the error of a layer's own weights, all together, that of the residual stream after the layer,"
+            " which has the errors of all layers so far. Both are the norm of the difference from the reference's,"
+            " divided by the reference's norm.",
             axis,
             # Both halves in the same order of models, whatever the order of rows.
             sorted(lines, key=lambda line: line is not weights[line.model]),
