@@ -97,7 +97,8 @@ def test_kinds_of_all_candidates_in_one_picture(run: dict[str, Any], tmp_path: P
     names = [model["short"] for model in panel["data"]["models"]]
     found = [(names[dot["model"]], dot["name"], dot["value"]) for dot in panel["data"]["rows"]]
     assert found == [
-        ("Q8_0", "attn_q", 0.01), ("Q8_0", "token_embd", 0.002), ("Q4_K_M", "attn_q", 0.1), ("Q4_K_M", "token_embd", 0.02),
+        ("Q8_0", "attn_q", 0.01), ("Q8_0", "token_embd", 0.002),
+        ("Q4_K_M", "attn_q", 0.1), ("Q4_K_M", "token_embd", 0.02),
     ]  # fmt: skip
     assert chart["title"] == "Q4_K_M loses most in attn_q: off by 10 %"
 
@@ -107,7 +108,7 @@ def test_costs_by_kind_layer_and_price(run: dict[str, Any], tmp_path: Path) -> N
     kinds, restored, layers = chart["figures"]
     first = [dot for dot in kinds["data"]["rows"] if dot["model"] == 0]
     assert [(dot["name"], dot["value"]) for dot in first] == [("token_embd", 0.01), ("attn_q", 0.2)]
-    assert [(dot["low"], dot["high"]) for dot in first] == [(0.009, pytest.approx(0.011)), (0.19, 0.21000000000000002)]
+    assert [end for dot in first for end in (dot["low"], dot["high"])] == pytest.approx([0.009, 0.011, 0.19, 0.21])
     assert first[1]["text"] == "smollm2-135m-Q8_0: 0.200 ± 0.010 nats"
     assert "add up to 0.21 nats, the candidate has 0.2" in kinds["meaning"]
     # Without an error there is no bar.
@@ -139,7 +140,7 @@ def test_structure_has_every_tensor_of_every_model(run: dict[str, Any], tmp_path
         None, None, "16 x 4: rows are no multiple of 256, so not Q4_K", None,
     ]  # fmt: skip
     assert all(panel["data"]["scales"] == reference["scales"] for panel in chart["figures"])
-    assert reference["scales"] == {"bits": [4.5, 32], "bytes": [16.0, 200.0], "error": [0.0025, 1.0]}
+    assert reference["scales"] == {"bits": [4.5, 32], "bytes": [32.0, 200.0], "error": [0.0025, 1.0]}
     assert chart["title"].startswith("1 of Q4_K_M's 4 tensors have another type")
 
 
