@@ -130,6 +130,26 @@ def test_patching_says_what_causes_the_loss(run: dict[str, Any], tmp_path: Path)
     assert panel["x"]["ticks"] == [[-1, "embed"], [0, "0"], [1, "1"], [2, "2"]]
 
 
+def test_layers_that_were_left_out_are_no_cause(run: dict[str, Any], tmp_path: Path) -> None:
+    """With --gguf-layers=0,2 the drop at layer 2 is that of two layers."""
+    _values(run, MODELS[1], "layer_kl_left", [0.7, 0.2, 0.1])
+    _values(run, MODELS[2], "layer_kl_left", [0.7, 0.2, 0.1])
+    run["estimates"] = [row for row in run["estimates"] if row["layer"] != 1]
+    chart = _charts(run, tmp_path)["layer-patching"]
+    assert chart["title"] == "Skipping layer 2 costs most, 0.3 nats"
+    assert chart["table"] is None
+
+
+def test_the_stream_jumps(run: dict[str, Any], tmp_path: Path) -> None:
+    _values(run, MODELS[0], "resid_norm", [49.0, 55.0, 22_712.5])
+    assert _charts(run, tmp_path)["layer-stream"]["title"] == (
+        "The stream's norm grows from 49 to 22,700 between layers 0 and 2"
+    )
+    _values(run, MODELS[0], "resid_growth", [46.0, 1.1, 413.0])
+    title = _charts(run, tmp_path)["layer-stream"]["title"]
+    assert title.endswith("; layer 2 makes it 413 times as long")
+
+
 def test_forty_layers_have_few_ticks(run: dict[str, Any], tmp_path: Path) -> None:
     _values(run, MODELS[2], "layer_kl_left", [1 - layer / 50 for layer in range(40)])
     ticks = _charts(run, tmp_path)["layer-patching"]["figures"][0]["data"]["x"]["ticks"]

@@ -52,7 +52,8 @@ def percent(share: float) -> str:
 
 def show(value: float) -> str:
     """Three significant digits, for titles."""
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    short_value = float(f"{value:.3g}")
+    return f"{short_value:,.0f}" if abs(short_value) >= 1000 else f"{value:.3g}"
 
 
 def layer_rows(view: RunView, metric: str) -> Rows:

@@ -112,9 +112,9 @@ def _errors(view: RunView) -> Chart | None:
 
 
 def _growth(view: RunView, model: str) -> Mapping[str, Any] | None:
-    """The layer whose block lets a model's error grow most. The first is left out: embeddings have little error."""
-    rows = layer_rows(view, "error_amplification").get(model, [])
-    return max(rows[1:], key=lambda row: float(row["value"]), default=None)
+    """The layer whose block lets a model's error grow most. Layer 0 is left out: embeddings have little error."""
+    rows = [row for row in layer_rows(view, "error_amplification").get(model, []) if row["layer"] > 0]
+    return max(rows, key=lambda row: float(row["value"]), default=None)
 
 
 def _error_finding(view: RunView) -> str | None:
@@ -172,7 +172,8 @@ def _cause(view: RunView, model: str) -> tuple[str, str, float] | None:
     """What causes most of a candidate's divergence: (model, `layer 3`, share of the KL)."""
     rows = layer_rows(view, "layer_kl_left").get(model, [])
     start = view.row(model, "embed_kl_left")
-    if not rows:
+    # Where --gguf-layers left layers out, a drop has more than one cause.
+    if not rows or [row["layer"] for row in rows] != list(range(len(rows))):
         return None
     curve = [("the embeddings", start["value"])] if start else []
     curve += [(f"layer {row['layer']}", row["value"]) for row in rows]
@@ -339,9 +340,17 @@ def _stream_finding(view: RunView) -> str | None:
         return None
     first, last = rows[0], rows[-1]
     verb = "grows" if last["value"] > first["value"] else "shrinks"
-    return (
+    told = (
         f"The stream's norm {verb} from {show(first['value'])} to {show(last['value'])} between layers"
         f" {first['layer']} and {last['layer']}"
+    )
+    # Layer 0's growth is over the embeddings, which are short.
+    steps = [row for row in layer_rows(view, "resid_growth").get(view.reference or "", []) if row["layer"] > 0]
+    jump = max(steps, key=lambda row: float(row["value"]), default=None)
+    return (
+        told
+        if jump is None or jump["value"] < 2
+        else f"{told}; layer {jump['layer']} makes it {show(jump['value'])} times as long"
     )
 
 
@@ -368,4 +377,5 @@ def _lens_findings(view: RunView) -> Iterator[str]:
     yield f"The reference's prediction stands from layer {decided.pop(reference):.1f} on, on average"
     if decided:
         low, high = min(decided.values()), max(decided.values())
-        yield "candidates' from " + (f"{low:.1f}" if f"{low:.1f}" == f"{high:.1f}" else f"{low:.1f} to {high:.1f}")
+        ends = dict.fromkeys((f"{low:.1f}", f"{high:.1f}"))
+        yield f"candidates' from {' to '.join(ends)}"
