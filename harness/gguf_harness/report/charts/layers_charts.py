@@ -252,7 +252,8 @@ def _contribution_finding(view: RunView, parts: Sequence[tuple[str, str]]) -> st
     if not base:
         return None
     (title, layer), most = max(base.items(), key=lambda item: abs(item[1]))
-    told = f"Layer {layer}'s {title} adds most to the predicted logit ({show(most)})"
+    does = "adds most to" if most > 0 else "takes most from"
+    told = f"Layer {layer}'s {title} {does} the predicted logit ({show(abs(most))})"
     changed = [
         (abs(row["value"] - base[place]), row["value"] - base[place], model, place)
         for metric, part in parts
