@@ -73,7 +73,7 @@ def test_rows_arrays_charts_and_cache(
     (report,) = pytester.path.glob("results/runs/*/report.html")
     page = report.read_text(encoding="utf-8")
     for chart in ("layer-errors", "layer-patching", "layer-contributions", "layer-states", "logit-lens"):
-        assert f'data-chart="{chart}"' in page
+        assert f'data-picture="{chart}"' in page
     size = sum(file.stat().st_size for file in report.parent.glob("arrays/*"))
     assert size < 100_000
 

@@ -64,45 +64,92 @@ def run(tmp_path: Path) -> dict[str, Any]:
 
 
 def _charts(run: dict[str, Any], folder: Path) -> dict[str, Any]:
-    charts = {chart["id"]: chart for chart in build_charts(RunView(run), folder)}
+    charts = {chart["id"]: chart for chart in build_charts(RunView(run), folder)["layers"]}
     json.dumps(charts, allow_nan=False)
     return charts
 
 
 def test_the_map_has_a_cell_per_tensor(run: dict[str, Any], tmp_path: Path) -> None:
     chart = _charts(run, tmp_path)["weights"]
-    assert [figure["name"] for figure in chart["figures"]] == ["smollm2-135m-Q8_0", "smollm2-135m-Q4_K_M"]
-    (trace,) = chart["figures"][1]["traces"]
-    assert (trace["x"], trace["y"]) == (["token_embd", "attn_q"], ["no layer", "0", "1"])
-    assert trace["z"] == [[math.log10(0.005), None], [None, -1.0], [None, 0.0]]
-    hover = trace["text"][1][1]
-    assert "F16 to Q4_K, 4.50 bits per weight" in hover
-    assert "relative RMSE 10 %" in hover
-    assert "cosine undefined" in trace["text"][2][1]
-    # All candidates have one scale.
-    assert {(f["traces"][0]["zmin"], f["traces"][0]["zmax"]) for f in chart["figures"]} == {(math.log10(0.0025), 0.0)}
+    assert [panel["name"] for panel in chart["figures"]] == ["Q8_0", "Q4_K_M"]
+    data = chart["figures"][1]["data"]
+    # Layer 0 is at the top; what belongs to no layer comes last. Exact tensors have no cell.
+    assert (data["x"]["names"], data["y"]["names"]) == (["attn_q", "token_embd"], ["0", "1", "none"])
+    assert data["values"] == [[0.1, None], [1.0, None], [None, 0.005]]
+    assert data["cells"] == [["10 %", ""], ["100 %", ""], ["", "0.5 %"]]
+    assert "F16 to Q4_K, 4.50 bits per weight, 64 weights" in data["notes"][0][0]
+    assert "cosine undefined" in data["notes"][1][0]
+    # All candidates have one scale, which has no zero as it is logarithmic.
+    assert {tuple(panel["data"]["scale"]["domain"]) for panel in chart["figures"]} == {(0.0025, 1.0)}
+    assert chart["title"] == "Tensors are off by 0.25 % at best, and by 100 % in Q4_K_M's blk.1.attn_q.weight"
 
 
-def test_bars_by_role_layer_and_price(run: dict[str, Any], tmp_path: Path) -> None:
+def test_kinds_of_all_candidates_in_one_picture(run: dict[str, Any], tmp_path: Path) -> None:
+    row = {"metric": "weight_relative_rmse", "se": None, "n": 64, "layer": None, "detail": "attn_q: Q4_K"}
+    models = ("smollm2-135m-Q4_K_M", "smollm2-135m-Q8_0")
+    run["estimates"] += [
+        row | {"model": model, "part": part, "value": value}
+        for model, scale in zip(models, (10, 1), strict=True)
+        for part, value in (("attn_q", 0.01 * scale), ("token_embd", 0.002 * scale), ("attn_norm", 0.0))
+    ]
+    chart = _charts(run, tmp_path)["weight-kinds"]
+    (panel,) = chart["figures"]
+    names = [model["short"] for model in panel["data"]["models"]]
+    found = [(names[dot["model"]], dot["name"], dot["value"]) for dot in panel["data"]["rows"]]
+    assert found == [
+        ("Q8_0", "attn_q", 0.01), ("Q8_0", "token_embd", 0.002),
+        ("Q4_K_M", "attn_q", 0.1), ("Q4_K_M", "token_embd", 0.02),
+    ]  # fmt: skip
+    assert chart["title"] == "Q4_K_M loses most in attn_q: off by 10 %"
+
+
+def test_costs_by_kind_layer_and_price(run: dict[str, Any], tmp_path: Path) -> None:
     chart = _charts(run, tmp_path)["sensitivity"]
-    roles, layers, restored = chart["figures"]
-    assert [trace["name"] for trace in roles["traces"]] == ["smollm2-135m-Q8_0", "smollm2-135m-Q4_K_M"]
-    assert roles["traces"][0]["y"] == [0.01, 0.2]
-    assert roles["traces"][0]["error_y"]["array"] == [0.001, 0.01]
-    assert "add up to 0.21 nats, the candidate has 0.2" in roles["meaning"]
-    assert layers["traces"][0]["error_y"] == {"type": "data", "array": [0.0], "visible": False, "thickness": 1.2}
+    kinds, restored, layers = chart["figures"]
+    first = [dot for dot in kinds["data"]["rows"] if dot["model"] == 0]
+    assert [(dot["name"], dot["value"]) for dot in first] == [("token_embd", 0.01), ("attn_q", 0.2)]
+    assert [end for dot in first for end in (dot["low"], dot["high"])] == pytest.approx([0.009, 0.011, 0.19, 0.21])
+    assert first[1]["text"] == "smollm2-135m-Q8_0: 0.200 ± 0.010 nats"
+    assert "add up to 0.21 nats, the candidate has 0.2" in kinds["meaning"]
+    # Without an error there is no bar.
+    assert [(dot["low"], dot["high"]) for dot in layers["data"]["rows"]] == [(0.1, 0.1)] * 2
     # What does not grow has no price.
-    assert restored["traces"][0]["x"] == ["attn_q"]
-    assert restored["traces"][0]["y"] == [pytest.approx(0.38)]
-    assert restored["traces"][0]["error_y"]["array"] == [pytest.approx(0.02)]
+    assert [dot["name"] for dot in restored["data"]["rows"]] == ["attn_q", "attn_q"]
+    assert restored["data"]["rows"][0]["value"] == pytest.approx(0.38)
+    assert restored["data"]["rows"][0]["high"] == pytest.approx(0.40)
+    assert chart["title"] == "attn_q alone costs Q4_K_M 0.2 nats; a megabyte brings most in attn_q"
+
+
+def test_structure_has_every_tensor_of_every_model(run: dict[str, Any], tmp_path: Path) -> None:
+    fallback = {"tensor": "blk.1.attn_q.weight", "row_width": 16, "wanted": "Q4_K", "got": "Q5_0"}
+    next(model for model in run["models"] if model["name"].endswith("Q4_K_M"))["fallbacks"] = [fallback]
+    chart = _charts(run, tmp_path)["structure"]
+    assert [panel["name"] for panel in chart["figures"]] == ["F16", "Q8_0", "Q4_K_M"]
+    reference, _, candidate = (panel["data"] for panel in chart["figures"])
+    assert (candidate["layers"], candidate["kinds"], candidate["outside"]) == (
+        [0, 1], ["attn_q", "attn_norm"], ["token_embd"],
+    )  # fmt: skip
+    assert [(tensor["type"], tensor["bytes"], tensor["error"]) for tensor in candidate["tensors"]] == [
+        ("Q8_0", 100 * 8.5 / 8, 0.005), ("Q4_K", 36, 0.1), ("Q4_K", 36, 1.0), ("F32", 32, 0.0),
+    ]  # fmt: skip
+    # The reference's types are stored beside the candidate's; its own error would be none.
+    assert [(tensor["type"], tensor["bits"], tensor["error"]) for tensor in reference["tensors"]] == [
+        ("F16", 16, None), ("F16", 16, None), ("F16", 16, None), ("F32", 32, None),
+    ]  # fmt: skip
+    assert [tensor["fallback"] for tensor in candidate["tensors"]] == [
+        None, None, "16 x 4: rows are no multiple of 256, so not Q4_K", None,
+    ]  # fmt: skip
+    assert all(panel["data"]["scales"] == reference["scales"] for panel in chart["figures"])
+    assert reference["scales"] == {"bits": [4.5, 32], "bytes": [32.0, 200.0], "error": [0.0025, 1.0]}
+    assert chart["title"].startswith("1 of Q4_K_M's 4 tensors have another type")
 
 
 def test_a_run_without_has_no_charts(run: dict[str, Any], tmp_path: Path) -> None:
     run["arrays"] = []
-    assert not {"weights", "sensitivity"} & set(_charts(run, tmp_path))
+    assert not {"weights", "sensitivity", "structure", "weight-kinds"} & set(_charts(run, tmp_path))
 
 
-def test_hostile_names_are_escaped(run: dict[str, Any], tmp_path: Path) -> None:
+def test_hostile_names_are_text(run: dict[str, Any], tmp_path: Path) -> None:
     from gguf_harness.store.arrays import load_arrays
 
     renamed: dict[str, Any] = json.loads(json.dumps(run).replace("smollm2-135m-Q4_K_M", json.dumps(HOSTILE)[1:-1]))
@@ -112,12 +159,12 @@ def test_hostile_names_are_escaped(run: dict[str, Any], tmp_path: Path) -> None:
             arrays |= {name: np.array([f"{HOSTILE}{i}" for i in range(len(arrays[name]))]) for name in names}
             save_arrays(tmp_path / file, arrays)
     charts = _charts(renamed, tmp_path)
-    for identifier in ("weights", "sensitivity"):
-        for figure in charts[identifier]["figures"]:
-            # The page escapes names and meanings itself; Plotly gets what is in the figure.
-            drawn = json.dumps([figure["traces"], figure["layout"]])
-            assert "<img" not in drawn
-            assert "\\u001b" not in drawn
+    for identifier in ("weights", "sensitivity", "structure"):
+        # The views put strings in as text: nothing is escaped, and nothing can be hidden.
+        drawn = json.dumps(charts[identifier])
+        assert "<img" in drawn
+        assert "&lt;" not in drawn
+        assert "\\u001b" not in drawn
 
 
 def test_rows_of_roles_do_not_stand_for_the_whole() -> None:

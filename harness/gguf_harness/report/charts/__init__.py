@@ -14,6 +14,7 @@ from gguf_harness.report.charts.head_charts import head_charts
 from gguf_harness.report.charts.kept import kept_charts
 from gguf_harness.report.charts.layers_charts import layers_charts
 from gguf_harness.report.charts.quant_charts import quant_charts
+from gguf_harness.report.charts.structure_charts import structure_charts
 from gguf_harness.report.charts.weight_charts import weight_charts
 from gguf_harness.report.data import RunView
 
@@ -39,6 +40,7 @@ _BUILDERS: Final[tuple[tuple[str, ChartBuilder], ...]] = (
     ("layers", layers_charts),
     ("layers", drift_charts),
     ("layers", weight_charts),
+    ("layers", structure_charts),
     ("embeddings", embedding_charts),
 )
 

@@ -2,152 +2,119 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from gguf_harness.metrics.registry import METRICS
-from gguf_harness.report.charts.base import Chart, Figure, label, make_chart, short
+from gguf_harness.report.charts.base import Chart, make_chart
+from gguf_harness.report.charts.layer_lines import (
+    Series,
+    layer_rows,
+    line_panel,
+    percent,
+    series_of,
+    short_name,
+    show,
+)
 from gguf_harness.report.charts.weight_charts import Columns, load_columns
-from gguf_harness.report.data import Candidate, RunView, visible
-from gguf_harness.report.numbers import format_value
+from gguf_harness.report.data import RunView, visible
 
 __all__ = ["drift_charts"]
 
-_MOST_TICKS: Final = 16
 _WEIGHTS: Final = "weight_relative_rmse"
 _STREAM: Final = "resid_relative_error"
 _GROWTH: Final = "error_amplification"
-# Colours of `base`, which distinguishes models with them; here each figure has only one model.
-_LOOKS: Final[dict[str, dict[str, str]]] = {
-    _WEIGHTS: {"color": "#0072B2", "symbol": "square"},
-    _STREAM: {"color": "#D55E00", "symbol": "circle"},
-    _GROWTH: {"color": "#009E73", "symbol": "diamond"},
-}
-_NAMES: Final = {
-    _WEIGHTS: "error of the weights",
-    _STREAM: "error of the residual stream",
-    _GROWTH: "growth of the error in the block",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class _Point:
-    layer: int
-    value: float
-    se: float | None
-    said: str
 
 
 def drift_charts(view: RunView, run_dir: Path) -> list[Chart]:
     """The chart, if the run has errors of weights and of hidden states of a candidate."""
-    arrays = load_columns(view, run_dir, "weight_errors")
-    figures = [_figure(view, model, arrays.get(model.name)) for model in view.models]
-    present = [figure for figure in figures if figure is not None]
-    if not present:
+    weights = _weights(view, load_columns(view, run_dir, "weight_errors"))
+    stream = {line.model: line for line in _positive(series_of(layer_rows(view, _STREAM), "the stream after it"))}
+    both = [model.name for model in view.models if model.name in weights and model.name in stream]
+    lines = [line for model in both for line in (weights[model], stream[model])]
+    growth = [line for line in _positive(series_of(layer_rows(view, _GROWTH))) if line.model in both]
+    axis = {"label": "relative error", "log": True, "percent": True}
+    panels = [
+        line_panel(
+            view,
+            "errors",
+            "Beside the error of a layer's own weights, all together, that of the residual stream after the layer,"
+            " which has the errors of all layers so far. Both are the norm of the difference from the reference's,"
+            " divided by the reference's norm.",
+            axis,
+            # Both halves in the same order of models, whatever the order of rows.
+            sorted(lines, key=lambda line: line is not weights[line.model]),
+        ),
+        line_panel(
+            view,
+            "growth in the block",
+            METRICS[_GROWTH].meaning + " Above 1 the block increases the error; in the first layer it is over the error"
+            " of the embeddings alone.",
+            {"label": "error after / before", "log": True, "middle": 1},
+            growth,
+        ),
+    ]
+    present = [panel for panel in panels if panel is not None]
+    if not both:
         return []
-    chart = make_chart(
-        "drift",
-        "Errors of weights and drift of hidden states",
-        "Left axis: relative error of a layer's weights, and of the residual stream after it, each the norm of the "
-        "difference from the reference's divided by the reference's norm. Right axis: the stream's relative error "
-        "after the block divided by that before it; above 1 the block increases the error. The weights' error is each "
-        "layer's own, the stream's comes from all layers so far, and the growth in the first layer is over the error"
-        " of the embeddings alone. Bars are one standard error to each side, clustered by prompt.",
-        present,
-        f"Curves over layers for {len(present)} candidates: weights, residual stream, growth.",
-    )
-    return [chart]
+    rows = [[visible(model), *_ends(weights[model], stream[model])] for model in both]
+    return [
+        make_chart(
+            "drift",
+            _finding(view, weights, {model: stream[model] for model in both}),
+            "Errors of weights and drift of hidden states, on the same axes. Bars are one standard error to each side,"
+            " clustered by prompt.",
+            present,
+            "; ".join(f"{model}: weights {ours}, stream {theirs}" for model, ours, theirs in rows),
+            view="lines",
+            how="A layer whose weights stand out, and after which the stream's curve rises, is worth more bits. A"
+            " curve that rises where the weights are no worse than elsewhere is a layer that amplifies errors of"
+            " others.",
+            table=(["model", "weights, mean of layers", "stream after the last layer"], rows),
+        )
+    ]
 
 
-def _figure(view: RunView, model: Candidate, columns: Columns | None) -> Figure | None:
-    weights, stream, growth = (_points(view, model.name, metric) for metric in (_WEIGHTS, _STREAM, _GROWTH))
-    how = "all weights of a layer together"
-    if not weights and columns is not None:
-        weights, how = _means(columns), "mean over the tensors of a layer that are not exact"
-    if not weights or not stream:
-        return None
-    curves = [(_WEIGHTS, weights), (_STREAM, stream), *([(_GROWTH, growth)] if growth else [])]
-    layers = [point.layer for _, points in curves for point in points]
-    errors = [point.value for point in (*weights, *stream)]
-    layout: dict[str, Any] = {
-        "xaxis": {
-            "title": {"text": "layer"},
-            "tickformat": "d",
-            "dtick": -(-(max(layers) - min(layers) + 1) // _MOST_TICKS),
-        },
-        "yaxis": {"title": {"text": "relative error"}, **_logarithmic(errors)},
-        "legend": {"orientation": "h", "y": -0.25},
-        "showlegend": True,
-    }
-    if growth:
-        # One grid is enough: the second axis would draw its lines between those of the first.
-        layout["yaxis2"] = {
-            "title": {"text": "growth in the block"},
-            "overlaying": "y",
-            "side": "right",
-            "showgrid": False,
-            **_logarithmic([point.value for point in growth]),
-        }
-    return {
-        "name": visible(short(model.name, view.models)),
-        "meaning": f"{visible(model.name)}. Weights: relative RMSE, {how}.",
-        "traces": [_trace(metric, points) for metric, points in curves],
-        "layout": layout,
-    }
+def _weights(view: RunView, arrays: Mapping[str, Columns]) -> dict[str, Series]:
+    """By candidate: the error of each layer's weights; means over its tensors where the run has no rows of it."""
+    group = "weights of the layer"
+    rows = {line.model: line for line in _positive(series_of(layer_rows(view, _WEIGHTS), group))}
+    means = {model: _means(model, group, columns) for model, columns in arrays.items() if model not in rows}
+    return rows | {model: line for model, line in means.items() if line.points}
 
 
-def _logarithmic(values: list[float]) -> dict[str, Any]:
-    """A logarithmic axis with fully written ticks: Plotly omits the powers of minor ticks."""
-    low, high = math.floor(math.log10(min(values))) - 1, math.ceil(math.log10(max(values))) + 1
-    decades = math.log10(max(values) / min(values))
-    steps = (1, 1.5, 2, 3, 5, 7) if decades < 1 else (1, 2, 5) if decades < 3 else (1,)
-    ticks = [step * 10.0**power for power in range(low, high) for step in steps]
-    return {"type": "log", "tickvals": ticks, "ticktext": [f"{tick:.3g}" for tick in ticks]}
+def _positive(lines: list[Series]) -> list[Series]:
+    """The lines without layers that have no error, as of a copy of the reference: a logarithm has no zero."""
+    kept = [Series(line.model, line.group, [point for point in line.points if point[1] > 0]) for line in lines]
+    return [line for line in kept if line.points]
 
 
-def _points(view: RunView, model: str, metric: str) -> list[_Point]:
-    """Values of single layers over all prompts and heads; only positive ones, for the logarithmic axis."""
-    rows = [row for row in view.rows_of(model, metric) if row.get("head") is None and row["value"] > 0]
-    points = [_Point(int(row["layer"]), row["value"], row["se"], _said(row)) for row in rows]
-    return sorted(points, key=lambda point: point.layer)
-
-
-def _said(row: Mapping[str, Any]) -> str:
-    return label(str(row["detail"])) if row.get("detail") else ""
-
-
-def _means(columns: Columns) -> list[_Point]:
+def _means(model: str, group: str, columns: Columns) -> Series:
     by_layer: dict[int, list[float]] = {}
     for layer, rmse in zip(columns["layer"], columns["relative_rmse"], strict=True):
         if layer >= 0 and rmse > 0:
             by_layer.setdefault(layer, []).append(rmse)
-    return [
-        _Point(layer, sum(values) / len(values), None, f"{len(values)} tensors")
-        for layer, values in sorted(by_layer.items())
-    ]
+    said = "mean over {} tensors that are not exact"
+    return Series(
+        model,
+        group,
+        [(layer, sum(rmse) / len(rmse), None, said.format(len(rmse))) for layer, rmse in sorted(by_layer.items())],
+    )
 
 
-def _trace(metric: str, points: list[_Point]) -> dict[str, Any]:
-    look, errors = _LOOKS[metric], [point.se or 0 for point in points]
-    return {
-        "type": "scatter",
-        "mode": "lines+markers",
-        "name": _NAMES[metric],
-        "x": [point.layer for point in points],
-        "y": [point.value for point in points],
-        "error_y": {"type": "data", "array": errors, "visible": any(errors), "thickness": 1},
-        "line": {"color": look["color"], "width": 2, "dash": "dot" if metric == _GROWTH else "solid"},
-        "marker": {"color": look["color"], "symbol": look["symbol"], "size": 7},
-        "text": [_hover(metric, point) for point in points],
-        "hovertemplate": "%{text}<extra></extra>",
-        **({"yaxis": "y2"} if metric == _GROWTH else {}),
-    }
+def _ends(weights: Series, stream: Series) -> tuple[str, str]:
+    mean = sum(value for _, value, _, _ in weights.points) / len(weights.points)
+    return percent(mean), percent(stream.points[-1][1])
 
 
-def _hover(metric: str, point: _Point) -> str:
-    error = "" if point.se is None else f" ± {format_value(point.se)}"
-    lines = [f"layer {point.layer}", f"{METRICS[metric].title}: {format_value(point.value)}{error}", point.said]
-    return "<br>".join(line for line in lines if line)
+def _finding(view: RunView, weights: Mapping[str, Series], stream: Mapping[str, Series]) -> str:
+    """Of the candidate that is furthest off in the end: how much of it is in the weights."""
+    model = max(stream, key=lambda name: stream[name].points[-1][1])
+    ours = sum(point[1] for point in weights[model].points) / len(weights[model].points)
+    layer, theirs, _, _ = stream[model].points[-1]
+    times = f", {show(theirs / ours)} times as much" if theirs > ours else ""
+    return (
+        f"{short_name(view, model)}'s weights are off by {percent(ours)} in a layer, its stream by {percent(theirs)}"
+        f" after layer {layer}{times}"
+    )

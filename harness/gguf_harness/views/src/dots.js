@@ -4,10 +4,11 @@
  * data: {
  *   x: { label, log?: true, percent?: true, middle?: number },
  *   models: [{ name, short, role, series }],
+ *   legend?: true: rows are things, and colours say which model,
  *   rows: [{ model?: index, name, group?: string, value, low?, high?, text, detail? }],
  * }
  */
-import { Plot, logarithmic, look, plot } from "./kit.js";
+import { Plot, logarithmic, look, modelLegend, plot } from "./kit.js";
 
 function render({ model, el }) {
   const data = model.get("data");
@@ -24,18 +25,26 @@ function render({ model, el }) {
   const longest = Math.max(...names.map((name) => name.length));
   const grouped = rows.some((row) => row.group !== undefined);
   const log = data.x.log && rows.every((row) => row.value > 0);
+  // Marks of several models in one row lie a little below each other: equal values stay visible.
+  const apart = data.legend ? 4 : 0;
+  const layers = data.legend ? data.models.map((_, index) => [rows.filter((row) => row.model === index), apart * (index - (data.models.length - 1) / 2)]) : [[rows, 0]];
+  const high = Math.max(24, 12 + apart * data.models.length);
+  if (data.legend) el.append(modelLegend(data.models));
   plot(el, {
-    height: 70 + 24 * names.length * (grouped ? new Set(rows.map((row) => row.group)).size : 1) + (grouped ? 20 : 0),
+    height: 70 + high * names.length * (grouped ? new Set(rows.map((row) => row.group)).size : 1) + (grouped ? 20 : 0),
     marginLeft: Math.min(0.4 * el.clientWidth, 14 + 7 * longest),
     marginRight: grouped ? 110 : 20,
     marginBottom: 42,
-    x: { label: data.x.label + (data.x.percent ? " (%)" : ""), labelArrow: "none", grid: true, nice: true, ...(log ? logarithmic(rows.map((row) => row.value)) : {}) },
+    x: { label: data.x.label + (data.x.percent ? " (%)" : ""), labelArrow: "none", grid: true, nice: !log, inset: log ? 8 : 0, ...(log ? logarithmic(rows.map((row) => row.value)) : {}) },
     y: { label: null, domain: names, tickSize: 0 },
     ...(grouped ? { fy: { label: null } } : {}),
     marks: [
       data.x.middle === undefined ? null : Plot.ruleX([factor * data.x.middle], { stroke: "var(--muted)" }),
-      Plot.ruleY(rows.filter((row) => row.high > row.low && (!log || row.low > 0)), { x1: "low", x2: "high", y: "name", fy: grouped ? "group" : undefined, stroke: "color", strokeWidth: 1.5 }),
-      Plot.dot(rows, { x: "value", y: "name", fy: grouped ? "group" : undefined, fill: "color", symbol: "symbol", r: 5 }),
+      data.legend && names.length > 1 ? Plot.ruleY(names.slice(1), { y: (name) => name, dy: -high / 2, stroke: "var(--line)", strokeOpacity: 0.6 }) : null,
+      ...layers.flatMap(([some, dy]) => [
+        Plot.ruleY(some.filter((row) => row.high > row.low && (!log || row.low > 0)), { x1: "low", x2: "high", y: "name", dy, fy: grouped ? "group" : undefined, stroke: "color", strokeWidth: 1.5 }),
+        Plot.dot(some, { x: "value", y: "name", dy, fy: grouped ? "group" : undefined, fill: "color", symbol: "symbol", r: 5 }),
+      ]),
       Plot.tip(rows, Plot.pointer({ x: "value", y: "name", fy: grouped ? "group" : undefined, title: "title" })),
     ],
   });

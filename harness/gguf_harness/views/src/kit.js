@@ -33,13 +33,13 @@ const COLORS = 8;
 
 /**
  * Colour and symbol of a model, the same in every picture: the reference is grey, candidates go from cold to warm as
- * bits fall.
+ * bits fall. After as many candidates as there are colours these come again, with other symbols.
  *
  * @param {{ role: "reference" | "candidate", series: number }} model
  */
 export function look(model) {
   if (model.role === "reference") return { color: "var(--reference)", symbol: "circle" };
-  return { color: `var(--series-${model.series % COLORS})`, symbol: SYMBOLS[model.series % SYMBOLS.length] };
+  return { color: `var(--series-${model.series % COLORS})`, symbol: SYMBOLS[(model.series + Math.floor(model.series / COLORS)) % SYMBOLS.length] };
 }
 
 // Sequential: light to dark where the page is light, the other way round where it is dark, so that nothing is near the

@@ -5,7 +5,8 @@
  *   x: { label, ticks?: [[value, text]] },
  *   y: { label, log?: true, zero?: true, middle?: number, percent?: true },
  *   models: [{ name, short, role, series }],
- *   lines: [{ model?: index, name, color?: css, points: [[x, value, se, detail]] }],
+ *   lines: [{ model?: index, name, group?: string, color?: css, points: [[x, value, se, detail]] }]: groups are drawn
+ *     side by side, or one below the other where it is narrow, with the same axes,
  *   limit?: { value, text }
  * }
  */
@@ -13,7 +14,8 @@ import { Plot, estimate, h, logarithmic, look, modelLegend, plot } from "./kit.j
 
 /** A line of more points is drawn without marks. */
 const MOST_DOTS = 48;
-
+/** From this width on groups are side by side. */
+const ROOM_FOR_TWO = 700;
 const PARTS = ["var(--series-0)", "var(--series-5)", "var(--series-2)", "var(--series-6)", "var(--series-4)", "var(--series-1)", "var(--series-3)", "var(--series-7)"];
 
 function render({ model, el }) {
@@ -25,31 +27,37 @@ function render({ model, el }) {
   }));
   const points = lines.flatMap((line) =>
     line.points.map(([x, value, se, detail]) => ({
-      x, y: factor * value, low: factor * (value - (se ?? 0)), high: factor * (value + (se ?? 0)), line: line.name, color: line.color, symbol: line.symbol, single: line.points.length <= MOST_DOTS,
-      title: [line.name, `${data.x.label} ${x}: ${estimate(factor * value, se === null ? null : factor * se)}${data.y.percent ? " %" : ""}`, detail].filter(Boolean).join("\n"),
+      x, y: factor * value, group: line.group, low: factor * (value - (se ?? 0)), high: factor * (value + (se ?? 0)), line: line.name, color: line.color, symbol: line.symbol, single: line.points.length <= MOST_DOTS,
+      title: [line.name, line.group, `${data.x.label} ${x}: ${estimate(factor * value, se === null ? null : factor * se)}${data.y.percent ? " %" : ""}`, detail].filter(Boolean).join("\n"),
     })),
   );
-  if (lines.every((line) => line.model !== undefined)) el.append(modelLegend(lines.map((line) => data.models[line.model])));
+  if (lines.every((line) => line.model !== undefined)) el.append(modelLegend([...new Set(lines.map((line) => line.model))].map((index) => data.models[index])));
   else el.append(h("ul", { class: "models" }, lines.map((line) => h("li", {}, h("span", { class: "swatch", style: `background: ${line.color}` }), line.name))));
   const log = data.y.log && points.every((point) => point.y > 0);
+  const groups = [...new Set(lines.map((line) => line.group).filter((group) => group !== undefined))];
+  const side = groups.length < 2 ? null : el.clientWidth < ROOM_FOR_TWO ? "fy" : "fx";
+  const faceted = side ? { [side]: "group" } : {};
   const whole = points.every((point) => Number.isInteger(point.x));
   plot(el, {
-    height: Math.min(380, Math.max(260, el.clientWidth * 0.5)),
+    height: side === "fy" ? 60 + 220 * groups.length : Math.min(380, Math.max(260, el.clientWidth * 0.5)),
     marginLeft: 62,
+    ...(side ? { [side]: { axis: null, domain: groups, padding: side === "fx" ? 0.06 : 0.14 } } : {}),
+    ...(side ? { marginTop: 34 } : {}),
     marginBottom: 42,
     x: { label: data.x.label, labelArrow: "none", ...(whole ? { tickFormat: "d", ticks: ticks(points) } : {}), ...(data.x.ticks ? { ticks: data.x.ticks.map(([at]) => at), tickFormat: (at) => data.x.ticks.find(([each]) => each === at)[1] } : {}) },
-    y: { label: data.y.label + (data.y.percent ? " (%)" : ""), labelArrow: "none", grid: true, zero: data.y.zero && !log, ...(log ? logarithmic(points.map((point) => point.y)) : {}) },
+    y: { label: data.y.label + (data.y.percent ? " (%)" : ""), labelArrow: "none", grid: true, zero: data.y.zero && !log, inset: log ? 6 : 0, ...(log ? logarithmic(points.map((point) => point.y)) : {}) },
     marks: [
+      side ? Plot.text(groups, { [side]: (group) => group, text: (group) => group, frameAnchor: "top", dy: -16, fontWeight: 600 }) : null,
       data.y.middle === undefined ? null : Plot.ruleY([data.y.middle], { stroke: "var(--muted)" }),
       data.limit ? Plot.ruleY([factor * data.limit.value], { stroke: "var(--muted)", strokeDasharray: "2 4" }) : null,
       data.limit ? Plot.text([data.limit.text], { x: () => Math.max(...points.map((point) => point.x)), y: factor * data.limit.value, textAnchor: "end", dy: -6, fill: "var(--muted)" }) : null,
-      Plot.ruleX(points.filter((point) => point.high > point.low && (!log || point.low > 0)), { x: "x", y1: "low", y2: "high", stroke: "color", strokeOpacity: 0.6 }),
-      Plot.line(points, { x: "x", y: "y", z: "line", stroke: "color", strokeWidth: 1.6 }),
-      Plot.dot(points.filter((point) => point.single), { x: "x", y: "y", fill: "color", symbol: "symbol", r: 3.4 }),
-      Plot.tip(points, Plot.pointer({ x: "x", y: "y", title: "title", maxRadius: 30 })),
+      Plot.ruleX(points.filter((point) => point.high > point.low && (!log || point.low > 0)), { ...faceted, x: "x", y1: "low", y2: "high", stroke: "color", strokeOpacity: 0.6 }),
+      Plot.line(points, { ...faceted, x: "x", y: "y", z: "line", stroke: "color", strokeWidth: 1.6 }),
+      Plot.dot(points.filter((point) => point.single), { ...faceted, x: "x", y: "y", fill: "color", symbol: "symbol", r: 3.4 }),
+      Plot.tip(points, Plot.pointer({ ...faceted, x: "x", y: "y", title: "title", maxRadius: 30 })),
     ],
   });
-  el.shown = { lines: lines.map((line) => ({ name: line.name, points: line.points })), log: Boolean(log) };
+  el.shown = { lines: lines.map((line) => ({ name: line.name, group: line.group, color: line.color, symbol: line.symbol, points: line.points })), log: Boolean(log) };
 }
 
 /** At most 16 whole numbers, evenly apart. */

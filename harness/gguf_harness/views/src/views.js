@@ -7,6 +7,7 @@ import figure from "./figure.js";
 import lines from "./lines.js";
 import matrix from "./matrix.js";
 import space from "./space.js";
+import structure from "./structure.js";
 import tradeoff from "./tradeoff.js";
 
-export const VIEWS = { analogies, bars, cosines, dots, figure, lines, matrix, space, tradeoff };
+export const VIEWS = { analogies, bars, cosines, dots, figure, lines, matrix, space, structure, tradeoff };
