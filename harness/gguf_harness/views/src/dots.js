@@ -2,7 +2,7 @@
  * A value with its interval for each model or thing, one below the other.
  *
  * data: {
- *   x: { label, log?: true, percent?: true, middle?: number },
+ *   x: { label, log?: true, percent?: true, middle?: number, domain?: [low, high] },
  *   models: [{ name, short, role, series }],
  *   rows: [{ model?: index, name, group?: string, value, low?, high?, text, detail? }],
  * }
@@ -29,7 +29,7 @@ function render({ model, el }) {
     marginLeft: Math.min(0.4 * el.clientWidth, 14 + 7 * longest),
     marginRight: grouped ? 110 : 20,
     marginBottom: 42,
-    x: { label: data.x.label + (data.x.percent ? " (%)" : ""), labelArrow: "none", grid: true, type: log ? "log" : "linear", nice: true, ...(log ? { ticks: 5, tickFormat: "~g" } : {}) },
+    x: { label: data.x.label + (data.x.percent ? " (%)" : ""), labelArrow: "none", grid: true, type: log ? "log" : "linear", nice: true, ...(data.x.domain ? { domain: data.x.domain.map((end) => factor * end) } : {}), ...(log ? { ticks: 5, tickFormat: "~g" } : {}) },
     y: { label: null, domain: names, tickSize: 0 },
     ...(grouped ? { fy: { label: null } } : {}),
     marks: [

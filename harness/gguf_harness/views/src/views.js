@@ -1,4 +1,5 @@
 /** Every view by its name, which is that of its module. */
+import attention from "./attention.js";
 import bars from "./bars.js";
 import dots from "./dots.js";
 import figure from "./figure.js";
@@ -6,4 +7,4 @@ import lines from "./lines.js";
 import matrix from "./matrix.js";
 import tradeoff from "./tradeoff.js";
 
-export const VIEWS = { bars, dots, figure, lines, matrix, tradeoff };
+export const VIEWS = { attention, bars, dots, figure, lines, matrix, tradeoff };

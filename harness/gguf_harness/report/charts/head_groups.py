@@ -1,0 +1,277 @@
+"""Groups of heads: kinds with their reasons, clusters by behaviour, and heads that attend alike."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any, Final
+
+from gguf_harness.metrics.registry import METRICS
+from gguf_harness.metrics.taxonomy import KINDS
+from gguf_harness.report.charts.base import Chart, Figure, Models, make_chart, make_panel
+from gguf_harness.report.charts.head_maps import Place, Row, brief, frame_of, head_map, head_rows, told
+from gguf_harness.report.charts.head_profiles import PROFILE
+from gguf_harness.report.data import RunView, visible
+from gguf_harness.report.numbers import format_percent, format_value
+
+__all__ = ["clusters", "kinds", "redundancy", "separation"]
+
+_WELL_APART: Final = 0.5
+"""Silhouette from which Kaufman and Rousseeuw (1990) call a structure reasonable."""
+
+_TOLD_CHANGES: Final = 12
+_HEAD: Final = re.compile(r"(\d+)\.(\d+)")
+_GROUPS: Final = re.compile(r"\d+\.\d+([,;] \d+\.\d+)*")
+
+
+def kinds(view: RunView) -> Chart | None:
+    """Which kind each head is of, and why."""
+    known: dict[str, dict[Place, Row]] = {}
+    for row in view.run.get("heads", []):
+        known.setdefault(row["model"], {})[row["layer"], row["head"]] = row
+    models = [model.name for model in view.models if model.name in known]
+    if not models:
+        return None
+    used = {row["kind"] for rows in known.values() for row in rows.values()}
+    names = [kind for kind in KINDS if kind in used] + sorted(used - set(KINDS))
+    frame = frame_of(place for name in models for place in known[name])
+    rest = names[-1] == KINDS[-1]
+    scale = {"kind": "names", "names": [visible(name) for name in names], "title": "kind", "rest": rest}
+    base = known.get(view.reference or "")
+    worst = _most_changed(view, models, known)
+    panels = []
+    for name in models:
+        values = {place: names.index(row["kind"]) for place, row in known[name].items()}
+        notes = {place: visible(row["reason"]) for place, row in known[name].items()}
+        meaning = _kinds_meaning(name, known[name], None if name == view.reference else base)
+        data = head_map(frame, values, notes, scale)
+        panels.append(make_panel(brief(view, name), meaning, data, opens=name == worst))
+    counts = {name: Counter(row["kind"] for row in known[name].values()) for name in models}
+    return make_chart(
+        "head-kinds",
+        _kinds_finding(view, worst, known),
+        "Each head is of the first kind whose rule holds, from the most to the least specific; the tile tells the rule"
+        " and its number.",
+        panels,
+        "; ".join(f"{visible(n)}: {', '.join(f'{c} {visible(k)}' for k, c in counts[n].items())}" for n in models),
+        view="matrix",
+        how="Kinds are named after the target of the attention. A head near a threshold can change its kind without"
+        " having changed much: read its reason, and how far its pattern moved above.",
+        table=(["model", *map(visible, names)], [[visible(n), *(str(counts[n][k]) for k in names)] for n in models]),
+    )  # fmt: skip
+
+
+def _changed(rows: Mapping[Place, Row], base: Mapping[Place, Row]) -> list[tuple[Place, str, str]]:
+    return [
+        (place, base[place]["kind"], rows[place]["kind"])
+        for place in sorted(rows)
+        if place in base and rows[place]["kind"] != base[place]["kind"]
+    ]
+
+
+def _kinds_meaning(name: str, rows: Mapping[Place, Row], base: Mapping[Place, Row] | None) -> str:
+    if base is None:
+        return f"The {len(rows)} heads of {visible(name)}."
+    changed = _changed(rows, base)
+    if not changed:
+        return f"{visible(name)}: every head is of the same kind as in the reference."
+    listed = ", ".join(f"{told(p)} {visible(old)} → {visible(new)}" for p, old, new in changed[:_TOLD_CHANGES])
+    more = f" and {len(changed) - _TOLD_CHANGES} more" if len(changed) > _TOLD_CHANGES else ""
+    return f"{visible(name)}: {len(changed)} of {len(rows)} heads changed their kind: {listed}{more}."
+
+
+def _most_changed(view: RunView, models: list[str], known: Mapping[str, Mapping[Place, Row]]) -> str | None:
+    """The candidate in which most heads changed their kind; the smallest of equals."""
+    base = known.get(view.reference or "")
+    others = [name for name in reversed(models) if name != view.reference]
+    return None if base is None or not others else max(others, key=lambda name: len(_changed(known[name], base)))
+
+
+def _kinds_finding(view: RunView, worst: str | None, known: Mapping[str, Mapping[Place, Row]]) -> str:
+    if worst is None:
+        return "Kinds of heads"
+    changed = len(_changed(known[worst], known[view.reference or ""]))
+    if not changed:
+        return "Every head keeps its kind in all candidates"
+    return f"{changed} of {len(known[worst])} heads are of another kind in {brief(view, worst)}"
+
+
+def redundancy(view: RunView) -> Chart | None:
+    """Heads that attend like another one."""
+    measured = {model.name: row for model in view.models if (row := view.row(model.name, "heads_redundant"))}
+    if not measured:
+        return None
+    shown, info = Models(view, list(measured)), METRICS["heads_redundant"]
+    rows = [
+        {
+            "model": shown[name],
+            "name": visible(name),
+            "value": row["value"],
+            "text": format_percent(row["value"], row["se"]),
+            "detail": f"of {row['n']} heads: {_alike(row)}",
+        }
+        for name, row in measured.items()
+    ]
+    data = {
+        "x": {"label": info.title, "percent": True, "domain": [0, max(0.1, *(row["value"] for row in rows))]},
+        "models": shown.entries,
+        "rows": rows,
+    }
+    table = [[row["name"], row["text"], _alike(measured[name])] for name, row in zip(measured, rows, strict=True)]
+    first = view.reference if view.reference in measured else next(iter(measured))
+    groups = _groups(measured[first])
+    if groups:
+        count = sum(map(len, groups))
+        finding = f"{count} of {measured[first]['n']} heads attend like another one: {_alike(measured[first], 3)}"
+    else:
+        finding = "No head attends like another one"
+    return make_chart(
+        "head-redundancy",
+        finding,
+        info.meaning,
+        [make_panel(info.title, "Share of the heads that are in a group with another one.", data)],
+        "; ".join(f"{row['name']}: {row['text']}" for row in rows),
+        view="dots",
+        how="Two heads are alike if the cosine of their patterns over all prompts is 0.9 or more. Alike does not mean"
+        " that one of them can go: they may carry different values.",
+        table=(["model", "share", "groups"], table),
+    )
+
+
+def _alike(row: Row, most: int = 20) -> str:
+    """`0.1 and 0.3; 2.0, 2.4 and 3.1`."""
+    groups = [", ".join(told(place) for place in group[:-1]) + f" and {told(group[-1])}" for group in _groups(row)]
+    more = f"; and {len(groups) - most} more groups" if len(groups) > most else ""
+    return "; ".join(groups[:most]) + more if groups else "none"
+
+
+def _groups(row: Row) -> list[list[Place]]:
+    """Groups of heads as a detail tells them: `0.1, 0.3; 2.0, 2.4`, after a colon if other words come first.
+
+    A detail that tells anything else, such as the version of a library, has no groups.
+    """
+    text = (row.get("detail") or "").rpartition(": ")[2]
+    if _GROUPS.fullmatch(text) is None:
+        return []
+    return [[(int(layer), int(head)) for layer, head in _HEAD.findall(group)] for group in text.split(";")]
+
+
+def clusters(view: RunView) -> Chart | None:
+    """Clusters of heads by their scores: which heads, and what they do. None where runs did not store which heads."""
+    rows = [row for row in view.run.get("estimates", []) if row["metric"] == "head_clusters" and _groups(row)]
+    if not rows:
+        return None
+    name = str(view.reference if any(row["model"] == view.reference for row in rows) else rows[0]["model"])
+    panels = []
+    for row in rows:
+        if row["model"] == name:
+            panels += _panels_of(view, name, _method(row), _groups(row))
+    first = next(row for row in rows if row["model"] == name)
+    method, groups = _method(first), _groups(first)
+    table = [[f"{method} {number}", ", ".join(map(told, group))] for number, group in enumerate(groups, start=1)]
+    return make_chart(
+        "head-clusters",
+        f"By what they do, heads fall into {len(groups)} groups ({method})",
+        f"Heads of {visible(name)}, grouped by their scores without any rule of ours.",
+        panels,
+        "; ".join(f"{visible(row['model'])}, {_method(row)}: {row['value']:.0f} groups" for row in rows),
+        view="matrix",
+        how="k-means puts every head into a group and takes the number of groups of the best silhouette; HDBSCAN leaves"
+        " heads out that are in no dense group. The numbers of groups have no order.",
+        table=(["group", "heads"], table),
+    )
+
+
+def separation(view: RunView) -> Chart | None:
+    """How many clusters, and how well apart."""
+    counts = {
+        (row["model"], _method(row)): row["value"]
+        for row in view.run.get("estimates", [])
+        if row["metric"] == "head_clusters"
+    }
+    spreads = [row for row in view.run.get("estimates", []) if row["metric"] == "head_cluster_silhouette"]
+    if not spreads:
+        return None
+    order = [model.name for model in view.models]
+    spreads.sort(key=lambda row: order.index(row["model"]))
+    shown, info = Models(view, [row["model"] for row in spreads]), METRICS["head_cluster_silhouette"]
+    rows = []
+    for row in spreads:
+        groups = counts.get((row["model"], _method(row)))
+        text = f"silhouette {format_value(row['value'])}" + ("" if groups is None else f", {groups:.0f} groups")
+        rows.append(
+            {
+                "model": shown[row["model"]],
+                "name": visible(row["model"]),
+                "group": _method(row),
+                "value": row["value"],
+                "text": text,
+                "detail": f"{row['n']} heads are in a group",
+            }
+        )
+    best = max(spreads, key=lambda row: row["value"])
+    apart = "well apart" if best["value"] >= _WELL_APART else "not well apart"
+    data = {"x": {"label": info.title}, "models": shown.entries, "rows": rows}
+    return make_chart(
+        "head-separation",
+        f"Groups of heads are {apart}: silhouette {best['value']:.2f} at most",
+        "Heads grouped by their scores: a silhouette of 1 means groups that are far apart, 0 groups that touch.",
+        [make_panel(info.title, info.meaning, data)],
+        "; ".join(f"{row['name']}, {row['group']}: {row['text']}" for row in rows),
+        view="dots",
+        how="Up to 0.5 the groups are a convenient cut through a continuum of heads rather than separate kinds."
+        " Different models have comparable values only if the method is the same.",
+        table=(["model", "method", "found"], [[row["name"], row["group"], row["text"]] for row in rows]),
+    )
+
+
+def _panels_of(view: RunView, model: str, method: str, groups: list[list[Place]]) -> list[Figure]:
+    scores = {
+        metric: {(row["layer"], row["head"]): row["value"] for row in head_rows(view, model, metric)}
+        for metric in PROFILE[:-1]
+    }
+    scores = {metric: values for metric, values in scores.items() if values}
+    places = {place for values in scores.values() for place in values} | {place for group in groups for place in group}
+    return [_where(method, groups, places), _what(view, model, method, groups, scores)]
+
+
+def _method(row: Row) -> str:
+    name = (row.get("detail") or "").partition(",")[0]
+    return {"kmeans": "k-means", "hdbscan": "HDBSCAN"}.get(name, visible(name) or "clusters")
+
+
+def _where(method: str, groups: list[list[Place]], places: set[Place]) -> Figure:
+    values = {place: number for number, group in enumerate(groups) for place in group}
+    names = [f"group {number + 1} ({len(group)})" for number, group in enumerate(groups)]
+    alone = places - set(values)
+    if alone:
+        names.append(f"in none ({len(alone)})")
+        values |= dict.fromkeys(alone, len(groups))
+    scale = {"kind": "names", "names": names, "title": "group", "rest": bool(alone)}
+    return make_panel(
+        f"{method}: which heads", f"Groups of heads by {method}.", head_map(frame_of(places), values, {}, scale)
+    )
+
+
+def _what(
+    view: RunView, model: str, method: str, groups: list[list[Place]], scores: Mapping[str, Mapping[Place, float]]
+) -> Figure:
+    kinds_of = {(row["layer"], row["head"]): row["kind"] for row in view.run.get("heads", []) if row["model"] == model}
+    data: dict[str, Any] = {
+        "x": {"label": "", "names": [METRICS[metric].title for metric in scores]},
+        "y": {"label": "group", "names": [f"{number + 1} ({len(group)})" for number, group in enumerate(groups)]},
+        "values": [[_mean(values, group) for values in scores.values()] for group in groups],
+        "scale": {"kind": "share", "domain": [0, 1], "title": "mean over the group's heads"},
+    }
+    data["cells"] = [["" if value is None else f"{value:.2f}" for value in row] for row in data["values"]]
+    said = []
+    for number, group in enumerate(groups, start=1):
+        counts = Counter(kinds_of[place] for place in group if place in kinds_of).most_common(3)
+        said.append(f"group {number} has {', '.join(f'{count} {visible(kind)}' for kind, count in counts)}")
+    return make_panel(f"{method}: what they do", f"Mean scores of each group. By kind: {'; '.join(said)}.", data)
+
+
+def _mean(values: Mapping[Place, float], group: list[Place]) -> float | None:
+    own = [values[place] for place in group if place in values]
+    return round(sum(own) / len(own), 4) if own else None
