@@ -136,7 +136,9 @@ def _quality_panel(view: RunView, models: list[Candidate], metric: str, *, log: 
         "y": {"label": f"{info.title}{unit}", "log": log, "percent": info.unit == "fraction", "better": info.better},
         "models": points,
     }
-    limits = {gate["limit"] for gate in view.run.get("gates", []) if gate["metric"] == metric and gate["part"] is None}
+    limits = {
+        gate["limit"] for gate in view.run.get("gates", []) if gate["metric"] == metric and gate.get("part") is None
+    }
     if len(limits) == 1:
         limit = limits.pop()
         side = "at most" if info.better == "lower" else "at least"
