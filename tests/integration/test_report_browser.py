@@ -8,13 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from gguf_harness.report.badge import render_badge
 from gguf_harness.report.html import write_html
-from tests.unit.test_attention_charts import MODELS, TOKENS, make_pattern, run_with_attention
 from tests.unit.test_embedding_charts import run_with_maps
 from tests.unit.test_report import HOSTILE, STORED
 
@@ -125,99 +122,6 @@ def test_hostile_names_stay_text(page: Page, tmp_path: Path) -> None:
     page.wait_for_timeout(300)
     assert "</script><img src=x" in page.inner_text("table")
     assert page.locator("img").count() == 0
-
-
-def _zoomed(page: Page) -> tuple[str, list[list[float]]]:
-    """The chosen head, and the weights that are shown of it."""
-    chosen, weights = page.evaluate(
-        """[document.querySelector('[data-heads=attention]').value,
-            document.querySelector('[data-zoom=attention]').data[0].z]"""
-    )
-    return chosen, weights
-
-
-def test_one_head_can_be_seen_over_its_tokens(page: Page, tmp_path: Path) -> None:
-    _open(page, tmp_path, run_with_attention(tmp_path, 2, 3), tmp_path)
-    _see(page, "attention")
-    n = len(TOKENS)
-    patterns = [make_pattern(6, n, number).astype(np.float64) for number in range(3)]
-
-    def assert_shown(place: str, pattern: NDArray[np.float64]) -> None:
-        chosen, weights = _zoomed(page)
-        assert chosen == place
-        np.testing.assert_allclose(np.array(weights), pattern, atol=1.01 / 255)
-
-    assert_shown("0,0", patterns[0][0])
-    select = page.locator("[data-heads=attention]")
-    assert select.locator("option").count() == 6
-    select.select_option("1,2")
-    assert_shown("1,2", patterns[0][5])
-    # Another model, the same head.
-    page.locator(".tabs[data-for=attention] button").nth(1).click()
-    assert_shown("1,2", patterns[1][5])
-    # A click on the tile of layer 1, head 0.
-    box = page.locator("[data-chart=attention] .nsewdrag").first.bounding_box()
-    assert box is not None
-    page.mouse.move(box["x"] + box["width"] / 6, box["y"] + 3 * box["height"] / 4)
-    page.mouse.down()
-    page.mouse.up()
-    page.wait_for_function("document.querySelector('[data-heads=attention]').value === '1,0'")
-    assert_shown("1,0", patterns[1][3])
-    # The keyboard does it as well.
-    select.focus()
-    select.press("ArrowDown")
-    page.wait_for_function("document.querySelector('[data-heads=attention]').value === '1,1'")
-    assert_shown("1,1", patterns[1][4])
-
-
-def test_models_with_other_heads_have_their_own(page: Page, tmp_path: Path) -> None:
-    run = run_with_attention(tmp_path, 2, 3, models=MODELS[:1])
-    (tmp_path / "other").mkdir()
-    other = run_with_attention(tmp_path / "other", 1, 4, TOKENS[:6], models=MODELS[1:2])
-    run["arrays"] += [entry | {"file": f"other/{entry['file']}"} for entry in other["arrays"]]
-    _open(page, tmp_path, run, tmp_path)
-    _see(page, "attention")
-    page.locator("[data-heads=attention]").select_option("1,2")
-    page.locator(".tabs[data-for=attention] button").nth(1).click()
-    chosen, weights = _zoomed(page)
-    assert chosen == "0,0"
-    np.testing.assert_allclose(np.array(weights), make_pattern(4, 6)[0], atol=1.01 / 255)
-    assert page.locator("[data-heads=attention] option").all_inner_texts() == [f"layer 0, head {h}" for h in range(4)]
-    page.locator("[data-heads=attention]").select_option("0,3")
-    # Back: the model has no head 3.
-    page.locator(".tabs[data-for=attention] button").nth(0).click()
-    assert _zoomed(page)[0] == "0,0"
-
-
-def test_hostile_tokens_stay_text(page: Page, tmp_path: Path) -> None:
-    run = run_with_attention(tmp_path, 1, 2)
-    _open(page, tmp_path, run, tmp_path)
-    _see(page, "attention")
-    page.wait_for_timeout(300)
-    assert page.locator("img").count() == 0
-    ticks = page.locator("[data-zoom=attention] g.xtick").all_text_contents()
-    assert ticks[2].startswith("</script><img src=x")
-    assert ticks[5] == "%{x}<b>"
-    assert ticks[7] == "&lt;"
-    assert "</script><img src=x" in page.inner_text("[data-meaning=attention]")
-
-
-def test_tabs_name_models_as_they_are(page: Page, tmp_path: Path) -> None:
-    run = json.loads(json.dumps(run_with_attention(tmp_path, 1, 2)).replace(MODELS[1], json.dumps(HOSTILE)[1:-1]))
-    _open(page, tmp_path, run, tmp_path)
-    for chart in ("attention", "head-profiles"):
-        tabs = page.locator(f".tabs[data-for={chart}] button").all_inner_texts()
-        assert sum(tab.startswith("</script><img src=x") for tab in tabs) == 1
-    assert page.locator("img").count() == 0
-
-
-def test_a_thousand_heads_fit_on_a_phone(page: Page, tmp_path: Path) -> None:
-    page.set_viewport_size({"width": 400, "height": 800})
-    _open(page, tmp_path, run_with_attention(tmp_path, 32, 32, tuple(b"t%d" % i for i in range(60))), tmp_path)
-    _see(page, "attention")
-    assert page.evaluate("document.documentElement.scrollWidth") <= 400
-    page.locator("[data-heads=attention]").select_option("31,31")
-    assert _zoomed(page)[0] == "31,31"
 
 
 def test_the_badge_keeps_its_text_in_its_boxes(page: Page, tmp_path: Path) -> None:

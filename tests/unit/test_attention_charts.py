@@ -196,8 +196,15 @@ def test_changes_of_heads_share_a_scale(tmp_path: Path) -> None:
 
 def test_layers_are_lines_with_their_errors(tmp_path: Path) -> None:
     run = run_with_attention(tmp_path, 2, 2)
-    base = {"suite": "attention", "test": "t", "reference": MODELS[0], "prompt": None, "head": None, "se_iid": None}
-    base |= {"metric": "attn_k_error", "clusters": 3, "n": 30, "unit": "", "better": "lower", "detail": None}
+    base: dict[str, Any] = {"suite": "attention", "test": "t", "reference": MODELS[0], "prompt": None, "head": None}
+    base |= {"se_iid": None} | {
+        "metric": "attn_k_error",
+        "clusters": 3,
+        "n": 30,
+        "unit": "",
+        "better": "lower",
+        "detail": None,
+    }
     for model, values in ((MODELS[1], (0.01, 0.02)), (MODELS[2], (0.3, 0.1))):
         run["estimates"] += [base | {"model": model, "layer": k, "value": v, "se": 0.004} for k, v in enumerate(values)]
     chart = _charts(run, tmp_path)["attention-layers"]
