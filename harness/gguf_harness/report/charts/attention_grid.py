@@ -136,13 +136,15 @@ def _finding(view: RunView, kept: Mapping[str, Arrays]) -> str:
     parts = []
     if moved:
         worst = max(moved, key=lambda other: moved[other])
-        parts.append(
-            f"{brief(view, worst)} moves {format_percent(float(f'{moved[worst]:.2g}'), None)} of the attention"
-        )
+        told = format_percent(float(f"{moved[worst]:.2g}"), None)
+        parts.append(f"{brief(view, worst)} moves {told} of the attention to other tokens")
     first = float(_first_shares(kept[name], 0).mean())
     if first > _MAJORITY:
-        parts.append(f"the first token takes {first:.0%} of {'it' if moved else 'the attention'}")
-    return "; ".join(parts) or "Where heads attend"
+        told = format_percent(round(first, 2), None)
+        parts.append(f"the first token takes {told} of {'all' if moved else 'the attention'}")
+    finding = "; ".join(parts) or "Where heads attend"
+    # The name of a model keeps its letters.
+    return finding if moved else finding[0].upper() + finding[1:]
 
 
 def _moved(reference: Arrays, candidate: Arrays) -> float | None:

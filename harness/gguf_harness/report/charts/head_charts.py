@@ -135,7 +135,7 @@ def _interchange(view: RunView, cells: Mapping[str, Cells]) -> Chart | None:
     worst, place, share = list(values)[-1], *rows[-1][1:]
     return make_chart(
         "head-interchange",
-        f"Head {place} of the reference would remove most of {brief(view, worst)}'s KL: {share}",
+        f"Head {place} of the reference would take {share} off {brief(view, worst)}'s KL, more than any other head",
         "Each head's output in the candidate is replaced by the reference's: the share of the KL divergence that this"
         " removes.",
         panels,

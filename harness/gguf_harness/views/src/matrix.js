@@ -47,13 +47,13 @@ function render({ model, el }) {
   const [columns, rows] = [data.x.names.length, data.y.names.length];
   const left = Math.min(0.42 * el.clientWidth, 34 + 6.6 * Math.max(...data.y.names.map((name) => name.length)));
   const room = Math.max(120, el.clientWidth - left - 20);
-  const wide = data.square ? Math.min(30, room / columns) : Math.min(data.cells ? 84 : 64, room / columns);
+  const wide = data.square ? Math.min(30, room / columns, Math.max(16, 660 / rows)) : Math.min(data.cells ? 84 : 64, room / columns);
   const boxed = data.scroll && rows > ROWS_OF_A_BOX;
   const high = boxed ? 16 : data.square ? wide : data.cells ? 22 : Math.min(22, Math.max(10, 900 / rows));
   const upright = Math.max(...data.x.names.map((name) => name.length)) * 6.5 > wide - 2;
   const top = upright ? Math.min(150, 26 + 5.2 * Math.max(...data.x.names.map((name) => name.length))) : 34;
   el.append(main.bar, ...others.map(({ bar }) => bar));
-  const x = { axis: "top", label: data.x.label, labelArrow: "none", domain: data.x.names.map((_, at) => at), ticks: some(columns, data.x.names, wide), tickFormat: (at) => data.x.names[at], tickRotate: upright ? -60 : 0, tickSize: 0 };
+  const x = { type: "band", axis: "top", label: data.x.label, labelArrow: "none", domain: data.x.names.map((_, at) => at), ticks: some(columns, data.x.names, wide), tickFormat: (at) => data.x.names[at], tickRotate: upright ? -60 : 0, tickSize: 0 };
   const size = { width: left + columns * wide + 20, marginLeft: left, marginRight: 20, padding: 0 };
   const box = boxed ? boxOf(el, size, x, top) : el;
   plot(box, {
