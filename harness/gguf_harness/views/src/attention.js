@@ -51,6 +51,7 @@ function start(model, reference, candidates) {
     head: model.get("head") ?? whole.heads[0],
     seen: model.get("seen") ?? "reference",
     withoutFirst: model.get("withoutFirst") ?? mean(whole.first) > 0.5,
+    reaches: {},
   };
   if (model.get("head") === undefined) state.head = mostChanged(reference, candidates[state.candidate]) ?? state.head;
   return state;
@@ -64,9 +65,10 @@ function mostChanged(reference, candidate) {
   for (const head of reference.heads) {
     const place = head.join();
     if (!candidate.has(place)) continue;
+    const [own, base] = [candidate.of(place), reference.of(place)];
     let sum = 0;
     for (let query = 1; query < reference.side; query++) {
-      for (let key = 0; key <= query; key++) sum += Math.abs(reference.weight(place, query, key) - candidate.weight(place, query, key));
+      for (let key = 0; key <= query; key++) sum += Math.abs(own.weight(query, key) - base.weight(query, key));
     }
     if (sum > most) [most, found] = [sum, head];
   }
@@ -97,7 +99,7 @@ function compose(el, state, reference, candidates) {
     headWidth: Math.floor(el.clientWidth >= NARROW ? third : el.clientWidth),
     headParts: el.clientWidth >= NARROW ? all : [one],
     tile: tileSize(width, heads.length, layers.length),
-    grid: reach(reference, candidates, places, from),
+    grid: (state.reaches[[from, ...places]] ??= reach(reference, candidates, places, from)),
     own: reach(reference, candidates, [`${layer},${head}`], from),
   };
 }
@@ -144,11 +146,13 @@ function showGrids(el, scene, state, set) {
   const difference = Array.from({ length: 2 * steps + 1 }, (_, at) => rgb(scales.signedRoot(((at - steps) / steps) * Math.sqrt(scene.grid.apart))));
   const painter = ({ pattern, other }) => (place) => {
     if (!pattern.has(place) || (other && !other.has(place))) return null;
-    if (!other) return (query, key) => weight[pattern.byte(place, query, key)];
+    const base = pattern.of(place);
+    if (!other) return (query, key) => weight[base.byte(query, key)];
+    const own = other.of(place);
     return (query, key) => {
       // One step of the bytes may be rounding alone.
-      if (Math.abs(other.byte(place, query, key) - pattern.byte(place, query, key)) < 2) return difference[steps];
-      const apart = (other.weight(place, query, key) - pattern.weight(place, query, key)) / scene.grid.apart;
+      if (Math.abs(own.byte(query, key) - base.byte(query, key)) < 2) return difference[steps];
+      const apart = (own.weight(query, key) - base.weight(query, key)) / scene.grid.apart;
       return difference[steps + Math.round(steps * Math.sign(apart) * Math.sqrt(Math.min(1, Math.abs(apart))))];
     };
   };
@@ -202,7 +206,10 @@ function showHead(el, scene, state, data, model) {
     const missing = !part.pattern.has(place) || (part.other && !part.other.has(place));
     return titled(part, scene.headWidth, missing ? h("p", { class: "muted" }, "has no such head") : make(part));
   }));
-  const value = ({ pattern, other }) => (query, key) => (other ? other.weight(place, query, key) - pattern.weight(place, query, key) : pattern.weight(place, query, key));
+  const value = ({ pattern, other }) => {
+    const [base, own] = [pattern.of(place), other?.of(place)];
+    return own ? (query, key) => own.weight(query, key) - base.weight(query, key) : base.weight;
+  };
   const shared = (part) => ({ name: part.name, tokens: part.pattern.tokens, side: part.pattern.side, from });
   const matrixOf = (part) => {
     const [at, scale] = [value(part), part.other ? scales.difference : scales.weight];
@@ -231,7 +238,7 @@ function showHead(el, scene, state, data, model) {
 /** `" fox" to " the": F16 0.31, Q2_K 0.28, difference -0.03` */
 function sentence({ headParts, all, place }, [query, key]) {
   const [first] = headParts;
-  const values = all.filter(({ pattern, other }) => !other && pattern.has(place) && query < pattern.side).map(({ short, pattern }) => [short, pattern.weight(place, query, key)]);
+  const values = all.filter(({ pattern, other }) => !other && pattern.has(place) && query < pattern.side).map(({ short, pattern }) => [short, pattern.of(place).weight(query, key)]);
   const apart = all.some(({ other }) => other) && values.length === 2 ? `, difference ${(values[1][1] - values[0][1]).toFixed(3)}` : "";
   return `“${seen(first.pattern.tokens[query])}” to “${seen(first.pattern.tokens[key])}”: ${values.map(([short, value]) => `${short} ${value.toFixed(3)}`).join(", ")}${apart}`;
 }

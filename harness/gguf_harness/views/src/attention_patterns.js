@@ -6,21 +6,27 @@ export function read(entry, tokens) {
   const side = entry.side;
   const each = (side * (side + 1)) / 2;
   const places = new Map(entry.heads.map(([layer, head], at) => [`${layer},${head}`, at]));
-  const byte = (at, query, key) => bytes[at * each + (query * (query + 1)) / 2 + key];
+  // A table of squares, and a head's place looked up once for all of its cells: grids read millions of them.
+  const squares = Float64Array.from({ length: 256 }, (_, code) => (code / 255) ** 2);
   return {
     ...entry,
     tokens: entry.tokens ?? tokens,
     has: (place) => places.has(place),
-    byte: (place, query, key) => byte(places.get(place), query, key),
-    weight: (place, query, key) => (byte(places.get(place), query, key) / 255) ** 2,
+    /** Readers of a head's cells: its bytes, and its weights. */
+    of: (place) => {
+      const start = places.get(place) * each;
+      const byte = (query, key) => bytes[start + (query * (query + 1)) / 2 + key];
+      return { byte, weight: (query, key) => squares[byte(query, key)] };
+    },
     firstOf: (place) => entry.first[places.get(place)],
   };
 }
 
 /** All weights of a head, rows first; what causal attention cannot see is 0. */
 export function weights(pattern, place) {
+  const { weight } = pattern.of(place);
   return Array.from({ length: pattern.side }, (_, query) =>
-    Array.from({ length: pattern.side }, (_, key) => (key <= query ? pattern.weight(place, query, key) : 0)));
+    Array.from({ length: pattern.side }, (_, key) => (key <= query ? weight(query, key) : 0)));
 }
 
 /** Whether two models read the same tokens, so that their weights can be subtracted. */
@@ -41,12 +47,13 @@ export function reach(reference, candidates, places, from) {
     const compared = pattern !== reference && comparable(reference, pattern);
     for (const place of places) {
       if (!pattern.has(place)) continue;
-      const both = compared && reference.has(place);
+      const own = pattern.of(place);
+      const base = compared && reference.has(place) ? reference.of(place) : null;
       for (let query = 1; query < pattern.side; query++) {
         for (let key = from; key <= query; key++) {
-          const weight = pattern.weight(place, query, key);
+          const weight = own.weight(query, key);
           most = Math.max(most, weight);
-          if (both) apart = Math.max(apart, Math.abs(weight - reference.weight(place, query, key)));
+          if (base) apart = Math.max(apart, Math.abs(weight - base.weight(query, key)));
         }
       }
     }
