@@ -123,7 +123,7 @@ def test_clusters_tell_which_heads_and_what_they_do(tmp_path: Path) -> None:
     # HDBSCAN leaves heads out.
     assert partly["values"] == [[0, None, 0], [None, 1, None]]
     assert partly["scale"]["names"] == ["group 1 (2)", "in none (1)"]
-    assert charts["head-separation"]["title"] == "Groups of heads are not well apart: silhouette 0.35 at most"
+    assert charts["head-separation"]["title"] == "Groups of heads are not well apart: silhouette 0.35 (a, k-means)"
     (row,) = charts["head-separation"]["figures"][0]["data"]["rows"]
     assert (row["group"], row["value"], row["text"]) == ("k-means", 0.35, "silhouette 0.35, 2 groups")
     # Runs of older versions stored how many groups there are, but not which.

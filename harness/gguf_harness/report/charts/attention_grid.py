@@ -48,7 +48,8 @@ def attention_grid(view: RunView, run_dir: Path) -> Chart | None:
         " same weights; differences are candidate minus reference, with zero in the middle of their scale. Many heads"
         " put what they do not need on the first token (a sink): leave it out to see the rest on a scale of its own."
         " The row of the first token, whose only weight is 1, does not count for the scales. Weights are rounded to"
-        " 1/255 of their square root; a smaller difference counts as none. A raised dot is a space.",
+        " 1/255 of their square root; a smaller difference counts as none. A raised dot is a space. Attention that"
+        " moved is the mean total variation from the reference's over heads and tokens of the first prompt.",
         table=_table(kept),
     )
 

@@ -104,8 +104,8 @@ def _importance(view: RunView, cells: Mapping[str, Cells]) -> Chart | None:
         view="matrix",
         how="The scale is the same for all models. It uses the square root, since some heads matter a hundred times"
         " more than others; of the other sign are heads without which the loss falls. A tile is empty if the head was"
-        " not removed. Heads that can replace each other all look unimportant. The other numbers of a head are told at"
-        " its tile.",
+        " not removed. Heads that can replace each other all look unimportant; heads whose errors overlap may be equal."
+        " The other numbers of a head are told at its tile.",
         table=(["model", "heads that matter most"], [[visible(n), _most_important(v)] for n, v in values.items()]),
     )
 
@@ -131,7 +131,7 @@ def _interchange(view: RunView, cells: Mapping[str, Cells]) -> Chart | None:
         meaning = f"{visible(name)}: with head {told(best)} of the reference its KL is {share} smaller."
         data = head_map(frame, of_model, _notes(cells[name]), scale)
         panels.append(make_panel(brief(view, name), meaning, data, opens=name == list(values)[-1]))
-    # The smallest file diverges most: its shares have the smallest errors.
+    # The smallest file: it has the most to explain.
     worst, place, share = list(values)[-1], *rows[-1][1:]
     return make_chart(
         "head-interchange",
@@ -141,9 +141,9 @@ def _interchange(view: RunView, cells: Mapping[str, Cells]) -> Chart | None:
         panels,
         "; ".join(f"{row[0]}: head {row[1]}, {row[2]}" for row in rows),
         view="matrix",
-        how="A positive share: the head is a cause of the divergence. A negative one: the candidate's other layers had"
-        " adapted to it, or chance. Shares do not add up to all of it. A candidate that hardly diverges has shares with"
-        " large errors.",
+        how="A positive share: the head is a cause of the divergence. A negative one: without its error others no"
+        " longer cancel, or chance. Shares do not add up to all of it, and heads whose errors overlap may be equal. A"
+        " candidate that hardly diverges has shares with large errors.",
         table=(["model", "head", "share of the KL removed"], rows),
     )
 

@@ -56,7 +56,7 @@ def profiles(view: RunView) -> Chart | None:
         f"Heads by scores, for {len(panels)} models.",
         view="matrix",
         how="Most scores are shares of the attention, from 0 to 1. Copying has a scale of its own, from -1 to 1: below"
-        " 0 a head makes the tokens that it attends to less likely. The word beside a head is its kind.",
+        " 0 a head tends to make the tokens that it attends to less likely. The word beside a head is its kind.",
     )
 
 
