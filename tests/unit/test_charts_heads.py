@@ -77,7 +77,9 @@ def test_the_heads_that_make_a_candidate_differ(tmp_path: Path) -> None:
     base = run["estimates"][0] | {"model": "b", "metric": "head_interchange_share"}
     run["estimates"] += [base | {"layer": 0, "head": head, "value": value} for head, value in ((0, -0.1), (2, 0.25))]
     chart = _charts(run, tmp_path)["head-interchange"]
-    assert chart["title"] == ("Head 0.2 of the reference would take 25.0 ± 1.0 % off b's KL, more than any other head")
+    assert chart["title"] == (
+        "Head 0.2 of the reference would take 25.0 ± 1.0 % off b's KL, more than any other measured"
+    )
     assert chart["figures"][0]["data"]["values"] == [[-0.1, 0.25]]
 
 
@@ -148,6 +150,35 @@ def test_heads_that_attend_alike(tmp_path: Path, detail: str, title: str) -> Non
     chart = _charts(run, tmp_path)["head-redundancy"]
     assert chart["title"] == title
     assert chart["figures"][0]["data"]["rows"][0]["detail"] == f"of 40 heads: {title.partition(': ')[2] or 'none'}"
+    assert ("head-alike" in _charts(run, tmp_path)) == (detail != "none")
+
+
+def test_large_groups_are_a_map_and_a_short_title(tmp_path: Path) -> None:
+    run = _run(tmp_path)
+    run["heads"] = [_kind("a", head, "sink") for head in range(32)]
+    base = run["estimates"][0] | {"layer": None, "head": None, "se": None, "metric": "heads_redundant", "n": 32}
+    groups = [range(12), *(range(start, start + 2) for start in range(12, 28, 2))]
+    told = "; ".join(", ".join(f"0.{head}" for head in group) for group in groups)
+    run["estimates"] += [base | {"value": 28 / 32, "detail": told}]
+    charts = _charts(run, tmp_path)
+    assert charts["head-redundancy"]["title"] == "28 of 32 heads attend like another one: in 9 groups"
+    assert "0.0, 0.1, 0.2 and 9 more; " in charts["head-redundancy"]["figures"][0]["data"]["rows"][0]["detail"]
+    (panel,) = charts["head-alike"]["figures"]
+    assert panel["data"]["scale"]["names"][-2:] == ["a smaller group", "like no other"]
+    (values,) = panel["data"]["values"]
+    assert values == [0] * 12 + [1, 1, 2, 2, 3, 3, 4, 4, 5, 5] + [6] * 6 + [7] * 4
+
+
+def test_removal_says_how_many_heads_were_tried(tmp_path: Path) -> None:
+    run = _run(tmp_path)
+    row = run["estimates"][0] | {"layer": None, "head": None, "metric": "heads_removable", "value": 1.0}
+    run["estimates"].append(row)
+    run["heads"] = [_kind("a", head, "sink") for head in range(3)]
+    assert _charts(run, tmp_path)["head-removal"]["title"].startswith("1 of 3 heads can go")
+    run["heads"] = [_kind("a", head, "sink") for head in range(9)]
+    charts = _charts(run, tmp_path)
+    assert charts["head-removal"]["title"].startswith("1 of the 3 measured heads can go")
+    assert charts["head-importance"]["title"].startswith("Head 3.1 matters most of the 3 measured: ")
 
 
 def test_hostile_names_are_text_and_missing_files_cost_their_curve(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from gguf_harness.metrics.importance import NEGLIGIBLE_RISE
 from gguf_harness.report.charts.base import Chart, Models, make_chart, make_panel
-from gguf_harness.report.charts.head_groups import clusters, kinds, redundancy, separation
+from gguf_harness.report.charts.head_groups import alike_map, clusters, kinds, redundancy, separation
 from gguf_harness.report.charts.head_maps import Place, Row, brief, frame_of, head_map, told
 from gguf_harness.report.data import RunView, visible
 from gguf_harness.report.numbers import format_estimate, format_percent, format_value
@@ -32,8 +32,8 @@ def head_charts(view: RunView, run_dir: Path) -> list[Chart]:
     """The charts that the run has data for."""
     cells = _cells(view)
     charts = [
-        *(_importance(view, cells), _interchange(view, cells), _removal(view, run_dir)),
-        *(kinds(view), clusters(view), separation(view), redundancy(view)),
+        *(_importance(view, cells), _interchange(view, cells), _removal(view, run_dir, cells)),
+        *(kinds(view), clusters(view), separation(view), redundancy(view), alike_map(view)),
     ]
     return [chart for chart in charts if chart is not None]
 
@@ -94,9 +94,11 @@ def _importance(view: RunView, cells: Mapping[str, Cells]) -> Chart | None:
     best = _top(values[first], 1)[0]
     row = cells[first][best]["head_importance"]
     sign = "+" if row["value"] >= 0 else ""
+    some = f" of the {len(values[first])} measured" if _limited(view, first, len(values[first])) else ""
+    cost = f"{sign}{format_estimate(row['value'], row['se'])} nats"
     return make_chart(
         "head-importance",
-        f"Head {told(best)} matters most: without it the loss is {sign}{format_estimate(row['value'], row['se'])} nats",
+        f"Head {told(best)} matters most{some}: without it the loss is {cost}",
         "The output of each head alone is set to zero, which makes the following tokens less likely: the colour shows"
         " by how much.",
         panels,
@@ -135,7 +137,7 @@ def _interchange(view: RunView, cells: Mapping[str, Cells]) -> Chart | None:
     worst, place, share = list(values)[-1], *rows[-1][1:]
     return make_chart(
         "head-interchange",
-        f"Head {place} of the reference would take {share} off {brief(view, worst)}'s KL, more than any other head",
+        f"Head {place} of the reference would take {share} off {brief(view, worst)}'s KL, more than any other measured",
         "Each head's output in the candidate is replaced by the reference's: the share of the KL divergence that this"
         " removes.",
         panels,
@@ -148,7 +150,7 @@ def _interchange(view: RunView, cells: Mapping[str, Cells]) -> Chart | None:
     )
 
 
-def _removal(view: RunView, run_dir: Path) -> Chart | None:
+def _removal(view: RunView, run_dir: Path, cells: Mapping[str, Cells]) -> Chart | None:
     import numpy as np
 
     from gguf_harness.store.arrays import load_arrays
@@ -177,7 +179,7 @@ def _removal(view: RunView, run_dir: Path) -> Chart | None:
     counts = [[visible(m.name), format_value(row["value"])] for m in view.models if (row := _removable(view, m.name))]
     return make_chart(
         "head-removal",
-        _removal_finding(view),
+        _removal_finding(view, cells),
         "Heads are removed one by one, always the one that costs the reference least; for candidates in that order.",
         [make_panel("loss", "Rise of the loss on the next tokens.", data)],
         f"Curves of the loss over heads removed of {len(lines)} models.",
@@ -188,15 +190,21 @@ def _removal(view: RunView, run_dir: Path) -> Chart | None:
     )
 
 
+def _limited(view: RunView, model: str, measured: int) -> bool:
+    """Whether the run measured only some of the heads of a model."""
+    return measured < sum(row["model"] == model for row in view.run.get("heads", []))
+
+
 def _removable(view: RunView, model: str) -> Row | None:
     return view.row(model, "heads_removable")
 
 
-def _removal_finding(view: RunView) -> str:
+def _removal_finding(view: RunView, cells: Mapping[str, Cells]) -> str:
     name = next((model.name for model in view.models if _removable(view, model.name)), None)
     row = None if name is None else _removable(view, name)
     if name is None or row is None:
         return "Heads that can be removed"
-    heads = {(each["layer"], each["head"]) for each in view.run.get("heads", []) if each["model"] == name}
-    of_all = f" of {len(heads)}" if heads else ""
-    return f"{format_value(row['value'])}{of_all} heads can go before the loss rises by {NEGLIGIBLE_RISE} nats"
+    # Heads are tried for removal only if their importance was measured, which a run may limit to some.
+    tried = len(_of(cells.get(name, {}), "head_importance"))
+    of_which = "" if not tried else f" of the {tried} measured" if _limited(view, name, tried) else f" of {tried}"
+    return f"{format_value(row['value'])}{of_which} heads can go before the loss rises by {NEGLIGIBLE_RISE} nats"

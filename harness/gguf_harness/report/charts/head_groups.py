@@ -15,11 +15,12 @@ from gguf_harness.report.charts.head_profiles import PROFILE
 from gguf_harness.report.data import RunView, visible
 from gguf_harness.report.numbers import format_percent, format_value
 
-__all__ = ["clusters", "kinds", "redundancy", "separation"]
+__all__ = ["alike_map", "clusters", "kinds", "redundancy", "separation"]
 
 _WELL_APART: Final = 0.5
 """Silhouette from which Kaufman and Rousseeuw (1990) call a structure reasonable."""
 
+_TOLD_GROUPS, _TOLD_HEADS, _COLORED = 3, 4, 6
 _TOLD_CHANGES: Final = 12
 _HEAD: Final = re.compile(r"(\d+)\.(\d+)")
 _GROUPS: Final = re.compile(r"\d+\.\d+([,;] \d+\.\d+)*")
@@ -123,7 +124,8 @@ def redundancy(view: RunView) -> Chart | None:
     groups = _groups(measured[first])
     if groups:
         count = sum(map(len, groups))
-        finding = f"{count} of {measured[first]['n']} heads attend like another one: {_alike(measured[first], 3)}"
+        told_groups = f"in {len(groups)} groups" if len(groups) > _TOLD_GROUPS else _alike(measured[first])
+        finding = f"{count} of {measured[first]['n']} heads attend like another one: {told_groups}"
     else:
         finding = "No head attends like another one"
     return make_chart(
@@ -139,11 +141,56 @@ def redundancy(view: RunView) -> Chart | None:
     )
 
 
-def _alike(row: Row, most: int = 20) -> str:
-    """`0.1 and 0.3; 2.0, 2.4 and 3.1`."""
-    groups = [", ".join(told(place) for place in group[:-1]) + f" and {told(group[-1])}" for group in _groups(row)]
-    more = f"; and {len(groups) - most} more groups" if len(groups) > most else ""
-    return "; ".join(groups[:most]) + more if groups else "none"
+def alike_map(view: RunView) -> Chart | None:
+    """Which heads attend alike, as a map; None where none do."""
+    found = {model.name: _groups(row) for model in view.models if (row := view.row(model.name, "heads_redundant"))}
+    if not any(found.values()):
+        return None
+    places = {(row["layer"], row["head"]) for row in view.run.get("heads", []) if row["model"] in found}
+    places |= {place for groups in found.values() for group in groups for place in group}
+    frame, most = frame_of(places), max(map(len, found.values()))
+    names = [f"group {number}" for number in range(1, min(most, _COLORED) + 1)]
+    names += [*(["a smaller group"] if most > _COLORED else []), "like no other"]
+    scale = {"kind": "names", "names": names, "title": "attends like", "rest": True}
+    sizes = {name: max(map(len, groups), default=0) for name, groups in found.items()}
+    where = max(sizes, key=lambda name: sizes[name])
+    panels = []
+    for name, groups in found.items():
+        own = {(row["layer"], row["head"]) for row in view.run.get("heads", []) if row["model"] == name}
+        values, notes = dict.fromkeys(own, len(names) - 1), dict.fromkeys(own, "")
+        for number, group in enumerate(sorted(groups, key=len, reverse=True)):
+            values |= dict.fromkeys(group, min(number, _COLORED))
+            notes |= dict.fromkeys(group, f"one of a group of {len(group)}")
+        meaning = (
+            f"{visible(name)}: groups of {', '.join(map(str, sorted(map(len, groups), reverse=True)[:_COLORED]))}."
+        )
+        meaning = meaning if groups else f"{visible(name)}: no head attends like another one."
+        data = head_map(frame, values, notes, scale)
+        panels.append(make_panel(brief(view, name), meaning, data, opens=name == where))
+    return make_chart(
+        "head-alike",
+        f"{sizes[where]} heads of {brief(view, where)} attend alike: the largest group",
+        "Heads of one colour attend alike: the cosine of the patterns of neighbours in the group is 0.9 or more.",
+        panels,
+        "; ".join(f"{visible(name)}: {len(groups)} groups" for name, groups in found.items()),
+        view="matrix",
+        how="Groups are chains: two heads of a group may be less alike than each is to a third. Groups are numbered by"
+        " size in each model. Heads that put most of their weight on the first token are alike in that alone.",
+    )
+
+
+def _alike(row: Row) -> str:
+    """`0.1 and 0.3; 2.0, 2.4 and 3.1`; of many, the first and how many more."""
+    groups = _groups(row)
+    more = f"; and {len(groups) - _TOLD_GROUPS} more groups" if len(groups) > _TOLD_GROUPS else ""
+    return "; ".join(map(_listed, groups[:_TOLD_GROUPS])) + more if groups else "none"
+
+
+def _listed(group: list[Place]) -> str:
+    heads = [told(place) for place in group]
+    if len(heads) > _TOLD_HEADS:
+        return f"{', '.join(heads[: _TOLD_HEADS - 1])} and {len(heads) - _TOLD_HEADS + 1} more"
+    return f"{', '.join(heads[:-1])} and {heads[-1]}"
 
 
 def _groups(row: Row) -> list[list[Place]]:
