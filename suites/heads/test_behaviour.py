@@ -29,15 +29,21 @@ def test_redundancy(model: Subject, attention: Attention, record: Record) -> Non
     if not np.isfinite(behaviour.similarity).all():
         pytest.skip("no prompt has two tokens: heads cannot differ")
     groups = [[behaviour.heads[head] for head in group] for group in head_groups(behaviour.similarity)]
-    shown = "; ".join(", ".join(f"{layer}.{head}" for layer, head in group) for group in groups)
+    shown = _told(groups)
     count = sum(len(group) for group in groups)
     record(Estimate("heads_redundant", count / len(behaviour.heads), len(behaviour.heads)), detail=shown or "none")
+
+
+def _told(groups: list[list[tuple[int, int]]]) -> str:
+    """`0.1, 0.3; 2.0, 2.4`: groups of heads, as the report's charts read them."""
+    return "; ".join(", ".join(f"{layer}.{head}" for layer, head in group) for group in groups)
 
 
 @pytest.mark.metric("head_clusters")
 def test_clusters(model: Subject, attention: Attention, analytics: Analytics, record: Record) -> None:
     """Heads grouped by their scores: how many groups are there, and how well separated?"""
-    profiles = [profile.values for profile in attention(model).profiles]
+    behaviour = attention(model)
+    profiles = [profile.values for profile in behaviour.profiles]
     features = shared_features(profiles)
     points = np.stack([profile_vector(profile, features) for profile in profiles])
     for method in ("kmeans", "hdbscan"):
@@ -47,7 +53,9 @@ def test_clusters(model: Subject, attention: Attention, analytics: Analytics, re
             pytest.skip(f"{len(points)} heads cannot be grouped. {error.message}")
         detail = f"{method}, {clustering.backend}"
         if clustering.clusters:
-            record(Estimate("head_clusters", clustering.clusters, len(points)), detail=detail)
+            groups = [np.flatnonzero(clustering.labels == number).tolist() for number in range(clustering.clusters)]
+            shown = _told([[behaviour.heads[head] for head in group] for group in groups])
+            record(Estimate("head_clusters", clustering.clusters, len(points)), detail=f"{detail}: {shown}")
         if clustering.clusters > 1:
             spread = analytics.silhouette(points, clustering.labels)
             record(Estimate("head_cluster_silhouette", spread.mean, int((clustering.labels >= 0).sum())), detail=detail)

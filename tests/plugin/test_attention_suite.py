@@ -98,7 +98,12 @@ def test_groups_of_heads(run_suite: RunSuite, read_run: ReadRun, arguments: list
     for model in ("one", "two"):
         (silhouette,) = _rows(run := read_run(), "head_cluster_silhouette", model)[:1]
         assert -1 <= silhouette["value"] <= 1
-        assert {row["detail"].split(",")[0] for row in _rows(run, "head_clusters", model)} <= {"kmeans", "hdbscan"}
+        rows = _rows(run, "head_clusters", model)
+        assert {row["detail"].split(",")[0] for row in rows} <= {"kmeans", "hdbscan"}
+        # k-means puts every head into one group, which the detail tells.
+        (grouped,) = (row["detail"].rpartition(": ")[2] for row in rows if row["detail"].startswith("kmeans"))
+        heads = [head for group in grouped.split("; ") for head in group.split(", ")]
+        assert sorted(heads) == sorted(f"{row['layer']}.{row['head']}" for row in run["heads"] if row["model"] == model)
     assert run["analytics"]
 
 

@@ -94,6 +94,7 @@ def _for_its_view(chart: Chart) -> dict[str, Any]:
     """What the page's script reads of a chart: its view, and the data of each of its panels."""
     panels = [
         {
+            **({"opens": True} if figure.get("opens") else {}),
             "name": figure["name"],
             "meaning": figure["meaning"],
             "data": figure["data"] if "data" in figure else {key: figure[key] for key in _PLOTLY_KEYS if key in figure},

@@ -54,15 +54,16 @@ class Models:
         return len(self._shown)
 
 
-def make_panel(name: str, meaning: str, data: dict[str, Any]) -> Figure:
+def make_panel(name: str, meaning: str, data: dict[str, Any], *, opens: bool = False) -> Figure:
     """A panel of a chart.
 
     Args:
         name: what distinguishes it from the others: a model, a metric.
         meaning: a sentence that stands above it.
         data: what the view draws; the views' modules say what that is. JSON types only, and no NaN.
+        opens: it is the one that is seen first, since the chart's title is about it; else the first one is.
     """
-    return {"name": name, "meaning": meaning, "data": data}
+    return {"name": name, "meaning": meaning, "data": data} | ({"opens": True} if opens else {})
 
 
 def make_chart(

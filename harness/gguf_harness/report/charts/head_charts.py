@@ -1,4 +1,4 @@
-"""Charts of the heads suite: importance of each head, and how many can be removed."""
+"""Charts of the heads suite: importance of each head, what makes a candidate differ, and how many can be removed."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from gguf_harness.metrics.importance import NEGLIGIBLE_RISE
-from gguf_harness.metrics.stats import signed_root
-from gguf_harness.report.charts.base import Chart, Figure, label, make_chart, short, style
-from gguf_harness.report.data import Candidate, RunView, visible
-from gguf_harness.report.numbers import format_estimate, format_value
+from gguf_harness.report.charts.base import Chart, Models, make_chart, make_panel
+from gguf_harness.report.charts.head_groups import alike_map, clusters, kinds, redundancy, separation
+from gguf_harness.report.charts.head_maps import Place, Row, brief, frame_of, head_map, told
+from gguf_harness.report.data import RunView, visible
+from gguf_harness.report.numbers import format_estimate, format_percent, format_value
 
 __all__ = ["head_charts"]
 
@@ -22,163 +23,188 @@ _SHOWN: Final = {
     "head_importance_screen": "screen (an estimate): +",
     "head_interchange_share": "share of the KL from the reference that restoring this head removes: ",
 }
-"""Values shown when hovering over a cell, in this order."""
+"""Values told of a head, in this order."""
 
-Place = tuple[int, int]
-Rows = Mapping[str, Mapping[str, Any]]
+Cells = dict[Place, dict[str, Row]]
 
 
 def head_charts(view: RunView, run_dir: Path) -> list[Chart]:
     """The charts that the run has data for."""
-    charts = [_importance(view), _removal(view, run_dir)]
+    cells = _cells(view)
+    charts = [
+        *(_importance(view, cells), _interchange(view, cells), _removal(view, run_dir, cells)),
+        *(kinds(view), clusters(view), separation(view), redundancy(view), alike_map(view)),
+    ]
     return [chart for chart in charts if chart is not None]
 
 
-def _importance(view: RunView) -> Chart | None:
-    cells: dict[str, dict[Place, dict[str, Mapping[str, Any]]]] = {}
+def _cells(view: RunView) -> dict[str, Cells]:
+    """By model and head, what was measured of it."""
+    cells: dict[str, Cells] = {}
     for row in view.run.get("estimates", []):
         if row["metric"] in _SHOWN and row.get("layer") is not None and row.get("head") is not None:
             of_model = cells.setdefault(row["model"], {})
             of_model.setdefault((row["layer"], row["head"]), {})[row["metric"]] = row
-    models = [model for model in view.models if any("head_importance" in c for c in cells.get(model.name, {}).values())]
-    if not models:
-        return None
-    measured = [rows["head_importance"]["value"] for m in models for rows in cells[m.name].values() if _has(rows)]
-    # One scale for all models. Some heads matter a hundred times more than others: colours use the square root.
-    top = max(abs(value) for value in measured) or 1.0
-    return make_chart(
-        "head-importance",
-        "Which heads matter",
-        "The output of each head alone is set to zero, which makes the following tokens less likely: the colour "
-        "shows by how much, on a square-root scale that is the same for all models. A cell is empty if the head "
-        "was not ablated. Heads that can replace each other all look unimportant.",
-        [_map(model, short(model.name, models), cells[model.name], top) for model in models],
-        "; ".join(_most_important(model, cells[model.name]) for model in models),
-    )
+    return cells
 
 
-def _has(rows: Rows) -> bool:
-    return "head_importance" in rows
+def _of(cells: Cells, metric: str) -> dict[Place, float]:
+    return {place: float(rows[metric]["value"]) for place, rows in cells.items() if metric in rows}
 
 
-def _map(model: Candidate, name: str, cells: Mapping[Place, Rows], top: float) -> Figure:
-    layers, heads = sorted({layer for layer, _ in cells}), sorted({head for _, head in cells})
-    values = [[_value(cells.get((layer, head), {})) for head in heads] for layer in layers]
-    hover = [[_hover(layer, head, cells.get((layer, head), {})) for head in heads] for layer in layers]
-    ticks = [-top, -top / 4, 0.0, top / 4, top]
-    trace = {
-        "type": "heatmap",
-        "x": heads,
-        "y": layers,
-        "z": [[None if value is None else signed_root(value) for value in row] for row in values],
-        "text": hover,
-        "zmin": -signed_root(top),
-        "zmax": signed_root(top),
-        "zmid": 0,
-        "colorscale": "RdBu",
-        "reversescale": True,
-        "xgap": 1,
-        "ygap": 1,
-        "hoverongaps": False,
-        "hovertemplate": "%{text}<extra></extra>",
-        "colorbar": {
-            "title": {"text": "nats"},
-            "tickvals": [signed_root(tick) for tick in ticks],
-            "ticktext": [format_value(tick) for tick in ticks],
-        },
-    }
-    layout = {
-        "xaxis": {"title": {"text": "head"}, "dtick": 1 if len(heads) <= 16 else 4, "showgrid": False},
-        "yaxis": {"title": {"text": "layer"}, "dtick": 1 if len(layers) <= 16 else 4, "showgrid": False},
-    }
-    return {
-        "name": name,
-        "meaning": f"Importance of the heads of {visible(model.name)}.",
-        "traces": [trace],
-        "layout": layout,
-    }
+def _notes(cells: Cells) -> dict[Place, str]:
+    return {place: "\n".join(_lines(rows)) for place, rows in cells.items()}
 
 
-def _value(rows: Rows) -> float | None:
-    return float(rows["head_importance"]["value"]) if _has(rows) else None
-
-
-def _hover(layer: int, head: int, rows: Rows) -> str:
-    lines = [f"layer {layer}, head {head}"]
+def _lines(rows: Mapping[str, Row]) -> list[str]:
+    lines = []
     for metric, words in _SHOWN.items():
         if metric in rows:
             row = rows[metric]
             sign = "" if row["value"] < 0 else "+" if words.endswith("+") else ""
             lines.append(f"{words.removesuffix('+')}{sign}{format_estimate(row['value'], row['se'])}")
-    return "<br>".join(label(line) for line in lines)
+    return lines
 
 
-def _most_important(model: Candidate, cells: Mapping[Place, Rows]) -> str:
-    values = {place: value for place, rows in cells.items() if (value := _value(rows)) is not None}
-    best = sorted(values, key=lambda place: -values[place])[:3]
-    return f"{visible(model.name)}: " + ", ".join(
-        f"layer {layer} head {head} {format_value(values[layer, head])} nats" for layer, head in best
+def _measured(view: RunView, cells: Mapping[str, Cells], metric: str) -> dict[str, dict[Place, float]]:
+    values = {model.name: _of(cells.get(model.name, {}), metric) for model in view.models}
+    return {name: of_model for name, of_model in values.items() if of_model}
+
+
+def _top(values: Mapping[Place, float], count: int = 3) -> list[Place]:
+    return sorted(values, key=lambda place: -values[place])[:count]
+
+
+def _importance(view: RunView, cells: Mapping[str, Cells]) -> Chart | None:
+    values = _measured(view, cells, "head_importance")
+    if not values:
+        return None
+    frame = frame_of(place for of_model in values.values() for place in of_model)
+    most = max(abs(value) for of_model in values.values() for value in of_model.values()) or 1.0
+    scale = {"kind": "signed", "domain": [-most, most], "title": "rise of the loss (nats)", "root": True}
+    panels = [
+        make_panel(
+            brief(view, name),
+            f"{visible(name)}: {_most_important(of_model)} matter most.",
+            head_map(frame, of_model, _notes(cells[name]), scale),
+        )
+        for name, of_model in values.items()
+    ]
+    first = view.reference if view.reference in values else next(iter(values))
+    best = _top(values[first], 1)[0]
+    row = cells[first][best]["head_importance"]
+    sign = "+" if row["value"] >= 0 else ""
+    some = f" of the {len(values[first])} measured" if _limited(view, first, len(values[first])) else ""
+    cost = f"{sign}{format_estimate(row['value'], row['se'])} nats"
+    return make_chart(
+        "head-importance",
+        f"Head {told(best)} matters most{some}: without it the loss is {cost}",
+        "The output of each head alone is set to zero, which makes the following tokens less likely: the colour shows"
+        " by how much.",
+        panels,
+        "; ".join(f"{visible(name)}: {_most_important(of_model)}" for name, of_model in values.items()),
+        view="matrix",
+        how="The scale is the same for all models. It uses the square root, since some heads matter a hundred times"
+        " more than others; of the other sign are heads without which the loss falls. A tile is empty if the head was"
+        " not removed. Heads that can replace each other all look unimportant; heads whose errors overlap may be equal."
+        " The other numbers of a head are told at its tile.",
+        table=(["model", "heads that matter most"], [[visible(n), _most_important(v)] for n, v in values.items()]),
     )
 
 
-def _removal(view: RunView, run_dir: Path) -> Chart | None:
+def _most_important(values: Mapping[Place, float]) -> str:
+    return ", ".join(f"{told(place)} ({values[place]:+.3g} nats)" for place in _top(values))
+
+
+def _interchange(view: RunView, cells: Mapping[str, Cells]) -> Chart | None:
+    """Which heads make a candidate differ."""
+    values = _measured(view, cells, "head_interchange_share")
+    if not values:
+        return None
+    frame = frame_of(place for of_model in values.values() for place in of_model)
+    most = max(abs(value) for of_model in values.values() for value in of_model.values()) or 1.0
+    scale = {"kind": "signed", "domain": [-most, most], "title": "share of the KL removed", "root": True}
+    panels, rows = [], []
+    for name, of_model in values.items():
+        best = _top(of_model, 1)[0]
+        row = cells[name][best]["head_interchange_share"]
+        share = format_percent(row["value"], row["se"])
+        rows.append([visible(name), told(best), share])
+        meaning = f"{visible(name)}: with head {told(best)} of the reference its KL is {share} smaller."
+        data = head_map(frame, of_model, _notes(cells[name]), scale)
+        panels.append(make_panel(brief(view, name), meaning, data, opens=name == list(values)[-1]))
+    # The smallest file: it has the most to explain.
+    worst, place, share = list(values)[-1], *rows[-1][1:]
+    return make_chart(
+        "head-interchange",
+        f"Head {place} of the reference would take {share} off {brief(view, worst)}'s KL, more than any other measured",
+        "Each head's output in the candidate is replaced by the reference's: the share of the KL divergence that this"
+        " removes.",
+        panels,
+        "; ".join(f"{row[0]}: head {row[1]}, {row[2]}" for row in rows),
+        view="matrix",
+        how="A positive share: the head is a cause of the divergence. A negative one: without its error others no"
+        " longer cancel, or chance. Shares do not add up to all of it, and heads whose errors overlap may be equal. A"
+        " candidate that hardly diverges has shares with large errors.",
+        table=(["model", "head", "share of the KL removed"], rows),
+    )
+
+
+def _removal(view: RunView, run_dir: Path, cells: Mapping[str, Cells]) -> Chart | None:
     import numpy as np
 
     from gguf_harness.store.arrays import load_arrays
     from gguf_harness.store.runs import run_file
 
-    traces, longest = [], 0
+    shown, lines = Models(view), []
     for entry in view.run.get("arrays", []):
         if entry["name"] != "head_removal" or not run_file(run_dir, entry["file"]).is_file():
             continue
         arrays = load_arrays(run_file(run_dir, entry["file"]))
         losses = arrays["nll"].astype(np.float64).mean(axis=1)
+        removed = [None, *(f"the last removed: {told((layer, head))}" for layer, head in arrays["heads"].tolist())]
         rises = (losses - losses[0]).tolist()
-        heads = [f"layer {layer}, head {head}" for layer, head in arrays["heads"].tolist()]
-        look, name = style(view, entry["model"]), label(entry["model"])
-        longest = max(longest, len(heads))
-        traces.append(
-            {
-                "type": "scatter",
-                "mode": "lines+markers",
-                "name": name,
-                "x": list(range(len(rises))),
-                "y": rises,
-                "text": ["all heads", *heads],
-                "line": {"color": look["color"], "width": 2},
-                "marker": {"symbol": look["symbol"], "size": 6},
-                "hovertemplate": f"{name}<br>%{{x}} removed, the last: %{{text}}<br>+%{{y:.3g}} nats<extra></extra>",
-            }
-        )
-    if not traces:
+        points = [[count, rise, None, last] for count, (rise, last) in enumerate(zip(rises, removed, strict=True))]
+        place = shown[entry["model"]]
+        lines.append((place, {"model": place, "name": shown.entries[place]["name"], "points": points}))
+    if not lines:
         return None
-    limit = {
-        "type": "scatter",
-        "mode": "lines",
-        "x": [0, longest],
-        "y": [NEGLIGIBLE_RISE, NEGLIGIBLE_RISE],
-        "line": {"dash": "dot", "width": 1.5, "color": "#7F7F7F"},
-        "hoverinfo": "skip",
-        "showlegend": False,
+    data: dict[str, Any] = {
+        "x": {"label": "heads removed"},
+        "y": {"label": "rise of the loss (nats per token)"},
+        "models": shown.entries,
+        "lines": [line for _, line in sorted(lines, key=lambda pair: pair[0])],
+        "limit": {"value": NEGLIGIBLE_RISE, "text": f"{NEGLIGIBLE_RISE} nats"},
     }
-    layout = {
-        "xaxis": {"title": {"text": "heads removed"}, "rangemode": "tozero"},
-        "yaxis": {"title": {"text": "rise of the loss (nats per token)"}},
-        "legend": {"orientation": "h", "y": -0.25},
-    }
+    counts = [[visible(m.name), format_value(row["value"])] for m in view.models if (row := _removable(view, m.name))]
     return make_chart(
         "head-removal",
-        "Heads that can be removed",
-        "Heads are removed one by one, always the one that costs the reference least; for candidates in the "
-        f"same order. The dotted line is a rise of {NEGLIGIBLE_RISE} nats. The order was chosen on the same "
-        "tokens, so the curve is slightly optimistic.",
-        [
-            {
-                "name": "loss",
-                "meaning": "Rise of the loss on the next tokens.",
-                "traces": [limit, *traces],
-                "layout": layout,
-            }
-        ],
-        f"Curves of the loss over heads removed of {len(traces)} models.",
+        _removal_finding(view, cells),
+        "Heads are removed one by one, always the one that costs the reference least; for candidates in that order.",
+        [make_panel("loss", "Rise of the loss on the next tokens.", data)],
+        f"Curves of the loss over heads removed of {len(lines)} models.",
+        view="lines",
+        how=f"The dotted line is a rise of {NEGLIGIBLE_RISE} nats. The order was chosen on the same tokens, so the"
+        " curve is slightly optimistic. Below zero: the loss is lower without these heads.",
+        table=(["model", f"heads that can go before the loss rises by {NEGLIGIBLE_RISE} nats"], counts),
     )
+
+
+def _limited(view: RunView, model: str, measured: int) -> bool:
+    """Whether the run measured only some of the heads of a model."""
+    return measured < sum(row["model"] == model for row in view.run.get("heads", []))
+
+
+def _removable(view: RunView, model: str) -> Row | None:
+    return view.row(model, "heads_removable")
+
+
+def _removal_finding(view: RunView, cells: Mapping[str, Cells]) -> str:
+    name = next((model.name for model in view.models if _removable(view, model.name)), None)
+    row = None if name is None else _removable(view, name)
+    if name is None or row is None:
+        return "Heads that can be removed"
+    # Heads are tried for removal only if their importance was measured, which a run may limit to some.
+    tried = len(_of(cells.get(name, {}), "head_importance"))
+    of_which = "" if not tried else f" of the {tried} measured" if _limited(view, name, tried) else f" of {tried}"
+    return f"{format_value(row['value'])}{of_which} heads can go before the loss rises by {NEGLIGIBLE_RISE} nats"

@@ -2,7 +2,7 @@
  * A value with its interval for each model or thing, one below the other.
  *
  * data: {
- *   x: { label, log?: true, percent?: true, middle?: number },
+ *   x: { label, log?: true, percent?: true, middle?: number, domain?: [low, high] },
  *   models: [{ name, short, role, series }],
  *   legend?: true: rows are things, and colours say which model,
  *   rows: [{ model?: index, name, group?: string, value, low?, high?, text, detail? }],
@@ -35,7 +35,7 @@ function render({ model, el }) {
     marginLeft: Math.min(0.4 * el.clientWidth, 14 + 7 * longest),
     marginRight: grouped ? 110 : 20,
     marginBottom: 42,
-    x: { label: data.x.label + (data.x.percent ? " (%)" : ""), labelArrow: "none", grid: true, nice: !log, inset: log ? 8 : 0, ...(log ? logarithmic(rows.map((row) => row.value)) : {}) },
+    x: { label: data.x.label + (data.x.percent ? " (%)" : ""), labelArrow: "none", grid: true, nice: !log && !data.x.domain, inset: log ? 8 : 0, ...(data.x.domain ? { domain: data.x.domain.map((end) => factor * end) } : {}), ...(log ? logarithmic(rows.map((row) => row.value)) : {}) },
     y: { label: null, domain: names, tickSize: 0 },
     ...(grouped ? { fy: { label: null } } : {}),
     marks: [

@@ -16,6 +16,7 @@ import { Plot, estimate, h, logarithmic, look, modelLegend, plot } from "./kit.j
 const MOST_DOTS = 48;
 /** From this width on groups are side by side. */
 const ROOM_FOR_TWO = 700;
+const DASHES = [null, "6 4", "2 3"];
 const PARTS = ["var(--series-0)", "var(--series-5)", "var(--series-2)", "var(--series-6)", "var(--series-4)", "var(--series-1)", "var(--series-3)", "var(--series-7)"];
 
 function render({ model, el }) {
@@ -23,16 +24,16 @@ function render({ model, el }) {
   const factor = data.y.percent ? 100 : 1;
   const lines = data.lines.map((line, index) => ({
     ...line,
-    ...(line.model === undefined ? { color: line.color ?? PARTS[index % PARTS.length], symbol: "circle" } : look(data.models[line.model])),
+    ...(line.model === undefined ? { color: line.color ?? PARTS[index % PARTS.length], symbol: ["circle", "diamond", "square"][turn(index)], dash: DASHES[turn(index)] } : look(data.models[line.model])),
   }));
   const points = lines.flatMap((line) =>
     line.points.map(([x, value, se, detail]) => ({
-      x, y: factor * value, group: line.group, low: factor * (value - (se ?? 0)), high: factor * (value + (se ?? 0)), line: line.name, color: line.color, symbol: line.symbol, single: line.points.length <= MOST_DOTS,
+      x, y: factor * value, group: line.group, low: factor * (value - (se ?? 0)), high: factor * (value + (se ?? 0)), line: line.name, color: line.color, symbol: line.symbol, single: line.points.length <= MOST_DOTS, dash: line.dash ?? null,
       title: [line.name, line.group, `${data.x.label} ${x}: ${estimate(factor * value, se === null ? null : factor * se)}${data.y.percent ? " %" : ""}`, detail].filter(Boolean).join("\n"),
     })),
   );
   if (lines.every((line) => line.model !== undefined)) el.append(modelLegend([...new Set(lines.map((line) => line.model))].map((index) => data.models[index])));
-  else el.append(h("ul", { class: "models" }, lines.map((line) => h("li", {}, h("span", { class: "swatch", style: `background: ${line.color}` }), line.name))));
+  else el.append(h("ul", { class: "models" }, lines.map((line) => h("li", {}, h("span", { class: line.dash ? "swatch dashed" : "swatch", style: `color: ${line.color}` }), line.name))));
   const log = data.y.log && points.every((point) => point.y > 0);
   const groups = [...new Set(lines.map((line) => line.group).filter((group) => group !== undefined))];
   const side = groups.length < 2 ? null : el.clientWidth < ROOM_FOR_TWO ? "fy" : "fx";
@@ -52,13 +53,16 @@ function render({ model, el }) {
       data.limit ? Plot.ruleY([factor * data.limit.value], { stroke: "var(--muted)", strokeDasharray: "2 4" }) : null,
       data.limit ? Plot.text([data.limit.text], { x: () => Math.max(...points.map((point) => point.x)), y: factor * data.limit.value, textAnchor: "end", dy: -6, fill: "var(--muted)" }) : null,
       Plot.ruleX(points.filter((point) => point.high > point.low && (!log || point.low > 0)), { ...faceted, x: "x", y1: "low", y2: "high", stroke: "color", strokeOpacity: 0.6 }),
-      Plot.line(points, { ...faceted, x: "x", y: "y", z: "line", stroke: "color", strokeWidth: 1.6 }),
+      ...DASHES.map((dash) => Plot.line(points.filter((point) => point.dash === dash), { ...faceted, x: "x", y: "y", z: "line", stroke: "color", strokeWidth: 1.6, strokeDasharray: dash })),
       Plot.dot(points.filter((point) => point.single), { ...faceted, x: "x", y: "y", fill: "color", symbol: "symbol", r: 3.4 }),
       Plot.tip(points, Plot.pointer({ ...faceted, x: "x", y: "y", title: "title", maxRadius: 30 })),
     ],
   });
   el.shown = { lines: lines.map((line) => ({ name: line.name, group: line.group, color: line.color, symbol: line.symbol, points: line.points })), log: Boolean(log) };
 }
+
+/** Lines beyond the colours take them again, dashed and with other marks. */
+const turn = (index) => Math.min(DASHES.length - 1, Math.floor(index / PARTS.length));
 
 /** At most 16 whole numbers, evenly apart. */
 function ticks(points) {

@@ -7,43 +7,42 @@
  *   notes?: [[string]]: said of a cell besides its value, cells?: [[string]]: written in it where there is room,
  *   least?: number: tiles are at least so wide, for text that must be read; what is wider than the page scrolls,
  *   marked?: [[boolean]]: cells with an outline, of which `marked_means` tells what it says,
- *   scale: { kind: "share" | "signed", domain: [low, high], middle?: number, title, percent?: true,
- *     log?: true: colours by the logarithm, where low > 0 },
- *   square?: true: tiles as high as wide
+ *   scale: as `scales.js` describes it,
+ *   scales?: [{ ...scale, columns: [index] }]: columns that have a scale of their own,
+ *   square?: true: tiles as high as wide, scroll?: true: many rows scroll in a box, below names that stay
  * }
  */
-import { Plot, colors, h, ink, legend, number, plot } from "./kit.js";
+import { Plot, h, ink, plot } from "./kit.js";
+import { scaleOf } from "./scales.js";
 
 const MOST_NAMES = 40;
 const MARK = "var(--series-5)";
+const ROWS_OF_A_BOX = 45;
 
 function render({ model, el }) {
   const data = model.get("data");
-  const { kind, domain, title } = data.scale;
-  const { scale, bar, said } = scaled(el, data.scale);
+  const main = { title: data.scale.title, ...scaleOf(el, data.scale) };
+  const others = (data.scales ?? []).map((each) => ({ ...each, ...scaleOf(el, each) }));
+  const scale = (x) => others.find(({ columns }) => columns.includes(x)) ?? main;
   const cells = data.values.flatMap((row, y) =>
     row.map((value, x) => ({
-      x, y, value, color: scale(value), marked: Boolean(data.marked?.[y][x]), text: data.cells?.[y][x] ?? "",
-      title: [`${data.y.label} ${data.y.names[y]}, ${data.x.label} ${data.x.names[x]}`, `${title}: ${said(value)}`, data.notes?.[y][x]].filter(Boolean).join("\n"),
+      x, y, value, color: scale(x).color(value), marked: Boolean(data.marked?.[y][x]), text: data.cells?.[y][x] ?? "",
+      title: [`${data.y.label} ${data.y.names[y]}, ${data.x.label} ${data.x.names[x]}`, `${scale(x).title}: ${scale(x).tell(value)}`, data.notes?.[y][x]].filter(Boolean).join("\n"),
     })),
   ).filter((cell) => cell.value !== null);
+  const { left, top, wide, high, boxed, upright } = sizes(data, el);
   const [columns, rows] = [data.x.names.length, data.y.names.length];
-  const left = Math.min(0.42 * el.clientWidth, 34 + 6.6 * Math.max(...data.y.names.map((name) => name.length)));
-  const room = Math.max(120, el.clientWidth - left - 20);
-  const wide = data.square ? Math.min(30, room / columns) : Math.max(data.least ?? 0, Math.min(data.cells ? 84 : 64, room / columns));
-  const high = data.square ? wide : data.cells ? 22 : Math.min(22, Math.max(10, 900 / rows));
-  const upright = Math.max(...data.x.names.map((name) => name.length)) * 6.5 > wide - 2;
-  const top = upright ? Math.min(160, 36 + 5.7 * Math.max(...data.x.names.map((name) => name.length))) : 34;
-  el.append(legend(bar, title, (at) => said(data.scale.log ? 10 ** at : at)));
-  if (data.marked_means) el.append(h("p", { class: "legend" }, h("span", { class: "swatch", style: `outline: 2px solid ${MARK}; outline-offset: -2px` }), data.marked_means));
-  plot(el, {
-    width: left + columns * wide + 20,
-    height: top + rows * high + 12,
-    marginLeft: left, marginTop: top, marginRight: 20, marginBottom: 12,
-    padding: 0,
+  el.append(main.bar, ...others.map(({ bar }) => bar));
+  if (data.marked_means) el.append(h("p", { class: "legend" }, h("span", { class: "swatch", style: `background: none; outline: 2px solid ${MARK}; outline-offset: -2px` }), data.marked_means));
+  const x = { type: "band", axis: "top", label: data.x.label, labelArrow: "none", domain: data.x.names.map((_, at) => at), ticks: some(columns, data.x.names, wide), tickFormat: (at) => data.x.names[at], tickRotate: upright ? -60 : 0, tickSize: 0 };
+  const size = { width: left + columns * wide + 20, marginLeft: left, marginRight: 20, padding: 0 };
+  plot(boxed ? boxOf(el, size, x, top) : el, {
+    ...size,
+    height: (boxed ? 4 : top) + rows * high + 12,
+    marginTop: boxed ? 4 : top, marginBottom: 12,
     color: { type: "identity" },
-    x: { axis: "top", label: data.x.label, labelArrow: "none", domain: data.x.names.map((_, at) => at), ticks: some(columns, data.x.names, wide), tickFormat: (at) => data.x.names[at], tickRotate: upright ? -60 : 0, tickSize: 0 },
-    y: { label: data.y.label, labelArrow: "none", domain: data.y.names.map((_, at) => at), ticks: some(rows, data.y.names, high), tickFormat: (at) => data.y.names[at], tickSize: 0 },
+    x: boxed ? { ...x, axis: null } : x,
+    y: { label: data.y.label, labelArrow: "none", domain: data.y.names.map((_, at) => at), ticks: boxed ? data.y.names.map((_, at) => at) : some(rows, data.y.names, high), tickFormat: (at) => data.y.names[at], tickSize: 0 },
     marks: [
       Plot.cell(cells, { x: "x", y: "y", fill: "color", inset: Math.min(wide, high) > 8 ? 0.75 : 0.25, rx: 1 }),
       Plot.cell(cells.filter((cell) => cell.marked), { x: "x", y: "y", fill: "none", stroke: MARK, strokeWidth: 2, inset: 1.5, rx: 1 }),
@@ -51,18 +50,35 @@ function render({ model, el }) {
       Plot.tip(cells, Plot.pointer({ x: "x", y: "y", title: "title", maxRadius: 40 })),
     ],
   });
-  el.shown = { values: data.values, cells: data.cells, marked: data.marked, domain: data.scale.log ? domain : bar.domain, kind };
+  el.shown = {
+    values: data.values, cells: data.cells, marked: data.marked, domain: main.domain, kind: data.scale.kind,
+    colors: data.values.map((row) => row.map((value, at) => scale(at).color(value))),
+  };
 }
 
-/** Values to colours, the scale that the legend draws, and values as text. */
-function scaled(el, { kind, domain, middle, percent, log }) {
-  const said = (value) => (percent ? `${number(100 * value)} %` : number(value));
-  if (!log) {
-    const bar = colors(el, kind, domain, middle);
-    return { scale: bar, bar, said };
-  }
-  const bar = colors(el, kind, domain.map(Math.log10), middle);
-  return { scale: (value) => (value > 0 ? bar(Math.log10(value)) : bar(bar.domain[0])), bar, said };
+/** Sizes in pixels of tiles and margins; whether the rows scroll in a box, and whether names of columns stand upright. */
+function sizes(data, el) {
+  const [columns, rows] = [data.x.names.length, data.y.names.length];
+  const longest = (names) => Math.max(...names.map((name) => name.length));
+  const left = Math.min(0.42 * el.clientWidth, 34 + 6.6 * longest(data.y.names));
+  const room = Math.max(120, el.clientWidth - left - 20);
+  const wide = data.square
+    ? Math.min(30, room / columns, Math.max(16, 660 / rows))
+    : Math.max(data.least ?? 0, Math.min(data.cells ? 84 : 64, room / columns));
+  const boxed = Boolean(data.scroll) && rows > ROWS_OF_A_BOX;
+  const high = boxed ? 16 : data.square ? wide : data.cells ? 22 : Math.min(22, Math.max(10, 900 / rows));
+  const upright = longest(data.x.names) * 6.5 > wide - 2;
+  const top = upright ? Math.min(160, 36 + 5.7 * longest(data.x.names)) : 34;
+  return { left, top, wide, high, boxed, upright };
+}
+
+/** A box that scrolls, with the names of the columns at its top. */
+function boxOf(el, size, x, top) {
+  const heads = h("div", { class: "stay" });
+  const box = h("div", { class: "rows-box", tabindex: 0, role: "region", "aria-label": "All rows; scrolls" }, heads);
+  el.append(box);
+  plot(heads, { ...size, height: top, marginTop: top - 2, marginBottom: 0, x, y: { axis: null, domain: [0] }, marks: [] });
+  return box;
 }
 
 /** As many names as there is room for. */

@@ -22,10 +22,11 @@ class Picture {
     const { view, panels } = JSON.parse(this.figure.querySelector("script").textContent);
     this.view = VIEWS[view];
     this.panels = panels;
+    this.chosen = Math.max(0, panels.findIndex(({ opens }) => opens));
     if (panels.length > 1) {
       const options = panels.map(({ name }, index) => [String(index), name]);
       const choose = (index) => { this.chosen = Number(index); this.draw(); };
-      this.el.before(panels.length > MOST_BUTTONS ? choice("Show", options, "0", choose) : toggles("Show", options, "0", choose));
+      this.el.before(panels.length > MOST_BUTTONS ? choice("Show", options, String(this.chosen), choose) : toggles("Show", options, String(this.chosen), choose));
     }
     this.draw();
   }

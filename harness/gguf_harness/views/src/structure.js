@@ -38,7 +38,7 @@ function draw(el, picture, data, name) {
   });
   picture.append(name === "type" ? types(data.tensors, scale) : legend(scale, way.title, (at) => way.said(10 ** at)));
   if (tensors.every((tensor) => tensor.value === null)) picture.append(h("p", { class: "muted" }, "This is the reference: errors are those of the candidates."));
-  if (tensors.some((tensor) => tensor.fallback)) picture.append(h("p", { class: "legend" }, h("span", { class: "swatch", style: `outline: 2px solid ${MARK}; outline-offset: -2px` }), "another type than the recipe wanted"));
+  if (tensors.some((tensor) => tensor.fallback)) picture.append(h("p", { class: "legend" }, h("span", { class: "swatch", style: `background: none; outline: 2px solid ${MARK}; outline-offset: -2px` }), "another type than the recipe wanted"));
   const left = 46;
   const room = Math.max(200, el.clientWidth - left - 16);
   // One width for both parts, so that tiles of a kind can be compared.

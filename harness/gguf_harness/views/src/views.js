@@ -1,5 +1,6 @@
 /** Every view by its name, which is that of its module. */
 import analogies from "./analogies.js";
+import attention from "./attention.js";
 import bars from "./bars.js";
 import cosines from "./cosines.js";
 import dots from "./dots.js";
@@ -10,4 +11,4 @@ import space from "./space.js";
 import structure from "./structure.js";
 import tradeoff from "./tradeoff.js";
 
-export const VIEWS = { analogies, bars, cosines, dots, figure, lines, matrix, space, structure, tradeoff };
+export const VIEWS = { analogies, attention, bars, cosines, dots, figure, lines, matrix, space, structure, tradeoff };
