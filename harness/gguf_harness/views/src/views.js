@@ -4,6 +4,8 @@ import dots from "./dots.js";
 import figure from "./figure.js";
 import lines from "./lines.js";
 import matrix from "./matrix.js";
+import texts from "./texts.js";
+import tokens from "./tokens.js";
 import tradeoff from "./tradeoff.js";
 
-export const VIEWS = { bars, dots, figure, lines, matrix, tradeoff };
+export const VIEWS = { bars, dots, figure, lines, matrix, texts, tokens, tradeoff };

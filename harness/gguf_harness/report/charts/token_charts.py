@@ -1,0 +1,160 @@
+"""Chart of one window of the text, token by token: where a candidate changed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from gguf_harness.report.charts.base import Chart, Models, make_chart, make_panel, short
+from gguf_harness.report.data import RunView, visible, visible_lines
+from gguf_harness.report.numbers import format_value
+
+__all__ = ["token_charts"]
+
+_DARKEST: Final = 0.99
+"""Share of all tokens that a scale of colours reaches over: a few large values would leave the others blank."""
+_LISTED: Final = 8
+"""Tokens that are listed: those that changed most."""
+
+Strip = Mapping[str, Any]
+"""A token strip, as `gguf_harness.measure.passes.strip` stores it."""
+
+
+def token_charts(view: RunView, run_dir: Path) -> list[Chart]:
+    """The chart, if the run has a token strip."""
+    strips = _load(view, run_dir)
+    if not strips:
+        return []
+    first = next(iter(strips.values()))
+    shown = Models(view, list(strips))
+    pieces = _words(first["piece"])
+    data = {
+        "models": shown.entries,
+        "tokens": pieces,
+        "reference": {"nll": _numbers(first["nll_reference"]), "top": _words(first["piece_top_reference"])},
+        "candidates": [_candidate(shown[name], strip) for name, strip in strips.items()],
+        "values": _values(strips),
+        "chosen": len(strips) - 1,
+        "listed": _LISTED,
+    }
+    name, at = _most_changed(strips)
+    strip = strips[name]
+    reference = "the reference" if view.reference is None else visible(view.reference)
+    chart = make_chart(
+        "token-strip",
+        f"{visible(short(name, view.models))} gives {_quoted(pieces[at])} a probability of"
+        f" {_percent(strip['nll'][at])}, the reference {_percent(strip['nll_reference'][at])}: the token that changed"
+        " most",
+        f"{_where(view, first, len(pieces))}: the window whose mean loss under {reference} is nearest to that of all"
+        " measured ones.",
+        [make_panel("tokens", "", data)],
+        "; ".join(_told_of(view, name, strip, pieces) for name, strip in strips.items()),
+        view="tokens",
+        how="Each token stands on the colour of what a candidate changed there, given the same words before it. The"
+        " scale is the same for all candidates, so that a good one looks blank. A dotted line is under tokens where the"
+        " candidate would have continued with another token than the reference. Point at a token, or move with the"
+        " arrow keys, for its numbers.",
+        table=_table(view, strips, pieces),
+    )
+    return [chart]
+
+
+def _load(view: RunView, run_dir: Path) -> dict[str, Strip]:
+    """By candidate, biggest first: its strip, of the same tokens as all others."""
+    from gguf_harness.store.arrays import load_arrays
+    from gguf_harness.store.runs import run_file
+
+    files = {
+        entry["model"]: run_file(run_dir, entry["file"])
+        for entry in view.run.get("arrays", [])
+        if entry["name"] == "token_strip"
+    }
+    names = [model.name for model in view.candidates if model.name in files and files[model.name].is_file()]
+    strips = {name: load_arrays(files[name]) for name in names}
+    tokens = [strip["token"].tolist() for strip in strips.values()]
+    return {name: strip for name, strip in strips.items() if strip["token"].tolist() == tokens[0]}
+
+
+def _where(view: RunView, strip: Strip, count: int) -> str:
+    """Which piece of the text this is, counted from 1."""
+    position, window = int(strip["position"][0]), int(strip["window"][0]) + 1
+    corpus = view.run.get("corpus") or {}
+    of = f" of {corpus['available']}" if corpus.get("available") else ""
+    name = f"of {visible(corpus['name'])}, " if corpus.get("name") else "of the text, "
+    return f"Tokens {position + 1} to {position + count} {name}window {window}{of}"
+
+
+def _candidate(place: int, strip: Strip) -> dict[str, Any]:
+    other = (strip["top"] != strip["top_reference"]).tolist()
+    tops = _words(strip["piece_top"])
+    return {
+        "model": place,
+        # What it would have continued with, where that is not what the reference would have.
+        "top": [top if differs else None for top, differs in zip(tops, other, strict=True)],
+        **{name: _numbers(strip[name]) for name in ("delta_p", "kld", "nll")},
+    }
+
+
+def _values(strips: Mapping[str, Strip]) -> list[dict[str, Any]]:
+    """What tokens can be coloured by, with a domain for all candidates."""
+    import numpy as np
+
+    def reach(name: str) -> float:
+        values = np.abs(np.concatenate([strip[name].astype(np.float64) for strip in strips.values()]))
+        values = values[np.isfinite(values)]
+        return float(f"{np.quantile(values, _DARKEST):.3g}") if values.size and values.max() > 0 else 1.0
+
+    change, kld, loss = (reach(name) for name in ("delta_p", "kld", "nll"))
+    return [
+        {"name": "delta_p", "title": "change of probability", "button": "Δ probability", "kind": "signed",
+         "percent": True, "domain": [-change, change],
+         "meaning": "By how much the probability of the token that follows in the text rose or fell."},
+        {"name": "kld", "title": "KL (nats)", "button": "KL", "kind": "share", "domain": [0, kld],
+         "meaning": "How far the candidate's distribution over all tokens is from the reference's at this place."},
+        {"name": "nll", "title": "loss (nats)", "button": "loss", "kind": "share", "domain": [0, loss],
+         "meaning": "How surprised the candidate is by the token: 0 where it was sure of it. Mostly the text's doing,"
+         " not quantization's."},
+    ]  # fmt: skip
+
+
+def _most_changed(strips: Mapping[str, Strip]) -> tuple[str, int]:
+    largest = {name: abs(strip["delta_p"]) for name, strip in strips.items()}
+    name = max(largest, key=lambda name: largest[name].max())
+    return name, int(largest[name].argmax())
+
+
+def _told_of(view: RunView, name: str, strip: Strip, pieces: Sequence[str]) -> str:
+    at = int(abs(strip["delta_p"]).argmax())
+    change = 100 * float(strip["delta_p"][at])
+    return f"{visible(short(name, view.models))} changed {_quoted(pieces[at])} most, by {change:+.1f} points"
+
+
+def _table(view: RunView, strips: Mapping[str, Strip], pieces: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+    """For pages without scripts: the tokens that changed most."""
+    rows = []
+    for name, strip in strips.items():
+        for at in abs(strip["delta_p"]).argsort()[::-1][:_LISTED].tolist():
+            numbers = [_percent(strip["nll_reference"][at]), _percent(strip["nll"][at])]
+            said = [visible(short(name, view.models)), str(at + 1), _quoted(pieces[at])]
+            rows.append([*said, *numbers, format_value(float(strip["kld"][at]))])
+    return ["model", "place", "token", "probability, reference", "probability", "KL (nats)"], rows
+
+
+def _words(pieces: Any) -> list[str]:
+    """Bytes as text; a token that ends inside of a character shows its bytes."""
+    return [visible_lines(piece.decode("utf-8", "backslashreplace").replace("\t", "→")) for piece in pieces.tolist()]
+
+
+def _quoted(piece: str) -> str:
+    return f'"{piece.replace(chr(10), "⏎")}"'
+
+
+def _numbers(values: Any) -> list[float | None]:
+    return [float(f"{value:.5g}") if math.isfinite(value) else None for value in values.tolist()]
+
+
+def _percent(nll: float) -> str:
+    share = 100 * math.exp(-float(nll))
+    return f"{share:.0f} %" if share >= 9.95 else f"{share:.1f} %" if share >= 0.1 else "less than 0.1 %"
