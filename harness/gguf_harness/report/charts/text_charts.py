@@ -135,9 +135,9 @@ class _Parted:
     equal: float
 
     @property
-    def median(self) -> float:
+    def median(self) -> int:
         """Tokens after which a text that differs parts."""
-        return statistics.median(self.after)
+        return round(statistics.median(self.after))
 
 
 def _parted(prompts: Sequence[Mapping[str, Any]], at: int) -> _Parted:
@@ -173,13 +173,13 @@ def _said(view: RunView, name: str, parted: _Parted, verb: str) -> str:
         return f"{name}'s are the same"
     if not parted.after:
         return f"{name}'s {verb or 'part '}somewhere"
-    tokens = "at once" if parted.median == 0 else f"after {parted.median:g} token{'' if parted.median == 1 else 's'}"
+    tokens = "at once" if parted.median == 0 else f"after {parted.median} token{'' if parted.median == 1 else 's'}"
     return f"{name}'s {verb}{tokens}"
 
 
 def _told_of(view: RunView, name: str, at: int, prompts: Sequence[Mapping[str, Any]]) -> str:
     parted = _parted(prompts, at)
-    where = f", after {parted.median:g} tokens (median)" if parted.after else ""
+    where = f", after {parted.median} tokens (median)" if parted.after else ""
     return f"{visible(short(name, view.models))}: {parted.differ} of {parted.of} texts differ{where}"
 
 

@@ -120,13 +120,20 @@ def _values(strips: Mapping[str, Strip]) -> list[dict[str, Any]]:
 
 
 def _most_changed(strips: Mapping[str, Strip]) -> tuple[str, int]:
-    largest = {name: abs(strip["delta_p"]) for name, strip in strips.items()}
+    largest = {name: _changes(strip) for name, strip in strips.items()}
     name = max(largest, key=lambda name: largest[name].max())
     return name, int(largest[name].argmax())
 
 
+def _changes(strip: Strip) -> Any:
+    """By how much each token's probability changed, up or down."""
+    import numpy as np
+
+    return np.nan_to_num(abs(strip["delta_p"]))
+
+
 def _told_of(view: RunView, name: str, strip: Strip, pieces: Sequence[str]) -> str:
-    at = int(abs(strip["delta_p"]).argmax())
+    at = int(_changes(strip).argmax())
     change = 100 * float(strip["delta_p"][at])
     return f"{visible(short(name, view.models))} changed {_quoted(pieces[at])} most, by {change:+.1f} points"
 
@@ -135,7 +142,7 @@ def _table(view: RunView, strips: Mapping[str, Strip], pieces: Sequence[str]) ->
     """For pages without scripts: the tokens that changed most."""
     rows = []
     for name, strip in strips.items():
-        for at in abs(strip["delta_p"]).argsort()[::-1][:_LISTED].tolist():
+        for at in _changes(strip).argsort()[::-1][:_LISTED].tolist():
             numbers = [_percent(strip["nll_reference"][at]), _percent(strip["nll"][at])]
             said = [visible(short(name, view.models)), str(at + 1), _quoted(pieces[at])]
             rows.append([*said, *numbers, format_value(float(strip["kld"][at]))])
