@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from gguf_harness.measure.passes.strip import MOST_TOKENS, strip_of, tokens_of, typical_window
 from gguf_harness.store.arrays import Arrays
@@ -25,6 +26,10 @@ def make_passes(windows: int = 4, scored: int = SCORED, n_ctx: int = CONTEXT) ->
     }
     other: Arrays = {"nll": 2 + numbers / count, "top": 100 + numbers, "kld": numbers / 100, "window": window}
     return base, other
+
+
+def _floats(strip: Arrays, name: str) -> NDArray[np.float64]:
+    return strip[name].astype(np.float64)
 
 
 def test_the_window_is_the_one_nearest_to_the_mean_whatever_its_spread() -> None:
@@ -50,10 +55,10 @@ def test_a_strip_has_the_numbers_of_the_passes() -> None:
     pieces: Arrays = {name: np.array([b"a", b"\xff", b" "]) for name in ("token", "top", "top_reference")}
     strip = strip_of(base, other, 2, pieces)
     expected = 1 + np.array([6, 7, 8]) / 12
-    np.testing.assert_allclose(strip["nll_reference"], expected, rtol=1e-6)
-    np.testing.assert_allclose(strip["nll"], expected + 1, rtol=1e-6)
-    np.testing.assert_allclose(strip["delta_p"], np.exp(-expected) * (1 / np.e - 1), rtol=1e-6)
-    np.testing.assert_allclose(strip["kld"], [0.06, 0.07, 0.08], rtol=1e-6)
+    assert _floats(strip, "nll_reference") == pytest.approx(expected, rel=1e-6)
+    assert _floats(strip, "nll") == pytest.approx(expected + 1, rel=1e-6)
+    assert _floats(strip, "delta_p") == pytest.approx(np.exp(-expected) * (1 / np.e - 1), rel=1e-6)
+    assert _floats(strip, "kld") == pytest.approx([0.06, 0.07, 0.08], rel=1e-6)
     assert (strip["window"].tolist(), strip["position"].tolist()) == ([12], [CONTEXT - SCORED])
     assert strip["piece"].tolist() == [b"a", b"\xff", b" "]
     assert {strip[name].dtype for name in ("nll", "nll_reference", "kld", "delta_p")} == {np.dtype(np.float32)}
