@@ -117,6 +117,8 @@ def test_tokens_have_the_colours_of_the_stored_numbers(page: Page, open_made: Op
     assert drawn["values"] == pytest.approx(other["delta_p"].tolist(), rel=1e-4)
     assert drawn["candidate"] == MODELS[2]
     assert drawn["largest"][0] == 1
+    listed = page.locator("#token-strip .tools .num").first.inner_text()
+    assert listed == f"{100 * other['delta_p'][1]:.1f}"
     assert page.locator(TOKENS).all_inner_texts() == [" the", "\\xe4", "⏎⏎", "·", "dog"]
     assert page.locator("#token-strip .strip br").count() == 2
     seen = page.locator(TOKENS).evaluate_all("tokens => tokens.map((token) => getComputedStyle(token).backgroundColor)")

@@ -108,8 +108,8 @@ def _values(strips: Mapping[str, Strip]) -> list[dict[str, Any]]:
 
     change, kld, loss = (reach(name) for name in ("delta_p", "kld", "nll"))
     return [
-        {"name": "delta_p", "title": "change of probability", "button": "Δ probability", "kind": "signed",
-         "percent": True, "domain": [-change, change],
+        {"name": "delta_p", "title": "change of probability (percentage points)", "button": "Δ probability",
+         "kind": "signed", "points": True, "domain": [-change, change],
          "meaning": "By how much the probability of the token that follows in the text rose or fell."},
         {"name": "kld", "title": "KL (nats)", "button": "KL", "kind": "share", "domain": [0, kld],
          "meaning": "How far the candidate's distribution over all tokens is from the reference's at this place."},

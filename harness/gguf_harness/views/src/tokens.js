@@ -5,7 +5,7 @@
  *   models: [{ name, short, role, series }],
  *   tokens: [string], reference: { nll: [number], top: [string]: what it found likeliest },
  *   candidates: [{ model: index, delta_p, kld, nll: [number | null], top: [string | null]: null for the reference's }],
- *   values: [{ name, title, button, meaning, kind, domain, percent?: true }], with a domain for all candidates,
+ *   values: [{ name, title, button, meaning, kind, domain, points?: true: of a hundred }], with a domain for all candidates,
  *   chosen: index of a candidate, listed: how many of the largest to list
  * }
  */
@@ -43,7 +43,7 @@ function render({ model, el }) {
     const candidate = data.candidates[state.candidate];
     const values = candidate[value.name];
     const scale = colors(el, value.kind, value.domain);
-    const format = (each) => (value.percent ? `${(100 * each).toFixed(Math.abs(each) < 0.01 ? 2 : 1)} %` : number(each));
+    const format = (each) => (value.points ? `${each > 0 ? "+" : ""}${(100 * each).toFixed(Math.abs(each) < 0.01 ? 2 : 1)}` : number(each));
     const fills = values.map(scale);
     for (const [at, span] of spans.entries()) {
       span.style.background = fills[at] ?? "none";
