@@ -6,11 +6,15 @@ import os
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 
+from gguf_harness.inputs.corpora import load_corpus
 from gguf_harness.report.compare import compare_runs
+from gguf_harness.store.arrays import Arrays, load_arrays
 from tests.plugin.conftest import ReadRun, RunSuite
 from tests.random_llama import write_random_llama
 
@@ -43,25 +47,61 @@ def test_a_ladder_from_one_model(
             assert rows[model, metric]["value"] > 0, (model, metric)
     assert abs(rows["random-F32", "floor_kld_mean"]["value"]) < 1e-5
     assert {gate["verdict"] for gate in run["gates"]} == {"pass"}
-    assert len(run["arrays"]) == 2
+    assert sorted(entry["name"] for entry in run["arrays"]) == ["kld_quantiles"] * 2 + ["token_strip"] * 2
+    _check_strips(_strips(pytester, run), rows)
     (report,) = pytester.path.glob("results/runs/*/report.html")
     assert "random-Q4_K_M" in report.read_text(encoding="utf-8")
     ours = [p for p in psutil.process_iter(["cmdline"]) if "gguf_harness.engine." in " ".join(p.info["cmdline"] or [])]
     assert [p for p in ours if p.ppid() in {1, os.getpid()}] == []
 
 
-def test_a_second_run_decodes_nothing(run_suite: RunSuite, read_run: ReadRun, llama_file: Path) -> None:
+def _strips(pytester: pytest.Pytester, run: dict[str, Any]) -> dict[str, Arrays]:
+    """The token strips of a run by model."""
+    entries = [entry for entry in run["arrays"] if entry["name"] == "token_strip"]
+    folder = pytester.path / "results" / "runs" / run["id"]
+    return {entry["model"]: load_arrays(folder / entry["file"]) for entry in entries}
+
+
+def _check_strips(strips: dict[str, Arrays], rows: dict[tuple[str, str], dict[str, Any]]) -> None:
+    """They are the same piece of the text, with numbers of the passes."""
+    text = load_corpus("pydoc").text
+    one, other = strips["random-Q8_0"], strips["random-Q4_K_M"]
+    for name in ("token", "piece", "nll_reference", "window", "position", "top_reference"):
+        np.testing.assert_array_equal(one[name], other[name])
+    assert len(one["token"]) == 15  # the scored ones of 32
+    assert b"".join(one["piece"].tolist()) in text
+    assert one["position"].item() == 17
+    for model, strip in strips.items():
+        nll, nll_reference, kld, change = (
+            strip[name].astype(np.float64) for name in ("nll", "nll_reference", "kld", "delta_p")
+        )
+        np.testing.assert_allclose(change, np.exp(-nll) - np.exp(-nll_reference), atol=1e-6)
+        assert rows[model, "delta_p_min"]["value"] - 1e-6 <= change.min()
+        assert 0 < kld.max() <= rows[model, "kld_max"]["value"] * (1 + 1e-6)
+    assert one["kld"].astype(np.float64).mean() < other["kld"].astype(np.float64).mean()
+
+
+def test_a_second_run_decodes_nothing(
+    run_suite: RunSuite, read_run: ReadRun, llama_file: Path, pytester: pytest.Pytester
+) -> None:
     """What was not disturbed, that is: timings on a busy machine are taken again."""
     arguments = [f"--models={llama_file}", "--gguf-quants=Q8_0", "-k", "not speed and not served"]
     run_suite(*arguments)
     first = read_run()
     assert first["cache"]["misses"] > 0
+    passes = set(pytester.path.glob("results/cache/passes/*"))
+    assert passes
     result = run_suite(*arguments)
     result.stdout.fnmatch_lines(["cache: all * measurements came from the cache, nothing was decoded*"])
     second = read_run()
     assert second["id"] != first["id"]
     assert second["cache"] == {"hits": first["cache"]["misses"], "misses": 0}
     assert second["estimates"] == first["estimates"]
+    # The words of the token strip came from the cache too.
+    assert set(pytester.path.glob("results/cache/passes/*")) == passes
+    (one,), (other,) = (_strips(pytester, run).values() for run in (first, second))
+    assert one.keys() == other.keys()
+    assert all(np.array_equal(one[name], other[name]) for name in one)
     assert all(difference.direction == "" for difference in compare_runs(first, second).differences)
     run_suite(*arguments, "--gguf-fresh")
     assert read_run()["cache"]["hits"] == 0

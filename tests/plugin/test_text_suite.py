@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import html
+import json
+import re
 import shutil
 from pathlib import Path
 
@@ -105,12 +107,16 @@ def test_hostile_prompts_cost_their_own_tests_and_are_text(
     assert pooled["detail"].endswith("; 2 more could not be compared")
     (report,) = pytester.path.glob("results/runs/*/report.html")
     page = report.read_text(encoding="utf-8")
-    assert html.escape("</script><b>&") in page
-    assert html.escape("</script><script>alert(1)</script>") in page
     assert "<script>alert" not in page
-    assert "a\\x00b\\x1b[2J\\x07\\x0d\n\\x202ec" in page
-    assert html.escape("<|bos|> in a message") in page
-    assert "(100100 characters)" in page
+    (data,) = re.findall(r'id="texts".*?<script type="application/json">(.*?)</script>', page, re.DOTALL)
+    given = {prompt["name"]: prompt["given"] for prompt in json.loads(data)["panels"][0]["data"]["prompts"]}
+    assert given["</script><b>&"] == "</script><script>alert(1)</script>"
+    assert given["control [x]::"] == "a\\x00b\\x1b[2J\\x07\\x0d\n\\x202ec"
+    assert "<|bos|> in a message" in given["special"]
+    assert given["long"].endswith("(100100 characters)")
+    # Without scripts there is a table.
+    assert html.escape("</script><script>alert(1)</script>") in page
+    assert "could not be generated: random-F32, prompt &#39;empty&#39;" in page
 
 
 @pytest.mark.shared_cache

@@ -165,11 +165,19 @@ def test_texts_and_prompts_are_shown_as_text(run: dict[str, Any], tmp_path: Path
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "<img src=x" not in page
     assert page.count("</script>") == page.count("<script")
-    shown = html.escape(HOSTILE.replace("\x1b", "\\x1b"))
-    assert f"<pre>a   b\n{shown}</pre>" in page
-    assert f"<pre>{shown}</pre>" in page
-    assert "too long" in page
-    assert "no chat template" in page
+    # For the view as data, and for a page without scripts as a table.
+    (data,) = re.findall(r'id="texts".*?<script type="application/json">(.*?)</script>', page, re.DOTALL)
+    (panel,) = json.loads(data)["panels"]
+    (prompt,) = panel["data"]["prompts"]
+    shown = HOSTILE.replace("\x1b", "\\x1b")
+    assert (prompt["name"], prompt["given"]) == (shown, f"a   b\n{shown}")
+    assert prompt["reference"]["text"] == shown
+    assert "too long" in prompt["pairs"][0]["problem"]
+    assert "no chat template" in prompt["note"]
+    (table,) = re.findall(r'id="texts".*?<noscript>(.*?)</noscript>', page, re.DOTALL)
+    assert f"<td>{html.escape(shown)}</td>" in table
+    assert f"<td>a   b ⏎ {html.escape(shown)}</td>" in table
+    assert "too long" in table
 
 
 def test_a_row_of_one_prompt_is_not_taken_for_all(run: dict[str, Any]) -> None:
@@ -241,7 +249,7 @@ def test_every_run_renders(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["../../x.npz", "/etc/passwd", None])
 @pytest.mark.parametrize(
-    "kind", ["kld_quantiles", "layers", "embedding_map", "attention", "weight_errors", "head_removal"]
+    "kind", ["kld_quantiles", "layers", "embedding_map", "attention", "weight_errors", "head_removal", "token_strip"]
 )
 def test_a_report_reads_nothing_outside_of_its_run(
     run: dict[str, Any], tmp_path: Path, name: object, kind: str

@@ -14,7 +14,9 @@ from gguf_harness.errors import HarnessError
 from gguf_harness.inputs.subjects import Subject
 from gguf_harness.measure.measurement import ARRAYS, Files, Job, Measurement
 from gguf_harness.measure.passes.logprobs import logprob_bytes
+from gguf_harness.measure.passes.strip import read_pieces, strip_of, tokens_of, typical_window
 from gguf_harness.measure.passes.tasks import (
+    MIN_WINDOWS,
     CorpusText,
     PassRequest,
     check_room,
@@ -40,6 +42,7 @@ _REFERENCE: Final = Measurement("passes/reference", 2, run_reference_pass, "wind
 _CANDIDATE: Final = Measurement("passes/candidate", TOKEN_VALUES_VERSION, run_candidate_pass, "windows", ARRAYS)
 _FLOOR: Final = Measurement("passes/floor", TOKEN_VALUES_VERSION, run_candidate_pass, "windows", ARRAYS)
 _MIXTURE: Final = Measurement("passes/mixture", TOKEN_VALUES_VERSION, run_mixture_pass, "windows", ARRAYS)
+_PIECES: Final = Measurement("passes/pieces", 1, read_pieces, "tokens", ARRAYS, counted=False)
 _LOGPROBS: Final[Files[Arrays]] = Files("log-probabilities", has_codes)
 
 _FLOOR_WINDOWS: Final = 4
@@ -129,6 +132,7 @@ class CorpusPass:
         if against is not None:
             arrays = self._compared(model, against)
             self._keep_curve(model.name, arrays)
+            self._core.once(("token strip", model.name), lambda: self._keep_strip(model, against, arrays))
         else:
             arrays = self._alone(model)
         if windows_of is not None and len(windows_of["nll"]) < len(arrays["nll"]):
@@ -324,3 +328,27 @@ class CorpusPass:
             "Quantiles of KL(reference || candidate) per token, in nats.",
             {"q": shares, "kld": np.quantile(arrays["kld"].astype(np.float64), shares)},
         )
+
+    def _keep_strip(self, model: Subject, reference: Subject, arrays: Arrays) -> None:
+        """One window of the text token by token, from passes that were made: none is made for it."""
+        stored = self._core.entry(self._by_itself(reference, logprobs=True)).load()
+        if stored is None:
+            # The candidate's pass came from the cache, and the reference's is there no more.
+            return
+        _, base = stored
+        window = typical_window(base, MIN_WINDOWS if self._limits else None)
+        of = self._core.entry(self._against(_CANDIDATE, model, reference, self._core.options.chunks, self._limits))
+        job = Job(
+            _PIECES,
+            f"words of {model.name}",
+            {"of": of.digest},
+            lambda _: (model.files, model.settings.n_gpu_layers, tokens_of(base, arrays, window)),
+            subjects=(model,),
+        )
+        try:
+            strip = strip_of(base, arrays, window, self._core.measure(job))
+        except HarnessError as error:
+            self._core.notes.warn(f"{model.name}: its tokens are not shown. {error.message}")
+            return
+        said = "A window with the reference's mean loss, token by token: losses and KL in nats, change of probability."
+        self._core.notes.add_arrays(model.name, "token_strip", said, strip)

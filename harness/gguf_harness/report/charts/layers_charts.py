@@ -20,7 +20,7 @@ from gguf_harness.report.charts.layer_lines import (
     short_name,
     show,
 )
-from gguf_harness.report.charts.token_charts import token_charts
+from gguf_harness.report.charts.state_charts import state_charts
 from gguf_harness.report.data import RunView, visible
 from gguf_harness.report.numbers import format_estimate
 
@@ -62,7 +62,7 @@ def layers_charts(view: RunView, run_dir: Path) -> list[Chart]:
         _errors(view),
         _patching(view),
         _contributions(view),
-        *token_charts(view, run_dir),
+        *state_charts(view, run_dir),
         _lens(view),
         _norms(view),
         _stream(view),

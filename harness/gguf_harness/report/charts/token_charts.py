@@ -1,221 +1,167 @@
-"""Charts of the prompt whose states are stored by token: errors, norms, and the logit lens."""
+"""Chart of one window of the text, token by token: where a candidate changed."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
-from gguf_harness.report.charts.base import Chart, Figure, make_chart, make_panel
-from gguf_harness.report.charts.layer_lines import percent, short_name, show
-from gguf_harness.report.data import RunView, visible
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from gguf_harness.store.arrays import Arrays
+from gguf_harness.report.charts.base import Chart, Models, make_chart, make_panel, short
+from gguf_harness.report.data import RunView, visible, visible_lines
+from gguf_harness.report.numbers import format_value
 
 __all__ = ["token_charts"]
 
-_LENS_TOKENS: Final = 16
-_LONGEST_NAME: Final = 12
-_LEAST_WIDTH: Final = 46
-_DIGITS: Final = 6
+_DARKEST: Final = 0.99
+"""Share of all tokens that a scale of colours reaches over: a few large values would leave the others blank."""
+_LISTED: Final = 8
+"""Tokens that are listed: those that changed most."""
 
-Grid = list[list[float]]
+Strip = Mapping[str, Any]
+"""A token strip, as `gguf_harness.measure.passes.strip` stores it."""
 
 
 def token_charts(view: RunView, run_dir: Path) -> list[Chart]:
-    """The charts that the run has data for."""
-    drawn = _drawn(view, run_dir)
-    charts = [_errors(view, drawn), _norms(view, drawn), _lens(view, drawn)]
-    return [chart for chart in charts if chart is not None]
+    """The chart, if the run has a token strip."""
+    strips = _load(view, run_dir)
+    if not strips:
+        return []
+    first = next(iter(strips.values()))
+    shown = Models(view, list(strips))
+    pieces = _words(first["piece"])
+    data = {
+        "models": shown.entries,
+        "tokens": pieces,
+        "reference": {"nll": _numbers(first["nll_reference"]), "top": _words(first["piece_top_reference"])},
+        "candidates": [_candidate(shown[name], strip) for name, strip in strips.items()],
+        "values": _values(strips),
+        "chosen": len(strips) - 1,
+        "listed": _LISTED,
+    }
+    name, at = _most_changed(strips)
+    strip = strips[name]
+    reference = "the reference" if view.reference is None else visible(view.reference)
+    chart = make_chart(
+        "token-strip",
+        f"{visible(short(name, view.models))} gives {_quoted(pieces[at])} a probability of"
+        f" {_percent(strip['nll'][at])}, the reference {_percent(strip['nll_reference'][at])}: the token that changed"
+        " most",
+        f"{_where(view, first, len(pieces))}: the window whose mean loss under {reference} is nearest to that of all"
+        " measured ones.",
+        [make_panel("tokens", "", data)],
+        "; ".join(_told_of(view, name, strip, pieces) for name, strip in strips.items()),
+        view="tokens",
+        how="Each token stands on the colour of what a candidate changed there, given the same words before it. The"
+        " scale is the same for all candidates, so that a good one looks blank. A dotted line is under tokens where the"
+        " candidate would have continued with another token than the reference. Point at a token, or move with the"
+        " arrow keys, for its numbers.",
+        table=_table(view, strips, pieces),
+    )
+    return [chart]
 
 
-def _drawn(view: RunView, run_dir: Path) -> dict[str, Arrays]:
-    """Arrays of the drawn prompt by model, in the order of the models."""
+def _load(view: RunView, run_dir: Path) -> dict[str, Strip]:
+    """By candidate, biggest first: its strip, of the same tokens as all others."""
     from gguf_harness.store.arrays import load_arrays
     from gguf_harness.store.runs import run_file
 
     files = {
         entry["model"]: run_file(run_dir, entry["file"])
         for entry in view.run.get("arrays", [])
-        if entry["name"] == "layers"
+        if entry["name"] == "token_strip"
     }
-    names = [model.name for model in view.models if model.name in files and files[model.name].is_file()]
-    return {name: load_arrays(files[name]) for name in names}
+    names = [model.name for model in view.candidates if model.name in files and files[model.name].is_file()]
+    strips = {name: load_arrays(files[name]) for name in names}
+    tokens = [strip["token"].tolist() for strip in strips.values()]
+    return {name: strip for name, strip in strips.items() if strip["token"].tolist() == tokens[0]}
 
 
-def _errors(view: RunView, drawn: Mapping[str, Arrays]) -> Chart | None:
-    grids = {
-        model: _grid(arrays["error_resid_post"]) for model, arrays in drawn.items() if "error_resid_post" in arrays
+def _where(view: RunView, strip: Strip, count: int) -> str:
+    """Which piece of the text this is, counted from 1."""
+    position, window = int(strip["position"][0]), int(strip["window"][0]) + 1
+    corpus = view.run.get("corpus") or {}
+    of = f" of {corpus['available']}" if corpus.get("available") else ""
+    name = f"of {visible(corpus['name'])}, " if corpus.get("name") else "of the text, "
+    return f"Tokens {position + 1} to {position + count} {name}window {window}{of}"
+
+
+def _candidate(place: int, strip: Strip) -> dict[str, Any]:
+    other = (strip["top"] != strip["top_reference"]).tolist()
+    tops = _words(strip["piece_top"])
+    return {
+        "model": place,
+        # What it would have continued with, where that is not what the reference would have.
+        "top": [top if differs else None for top, differs in zip(tops, other, strict=True)],
+        **{name: _numbers(strip[name]) for name in ("delta_p", "kld", "nll")},
     }
-    if not grids:
-        return None
-    model, layer, place, worst = _highest(grids)
-    token = _shown(_texts(drawn[model]["text"])[place])
-    return make_chart(
-        "layer-states",
-        f"{short_name(view, model)} is furthest off at token {place}, “{token}”, after layer {layer}: {percent(worst)}",
-        f"Error of the residual stream by token. {_prompt(view)} The norm of the difference from the reference's"
-        " stream, divided by its norm.",
-        _panels(view, drawn, grids, "relative error", percentages=True),
-        f"Layers by tokens, for {len(grids)} candidates; the largest error is {percent(worst)}.",
-        view="matrix",
-        how="Layers go down, tokens to the right. All candidates have the same colours. A dark column is a token that"
-        " the candidate gets wrong from there on; a row that is darker than the one above it is a layer that adds"
-        " error.",
-    )
 
 
-def _norms(view: RunView, drawn: Mapping[str, Arrays]) -> Chart | None:
-    grids = {model: _grid(arrays["norm"]) for model, arrays in drawn.items() if "norm" in arrays}
-    if not grids:
-        return None
-    base = view.reference if view.reference in grids else next(iter(grids))
-    model, layer, place, norm = _highest({base: grids[base]})
-    middle = sorted(grids[base][layer])[len(grids[base][layer]) // 2]
-    token = _shown(_texts(drawn[model]["text"])[place])
-    times = f", {show(norm / middle)} times the median token" if middle > 0 and norm >= 2 * middle else ""
-    return make_chart(
-        "layer-token-norms",
-        f"Token {place}, “{token}”, has the longest stream: norm {show(norm)} after layer {layer}{times}",
-        f"Norm of the residual stream by token. {_prompt(view)}",
-        _panels(view, drawn, grids, "norm", percentages=False),
-        f"Layers by tokens, for {len(grids)} models; the largest norm is {show(norm)}.",
-        view="matrix",
-        how="Layers go down, tokens to the right. All models have the same colours. Many models keep one or a few"
-        " tokens, often the first, with a norm far above all others: attention rests on these.",
-    )
+def _values(strips: Mapping[str, Strip]) -> list[dict[str, Any]]:
+    """What tokens can be coloured by, with a domain for all candidates."""
+    import numpy as np
 
+    def reach(name: str) -> float:
+        values = np.abs(np.concatenate([strip[name].astype(np.float64) for strip in strips.values()]))
+        values = values[np.isfinite(values)]
+        return float(f"{np.quantile(values, _DARKEST):.3g}") if values.size and values.max() > 0 else 1.0
 
-def _panels(
-    view: RunView, drawn: Mapping[str, Arrays], grids: Mapping[str, Grid], title: str, *, percentages: bool
-) -> list[Figure]:
-    """A panel for each model, all on one scale; a logarithmic one, as models differ by orders of magnitude."""
-    values = [value for grid in grids.values() for row in grid for value in row]
-    positive = [value for value in values if value > 0]
-    log = len(positive) > 0 and max(positive) > 3 * min(positive)
-    scale = {
-        "kind": "share",
-        "domain": [min(positive), max(positive)] if log else [min(values), max(values)],
-        "title": f"{title} (logarithmic)" if log else title,
-        **({"log": True} if log else {}),
-        **({"percent": True} if percentages else {}),
-    }
+    change, kld, loss = (reach(name) for name in ("delta_p", "kld", "nll"))
     return [
-        make_panel(
-            short_name(view, model),
-            visible(model),
-            {"x": _tokens(drawn[model]["text"]), "y": _layers(len(grid)), "values": grid, "scale": scale},
-        )
-        for model, grid in grids.items()
-    ]
+        {"name": "delta_p", "title": "change of probability (percentage points)", "button": "Δ probability",
+         "kind": "signed", "points": True, "domain": [-change, change],
+         "meaning": "By how much the probability of the token that follows in the text rose or fell."},
+        {"name": "kld", "title": "KL (nats)", "button": "KL", "kind": "share", "domain": [0, kld],
+         "meaning": "How far the candidate's distribution over all tokens is from the reference's at this place."},
+        {"name": "nll", "title": "loss (nats)", "button": "loss", "kind": "share", "domain": [0, loss],
+         "meaning": "How surprised the candidate is by the token: 0 where it was sure of it. Mostly the text's doing,"
+         " not quantization's."},
+    ]  # fmt: skip
 
 
-def _lens(view: RunView, drawn: Mapping[str, Arrays]) -> Chart | None:
-    shown = {model: arrays for model, arrays in drawn.items() if "lens_text" in arrays}
-    if not shown:
-        return None
-    base = shown.get(view.reference or "")
-    marks = {model: _differing(arrays, base) for model, arrays in shown.items()}
-    return make_chart(
-        "logit-lens",
-        _lens_finding(view, marks),
-        f"The logit lens: the most likely next token after each layer, as if it were the last one. {_prompt(view)} The"
-        " colour is its probability.",
-        [_lens_panel(view, model, arrays, base, marks[model]) for model, arrays in shown.items()],
-        "Tables of layers and tokens with the most likely token in each cell.",
-        view="matrix",
-        how="Read a column from the top: it is the guess for what comes after the token above it, layer by layer. The"
-        " last row is what the model predicts. · is a space.",
-    )
+def _most_changed(strips: Mapping[str, Strip]) -> tuple[str, int]:
+    largest = {name: _changes(strip) for name, strip in strips.items()}
+    name = max(largest, key=lambda name: largest[name].max())
+    return name, int(largest[name].argmax())
 
 
-def _differing(arrays: Arrays, base: Arrays | None) -> list[list[bool]] | None:
-    """Whether a cell's token is another than the reference's; None for the reference, and for other tokens."""
-    tokens = arrays["text"].tolist()
-    same_shape = base is not None and base["lens_text"].shape == arrays["lens_text"].shape
-    if base is None or base is arrays or not same_shape or base["text"].tolist() != tokens:
-        return None
-    pairs = zip(arrays["lens_text"].tolist(), base["lens_text"].tolist(), strict=True)
-    return [[ours != theirs for ours, theirs in zip(*rows, strict=True)][:_LENS_TOKENS] for rows in pairs]
+def _changes(strip: Strip) -> Any:
+    """By how much each token's probability changed, up or down."""
+    import numpy as np
+
+    return np.nan_to_num(abs(strip["delta_p"]))
 
 
-def _lens_finding(view: RunView, marks: Mapping[str, list[list[bool]] | None]) -> str:
-    compared = {model: rows for model, rows in marks.items() if rows}
-    if not compared:
-        return "What each layer would predict"
-    model = max(compared, key=lambda name: (sum(compared[name][-1]), sum(map(sum, compared[name]))))
-    last, count = sum(compared[model][-1]), len(compared[model][-1])
-    if not last:
-        return f"All candidates predict the reference's token at all {count} places"
-    early = sum(sum(row) for row in compared[model][:-1])
-    before = f", and in {early} of {count * (len(compared[model]) - 1)} cells before" if early else ""
-    return f"{short_name(view, model)} predicts another token than the reference at {last} of {count} places{before}"
+def _told_of(view: RunView, name: str, strip: Strip, pieces: Sequence[str]) -> str:
+    at = int(_changes(strip).argmax())
+    change = 100 * float(strip["delta_p"][at])
+    return f"{visible(short(name, view.models))} changed {_quoted(pieces[at])} most, by {change:+.1f} points"
 
 
-def _lens_panel(
-    view: RunView, model: str, arrays: Arrays, base: Arrays | None, marked: list[list[bool]] | None
-) -> Figure:
-    cells = [_texts(row) for row in arrays["lens_text"][:, :_LENS_TOKENS]]
-    theirs = [_texts(row) for row in base["lens_text"][:, :_LENS_TOKENS]] if base is not None and marked else cells
-    data: dict[str, Any] = {
-        "x": _tokens(arrays["text"][:_LENS_TOKENS]),
-        "y": _layers(len(cells)),
-        "values": _grid(arrays["lens_p"][:, :_LENS_TOKENS]),
-        "cells": [[_shown(cell) for cell in row] for row in cells],
-        "notes": [
-            [
-                f"token “{cell}”" + (f", the reference “{other}”" if cell != other else "")
-                for cell, other in zip(row, others, strict=True)
-            ]
-            for row, others in zip(cells, theirs, strict=True)
-        ],
-        "least": _LEAST_WIDTH,
-        "scale": {"kind": "share", "domain": [0, 1], "title": "probability"},
-    }
-    if marked:
-        data |= {"marked": marked, "marked_means": "another token than the reference's"}
-    return make_panel(short_name(view, model), f"{visible(model)}: the token that each layer would predict next.", data)
+def _table(view: RunView, strips: Mapping[str, Strip], pieces: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+    """For pages without scripts: the tokens that changed most."""
+    rows = []
+    for name, strip in strips.items():
+        for at in _changes(strip).argsort()[::-1][:_LISTED].tolist():
+            numbers = [_percent(strip["nll_reference"][at]), _percent(strip["nll"][at])]
+            said = [visible(short(name, view.models)), str(at + 1), _quoted(pieces[at])]
+            rows.append([*said, *numbers, format_value(float(strip["kld"][at]))])
+    return ["model", "place", "token", "probability, reference", "probability", "KL (nats)"], rows
 
 
-def _prompt(view: RunView) -> str:
-    """Of which prompt the states are, as the suite described its arrays."""
-    said = next((entry.get("description") for entry in view.run.get("arrays", []) if entry["name"] == "layers"), "")
-    return visible(str(said)) if said else "The first tokens of one prompt."
+def _words(pieces: Any) -> list[str]:
+    """Bytes as text; a token that ends inside of a character shows its bytes."""
+    return [visible_lines(piece.decode("utf-8", "backslashreplace").replace("\t", "→")) for piece in pieces.tolist()]
 
 
-def _tokens(texts: NDArray[Any]) -> dict[str, Any]:
-    return {"label": "token", "names": [_shown(text)[:_LONGEST_NAME] for text in _texts(texts)]}
+def _quoted(piece: str) -> str:
+    return f'"{piece.replace(chr(10), "⏎")}"'
 
 
-def _layers(count: int) -> dict[str, Any]:
-    return {"label": "layer", "names": [str(layer) for layer in range(count)]}
+def _numbers(values: Any) -> list[float | None]:
+    return [float(f"{value:.5g}") if math.isfinite(value) else None for value in values.tolist()]
 
 
-def _grid(values: NDArray[Any]) -> Grid:
-    """Floats as short as they are precise enough to look at: pages have tens of thousands of them."""
-    return [[float(f"{value:.{_DIGITS}g}") for value in row] for row in values.tolist()]
-
-
-def _highest(grids: Mapping[str, Grid]) -> tuple[str, int, int, float]:
-    """(model, layer, place of the token, value) of the highest cell."""
-    return max(
-        (
-            (model, layer, place, value)
-            for model, grid in grids.items()
-            for layer, row in enumerate(grid)
-            for place, value in enumerate(row)
-        ),
-        key=lambda cell: cell[3],
-    )
-
-
-def _texts(tokens: Sequence[Any] | NDArray[Any]) -> list[str]:
-    return [visible(str(token)) for token in tokens]
-
-
-def _shown(token: str) -> str:
-    """A token whose spaces can be seen."""
-    return token.replace(" ", "·")
+def _percent(nll: float) -> str:
+    share = 100 * math.exp(-float(nll))
+    return f"{share:.0f} %" if share >= 9.95 else f"{share:.1f} %" if share >= 0.1 else "less than 0.1 %"

@@ -9,6 +9,8 @@ import lines from "./lines.js";
 import matrix from "./matrix.js";
 import space from "./space.js";
 import structure from "./structure.js";
+import texts from "./texts.js";
+import tokens from "./tokens.js";
 import tradeoff from "./tradeoff.js";
 
-export const VIEWS = { analogies, attention, bars, cosines, dots, figure, lines, matrix, space, structure, tradeoff };
+export const VIEWS = { analogies, attention, bars, cosines, dots, figure, lines, matrix, space, structure, texts, tokens, tradeoff };
