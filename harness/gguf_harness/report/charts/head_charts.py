@@ -192,7 +192,7 @@ def _removal(view: RunView, run_dir: Path, cells: Mapping[str, Cells]) -> Chart 
 
 def _limited(view: RunView, model: str, measured: int) -> bool:
     """Whether the run measured only some of the heads of a model."""
-    return measured < sum(row["model"] == model for row in view.run.get("heads", []))
+    return measured < sum(1 for row in view.run.get("heads", []) if row["model"] == model)
 
 
 def _removable(view: RunView, model: str) -> Row | None:
