@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,10 +24,10 @@ DRAWN = "[...document.querySelectorAll('.view')].every((view) => view.shown !== 
 
 
 @pytest.fixture(scope="module")
-def report(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("large")
     write_html(large_run(folder), folder, folder / "report.html")
-    yield folder / "report.html"
+    return folder / "report.html"
 
 
 def test_it_is_small_and_light(page: Page, report: Path) -> None:
