@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from gguf_harness.report.charts.base import Chart
+from gguf_harness.report.charts.strip_charts import strip_charts
 from gguf_harness.report.charts.text_charts import text_charts
-from gguf_harness.report.charts.token_charts import token_charts
 from gguf_harness.report.data import RunView
 from gguf_harness.report.html import embed_json
 from gguf_harness.store.arrays import save_arrays
@@ -84,7 +84,7 @@ def texts_of(run: dict[str, Any]) -> Chart:
 
 
 def strip_of(run: dict[str, Any], folder: Path) -> Chart:
-    (chart,) = token_charts(RunView(run), folder)
+    (chart,) = strip_charts(RunView(run), folder)
     assert json.loads(embed_json(chart))
     return chart
 
@@ -215,5 +215,5 @@ def test_a_run_whose_arrays_are_gone_has_no_strip(tmp_path: Path) -> None:
     run = add_strips(make_run(), tmp_path)
     for file in (tmp_path / "arrays").iterdir():
         file.unlink()
-    assert token_charts(RunView(run), tmp_path) == []
-    assert token_charts(RunView(make_run()), tmp_path) == []
+    assert strip_charts(RunView(run), tmp_path) == []
+    assert strip_charts(RunView(make_run()), tmp_path) == []

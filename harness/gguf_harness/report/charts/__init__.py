@@ -14,9 +14,9 @@ from gguf_harness.report.charts.head_charts import head_charts
 from gguf_harness.report.charts.kept import kept_charts
 from gguf_harness.report.charts.layers_charts import layers_charts
 from gguf_harness.report.charts.quant_charts import quant_charts
+from gguf_harness.report.charts.strip_charts import strip_charts
 from gguf_harness.report.charts.structure_charts import structure_charts
 from gguf_harness.report.charts.text_charts import text_charts
-from gguf_harness.report.charts.token_charts import token_charts
 from gguf_harness.report.charts.weight_charts import weight_charts
 from gguf_harness.report.data import RunView
 
@@ -38,7 +38,7 @@ SECTIONS: Final = {
 _BUILDERS: Final[tuple[tuple[str, ChartBuilder], ...]] = (
     ("decide", quant_charts),
     ("decide", text_charts),
-    ("decide", token_charts),
+    ("decide", strip_charts),
     ("attention", attention_charts),
     ("heads", head_charts),
     ("layers", layers_charts),

@@ -11,7 +11,7 @@ from gguf_harness.report.charts.base import Chart, Models, make_chart, make_pane
 from gguf_harness.report.data import RunView, visible, visible_lines
 from gguf_harness.report.numbers import format_value
 
-__all__ = ["token_charts"]
+__all__ = ["strip_charts"]
 
 _DARKEST: Final = 0.99
 """Share of all tokens that a scale of colours reaches over: a few large values would leave the others blank."""
@@ -22,7 +22,7 @@ Strip = Mapping[str, Any]
 """A token strip, as `gguf_harness.measure.passes.strip` stores it."""
 
 
-def token_charts(view: RunView, run_dir: Path) -> list[Chart]:
+def strip_charts(view: RunView, run_dir: Path) -> list[Chart]:
     """The chart, if the run has a token strip."""
     strips = _load(view, run_dir)
     if not strips:
