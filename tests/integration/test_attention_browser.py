@@ -229,7 +229,7 @@ def test_negative_copying_is_seen(page: Page, tmp_path: Path, open_report: OpenR
     assert page.locator("#head-profiles .legend").count() == 2
     colors = [row[-1] for row in shown(page, "head-profiles")["colors"]]
     assert len(set(colors)) == 3
-    drawn = page.locator("#head-profiles g[aria-label=cell] rect").evaluate_all(
+    drawn = page.locator("#head-profiles g[data-mark=cell] rect").evaluate_all(
         "cells => cells.map(cell => cell.getAttribute('fill'))"
     )
     assert set(colors) <= set(drawn)
@@ -266,7 +266,7 @@ def test_more_scores_than_colours_are_told_apart(page: Page, tmp_path: Path, ope
     ]
     open_report(run, tmp_path)
     see(page, "head-evolution")
-    lines = page.locator("#head-evolution g[aria-label=line] path").evaluate_all(
+    lines = page.locator("#head-evolution g[data-mark=line] path").evaluate_all(
         """lines => lines.map(line =>
             line.getAttribute('stroke') + line.closest('g').getAttribute('stroke-dasharray'))"""
     )
@@ -281,10 +281,10 @@ def test_kinds_have_colours_and_reasons(page: Page, tmp_path: Path, open_report:
     see(page, "head-kinds")
     ((sink, mixed),) = shown(page, "head-kinds")["colors"]
     assert sink != mixed
-    cell = page.locator("#head-kinds g[aria-label=cell] rect").first
+    cell = page.locator("#head-kinds g[data-mark=cell] rect").first
     cell.hover()
     page.wait_for_function(
-        "() => document.querySelector('#head-kinds g[aria-label=tip]').textContent.includes('kind: sink')"
+        "() => document.querySelector('#head-kinds g[data-mark=tip]').textContent.includes('kind: sink')"
     )
-    assert "</script><img src=x" in (page.locator("#head-kinds g[aria-label=tip]").text_content() or "")
+    assert "</script><img src=x" in (page.locator("#head-kinds g[data-mark=tip]").text_content() or "")
     assert page.locator("img").count() == 0

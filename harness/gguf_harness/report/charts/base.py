@@ -115,13 +115,3 @@ def short(name: str, models: list[Candidate]) -> str:
             prefix = prefix[:-1]
     cut = max(prefix.rfind("-"), prefix.rfind("."), prefix.rfind("/")) + 1
     return name[cut:] if len(names) > 1 and len(name) > cut else name
-
-
-_COLORS: Final = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C6D1F", "#7F7F7F")
-_SYMBOLS: Final = ("circle", "diamond", "square", "triangle-up", "cross", "star", "triangle-down", "pentagon")
-
-
-def style(view: RunView, name: str) -> dict[str, Any]:
-    """Colour and symbol of a model, for figures of Plotly."""
-    index = [model.name for model in view.models].index(name)
-    return {"color": _COLORS[index % len(_COLORS)], "symbol": _SYMBOLS[index % len(_SYMBOLS)]}

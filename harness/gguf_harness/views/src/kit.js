@@ -145,7 +145,10 @@ export function plot(el, options) {
     ...options,
   });
   // The view is named as a whole: Plot's names of its marks are for programmers, and are not allowed on groups.
-  for (const part of figure.querySelectorAll("g[aria-label]")) part.removeAttribute("aria-label");
+  for (const part of figure.querySelectorAll("g[aria-label]")) {
+    part.dataset.mark = part.getAttribute("aria-label");
+    part.removeAttribute("aria-label");
+  }
   el.append(figure);
   return figure;
 }
