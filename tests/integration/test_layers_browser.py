@@ -86,7 +86,7 @@ def run(tmp_path: Path) -> dict[str, Any]:
             entry = {"model": name, "name": "weight_errors", "file": f"weights-{place}.npz", "description": ""}
             content["arrays"].append(entry)
         metrics = {"direct_attn": 0.5, "direct_mlp": -0.3, "resid_norm": 40.0}
-        metrics |= {"resid_relative_error": 0.01 * place, "weight_relative_rmse": 0.02 * place} if place else {}
+        metrics |= {"resid_relative_error": 0.0045 * place, "weight_relative_rmse": 0.02 * place} if place else {}
         content["estimates"] += [
             base | {"model": name, "metric": metric, "layer": layer, "value": value * (1 + layer / 10) + 0.001 * place}
             for metric, value in metrics.items()
@@ -131,6 +131,12 @@ def _boxes(page: Page, selector: str) -> list[dict[str, float]]:
     return boxes
 
 
+def _frame_top(page: Page, chart: str) -> float:
+    box = page.locator(f"#{chart} .view > svg").bounding_box()
+    assert box is not None
+    return box["y"]
+
+
 @pytest.mark.parametrize("width", [1280, 390])
 def test_lines_are_the_rows_and_can_be_read(
     page: Page, open_report: OpenReport, run: dict[str, Any], tmp_path: Path, width: int
@@ -143,6 +149,10 @@ def test_lines_are_the_rows_and_can_be_read(
     for line in lines:
         assert [point[:3] for point in line["points"]] == _stored(run, "resid_relative_error", line["name"])
     assert len({(line["color"], line["symbol"]) for line in lines}) == 5
+    # The highest tick, 10 %, is above all points: the axis reaches to it, below the room for its label.
+    texts = "#layer-errors .view > svg text"
+    top = _boxes(page, texts)[page.locator(texts).all_text_contents().index("10")]
+    assert top["y"] + top["height"] / 2 > _frame_top(page, "layer-errors") + 20
     # The toolbar, the names of models and the picture follow each other.
     see(page, "layer-contributions")
     tabs, names, picture = (

@@ -8,7 +8,7 @@
  *   rows: [{ model?: index, name, group?: string, value, low?, high?, text, detail? }],
  * }
  */
-import { Plot, logarithmic, look, modelLegend, plot } from "./kit.js";
+import { Plot, look, modelLegend, plot, spanning } from "./kit.js";
 
 function render({ model, el }) {
   const data = model.get("data");
@@ -35,7 +35,7 @@ function render({ model, el }) {
     marginLeft: Math.min(0.4 * el.clientWidth, 14 + 7 * longest),
     marginRight: grouped ? 110 : 20,
     marginBottom: 42,
-    x: { label: data.x.label + (data.x.percent ? " (%)" : ""), labelArrow: "none", grid: true, nice: !log && !data.x.domain, inset: log ? 8 : 0, ...(data.x.domain ? { domain: data.x.domain.map((end) => factor * end) } : {}), ...(log ? logarithmic(rows.map((row) => row.value)) : {}) },
+    x: { label: data.x.label + (data.x.percent ? " (%)" : ""), labelArrow: "none", grid: true, nice: !log && !data.x.domain, inset: log ? 8 : 0, ...(data.x.domain ? { domain: data.x.domain.map((end) => factor * end) } : {}), ...(log ? spanning(rows.flatMap((row) => [row.value, row.low, row.high]).filter((end) => end > 0)) : {}) },
     y: { label: null, domain: names, tickSize: 0 },
     ...(grouped ? { fy: { label: null } } : {}),
     marks: [

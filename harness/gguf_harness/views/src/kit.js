@@ -170,3 +170,10 @@ export function logarithmic(values) {
   }
   return { type: "log", ticks, tickFormat: (value) => (value >= 1e-4 && value < 1e5 ? String(value) : value.toExponential(0).replace("+", "")) };
 }
+
+/** The same with an axis that reaches to its outermost ticks: Plot draws a tick beyond the axis over what is there. */
+export function spanning(values) {
+  const axis = logarithmic(values);
+  const ends = [...values, ...axis.ticks];
+  return { ...axis, domain: [Math.min(...ends), Math.max(...ends)] };
+}

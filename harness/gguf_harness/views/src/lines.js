@@ -10,7 +10,7 @@
  *   limit?: { value, text }
  * }
  */
-import { Plot, estimate, h, logarithmic, look, modelLegend, plot } from "./kit.js";
+import { Plot, estimate, h, look, modelLegend, plot, spanning } from "./kit.js";
 
 /** A line of more points is drawn without marks. */
 const MOST_DOTS = 48;
@@ -46,7 +46,7 @@ function render({ model, el }) {
     ...(side ? { marginTop: 34 } : {}),
     marginBottom: 42,
     x: { label: data.x.label, labelArrow: "none", ...(whole ? { tickFormat: "d", ticks: ticks(points) } : {}), ...(data.x.ticks ? { ticks: data.x.ticks.map(([at]) => at), tickFormat: (at) => data.x.ticks.find(([each]) => each === at)[1] } : {}) },
-    y: { label: data.y.label + (data.y.percent ? " (%)" : ""), labelArrow: "none", grid: true, zero: data.y.zero && !log, inset: log ? 6 : 0, ...(log ? logarithmic(points.map((point) => point.y)) : {}) },
+    y: { label: data.y.label + (data.y.percent ? " (%)" : ""), labelArrow: "none", grid: true, zero: data.y.zero && !log, inset: log ? 6 : 0, ...(log ? spanning(points.flatMap((point) => [point.y, point.low, point.high]).filter((end) => end > 0)) : {}) },
     marks: [
       side ? Plot.text(groups, { [side]: (group) => group, text: (group) => group, frameAnchor: "top", dy: -16, fontWeight: 600 }) : null,
       data.y.middle === undefined ? null : Plot.ruleY([data.y.middle], { stroke: "var(--muted)" }),

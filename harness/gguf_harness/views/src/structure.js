@@ -34,7 +34,7 @@ function draw(el, picture, data, name) {
   const tensors = data.tensors.map((tensor) => {
     const value = way.of(tensor);
     const color = value > 0 ? scale(Math.log10(value)) : "transparent";
-    return { ...tensor, value, color, edge: value > 0 ? color : "var(--line)", ink: value > 0 ? ink(color) : "var(--muted)", cell: value === null ? "" : way.cell(tensor), title: told(tensor) };
+    return { ...tensor, value, color, ink: value > 0 ? ink(color) : "var(--muted)", cell: value === null ? "" : way.cell(tensor), title: told(tensor) };
   });
   picture.append(name === "type" ? types(data.tensors, scale) : legend(scale, way.title, (at) => way.said(10 ** at)));
   if (tensors.every((tensor) => tensor.value === null)) picture.append(h("p", { class: "muted" }, "This is the reference: errors are those of the candidates."));
@@ -69,7 +69,7 @@ function grid(picture, tensors, { kinds, rows, row, label, left, wide }) {
     x: { axis: "top", label: null, domain: kinds, tickRotate: upright ? -60 : 0, tickSize: 0 },
     y: { label, domain: rows, ticks: rows.filter((_, place) => place % step === 0), tickSize: 0, labelArrow: "none" },
     marks: [
-      Plot.cell(tensors, { ...at, fill: "color", stroke: "edge", inset: high > 8 ? 0.75 : 0.25, rx: 1 }),
+      Plot.cell(tensors, { ...at, fill: "color", stroke: "var(--line)", inset: high > 8 ? 0.75 : 0.25, rx: 1 }),
       Plot.cell(tensors.filter((tensor) => tensor.fallback), { ...at, fill: "none", stroke: MARK, strokeWidth: 1.6, inset: 1.4, rx: 1 }),
       wide >= 40 && high >= 14 ? Plot.text(tensors.filter((tensor) => tensor.cell.length * 6.2 < wide), { ...at, text: "cell", fill: "ink", fontSize: 10.5 }) : null,
       Plot.tip(tensors, Plot.pointer({ ...at, title: "title", maxRadius: 40 })),
