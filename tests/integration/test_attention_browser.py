@@ -284,7 +284,7 @@ def test_kinds_have_colours_and_reasons(page: Page, tmp_path: Path, open_report:
     cell = page.locator("#head-kinds g[data-mark=cell] rect").first
     cell.hover()
     page.wait_for_function(
-        "() => document.querySelector('#head-kinds g[data-mark=tip]').textContent.includes('kind: sink')"
+        "() => document.querySelector('#head-kinds g[aria-label=tip]').textContent.includes('kind: sink')"
     )
-    assert "</script><img src=x" in (page.locator("#head-kinds g[data-mark=tip]").text_content() or "")
+    assert "</script><img src=x" in (page.locator("#head-kinds g[aria-label=tip]").text_content() or "")
     assert page.locator("img").count() == 0

@@ -80,8 +80,8 @@ def test_attention(run_suite: RunSuite, read_run: ReadRun, arguments: list[str],
     assert {(entry["model"], entry["name"]) for entry in run["arrays"]} == {("one", "attention"), ("two", "attention")}
     (report,) = pytester.path.glob("results/runs/*/report.html")
     page = report.read_text(encoding="utf-8")
-    for chart in ("attention", "attention-moved", "attention-layers"):
-        assert f'data-chart="{chart}"' in page
+    for chart in ("attention-patterns", "attention-moved", "attention-layers"):
+        assert f'data-picture="{chart}"' in page
     assert "<img" not in page.split("<main", 1)[-1].split("<script", 1)[0]
     assert "onerror=alert(1)>" not in page
 
@@ -130,7 +130,7 @@ def test_heads(run_suite: RunSuite, read_run: ReadRun, arguments: list[str], pyt
         for model in ("one", "two")
     ]
     (report,) = pytester.path.glob("results/runs/*/report.html")
-    assert 'data-chart="head-profiles"' in report.read_text(encoding="utf-8")
+    assert 'data-picture="head-profiles"' in report.read_text(encoding="utf-8")
     # Both suites share what was decoded.
     assert run["cache"]["misses"] == 2
     run_suite(*arguments, tests=ATTENTION)

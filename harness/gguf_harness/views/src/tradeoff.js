@@ -7,7 +7,7 @@
  *   limit?: { value, text }
  * }
  */
-import { Plot, logarithmic, look, plot } from "./kit.js";
+import { Plot, look, plot, spanning } from "./kit.js";
 
 function render({ model, el }) {
   const data = model.get("data");
@@ -23,7 +23,7 @@ function render({ model, el }) {
     height: Math.min(440, Math.max(300, el.clientWidth * 0.5)),
     marginLeft: 62, marginRight: 30, marginTop: 28, marginBottom: 44, inset: 16,
     x: { label: data.x.label, labelArrow: "none", zero: points.length < 2 },
-    y: { label: data.y.label + (data.y.percent ? " (%)" : ""), labelArrow: "none", grid: true, ...(log ? logarithmic(points.flatMap((point) => [point.value, ...(limit ? [limit.value] : [])])) : {}) },
+    y: { label: data.y.label + (data.y.percent ? " (%)" : ""), labelArrow: "none", grid: true, ...(log ? spanning(points.flatMap((point) => [point.value, ...(limit ? [limit.value] : [])])) : {}) },
   };
   const labelled = place(points, options, el);
   plot(el, {
