@@ -45,7 +45,8 @@ def _rename(run: dict[str, Any], old: str, new: str) -> dict[str, Any]:
         (0.004095, 0.0000969, "0.004095 ± 0.000097"),
         (123.4, 9.96, "123 ± 10"),
         (1234.5, 99.7, "1230 ± 100"),
-        (0.5, 0.0, "0.5 ± 0"),
+        (0.5, 0.0, "0.5"),  # an error of zero is not known
+        (0.001419, 3.3e-05, "0.001419 ± 0.000033"),
         (30.33, 1.4462, "30.3 ± 1.4"),
         (2.5, None, "2.5"),
     ],
@@ -78,6 +79,7 @@ def test_bytes_are_decimal(count: float, expected: str) -> None:
 
 def test_other_numbers() -> None:
     assert format_percent(0.86446, 0.0067) == "86.45 ± 0.67 %"
+    assert format_percent(1.0, 0.0) == "100 %"
     assert (format_value(3.0), format_value(0.00001234), format_value(123456.0)) == ("3", "1.23e-05", "123456")
 
 
