@@ -11,7 +11,7 @@ from gguf_harness.errors import GateError, NoData
 from gguf_harness.judge.advice import TextSize, what_would_decide
 from gguf_harness.judge.gates import Gate
 from gguf_harness.metrics.multiple import holm
-from gguf_harness.metrics.number_format import format_estimate, format_percent, format_value
+from gguf_harness.metrics.number_format import format_bytes, format_estimate, format_percent, format_value
 from gguf_harness.metrics.records import Estimate, Place
 from gguf_harness.metrics.registry import Metric, metric_info
 
@@ -283,11 +283,15 @@ def name_briefly(gate: Mapping[str, Any], metric: Metric | None) -> str:
         metric: the entry of its metric, if there is one.
     """
     title, unit = (metric.title, metric.unit) if metric is not None else (str(gate["metric"]), "")
-    factor, unit = (100, "%") if unit == "fraction" else (1, unit)
     where = str(Place.of(gate))
-    value = "not reliable" if gate["value"] is None else format_value(factor * gate["value"])
-    limit = f"{factor * gate['limit']:.4g}"
-    return f"{title}{f' ({where})' if where else ''} {value}, limit {limit}{f' {unit}' if unit else ''}"
+    value, limit = gate["value"], gate["limit"]
+    if unit == "fraction":
+        shown, given = "-" if value is None else format_percent(value, None), f"{100 * limit:.4g} %"
+    elif unit == "bytes":
+        shown, given = "-" if value is None else format_bytes(value), format_bytes(limit)
+    else:
+        shown, given = "-" if value is None else format_value(value), f"{limit:.4g} {unit}".rstrip()
+    return f"{title}{f' ({where})' if where else ''} {shown}, limit {given}"
 
 
 def adjust(verdicts: Iterable[dict[str, Any]], *, enforce: bool) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-__all__ = ["format_estimate", "format_percent", "format_value"]
+__all__ = ["format_bytes", "format_estimate", "format_percent", "format_value"]
 
 
 def format_estimate(value: float, se: float | None) -> str:
@@ -37,3 +37,19 @@ def format_value(value: float) -> str:
 def format_percent(share: float, se: float | None) -> str:
     """`86.4 ± 0.5 %` of a fraction; `100 %` if all samples are the same."""
     return f"{format_estimate(100 * share, None if se is None else 100 * se)} %"
+
+
+def format_bytes(count: float) -> str:
+    """Decimal units, three significant digits: 105 MB."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        # 999,600 bytes are 1.00 MB, not 1000 kB.
+        if count >= 0.9995 * size:
+            amount = count / size
+            return (
+                f"{amount:.2f} {unit}"
+                if amount < 9.995
+                else f"{amount:.1f} {unit}"
+                if amount < 99.95
+                else f"{amount:.0f} {unit}"
+            )
+    return f"{count:.0f} B"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from gguf_harness.metrics.number_format import format_estimate, format_percent, format_value
+from gguf_harness.metrics.number_format import format_bytes, format_estimate, format_percent, format_value
 from gguf_harness.metrics.registry import Metric
 
 __all__ = [
@@ -49,19 +49,3 @@ def format_column(metric: Metric, row: Mapping[str, Any]) -> str:
 def format_ratio(ratio: float) -> str:
     """Three significant digits: 0.973, 1.21, 12.4."""
     return f"{ratio:.3g}"
-
-
-def format_bytes(count: float) -> str:
-    """Decimal units, three significant digits: 105 MB."""
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        # 999,600 bytes are 1.00 MB, not 1000 kB.
-        if count >= 0.9995 * size:
-            amount = count / size
-            return (
-                f"{amount:.2f} {unit}"
-                if amount < 9.995
-                else f"{amount:.1f} {unit}"
-                if amount < 99.95
-                else f"{amount:.0f} {unit}"
-            )
-    return f"{count:.0f} B"

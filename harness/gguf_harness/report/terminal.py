@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from gguf_harness.judge.claims import judge_claims, speed_ratio
+from gguf_harness.judge.verdicts import name_briefly
+from gguf_harness.metrics.records import Place
 from gguf_harness.metrics.registry import Column, Metric
 from gguf_harness.report.data import Candidate, RunView, describe_windows, visible
 from gguf_harness.report.numbers import format_bytes, format_column, format_estimate, format_ratio
@@ -31,48 +33,76 @@ _COLORS: Final = {
 }
 
 
-def render_terminal(run: Mapping[str, Any], *, width: int, color: bool) -> str:
+def render_terminal(run: Mapping[str, Any], *, width: int, color: bool, told: str = "") -> str:
     """The whole summary.
 
     Args:
         run: content of a run.json.
         width: width of the terminal; columns that do not fit are left out, least important first.
         color: whether escape sequences are wanted.
+        told: what stands above the summary. Verdicts whose sentences are there are only named.
     """
     view = RunView(run)
     width = max(_MIN_WIDTH, min(width, _MAX_WIDTH))
-    told = [*run.get("warnings", []), *view.correction_notes()]
-    notes = [*_notes(view), *(f"note: {visible(line)}" for line in told)]
+    more = [*_warnings(view, told), *view.correction_notes()]
+    notes = [*_notes(view), *(f"note: {visible(line)}" for line in more)]
     described = [model for model in view.models if not model.is_reference or model.reasons]
     blocks = [
         [_table(view, width, color).rstrip("\n")] if view.models else [],
-        [_colored(_wrap(verdict_line(view, model), width), model.verdict, color) for model in described],
+        [_colored(_wrap(verdict_line(view, model, told), width), model.verdict, color) for model in described],
         [_wrap(note, width) for note in notes],
         [_wrap(view.headline(), width)],
     ]
     return "\n\n".join("\n".join(block) for block in blocks if block) + "\n"
 
 
-def verdict_line(view: RunView, model: Candidate) -> str:
-    """The result of a model, as a sentence."""
+def verdict_line(view: RunView, model: Candidate, told: str = "") -> str:
+    """The result of a model, as a sentence; of verdicts whose sentences are in `told`, names and numbers only."""
     name = visible(model.name)
+    others = [f"also: {visible(_first_line(_named(view, other, told)))}" for other in model.standing.others]
     if model.verdict == "error":
-        more = "".join(f"; also: {visible(_first_line(other))}" for other in model.standing.others)
+        more = "".join(f"; {other}" for other in others)
         return f"{name}: could not be measured. {visible(_first_line(model.reasons[0]))}{more}"
-    parts = [*_gate_words(view, model), *_gain_words(view, model)]
-    parts += [f"also: {visible(_first_line(other))}" for other in model.standing.others]
+    parts = [*_gate_words(view, model, told), *_gain_words(view, model), *others]
     if model.dominated_by:
         other = visible(model.dominated_by)
         parts.append(f"dominated by {other}, which is no bigger and no worse")
     return f"{name}: {model.label}" + (f"; {'; '.join(parts)}" if parts else "")
 
 
-def _gate_words(view: RunView, model: Candidate) -> list[str]:
+def _gate_words(view: RunView, model: Candidate, told: str) -> list[str]:
     if model.reasons:
         what = "could not be measured: " if model.standing.verdict == "error" else ""
-        return [what + visible(_first_line(reason)).rstrip(".") for reason in model.reasons]
+        reasons = [_named(view, reason, told) for reason in model.reasons]
+        return [what + visible(_first_line(reason)).rstrip(".") for reason in reasons]
     row = view.row(model.name, "kld_mean")
     return [f"KL {format_estimate(row['value'], row['se'])} nats"] if row else []
+
+
+def _named(view: RunView, reason: str, told: str) -> str:
+    """A reason with names instead of the sentences that stand elsewhere."""
+    if not told:
+        return reason
+    for gate in view.run.get("gates", []):
+        if gate["detail"] in told:
+            reason = reason.replace(gate["detail"], name_briefly(gate, view.metrics.get(gate["metric"])))
+    for one in (view.run.get("baseline") or {}).get("comparisons", []):
+        if one["detail"] in told:
+            where = str(Place.of(one))
+            worse = f"{view.title(one['metric'])}{f' ({where})' if where else ''} worse than in the baseline"
+            reason = reason.replace(one["detail"], worse)
+    return reason
+
+
+def _warnings(view: RunView, told: str) -> list[str]:
+    """Warnings of the run, without those whose sentences are above."""
+    above = [told, *(reason for model in view.models for reason in model.reasons)]
+    repeated = [
+        gate["detail"]
+        for gate in view.run.get("gates", [])
+        if gate["verdict"] == "inconclusive" and any(gate["detail"] in text for text in above)
+    ]
+    return [warning for warning in view.run.get("warnings", []) if not any(each in warning for each in repeated)]
 
 
 def _gain_words(view: RunView, model: Candidate) -> list[str]:
