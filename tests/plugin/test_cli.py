@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -12,8 +15,11 @@ import pytest
 
 import gguf_harness
 from gguf_harness.cli import main
+from gguf_harness.cli.run_command import OPTIONS_OF_SUITES
 from gguf_harness.gguf.header import read_header
+from gguf_harness.inputs.command_line import TYPED, option_attributes
 from tests.companions import COMPANIONS
+from tests.plugin.conftest import SUITES
 
 STORED = Path(__file__).parent.parent / "data" / "run-smollm2"
 
@@ -157,7 +163,6 @@ def test_graph_writes_tables_and_a_page(
         (["inspect", "{text}"], "expected b'GGUF'"),
         (["report", "nothing"], "There is no run 'nothing'"),
         (["compare", "nothing", "last"], "There is no run 'nothing'"),
-        (["run", "nothing"], "There is no suite 'nothing'"),
         (["quantize", "missing.gguf", "Q8_0"], "There is no model"),
         (["quantize", "{model}", "Q9"], "Unknown quantization type 'Q9'"),
         (["quantize", "{model}", "Q8_0", "--imatrix", "missing"], "no such file"),
@@ -179,6 +184,76 @@ def test_a_reader_that_has_enough_is_no_error(run_file: Path) -> None:
     command = f"{sys.executable} -m gguf_harness.cli report {run_file} --markdown | head -1"
     done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, check=False)
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "Which suite? Suites: attention, embeddings, heads, layers, quant; `all` runs every one."),
+        (["nothing"], "There is no suite 'nothing'.\n  Suites: attention"),
+        (["qaunt", "--models=missing.gguf"], "There is no suite 'qaunt'.\n  Did you mean 'quant'? Suites: attention"),
+        (["attention", "al", "-x"], "There is no suite 'al'.\n  Did you mean 'all'?"),
+        (["quant", "--gguf-quats=Q8_0"], "There is no option --gguf-quats.\n  Did you mean --gguf-quants?"),
+        (["all", "--model", "tiny"], "There is no option --model.\n  Did you mean --models?"),
+        (["quant", "--gguf-xyz"], "There is no option --gguf-xyz."),
+        (["qaunt", "--help"], "There is no suite 'qaunt'."),
+    ],
+)
+def test_mistakes_of_run_are_told_before_any_work(
+    capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    assert main(["run", *words]) == pytest.ExitCode.USAGE_ERROR
+    told = capsys.readouterr()
+    assert told.err.startswith(f"gguf-harness: {message}")
+    assert told.out == ""
+
+
+@pytest.fixture
+def executed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The arguments of pytest, which would take the place of this process."""
+    kept: list[str] = []
+    monkeypatch.setattr("os.execv", lambda _, arguments: kept.extend(arguments))
+    monkeypatch.setenv(TYPED, "")  # so that it is reset
+    return kept
+
+
+@pytest.mark.parametrize(
+    ("words", "suites", "options"),
+    [
+        (["quant", "attention", "-k", "heads or x"], ["quant", "attention"], ["-k", "heads or x"]),
+        (["all", "-x"], ["attention", "embeddings", "heads", "layers", "quant"], ["-x"]),
+        (["-v", "quant"], ["quant"], ["-v"]),
+        (["quant", "--models=tiny", "heads", "quant"], ["quant", "heads"], ["--models=tiny"]),
+        (["quant", "--", "--gguf-no"], ["quant"], ["--", "--gguf-no"]),
+        (["quant", "--benchmark-only", "--reruns=2"], ["quant"], ["--benchmark-only", "--reruns=2"]),
+    ],
+)
+def test_run_takes_suites_and_the_options_of_pytest(
+    executed: list[str], words: list[str], suites: list[str], options: list[str]
+) -> None:
+    main(["run", *words])
+    paths = [Path(word) for word in executed if Path(word).parent.name == "suites"]
+    assert [path.name for path in paths] == suites
+    assert all((path / "__init__.py").is_file() for path in paths)
+    assert executed[-len(options) :] == options
+    assert shlex.split(os.environ[TYPED]) == ["gguf-harness", "run", *words]
+
+
+def test_run_explains_the_options_of_its_suites(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "quant", "--help"]) == 0
+    of_quant = capsys.readouterr().out
+    for words in ("What does quantization cost", "--models SPEC", "--gguf-quants TYPE", "--gguf-pp TOKENS", "-k WORDS"):
+        assert words in of_quant
+    assert not any(other in of_quant for other in ("--gguf-head-limit", "--gguf-words", "--basetemp"))
+    assert main(["run", "heads", "embeddings", "-h"]) == 0
+    assert {"--gguf-head-limit", "--gguf-words"} <= set(capsys.readouterr().out.split())
+    assert main(["run", "--help"]) == 0
+    of_all = capsys.readouterr().out
+    assert all(name in of_all for name in option_attributes())
+    suites = [path.name for path in SUITES.iterdir() if (path / "__init__.py").is_file()]
+    assert all(re.search(rf"^  {suite} +\S+.*\?$", of_all, re.MULTILINE) for suite in suites)
+    assert set(OPTIONS_OF_SUITES) <= set(option_attributes())
+    assert {suite for of in OPTIONS_OF_SUITES.values() for suite in of} <= set(suites)
 
 
 def test_the_script_lists_suites() -> None:

@@ -180,8 +180,8 @@ def test_a_failing_gate_says_where(
     arguments = ["--junitxml=junit.xml", "-o", "junit_family=xunit1", "-p", "no:cacheprovider"]
     result = pytester.runpytest_subprocess(*models, _gates(pytester, "[resid_cka]\nlimit = 0.9\n"), *arguments)
     assert result.ret == pytest.ExitCode.TESTS_FAILED
-    result.stdout.fnmatch_lines(["worse: * (layer 2, fox) is 0.5 * limit is at least 0.9.*"])
-    result.stdout.fnmatch_lines(["worse: * (layer 7, fox) is 0.5 * limit is at least 0.9.*"])
+    result.stdout.fnmatch_lines(["worse: * (layer 2, fox) is 0.5* limit is at least 0.9.*"])
+    result.stdout.fnmatch_lines(["worse: * (layer 7, fox) is 0.5* limit is at least 0.9.*"])
     run = read_run()
     places = [Place(2, prompt="fox"), Place(7, prompt="fox")]
     assert [Place.of(row) for row in run["estimates"]] == places

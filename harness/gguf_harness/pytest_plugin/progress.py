@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
 
-from gguf_harness.errors import visible
+from gguf_harness.errors import encodable, visible
 
 if TYPE_CHECKING:
     import pytest
@@ -118,7 +118,7 @@ class _Display:
         # At the very edge a terminal holds back the line break until the next character, and would forget it.
         if column and column % width == 0:
             return
-        bar = f" {_bar(reporter, min(done / total, 1.0))}" if total > 0 else ""
+        bar = f" {_bar(min(done / total, 1.0))}" if total > 0 else ""
         text = f"  {self._label}:{bar} {self._state(done, total, now)}"
         _write_raw(reporter, f"{_BELOW}{_clipped(_encodable(reporter, text), width - 1)}{_BACK}")
 
@@ -156,16 +156,12 @@ def _write_raw(reporter: Any, text: str) -> None:
 
 
 def _encodable(reporter: Any, text: str) -> str:
-    encoding = getattr(reporter._tw._file, "encoding", None) or "utf-8"  # noqa: SLF001
-    return text.encode(encoding, "backslashreplace").decode(encoding)
+    return encodable(text, getattr(reporter._tw._file, "encoding", None))  # noqa: SLF001
 
 
-def _bar(reporter: Any, share: float) -> str:
-    full, empty = "━", "─"
-    if _encodable(reporter, full) != full:
-        full, empty = "#", "-"
+def _bar(share: float) -> str:
     filled = round(_BAR * share)
-    return full * filled + empty * (_BAR - filled)
+    return "━" * filled + "─" * (_BAR - filled)
 
 
 def _clipped(text: str, width: int) -> str:

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import pytest
 
-from gguf_harness.errors import HarnessError, visible
+from gguf_harness.errors import HarnessError
 from gguf_harness.judge.outcomes import FailedLater, Kind, message_of
 from gguf_harness.pytest_plugin.junit import add_suite_properties, readable, writes_junit
 from gguf_harness.pytest_plugin.state import BASELINE_PROPERTY, ESTIMATE_PROPERTY, GATE_PROPERTY, State, only_plans
@@ -324,7 +324,7 @@ def _new_draft(state: State, course: Course) -> RunDraft:
     ladder = state.ladder
     return RunDraft(
         folder=state.run_folder,
-        command=["pytest", *(visible(str(argument)) for argument in state.config.invocation_params.args)],
+        command=state.command,
         settings=state.options.to_json(),
         machine=describe_machine(),
         reference_reason=ladder.reason,

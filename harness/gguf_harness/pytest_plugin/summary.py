@@ -44,10 +44,9 @@ def _write_run(terminalreporter: Any, state: State, report: Path) -> None:
     writer = terminalreporter._tw  # noqa: SLF001 - pytest offers no public way to its width and colours
     terminalreporter.section("gguf-harness")
     told = _failures_shown(terminalreporter)
-    text = render_terminal(run, width=writer.fullwidth, color=writer.hasmarkup, told=told) + "\n"
-    # If the terminal lacks characters, pytest would escape line ends as well.
-    encoding = getattr(writer._file, "encoding", None) or "utf-8"  # noqa: SLF001
-    terminalreporter.write(text.encode(encoding, "backslashreplace").decode(encoding))
+    encoding = getattr(writer._file, "encoding", None)  # noqa: SLF001
+    text = render_terminal(run, width=writer.fullwidth, color=writer.hasmarkup, told=told, encoding=encoding)
+    terminalreporter.write(text + "\n")
     terminalreporter.write_line(f"report: {_shown(report)}")
     terminalreporter.write_line(f"run:    {_shown(state.run_folder / 'run.json')}")
     if state.saved_baseline is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
 from importlib import resources
 from importlib.util import find_spec
@@ -51,6 +52,7 @@ def write_html(run: Mapping[str, Any], run_dir: Path, destination: Path) -> None
         "lines": visible_lines,
         "size": format_bytes,
         "number": format_value,
+        "shell": shlex.join,
         "embedded": lambda data: Markup(embed_json(data)),  # noqa: S704
         "for_its_view": _for_its_view,
     }

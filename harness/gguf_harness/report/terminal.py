@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
+from gguf_harness.errors import encodable
 from gguf_harness.judge.claims import judge_claims, speed_ratio
 from gguf_harness.judge.verdicts import name_briefly
 from gguf_harness.metrics.records import Place
@@ -33,13 +34,16 @@ _COLORS: Final = {
 }
 
 
-def render_terminal(run: Mapping[str, Any], *, width: int, color: bool, told: str = "") -> str:
+def render_terminal(
+    run: Mapping[str, Any], *, width: int, color: bool, told: str = "", encoding: str | None = None
+) -> str:
     """The whole summary.
 
     Args:
         run: content of a run.json.
         width: width of the terminal; columns that do not fit are left out, least important first.
         color: whether escape sequences are wanted.
+        encoding: of the terminal; characters that it lacks are written out before lines and columns are laid out.
         told: what stands above the summary. Verdicts whose sentences are there are only named.
     """
     view = RunView(run)
@@ -48,12 +52,15 @@ def render_terminal(run: Mapping[str, Any], *, width: int, color: bool, told: st
     notes = [*_notes(view), *(f"note: {visible(line)}" for line in more)]
     described = [model for model in view.models if not model.is_reference or model.reasons]
     blocks = [
-        [_table(view, width, color).rstrip("\n")] if view.models else [],
-        [_colored(_wrap(verdict_line(view, model, told), width), model.verdict, color) for model in described],
-        [_wrap(note, width) for note in notes],
-        [_wrap(view.headline(), width)],
+        [_table(view, width, color, encoding).rstrip("\n")] if view.models else [],
+        [
+            _colored(_wrap(encodable(verdict_line(view, model, told), encoding), width), model.verdict, color)
+            for model in described
+        ],
+        [_wrap(encodable(note, encoding), width) for note in notes],
+        [_wrap(encodable(view.headline(), encoding), width)],
     ]
-    return "\n\n".join("\n".join(block) for block in blocks if block) + "\n"
+    return encodable("\n\n".join("\n".join(block) for block in blocks if block) + "\n", encoding)
 
 
 def verdict_line(view: RunView, model: Candidate, told: str = "") -> str:
@@ -156,21 +163,21 @@ def _answers(view: RunView) -> list[str]:
     return [*([price] if price else []), *told]
 
 
-def _table(view: RunView, width: int, color: bool) -> str:
+def _table(view: RunView, width: int, color: bool, encoding: str | None) -> str:
     columns = [
         (metric, metric.column) for metric in view.metrics.values() if metric.column and view.measured(metric.name)
     ]
-    while len(columns) > 1 and _drawn(view, columns)[1] > width:
+    while len(columns) > 1 and _drawn(view, columns, encoding)[1] > width:
         columns.remove(max(columns, key=lambda column: column[1].rank))
     from rich.console import Console
 
     file = io.StringIO()
     console = Console(file=file, width=width, force_terminal=color, color_system="standard" if color else None)
-    console.print(_drawn(view, columns)[0])
+    console.print(_drawn(view, columns, encoding)[0])
     return file.getvalue()
 
 
-def _drawn(view: RunView, columns: list[tuple[Metric, Column]]) -> tuple[Table, int]:
+def _drawn(view: RunView, columns: list[tuple[Metric, Column]], encoding: str | None) -> tuple[Table, int]:
     """A rendered table, and the width that it needs."""
     from rich import box
     from rich.console import Console
@@ -188,9 +195,9 @@ def _drawn(view: RunView, columns: list[tuple[Metric, Column]]) -> tuple[Table, 
         size = format_bytes(model.facts["bytes"]) if model.facts else "-"
         # Text, not markup: a model name may contain [brackets].
         table.add_row(
-            Text(visible(model.name)),
+            Text(encodable(visible(model.name), encoding)),
             size,
-            *("-" if row is None else format_column(metric, row) for metric, row in rows),
+            *("-" if row is None else encodable(format_column(metric, row), encoding) for metric, row in rows),
             Text(model.label, style=_COLORS.get(model.verdict, "")),
         )
     return table, Console(file=io.StringIO(), width=_MEASURED_WIDTH).measure(table).maximum
