@@ -216,7 +216,8 @@ def _compare(known: argparse.Namespace, _: list[str]) -> int:
     if known.json:
         print(json.dumps(comparison.to_json(), indent=1, allow_nan=False))
     else:
-        print(render_comparison(comparison, width=_terminal_width(), color=_color()), end="")
+        width, encoding = _terminal_width(), sys.stdout.encoding
+        print(render_comparison(comparison, width=width, color=_color(), encoding=encoding), end="")
     if comparison.problem:
         print(f"gguf-harness: {comparison.problem}", file=sys.stderr)
         return _NOTHING_TO_COMPARE
