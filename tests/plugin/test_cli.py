@@ -20,6 +20,7 @@ from gguf_harness.gguf.header import read_header
 from gguf_harness.inputs.command_line import TYPED, option_attributes
 from tests.companions import COMPANIONS
 from tests.plugin.conftest import SUITES
+from tests.terminal import on_terminal
 
 STORED = Path(__file__).parent.parent / "data" / "run-smollm2"
 
@@ -94,12 +95,31 @@ def test_a_model_is_not_quantized_over_itself(
     assert file.read_bytes() == llama_file.read_bytes()
 
 
+@pytest.mark.parametrize(
+    "words", [["report", "{run}"], ["compare", "{run}", "{run}"], ["metrics"], ["metrics", "kld_mean"], ["run", "-h"]]
+)
+def test_a_small_terminal_without_colors_or_characters_shows_all(
+    run_file: Path, tmp_path: Path, words: list[str]
+) -> None:
+    command = [sys.executable, "-m", "gguf_harness.cli", *(word.format(run=run_file) for word in words)]
+    environment = {"PYTHONIOENCODING": "ascii", "NO_COLOR": "1"}
+    shown = on_terminal(command, tmp_path, columns=60, environment=environment)
+    assert shown.code == 0, shown.lines
+    assert b"\x1b" not in shown.written
+    assert b"\\" not in shown.written  # nothing is escaped
+    written = shown.written.decode("ascii").split("\r\n")
+    # Paths are for copying: they are not broken.
+    assert all(len(line) <= 60 for line in written if str(tmp_path) not in line)
+    if words[0] == "report":
+        assert "0.0575 +/- 0.0022" in shown.written.decode()
+
+
 def test_report_is_rebuilt(run_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for spec in (str(run_file), str(run_file.parent), "last", "20261124"):
         (run_file.parent / "report.html").unlink(missing_ok=True)
         assert main(["report", spec, "--results", str(tmp_path)]) == 0
         assert "smollm2-135m-Q4_K_M: pass" in capsys.readouterr().out
-        assert (run_file.parent / "report.html").stat().st_size > 1_000_000
+        assert (run_file.parent / "report.html").stat().st_size > 100_000
     assert main(["report", str(run_file), "--markdown"]) == 0
     assert capsys.readouterr().out.startswith("## Smallest candidate that passes every gate")
 
@@ -242,7 +262,13 @@ def test_run_takes_suites_and_the_options_of_pytest(
 def test_run_explains_the_options_of_its_suites(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "quant", "--help"]) == 0
     of_quant = capsys.readouterr().out
-    for words in ("What does quantization cost", "--models SPEC", "--gguf-quants TYPE", "--gguf-pp TOKENS", "-k WORDS"):
+    for words in (
+        "What does quantization cost",
+        "--models SPEC",
+        "--gguf-quants TYPE",
+        "--gguf-pp TOKENS",
+        "--collect-only",
+    ):
         assert words in of_quant
     assert not any(other in of_quant for other in ("--gguf-head-limit", "--gguf-words", "--basetemp"))
     assert main(["run", "heads", "embeddings", "-h"]) == 0

@@ -124,7 +124,10 @@ def test_the_gates_of_a_run_can_be_decided_together(
 
     result = run_suite(*arguments, "--gguf-holm", "-n", "2", tests="test_divergence.py")
     assert result.ret == pytest.ExitCode.TESTS_FAILED
-    assert [test["id"] for test in read_run()["tests"] if test["outcome"] == "failed"] == [failed["id"]]
+    shared = read_run()
+    assert [test["id"] for test in shared["tests"] if test["outcome"] == "failed"] == [failed["id"]]
+    # The command of the process that reports, not of those that share its work.
+    assert (shared["command"][0], shared["command"][-2:]) == ("pytest", ["-n", "2"])
 
     only_weak = _gates(pytester, f"[kld_mean]\nlimit = {weak}\n")
     assert run_suite(*arguments[:-1], only_weak, "--gguf-holm", tests="test_divergence.py").ret == 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ import gguf_harness
 from gguf_harness.cli.cache_command import add_cache_command
 from gguf_harness.cli.export_command import add_export_command
 from gguf_harness.cli.metrics_command import add_metrics_command
+from gguf_harness.cli.output import can_overwrite, terminal_width, wants_color
 from gguf_harness.cli.run_command import run_suites
 from gguf_harness.errors import OptionError, visible
 from gguf_harness.store.paths import file_name, path_argument
@@ -188,7 +188,7 @@ def _report(known: argparse.Namespace, _: list[str]) -> int:
         return 0
     destination = known.html or path.parent / "report.html"
     write_html(run, path.parent, destination)
-    print(render_terminal(run, width=_terminal_width(), color=_color(), encoding=sys.stdout.encoding), end="")
+    print(render_terminal(run, width=terminal_width(), color=wants_color(), encoding=sys.stdout.encoding), end="")
     print(f"\nreport: {visible(str(destination))}")
     return 0
 
@@ -216,8 +216,8 @@ def _compare(known: argparse.Namespace, _: list[str]) -> int:
     if known.json:
         print(json.dumps(comparison.to_json(), indent=1, allow_nan=False))
     else:
-        width, encoding = _terminal_width(), sys.stdout.encoding
-        print(render_comparison(comparison, width=width, color=_color(), encoding=encoding), end="")
+        width, encoding = terminal_width(), sys.stdout.encoding
+        print(render_comparison(comparison, width=width, color=wants_color(), encoding=encoding), end="")
     if comparison.problem:
         print(f"gguf-harness: {comparison.problem}", file=sys.stderr)
         return _NOTHING_TO_COMPARE
@@ -231,7 +231,7 @@ def _heads(known: argparse.Namespace, _: list[str]) -> int:
     if len(known.models) > 2:
         raise OptionError(f"{len(known.models)} models were given.", "Give one, or two to see side by side.")
     behaviours = [api.heads(model, known.prompts, threads=known.threads) for model in known.models]
-    width, color = _terminal_width(), _color()
+    width, color = terminal_width(), wants_color()
     if len(behaviours) == 2:
         print(render_matched_heads(known.models, behaviours[0], behaviours[1], width=width, color=color), end="")
     else:
@@ -253,7 +253,7 @@ def _inspect(known: argparse.Namespace, _: list[str]) -> int:
     if known.json:
         print(json.dumps([info.to_json() for info in infos], indent=1, allow_nan=False))
     else:
-        print("\n".join(render_info(info, color=_color()) for info in infos), end="")
+        print("\n".join(render_info(info, color=wants_color()) for info in infos), end="")
     return 0
 
 
@@ -310,29 +310,13 @@ def _graph(known: argparse.Namespace, _: list[str]) -> int:
 
 def _counter(label: str) -> Callable[[int, int], None]:
     def show(done: int, total: int) -> None:
-        if _can_count():
-            text = f"{visible(label)}: tensor {done} of {total}"[: _terminal_width() - 1]
+        if can_overwrite():
+            text = f"{visible(label)}: tensor {done} of {total}"[: terminal_width() - 1]
             print(f"\r{text}\x1b[K", end="", file=sys.stderr, flush=True)
 
     return show
 
 
 def _erase_counter() -> None:
-    if _can_count():
+    if can_overwrite():
         print("\r\x1b[K", end="", file=sys.stderr, flush=True)
-
-
-def _can_count() -> bool:
-    """Whether there is a terminal whose line can be written again."""
-    return sys.stderr.isatty() and os.environ.get("TERM") not in {None, "", "dumb"}
-
-
-def _color() -> bool:
-    """Whether output may have colours: on a terminal that knows them, unless NO_COLOR is set (no-color.org)."""
-    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-
-
-def _terminal_width() -> int:
-    import shutil
-
-    return shutil.get_terminal_size((100, 24)).columns

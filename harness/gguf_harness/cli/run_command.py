@@ -8,11 +8,13 @@ import importlib
 import os
 import shlex
 import sys
+import textwrap
 from collections.abc import Iterable, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Final
 
+from gguf_harness.cli.output import terminal_width
 from gguf_harness.inputs.command_line import TYPED, option_attributes, short_name, unknown_options
 
 __all__ = ["OPTIONS_OF_SUITES", "run_suites"]
@@ -40,7 +42,7 @@ OPTIONS_OF_SUITES: Final = {
 
 _OF_PYTEST: Final = """\
 options of pytest that help most:
-  -k WORDS              only tests whose names have these words: -k 'divergence or file'
+  -k 'file or text'     only tests with these in their names
   -x                    stop at the first failure
   -v, -q                say more, say less
   -n N                  in N processes, with pytest-xdist
@@ -110,8 +112,8 @@ def _help(chosen: Sequence[str], known: dict[str, Path]) -> str:
     """Usage, what the suites ask, and the options that they read."""
     parser = argparse.ArgumentParser(
         prog=f"gguf-harness run {' '.join(chosen)}".rstrip(),
-        usage=f"gguf-harness run {' '.join(chosen) or 'SUITE [SUITE...]'} [options of gguf-harness or pytest]",
-        description="\n".join(f"  {name:<12}{_question(name)}" for name in chosen or known),
+        usage=f"gguf-harness run {' '.join(chosen) or 'SUITE [SUITE...]'} [OPTIONS]",
+        description="\n".join(_introduced(name) for name in chosen or known),
         epilog=_OF_PYTEST,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         add_help=False,
@@ -123,10 +125,11 @@ def _help(chosen: Sequence[str], known: dict[str, Path]) -> str:
     return parser.format_help()
 
 
-def _question(name: str) -> str:
-    """The first line of a suite's docstring: what it asks."""
+def _introduced(name: str) -> str:
+    """A suite, and the first line of its docstring: what it asks."""
     told = importlib.import_module(f"gguf_harness.suites.{name}").__doc__ or ""
-    return told.strip().partition("\n")[0]
+    question = told.strip().partition("\n")[0]
+    return textwrap.fill(question, terminal_width(), initial_indent=f"  {name:<12}", subsequent_indent=" " * 14)
 
 
 def _become_pytest(paths: list[str], options: list[str], *, typed: Sequence[str]) -> int:
