@@ -24,8 +24,8 @@ __all__ = ["Comparison", "Difference", "compare_runs", "render_comparison"]
 _TIMED_UNITS: Final = frozenset({"tokens/s", "s"})
 _BEYOND_ERROR: Final = 2.0
 """Of z: a smaller difference is no difference that the runs could show."""
-_EXACT: Final = frozenset({"file_bytes", "bits_per_weight"})
-"""Metrics without an error that have none; others without one are not known to differ by more than it."""
+_EXACT: Final = frozenset({"file", "weights"})
+"""Of `Metric.estimated`: facts. Other values without an error are not known to differ by more than it."""
 _MIN_WIDTH: Final = 60
 _MEASURED_WIDTH: Final = 400
 
@@ -324,7 +324,7 @@ def _difference(old: Mapping[str, Any], new: Mapping[str, Any], metric: Metric |
         verdict = "same"
     elif z is not None and abs(z) < _BEYOND_ERROR:
         verdict = "within error"
-    elif z is None and new["metric"] not in _EXACT:
+    elif z is None and (metric is None or metric.estimated not in _EXACT):
         verdict = "changed"  # by an unknown number of errors
     direction = verdict if verdict in {"better", "worse"} else ""
     where = Place.of(new)._asdict()
