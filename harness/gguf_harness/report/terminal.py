@@ -94,7 +94,7 @@ def _named(view: RunView, reason: str, told: str) -> str:
         if gate["detail"] in told:
             reason = reason.replace(gate["detail"], name_briefly(gate, view.metrics.get(gate["metric"])))
     for one in (view.run.get("baseline") or {}).get("comparisons", []):
-        if one["detail"] in told:
+        if one.get("outcome") == "worse" and one["detail"] in told:
             where = str(Place.of(one))
             worse = f"{view.title(one['metric'])}{f' ({where})' if where else ''} worse than in the baseline"
             reason = reason.replace(one["detail"], worse)
