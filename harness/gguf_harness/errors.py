@@ -10,6 +10,7 @@ a run are made visible when they are created; paths are not changed.
 
 from __future__ import annotations
 
+import codecs
 import errno
 import importlib.util
 import sys
@@ -19,6 +20,7 @@ from typing import Final
 
 __all__ = [
     "EXTRAS",
+    "PLAIN",
     "AnalyticsError",
     "CorpusError",
     "EngineCrashed",
@@ -44,6 +46,7 @@ __all__ = [
     "TapNotFound",
     "UnsupportedEngine",
     "VocabularyMismatch",
+    "encodable",
     "import_alone",
     "is_installed",
     "is_utf8",
@@ -57,6 +60,14 @@ __all__ = [
 
 _BYTES_IN_NAMES: Final = range(0xDC80, 0xDD00)
 _SURROGATE: Final = 0xDC00
+
+PLAIN: Final = "gguf_harness.plain"
+"""How streams write characters that their encoding lacks: a value for `errors=` of `open` and `reconfigure`."""
+_PLAIN: Final = {
+    "±": "+/-", "×": "x", "·": "*", "≤": "<=", "≥": ">=", "≈": "~", "→": "->", "…": "...", "–": "-", "—": "-",
+    "−": "-", "─": "-", "━": "#", "│": "|", "█": "#", "’": "'", "‘": "'", "“": '"', "”": '"', "σ": "sigma",
+    "Δ": "delta",
+}  # fmt: skip
 
 
 def visible(text: str) -> str:
@@ -72,6 +83,23 @@ def visible(text: str) -> str:
 def visible_lines(text: str) -> str:
     """Like `visible`, but keep line breaks and tabs."""
     return "\n".join(visible(line.expandtabs(4)) for line in text.split("\n"))
+
+
+def _in_plain_characters(error: UnicodeError) -> tuple[str, int]:
+    """What stands for characters that an encoding does not have: codecs call this for them."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    told = error.object[error.start : error.end]
+    return "".join(_PLAIN.get(c) or c.encode("ascii", "backslashreplace").decode() for c in told), error.end
+
+
+codecs.register_error(PLAIN, _in_plain_characters)
+
+
+def encodable(text: str, encoding: str | None) -> str:
+    """The text in characters that an encoding has: in ASCII, `0.08 +/- 0.01` for `0.08 ± 0.01`."""
+    encoding = encoding or "utf-8"
+    return text.encode(encoding, PLAIN).decode(encoding)
 
 
 def is_utf8(text: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -160,6 +161,12 @@ def test_its_steps_gate_a_release(tmp_path: Path, workflow: dict[Any, Any], envi
     assert {file.name for file in (work / "gate").iterdir()} == {
         "badge.svg", "report.html", "run.json", "junit.xml", "release.json",
     }  # fmt: skip
+    command = json.loads((work / "gate" / "run.json").read_text())["command"]
+    name, _, added = command[1].partition("=")
+    assert (command[0], name) == ("env", "PYTEST_ADDOPTS")
+    assert shlex.split(added) == shlex.split(environment["PYTEST_ADDOPTS"])
+    assert command[2:5] == ["gguf-harness", "run", "quant"]
+    assert not any("suites/quant" in word for word in command)
     assert "gguf-harness: Q8_0 passes" in (work / "gate" / "badge.svg").read_text()
     assert ET.parse(work / "gate" / "junit.xml").getroot().find("testsuite") is not None  # noqa: S314 - our own
     assert not list(work.glob("results/cache/passes/*/logprobs.u16"))

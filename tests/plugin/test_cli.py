@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -12,8 +15,12 @@ import pytest
 
 import gguf_harness
 from gguf_harness.cli import main
+from gguf_harness.cli.run_command import OPTIONS_OF_SUITES
 from gguf_harness.gguf.header import read_header
+from gguf_harness.inputs.command_line import TYPED, option_attributes
 from tests.companions import COMPANIONS
+from tests.plugin.conftest import SUITES
+from tests.terminal import on_terminal
 
 STORED = Path(__file__).parent.parent / "data" / "run-smollm2"
 
@@ -88,12 +95,31 @@ def test_a_model_is_not_quantized_over_itself(
     assert file.read_bytes() == llama_file.read_bytes()
 
 
+@pytest.mark.parametrize(
+    "words", [["report", "{run}"], ["compare", "{run}", "{run}"], ["metrics"], ["metrics", "kld_mean"], ["run", "-h"]]
+)
+def test_a_small_terminal_without_colors_or_characters_shows_all(
+    run_file: Path, tmp_path: Path, words: list[str]
+) -> None:
+    command = [sys.executable, "-m", "gguf_harness.cli", *(word.format(run=run_file) for word in words)]
+    environment = {"PYTHONIOENCODING": "ascii", "NO_COLOR": "1"}
+    shown = on_terminal(command, tmp_path, columns=60, environment=environment)
+    assert shown.code == 0, shown.lines
+    assert b"\x1b" not in shown.written
+    assert b"\\" not in shown.written  # nothing is escaped
+    written = shown.written.decode("ascii").split("\r\n")
+    # Paths are for copying: they are not broken.
+    assert all(len(line) <= 60 for line in written if str(tmp_path) not in line)
+    if words[0] == "report":
+        assert "0.0575 +/- 0.0022" in shown.written.decode()
+
+
 def test_report_is_rebuilt(run_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for spec in (str(run_file), str(run_file.parent), "last", "20261124"):
         (run_file.parent / "report.html").unlink(missing_ok=True)
         assert main(["report", spec, "--results", str(tmp_path)]) == 0
         assert "smollm2-135m-Q4_K_M: pass" in capsys.readouterr().out
-        assert (run_file.parent / "report.html").stat().st_size > 1_000_000
+        assert (run_file.parent / "report.html").stat().st_size > 100_000
     assert main(["report", str(run_file), "--markdown"]) == 0
     assert capsys.readouterr().out.startswith("## Smallest candidate that passes every gate")
 
@@ -157,7 +183,6 @@ def test_graph_writes_tables_and_a_page(
         (["inspect", "{text}"], "expected b'GGUF'"),
         (["report", "nothing"], "There is no run 'nothing'"),
         (["compare", "nothing", "last"], "There is no run 'nothing'"),
-        (["run", "nothing"], "There is no suite 'nothing'"),
         (["quantize", "missing.gguf", "Q8_0"], "There is no model"),
         (["quantize", "{model}", "Q9"], "Unknown quantization type 'Q9'"),
         (["quantize", "{model}", "Q8_0", "--imatrix", "missing"], "no such file"),
@@ -179,6 +204,82 @@ def test_a_reader_that_has_enough_is_no_error(run_file: Path) -> None:
     command = f"{sys.executable} -m gguf_harness.cli report {run_file} --markdown | head -1"
     done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, check=False)
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "Which suite? Suites: attention, embeddings, heads, layers, quant; `all` runs every one."),
+        (["nothing"], "There is no suite 'nothing'.\n  Suites: attention"),
+        (["qaunt", "--models=missing.gguf"], "There is no suite 'qaunt'.\n  Did you mean 'quant'? Suites: attention"),
+        (["attention", "al", "-x"], "There is no suite 'al'.\n  Did you mean 'all'?"),
+        (["quant", "--gguf-quats=Q8_0"], "There is no option --gguf-quats.\n  Did you mean --gguf-quants?"),
+        (["all", "--model", "tiny"], "There is no option --model.\n  Did you mean --models?"),
+        (["quant", "--gguf-xyz"], "There is no option --gguf-xyz."),
+        (["qaunt", "--help"], "There is no suite 'qaunt'."),
+    ],
+)
+def test_mistakes_of_run_are_told_before_any_work(
+    capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    assert main(["run", *words]) == pytest.ExitCode.USAGE_ERROR
+    told = capsys.readouterr()
+    assert told.err.startswith(f"gguf-harness: {message}")
+    assert told.out == ""
+
+
+@pytest.fixture
+def executed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The arguments of pytest, which would take the place of this process."""
+    kept: list[str] = []
+    monkeypatch.setattr("os.execv", lambda _, arguments: kept.extend(arguments))
+    monkeypatch.setenv(TYPED, "")  # so that it is reset
+    return kept
+
+
+@pytest.mark.parametrize(
+    ("words", "suites", "options"),
+    [
+        (["quant", "attention", "-k", "heads or x"], ["quant", "attention"], ["-k", "heads or x"]),
+        (["all", "-x"], ["attention", "embeddings", "heads", "layers", "quant"], ["-x"]),
+        (["-v", "quant"], ["quant"], ["-v"]),
+        (["quant", "--models=tiny", "heads", "quant"], ["quant", "heads"], ["--models=tiny"]),
+        (["quant", "--", "--gguf-no"], ["quant"], ["--", "--gguf-no"]),
+        (["quant", "--benchmark-only", "--reruns=2"], ["quant"], ["--benchmark-only", "--reruns=2"]),
+    ],
+)
+def test_run_takes_suites_and_the_options_of_pytest(
+    executed: list[str], words: list[str], suites: list[str], options: list[str]
+) -> None:
+    main(["run", *words])
+    paths = [Path(word) for word in executed if Path(word).parent.name == "suites"]
+    assert [path.name for path in paths] == suites
+    assert all((path / "__init__.py").is_file() for path in paths)
+    assert executed[-len(options) :] == options
+    assert shlex.split(os.environ[TYPED]) == ["gguf-harness", "run", *words]
+
+
+def test_run_explains_the_options_of_its_suites(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "quant", "--help"]) == 0
+    of_quant = capsys.readouterr().out
+    for words in (
+        "What does quantization cost",
+        "--models SPEC",
+        "--gguf-quants TYPE",
+        "--gguf-pp TOKENS",
+        "--collect-only",
+    ):
+        assert words in of_quant
+    assert not any(other in of_quant for other in ("--gguf-head-limit", "--gguf-words", "--basetemp"))
+    assert main(["run", "heads", "embeddings", "-h"]) == 0
+    assert {"--gguf-head-limit", "--gguf-words"} <= set(capsys.readouterr().out.split())
+    assert main(["run", "--help"]) == 0
+    of_all = capsys.readouterr().out
+    assert all(name in of_all for name in option_attributes())
+    suites = [path.name for path in SUITES.iterdir() if (path / "__init__.py").is_file()]
+    assert all(re.search(rf"^  {suite} +\S+.*\?$", of_all, re.MULTILINE) for suite in suites)
+    assert set(OPTIONS_OF_SUITES) <= set(option_attributes())
+    assert {suite for of in OPTIONS_OF_SUITES.values() for suite in of} <= set(suites)
 
 
 def test_the_script_lists_suites() -> None:

@@ -53,7 +53,7 @@ def test_a_gate_at_the_value_is_inconclusive_and_says_what_would_decide(
     result.stdout.fnmatch_lines(
         ["worse: KL mean is * more windows (* more scored tokens, --gguf-chunks=*) would probably decide*"]
     )
-    result.stdout.fnmatch_lines(["worse: inconclusive; KL mean is*"])
+    result.stdout.fnmatch_lines(["worse: inconclusive; KL mean *, limit * nats; *"])
     result.stdout.no_fnmatch_line("*could not be measured*")
 
 
@@ -124,7 +124,10 @@ def test_the_gates_of_a_run_can_be_decided_together(
 
     result = run_suite(*arguments, "--gguf-holm", "-n", "2", tests="test_divergence.py")
     assert result.ret == pytest.ExitCode.TESTS_FAILED
-    assert [test["id"] for test in read_run()["tests"] if test["outcome"] == "failed"] == [failed["id"]]
+    shared = read_run()
+    assert [test["id"] for test in shared["tests"] if test["outcome"] == "failed"] == [failed["id"]]
+    # The command of the process that reports, not of those that share its work.
+    assert (shared["command"][0], shared["command"][-2:]) == ("pytest", ["-n", "2"])
 
     only_weak = _gates(pytester, f"[kld_mean]\nlimit = {weak}\n")
     assert run_suite(*arguments[:-1], only_weak, "--gguf-holm", tests="test_divergence.py").ret == 0
@@ -180,8 +183,8 @@ def test_a_failing_gate_says_where(
     arguments = ["--junitxml=junit.xml", "-o", "junit_family=xunit1", "-p", "no:cacheprovider"]
     result = pytester.runpytest_subprocess(*models, _gates(pytester, "[resid_cka]\nlimit = 0.9\n"), *arguments)
     assert result.ret == pytest.ExitCode.TESTS_FAILED
-    result.stdout.fnmatch_lines(["worse: * (layer 2, fox) is 0.5 * limit is at least 0.9.*"])
-    result.stdout.fnmatch_lines(["worse: * (layer 7, fox) is 0.5 * limit is at least 0.9.*"])
+    result.stdout.fnmatch_lines(["worse: * (layer 2, fox) is 0.5* limit is at least 0.9.*"])
+    result.stdout.fnmatch_lines(["worse: * (layer 7, fox) is 0.5* limit is at least 0.9.*"])
     run = read_run()
     places = [Place(2, prompt="fox"), Place(7, prompt="fox")]
     assert [Place.of(row) for row in run["estimates"]] == places

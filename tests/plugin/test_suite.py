@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -137,18 +138,30 @@ def test_identical_files_do_not_differ(
 
 
 @pytest.mark.shared_cache
-def test_a_failing_gate_keeps_its_rows(run_suite: RunSuite, read_run: ReadRun, tmp_path: Path) -> None:
+def test_a_failing_gate_keeps_its_rows_and_is_told_once(
+    run_suite: RunSuite, read_run: ReadRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CI", "1")  # where pytest's lines at the end are not cut
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    monkeypatch.setenv("COLUMNS", "60")
     good = write_random_llama(tmp_path / "good-F32.gguf")
     bad = write_random_llama(tmp_path / "bad.gguf", noise=1.0)
     result = run_suite(f"--models={good},{bad}", f"--reference={good}", tests="test_divergence.py")
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     result.stdout.fnmatch_lines(
         [
-            "bad: KL mean is * nats; the limit is at most 0.1 nats. Even its 95% bound*",
-            "bad*fail*",
-            "FAILED *::test_distribution_stays_close_to_reference* - GateFailed: *",
+            "bad: KL mean is * +/- * nats; the limit is at most 0.1 nats. Even its 95% bound*",
+            "bad *fail*",
+            "bad: fail; KL mean *, limit 0.1 nats; same *",
+            "FAILED *::test_distribution_stays_close_to_reference* - GateFailed: KL mean *, limit 0.1 nats",
         ]
     )
+    # Once in full: where pytest tells of failures.
+    shown = " ".join(" ".join(result.outlines).split())
+    assert shown.isascii()
+    assert re.search(r"bad: fail; KL mean \S+, limit 0.1 nats; same top \S+ %, limit 80 %; ", shown)
+    for sentence in ("the limit is at most 0.1 nats.", "the limit is at least 80 %."):
+        assert shown.count(sentence) == 1, sentence
     result.stdout.no_fnmatch_line("*Traceback*")
     run = read_run()
     assert {row["metric"] for row in run["estimates"] if row["model"] == "bad"} >= {"kld_mean", "same_top"}

@@ -39,6 +39,7 @@ from gguf_harness.judge.regressions import (
     is_compared,
     judge,
 )
+from gguf_harness.metrics.number_format import format_estimate
 from gguf_harness.metrics.records import Estimate, Place, Row
 from gguf_harness.metrics.registry import compared_by_window
 
@@ -346,7 +347,8 @@ def test_windows_are_compared_one_by_one() -> None:
     expected = scipy_stats.ttest_1samp(new - old, MATERIAL * old.mean(), alternative="greater")
     assert comparison.p_worse == pytest.approx(expected.pvalue)
     assert comparison.worse_by == pytest.approx((new - old).mean())
-    assert f"worse by {(new - old).mean():.3g} ±" in comparison.detail
+    difference = format_estimate((new - old).mean(), (new - old).std(ddof=1) / 4)
+    assert f"worse by {difference} nats" in comparison.detail
     assert "paired over 16 windows" in comparison.detail
     unpaired = _compare(_facts(old), _facts(new), corpus=("d" * 64, 512))
     assert unpaired.p_worse > 0.1 > comparison.p_worse

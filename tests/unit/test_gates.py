@@ -19,6 +19,7 @@ from gguf_harness.metrics.divergence import (
     summarize_same_top,
     summarize_top5,
 )
+from gguf_harness.metrics.number_format import format_estimate
 from gguf_harness.metrics.perplexity import compare_perplexity, perplexity
 from gguf_harness.metrics.records import WHOLE, Estimate, Place
 from gguf_harness.metrics.registry import METRICS
@@ -49,7 +50,7 @@ def test_a_verdict_says_where() -> None:
         estimate = Estimate("resid_cka", 0.5, 100, 0.001, None, 16, place=place, extreme_at=extreme_at, detail=detail)
         return decide(Gate("resid_cka", 0.9), estimate, "m")
 
-    assert "CKA (layer 3) is 0.5 ± 0.001; the limit is at least 0.9." in verdict(Place(3)).detail
+    assert "CKA (layer 3) is 0.5000 ± 0.0010; the limit is at least 0.9." in verdict(Place(3)).detail
     assert Place.of(verdict(Place(3)).to_json()) == Place(3)
     assert "CKA (layer 3, head 1) is" in verdict(Place(3, 1)).detail
     assert "CKA (attn_q) is" in verdict(Place(part="attn_q"), detail="more").detail
@@ -134,7 +135,7 @@ def test_relative_limits_of_independent_samples(value: float, expected: str) -> 
     t = 2.131846786  # 95 % quantile of t with 4 degrees of freedom
     side = 1 if expected == "fail" else -1
     assert verdict.bound == pytest.approx(value + side * t * error * 100)
-    assert f"{value / 100:.4g} ± {error:.2g} times the reference's 100 tokens/s" in verdict.detail
+    assert f"{format_estimate(value / 100, error)} times the reference's 100 tokens/s" in verdict.detail
     assert "the limit is at least 0.95 times the reference's" in verdict.detail
 
 

@@ -45,7 +45,8 @@ def _rename(run: dict[str, Any], old: str, new: str) -> dict[str, Any]:
         (0.004095, 0.0000969, "0.004095 ± 0.000097"),
         (123.4, 9.96, "123 ± 10"),
         (1234.5, 99.7, "1230 ± 100"),
-        (0.5, 0.0, "0.5 ± 0"),
+        (0.5, 0.0, "0.5"),  # an error of zero is not known
+        (0.001419, 3.3e-05, "0.001419 ± 0.000033"),
         (30.33, 1.4462, "30.3 ± 1.4"),
         (2.5, None, "2.5"),
     ],
@@ -78,6 +79,7 @@ def test_bytes_are_decimal(count: float, expected: str) -> None:
 
 def test_other_numbers() -> None:
     assert format_percent(0.86446, 0.0067) == "86.45 ± 0.67 %"
+    assert format_percent(1.0, 0.0) == "100 %"
     assert (format_value(3.0), format_value(0.00001234), format_value(123456.0)) == ("3", "1.23e-05", "123456")
 
 
@@ -275,6 +277,13 @@ def test_a_run_compared_with_itself_does_not_differ(run: dict[str, Any]) -> None
     assert len(comparison.differences) == len(run["estimates"])
     assert all(difference.direction == "" for difference in comparison.differences)
     assert comparison.changes == ()
+    for encoding, width in (("utf-8", 100), ("ascii", 60)):
+        text = render_comparison(comparison, width=width, color=False, encoding=encoding)
+        assert "the runs agree in files, texts, windows, settings, engine and machine" in " ".join(text.split())
+        assert "no difference beyond the error in" in text
+        assert not any(word in text for word in ("better", "worse"))
+        assert max(map(len, text.splitlines())) <= width
+        assert text.encode(encoding)
 
 
 def _row(model: str, metric: str, value: float, **where: Any) -> dict[str, Any]:
@@ -357,14 +366,31 @@ def test_changes_between_runs_are_named(run: dict[str, Any]) -> None:
     worse = next(row for row in new["estimates"] if row["metric"] == "kld_mean")
     worse["value"] += 1
     better = next(row for row in new["estimates"] if row["metric"] == "same_top")
-    better["value"] += 0.01
+    better["value"] += 0.02
+    noise = next(row for row in new["estimates"] if row["metric"] == "kld_mean" and row is not worse)
+    noise["value"] += 2 * noise["se"]  # 1.4 times the error of the difference
+    unknown = next(row for row in new["estimates"] if row["metric"] == "peak_memory_bytes")
+    unknown["value"] *= 2
+    new["settings"]["threads"], new["machine"]["cpu"], new["engine"]["llama_cpp"] = 1, "Other", "1234567"
     comparison = compare_runs(run, new)
     directions = {(d.model, d.metric): d.direction for d in comparison.differences if d.direction}
     assert directions == {(worse["model"], "kld_mean"): "worse", (better["model"], "same_top"): "better"}
     z = next(d.z for d in comparison.differences if d.metric == "kld_mean" and d.direction)
     assert z == pytest.approx(1 / (2**0.5 * worse["se"]))
-    text = render_comparison(comparison, width=100, color=False)
-    for words in ("changed corpus", "changed file", "only in the old run", "worse"):
+    verdicts = {(d.model, d.metric): d.verdict for d in comparison.differences if d.verdict != "same"}
+    assert verdicts[noise["model"], "kld_mean"] == "within error"
+    assert verdicts[unknown["model"], "peak_memory_bytes"] == "changed"
+    text = " ".join(render_comparison(comparison, width=100, color=False).split())
+    for words in (
+        "changed corpus: pydoc (c140e36dee0a) -> pydoc (000000000000)",
+        "changed engine: 0c1e570-dirty (ggml 0.25.3) -> 1234567",
+        "changed machine: AMD EPYC -> Other",
+        "changed setting threads: 2 -> 1",
+        "changed file",
+        "only in the old run",
+        "1 better, 1 worse, 1 changed, of ",
+        "within error: no difference beyond the error.",
+    ):
         assert words in text
     assert json.dumps(comparison.to_json(), allow_nan=False)
 
@@ -387,7 +413,7 @@ def test_runs_without_anything_in_common_are_a_problem(run: dict[str, Any]) -> N
         model |= {"parameters": 1, "reference": False}
     comparison = compare_runs(run, new)
     assert comparison.differences == ()
-    text = render_comparison(comparison, width=120, color=False)
+    text = " ".join(render_comparison(comparison, width=120, color=False).split())
     for words in ("Nothing was compared", "Models of the old run: smollm2-", "Models of the new run: smollm3-"):
         assert words in text
     speeds = run | {"estimates": [row | {"metric": "load_s"} for row in run["estimates"] if row["metric"] == "ppl"]}
@@ -551,7 +577,7 @@ def test_times_of_two_runs_are_not_compared(run: dict[str, Any]) -> None:
     timed = [difference for difference in differences if METRICS[difference.metric].unit in {"tokens/s", "s"}]
     assert {difference.metric for difference in timed} >= {"pp_tokens_per_s", "tg_tokens_per_s", "load_s"}
     assert {(difference.z, difference.direction) for difference in timed} == {(None, "")}
-    text = render_comparison(compare_runs(run, faster), width=140, color=False)
+    text = " ".join(render_comparison(compare_runs(run, faster), width=140, color=False).split())
     assert "9900" not in text
     assert (
         "times and speeds are not compared, since they were measured at different times; ratios to the reference are"

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from gguf_harness.errors import HarnessError
+from gguf_harness.errors import PLAIN, HarnessError
 from gguf_harness.pytest_plugin.interrupts import Terminated, endings, silence_output
 
 __all__ = ["main"]
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: None for those of the process.
 
     Returns:
-        0; 2 for an invalid request; 130 after Ctrl-C, 143 after SIGTERM. `run` becomes pytest, with its
+        0; 2 for an invalid request, of `run` 4; 130 after Ctrl-C, 143 after SIGTERM. `run` becomes pytest, with its
         exit code.
     """
     try:
@@ -59,7 +59,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # The terminal may not support all characters that we write.
-            stream.reconfigure(errors="backslashreplace")
+            stream.reconfigure(errors=PLAIN)
     try:
         return run_command(arguments)
     finally:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Callable, Sequence
-from importlib import resources
 from pathlib import Path
 
 import gguf_harness
 from gguf_harness.cli.cache_command import add_cache_command
 from gguf_harness.cli.export_command import add_export_command
 from gguf_harness.cli.metrics_command import add_metrics_command
+from gguf_harness.cli.output import can_overwrite, terminal_width, wants_color
+from gguf_harness.cli.run_command import run_suites
 from gguf_harness.errors import OptionError, visible
 from gguf_harness.store.paths import file_name, path_argument
 
@@ -43,10 +43,13 @@ def run_command(arguments: Sequence[str] | None = None) -> int:
         SystemExit: for --help and --version, and for unknown arguments.
         HarnessError: an invalid request.
     """
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    if words[:1] == ["run"]:
+        return run_suites(words[1:])
     parser = _parser()
-    known, rest = parser.parse_known_args(arguments)
+    known, rest = parser.parse_known_args(words)
     unknown = [word for word in rest if known.command != "cache" or word.startswith("-")]
-    if known.command != "run" and unknown:
+    if unknown:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     return int(known.function(known, rest))
 
@@ -68,9 +71,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_run_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Commands that create or read a run."""
-    run = commands.add_parser("run", help="run a suite: gguf-harness run quant --models=... (options are pytest's)")
-    run.add_argument("suite", help="name of a suite, such as quant; or `list`")
-    run.set_defaults(function=_run)
+    # Only for the list of commands: `run_suites` reads its words, most of which are pytest's.
+    commands.add_parser("run", help="run suites, or all: gguf-harness run quant attention --models=...")
 
     report = commands.add_parser("report", help="rebuild a run's report from its run.json")
     report.add_argument("run", nargs="?", default="last", help="run.json, folder, id, or `last` (default)")
@@ -173,21 +175,6 @@ def _threads(text: str) -> int:
     return int(text)
 
 
-def _run(known: argparse.Namespace, rest: list[str]) -> int:  # noqa: RET503 - os.execv does not return
-    suites = Path(str(resources.files("gguf_harness.suites")))
-    names = sorted(folder.name for folder in suites.iterdir() if (folder / "__init__.py").is_file())
-    if known.suite == "list":
-        print("\n".join(names))
-        return 0
-    if known.suite not in names:
-        raise OptionError(f"There is no suite {known.suite!r}.", f"Suites: {', '.join(names)}.")
-    # The user's folder is the root: results belong there, not next to the installed suites.
-    root = ["--rootdir", str(Path.cwd()), "-c", str(suites.parent / "fixtures" / "data" / "pytest.ini")]
-    arguments = ["pytest", str(suites / known.suite), *root, "-p", "gguf_harness.pytest_plugin.plugin", *rest]
-    # Replace this process: pytest must see our modules before they are imported, and receive its signals directly.
-    os.execv(sys.executable, [sys.executable, "-P", "-m", *arguments])  # noqa: S606
-
-
 def _report(known: argparse.Namespace, _: list[str]) -> int:
     from gguf_harness.report.html import write_html
     from gguf_harness.report.markdown import render_markdown
@@ -201,7 +188,7 @@ def _report(known: argparse.Namespace, _: list[str]) -> int:
         return 0
     destination = known.html or path.parent / "report.html"
     write_html(run, path.parent, destination)
-    print(render_terminal(run, width=_terminal_width(), color=sys.stdout.isatty()), end="")
+    print(render_terminal(run, width=terminal_width(), color=wants_color(), encoding=sys.stdout.encoding), end="")
     print(f"\nreport: {visible(str(destination))}")
     return 0
 
@@ -229,7 +216,8 @@ def _compare(known: argparse.Namespace, _: list[str]) -> int:
     if known.json:
         print(json.dumps(comparison.to_json(), indent=1, allow_nan=False))
     else:
-        print(render_comparison(comparison, width=_terminal_width(), color=sys.stdout.isatty()), end="")
+        width, encoding = terminal_width(), sys.stdout.encoding
+        print(render_comparison(comparison, width=width, color=wants_color(), encoding=encoding), end="")
     if comparison.problem:
         print(f"gguf-harness: {comparison.problem}", file=sys.stderr)
         return _NOTHING_TO_COMPARE
@@ -243,7 +231,7 @@ def _heads(known: argparse.Namespace, _: list[str]) -> int:
     if len(known.models) > 2:
         raise OptionError(f"{len(known.models)} models were given.", "Give one, or two to see side by side.")
     behaviours = [api.heads(model, known.prompts, threads=known.threads) for model in known.models]
-    width, color = _terminal_width(), sys.stdout.isatty()
+    width, color = terminal_width(), wants_color()
     if len(behaviours) == 2:
         print(render_matched_heads(known.models, behaviours[0], behaviours[1], width=width, color=color), end="")
     else:
@@ -265,7 +253,7 @@ def _inspect(known: argparse.Namespace, _: list[str]) -> int:
     if known.json:
         print(json.dumps([info.to_json() for info in infos], indent=1, allow_nan=False))
     else:
-        print("\n".join(render_info(info, color=sys.stdout.isatty()) for info in infos), end="")
+        print("\n".join(render_info(info, color=wants_color()) for info in infos), end="")
     return 0
 
 
@@ -297,7 +285,8 @@ def _quantize(known: argparse.Namespace, _: list[str]) -> int:
             if destination.exists() and any(destination.samefile(file) for file in source.files):
                 raise OptionError(f"{destination} is the model to quantize.", "Give another folder with --out.")
             worker.call(quantize_task, _counter(destination.name), files, destination, quant, threads, known.imatrix)
-            print(f"\r{visible(str(destination))}  {destination.stat().st_size / 1e6:,.1f} MB")
+            _erase_counter()
+            print(f"{visible(str(destination))}  {destination.stat().st_size / 1e6:,.1f} MB")
     return 0
 
 
@@ -321,13 +310,13 @@ def _graph(known: argparse.Namespace, _: list[str]) -> int:
 
 def _counter(label: str) -> Callable[[int, int], None]:
     def show(done: int, total: int) -> None:
-        if sys.stderr.isatty():
-            print(f"\r{label}: tensor {done} of {total}\x1b[K", end="", file=sys.stderr, flush=True)
+        if can_overwrite():
+            text = f"{visible(label)}: tensor {done} of {total}"[: terminal_width() - 1]
+            print(f"\r{text}\x1b[K", end="", file=sys.stderr, flush=True)
 
     return show
 
 
-def _terminal_width() -> int:
-    import shutil
-
-    return shutil.get_terminal_size((100, 24)).columns
+def _erase_counter() -> None:
+    if can_overwrite():
+        print("\r\x1b[K", end="", file=sys.stderr, flush=True)

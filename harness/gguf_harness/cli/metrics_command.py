@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import shutil
-import sys
 
+from gguf_harness.cli.output import terminal_width, wants_color
 from gguf_harness.errors import OptionError
 from gguf_harness.store.paths import path_argument
 
@@ -41,11 +40,11 @@ def _print_metrics(known: argparse.Namespace, _: list[str]) -> int:
         if name not in by_name:
             raise OptionError(f"There is no metric {name!r}.", close_to(name, by_name))
     chosen = [by_name[name] for name in known.names] or metrics
-    width = shutil.get_terminal_size((100, 24)).columns
+    width = terminal_width()
     if known.markdown:
         print(render_metrics_markdown(chosen), end="")
     elif known.names:
         print("\n".join(render_metric(metric, width=width) for metric in chosen), end="")
     else:
-        print(render_glossary(chosen, width=width, color=sys.stdout.isatty()), end="")
+        print(render_glossary(chosen, width=width, color=wants_color()), end="")
     return 0

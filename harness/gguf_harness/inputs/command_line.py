@@ -29,12 +29,14 @@ __all__ = [
     "DEFAULT_CACHE_LIMIT",
     "DEFAULT_MODEL",
     "MOST_THREADS",
+    "TYPED",
     "add_options",
     "add_short_names",
     "given_options",
     "option_attributes",
     "option_value",
     "short_name",
+    "unknown_options",
     "with_full_names",
 ]
 
@@ -48,6 +50,9 @@ _MOST_TOKENS: Final = 2**24
 _SHORT_NAMES: Final = {"--models": "--gguf-models", "--reference": "--gguf-reference"}
 """Short option names and their full names; not used if another plugin or a conftest has an option of the short name."""
 _GIVEN: Final = "gguf_given"
+TYPED: Final = "GGUF_HARNESS_TYPED"
+"""Environment variable with which `gguf-harness run` tells pytest's process what the person typed."""
+_OWN: Final = "--gguf-"
 
 
 class _Given(argparse.Action):
@@ -144,6 +149,31 @@ def _full_name(word: str, names: set[str]) -> str:
 def short_name(name: str) -> str:
     """The short name of an option: `--models` for `--gguf-models`."""
     return next((short for short, full in _SHORT_NAMES.items() if full == name), name)
+
+
+def unknown_options(words: Sequence[str], *, also_short: bool) -> str | None:
+    """A message about an option that looks like one of ours and is none, with the one that was probably meant.
+
+    Args:
+        words: of a command line.
+        also_short: whether names close to `--models` and `--reference` are meant for us, too; otherwise only those that
+            begin with `--gguf-`.
+    """
+    end = words.index("--") if "--" in words else len(words)
+    names = [name for word in words[:end] if (name := word.partition("=")[0]).startswith("--" if also_short else _OWN)]
+    if not names:
+        return None  # in most sessions
+    import difflib
+
+    known = [*option_attributes(), *_SHORT_NAMES]
+    for name in names:
+        # Nearly the same only, and no name that may be somebody else's.
+        short = difflib.get_close_matches(name, _SHORT_NAMES, n=1, cutoff=0.85) if also_short else []
+        if name not in known and (short or name.startswith(_OWN)):
+            close = short or difflib.get_close_matches(name, known, n=1)
+            advice = f"Did you mean {close[0]}?" if close else "`gguf-harness run --help` lists them."
+            return f"There is no option {name}.\n  {advice}"
+    return None
 
 
 def option_value(config: pytest.Config, name: str) -> Any:

@@ -10,13 +10,24 @@ from pathlib import Path
 from typing import Final, Literal
 
 import pytest
+from _pytest._code.code import ReprFileLocation, TerminalRepr
+from _pytest._io import TerminalWriter
 
 # The exception of `pytest.fail`; publicly it is only an attribute, which type checkers do not accept as a class.
 from _pytest.outcomes import Failed
 
 from gguf_harness.errors import HarnessError, NoPrompt, PromptError
 
-__all__ = ["BaselineFailed", "GateFailed", "Kind", "attempt_of", "begin_attempt", "describe_failure", "message_of"]
+__all__ = [
+    "BaselineFailed",
+    "FailedLater",
+    "GateFailed",
+    "Kind",
+    "attempt_of",
+    "begin_attempt",
+    "describe_failure",
+    "message_of",
+]
 
 Kind = Literal["gate", "baseline", "measurement", "prompt", "assertion", "fixture", "undecided"]
 """Of a failure: a limit was not kept; it is worse than its baseline; something could not be measured; a prompt could
@@ -26,10 +37,37 @@ _ATTEMPT: Final = pytest.StashKey[int]()
 
 
 class GateFailed(Failed):
-    """The fixture `gate` fails a test."""
+    """The fixture `gate` fails a test.
+
+    Args:
+        sentences: what pytest shows among the failures.
+        named: the gates in a few words, for pytest's line about the test at its end.
+    """
 
     # Like pytest's own exceptions: the summary then says `GateFailed: ...` without the module.
     __module__ = "builtins"
+
+    def __init__(self, sentences: str, named: str) -> None:
+        super().__init__(sentences, pytrace=False)
+        self.named = named
+
+
+class FailedLater(TerminalRepr):
+    """Why a test that had passed fails after all, at the end of the session.
+
+    Args:
+        sentences: what pytest shows among the failures.
+        named: the same in a few words, for pytest's line about the test at its end.
+        path: the test's file.
+    """
+
+    def __init__(self, sentences: str, named: str, path: str) -> None:
+        self._sentences = sentences
+        self.reprcrash = ReprFileLocation(path, 0, named)
+
+    def toterminal(self, tw: TerminalWriter) -> None:
+        """Write the sentences."""
+        tw.line(self._sentences)
 
 
 class BaselineFailed(Failed):
@@ -82,6 +120,8 @@ def describe_failure(report: pytest.TestReport, call: pytest.CallInfo[None], *, 
             _set(report, "prompt", error.message)
     elif isinstance(error, GateFailed):
         _set(report, "gate", str(error))
+        if (crash := getattr(report.longrepr, "reprcrash", None)) is not None:
+            crash.message = f"{type(error).__name__}: {error.named}"
     elif isinstance(error, BaselineFailed):
         _set(report, "baseline", str(error))
     else:

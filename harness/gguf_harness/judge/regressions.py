@@ -15,6 +15,7 @@ from gguf_harness.inputs.pairing import some_names
 from gguf_harness.judge.baselines import Baseline, Facts
 from gguf_harness.metrics.kernels.standard_errors import clustered_se
 from gguf_harness.metrics.multiple import holm
+from gguf_harness.metrics.number_format import format_estimate
 from gguf_harness.metrics.records import WHOLE, Estimate, Place, Row
 from gguf_harness.metrics.registry import compared_by_window, metric_info
 from gguf_harness.metrics.stats import MeanEstimate, exceedance_p_value
@@ -322,7 +323,7 @@ def _explain(metric: str, origin: str, change: _Change, worse_by: float, place: 
     how = f"paired over {change.windows} windows" if change.windows else "not paired: two independent measurements"
     where = f" ({place})" if place != WHOLE else ""
     direction = "worse" if worse_by > 0 else "better"
-    amount = f"{factor * abs(worse_by):.3g} ± {factor * change.se:.2g}{unit}"
+    amount = f"{format_estimate(factor * abs(worse_by), factor * change.se)}{unit}"
     return (
         f"{info.title}{where} is {factor * change.new:.4g}{unit}, in the baseline {origin} it was"
         f" {factor * change.old:.4g}{unit}: {direction} by {amount} ({how})."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,14 +11,15 @@ from gguf_harness.errors import GateError, NoData
 from gguf_harness.judge.advice import TextSize, what_would_decide
 from gguf_harness.judge.gates import Gate
 from gguf_harness.metrics.multiple import holm
-from gguf_harness.metrics.records import Estimate
-from gguf_harness.metrics.registry import metric_info
+from gguf_harness.metrics.number_format import format_bytes, format_estimate, format_percent, format_value
+from gguf_harness.metrics.records import Estimate, Place
+from gguf_harness.metrics.registry import Metric, metric_info
 
 if TYPE_CHECKING:
     from gguf_harness.metrics.sequential import EarlyDecision
     from gguf_harness.metrics.stats import MeanEstimate
 
-__all__ = ["Outcome", "Verdict", "adjust", "decide"]
+__all__ = ["Outcome", "Verdict", "adjust", "decide", "name_briefly"]
 
 Outcome = Literal["pass", "fail", "inconclusive"]
 
@@ -232,15 +233,14 @@ def _more_clusters(gate: Gate, tested: Tested) -> int | None:
 
 def _statement(gate: Gate, estimate: Estimate, tested: Tested) -> str:
     """The sentence with the estimate and the limit."""
-    info = metric_info(gate.metric)
-    factor = 100 if info.unit == "fraction" else 1
-    error = f" ± {factor * estimate.se:.2g}" if estimate.se is not None else ""
     where = f" ({estimate.where})" if estimate.where else ""
-    text = f"{info.title}{where} is {factor * estimate.value:.4g}{error}{_unit(gate)}"
+    text = f"{metric_info(gate.metric).title}{where} is {_with_unit(gate, estimate.value, estimate.se)}"
+    if estimate.se == 0:
+        text += f" (no variation, n = {estimate.n})"
     if gate.limit is None:
-        error = f" ± {tested.se:.2g}" if tested.se is not None else ""
         kind = ", paired" if tested.paired else ""
-        text += f", {tested.value:.4g}{error}{kind} times the reference's {factor * tested.scale:.4g}{_unit(gate)}"
+        ratio = format_estimate(tested.value, tested.se)
+        text += f", {ratio}{kind} times the reference's {_with_unit(gate, tested.scale, None)}"
     side = "at most" if gate.lower_is_better else "at least"
     return f"{text}; the limit is {side} {_show(gate, tested.limit)}."
 
@@ -262,14 +262,36 @@ def _reason(gate: Gate, tested: Tested, outcome: Outcome, bound: float, more: in
 
 
 def _show(gate: Gate, number: float) -> str:
-    if gate.limit is None:
-        return f"{number:.4g} times the reference's"
-    return f"{100 * number if metric_info(gate.metric).unit == 'fraction' else number:.4g}{_unit(gate)}"
+    return f"{number:.4g} times the reference's" if gate.limit is None else _with_unit(gate, number, None)
 
 
-def _unit(gate: Gate) -> str:
+def _with_unit(gate: Gate, number: float, se: float | None) -> str:
+    """`0.0829 ± 0.0031 nats`, `81.00 ± 0.63 %`."""
     unit = metric_info(gate.metric).unit
-    return " %" if unit == "fraction" else f" {unit}" if unit else ""
+    if unit == "fraction":
+        return format_percent(number, se)
+    # A limit is shown as it was given.
+    text = f"{number:.4g}" if se is None else format_estimate(number, se)
+    return f"{text} {unit}" if unit else text
+
+
+def name_briefly(gate: Mapping[str, Any], metric: Metric | None) -> str:
+    """A verdict in a few words, where its sentence is told elsewhere: `KL mean 0.0829, limit 0.0001 nats`.
+
+    Args:
+        gate: `Verdict.to_json`.
+        metric: the entry of its metric, if there is one.
+    """
+    title, unit = (metric.title, metric.unit) if metric is not None else (str(gate["metric"]), "")
+    where = str(Place.of(gate))
+    value, limit = gate["value"], gate["limit"]
+    if unit == "fraction":
+        shown, given = "-" if value is None else format_percent(value, None), f"{100 * limit:.4g} %"
+    elif unit == "bytes":
+        shown, given = "-" if value is None else format_bytes(value), format_bytes(limit)
+    else:
+        shown, given = "-" if value is None else format_value(value), f"{limit:.4g} {unit}".rstrip()
+    return f"{title}{f' ({where})' if where else ''} {shown}, limit {given}"
 
 
 def adjust(verdicts: Iterable[dict[str, Any]], *, enforce: bool) -> list[dict[str, Any]]:

@@ -20,7 +20,13 @@ from typing import Final
 
 import pytest
 
-from gguf_harness.inputs.command_line import add_options, add_short_names, given_options, with_full_names
+from gguf_harness.inputs.command_line import (
+    add_options,
+    add_short_names,
+    given_options,
+    unknown_options,
+    with_full_names,
+)
 from gguf_harness.pytest_plugin import hooks
 
 _PACKAGE: Final = Path(__file__).parent.parent
@@ -64,6 +70,9 @@ def pytest_load_initial_conftests(
             early_config.pytest_load_initial_conftests(early_config)
             # A conftest loaded only now may have options of these names.
             args[:] = with_full_names(parser, given, early_config.option)
+    # pytest would name the option, and every other one of its own.
+    if (problem := unknown_options(args, also_short=False)) is not None:
+        raise pytest.UsageError(problem)
     return result
 
 

@@ -11,10 +11,11 @@ from typing import Any, Final
 
 import pytest
 
-from gguf_harness.errors import HarnessError, visible
-from gguf_harness.judge.outcomes import Kind, message_of
+from gguf_harness.errors import HarnessError
+from gguf_harness.judge.outcomes import FailedLater, Kind, message_of
 from gguf_harness.pytest_plugin.junit import add_suite_properties, readable, writes_junit
 from gguf_harness.pytest_plugin.state import BASELINE_PROPERTY, ESTIMATE_PROPERTY, GATE_PROPERTY, State, only_plans
+from gguf_harness.pytest_plugin.summary import write_summary
 from gguf_harness.store.run_draft import Course, Findings, RunDraft, TestRecord
 
 __all__ = ["Reporting"]
@@ -216,9 +217,16 @@ class Reporting:
         self, session: pytest.Session, test: TestRecord, kind: Kind, message: str, properties: list[tuple[str, str]]
     ) -> None:
         """Fail a test that had passed, with an additional report, followed by one for its teardown."""
+        from gguf_harness.judge.verdicts import name_briefly
+        from gguf_harness.metrics.registry import METRICS
+
         test.outcome, test.kind, test.message, test.summary = "failed", kind, message, message
         location = (test.id.split("::")[0], None, test.id.split("::")[-1])
-        report = pytest.TestReport(test.id, location, {}, "failed", message, "call")
+        gates = [json.loads(value) for name, value in properties if name == GATE_PROPERTY]
+        failing = [gate for gate in gates if gate["verdict"] in self._state.options.failing_verdicts]
+        named = "; ".join(name_briefly(gate, METRICS.get(gate["metric"])) for gate in failing)
+        told = FailedLater(message, f"GateFailed: {named}" if named else message, location[0])
+        report = pytest.TestReport(test.id, location, {}, "failed", told, "call")
         session.config.hook.pytest_runtest_logreport(report=report)
         words = readable(properties, test.model)
         closing = pytest.TestReport(test.id, location, {}, "passed", None, "teardown", user_properties=words)
@@ -304,38 +312,9 @@ class Reporting:
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         """Print the table, the verdicts and the path of the report."""
-        if self._problem is not None:
-            terminalreporter.section("gguf-harness")
-            terminalreporter.write_line(f"The results of this run could not be stored. {self._problem}", red=True)
-        if self._state.report is None:
-            self._tell_problems(terminalreporter)
-            return
-        from gguf_harness.report.terminal import render_terminal
-        from gguf_harness.store.runs import load_run
-
-        run = load_run(self._state.run_folder / "run.json")
-        writer = terminalreporter._tw  # noqa: SLF001 - pytest offers no public way to its width and colours
-        terminalreporter.section("gguf-harness")
-        text = render_terminal(run, width=writer.fullwidth, color=writer.hasmarkup) + "\n"
-        # If the terminal lacks characters, pytest would escape line ends as well.
-        encoding = getattr(writer._file, "encoding", None) or "utf-8"  # noqa: SLF001
-        terminalreporter.write(text.encode(encoding, "backslashreplace").decode(encoding))
-        terminalreporter.write_line(f"report: {_shown(self._state.report)}")
-        terminalreporter.write_line(f"run:    {_shown(self._state.run_folder / 'run.json')}")
-        if self._state.saved_baseline is not None:
-            terminalreporter.write_line(f"saved:  {_shown(self._state.saved_baseline)}")
-        self._tell_problems(terminalreporter)
+        write_summary(terminalreporter, self._state, unstored=self._problem, problems=self._problems)
         if self._summary_problem is not None:
             terminalreporter.write_line(f"There is no step summary. {self._summary_problem}")
-        if os.environ.get("GITHUB_ACTIONS") == "true":
-            from gguf_harness.report.github import annotation_lines
-
-            for line in annotation_lines(run):
-                terminalreporter.write_line(line)
-
-    def _tell_problems(self, terminalreporter: Any) -> None:
-        for problem in self._problems:
-            terminalreporter.write_line(f"gguf-harness: {visible(problem)}", red=True)
 
 
 def _new_draft(state: State, course: Course) -> RunDraft:
@@ -345,7 +324,7 @@ def _new_draft(state: State, course: Course) -> RunDraft:
     ladder = state.ladder
     return RunDraft(
         folder=state.run_folder,
-        command=["pytest", *(visible(str(argument)) for argument in state.config.invocation_params.args)],
+        command=state.command,
         settings=state.options.to_json(),
         machine=describe_machine(),
         reference_reason=ladder.reason,
@@ -387,9 +366,3 @@ def _findings(report: pytest.TestReport) -> Findings:
 
 def _tests(draft: RunDraft) -> list[dict[str, Any]]:
     return [test.to_json() for test in draft.tests.values()]
-
-
-def _shown(path: Path) -> str:
-    """Path relative to the current folder if it is below, otherwise absolute."""
-    here = Path.cwd()
-    return visible(str(path.relative_to(here) if path.is_relative_to(here) else path))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import io
 import os
 import pkgutil
 import re
@@ -18,8 +19,9 @@ from typing import Any, Final
 
 import pytest
 
-from gguf_harness.errors import HarnessError, is_utf8
-from gguf_harness.inputs.command_line import given_options
+from gguf_harness.errors import PLAIN, HarnessError, is_utf8
+from gguf_harness.inputs.command_line import TYPED, given_options
+from gguf_harness.inputs.typed_command import typed_command
 from gguf_harness.judge.outcomes import attempt_of, begin_attempt, describe_failure
 from gguf_harness.judge.plan import planned_suite, suite_of
 from gguf_harness.pytest_plugin.distribution import ModelGroups, can_group, send_groups
@@ -54,7 +56,9 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "metric(name): the metric that a test measures first of all")
     _register_fixtures(config.pluginmanager)
     workerinput = getattr(config, "workerinput", {})
+    typed = os.environ.pop(TYPED, None)  # read once: a session within this one has been typed otherwise
     state = State(config, workerinput.get("gguf_run_id") or new_run_id(), workerinput.get("workerid", "main"))
+    state.command = typed_command(config.invocation_params.args, typed, os.environ.get("PYTEST_ADDOPTS"))
     config.stash[STATE] = state
     if state.process != "main":
         # Threads that spin while they wait take the processors from the other processes: with two of these on two
@@ -230,9 +234,18 @@ def pytest_runtest_makereport(
 def pytest_sessionstart(session: pytest.Session) -> None:
     """Register reporting in this process, unless it is an xdist worker."""
     if not hasattr(session.config, "workerinput"):
+        _write_plainly(session.config)
         session.config.pluginmanager.register(
             Reporting(session.config.stash[STATE]), "gguf_harness.pytest_plugin.session.reporting"
         )
+
+
+def _write_plainly(config: pytest.Config) -> None:
+    """Write `+/-` where the terminal has no `±`: pytest would escape it, in the sentences of failures too."""
+    reporter = config.pluginmanager.getplugin("terminalreporter")
+    stream = reporter._tw._file if reporter is not None else None  # noqa: SLF001 - there is no public way
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors=PLAIN)
 
 
 def _ours(item: pytest.Item) -> set[str]:

@@ -56,6 +56,7 @@ class State:
         problem: why there are no models; found while collecting and raised after it.
         draft: the run, in the reporting process; None until one of our tests was reported.
         text_read: facts about the corpus; None if nothing reads it.
+        command: what the person typed.
         charts: functions that draw charts of other plugins, by plugin.
     """
 
@@ -70,6 +71,7 @@ class State:
     report: Path | None = None
     saved_baseline: Path | None = None
     text_read: TextRead | None = None
+    command: list[str] = field(default_factory=list)
     charts: dict[str, list[ChartBuilder]] = field(default_factory=dict)
     _extended: bool = False
 

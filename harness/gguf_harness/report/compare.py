@@ -4,19 +4,69 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any, Final
+import textwrap
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Final
 
+from gguf_harness.errors import encodable
 from gguf_harness.inputs.pairing import Identity, Partner, identities_of_run, pair_up, some_names
 from gguf_harness.metrics.records import Place
 from gguf_harness.metrics.registry import Metric, metrics_of_run
 from gguf_harness.report.data import RunView, describe_windows, visible
-from gguf_harness.report.numbers import format_value
+from gguf_harness.report.numbers import format_metric
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 __all__ = ["Comparison", "Difference", "compare_runs", "render_comparison"]
 
 _TIMED_UNITS: Final = frozenset({"tokens/s", "s"})
+_BEYOND_ERROR: Final = 2.0
+"""Of z: a smaller difference is no difference that the runs could show."""
+_EXACT: Final = frozenset({"file", "weights"})
+"""Of `Metric.estimated`: facts. Other values without an error are not known to differ by more than it."""
+_MIN_WIDTH: Final = 60
+_MEASURED_WIDTH: Final = 400
+
+_SETTINGS: Final = (
+    "kv", "batch", "ubatch", "threads", "flash_attention", "gpu", "gpu_layers", "imatrix", "until_decided",
+    "gen_tokens", "pp", "tg", "repetitions", "words", "layers", "heads", "head_windows", "head_limit", "sensitivity",
+)  # fmt: skip
+"""Settings that numbers depend on, besides those in the description of the corpus."""
+
+
+def _text(key: str) -> Callable[[Mapping[str, Any]], str | None]:
+    """A text of a run with the beginning of its hash: `pydoc (c140e36dee0a)`."""
+
+    def told(run: Mapping[str, Any]) -> str:
+        text = run.get(key)
+        return f"{text['name']} ({text['sha256'][:12]})" if text else ""
+
+    return told
+
+
+def _fact(table: str, key: str) -> Callable[[Mapping[str, Any]], str | None]:
+    """A fact of a run; None if the run does not have it."""
+
+    def told(run: Mapping[str, Any]) -> str | None:
+        value = (run.get(table) or {}).get(key)
+        return None if value is None else ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+    return told
+
+
+_CIRCUMSTANCES: Final[dict[str, Callable[[Mapping[str, Any]], str | None]]] = {
+    "corpus": _text("corpus"),
+    "prompts": _text("prompts"),
+    "engine": _fact("engine", "llama_cpp"),
+    "instruction sets": _fact("engine", "system_info"),
+    "machine": _fact("machine", "cpu"),
+    "number of cores": _fact("machine", "cores"),
+    "GPUs": _fact("machine", "gpus"),
+    "gguf-harness": lambda run: run.get("harness"),
+}
+"""What numbers depend on besides the models, by the name that it is told under."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +76,10 @@ class Difference:
     Attributes:
         z: difference divided by the root of the sum of squared errors, taking the runs as independent; None if an error
             is missing, and for timings. On the same corpus this is conservative: paired errors would be smaller.
-        direction: "better", "worse", or "" for no change, a neutral metric or a timing: machines differ between runs,
-            which the repetitions of one run do not show. Ratios to the reference can be compared.
+        direction: "better", "worse", or "" for no change beyond the error, a neutral metric or a timing: machines
+            differ between runs, which the repetitions of one run do not show. Ratios to the reference can be compared.
+        verdict: `direction`, or why there is none: "same", "within error", "changed" (neither direction is better, or
+            the error is not known), or "not compared" (a timing).
         prompt, layer, head, part: the place in the model; None for the whole.
         partner: the model of the old run.
     """
@@ -43,6 +95,7 @@ class Difference:
     head: int | None = None
     part: str | None = None
     partner: str = ""
+    verdict: str = ""
 
     @property
     def where(self) -> str:
@@ -135,67 +188,118 @@ def _problem(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     )
 
 
-def render_comparison(comparison: Comparison, *, width: int, color: bool) -> str:
-    """A table of the main metrics, and other changes."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
+def render_comparison(comparison: Comparison, *, width: int, color: bool, encoding: str | None = None) -> str:
+    """What differs between the circumstances of the runs, a table of the main metrics, and what it amounts to.
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    Args:
+        comparison: what `compare_runs` returned.
+        width: of the terminal; the columns of z and of the relative change are left out where they do not fit.
+        color: whether escape sequences are wanted.
+        encoding: of the terminal; characters that it lacks are written out.
+    """
+    from rich.console import Console
+
+    width = max(_MIN_WIDTH, width)
     metrics = comparison.metrics
     shown = [
         (difference, metrics[difference.metric])
         for difference in comparison.differences
         if difference.metric in metrics and "comparison" in metrics[difference.metric].tables
     ]
+    file = io.StringIO()
+    console = Console(file=file, width=width, force_terminal=color, color_system="standard" if color else None)
+    if shown:
+        optional = ["change", "z"]
+        while optional and _needed_width(_drawn(shown, optional)) > width:
+            optional.pop()
+        is_narrow = _needed_width(_drawn(shown, optional)) > width
+        console.print(_drawn(shown, optional, is_narrow=is_narrow))
+    circumstances = comparison.changes or ("the runs agree in files, texts, windows, settings, engine and machine",)
+    blocks = [
+        _wrapped([f"{comparison.old} -> {comparison.new}", *circumstances], width),
+        file.getvalue().rstrip(),
+        _wrapped([comparison.problem] if comparison.problem else _conclusions(comparison, shown), width),
+    ]
+    return encodable("\n\n".join(block for block in blocks if block) + "\n", encoding)
+
+
+def _drawn(shown: list[tuple[Difference, Metric]], optional: list[str], *, is_narrow: bool = False) -> Table:
+    """The table; if it is narrow, names of models stand above their metrics."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     # Most runs have these metrics only for whole models.
-    placed = any(difference.where for difference, _ in shown)
-    timed = any(_is_timed(metric) for _, metric in shown)
-    for title, justify in (
-        ("model", "left"),
-        ("metric", "left"),
-        *([("where", "left")] if placed else []),
-        ("old", "right"),
-        ("new", "right"),
-        ("change", "right"),
-    ):
-        table.add_column(
-            title, justify="right" if justify == "right" else "left", no_wrap=title not in {"model", "where"}
-        )
-    table.add_column("z", justify="right", no_wrap=True)
+    placed = ["where"] if any(difference.where for difference, _ in shown) else []
+    for title in ("metric",) if is_narrow else ("model", "metric"):
+        table.add_column(title, overflow="fold")
+    for title in placed:
+        table.add_column(title)
+    for title in ("old", "new", *optional):
+        table.add_column(title, justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
-    styles = {"better": "green", "worse": "red"}
+    styles, above = {"better": "green", "worse": "red"}, Text()
     for difference, metric in shown:
         is_comparable = difference.old and not _is_timed(metric)
-        relative = f"{difference.new / difference.old - 1:+.2%}" if is_comparable else "-"
+        cells: dict[str, Text | str] = {
+            "where": Text(difference.where),
+            "change": f"{difference.new / difference.old - 1:+.2%}" if is_comparable else "-",
+            "z": "-" if difference.z is None else f"{difference.z:+.1f}",
+        }
+        model = Text(visible(difference.model))
+        if is_narrow and model != above:
+            table.add_row(model)
+        above = model
         table.add_row(
-            Text(visible(difference.model)),
-            Text(metric.title),
-            *([Text(difference.where)] if placed else []),
-            format_value(difference.old),
-            format_value(difference.new),
-            relative,
-            "-" if difference.z is None else f"{difference.z:+.1f}",
-            Text(difference.direction, style=styles.get(difference.direction, "")),
+            *([Text(f"  {metric.title}")] if is_narrow else [model, Text(metric.title)]),
+            *(cells[title] for title in placed),
+            _number(metric, difference.old),
+            _number(metric, difference.new),
+            *(cells[title] for title in optional),
+            Text(difference.verdict, style=styles.get(difference.verdict, "")),
         )
-    file = io.StringIO()
-    console = Console(file=file, width=max(80, width), force_terminal=color, color_system="standard" if color else None)
-    console.print(Text(f"{comparison.old} -> {comparison.new}"))
-    console.print(table)
-    lines = [
-        *([comparison.problem] if comparison.problem else []),
-        *comparison.changes,
-        "z: difference divided by its standard error, taking the runs as independent; above 2 is more than chance",
-        *(
-            [
-                "times and speeds are not compared, since they were measured at different times; "
-                "ratios to the reference are"
-            ]
-            * timed
-        ),
-    ]
-    return file.getvalue() + "\n" + "\n".join(visible(line) for line in lines) + "\n"
+    return table
+
+
+def _number(metric: Metric, value: float) -> str:
+    return format_metric(replace(metric, decimals=None), value, None)
+
+
+def _needed_width(table: Table) -> int:
+    from rich.console import Console
+
+    return Console(file=io.StringIO(), width=_MEASURED_WIDTH).measure(table).maximum
+
+
+def _conclusions(comparison: Comparison, shown: list[tuple[Difference, Metric]]) -> list[str]:
+    """How many numbers differ beyond their errors, and what the words in the table mean."""
+    compared = [difference for difference in comparison.differences if difference.verdict != "not compared"]
+    counts = {
+        name: sum(difference.verdict == name for difference in compared) for name in ("better", "worse", "changed")
+    }
+    told = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+    total = f"{len(compared)} numbers that both runs have"
+    lines = [f"{told}, of {total}" if told else f"no difference beyond the error in {total}"]
+    if counts["changed"]:
+        lines.append("changed: neither direction is better, or the error of the number is not known")
+    if any(difference.verdict == "within error" for difference in compared):
+        lines.append(
+            f"within error: no difference beyond the error. It is less than {_BEYOND_ERROR:g} times its standard error"
+            " (z), taking the runs as independent"
+        )
+    if any(_is_timed(metric) for _, metric in shown):
+        lines.append(
+            "times and speeds are not compared, since they were measured at different times; "
+            "ratios to the reference are"
+        )
+    return lines
+
+
+def _wrapped(lines: Iterable[str], width: int) -> str:
+    return "\n".join(
+        textwrap.fill(visible(line), width, subsequent_indent="  ", break_on_hyphens=False) for line in lines
+    )
 
 
 def _rows(run: Mapping[str, Any]) -> dict[tuple[Any, ...], Mapping[str, Any]]:
@@ -213,11 +317,21 @@ def _difference(old: Mapping[str, Any], new: Mapping[str, Any], metric: Metric |
     if not timed and None not in {old["se"], new["se"]} and (error := math.hypot(old["se"], new["se"])) > 0:
         z = change / error
     better = {"higher": change > 0, "lower": change < 0}.get(new["better"])
-    direction = "" if timed or change == 0 or better is None else "better" if better else "worse"
+    verdict = "changed" if better is None else "better" if better else "worse"
+    if timed:
+        verdict = "not compared"
+    elif change == 0:
+        verdict = "same"
+    elif z is not None and abs(z) < _BEYOND_ERROR:
+        verdict = "within error"
+    elif z is None and (metric is None or metric.estimated not in _EXACT):
+        verdict = "changed"  # by an unknown number of errors
+    direction = verdict if verdict in {"better", "worse"} else ""
     where = Place.of(new)._asdict()
     return Difference(
-        new["model"], new["metric"], old["value"], new["value"], z, direction, **where, partner=old["model"]
-    )
+        new["model"], new["metric"], old["value"], new["value"], z, direction, **where,
+        partner=old["model"], verdict=verdict,
+    )  # fmt: skip
 
 
 def _short_of(run: Mapping[str, Any]) -> str:
@@ -236,13 +350,20 @@ def _is_timed(metric: Metric) -> bool:
 
 def _changes(old: Mapping[str, Any], new: Mapping[str, Any], partners: Mapping[str, Partner]) -> list[str]:
     changes = [f"the {label} run was {told}" for label, run in (("old", old), ("new", new)) if (told := _short_of(run))]
-    for name, key in (("corpus", "sha256"), ("prompts", "sha256"), ("engine", "llama_cpp"), ("machine", "cpu")):
-        before, after = ((run.get(name) or {}).get(key) for run in (old, new))
-        if before != after:
+    for name, read in _CIRCUMSTANCES.items():
+        before, after = (read(run) for run in (old, new))
+        # What an older version did not record is not known to differ.
+        if before != after and None not in {before, after}:
             changes.append(f"changed {name}: {before or 'none'} -> {after or 'none'}")
     before, after = (describe_windows(run["corpus"]) if run.get("corpus") else "none" for run in (old, new))
     if before != after:
         changes.append(f"changed windows: {before} -> {after}")
+    settings_old, settings_new = (run.get("settings") or {} for run in (old, new))
+    changes += [
+        f"changed setting {name}: {settings_old[name]} -> {settings_new[name]}"
+        for name in _SETTINGS
+        if name in settings_old and name in settings_new and settings_old[name] != settings_new[name]
+    ]
     hashes_old, hashes_new = ({m["name"]: m["sha256"] for m in run.get("models", [])} for run in (old, new))
     both = {
         name: partner.earlier

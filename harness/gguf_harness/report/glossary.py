@@ -6,14 +6,20 @@ import io
 import math
 import textwrap
 from collections.abc import Iterable
+from typing import Final
 
 from gguf_harness.metrics.registry import ESTIMATED, Metric
 
 __all__ = ["render_glossary", "render_metric", "render_metrics_markdown"]
 
+_TABLE_WIDTH: Final = 100
+"""Less leaves the meanings a column of a few words."""
+
 
 def render_glossary(metrics: Iterable[Metric], *, width: int, color: bool) -> str:
-    """A list of metrics, one line each."""
+    """A list of metrics, one line each; a paragraph each where a line has no room for the meaning."""
+    if width < _TABLE_WIDTH:
+        return "\n".join(_paragraph(metric, width) for metric in metrics)
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -26,8 +32,16 @@ def render_glossary(metrics: Iterable[Metric], *, width: int, color: bool) -> st
         cells = (metric.name, metric.title, metric.unit, better, metric.meaning)
         table.add_row(*(Text(cell) for cell in cells))
     file = io.StringIO()
-    Console(file=file, width=max(width, 80), force_terminal=color).print(table)
+    Console(file=file, width=width, force_terminal=color).print(table)
     return file.getvalue()
+
+
+def _paragraph(metric: Metric, width: int) -> str:
+    better = "" if metric.better == "neutral" else f"{metric.better} is better"
+    facts = ", ".join(fact for fact in (metric.unit, better) if fact)
+    head = f"{metric.name}: {metric.title}{f' ({facts})' if facts else ''}"
+    meaning = textwrap.fill(metric.meaning, width, initial_indent="  ", subsequent_indent="  ")
+    return f"{textwrap.fill(head, width)}\n{meaning}\n"
 
 
 def render_metric(metric: Metric, *, width: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
@@ -10,10 +11,14 @@ from gguf_harness.metrics.taxonomy import match_heads
 from gguf_harness.report.data import visible
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from gguf_harness.measure.attention.attention_results import HeadBehaviour
 
 __all__ = ["render_heads", "render_matched_heads"]
 
+_LEAST_COLUMNS: Final = 3
+_MEASURED_WIDTH: Final = 400
 _COLUMNS: Final = {
     "previous_token": "previous",
     "current_token": "current",
@@ -52,15 +57,32 @@ def render_matched_heads(
 
 
 def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], width: int, color: bool) -> str:
+    """A table; columns that do not fit are left out, the last ones first, and named."""
     from rich.console import Console
+
+    kept = len(columns)
+    while kept > _LEAST_COLUMNS and _needed_width(_drawn(columns[:kept], rows)) > width:
+        kept -= 1
+    output = io.StringIO()
+    Console(file=output, width=width, force_terminal=color).print(_drawn(columns[:kept], rows))
+    left_out = f"left out at this width: {', '.join(columns[kept:])}" if kept < len(columns) else ""
+    blocks = (textwrap.fill(title, width), output.getvalue().rstrip("\n"), textwrap.fill(left_out, width))
+    return "\n".join(block for block in blocks if block) + "\n"
+
+
+def _drawn(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=Text(title), box=None, title_justify="left", pad_edge=False)
+    table = Table(box=None, pad_edge=False)
     for index, column in enumerate(columns):
         table.add_column(Text(column), justify="left" if index == 0 or column == "kind" else "right")
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
-    output = io.StringIO()
-    Console(file=output, width=width, force_terminal=color).print(table)
-    return output.getvalue()
+        table.add_row(*(Text(cell) for cell in row[: len(columns)]))
+    return table
+
+
+def _needed_width(table: Table) -> int:
+    from rich.console import Console
+
+    return Console(file=io.StringIO(), width=_MEASURED_WIDTH).measure(table).maximum

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib import resources
@@ -52,6 +53,7 @@ def write_html(run: Mapping[str, Any], run_dir: Path, destination: Path) -> None
         "lines": visible_lines,
         "size": format_bytes,
         "number": format_value,
+        "shell": shlex.join,
         "embedded": lambda data: Markup(embed_json(data)),  # noqa: S704
         "for_its_view": _for_its_view,
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import re
+import shlex
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
@@ -109,7 +110,7 @@ def _warnings(run: Mapping[str, Any]) -> list[str]:
 
 def _what_was_run(view: RunView) -> list[str]:
     run = view.run
-    lines = [f"run {run['id']}, {run['started']}, gguf-harness {run.get('harness', '?')}: {' '.join(run['command'])}"]
+    lines = [f"run {run['id']}, {run['started']}, gguf-harness {run.get('harness', '?')}: {shlex.join(run['command'])}"]
     if reason := run.get("reference_reason"):
         lines.append(reason)
     if corpus := run.get("corpus"):

@@ -1,11 +1,11 @@
-"""Number formatting: as many digits as the uncertainty allows."""
+"""Numbers of a run, by metric: as many digits as the uncertainty allows."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
+from gguf_harness.metrics.number_format import format_bytes, format_estimate, format_percent, format_value
 from gguf_harness.metrics.registry import Metric
 
 __all__ = [
@@ -49,48 +49,3 @@ def format_column(metric: Metric, row: Mapping[str, Any]) -> str:
 def format_ratio(ratio: float) -> str:
     """Three significant digits: 0.973, 1.21, 12.4."""
     return f"{ratio:.3g}"
-
-
-def format_estimate(value: float, se: float | None) -> str:
-    """`12.33 ± 0.52`: the error to two significant digits, the value to the same place."""
-    if se is None:
-        return format_value(value)
-    if se <= 0:
-        return f"{format_value(value)} ± 0"
-    exponent = math.floor(math.log10(se))
-    if round(se / 10.0**exponent, 1) >= 10:
-        exponent += 1
-    digits = 1 - exponent
-    if digits > 7:
-        return f"{value:.3g} ± {se:.1e}"
-    return f"{round(value, digits):.{max(digits, 0)}f} ± {round(se, digits):.{max(digits, 0)}f}"
-
-
-def format_value(value: float) -> str:
-    """Four significant digits; small numbers in scientific notation."""
-    if value != 0 and abs(value) < 1e-4:
-        return f"{value:.2e}"
-    if float(value).is_integer() and abs(value) < 1e6:
-        return f"{value:.0f}"
-    return f"{value:,.0f}" if abs(value) >= 1e4 else f"{value:.4g}"
-
-
-def format_percent(share: float, se: float | None) -> str:
-    """`86.4 ± 0.5 %` of a fraction."""
-    return f"{format_estimate(100 * share, None if se is None else 100 * se)} %"
-
-
-def format_bytes(count: float) -> str:
-    """Decimal units, three significant digits: 105 MB."""
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        # 999,600 bytes are 1.00 MB, not 1000 kB.
-        if count >= 0.9995 * size:
-            amount = count / size
-            return (
-                f"{amount:.2f} {unit}"
-                if amount < 9.995
-                else f"{amount:.1f} {unit}"
-                if amount < 99.95
-                else f"{amount:.0f} {unit}"
-            )
-    return f"{count:.0f} B"

@@ -7,7 +7,10 @@ import textwrap
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
+from gguf_harness.errors import encodable
 from gguf_harness.judge.claims import judge_claims, speed_ratio
+from gguf_harness.judge.verdicts import name_briefly
+from gguf_harness.metrics.records import Place
 from gguf_harness.metrics.registry import Column, Metric
 from gguf_harness.report.data import Candidate, RunView, describe_windows, visible
 from gguf_harness.report.numbers import format_bytes, format_column, format_estimate, format_ratio
@@ -31,48 +34,82 @@ _COLORS: Final = {
 }
 
 
-def render_terminal(run: Mapping[str, Any], *, width: int, color: bool) -> str:
+def render_terminal(
+    run: Mapping[str, Any], *, width: int, color: bool, told: str = "", encoding: str | None = None
+) -> str:
     """The whole summary.
 
     Args:
         run: content of a run.json.
         width: width of the terminal; columns that do not fit are left out, least important first.
         color: whether escape sequences are wanted.
+        encoding: of the terminal; characters that it lacks are written out before lines and columns are laid out.
+        told: what stands above the summary. Verdicts whose sentences are there are only named.
     """
     view = RunView(run)
     width = max(_MIN_WIDTH, min(width, _MAX_WIDTH))
-    told = [*run.get("warnings", []), *view.correction_notes()]
-    notes = [*_notes(view), *(f"note: {visible(line)}" for line in told)]
+    more = [*_warnings(view, told), *view.correction_notes()]
+    notes = [*_notes(view), *(f"note: {visible(line)}" for line in more)]
     described = [model for model in view.models if not model.is_reference or model.reasons]
     blocks = [
-        [_table(view, width, color).rstrip("\n")] if view.models else [],
-        [_colored(_wrap(verdict_line(view, model), width), model.verdict, color) for model in described],
-        [_wrap(note, width) for note in notes],
-        [_wrap(view.headline(), width)],
+        [_table(view, width, color, encoding).rstrip("\n")] if view.models else [],
+        [
+            _colored(_wrap(encodable(verdict_line(view, model, told), encoding), width), model.verdict, color)
+            for model in described
+        ],
+        [_wrap(encodable(note, encoding), width) for note in notes],
+        [_wrap(encodable(view.headline(), encoding), width)],
     ]
-    return "\n\n".join("\n".join(block) for block in blocks if block) + "\n"
+    return encodable("\n\n".join("\n".join(block) for block in blocks if block) + "\n", encoding)
 
 
-def verdict_line(view: RunView, model: Candidate) -> str:
-    """The result of a model, as a sentence."""
+def verdict_line(view: RunView, model: Candidate, told: str = "") -> str:
+    """The result of a model, as a sentence; of verdicts whose sentences are in `told`, names and numbers only."""
     name = visible(model.name)
+    others = [f"also: {visible(_first_line(_named(view, other, told)))}" for other in model.standing.others]
     if model.verdict == "error":
-        more = "".join(f"; also: {visible(_first_line(other))}" for other in model.standing.others)
+        more = "".join(f"; {other}" for other in others)
         return f"{name}: could not be measured. {visible(_first_line(model.reasons[0]))}{more}"
-    parts = [*_gate_words(view, model), *_gain_words(view, model)]
-    parts += [f"also: {visible(_first_line(other))}" for other in model.standing.others]
+    parts = [*_gate_words(view, model, told), *_gain_words(view, model), *others]
     if model.dominated_by:
         other = visible(model.dominated_by)
         parts.append(f"dominated by {other}, which is no bigger and no worse")
     return f"{name}: {model.label}" + (f"; {'; '.join(parts)}" if parts else "")
 
 
-def _gate_words(view: RunView, model: Candidate) -> list[str]:
+def _gate_words(view: RunView, model: Candidate, told: str) -> list[str]:
     if model.reasons:
         what = "could not be measured: " if model.standing.verdict == "error" else ""
-        return [what + visible(_first_line(reason)).rstrip(".") for reason in model.reasons]
+        reasons = [_named(view, reason, told) for reason in model.reasons]
+        return [what + visible(_first_line(reason)).rstrip(".") for reason in reasons]
     row = view.row(model.name, "kld_mean")
     return [f"KL {format_estimate(row['value'], row['se'])} nats"] if row else []
+
+
+def _named(view: RunView, reason: str, told: str) -> str:
+    """A reason with names instead of the sentences that stand elsewhere."""
+    if not told:
+        return reason
+    for gate in view.run.get("gates", []):
+        if gate["detail"] in told:
+            reason = reason.replace(gate["detail"], name_briefly(gate, view.metrics.get(gate["metric"])))
+    for one in (view.run.get("baseline") or {}).get("comparisons", []):
+        if one.get("outcome") == "worse" and one["detail"] in told:
+            where = str(Place.of(one))
+            worse = f"{view.title(one['metric'])}{f' ({where})' if where else ''} worse than in the baseline"
+            reason = reason.replace(one["detail"], worse)
+    return reason
+
+
+def _warnings(view: RunView, told: str) -> list[str]:
+    """Warnings of the run, without those whose sentences are above."""
+    above = [told, *(reason for model in view.models for reason in model.reasons)]
+    repeated = [
+        gate["detail"]
+        for gate in view.run.get("gates", [])
+        if gate["verdict"] == "inconclusive" and any(gate["detail"] in text for text in above)
+    ]
+    return [warning for warning in view.run.get("warnings", []) if not any(each in warning for each in repeated)]
 
 
 def _gain_words(view: RunView, model: Candidate) -> list[str]:
@@ -126,21 +163,21 @@ def _answers(view: RunView) -> list[str]:
     return [*([price] if price else []), *told]
 
 
-def _table(view: RunView, width: int, color: bool) -> str:
+def _table(view: RunView, width: int, color: bool, encoding: str | None) -> str:
     columns = [
         (metric, metric.column) for metric in view.metrics.values() if metric.column and view.measured(metric.name)
     ]
-    while len(columns) > 1 and _drawn(view, columns)[1] > width:
+    while len(columns) > 1 and _drawn(view, columns, encoding)[1] > width:
         columns.remove(max(columns, key=lambda column: column[1].rank))
     from rich.console import Console
 
     file = io.StringIO()
     console = Console(file=file, width=width, force_terminal=color, color_system="standard" if color else None)
-    console.print(_drawn(view, columns)[0])
+    console.print(_drawn(view, columns, encoding)[0])
     return file.getvalue()
 
 
-def _drawn(view: RunView, columns: list[tuple[Metric, Column]]) -> tuple[Table, int]:
+def _drawn(view: RunView, columns: list[tuple[Metric, Column]], encoding: str | None) -> tuple[Table, int]:
     """A rendered table, and the width that it needs."""
     from rich import box
     from rich.console import Console
@@ -158,9 +195,9 @@ def _drawn(view: RunView, columns: list[tuple[Metric, Column]]) -> tuple[Table, 
         size = format_bytes(model.facts["bytes"]) if model.facts else "-"
         # Text, not markup: a model name may contain [brackets].
         table.add_row(
-            Text(visible(model.name)),
+            Text(encodable(visible(model.name), encoding)),
             size,
-            *("-" if row is None else format_column(metric, row) for metric, row in rows),
+            *("-" if row is None else encodable(format_column(metric, row), encoding) for metric, row in rows),
             Text(model.label, style=_COLORS.get(model.verdict, "")),
         )
     return table, Console(file=io.StringIO(), width=_MEASURED_WIDTH).measure(table).maximum
