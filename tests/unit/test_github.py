@@ -56,7 +56,7 @@ def test_hostile_names_stay_in_their_cells_and_lines(run: dict[str, Any]) -> Non
     plain = render_markdown(run)
     assert text.count("\n## ") == plain.count("\n## ") == 0
     cells = [len(re.findall(r"(?<!\\)\|", line)) for line in text.splitlines() if line.startswith("|")]
-    assert set(cells) == {10}
+    assert set(cells) == {11}
     assert len(cells) == 8
     assert not re.search(r"<|(?<!\\)[`$\[]|\x1b|\r", text)
     assert not re.search(r"(?m)^(::|# )", text)
