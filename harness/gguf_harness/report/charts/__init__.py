@@ -14,6 +14,7 @@ from gguf_harness.report.charts.head_charts import head_charts
 from gguf_harness.report.charts.kept import kept_charts
 from gguf_harness.report.charts.layers_charts import layers_charts
 from gguf_harness.report.charts.quant_charts import quant_charts
+from gguf_harness.report.charts.step_charts import next_token_charts
 from gguf_harness.report.charts.weight_charts import weight_charts
 from gguf_harness.report.data import RunView
 
@@ -34,6 +35,7 @@ SECTIONS: Final = {
 
 _BUILDERS: Final[tuple[tuple[str, ChartBuilder], ...]] = (
     ("decide", quant_charts),
+    ("decide", next_token_charts),
     ("attention", attention_charts),
     ("heads", head_charts),
     ("layers", layers_charts),

@@ -4,6 +4,7 @@ import dots from "./dots.js";
 import figure from "./figure.js";
 import lines from "./lines.js";
 import matrix from "./matrix.js";
+import next_tokens from "./next_tokens.js";
 import tradeoff from "./tradeoff.js";
 
-export const VIEWS = { bars, dots, figure, lines, matrix, tradeoff };
+export const VIEWS = { bars, dots, figure, lines, matrix, next_tokens, tradeoff };
