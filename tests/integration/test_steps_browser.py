@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,14 @@ import pytest
 
 from tests.integration.report_pages import OpenReport, browser, open_report, page, see, shown
 from tests.unit.test_report import HOSTILE
-from tests.unit.test_step_charts import CANDIDATES, VOCABULARY, make_logits, piece_of, run_with_next_tokens
+from tests.unit.test_step_charts import (
+    CANDIDATES,
+    VOCABULARY,
+    make_logits,
+    piece_of,
+    run_with_next_tokens,
+    run_with_steps,
+)
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -20,7 +28,7 @@ __all__ = ["browser", "open_report", "page"]
 
 pytestmark = pytest.mark.browser
 
-NEXT = "#next-tokens"
+NEXT, STEPS = "#next-tokens", "#qkv-steps"
 
 
 def _sampled_by_llama_cpp(logits: Any, top_k: int, top_p: float, min_p: float, temperature: float) -> dict[int, float]:
@@ -112,3 +120,54 @@ def test_next_tokens_on_a_phone(page: Page, open_report: OpenReport, tmp_path: P
     see(page, "next-tokens")
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     assert page.evaluate(f"document.querySelector('{NEXT} .view').scrollWidth") <= 390
+
+
+def test_a_head_is_shown_step_by_step(page: Page, open_report: OpenReport, tmp_path: Path) -> None:
+    open_report(run_with_steps(tmp_path), tmp_path)
+    see(page, "qkv-steps")
+    page.locator(f"{STEPS} select").nth(1).select_option("5")
+    drew = shown(page, "qkv-steps")
+    assert (drew["head"], drew["query"], drew["models"][1]) == ("2.3", 5, CANDIDATES[-1])
+    products, scaled, weights, parts = drew["drawn"]
+    assert products == drew["products"]
+    assert weights == drew["weights"]
+    for side in (0, 1):
+        assert scaled[side] == pytest.approx([0.25 * product for product in products[side]])
+        assert sum(weights[side]) == pytest.approx(1, abs=2e-3)
+        # What is drawn is what these numbers give: the softmax of the column before.
+        exponentials = [math.exp(score) for score in scaled[side]]
+        assert weights[side] == pytest.approx([each / sum(exponentials) for each in exponentials], abs=2e-3)
+        assert all(part >= weight * 0.5 for part, weight in zip(parts[side], weights[side], strict=True))
+    # Bars of all columns are as long as their numbers say, those of both models on one scale.
+    for column, lengths in zip(drew["drawn"], drew["lengths"], strict=True):
+        values = [*column[0], *column[1]]
+        per_unit = [length / value for length, value in zip(lengths, values, strict=True) if abs(value) > 1e-3]
+        assert max(per_unit) == pytest.approx(min(per_unit), rel=1e-6)
+    said = page.inner_text(f"{STEPS} .view")
+    assert "the 4 tokens after token 5 are in the future" in said
+    assert "A <b>fact</b>." in said
+    page.locator(f"{STEPS} select").nth(1).select_option("0")
+    hostile = HOSTILE.split("\x1b", 1)[0].replace(" ", "␣")
+    assert hostile in page.inner_text(f"{STEPS} [aria-live]")
+    assert page.locator("img").count() == 0
+
+
+def test_keys_answer_to_the_keyboard_and_the_pointer(page: Page, open_report: OpenReport, tmp_path: Path) -> None:
+    page.set_viewport_size({"width": 390, "height": 800})
+    open_report(run_with_steps(tmp_path), tmp_path)
+    see(page, "qkv-steps")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    page.locator(f"{STEPS} select").nth(1).select_option("8")
+    said = page.locator(f"{STEPS} [aria-live]")
+    frame = page.locator(f"{STEPS} [tabindex='0']")
+    for _ in range(9):
+        frame.press("ArrowUp")
+    assert "looks at token 0 " in said.inner_text()
+    frame.press("ArrowDown")
+    frame.press("ArrowDown")
+    assert "Token 8 “␣8” looks at token 2 “␣2”" in said.inner_text()
+    assert said.inner_text().count("q · k = ") == 2
+    box = frame.bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] + 100, box["y"] + 38 + 27 * 4.5)
+    assert "looks at token 4 " in said.inner_text()

@@ -14,7 +14,7 @@ from gguf_harness.report.charts.head_charts import head_charts
 from gguf_harness.report.charts.kept import kept_charts
 from gguf_harness.report.charts.layers_charts import layers_charts
 from gguf_harness.report.charts.quant_charts import quant_charts
-from gguf_harness.report.charts.step_charts import next_token_charts
+from gguf_harness.report.charts.step_charts import next_token_charts, step_charts
 from gguf_harness.report.charts.weight_charts import weight_charts
 from gguf_harness.report.data import RunView
 
@@ -37,6 +37,7 @@ _BUILDERS: Final[tuple[tuple[str, ChartBuilder], ...]] = (
     ("decide", quant_charts),
     ("decide", next_token_charts),
     ("attention", attention_charts),
+    ("attention", step_charts),
     ("heads", head_charts),
     ("layers", layers_charts),
     ("layers", drift_charts),
