@@ -18,6 +18,7 @@ from gguf_harness.engine.settings import SessionSettings
 from gguf_harness.engine.worker import Worker
 from gguf_harness.errors import PromptError
 from gguf_harness.inputs.prompts import Message, Prompt, load_prompts
+from gguf_harness.measure.texts.next_tokens import KEPT, TEMPERATURES, beside_reference
 from gguf_harness.measure.texts.tasks import (
     GenerateRequest,
     Generation,
@@ -71,7 +72,7 @@ def _request(file: Path, prompts: tuple[Prompt, ...], limit: int = LIMIT, thread
 
 
 def _texts(worker: Worker, file: Path, prompts: tuple[Prompt, ...], limit: int = LIMIT) -> dict[str, Generation]:
-    reply = worker.call(generate_texts, None, _request(file, prompts, limit))
+    reply = worker.call(generate_texts, None, _request(file, prompts, limit)).generations
     assert list(reply) == [prompt.id for prompt in prompts]
     problems = [str(outcome) for outcome in reply.values() if isinstance(outcome, PromptError)]
     assert problems == []
@@ -90,10 +91,10 @@ def _scores(
 
 
 def test_the_same_prompts_give_the_same_texts_however_many_threads(worker: Worker, llama_file: Path) -> None:
-    first = worker.call(generate_texts, None, _request(llama_file, TEXTS))
-    assert worker.call(generate_texts, None, _request(llama_file, TEXTS)) == first
-    assert worker.call(generate_texts, None, _request(llama_file, TEXTS, threads=1)) == first
-    alone = worker.call(generate_texts, None, _request(llama_file, TEXTS[2:3]))
+    first = worker.call(generate_texts, None, _request(llama_file, TEXTS)).generations
+    assert worker.call(generate_texts, None, _request(llama_file, TEXTS)).generations == first
+    assert worker.call(generate_texts, None, _request(llama_file, TEXTS, threads=1)).generations == first
+    alone = worker.call(generate_texts, None, _request(llama_file, TEXTS[2:3])).generations
     assert alone == {"text-2": first["text-2"]}
 
 
@@ -128,12 +129,40 @@ def test_an_end_is_kept_apart_from_the_text(worker: Worker, llama_file: Path, tm
 
 
 def test_what_is_stored_comes_back(worker: Worker, llama_file: Path) -> None:
-    reply = worker.call(generate_texts, None, _request(llama_file, (*TEXTS, Prompt("empty", ""))))
+    reply = worker.call(generate_texts, None, _request(llama_file, (*TEXTS, Prompt("empty", "")))).generations
     back = generations_from_json(json.loads(json.dumps(generations_to_json(reply))))
     problem, original = back.pop("empty"), reply.pop("empty")
     assert back == reply
     assert isinstance(problem, PromptError)
     assert str(problem) == str(original)
+
+
+def test_next_tokens_are_those_of_the_model(worker: Worker, llama_file: Path, noisy_file: Path) -> None:
+    """At any temperature what is kept gives the softmax of all logits: nothing else was decoded for it."""
+    stored = []
+    for file in (llama_file, noisy_file):
+        request = replace(_request(file, (*TEXTS, Prompt("empty", ""))), shown=2)
+        stored.append(worker.call(generate_texts, None, request).next_tokens)
+    theirs, ours = stored
+    assert ours["next_prompts"].tolist() == ["text-0", "text-3"]
+    kept = beside_reference(ours, theirs, {"text-0", "text-1", "text-3"})
+    assert kept["prompts"].tolist() == ["text-0", "text-3"]
+    assert beside_reference(ours, theirs, {"text-1"}) == {}
+    for side, file in enumerate((llama_file, noisy_file)):
+        with open_context([file], SETTINGS) as context:
+            for index, prompt in enumerate((TEXTS[0], TEXTS[3])):
+                tokens = context.model.tokenize(str(prompt.text).encode())
+                logits = context.logits(tokens)[-1].astype(np.float64)
+                shown = kept[f"tokens_{index}"]
+                assert set(np.argsort(-logits)[:KEPT].tolist()) <= set(shown.tolist())
+                # Arrays of bytes drop zeros at the end.
+                pieces = [context.model.detokenize([token], special=True).rstrip(b"\0") for token in shown.tolist()]
+                assert kept[f"pieces_{index}"].tolist() == pieces
+                for temperature, rest in zip(TEMPERATURES, kept[f"rest_{index}"][side], strict=True):
+                    weights = np.exp(kept[f"logprobs_{index}"][side].astype(np.float64) / temperature)
+                    expected = np.exp(log_softmax(logits / temperature))[shown]
+                    # Tokens are chosen one by one, but these logits come from a batch: 1e-3 of rounding, as above.
+                    np.testing.assert_allclose(weights / (weights.sum() + np.exp(rest)), expected, rtol=1e-2, atol=1e-6)
 
 
 # -- scores under the reference ---------------------------------------------------------------------------------------
@@ -242,7 +271,7 @@ def test_a_template_that_fails_costs_the_chats_alone(
     worker: Worker, tmp_path: Path, template: str, message: str
 ) -> None:
     file = write_random_llama(tmp_path / "broken.gguf", n_layer=1, chat_template=template)
-    reply = worker.call(generate_texts, None, _request(file, (CHAT, TEXTS[0])))
+    reply = worker.call(generate_texts, None, _request(file, (CHAT, TEXTS[0]))).generations
     assert isinstance(reply["chat"], PromptError)
     assert reply["chat"].message.startswith("m, prompt 'chat': The model's chat template does not take these messages:")
     assert message in reply["chat"].message
@@ -286,7 +315,7 @@ def test_hostile_messages_are_text(worker: Worker, chat_file: Path) -> None:
 
 def test_a_prompt_longer_than_the_context_costs_itself_alone(worker: Worker, llama_file: Path) -> None:
     prompts = (Prompt("long", "word " * 20_000), TEXTS[0], Prompt("edge", "x" * (512 - LIMIT)))
-    reply = worker.call(generate_texts, None, _request(llama_file, prompts))
+    reply = worker.call(generate_texts, None, _request(llama_file, prompts)).generations
     assert isinstance(reply["long"], PromptError)
     assert "m, prompt 'long': 100000 tokens and 12 more do not fit into the model's context of 512." in str(
         reply["long"]
@@ -301,32 +330,32 @@ def test_a_larger_context_is_beyond_the_training_only_if_asked_for(worker: Worke
     """The model was trained on 512 tokens, as its file says."""
     request = _request(llama_file, (Prompt("long", "x" * 600),))
     larger = replace(request.settings, n_ctx=1024, n_batch=1024)
-    (refused,) = worker.call(generate_texts, None, replace(request, settings=larger)).values()
+    (refused,) = worker.call(generate_texts, None, replace(request, settings=larger)).generations.values()
     assert isinstance(refused, PromptError)
     assert "600 tokens and 12 more do not fit into the model's context of 512" in str(refused)
     assert "--gguf-beyond-context and a larger --gguf-ctx" in refused.hint
     asked = replace(larger, beyond_context=True)
-    (text,) = worker.call(generate_texts, None, replace(request, settings=asked)).values()
+    (text,) = worker.call(generate_texts, None, replace(request, settings=asked)).generations.values()
     assert isinstance(text, Generation)
 
 
 def test_an_empty_prompt_continues_bos_or_is_refused(worker: Worker, llama_file: Path, chat_file: Path) -> None:
     empty = Prompt("empty", "")
-    reply = worker.call(generate_texts, None, _request(llama_file, (empty, TEXTS[0])))
+    reply = worker.call(generate_texts, None, _request(llama_file, (empty, TEXTS[0]))).generations
     assert "prompt 'empty': it has no tokens" in str(reply["empty"])
     assert isinstance(reply["text-0"], Generation)
     assert _texts(worker, chat_file, (empty,))["empty"].prompt_tokens == [BOS]
 
 
 def test_no_prompt_that_fits_is_no_crash(worker: Worker, llama_file: Path) -> None:
-    reply = worker.call(generate_texts, None, _request(llama_file, (Prompt("empty", ""),)))
+    reply = worker.call(generate_texts, None, _request(llama_file, (Prompt("empty", ""),))).generations
     assert isinstance(reply["empty"], PromptError)
     assert worker.call(score_texts, None, ScoreRequest((llama_file,), SETTINGS, {})) == {}
 
 
 def test_the_built_in_prompts_fit_a_real_model(worker: Worker, smollm2_file: Path) -> None:
     prompts = load_prompts().prompts
-    reply = worker.call(generate_texts, None, _request(smollm2_file, prompts, 1))
+    reply = worker.call(generate_texts, None, _request(smollm2_file, prompts, 1)).generations
     lengths = {prompt: len(g.prompt_tokens) for prompt, g in reply.items() if isinstance(g, Generation)}
     assert len(lengths) == len(prompts)
     assert max(lengths.values()) + 64 < 512

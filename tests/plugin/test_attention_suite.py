@@ -77,13 +77,16 @@ def test_attention(run_suite: RunSuite, read_run: ReadRun, arguments: list[str],
     assert worst["value"] == pytest.approx(min(by_head))
     for kind in ("q_error", "k_error", "v_error", "scores_error", "q_cka", "k_cka", "v_cka"):
         assert [row["layer"] for row in _rows(run, f"attn_{kind}")] == [None, 0, 1]
-    assert {(entry["model"], entry["name"]) for entry in run["arrays"]} == {("one", "attention"), ("two", "attention")}
+    assert {(entry["model"], entry["name"]) for entry in run["arrays"]} == {
+        (model, name) for model in ("one", "two") for name in ("attention", "attention_steps")
+    }
     (report,) = pytester.path.glob("results/runs/*/report.html")
     page = report.read_text(encoding="utf-8")
     for chart in ("attention-patterns", "attention-moved", "attention-layers"):
         assert f'data-picture="{chart}"' in page
     assert "<img" not in page.split("<main", 1)[-1].split("<script", 1)[0]
     assert "onerror=alert(1)>" not in page
+    assert 'data-picture="qkv-steps"' in page
 
     second = run_suite(*arguments, tests=ATTENTION)
     second.stdout.fnmatch_lines(["cache: all * measurements came from the cache, nothing was decoded*"])

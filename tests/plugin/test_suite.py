@@ -48,7 +48,11 @@ def test_a_ladder_from_one_model(
             assert rows[model, metric]["value"] > 0, (model, metric)
     assert abs(rows["random-F32", "floor_kld_mean"]["value"]) < 1e-5
     assert {gate["verdict"] for gate in run["gates"]} == {"pass"}
-    assert sorted(entry["name"] for entry in run["arrays"]) == ["kld_quantiles"] * 2 + ["token_strip"] * 2
+    assert sorted(entry["name"] for entry in run["arrays"]) == [
+        *["kld_quantiles"] * 2,
+        *["next_tokens"] * 2,
+        *["token_strip"] * 2,
+    ]
     _check_strips(_strips(pytester, run), rows)
     (report,) = pytester.path.glob("results/runs/*/report.html")
     assert "random-Q4_K_M" in report.read_text(encoding="utf-8")

@@ -45,7 +45,9 @@ def other_file(tmp_path: Path) -> Path:
     return write_random_llama(tmp_path / "other.gguf", seed=7)
 
 
-def test_prompts_are_tests_and_rows(run_suite: RunSuite, read_run: ReadRun, llama_file: Path, other_file: Path) -> None:
+def test_prompts_are_tests_and_rows(
+    run_suite: RunSuite, read_run: ReadRun, llama_file: Path, other_file: Path, pytester: pytest.Pytester
+) -> None:
     twin = shutil.copy(llama_file, other_file.parent / "twin.gguf")
     arguments = [f"--models={llama_file},{other_file},{twin}", f"--reference={llama_file}"]
     result = run_suite(*arguments, tests="test_text.py")
@@ -71,6 +73,11 @@ def test_prompts_are_tests_and_rows(run_suite: RunSuite, read_run: ReadRun, llam
     chats = [row for row in run["estimates"] if row["prompt"] == "chat"]
     assert {row["detail"] for row in chats} == {"no chat template in the file: messages joined plainly"}
     assert len(run["texts"]) == 6
+    assert [(entry["model"], entry["name"]) for entry in run["arrays"]] == [
+        ("other", "next_tokens"), ("twin", "next_tokens")
+    ]  # fmt: skip
+    (report,) = pytester.path.glob("results/runs/*/report.html")
+    assert 'id="next-tokens"' in report.read_text(encoding="utf-8")
     # Two files that differ, and two comparisons, by the reference and by metrics: prompts share them.
     assert run["cache"] == {"hits": 0, "misses": 6}
 

@@ -38,8 +38,8 @@ def _unpack(_: dict[str, Any], arrays: Arrays) -> tuple[Arrays, Arrays]:
     return own, drift
 
 
-_OBSERVED: Final = Measurement("attention/observed", 3, observe_attention, "prompts", ARRAYS)
-_COMPARED: Final = Measurement("attention/compared", 4, compare_attention, "prompts", Format(_pack, _unpack))
+_OBSERVED: Final = Measurement("attention/observed", 4, observe_attention, "prompts", ARRAYS)
+_COMPARED: Final = Measurement("attention/compared", 5, compare_attention, "prompts", Format(_pack, _unpack))
 _ACTIVATIONS: Final[Files[Arrays]] = Files("activations", lambda folder, _: ActivationReader.is_there(folder))
 
 
@@ -171,3 +171,7 @@ class Attention:
         kept = {name: values for name, values in arrays.items() if name.startswith(("kept", "pattern_", "pieces_"))}
         if kept:
             notes.add_arrays(model.name, "attention", "attention patterns of some prompts", kept)
+        steps = {name: values for name, values in arrays.items() if name.startswith("step_")}
+        if steps:
+            told = "queries, keys and values of the first of these prompts"
+            notes.add_arrays(model.name, "attention_steps", told, steps)

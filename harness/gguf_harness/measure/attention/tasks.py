@@ -21,6 +21,7 @@ from gguf_harness.inputs.prompts import Prompt
 from gguf_harness.measure.attention.activations import ActivationReader, ActivationWriter
 from gguf_harness.measure.attention.behaviour import BehaviourWatch, LayerParts
 from gguf_harness.measure.attention.copying import copy_scores
+from gguf_harness.measure.attention.steps import attention_facts, step_arrays
 from gguf_harness.measure.layers.unembedding import ModelFile
 from gguf_harness.measure.prompt_inputs import prompt_inputs
 from gguf_harness.metrics.circuits import induction_scores, repeated_tokens
@@ -107,7 +108,7 @@ def observe_attention(worker: WorkerContext, request: AttentionRequest) -> Array
         redundancy, [H, H], how alike heads attend; copy_score, [H], NaN where the file has no matrices for it, or
         adapters change them; problems, [.] what was wrong with other prompts; and of the i-th kept prompt pattern_i,
         [K, pos, key] of its first 256 tokens in half precision, with kept, [K, 2] layer and head, and pieces_i, [pos]
-        the text of all its tokens as bytes.
+        the text of all its tokens as bytes; and of the first of them what `step_arrays` and `attention_facts` return.
 
     Raises:
         NoPrompt: no prompt can be decoded.
@@ -148,7 +149,7 @@ def observe_attention(worker: WorkerContext, request: AttentionRequest) -> Array
         **_induction(model, request, layers),
         "redundancy": _redundancy(request, layers, [prompt for prompt, tokens in inputs.items() if len(tokens) > 1]),
         "copy_score": _copy_scores(request, watch.heads),
-        **_kept(request, watch.heads, texts),
+        **_kept(request, watch.heads, texts, causal=watch.causal),
     }
 
 
@@ -225,7 +226,9 @@ def _redundancy(request: AttentionRequest, layers: Sequence[int], prompts: list[
     return np.asarray(total / count if count else np.full((1, 1), np.nan))
 
 
-def _kept(request: AttentionRequest, heads: NDArray[np.int64], texts: Mapping[str, NDArray[np.bytes_]]) -> Arrays:
+def _kept(
+    request: AttentionRequest, heads: NDArray[np.int64], texts: Mapping[str, NDArray[np.bytes_]], *, causal: bool
+) -> Arrays:
     """The patterns to keep: of the first prompts of the set with enough tokens."""
     chosen = [prompt for prompt, pieces in texts.items() if len(pieces) >= _LOOKED_AT][: request.kept.prompts]
     if not chosen:
@@ -243,7 +246,8 @@ def _kept(request: AttentionRequest, heads: NDArray[np.int64], texts: Mapping[st
             for layer in dict.fromkeys(heads[:, 0].tolist())
         ]
         arrays |= {f"pattern_{index}": np.concatenate(patterns), f"pieces_{index}": texts[prompt]}
-    return arrays
+    arrays |= step_arrays(reader, chosen[0], heads[wanted], heads, causal=causal)
+    return arrays | attention_facts(ModelFile(request.files), request.settings)
 
 
 # -- decoding ---------------------------------------------------------------------------------------------------------

@@ -6,10 +6,11 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final
 
 from gguf_harness.errors import HarnessError, ModelError, NoPrompt, PromptError
-from gguf_harness.measure.measurement import Job, Measurement, as_json
+from gguf_harness.measure.measurement import Format, Job, Measurement, as_json
 from gguf_harness.measure.texts import comparison, tasks
 from gguf_harness.measure.texts.comparison import ComparedTexts, text_pair
-from gguf_harness.measure.texts.tasks import Generation, Generations, TextScore
+from gguf_harness.measure.texts.next_tokens import beside_reference
+from gguf_harness.measure.texts.tasks import Generation, Generations, TextScore, Written
 from gguf_harness.metrics.text import TextPair
 
 if TYPE_CHECKING:
@@ -17,10 +18,13 @@ if TYPE_CHECKING:
     from gguf_harness.inputs.prompts import Prompt, PromptSet
     from gguf_harness.inputs.subjects import Subject
     from gguf_harness.measure.core import Core
+    from gguf_harness.store.arrays import Arrays
 
 __all__ = ["Texts"]
 
 _SHOWN_CHARACTERS: Final = 2000
+_SHOWN_PROMPTS: Final = 4
+"""Prompts whose next tokens are shown."""
 
 
 def _scores_to_json(scores: dict[str, TextScore]) -> dict[str, Any]:
@@ -31,10 +35,15 @@ def _scores_from_json(stored: dict[str, Any]) -> dict[str, TextScore]:
     return {prompt: TextScore(**score) for prompt, score in stored.items()}
 
 
-_GENERATIONS: Final[Measurement[Generations]] = Measurement(
-    "texts/generations", 2, tasks.generate_texts, "prompts",
-    as_json(tasks.generations_to_json, tasks.generations_from_json),
-)  # fmt: skip
+def _pack(written: Written) -> tuple[dict[str, Any], Arrays | None]:
+    return tasks.generations_to_json(written.generations), written.next_tokens or None
+
+
+def _unpack(stored: dict[str, Any], arrays: Arrays) -> Written:
+    return Written(tasks.generations_from_json(stored), arrays)
+
+
+_GENERATIONS: Final = Measurement("texts/generations", 3, tasks.generate_texts, "prompts", Format(_pack, _unpack))
 _SCORES: Final = Measurement(
     "texts/scores", 2, tasks.score_texts, "prompts", as_json(_scores_to_json, _scores_from_json)
 )
@@ -117,6 +126,9 @@ class Texts:
 
     def generations(self, model: Subject) -> Generations:
         """How a subject continues each prompt, or why it cannot; see `generate_texts`."""
+        return self._written(model).generations
+
+    def _written(self, model: Subject) -> Written:
         return self._core.measure(self._generations(model))
 
     def scores(self, candidate: Subject, reference: Subject) -> dict[str, TextScore]:
@@ -133,9 +145,11 @@ class Texts:
         label = f"texts of {candidate.name} under {reference.name}"
         return Job(_SCORES, label, {"of": of, "under": under}, arguments, subjects=(reference,))
 
-    def _generations(self, model: Subject) -> Job[Generations]:
+    def _generations(self, model: Subject) -> Job[Written]:
         limit = self._core.options.gen_tokens
-        request = tasks.GenerateRequest(model.name, model.files, model.settings, self._prompts.prompts, limit)
+        request = tasks.GenerateRequest(
+            model.name, model.files, model.settings, self._prompts.prompts, limit, _SHOWN_PROMPTS
+        )
         key = self._core.key(model) | {"prompts": self._prompts.sha256, "tokens": limit}
         return Job(_GENERATIONS, f"texts of {model.name}", key, lambda _: (request,), subjects=(model,))
 
@@ -167,7 +181,15 @@ class Texts:
                 f" {first.message}",
                 first.hint,
             )
+        self._keep_next_tokens(candidate, reference, set(own) - set(problems))
         return problems
+
+    def _keep_next_tokens(self, candidate: Subject, reference: Subject, prompts: set[str]) -> None:
+        of, to = (self._written(each).next_tokens for each in (candidate, reference))
+        kept = beside_reference(of, to, prompts)
+        if kept:
+            told = "likeliest tokens after some prompts, in reference and candidate"
+            self._core.notes.add_arrays(candidate.name, "next_tokens", told, kept)
 
     def _all(self, model: Subject) -> Generations:
         generations, notes = self.generations(model), self._core.notes

@@ -19,12 +19,14 @@ from gguf_harness.engine.settings import SessionSettings
 from gguf_harness.errors import EngineError, PromptError
 from gguf_harness.inputs.prompts import Prompt
 from gguf_harness.measure.prompt_inputs import prompt_inputs
+from gguf_harness.measure.texts.next_tokens import distributions
 from gguf_harness.metrics.kernels.log_softmax import log_softmax
 
 if TYPE_CHECKING:
     from gguf_harness.engine.context import Context
     from gguf_harness.engine.model import Model, Tokens
     from gguf_harness.engine.worker import WorkerContext
+    from gguf_harness.store.arrays import Arrays
 
 __all__ = [
     "Continuation",
@@ -33,6 +35,7 @@ __all__ = [
     "Generations",
     "ScoreRequest",
     "TextScore",
+    "Written",
     "continuations",
     "first_difference",
     "generate_texts",
@@ -54,6 +57,7 @@ class GenerateRequest:
         settings: how to run it; the context is made as long as the prompts need.
         prompts: with distinct ids.
         limit: most tokens to generate for each.
+        shown: of how many prompts, evenly apart in the set, the distribution of the next token is kept.
     """
 
     model: str
@@ -61,6 +65,7 @@ class GenerateRequest:
     settings: SessionSettings
     prompts: tuple[Prompt, ...]
     limit: int
+    shown: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +96,20 @@ class Generation:
 
 Generations = dict[str, Generation | PromptError]
 """By prompt: how a model continues it, or why it cannot."""
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What a model wrote.
+
+    Attributes:
+        generations: by prompt.
+        next_tokens: distributions of the token after some prompts, as `next_tokens.distributions` returns
+            them.
+    """
+
+    generations: Generations
+    next_tokens: Arrays
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,8 +151,8 @@ class TextScore:
     gap: float | None
 
 
-def generate_texts(worker: WorkerContext, request: GenerateRequest) -> Generations:
-    """Continue all prompts greedily.
+def generate_texts(worker: WorkerContext, request: GenerateRequest) -> Written:
+    """Continue all prompts greedily; the same decode gives the distribution of the token after each prompt.
 
     Raises:
         EngineError: the model cannot generate at all.
@@ -142,13 +161,21 @@ def generate_texts(worker: WorkerContext, request: GenerateRequest) -> Generatio
     inputs, problems = prompt_inputs(model, request.model, request.prompts, request.limit, request.settings)
     longest = max((len(tokens) for tokens, _ in inputs.values()), default=0) + request.limit
 
+    apart = max(1, len(request.prompts) // max(1, request.shown))
+    shown = [prompt.id for prompt in request.prompts[::apart][: request.shown] if prompt.id in inputs]
+    first: dict[str, NDArray[np.float64]] = {}
+
     def generate(context: Context, prompt: str) -> Generation:
         tokens, templated = inputs[prompt]
-        return _generate(context, tokens, request.limit, templated)
+        generation, logprobs = _generate(context, tokens, request.limit, templated)
+        if prompt in shown:
+            first[prompt] = logprobs
+        return generation
 
     done = _side_by_side(worker, model, request.settings, longest, list(inputs), generate)
     generations: Generations = {**problems, **done}
-    return {prompt.id: generations[prompt.id] for prompt in request.prompts}
+    in_order = {prompt.id: generations[prompt.id] for prompt in request.prompts}
+    return Written(in_order, distributions(model, {prompt: first[prompt] for prompt in shown}))
 
 
 def score_texts(worker: WorkerContext, request: ScoreRequest) -> dict[str, TextScore]:
@@ -224,16 +251,24 @@ def _side_by_side(
         return dict(zip(prompts, lanes.map(work, prompts, worker.progress), strict=True))
 
 
-def _generate(context: Context, prompt: Tokens, limit: int, templated: bool | None) -> Generation:
+def _generate(
+    context: Context, prompt: Tokens, limit: int, templated: bool | None
+) -> tuple[Generation, NDArray[np.float64]]:
+    """(continuation of a prompt, [vocabulary] log-probabilities of the first token after it)."""
     tokens: list[int] = []
     logprobs: list[float] = []
+    first: NDArray[np.float64] | None = None
     for token in context.generate(prompt, limit):
         tokens.append(token)
         # Still the logits that this token was chosen from: the next decode happens at the next request.
-        logprobs.append(float(_log_softmax(context.output_logits(1)[0])[token]))
-    end = int(_log_softmax(context.output_logits(1)[0]).argmax()) if len(tokens) < limit else None
+        last = _log_softmax(context.output_logits(1)[0])
+        logprobs.append(float(last[token]))
+        first = last if first is None else first
+    # After an end of generation at once, these are also those of the first token.
+    last = _log_softmax(context.output_logits(1)[0])
+    end = int(last.argmax()) if len(tokens) < limit else None
     text = context.model.detokenize(tokens).decode("utf-8", "replace")
-    return Generation(prompt.tolist(), tokens, logprobs, text, end, templated)
+    return Generation(prompt.tolist(), tokens, logprobs, text, end, templated), last if first is None else first
 
 
 def _score(context: Context, text: Continuation) -> TextScore:

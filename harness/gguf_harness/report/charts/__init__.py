@@ -14,6 +14,7 @@ from gguf_harness.report.charts.head_charts import head_charts
 from gguf_harness.report.charts.kept import kept_charts
 from gguf_harness.report.charts.layers_charts import layers_charts
 from gguf_harness.report.charts.quant_charts import quant_charts
+from gguf_harness.report.charts.step_charts import next_token_charts, step_charts
 from gguf_harness.report.charts.strip_charts import strip_charts
 from gguf_harness.report.charts.structure_charts import structure_charts
 from gguf_harness.report.charts.text_charts import text_charts
@@ -39,7 +40,9 @@ _BUILDERS: Final[tuple[tuple[str, ChartBuilder], ...]] = (
     ("decide", quant_charts),
     ("decide", text_charts),
     ("decide", strip_charts),
+    ("decide", next_token_charts),
     ("attention", attention_charts),
+    ("attention", step_charts),
     ("heads", head_charts),
     ("layers", layers_charts),
     ("layers", drift_charts),

@@ -7,10 +7,12 @@ import dots from "./dots.js";
 import figure from "./figure.js";
 import lines from "./lines.js";
 import matrix from "./matrix.js";
+import next_tokens from "./next_tokens.js";
+import qkv from "./qkv.js";
 import space from "./space.js";
 import structure from "./structure.js";
 import texts from "./texts.js";
 import tokens from "./tokens.js";
 import tradeoff from "./tradeoff.js";
 
-export const VIEWS = { analogies, attention, bars, cosines, dots, figure, lines, matrix, space, structure, texts, tokens, tradeoff };
+export const VIEWS = { analogies, attention, bars, cosines, dots, figure, lines, matrix, next_tokens, qkv, space, structure, texts, tokens, tradeoff };

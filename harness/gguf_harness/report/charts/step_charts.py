@@ -1,0 +1,309 @@
+"""Charts of single steps of a forward pass: a head's way from a query to its output, the next token after a prompt."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gguf_harness.metrics.attention_steps import EXPLAINED, explain
+from gguf_harness.report.charts.base import Chart, Figure, Models, make_chart, make_panel, short
+from gguf_harness.report.data import RunView, visible
+
+__all__ = ["next_token_charts", "step_charts"]
+
+_DIGITS: Final = 5
+_KNOWN: Final = 64
+_SHOWN_HEADS: Final = 4
+_MOST_CELLS: Final = 30_000
+"""Numbers of products and weights in a page: with many candidates, fewer tokens are shown."""
+
+
+def step_charts(view: RunView, run_dir: Path) -> list[Chart]:
+    """How the heads that changed most compute their output for one query, if the run has their vectors."""
+    steps, patterns = (_arrays_of(view, run_dir, name) for name in ("attention_steps", "attention"))
+    names = [name for name in steps if name in patterns and "pattern_0" in patterns[name]]
+    if view.reference not in names:
+        return []
+    heads = _changed_heads(view, patterns[view.reference]["kept"].tolist())
+    if not heads:
+        return []
+    models = Models(view, names)
+    n = _tokens_shown(steps[view.reference], patterns[view.reference], len(heads) * len(names))
+    entries = [
+        _head_entry(view, models, {name: (steps[name], patterns[name]) for name in names}, head, n) for head in heads
+    ]
+    base = patterns[view.reference]
+    pieces = base["pieces_0"].tolist()
+    facts = dict.fromkeys(str(fact) for name in names for fact in steps[name]["step_facts"].tolist())
+    data: dict[str, Any] = {
+        "tokens": [_text(piece) for piece in pieces[:n]],
+        "total": len(pieces),
+        "causal": bool(steps[view.reference]["step_causal"].item()),
+        "models": models.entries,
+        "heads": entries,
+        "facts": [visible(fact) for fact in facts],
+    }
+    data["start"] = _start(data)
+    prompt = visible(str(base["kept_prompts"][0]))
+    return [
+        make_chart(
+            "qkv-steps",
+            _step_title(data),
+            "How a head computes its output for one token of a prompt: products of its query with the keys, weights,"
+            " and what it takes of each value.",
+            [make_panel("steps", f"The prompt {prompt!r}, measured while llama.cpp decoded it with each file.", data)],
+            f"Queries, keys and values of {len(entries)} heads in {len(names)} models, for each token of a prompt.",
+            view="qkv",
+            how="A row is a token that the query may look at. q · k: how well its key fits the query. Times the scale,"
+            " it goes into a softmax, which makes weights that add up to 1; later tokens are masked. The head's output"
+            " is the sum of the values, each times its weight: the last column is how much each adds at most."
+            " Above the reference, below the candidate, on one scale for all models.",
+            table=(["head", "model", "scale", "cosine of outputs, least", "at token"], _step_rows(data)),
+        )
+    ]
+
+
+def _start(data: Mapping[str, Any]) -> int:
+    """The query to begin with: where the output changed most in the last candidate, among those with many keys."""
+    n = len(data["tokens"])
+    cosines = data["heads"][0]["models"][-1]["cosine"]
+    return min(range(n // 2, n), key=lambda query: math.inf if cosines[query] is None else cosines[query])
+
+
+def _step_title(data: Mapping[str, Any]) -> str:
+    """Where the head that changed most looks in the last candidate, at the query to begin with."""
+    head = data["heads"][0]
+    by_role: dict[str, list[Mapping[str, Any]]] = {"reference": [], "candidate": []}
+    for entry in head["models"]:
+        by_role[data["models"][entry["model"]]["role"]].append(entry)
+    if not by_role["candidate"]:
+        return f"From a query to the output of head {head['name']}, step by step"
+    (reference,), candidate = by_role["reference"], by_role["candidate"][-1]
+    query = data["start"]
+    expected, found = (int(np.argmax(each["weights"][query])) for each in (reference, candidate))
+    if expected == found:
+        return f"Head {head['name']} changed most: from a query to its output, step by step"
+    at, there, here = (data["tokens"][token].strip() or "a space" for token in (query, expected, found))
+    named = data["models"][candidate["model"]]["short"]
+    return f"Head {head['name']} changed most: at “{at}”, {named} looks at “{here}” instead of “{there}”"
+
+
+def _changed_heads(view: RunView, kept: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
+    """The heads whose patterns changed most, by the mean of their cosines over all candidates; else the first."""
+    cosines: dict[tuple[int, int], list[float]] = {(layer, head): [] for layer, head in kept}
+    for model in view.candidates:
+        for row in view.rows_of(model.name, "attn_cosine"):
+            place = (row.get("layer"), row.get("head"))
+            if place in cosines:
+                cosines[place].append(float(row["value"]))
+    order = sorted(cosines, key=lambda place: sum(cosines[place]) / len(cosines[place]) if cosines[place] else math.inf)
+    return order[:_SHOWN_HEADS]
+
+
+def _tokens_shown(steps: Mapping[str, Any], patterns: Mapping[str, Any], parts: int) -> int:
+    vectors = next(values for name, values in steps.items() if name.startswith("step_q_"))
+    return int(min(len(vectors), patterns["pattern_0"].shape[1], max(8, (_MOST_CELLS / parts) ** 0.5)))
+
+
+def _head_entry(
+    view: RunView,
+    models: Models,
+    arrays: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]],
+    place: tuple[int, int],
+    n: int,
+) -> dict[str, Any]:
+    reference = str(view.reference)
+    base = arrays[reference][1]
+    found = {}
+    for name, (steps, patterns) in arrays.items():
+        kept = patterns["kept"].tolist()
+        if list(place) in kept and patterns["pieces_0"].tolist() == base["pieces_0"].tolist():
+            found[name] = _steps_of(steps, patterns, kept.index(list(place)), n)
+    entries = [
+        {"model": models[name], "cosine": _rounded(_cosines(output, found[reference][1]))} | entry
+        for name, (entry, output) in found.items()
+        # A candidate of another shape has no output that could be compared.
+        if output.shape == found[reference][1].shape
+    ]
+    kinds = {
+        (row["layer"], row["head"]): row["kind"] for row in view.run.get("heads", []) if row["model"] == view.reference
+    }
+    kind = f", {visible(str(kinds[place]))}" if kinds.get(place, "other") != "other" else ""
+    name = f"{place[0]}.{place[1]}"
+    return {
+        "name": name,
+        "label": f"layer {place[0]}, head {place[1]}{kind}",
+        "models": entries,
+    }
+
+
+def _steps_of(
+    steps: Mapping[str, Any], patterns: Mapping[str, Any], at: int, n: int
+) -> tuple[dict[str, Any], NDArray[np.float32]]:
+    """(what the view draws of a head in a model, [query, d_head] its outputs)."""
+    kept = patterns["kept"]
+    layer = int(kept[at, 0])
+    place = int((kept[:at, 0] == layer).sum())
+    key_head, value_head = steps["step_kv"][at].tolist()
+    q = steps[f"step_q_{layer}"][:n, place].astype(np.float32)
+    k, v = (
+        steps[f"step_{kind}_{layer}"][:n, head].astype(np.float32)
+        for kind, head in (("k", key_head), ("v", value_head))
+    )
+    pattern = patterns["pattern_0"][at, :n, :n].astype(np.float32)
+    causal = bool(steps["step_causal"].item())
+    told, window, softcap = (float(steps[f"step_{name}"].item()) for name in ("scale", "window", "softcap"))
+    usual = 1 / math.sqrt(q.shape[1])
+    products = q @ k.T
+    found = explain(
+        products,
+        pattern,
+        [told] * bool(told) + [usual, 1.0],
+        causal=causal,
+        window=int(window),
+        softcap=softcap or None,
+    )
+    output = pattern @ v
+    rows = [slice(0, query + 1 if causal else n) for query in range(n)]
+    entry = {
+        "scale": float(f"{found.scale:.6g}"),
+        "usual": f"1/√{q.shape[1]}" if math.isclose(found.scale, usual, rel_tol=1e-6) else "",
+        "explained": found.deviation <= EXPLAINED,
+        "deviation": float(f"{found.deviation:.2g}"),
+        "products": [_short_numbers(products[query, row]) for query, row in enumerate(rows)],
+        "weights": [_rounded(pattern[query, row]) for query, row in enumerate(rows)],
+        "values": _short_numbers(np.linalg.norm(v, axis=1)),
+        "norms": _short_numbers(np.linalg.norm(output, axis=1)),
+    }
+    return entry, output
+
+
+def _cosines(output: NDArray[np.float32], reference: NDArray[np.float32]) -> NDArray[np.float32]:
+    sizes = np.linalg.norm(output, axis=1) * np.linalg.norm(reference, axis=1)
+    return np.where(sizes > 0, (output * reference).sum(axis=1) / np.where(sizes > 0, sizes, 1), np.nan)
+
+
+def _step_rows(data: Mapping[str, Any]) -> list[list[str]]:
+    rows = []
+    for head in data["heads"]:
+        for entry in head["models"]:
+            cosines = [math.inf if value is None else value for value in entry["cosine"]]
+            least = min(cosines)
+            named = data["models"][entry["model"]]["name"]
+            rows.append(
+                [head["name"], named, f"{entry['scale']:.4g}", f"{least:.4f}", data["tokens"][cosines.index(least)]]
+            )
+    return rows
+
+
+def next_token_charts(view: RunView, run_dir: Path) -> list[Chart]:
+    """The next tokens after some prompts, if the run has them."""
+    arrays = _arrays_of(view, run_dir, "next_tokens")
+    if not arrays or view.reference is None:
+        return []
+    models = Models(view, [view.reference, *arrays])
+    prompts = list(dict.fromkeys(str(prompt) for each in arrays.values() for prompt in each["prompts"].tolist()))
+    panels = [_next_panel(view, models, arrays, prompt) for prompt in prompts]
+    rows = [row for name, each in arrays.items() for row in _next_rows(name, each)]
+    return [
+        make_chart(
+            "next-tokens",
+            _next_title(view, arrays),
+            "What each model would write next after a prompt: its likeliest tokens, and what sampling leaves of them.",
+            panels,
+            f"Next tokens of {len(arrays)} candidates and the reference after {len(prompts)} prompts.",
+            view="next_tokens",
+            how="Each pair of bars is a token: above the reference, below the candidate. The thin marks are its"
+            " probabilities without any setting. Settings apply as in llama.cpp's default chain: first top-k, then"
+            " top-p (of what top-k left), then min-p, then the temperature."
+            " ␣ is a space (␣×4: four of them), ↵ a new line.",
+            table=(["candidate", "prompt", "likeliest of the reference", "likeliest of the candidate"], rows),
+        )
+    ]
+
+
+def _next_panel(view: RunView, models: Models, arrays: Mapping[str, Mapping[str, Any]], prompt: str) -> Figure:
+    pairs: list[dict[str, Any]] = []
+    temperatures: list[float] = []
+    for name, each in arrays.items():
+        prompts = each["prompts"].tolist()
+        if prompt not in prompts:
+            continue
+        at = prompts.index(prompt)
+        temperatures = [round(float(value), 3) for value in each["temperatures"]]
+        pairs.append(
+            {
+                "model": models[name],
+                "pieces": [_text(piece) for piece in each[f"pieces_{at}"].tolist()],
+                "logprobs": [_rounded(row) for row in each[f"logprobs_{at}"]],
+                "rest": [_rounded(row) for row in each[f"rest_{at}"]],
+            }
+        )
+    given = next((str(row["given"]) for row in view.run.get("texts") or [] if row["prompt"] == prompt), "")
+    told = f"After the prompt {visible(prompt)!r}" + (f", which ends: …{visible(given[-80:])!r}." if given else ".")
+    known = min(_KNOWN, *(len(pair["pieces"]) for pair in pairs))
+    data = {"known": known, "temperatures": temperatures, "models": models.entries, "pairs": pairs}
+    return make_panel(visible(prompt), told, data)
+
+
+def _next_title(view: RunView, arrays: Mapping[str, Mapping[str, Any]]) -> str:
+    """How often candidates would begin as the reference does, where they do not all."""
+    changed = {}
+    for name, each in arrays.items():
+        count = len(each["prompts"])
+        best = [each[f"logprobs_{at}"].argmax(axis=1) for at in range(count)]
+        changed[name] = (sum(int(one != other) for one, other in best), count)
+    worst = max(changed, key=lambda name: changed[name][0] / changed[name][1])
+    many, count = changed[worst]
+    named = visible(short(worst, view.models))
+    if not many:
+        return "Every candidate's likeliest next token is the reference's"
+    return f"{named} would begin {many} of {count} texts with another token than the reference"
+
+
+def _next_rows(name: str, arrays: Mapping[str, Any]) -> list[list[str]]:
+    rows = []
+    for at, prompt in enumerate(arrays["prompts"].tolist()):
+        logprobs, pieces = arrays[f"logprobs_{at}"], arrays[f"pieces_{at}"].tolist()
+        told = [
+            f"{_text(pieces[int(row.argmax())])!r} {math.exp(float(row.max())):.1%}".replace("%", " %")
+            for row in logprobs
+        ]
+        rows.append([visible(name), visible(prompt), *(visible(each) for each in told)])
+    return rows
+
+
+def _arrays_of(view: RunView, run_dir: Path, name: str) -> dict[str, Mapping[str, Any]]:
+    """Arrays of this name by model, in the order of the models, of those that the run has."""
+    from gguf_harness.store.arrays import load_arrays
+    from gguf_harness.store.runs import run_file
+
+    files = {entry["model"]: entry["file"] for entry in view.run.get("arrays", []) if entry["name"] == name}
+    return {
+        model.name: load_arrays(run_file(run_dir, files[model.name]))
+        for model in view.models
+        if model.name in files and run_file(run_dir, files[model.name]).is_file()
+    }
+
+
+def _text(piece: bytes) -> str:
+    """A token as text; one that is part of a character as its bytes."""
+    try:
+        return visible(piece.decode("utf-8").replace("\n", "↵"))
+    except UnicodeDecodeError:
+        return "".join(f"<{byte:02X}>" for byte in piece)
+
+
+def _rounded(values: Any) -> list[float | None]:
+    """Numbers of JSON, short; None for minus infinity."""
+    return [round(float(value), _DIGITS) if np.isfinite(value) else None for value in values]
+
+
+def _short_numbers(values: Any) -> list[float]:
+    """Numbers of JSON with five significant digits."""
+    return [float(f"{value:.5g}") for value in values.tolist()]
