@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from gguf_harness.report.badge import render_badge
+from gguf_harness.report.charts.base import make_chart
 from gguf_harness.report.html import write_html
 from tests.integration.report_pages import OpenReport, browser, open_report, page, see, shown, stored_run
 from tests.unit.test_report import HOSTILE, STORED
@@ -185,3 +186,17 @@ def test_each_verdict_leads_to_its_picture(page: Page, open_report: OpenReport) 
     targets = {link.get_attribute("href") for link in links.all()}
     assert "#quality" in targets
     assert all(target and page.locator(target).count() == 1 for target in targets)
+
+
+def test_charts_of_plugins_are_drawn_with_plotly(page: Page, tmp_path: Path) -> None:
+    """Only then the page has Plotly in it."""
+    run = stored_run() | {"arrays": []}
+    figure = {"name": "f", "meaning": "Of <b>each</b> file.", "traces": [{"type": "bar", "x": [HOSTILE], "y": [3]}]}
+    chart = make_chart("toys", "Toys", "m", [figure | {"layout": {}}], "s")
+    (tmp_path / "charts.json").write_text(json.dumps({"charts": [chart]}), encoding="utf-8")
+    write_html(run, tmp_path, tmp_path / "report.html")
+    page.goto((tmp_path / "report.html").as_uri())
+    see(page, "plugin-toys")
+    page.wait_for_selector("#plugin-toys svg.main-svg")
+    assert shown(page, "plugin-toys")["traces"][0]["y"] == [3]
+    assert page.locator("img").count() == 0

@@ -259,7 +259,10 @@ def test_run_takes_suites_and_the_options_of_pytest(
     assert shlex.split(os.environ[TYPED]) == ["gguf-harness", "run", *words]
 
 
-def test_run_explains_the_options_of_its_suites(capsys: pytest.CaptureFixture[str]) -> None:
+def test_run_explains_the_options_of_its_suites(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
     assert main(["run", "quant", "--help"]) == 0
     of_quant = capsys.readouterr().out
     for words in (

@@ -41,7 +41,7 @@ def test_every_head_of_every_model_has_its_rows(
     assert -1 <= rows["random-F32", "head_screen_rank_correlation", None, None]["value"] <= 1
     assert {entry["name"] for entry in run["arrays"]} == {"head_importance"}
     report = max(pytester.path.glob("results/runs/*/report.html"))
-    assert "Which heads matter" in report.read_text(encoding="utf-8")
+    assert 'data-picture="head-importance"' in report.read_text(encoding="utf-8")
 
 
 @pytest.mark.shared_cache

@@ -32,7 +32,7 @@ def test_errors_of_weights(run_suite: RunSuite, read_run: ReadRun, llama_file: P
     }  # fmt: skip
     assert {entry["name"] for entry in run["arrays"]} == {"weight_errors"}
     (report,) = pytester.path.glob("results/runs/*/report.html")
-    assert "Error of the weights" in report.read_text(encoding="utf-8")
+    assert 'data-picture="weights"' in report.read_text(encoding="utf-8")
     run_suite(*arguments, tests=WEIGHTS)
     assert read_run()["cache"] == {"hits": 2, "misses": 0}
     assert read_run()["estimates"] == run["estimates"]
@@ -57,7 +57,7 @@ def test_groups_of_tensors(run_suite: RunSuite, read_run: ReadRun, llama_file: P
     assert all(row["clusters"] == 4 and row["se"] > 0 for row in by["tensor_group_kld"])
     assert run["corpus"]["windows"] == 4
     (report,) = pytester.path.glob("results/runs/*/report.html")
-    assert "Cost of each group of tensors" in report.read_text(encoding="utf-8")
+    assert 'data-picture="sensitivity"' in report.read_text(encoding="utf-8")
     # Mixtures are as large as the model: none stays.
     assert list(pytester.path.glob("results/cache/scratch/*")) == []
     run_suite(*arguments, tests=SENSITIVITY)
