@@ -22,6 +22,11 @@ MOST_BYTES, MOST_NODES = 6_000_000, 6000
 
 DRAWN = "[...document.querySelectorAll('.view')].every((view) => view.shown !== undefined)"
 
+FOCUSABLE = """() => [...document.querySelectorAll("a[href], button, input, select, summary, [tabindex='0']")]
+    .filter((element) => element.getClientRects().length > 0 && getComputedStyle(element).visibility !== "hidden")
+    .filter((element) => element.getBoundingClientRect().width < 2 || !element.checkVisibility({ checkOpacity: true }))
+    .map((element) => element.outerHTML.slice(0, 200))"""
+
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -64,6 +69,8 @@ def test_everybody_can_read_it(page: Page, report: Path, scheme: str) -> None:
     # Paper shows all: this draws what nobody has scrolled to.
     page.evaluate("dispatchEvent(new Event('beforeprint'))")
     assert page.evaluate(DRAWN)
+    # Whatever the tab key reaches can be seen.
+    assert page.evaluate(FOCUSABLE) == []
     found = Axe().run(page).response["violations"]
     serious = [
         f"{one['id']}: {one['nodes'][0]['html'][:200]}" for one in found if one["impact"] in {"serious", "critical"}

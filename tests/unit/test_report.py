@@ -20,6 +20,7 @@ from gguf_harness.report.data import MOST_ESTIMATES, RunView, describe_windows, 
 from gguf_harness.report.html import write_html
 from gguf_harness.report.markdown import render_markdown
 from gguf_harness.report.numbers import format_bytes, format_estimate, format_percent, format_value
+from gguf_harness.report.tables import numbers_table
 from gguf_harness.report.terminal import render_terminal, verdict_line
 
 STORED = Path(__file__).parent.parent / "data" / "run-smollm2"
@@ -583,3 +584,23 @@ def test_times_of_two_runs_are_not_compared(run: dict[str, Any]) -> None:
         "times and speeds are not compared, since they were measured at different times; ratios to the reference are"
         in text
     )
+
+
+def test_what_is_measured_of_models_is_shown_with_its_suite(run: dict[str, Any]) -> None:
+    """Every metric of whole models has its row where its suite is, with the value of every model that has it."""
+    names = [model["name"] for model in run["models"]]
+    suites = {"divergence": "quant", "attention": "attention", "texts": "quant"}
+    run["estimates"] = [
+        run["estimates"][0] | {"metric": metric, "model": name, "suite": suites.get(family, "layers"), "value": 0.25}
+        for metric, family in (("kld_mean", "divergence"), ("bleu", "texts"), ("attn_jsd", "attention"))
+        for name in names[:2]
+    ]
+    view = RunView(run)
+    tables = {section: numbers_table(view, section) for section in ("decide", "attention", "layers")}
+    assert tables["layers"] is None
+    assert tables["decide"] is not None
+    assert tables["attention"] is not None
+    assert [row[0] for row in tables["decide"]["rows"]] == ["KL mean, nats", "BLEU, 0-100"]
+    assert [row[0] for row in tables["attention"]["rows"]] == [METRICS["attn_jsd"].title + ", nats"]
+    (row,) = tables["attention"]["rows"]
+    assert [cell if isinstance(cell, str) else cell[1] for cell in row[1:]] == [0.25, 0.25] + [""] * (len(names) - 2)

@@ -17,10 +17,11 @@ from gguf_harness.metrics.registry import ESTIMATED, Metric
 from gguf_harness.report.answer import answer_of, noise_of
 from gguf_harness.report.charts import SECTIONS, build_charts
 from gguf_harness.report.charts.base import PLOTLY, Chart
-from gguf_harness.report.data import RunView, place, visible, visible_lines
+from gguf_harness.report.data import RunView, visible, visible_lines
 from gguf_harness.report.numbers import doubt_mark, format_bytes, format_metric, format_value
 from gguf_harness.report.prices import price_list, show_average, show_step
 from gguf_harness.report.standing import failures_of
+from gguf_harness.report.tables import estimates_table, numbers_table, tests_table
 from gguf_harness.store.runs import write_text
 from gguf_harness.views.bundle import report_script
 
@@ -80,8 +81,9 @@ def write_html(run: Mapping[str, Any], run_dir: Path, destination: Path) -> None
         show_average=show_average,
         show_step=show_step,
         claims=judge_claims(run),
-        estimates=_estimates(view),
-        tests=_tests(run),
+        estimates=estimates_table(view),
+        tests=tests_table(run),
+        numbers={section: numbers_table(view, section) for section in SECTIONS},
         sections=SECTIONS,
         charts=charts,
         picture_of=lambda gate: _picture_of(view, charts, gate),
@@ -171,44 +173,6 @@ def _cell(view: RunView, model: str, metric: Metric) -> _Cell:
         return _Cell("–" if is_reference else "no data")
     value, sign, error = format_metric(metric, row["value"], row["se"]).partition(" ± ")
     return _Cell(value, f"{sign}{error}{doubt_mark(row)}", row["value"])
-
-
-def _estimates(view: RunView) -> dict[str, Any]:
-    """The table of estimates as data: the page makes its rows when it is opened."""
-    rows = []
-    for row in view.shown_estimates():
-        rank, where = _place(row)
-        numbers = [row["value"], row["se"], row["se_iid"], row["n"]]
-        rows.append(
-            [
-                visible(row["model"]),
-                row["metric"],
-                visible(row.get("prompt") or ""),
-                where if rank is None else [where, rank],
-                *("none" if value is None else [format_value(value), value] for value in numbers),
-                row["unit"],
-                visible(row.get("detail") or ""),
-            ]
-        )
-    heads = ["model", "metric", "prompt", "layer, head", "value", "se", "se, iid", "n", "unit", "detail"]
-    return {"heads": heads, "numbers": [3, 4, 5, 6, 7], "rows": rows}
-
-
-def _tests(run: Mapping[str, Any]) -> dict[str, Any]:
-    """The table of tests as data; those that did not pass are on the page already."""
-    rows = [
-        [test["outcome"], visible(test["id"]), [f"{test['duration_s']:.2f}", test["duration_s"]], test["message"]]
-        for test in sorted(run.get("tests", []), key=lambda test: str(test["outcome"]))
-    ]
-    return {"heads": ["outcome", "test", "seconds", "message"], "numbers": [2], "rows": rows}
-
-
-def _place(row: Mapping[str, Any]) -> tuple[int | None, str]:
-    """(value to sort by, text) of the layer and head of an estimate."""
-    layer, head = row.get("layer"), row.get("head")
-    if layer is None and head is None:
-        return None, ""
-    return ((layer or 0) << 20) + (0 if head is None else head + 1), place(layer, head)
 
 
 def embed_json(data: object) -> str:
