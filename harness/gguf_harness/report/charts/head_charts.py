@@ -98,7 +98,7 @@ def _importance(view: RunView, cells: Mapping[str, Cells]) -> Chart | None:
     cost = f"{sign}{format_estimate(row['value'], row['se'])} nats"
     return make_chart(
         "head-importance",
-        f"Head {told(best)} matters most{some}: without it the loss is {cost}",
+        f"Head {told(best)} matters most{some}: without it the loss changes by {cost}",
         "The output of each head alone is set to zero, which makes the following tokens less likely: the colour shows"
         " by how much.",
         panels,
