@@ -33,7 +33,7 @@ LIGHT = {
     PLUGIN,
 }
 MOST_CPU_S = 0.030
-TURNS = 20
+TURNS = 14
 COMPARED_TURNS = 7
 
 LOOK = """

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from gguf_harness.errors import StoreError
 from gguf_harness.judge.claims import judge_claims
@@ -25,9 +25,13 @@ from gguf_harness.report.tables import estimates_table, numbers_table, tests_tab
 from gguf_harness.store.runs import write_text
 from gguf_harness.views.bundle import report_script
 
+if TYPE_CHECKING:
+    import jinja2
+
 __all__ = ["embed_json", "plotly_js", "write_html"]
 
-_PLOTLY_KEYS = ("traces", "layout", "height")
+_TEMPLATE: Final = "report.html.j2"
+_PLOTLY_KEYS: Final = ("traces", "layout", "height")
 
 
 def write_html(run: Mapping[str, Any], run_dir: Path, destination: Path) -> None:
@@ -41,13 +45,10 @@ def write_html(run: Mapping[str, Any], run_dir: Path, destination: Path) -> None
     Raises:
         StoreError: it cannot be written.
     """
-    import jinja2
     from markupsafe import Markup
 
     assets = resources.files("gguf_harness.report") / "assets"
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
+    environment = _environment((assets / _TEMPLATE).read_text(encoding="utf-8"))
     # Only our own files, and JSON from embed_json, are marked as markup: everything else is escaped.
     environment.filters |= {
         "visible": visible,
@@ -58,7 +59,7 @@ def write_html(run: Mapping[str, Any], run_dir: Path, destination: Path) -> None
         "embedded": lambda data: Markup(embed_json(data)),  # noqa: S704
         "for_its_view": _for_its_view,
     }
-    template = environment.from_string((assets / "report.html.j2").read_text(encoding="utf-8"))
+    template = environment.get_template(_TEMPLATE)
     view = RunView(run)
     charts = build_charts(view, run_dir)
     drawn_by_plotly = any(chart["view"] == PLOTLY for section in charts.values() for chart in section)
@@ -92,6 +93,28 @@ def write_html(run: Mapping[str, Any], run_dir: Path, destination: Path) -> None
         plotly=Markup(plotly_js() if drawn_by_plotly else ""),  # noqa: S704
     )
     write_text(destination, page)
+
+
+def _environment(source: str) -> jinja2.Environment:
+    """Jinja with the template.
+
+    What it compiles is kept in its own folder of temporary files: compiling takes longer than rendering a small report.
+    """
+    import jinja2
+
+    try:
+        kept = jinja2.FileSystemBytecodeCache()
+    except (OSError, RuntimeError):
+        # No folder that only this user can write.
+        kept = None
+    return jinja2.Environment(
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        loader=jinja2.DictLoader({_TEMPLATE: source}),
+        bytecode_cache=kept,
+    )
 
 
 def _for_its_view(chart: Chart) -> dict[str, Any]:

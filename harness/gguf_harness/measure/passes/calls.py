@@ -325,8 +325,14 @@ class CorpusPass:
         self._core.notes.add_arrays(
             model,
             "kld_quantiles",
-            "Quantiles of KL(reference || candidate) per token, in nats.",
-            {"q": shares, "kld": np.quantile(arrays["kld"].astype(np.float64), shares)},
+            "Quantiles of KL(reference || candidate) per token, in nats; means of KL and loss in each window.",
+            {
+                "q": shares,
+                "kld": np.quantile(arrays["kld"].astype(np.float64), shares),
+                "window": arrays["window"],
+                "window_kld": arrays["kld"].astype(np.float64).mean(axis=1),
+                "window_nll": arrays["nll"].astype(np.float64).mean(axis=1),
+            },
         )
 
     def _keep_strip(self, model: Subject, reference: Subject, arrays: Arrays) -> None:

@@ -13,6 +13,7 @@ from gguf_harness.report.charts.embedding_charts import embedding_charts
 from gguf_harness.report.charts.head_charts import head_charts
 from gguf_harness.report.charts.kept import kept_charts
 from gguf_harness.report.charts.layers_charts import layers_charts
+from gguf_harness.report.charts.pair_charts import pair_charts
 from gguf_harness.report.charts.quant_charts import quant_charts
 from gguf_harness.report.charts.step_charts import next_token_charts, step_charts
 from gguf_harness.report.charts.strip_charts import strip_charts
@@ -38,6 +39,7 @@ SECTIONS: Final = {
 
 _BUILDERS: Final[tuple[tuple[str, ChartBuilder], ...]] = (
     ("decide", quant_charts),
+    ("decide", pair_charts),
     ("decide", text_charts),
     ("decide", strip_charts),
     ("decide", next_token_charts),
