@@ -20,7 +20,7 @@ from gguf_harness.report.data import MOST_ESTIMATES, RunView, describe_windows, 
 from gguf_harness.report.html import write_html
 from gguf_harness.report.markdown import render_markdown
 from gguf_harness.report.numbers import format_bytes, format_estimate, format_percent, format_value
-from gguf_harness.report.tables import numbers_table
+from gguf_harness.report.tables import numbers_tables
 from gguf_harness.report.terminal import render_terminal, verdict_line
 
 STORED = Path(__file__).parent.parent / "data" / "run-smollm2"
@@ -596,10 +596,8 @@ def test_what_is_measured_of_models_is_shown_with_its_suite(run: dict[str, Any])
         for name in names[:2]
     ]
     view = RunView(run)
-    tables = {section: numbers_table(view, section) for section in ("decide", "attention", "layers")}
-    assert tables["layers"] is None
-    assert tables["decide"] is not None
-    assert tables["attention"] is not None
+    tables = numbers_tables(view)
+    assert set(tables) == {"decide", "attention"}
     assert [row[0] for row in tables["decide"]["rows"]] == ["KL mean, nats", "BLEU, 0-100"]
     assert [row[0] for row in tables["attention"]["rows"]] == [METRICS["attn_jsd"].title + ", nats"]
     (row,) = tables["attention"]["rows"]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gguf_harness.metrics.kernels.standard_errors import clustered_se
 from gguf_harness.metrics.multiple import holm
 from gguf_harness.metrics.stats import exceedance_p_value
 
@@ -53,12 +54,9 @@ def compare_pairs(means: Mapping[str, Mapping[int, float]]) -> list[Pair]:
         if len(common) < LEAST_WINDOWS:
             continue
         differences: NDArray[np.float64] = np.array([means[first][at] - means[second][at] for at in common])
-        value, se = float(differences.mean()), float(differences.std(ddof=1) / np.sqrt(len(common)))
+        value, se = float(differences.mean()), clustered_se(differences[:, None]) or 0.0
         # Windows that all differ by the same, or not at all, leave no error to test with.
         p_value = 1.0 if value == 0 else min(1.0, 2 * exceedance_p_value(abs(value), se, len(common), 0.0))
         pairs.append(Pair(first, second, value, se, len(common), p_value, p_value))
     adjusted = holm([pair.p_value for pair in pairs])
-    return [
-        Pair(pair.first, pair.second, pair.difference, pair.se, pair.windows, pair.p_value, p)
-        for pair, p in zip(pairs, adjusted, strict=True)
-    ]
+    return [replace(pair, p_adjusted=p) for pair, p in zip(pairs, adjusted, strict=True)]

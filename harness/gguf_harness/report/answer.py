@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from gguf_harness.metrics.records import WHOLE, Place
-from gguf_harness.report.charts.base import short
+from gguf_harness.report.charts.base import short_name
 from gguf_harness.report.data import RunView, visible
 from gguf_harness.report.numbers import format_metric, format_value
 
@@ -144,9 +144,7 @@ def _together(view: RunView) -> str:
     changed = [gate for gate in gates if gate.get("verdict_adjusted", gate["verdict"]) != gate["verdict"]]
     if not changed:
         return f"All {len(gates)} gates keep their verdicts when they are judged together (Holm's correction)."
-    names = ", ".join(
-        f"{view.title(gate['metric'])} of {visible(short(gate['model'], view.models))}" for gate in changed[:4]
-    )
+    names = ", ".join(f"{view.title(gate['metric'])} of {short_name(view, gate['model'])}" for gate in changed[:4])
     more = f" and {len(changed) - 4} more" if len(changed) > 4 else ""
     verb = "does" if len(changed) == 1 else "do"
     return (
@@ -180,7 +178,7 @@ def _texts(view: RunView) -> str:
         middle = round(statistics.median(parted)) if parted else 0
         after = f", after {middle} {'token' if middle == 1 else 'tokens'}" if parted else ""
         differ = sum(not same for _, same in pairs)
-        name = visible(short(model.name, view.models))
+        name = short_name(view, model.name)
         told.append(f"{name} {differ} of {len(pairs)}{after}" if differ else f"{name} none of {len(pairs)}")
     if not told:
         return ""

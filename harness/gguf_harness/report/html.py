@@ -21,7 +21,7 @@ from gguf_harness.report.data import RunView, visible, visible_lines
 from gguf_harness.report.numbers import doubt_mark, format_bytes, format_metric, format_value
 from gguf_harness.report.prices import price_list, show_average, show_step
 from gguf_harness.report.standing import failures_of
-from gguf_harness.report.tables import estimates_table, numbers_table, tests_table
+from gguf_harness.report.tables import estimates_table, numbers_tables, tests_table
 from gguf_harness.store.runs import write_text
 from gguf_harness.views.bundle import report_script
 
@@ -84,7 +84,7 @@ def write_html(run: Mapping[str, Any], run_dir: Path, destination: Path) -> None
         claims=judge_claims(run),
         estimates=estimates_table(view),
         tests=tests_table(run),
-        numbers={section: numbers_table(view, section) for section in SECTIONS},
+        numbers=numbers_tables(view),
         sections=SECTIONS,
         charts=charts,
         picture_of=lambda gate: _picture_of(view, charts, gate),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from gguf_harness.metrics.registry import Metric
 from gguf_harness.report.data import RunView, place, visible
 from gguf_harness.report.numbers import doubt_mark, format_metric, format_value
 
-__all__ = ["Table", "estimates_table", "numbers_table", "tests_table"]
+__all__ = ["Table", "estimates_table", "numbers_tables", "tests_table"]
 
 Table = dict[str, Any]
 """{heads, numbers: columns that are numbers, rows}: a cell is its text, or its text and the value it is sorted by."""
@@ -16,16 +17,18 @@ Table = dict[str, Any]
 _SECTION_OF_SUITE: Final = {"quant": "decide"}
 
 
-def numbers_table(view: RunView, section: str) -> Table | None:
-    """All that a section's suite measured of whole models: a row for each metric, a column for each model."""
+def numbers_tables(view: RunView) -> dict[str, Table]:
+    """By section, all that its suite measured of whole models: a row for each metric, a column for each model."""
     suites = {row["metric"]: str(row.get("suite")) for row in view.run.get("estimates", [])}
-    metrics = [
-        metric
-        for metric in view.used_metrics()
-        if view.measured(metric.name) and _SECTION_OF_SUITE.get(suites[metric.name], suites[metric.name]) == section
-    ]
-    if not metrics:
-        return None
+    by_section: dict[str, list[Metric]] = {}
+    for metric in view.used_metrics():
+        if view.measured(metric.name):
+            suite = suites[metric.name]
+            by_section.setdefault(_SECTION_OF_SUITE.get(suite, suite), []).append(metric)
+    return {section: _numbers_table(view, metrics) for section, metrics in by_section.items()}
+
+
+def _numbers_table(view: RunView, metrics: Sequence[Metric]) -> Table:
     rows = []
     for metric in metrics:
         cells: list[Any] = []

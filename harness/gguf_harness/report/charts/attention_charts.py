@@ -7,8 +7,8 @@ from typing import Any, Final
 
 from gguf_harness.metrics.registry import METRICS
 from gguf_harness.report.charts.attention_grid import attention_grid
-from gguf_harness.report.charts.base import Chart, Models, make_chart, make_panel
-from gguf_harness.report.charts.head_maps import Place, Row, brief, frame_of, head_map, head_rows, layer_rows, told
+from gguf_harness.report.charts.base import Chart, Models, make_chart, make_panel, short_name
+from gguf_harness.report.charts.head_maps import Place, Row, frame_of, head_map, head_rows, layer_rows, told
 from gguf_harness.report.charts.head_profiles import evolution, profiles
 from gguf_harness.report.data import RunView, visible
 from gguf_harness.report.numbers import format_estimate, format_percent
@@ -53,12 +53,12 @@ def _moved(view: RunView) -> Chart | None:
         place = most[name]
         meaning = f"{visible(name)}: head {told(place)} changed most, {notes[place]}."
         data = head_map(frame, changes[name], notes, scale)
-        panels.append(make_panel(brief(view, name), meaning, data, opens=name == worst))
+        panels.append(make_panel(short_name(view, name), meaning, data, opens=name == worst))
     lowest = {name: cells[name][most[name]] for name in cells}
     table = [[visible(n), told(most[n]), format_estimate(row["value"], row["se"])] for n, row in lowest.items()]
     return make_chart(
         "attention-moved",
-        f"Head {told(most[worst])} of {brief(view, worst)} changed most: cosine"
+        f"Head {told(most[worst])} of {short_name(view, worst)} changed most: cosine"
         f" {format_estimate(lowest[worst]['value'], lowest[worst]['se'])}",
         "How far each head's attention patterns are from the reference's: one minus their cosine, mean over the"
         " prompts.",
@@ -116,5 +116,5 @@ def _worst_layer(view: RunView) -> str:
         if rows:
             value, layer, name = max(rows)
             share = format_percent(float(f"{value:.2g}"), None)
-            return f"The {what} of layer {layer} of {brief(view, name)} are furthest off: by {share}"
+            return f"The {what} of layer {layer} of {short_name(view, name)} are furthest off: by {share}"
     return "How far attention is off, by layer"

@@ -9,8 +9,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from gguf_harness.report.charts.base import Chart, Figure, Models, make_chart, make_panel
-from gguf_harness.report.charts.head_maps import brief
+from gguf_harness.report.charts.base import Chart, Figure, Models, arrays_of, make_chart, make_panel, short_name
 from gguf_harness.report.data import RunView, visible
 from gguf_harness.report.numbers import format_percent
 
@@ -28,7 +27,7 @@ Arrays = Mapping[str, Any]
 
 def attention_grid(view: RunView, run_dir: Path) -> Chart | None:
     """Patterns of all heads; None if the run kept none."""
-    kept = _kept(view, run_dir)
+    kept = arrays_of(view, run_dir, "attention")
     if not kept:
         return None
     panels = _panels(view, kept)
@@ -52,20 +51,6 @@ def attention_grid(view: RunView, run_dir: Path) -> Chart | None:
         " moved is the mean total variation from the reference's over heads and tokens of the first prompt.",
         table=_table(kept),
     )
-
-
-def _kept(view: RunView, run_dir: Path) -> dict[str, Arrays]:
-    """Arrays of each model that has some, in the order of the report."""
-    from gguf_harness.store.arrays import load_arrays
-    from gguf_harness.store.runs import run_file
-
-    files = {
-        entry["model"]: run_file(run_dir, entry["file"])
-        for entry in view.run.get("arrays", [])
-        if entry["name"] == "attention"
-    }
-    order = [model.name for model in view.models if model.name in files]
-    return {name: load_arrays(files[name]) for name in order if files[name].is_file()}
 
 
 def _panels(view: RunView, kept: Mapping[str, Arrays]) -> list[Figure]:
@@ -138,7 +123,7 @@ def _finding(view: RunView, kept: Mapping[str, Arrays]) -> str:
     if moved:
         worst = max(moved, key=lambda other: moved[other])
         told = format_percent(float(f"{moved[worst]:.2g}"), None)
-        parts.append(f"{brief(view, worst)} moves {told} of the attention to other tokens")
+        parts.append(f"{short_name(view, worst)} moves {told} of the attention to other tokens")
     first = float(_first_shares(kept[name], 0).mean())
     if first > _MAJORITY:
         told = format_percent(round(first, 2), None)

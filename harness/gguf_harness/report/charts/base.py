@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
 
 from gguf_harness.report.data import Candidate, RunView, visible
 
-__all__ = ["PLOTLY", "Chart", "Figure", "Models", "label", "make_chart", "make_panel", "short"]
+if TYPE_CHECKING:
+    from gguf_harness.store.arrays import Arrays
+
+__all__ = [
+    "PLOTLY", "Chart", "Figure", "Models", "arrays_of", "label", "make_chart", "make_panel", "short", "short_name",
+]  # fmt: skip
 
 Figure = dict[str, Any]
 """One panel of a chart, of which a reader sees one at a time: {name, meaning, data} for a view of ours, {name, meaning,
@@ -52,6 +58,21 @@ class Models:
 
     def __len__(self) -> int:
         return len(self._shown)
+
+
+def arrays_of(view: RunView, run_dir: Path, name: str) -> dict[str, Arrays]:
+    """Arrays of a name by model, in the order of the models; those whose file is missing are left out.
+
+    Raises:
+        StoreError: a file is not in the folder of the run, or damaged.
+    """
+    from gguf_harness.store.arrays import load_arrays
+    from gguf_harness.store.runs import run_file
+
+    entries = [entry for entry in view.run.get("arrays", []) if entry["name"] == name]
+    files = {entry["model"]: run_file(run_dir, entry["file"]) for entry in entries}
+    names = [model.name for model in view.models if model.name in files and files[model.name].is_file()]
+    return {name: load_arrays(files[name]) for name in names}
 
 
 def make_panel(name: str, meaning: str, data: dict[str, Any], *, opens: bool = False) -> Figure:
@@ -115,3 +136,8 @@ def short(name: str, models: list[Candidate]) -> str:
             prefix = prefix[:-1]
     cut = max(prefix.rfind("-"), prefix.rfind("."), prefix.rfind("/")) + 1
     return name[cut:] if len(names) > 1 and len(name) > cut else name
+
+
+def short_name(view: RunView, name: str) -> str:
+    """The same of a run's models, as text to show."""
+    return visible(short(name, view.models))

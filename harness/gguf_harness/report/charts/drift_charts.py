@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Final
 
 from gguf_harness.metrics.registry import METRICS
-from gguf_harness.report.charts.base import Chart, make_chart
+from gguf_harness.report.charts.base import Chart, make_chart, short_name
 from gguf_harness.report.charts.layer_lines import (
     Series,
     layer_rows,
     line_panel,
     percent,
     series_of,
-    short_name,
     show,
 )
 from gguf_harness.report.charts.weight_charts import Columns, load_columns

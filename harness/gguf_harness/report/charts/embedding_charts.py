@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from gguf_harness.metrics.registry import Metric, metric_info
-from gguf_harness.report.charts.base import Chart, Figure, Models, make_chart, make_panel, short
+from gguf_harness.report.charts.base import Chart, Figure, Models, make_chart, make_panel, short_name
 from gguf_harness.report.charts.embedding_layout import Layout, changed_words, load_points, tell_models
 from gguf_harness.report.charts.word_charts import analogies_chart, cosines_chart
 from gguf_harness.report.data import RunView, visible
@@ -73,7 +73,7 @@ def _layout_of(layout: Layout) -> str:
 
 def _same(view: RunView, layout: Layout) -> str:
     """What a reader would otherwise take for a mistake: choosing another model changes nothing."""
-    told = [", ".join(visible(short(name, view.models)) for name in names) for names in layout.same()]
+    told = [", ".join(short_name(view, name) for name in names) for names in layout.same()]
     return "".join(f" These store the same embeddings: {names}." for names in told)
 
 
@@ -129,7 +129,7 @@ def _least(view: RunView) -> str:
         cosines = {model.name: row["value"] for model in view.candidates if (row := view.row(model.name, metric))}
         if cosines:
             worst = min(cosines, key=lambda name: cosines[name])
-            told.append(f"in context the cosine is {cosines[worst]:.3f} for {visible(short(worst, view.models))}")
+            told.append(f"in context the cosine is {cosines[worst]:.3f} for {short_name(view, worst)}")
             break
     return "; ".join(told) if words else "How much of the embedding space is kept"
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from gguf_harness.report.charts.base import short
+from gguf_harness.report.charts.base import arrays_of, short_name
 from gguf_harness.report.data import RunView, visible
 
 if TYPE_CHECKING:
@@ -26,16 +26,10 @@ _DIGITS: Final = 5
 
 def load_points(view: RunView, run_dir: Path, name: str) -> dict[str, Points]:
     """Arrays with a name, by model; those whose files are lost are left out."""
-    from gguf_harness.store.arrays import load_arrays
-    from gguf_harness.store.runs import run_file
-
-    points = {}
-    known = {model.name for model in view.models}
-    for entry in view.run.get("arrays", []):
-        if entry["name"] == name and entry["model"] in known and run_file(run_dir, entry["file"]).is_file():
-            arrays = load_arrays(run_file(run_dir, entry["file"]))
-            points[entry["model"]] = {key: array.tolist() for key, array in arrays.items()}
-    return points
+    return {
+        model: {key: array.tolist() for key, array in arrays.items()}
+        for model, arrays in arrays_of(view, run_dir, name).items()
+    }
 
 
 def changed_words(points: Points) -> list[int]:
@@ -49,7 +43,7 @@ def tell_models(view: RunView, names: Sequence[str], verb: str) -> str:
     """Models as the subject of a verb: `Q2_K keeps`, `Q2_K and 2 more keep`, `all 3 candidates keep`."""
     if len(names) == len(view.candidates) > 1:
         return f"all {len(names)} candidates {verb}"
-    last = visible(short(names[-1], view.models))
+    last = short_name(view, names[-1])
     return f"{last} {verb}s" if len(names) == 1 else f"{last} and {len(names) - 1} more {verb}"
 
 

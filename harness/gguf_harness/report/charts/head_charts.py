@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from gguf_harness.metrics.importance import NEGLIGIBLE_RISE
-from gguf_harness.report.charts.base import Chart, Models, make_chart, make_panel
+from gguf_harness.report.charts.base import Chart, Models, arrays_of, make_chart, make_panel, short_name
 from gguf_harness.report.charts.head_groups import alike_map, clusters, kinds, redundancy, separation
-from gguf_harness.report.charts.head_maps import Place, Row, brief, frame_of, head_map, told
+from gguf_harness.report.charts.head_maps import Place, Row, frame_of, head_map, told
 from gguf_harness.report.data import RunView, visible
 from gguf_harness.report.numbers import format_estimate, format_percent, format_value
 
@@ -84,7 +84,7 @@ def _importance(view: RunView, cells: Mapping[str, Cells]) -> Chart | None:
     scale = {"kind": "signed", "domain": [-most, most], "title": "rise of the loss (nats)", "root": True}
     panels = [
         make_panel(
-            brief(view, name),
+            short_name(view, name),
             f"{visible(name)}: {_most_important(of_model)} matter most.",
             head_map(frame, of_model, _notes(cells[name]), scale),
         )
@@ -132,12 +132,13 @@ def _interchange(view: RunView, cells: Mapping[str, Cells]) -> Chart | None:
         rows.append([visible(name), told(best), share])
         meaning = f"{visible(name)}: with head {told(best)} of the reference its KL is {share} smaller."
         data = head_map(frame, of_model, _notes(cells[name]), scale)
-        panels.append(make_panel(brief(view, name), meaning, data, opens=name == list(values)[-1]))
+        panels.append(make_panel(short_name(view, name), meaning, data, opens=name == list(values)[-1]))
     # The smallest file: it has the most to explain.
     worst, place, share = list(values)[-1], *rows[-1][1:]
     return make_chart(
         "head-interchange",
-        f"Head {place} of the reference would take {share} off {brief(view, worst)}'s KL, more than any other measured",
+        f"Head {place} of the reference would take {share} off {short_name(view, worst)}'s KL, more than any other"
+        " measured",
         "Each head's output in the candidate is replaced by the reference's: the share of the KL divergence that this"
         " removes.",
         panels,
@@ -153,19 +154,13 @@ def _interchange(view: RunView, cells: Mapping[str, Cells]) -> Chart | None:
 def _removal(view: RunView, run_dir: Path, cells: Mapping[str, Cells]) -> Chart | None:
     import numpy as np
 
-    from gguf_harness.store.arrays import load_arrays
-    from gguf_harness.store.runs import run_file
-
     shown, lines = Models(view), []
-    for entry in view.run.get("arrays", []):
-        if entry["name"] != "head_removal" or not run_file(run_dir, entry["file"]).is_file():
-            continue
-        arrays = load_arrays(run_file(run_dir, entry["file"]))
+    for model, arrays in arrays_of(view, run_dir, "head_removal").items():
         losses = arrays["nll"].astype(np.float64).mean(axis=1)
         removed = [None, *(f"the last removed: {told((layer, head))}" for layer, head in arrays["heads"].tolist())]
         rises = (losses - losses[0]).tolist()
         points = [[count, rise, None, last] for count, (rise, last) in enumerate(zip(rises, removed, strict=True))]
-        place = shown[entry["model"]]
+        place = shown[model]
         lines.append((place, {"model": place, "name": shown.entries[place]["name"], "points": points}))
     if not lines:
         return None

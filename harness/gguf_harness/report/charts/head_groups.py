@@ -9,8 +9,8 @@ from typing import Any, Final
 
 from gguf_harness.metrics.registry import METRICS
 from gguf_harness.metrics.taxonomy import KINDS
-from gguf_harness.report.charts.base import Chart, Figure, Models, make_chart, make_panel
-from gguf_harness.report.charts.head_maps import Place, Row, brief, frame_of, head_map, head_rows, told
+from gguf_harness.report.charts.base import Chart, Figure, Models, make_chart, make_panel, short_name
+from gguf_harness.report.charts.head_maps import Place, Row, frame_of, head_map, head_rows, told
 from gguf_harness.report.charts.head_profiles import PROFILE
 from gguf_harness.report.data import RunView, visible
 from gguf_harness.report.numbers import format_percent, format_value
@@ -47,7 +47,7 @@ def kinds(view: RunView) -> Chart | None:
         notes = {place: visible(row["reason"]) for place, row in known[name].items()}
         meaning = _kinds_meaning(name, known[name], None if name == view.reference else base)
         data = head_map(frame, values, notes, scale)
-        panels.append(make_panel(brief(view, name), meaning, data, opens=name == worst))
+        panels.append(make_panel(short_name(view, name), meaning, data, opens=name == worst))
     counts = {name: Counter(row["kind"] for row in known[name].values()) for name in models}
     return make_chart(
         "head-kinds",
@@ -95,7 +95,7 @@ def _kinds_finding(view: RunView, worst: str | None, known: Mapping[str, Mapping
     changed = len(_changed(known[worst], known[view.reference or ""]))
     if not changed:
         return "Every head keeps its kind in all candidates"
-    return f"{changed} of {len(known[worst])} heads are of another kind in {brief(view, worst)}"
+    return f"{changed} of {len(known[worst])} heads are of another kind in {short_name(view, worst)}"
 
 
 def redundancy(view: RunView) -> Chart | None:
@@ -166,10 +166,10 @@ def alike_map(view: RunView) -> Chart | None:
         )
         meaning = meaning if groups else f"{visible(name)}: no head attends like another one."
         data = head_map(frame, values, notes, scale)
-        panels.append(make_panel(brief(view, name), meaning, data, opens=name == where))
+        panels.append(make_panel(short_name(view, name), meaning, data, opens=name == where))
     return make_chart(
         "head-alike",
-        f"{sizes[where]} heads of {brief(view, where)} attend alike: the largest group",
+        f"{sizes[where]} heads of {short_name(view, where)} attend alike: the largest group",
         "Heads of one colour attend alike: the cosine of the patterns of neighbours in the group is 0.9 or more.",
         panels,
         "; ".join(f"{visible(name)}: {len(groups)} groups" for name, groups in found.items()),
@@ -260,7 +260,7 @@ def separation(view: RunView) -> Chart | None:
     # Not the best of all models and methods, which would be high by choice: the reference's, by its first method.
     told_of = next((row for row in spreads if row["model"] == view.reference), spreads[0])
     apart = "well apart" if told_of["value"] >= _WELL_APART else "not well apart"
-    what = f"{brief(view, told_of['model'])}, {_method(told_of)}"
+    what = f"{short_name(view, told_of['model'])}, {_method(told_of)}"
     data = {"x": {"label": info.title}, "models": shown.entries, "rows": rows}
     return make_chart(
         "head-separation",

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from gguf_harness.report.charts.base import short
-from gguf_harness.report.data import RunView, visible
+from gguf_harness.report.data import RunView
 
-__all__ = ["Place", "Row", "brief", "frame_of", "head_map", "head_rows", "layer_rows", "told"]
+__all__ = ["Place", "Row", "frame_of", "head_map", "head_rows", "layer_rows", "told"]
 
 Place = tuple[int, int]
 """Layer and head."""
@@ -19,11 +18,6 @@ Row = Mapping[str, Any]
 def told(place: Place) -> str:
     """`2.7`: head 7 of layer 2."""
     return f"{place[0]}.{place[1]}"
-
-
-def brief(view: RunView, name: str) -> str:
-    """A model's name without what all names share."""
-    return visible(short(name, view.models))
 
 
 def frame_of(places: Iterable[Place]) -> tuple[list[int], list[int]]:

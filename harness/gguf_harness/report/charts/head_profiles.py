@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from gguf_harness.metrics.registry import METRICS
-from gguf_harness.report.charts.base import Chart, Figure, make_chart, make_panel
-from gguf_harness.report.charts.head_maps import Place, Row, brief, head_rows, layer_rows, told
+from gguf_harness.report.charts.base import Chart, Figure, make_chart, make_panel, short_name
+from gguf_harness.report.charts.head_maps import Place, Row, head_rows, layer_rows, told
 from gguf_harness.report.data import RunView, visible
 from gguf_harness.report.numbers import format_estimate
 
@@ -75,7 +75,7 @@ def _profile(view: RunView, model: str, scores: Scores) -> Figure:
     if _SIGNED in scores:
         columns = [list(scores).index(_SIGNED)]
         data["scales"] = [{"kind": "signed", "domain": [-1, 1], "title": "copying", "columns": columns}]
-    return make_panel(brief(view, model), f"The {len(places)} heads of {visible(model)}, layer.head.", data)
+    return make_panel(short_name(view, model), f"The {len(places)} heads of {visible(model)}, layer.head.", data)
 
 
 def _error(row: Row | None) -> str:
@@ -108,7 +108,7 @@ def evolution(view: RunView) -> Chart | None:
         if lines:
             data = {"x": {"label": "layer"}, "y": {"label": "mean over heads"}, "models": [], "lines": lines}
             meaning = f"Scores of {visible(model.name)}, mean over the heads of each layer."
-            panels.append(make_panel(brief(view, model.name), meaning, data))
+            panels.append(make_panel(short_name(view, model.name), meaning, data))
     if not panels:
         return None
     _, _, score, layer, value = max(peaks)

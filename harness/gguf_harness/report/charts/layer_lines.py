@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from gguf_harness.metrics.registry import METRICS
-from gguf_harness.report.charts.base import Figure, Models, make_panel, short
+from gguf_harness.report.charts.base import Figure, Models, make_panel
 from gguf_harness.report.data import RunView, visible
 from gguf_harness.report.numbers import format_value
 
 __all__ = [
     "LAYER", "Compare", "Rows", "Series", "change_panel", "changes", "layer_rows", "line_panel", "metric_label",
-    "percent", "series_of", "short_name", "show",
+    "percent", "series_of", "show",
 ]  # fmt: skip
 
 LAYER: Final = {"label": "layer"}
@@ -37,11 +37,6 @@ class Series:
     model: str
     group: str | None
     points: Sequence[tuple[int, float, float | None, str]]
-
-
-def short_name(view: RunView, model: str) -> str:
-    """The name of a model as titles use it."""
-    return visible(short(model, view.models))
 
 
 def percent(share: float) -> str:

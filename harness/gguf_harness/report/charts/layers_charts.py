@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from gguf_harness.metrics.registry import METRICS
-from gguf_harness.report.charts.base import Chart, Figure, make_chart
+from gguf_harness.report.charts.base import Chart, Figure, make_chart, short_name
 from gguf_harness.report.charts.layer_lines import (
     LAYER,
     Series,
@@ -17,7 +17,6 @@ from gguf_harness.report.charts.layer_lines import (
     metric_label,
     percent,
     series_of,
-    short_name,
     show,
 )
 from gguf_harness.report.charts.state_charts import state_charts

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from gguf_harness.metrics.pairs import Pair, compare_pairs
-from gguf_harness.report.charts.base import Chart, Figure, make_chart, make_panel, short
-from gguf_harness.report.data import RunView, visible
+from gguf_harness.report.charts.base import Chart, Figure, arrays_of, make_chart, make_panel, short_name
+from gguf_harness.report.data import RunView
 from gguf_harness.report.numbers import format_estimate, format_value
+
+if TYPE_CHECKING:
+    from gguf_harness.store.arrays import Arrays
 
 __all__ = ["pair_charts"]
 
@@ -23,7 +26,8 @@ Means = dict[str, dict[int, float]]
 
 def pair_charts(view: RunView, run_dir: Path) -> list[Chart]:
     """The chart, if at least two candidates have means of windows."""
-    kld, nll = (_means(view, run_dir, name) for name in ("window_kld", "window_nll"))
+    arrays = arrays_of(view, run_dir, "kld_quantiles")
+    kld, nll = (_means(arrays, name) for name in ("window_kld", "window_nll"))
     pairs = compare_pairs(kld)
     if not pairs:
         return []
@@ -53,37 +57,32 @@ def pair_charts(view: RunView, run_dir: Path) -> list[Chart]:
             " correction). Such files are equally good as far as this text can tell: take the smaller one.",
             table=(
                 ["pair", "difference of KL means, nats", "p, Holm"],
-                [[f"{_name(view, pair.first)} less {_name(view, pair.second)}", *_told(pair)] for pair in pairs],
+                [[_named(view, pair, "less"), *_told(pair)] for pair in pairs],
             ),
         )
     ]
 
 
-def _means(view: RunView, run_dir: Path, name: str) -> Means:
-    from gguf_harness.store.arrays import load_arrays
-    from gguf_harness.store.runs import run_file
-
-    means: Means = {}
-    files = {entry["model"]: entry["file"] for entry in view.run.get("arrays", []) if entry["name"] == "kld_quantiles"}
-    for model in view.candidates:
-        if model.name in files and run_file(run_dir, files[model.name]).is_file():
-            arrays = load_arrays(run_file(run_dir, files[model.name]))
-            if name in arrays:
-                means[model.name] = dict(zip(arrays["window"].tolist(), arrays[name].tolist(), strict=True))
-    return means
+def _means(arrays: Mapping[str, Arrays], name: str) -> Means:
+    """Of the models whose run kept them."""
+    return {
+        model: dict(zip(of["window"].tolist(), of[name].tolist(), strict=True))
+        for model, of in arrays.items()
+        if name in of
+    }
 
 
 def _title(view: RunView, pairs: Sequence[Pair], together: Sequence[Pair]) -> str:
     count = f"{len(pairs)} pairs" if len(pairs) > 1 else "1 pair"
     if not together:
         return f"All candidates differ from each other ({count})" if len(pairs) > 1 else "The two candidates differ"
-    named = ", ".join(f"{_name(view, pair.first)} and {_name(view, pair.second)}" for pair in together[:_NAMED])
+    named = ", ".join(_named(view, pair, "and") for pair in together[:_NAMED])
     more = f" and {len(together) - _NAMED} more" if len(together) > _NAMED else ""
     return f"{len(together)} of {count} cannot be told apart: {named}{more}"
 
 
-def _name(view: RunView, name: str) -> str:
-    return visible(short(name, view.models))
+def _named(view: RunView, pair: Pair, word: str) -> str:
+    return f"{short_name(view, pair.first)} {word} {short_name(view, pair.second)}"
 
 
 def _told(pair: Pair) -> tuple[str, str]:
@@ -108,7 +107,7 @@ def _panel(
             cells[row][column] = _shown(ratio)(values[row][column] or 0.0)
             marked[row][column] = pair.p_adjusted > _LEVEL
     reach = max((abs(value) for line in values for value in line if value is not None), default=1.0)
-    names = [_name(view, model) for model in models]
+    names = [short_name(view, model) for model in models]
     data: dict[str, Any] = {
         "x": {"label": "less that of", "names": names},
         "y": {"label": "file", "names": names},

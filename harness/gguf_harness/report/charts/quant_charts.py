@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from gguf_harness.metrics.registry import Metric, metric_info
 from gguf_harness.metrics.tradeoff import pareto_frontier
-from gguf_harness.report.charts.base import Chart, Figure, Models, make_chart, make_panel, short
+from gguf_harness.report.charts.base import Chart, Figure, Models, arrays_of, make_chart, make_panel, short_name
 from gguf_harness.report.data import Candidate, RunView, visible
 from gguf_harness.report.numbers import doubt_mark, format_bytes, format_metric
 
@@ -93,18 +93,13 @@ def _finding(view: RunView) -> str:
         worst = max(points, key=lambda name: points[name][1])
         best = min(points, key=lambda name: points[name][1])
         times = points[worst][1] / points[best][1] if points[best][1] > 0 else 0
-        told = (
-            f"{_short(view, worst)} diverges {times:,.0f} times as much as {_short(view, best)}" if times >= 2 else ""
-        )
-        lost = f"{_short(view, beaten[0])} is beaten by a file that is no bigger" if len(beaten) == 1 else ""
+        ends = f"{short_name(view, worst)} diverges {times:,.0f} times as much as {short_name(view, best)}"
+        told = ends if times >= 2 else ""
+        lost = f"{short_name(view, beaten[0])} is beaten by a file that is no bigger" if len(beaten) == 1 else ""
         lost = f"{len(beaten)} files are beaten by others that are no bigger" if len(beaten) > 1 else lost
         if told or lost:
             return "; ".join(filter(None, (told, lost)))
     return "Quality against size"
-
-
-def _short(view: RunView, name: str) -> str:
-    return visible(short(name, view.models))
 
 
 def _any_of(cells: Mapping[tuple[str, str], str], metric: str) -> bool:
@@ -186,22 +181,15 @@ def _lines(model: Candidate, row: Mapping[str, Any], info: Metric) -> list[str]:
 
 
 def _distribution(view: RunView, run_dir: Path) -> Chart | None:
-    from gguf_harness.store.arrays import load_arrays
-    from gguf_harness.store.runs import run_file
-
     shown = Models(view)
     lines = []
-    for entry in view.run.get("arrays", []):
-        if entry["name"] != "kld_quantiles" or not run_file(run_dir, entry["file"]).is_file():
-            continue
-        arrays = load_arrays(run_file(run_dir, entry["file"]))
+    for model, arrays in arrays_of(view, run_dir, "kld_quantiles").items():
         # The logarithm of a KL at or below the numerical noise is meaningless: draw it at the floor.
         pairs = zip(arrays["q"].tolist(), arrays["kld"].tolist(), strict=True)
         points = [[100 * float(share), max(float(value), _FLOOR), None, None] for share, value in pairs]
-        name = shown.entries[shown[entry["model"]]]["name"]
-        lines.append(
-            {"model": shown[entry["model"]], "name": name, "points": points[:: -(-len(points) // _MOST_POINTS)]}
-        )
+        place = shown[model]
+        few = points[:: -(-len(points) // _MOST_POINTS)]
+        lines.append({"model": place, "name": shown.entries[place]["name"], "points": few})
     if not lines:
         return None
     data = {

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from gguf_harness.report.charts.base import Chart, Figure, make_chart, make_panel
-from gguf_harness.report.charts.layer_lines import percent, short_name, show
+from gguf_harness.report.charts.base import Chart, Figure, arrays_of, make_chart, make_panel, short_name
+from gguf_harness.report.charts.layer_lines import percent, show
 from gguf_harness.report.data import RunView, visible
 
 if TYPE_CHECKING:
@@ -27,23 +27,9 @@ Grid = list[list[float]]
 
 def state_charts(view: RunView, run_dir: Path) -> list[Chart]:
     """The charts that the run has data for."""
-    drawn = _drawn(view, run_dir)
+    drawn = arrays_of(view, run_dir, "layers")
     charts = [_errors(view, drawn), _norms(view, drawn), _lens(view, drawn)]
     return [chart for chart in charts if chart is not None]
-
-
-def _drawn(view: RunView, run_dir: Path) -> dict[str, Arrays]:
-    """Arrays of the drawn prompt by model, in the order of the models."""
-    from gguf_harness.store.arrays import load_arrays
-    from gguf_harness.store.runs import run_file
-
-    files = {
-        entry["model"]: run_file(run_dir, entry["file"])
-        for entry in view.run.get("arrays", [])
-        if entry["name"] == "layers"
-    }
-    names = [model.name for model in view.models if model.name in files and files[model.name].is_file()]
-    return {name: load_arrays(files[name]) for name in names}
 
 
 def _errors(view: RunView, drawn: Mapping[str, Arrays]) -> Chart | None:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gguf_harness.metrics.attention_steps import EXPLAINED, explain
-from gguf_harness.report.charts.base import Chart, Figure, Models, make_chart, make_panel, short
+from gguf_harness.report.charts.base import Chart, Figure, Models, arrays_of, make_chart, make_panel, short_name
 from gguf_harness.report.data import RunView, visible
 
 __all__ = ["next_token_charts", "step_charts"]
@@ -25,7 +25,7 @@ _MOST_CELLS: Final = 30_000
 
 def step_charts(view: RunView, run_dir: Path) -> list[Chart]:
     """How the heads that changed most compute their output for one query, if the run has their vectors."""
-    steps, patterns = (_arrays_of(view, run_dir, name) for name in ("attention_steps", "attention"))
+    steps, patterns = (arrays_of(view, run_dir, name) for name in ("attention_steps", "attention"))
     names = [name for name in steps if name in patterns and "pattern_0" in patterns[name]]
     if view.reference not in names:
         return []
@@ -203,7 +203,7 @@ def _step_rows(data: Mapping[str, Any]) -> list[list[str]]:
 
 def next_token_charts(view: RunView, run_dir: Path) -> list[Chart]:
     """The next tokens after some prompts, if the run has them."""
-    arrays = _arrays_of(view, run_dir, "next_tokens")
+    arrays = arrays_of(view, run_dir, "next_tokens")
     if not arrays or view.reference is None:
         return []
     models = Models(view, [view.reference, *arrays])
@@ -260,7 +260,7 @@ def _next_title(view: RunView, arrays: Mapping[str, Mapping[str, Any]]) -> str:
         changed[name] = (sum(int(one != other) for one, other in best), count)
     worst = max(changed, key=lambda name: changed[name][0] / changed[name][1])
     many, count = changed[worst]
-    named = visible(short(worst, view.models))
+    named = short_name(view, worst)
     if not many:
         return "Every candidate's likeliest next token is the reference's"
     return f"{named} would begin {many} of {count} texts with another token than the reference"
@@ -276,19 +276,6 @@ def _next_rows(name: str, arrays: Mapping[str, Any]) -> list[list[str]]:
         ]
         rows.append([visible(name), visible(prompt), *(visible(each) for each in told)])
     return rows
-
-
-def _arrays_of(view: RunView, run_dir: Path, name: str) -> dict[str, Mapping[str, Any]]:
-    """Arrays of this name by model, in the order of the models, of those that the run has."""
-    from gguf_harness.store.arrays import load_arrays
-    from gguf_harness.store.runs import run_file
-
-    files = {entry["model"]: entry["file"] for entry in view.run.get("arrays", []) if entry["name"] == name}
-    return {
-        model.name: load_arrays(run_file(run_dir, files[model.name]))
-        for model in view.models
-        if model.name in files and run_file(run_dir, files[model.name]).is_file()
-    }
 
 
 def _text(piece: bytes) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from gguf_harness.report.charts.base import Chart, Models, make_chart, make_panel, short
+from gguf_harness.report.charts.base import Chart, Models, arrays_of, make_chart, make_panel, short_name
 from gguf_harness.report.data import RunView, visible, visible_lines
 from gguf_harness.report.numbers import format_value
 
@@ -44,7 +44,7 @@ def strip_charts(view: RunView, run_dir: Path) -> list[Chart]:
     reference = "the reference" if view.reference is None else visible(view.reference)
     chart = make_chart(
         "token-strip",
-        f"{visible(short(name, view.models))} gives {_quoted(pieces[at])} a probability of"
+        f"{short_name(view, name)} gives {_quoted(pieces[at])} a probability of"
         f" {_percent(strip['nll'][at])}, the reference {_percent(strip['nll_reference'][at])}: the token that changed"
         " most",
         f"{_where(view, first, len(pieces))}: the window whose mean loss under {reference} is nearest to that of all"
@@ -63,16 +63,9 @@ def strip_charts(view: RunView, run_dir: Path) -> list[Chart]:
 
 def _load(view: RunView, run_dir: Path) -> dict[str, Strip]:
     """By candidate, biggest first: its strip, of the same tokens as all others."""
-    from gguf_harness.store.arrays import load_arrays
-    from gguf_harness.store.runs import run_file
-
-    files = {
-        entry["model"]: run_file(run_dir, entry["file"])
-        for entry in view.run.get("arrays", [])
-        if entry["name"] == "token_strip"
-    }
-    names = [model.name for model in view.candidates if model.name in files and files[model.name].is_file()]
-    strips = {name: load_arrays(files[name]) for name in names}
+    candidates = {model.name for model in view.candidates}
+    stored = arrays_of(view, run_dir, "token_strip")
+    strips = {name: strip for name, strip in stored.items() if name in candidates}
     tokens = [strip["token"].tolist() for strip in strips.values()]
     return {name: strip for name, strip in strips.items() if strip["token"].tolist() == tokens[0]}
 
@@ -135,7 +128,7 @@ def _changes(strip: Strip) -> Any:
 def _told_of(view: RunView, name: str, strip: Strip, pieces: Sequence[str]) -> str:
     at = int(_changes(strip).argmax())
     change = 100 * float(strip["delta_p"][at])
-    return f"{visible(short(name, view.models))} changed {_quoted(pieces[at])} most, by {change:+.1f} points"
+    return f"{short_name(view, name)} changed {_quoted(pieces[at])} most, by {change:+.1f} points"
 
 
 def _table(view: RunView, strips: Mapping[str, Strip], pieces: Sequence[str]) -> tuple[list[str], list[list[str]]]:
@@ -144,7 +137,7 @@ def _table(view: RunView, strips: Mapping[str, Strip], pieces: Sequence[str]) ->
     for name, strip in strips.items():
         for at in _changes(strip).argsort()[::-1][:_LISTED].tolist():
             numbers = [_percent(strip["nll_reference"][at]), _percent(strip["nll"][at])]
-            said = [visible(short(name, view.models)), str(at + 1), _quoted(pieces[at])]
+            said = [short_name(view, name), str(at + 1), _quoted(pieces[at])]
             rows.append([*said, *numbers, format_value(float(strip["kld"][at]))])
     return ["model", "place", "token", "probability, reference", "probability", "KL (nats)"], rows
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gguf_harness.report.charts.base import Chart, make_chart, make_panel
-from gguf_harness.report.charts.layer_lines import percent, short_name
+from gguf_harness.report.charts.base import Chart, make_chart, make_panel, short_name
+from gguf_harness.report.charts.layer_lines import percent
 from gguf_harness.report.charts.weight_charts import Columns, load_columns
 from gguf_harness.report.data import Candidate, RunView, visible
 from gguf_harness.report.numbers import format_bytes

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from gguf_harness.metrics.registry import metric_info
-from gguf_harness.report.charts.base import Chart, Models, make_chart, make_panel, short
+from gguf_harness.report.charts.base import Chart, Models, make_chart, make_panel, short_name
 from gguf_harness.report.data import RunView, visible, visible_lines
 from gguf_harness.report.numbers import format_metric
 
@@ -168,7 +168,7 @@ def _finding(view: RunView, candidates: Sequence[str], prompts: Sequence[Mapping
 
 
 def _said(view: RunView, name: str, parted: _Parted, verb: str) -> str:
-    name = visible(short(name, view.models))
+    name = short_name(view, name)
     if not parted.differ:
         return f"{name}'s are the same"
     if not parted.after:
@@ -180,7 +180,7 @@ def _said(view: RunView, name: str, parted: _Parted, verb: str) -> str:
 def _told_of(view: RunView, name: str, at: int, prompts: Sequence[Mapping[str, Any]]) -> str:
     parted = _parted(prompts, at)
     where = f", after {parted.median} tokens (median)" if parted.after else ""
-    return f"{visible(short(name, view.models))}: {parted.differ} of {parted.of} texts differ{where}"
+    return f"{short_name(view, name)}: {parted.differ} of {parted.of} texts differ{where}"
 
 
 def _first_choice(prompts: Sequence[Mapping[str, Any]]) -> list[int]:

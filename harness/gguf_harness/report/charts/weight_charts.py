@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from gguf_harness.report.charts.base import Chart, Figure, Models, make_chart, make_panel
-from gguf_harness.report.charts.layer_lines import percent, short_name, show
+from gguf_harness.report.charts.base import Chart, Figure, Models, arrays_of, make_chart, make_panel, short_name
+from gguf_harness.report.charts.layer_lines import percent, show
 from gguf_harness.report.data import RunView, visible
 from gguf_harness.report.numbers import format_estimate, format_value
 
@@ -33,16 +33,10 @@ def weight_charts(view: RunView, run_dir: Path) -> list[Chart]:
 
 def load_columns(view: RunView, run_dir: Path, name: str) -> dict[str, Columns]:
     """Arrays of this name by candidate, in the order of the models; none if the file is missing."""
-    from gguf_harness.store.arrays import load_arrays
-    from gguf_harness.store.runs import run_file
-
-    columns = {}
-    for entry in view.run.get("arrays", []):
-        if entry["name"] == name and run_file(run_dir, entry["file"]).is_file():
-            arrays = load_arrays(run_file(run_dir, entry["file"]))
-            columns[entry["model"]] = {key: array.tolist() for key, array in arrays.items()}
-    order = [model.name for model in view.models if model.name in columns]
-    return {model: columns[model] for model in order}
+    return {
+        model: {key: array.tolist() for key, array in arrays.items()}
+        for model, arrays in arrays_of(view, run_dir, name).items()
+    }
 
 
 def _kinds(view: RunView) -> Chart | None:

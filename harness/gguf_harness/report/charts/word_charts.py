@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from gguf_harness.report.charts.base import Chart, Models, make_chart, make_panel, short
+from gguf_harness.report.charts.base import Chart, Models, make_chart, make_panel, short_name
 from gguf_harness.report.charts.embedding_layout import load_points, tell_models
 from gguf_harness.report.data import RunView, visible
 from gguf_harness.report.numbers import format_value
@@ -82,7 +82,7 @@ def _lost_answers(view: RunView, answers: Mapping[str, Answers]) -> tuple[str, l
     base = answers.get(view.reference or "")
     if base is None:
         return "Analogies between words", []
-    reference = visible(short(view.reference or "", view.models))
+    reference = short_name(view, view.reference or "")
     right = sum(rank == 1 for _, rank in base.values())
     lost = {
         model.name: [q for q, (_, rank) in answers[model.name].items() if rank != 1 and q in base and base[q][1] == 1]
@@ -225,7 +225,7 @@ def _farthest(view: RunView, parts: Mapping[str, list[Any]], groups: list[str]) 
         rows.append([visible(model.name), visible(pair), format_value(before), format_value(after)])
         if changes.max() >= max(most, _SEEN):
             most = float(changes.max())
-            name = visible(short(model.name, view.models))
+            name = short_name(view, model.name)
             finding = f"{name} shifts the mean cosine {visible(pair)} from {before:.3f} to {after:.3f}"
     if rows and not finding:
         return f"No candidate shifts the mean cosine of two groups of words by as much as {_SEEN}", rows

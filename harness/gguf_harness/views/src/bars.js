@@ -3,7 +3,7 @@
  *
  * data: { x: { label }, names: [string], parts: [{ name, values: [number], notes: [string] }] }
  */
-import { Plot, h, plot } from "./kit.js";
+import { Plot, plot, swatches } from "./kit.js";
 
 const COLORS = [0, 4, 2, 6, 1, 5, 3, 7].map((index) => `var(--series-${index})`);
 
@@ -13,7 +13,7 @@ function render({ model, el }) {
   const cells = parts.flatMap((part) =>
     part.values.map((value, at) => ({ name: data.names[at], value, color: part.color, title: `${data.names[at]}\n${part.name}: ${part.notes[at]}` })),
   ).filter((cell) => cell.value > 0);
-  el.append(h("ul", { class: "models" }, parts.map((part) => h("li", {}, h("span", { class: "swatch", style: `background: ${part.color}` }), part.name))));
+  el.append(swatches(parts));
   const longest = Math.max(...data.names.map((name) => name.length));
   plot(el, {
     height: 64 + 26 * data.names.length,

@@ -98,6 +98,12 @@ export function modelLegend(models) {
   }));
 }
 
+/** Names of parts with their colours; those of dashed lines are dashed. */
+export function swatches(parts) {
+  return h("ul", { class: "models" }, parts.map(({ name, color, dash }) =>
+    h("li", {}, h("span", { class: dash ? "swatch dashed" : "swatch", style: `color: ${color}` }), name)));
+}
+
 /** A number with four significant digits, as `gguf_harness.report.numbers.format_value` writes it. */
 export function number(value) {
   if (value === null || !Number.isFinite(value)) return "none";

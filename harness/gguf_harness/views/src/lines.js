@@ -10,7 +10,7 @@
  *   limit?: { value, text }
  * }
  */
-import { Plot, estimate, h, look, modelLegend, plot, spanning } from "./kit.js";
+import { Plot, estimate, look, modelLegend, plot, spanning, swatches } from "./kit.js";
 
 /** A line of more points is drawn without marks. */
 const MOST_DOTS = 48;
@@ -33,7 +33,7 @@ function render({ model, el }) {
     })),
   );
   if (lines.every((line) => line.model !== undefined)) el.append(modelLegend([...new Set(lines.map((line) => line.model))].map((index) => data.models[index])));
-  else el.append(h("ul", { class: "models" }, lines.map((line) => h("li", {}, h("span", { class: line.dash ? "swatch dashed" : "swatch", style: `color: ${line.color}` }), line.name))));
+  else el.append(swatches(lines));
   const log = data.y.log && points.every((point) => point.y > 0);
   const groups = [...new Set(lines.map((line) => line.group).filter((group) => group !== undefined))];
   const side = groups.length < 2 ? null : el.clientWidth < ROOM_FOR_TWO ? "fy" : "fx";

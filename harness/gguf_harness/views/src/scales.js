@@ -1,5 +1,5 @@
 /** Scales of colours as data describes them: the colour of a value, the bar that explains it, and a value as text. */
-import { colors, h, legend, number, themed } from "./kit.js";
+import { colors, legend, number, swatches, themed } from "./kit.js";
 
 const NAMED = ["--series-1", "--series-5", "--series-2", "--series-4", "--series-6", "--series-3", "--series-7", "--series-0"];
 
@@ -31,6 +31,6 @@ export function scaleOf(el, { kind, title, domain, middle, percent, root, log, n
 
 function namedScale(el, names, rest) {
   const shades = names.map((_, at) => themed(el, rest && at === names.length - 1 ? "--line" : NAMED[at % NAMED.length]));
-  const bar = h("ul", { class: "models" }, names.map((name, at) => h("li", {}, h("span", { class: "swatch", style: `background: ${shades[at]}` }), name)));
+  const bar = swatches(names.map((name, at) => ({ name, color: shades[at] })));
   return { color: (value) => (value === null ? null : shades[value]), bar, tell: (value) => names[value], domain: [0, names.length - 1] };
 }

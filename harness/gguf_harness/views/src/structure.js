@@ -8,7 +8,7 @@
  * }
  * What the colours say is kept as "colour".
  */
-import { Plot, colors, h, ink, legend, number, plot, toggles } from "./kit.js";
+import { Plot, colors, h, ink, legend, number, plot, swatches, toggles } from "./kit.js";
 
 const MARK = "var(--series-5)";
 const WAYS = {
@@ -81,9 +81,8 @@ function grid(picture, tensors, { kinds, rows, row, label, left, wide }) {
 function types(tensors, scale) {
   const found = new Map();
   for (const tensor of tensors) found.set(tensor.type, { bits: tensor.bits, count: (found.get(tensor.type)?.count ?? 0) + 1 });
-  const items = [...found].sort(([, one], [, other]) => other.bits - one.bits).map(([type, { bits, count }]) =>
-    h("li", {}, h("span", { class: "swatch", style: `background: ${scale(Math.log10(bits))}` }), `${type}, ${number(bits)} bits: ${count} tensor${count > 1 ? "s" : ""}`));
-  return h("ul", { class: "models" }, items);
+  return swatches([...found].sort(([, one], [, other]) => other.bits - one.bits).map(([type, { bits, count }]) =>
+    ({ name: `${type}, ${number(bits)} bits: ${count} tensor${count > 1 ? "s" : ""}`, color: scale(Math.log10(bits)) })));
 }
 
 function told(tensor) {
