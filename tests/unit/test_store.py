@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from gguf_harness.errors import StoreError
 from gguf_harness.measure.passes.logprobs import LogprobReader, LogprobWriter
 from gguf_harness.store.arrays import load_arrays, save_arrays
+from gguf_harness.store.run_draft import new_run_id
 from gguf_harness.store.runs import find_run, load_run, prepare_folder, run_file, write_json
 
 
@@ -85,6 +87,15 @@ def test_runs_are_found_by_what_people_type(tmp_path: Path) -> None:
         find_run("2026", tmp_path)
     with pytest.raises(StoreError, match="There is no run 'x'"):
         find_run("x", tmp_path)
+
+
+def test_the_last_run_of_a_second_is_the_last() -> None:
+    ids = []
+    for _ in range(20):
+        ids.append(new_run_id())
+        time.sleep(0.002)
+    assert ids == sorted(ids)
+    assert len({new_run_id() for _ in range(100)}) == 100
 
 
 @pytest.mark.parametrize(
