@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from gguf_harness.engine.settings import SessionSettings
 from gguf_harness.engine.worker import Worker
-from gguf_harness.errors import OptionError, PromptError, is_utf8
+from gguf_harness.errors import ModelError, OptionError, PromptError
 from gguf_harness.inputs.corpora import load_corpus
 from gguf_harness.inputs.models import ModelInfo, load_info
 from gguf_harness.inputs.options import default_threads
@@ -21,9 +21,11 @@ from gguf_harness.inputs.prompts import Prompt, load_prompts
 from gguf_harness.inputs.sources import expand_all
 from gguf_harness.inputs.words import load_words
 from gguf_harness.measure.attention.attention_results import HeadBehaviour
-from gguf_harness.measure.attention.tasks import AttentionRequest, observe_attention, read_attention
+from gguf_harness.measure.attention.tasks import AttentionRequest, observe_attention
 from gguf_harness.measure.embeddings.tasks import EmbeddingRequest, measure_words
-from gguf_harness.measure.layers.states import LayersRequest, read_states
+from gguf_harness.measure.live.model import LiveModel
+from gguf_harness.measure.live.reading import Reading
+from gguf_harness.measure.live.requests import ModelFacts
 from gguf_harness.store.frames import StoredRun, open_run
 from gguf_harness.store.paths import option_path
 from gguf_harness.store.runs import find_run
@@ -31,8 +33,6 @@ from gguf_harness.store.runs import find_run
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from gguf_harness.engine.worker import WorkerContext
-    from gguf_harness.store.arrays import Arrays
 
 __all__ = [
     "Attention",
@@ -46,8 +46,6 @@ __all__ = [
     "word_embeddings",
 ]
 
-
-R = TypeVar("R")
 
 _LIMIT_BYTES: Final = 8_000_000_000
 
@@ -140,14 +138,13 @@ def attention(model: str | Path, prompt: str, *, threads: int | None = None, gpu
     Raises:
         HarnessError: the model cannot be loaded, lacks a tensor, or cannot take the prompt.
     """
-    info = _model(model)
-    with tempfile.TemporaryDirectory() as folder:
-        request = _request(info, (_prompt(prompt),), Path(folder), threads, gpu)
-        with Worker(info.name, Path(folder) / "worker.log", gpu=gpu) as worker:
-            arrays = _read(worker, read_attention, request)
-    pattern, scores, q, k, v = (arrays[name].astype(np.float32, copy=False) for name in ("pattern", "scores", *"qkv"))
-    layers = tuple(arrays["layers"].tolist())
-    return Attention(arrays["tokens"].astype(np.int32), _texts(arrays), layers, pattern, scores, q, k, v)
+    with LiveModel(_model(model), _settings(threads, gpu), gpu=gpu) as live:
+        reading = _read(live, prompt, attention=("pattern", "scores", "q", "k", "v"), states=False, logits=False)
+    facts = reading.facts
+    if {"pattern", "scores", "q", "k", "v"} - set(facts.attention):
+        raise ModelError(f"{facts.name}: its attention cannot be read.", " ".join(facts.missing))
+    kinds = {kind: _stacked(facts, kind, getattr(reading, kind)) for kind in ("pattern", "scores", "q", "k", "v")}
+    return Attention(tokens=reading.tokens, pieces=reading.texts, layers=facts.attention_layers, **kinds)
 
 
 def hidden_states(model: str | Path, prompt: str, *, threads: int | None = None, gpu: int = 0) -> HiddenStates:
@@ -168,21 +165,18 @@ def hidden_states(model: str | Path, prompt: str, *, threads: int | None = None,
     Raises:
         HarnessError: the model cannot be loaded, its residual stream cannot be read, or it cannot take the prompt.
     """
-    info = _model(model)
-    settings = replace(_settings(threads, gpu), flash_attention="off")
-    with tempfile.TemporaryDirectory() as folder:
-        states = Path(folder) / "states"
-        request = LayersRequest(info.name, info.files, settings, (_prompt(prompt),), states, _LIMIT_BYTES)
-        with Worker(info.name, Path(folder) / "worker.log", gpu=gpu) as worker:
-            arrays = _read(worker, read_states, request)
+    with LiveModel(_model(model), _settings(threads, gpu), gpu=gpu) as live:
+        reading = _read(live, prompt, attention=(), states=True, logits=False)
+    if not reading.states:
+        raise ModelError(f"{reading.facts.name}: its residual stream cannot be read.", " ".join(reading.facts.missing))
     return HiddenStates(
-        tokens=arrays["tokens"],
-        pieces=_texts(arrays),
-        embed=arrays["embed"],
-        resid_mid=arrays.get("resid_mid"),
-        attn_out=arrays.get("attn_out"),
-        mlp_out=arrays.get("mlp_out"),
-        resid_post=arrays["resid_post"],
+        tokens=reading.tokens,
+        pieces=reading.texts,
+        embed=reading.states["embed"],
+        resid_mid=reading.states.get("resid_mid"),
+        attn_out=reading.states.get("attn_out"),
+        mlp_out=reading.states.get("mlp_out"),
+        resid_post=reading.states["resid_post"],
     )
 
 
@@ -256,23 +250,23 @@ def _model(spec: str | Path) -> ModelInfo:
     return load_info(sources[0])
 
 
-def _prompt(text: str) -> Prompt:
-    # A command line that is not UTF-8 contains lone surrogates.
-    if not is_utf8(text):
-        raise PromptError(f"The prompt {text!r} is not valid text.", "Give it in UTF-8.")
-    return Prompt("prompt", text)
-
-
-def _read(worker: Worker, task: Callable[[WorkerContext, R], Arrays], request: R) -> dict[str, Any]:
-    """Run a task on the single prompt; unlike in a suite, there are no other prompts to fall back on."""
+def _read(live: LiveModel, prompt: str, **parts: Any) -> Reading:
+    """Read the single prompt; unlike in a suite, there are no other prompts to fall back on."""
     try:
-        return worker.call(task, None, request)
+        return live.read(prompt, **parts)
     except PromptError as error:
         raise PromptError(error.message, "Give a prompt of at least one token that fits into the context.") from None
 
 
-def _texts(arrays: Mapping[str, Any]) -> tuple[str, ...]:
-    return tuple(piece.decode("utf-8", "replace") for piece in arrays["pieces"].tolist())
+def _stacked(facts: ModelFacts, kind: str, by_layer: Mapping[int, NDArray[np.float32]]) -> NDArray[np.float32]:
+    shapes = dict.fromkeys(values.shape for values in by_layer.values())
+    if len(shapes) > 1:
+        raise ModelError(
+            f"{facts.name}: {kind} differs in shape between layers ({', '.join(map(str, shapes))}), so they do not fit"
+            " into one array.",
+            "Use suites/attention, which measures such models layer by layer.",
+        )
+    return np.stack(list(by_layer.values()))
 
 
 def _settings(threads: int | None, gpu: int) -> SessionSettings:

@@ -165,7 +165,7 @@ def test_a_hostile_prompt_is_text(tmp_path: Path, kind: str) -> None:
         (["tiny", "--kind=attention", "--words", "x.toml"], "--words has no meaning for --kind=attention"),
         (["{without_z}", "--kind=attention"], "puzzle has attention in layers 0 only"),
         (["tiny", "--kind=cosine", "--words", "missing.toml"], "missing.toml' cannot be read"),
-        (["{bert}", "--kind=flow"], "the residual stream of the architecture bert cannot be read"),
+        (["{bert}", "--kind=flow"], "bert: its residual stream cannot be read"),
     ],
 )
 def test_mistakes_are_one_message(

@@ -17,10 +17,10 @@ import subprocess
 import sys
 import traceback
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Concatenate, Final, Literal, NoReturn, ParamSpec, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, Final, Literal, NoReturn, ParamSpec, Protocol, Self, TypeVar
 
 from gguf_harness.engine.child import (
     child_environment,
@@ -43,6 +43,16 @@ __all__ = ["ProgressCallback", "Worker", "WorkerContext", "leave", "serve"]
 P = ParamSpec("P")
 T = TypeVar("T")
 
+
+class Closable(Protocol):
+    """What holds memory of llama.cpp until it is closed."""
+
+    def close(self) -> None:
+        """Free it."""
+
+
+C = TypeVar("C", bound=Closable)
+
 _GRACE_S: Final = 5.0
 _MOST_CONTEXTS: Final = 2
 """Contexts of a model kept for the next task: enough for two alternating settings without recreating caches."""
@@ -60,6 +70,7 @@ class WorkerContext:
         self._model: Model | None = None
         # Least recently used first.
         self._contexts: dict[SessionSettings, Context] = {}
+        self._kept: tuple[Hashable, Closable] | None = None
 
     def begin(self, request: int) -> None:
         """Set the request of the running task."""
@@ -94,8 +105,26 @@ class WorkerContext:
         self._contexts[settings] = context
         return context
 
+    def keep(self, key: Hashable, make: Callable[[], C]) -> C:
+        """Something that belongs to the loaded model, kept for the next task that asks for it by the same key.
+
+        One thing is kept; it is closed before another is made, and with the model.
+        """
+        if self._kept is None or self._kept[0] != key:
+            self._close_kept()
+            made = make()
+            self._kept = (key, made)
+            return made
+        return self._kept[1]  # type: ignore[return-value]
+
+    def _close_kept(self) -> None:
+        kept, self._kept = self._kept, None
+        if kept is not None:
+            kept[1].close()
+
     def close(self) -> None:
         """Free the loaded model and its contexts, if any."""
+        self._close_kept()
         while self._contexts:
             self._contexts.popitem()[1].close()
         if self._model is not None:

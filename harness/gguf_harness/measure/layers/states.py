@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,18 +28,19 @@ from gguf_harness.store.arrays import file_checksum
 if TYPE_CHECKING:
     from gguf_harness.engine.model import Model, Tokens
     from gguf_harness.engine.worker import WorkerContext
-    from gguf_harness.store.arrays import Arrays
 
 __all__ = [
     "KINDS",
     "MOST_TOKENS",
     "NOT_ALONE",
+    "HeldStates",
     "LayersRequest",
     "PromptTokens",
     "StateFiles",
+    "States",
+    "complete_states",
     "decode_states",
     "prompt_tokens",
-    "read_states",
     "short_settings",
 ]
 
@@ -107,6 +108,48 @@ class PromptTokens:
         mask = np.ones(len(self.tokens), dtype=np.bool_)
         mask[self.starts[1:] - 1] = False
         return mask
+
+
+class States(Protocol):
+    """The states of one model by name, on disk or in memory."""
+
+    def load(self, name: str) -> F32:
+        """An array, to read."""
+
+    def create(self, name: str, shape: tuple[int, ...]) -> F32:
+        """An array, to fill."""
+
+    def inputs(self, layer: int) -> F32:
+        """[n, d_model] what a block reads: after the block before, or the embeddings."""
+
+    def __contains__(self, name: str) -> bool: ...
+
+
+class HeldStates:
+    """The states of one text in memory.
+
+    Args:
+        arrays: by name, of which `embed` and `resid_post` are there.
+    """
+
+    def __init__(self, arrays: dict[str, F32]) -> None:
+        self.arrays = arrays
+
+    def load(self, name: str) -> F32:
+        """The array itself."""
+        return self.arrays[name]
+
+    def create(self, name: str, shape: tuple[int, ...]) -> F32:
+        """A new array in its place."""
+        self.arrays[name] = np.empty(shape, dtype=np.float32)
+        return self.arrays[name]
+
+    def inputs(self, layer: int) -> F32:
+        """[n, d_model] what a block reads: after the block before, or the embeddings."""
+        return self.arrays["embed"] if layer == 0 else self.arrays["resid_post"][layer - 1]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.arrays
 
 
 class StateFiles:
@@ -200,7 +243,7 @@ def decode_states(
     n, vocabulary = len(given.tokens), model.vocabulary.n_tokens
     _check_size(4 * n * ((4 * n_layer + 2) * d_model + vocabulary), n, request)
     settings = short_settings(request.settings, given.longest, lanes)
-    kinds = _readable(model, settings, weights.architecture, n_layer, request.model)
+    kinds = readable_kinds(model, settings, weights.architecture, n_layer, request.model)
     files = StateFiles(request.folder)
     files.remove()
     stores = {kind: files.create(kind, (n_layer, n, d_model)) for kind in kinds}
@@ -217,7 +260,7 @@ def decode_states(
     with Lanes(lanes, lambda: _Lane(model, settings, weights.architecture, n_layer, places)) as opened:
         for _ in opened.map(decode, given.slices, worker.progress):
             pass
-    _complete(files, all(name not in weights for name in NOT_ALONE))
+    complete_states(files, all(name not in weights for name in NOT_ALONE))
     return files
 
 
@@ -254,31 +297,6 @@ class _Lane(contextlib.AbstractContextManager["_Lane"]):
         self._context.close()
 
 
-def read_states(worker: WorkerContext, request: LayersRequest) -> Arrays:
-    """All hidden states of one prompt of any length.
-
-    Returns:
-        tokens, [pos]; pieces, [pos], their text as bytes; embed, [pos, d_model]; resid_post and, where llama.cpp names
-        enough to know them, resid_mid, attn_out and mlp_out, [layer, pos, d_model]; all float32.
-
-    Raises:
-        PromptError: the model cannot take the prompt.
-        ModelError: the residual stream of this architecture cannot be read.
-        CorpusError: the states would take more than the limit.
-    """
-    model = worker.model(request.files, request.settings.n_gpu_layers)
-    inputs, problems = prompt_inputs(model, request.model, request.prompts, 0, request.settings)
-    for error in problems.values():
-        raise error
-    ((tokens, _),) = inputs.values()
-    given = PromptTokens(tuple(inputs), np.asarray(tokens, dtype=np.int32), np.array([0, len(tokens)]), {})
-    files = decode_states(worker, model, 1, request, given)
-    pieces = [model.detokenize([token], special=True) for token in given.tokens.tolist()]
-    arrays: Arrays = {"tokens": given.tokens, "pieces": np.array(pieces, dtype=np.bytes_)}
-    # Copies: the files are deleted with the folder.
-    return arrays | {name: np.array(files.load(name)) for name in ("embed", *files.kinds)}
-
-
 def short_settings(settings: SessionSettings, longest: int, lanes: int) -> SessionSettings:
     """A context just long enough for the longest prompt, with its share of the threads."""
     return replace(
@@ -290,7 +308,7 @@ def short_settings(settings: SessionSettings, longest: int, lanes: int) -> Sessi
     )
 
 
-def _readable(model: Model, settings: SessionSettings, architecture: str, n_layer: int, name: str) -> list[str]:
+def readable_kinds(model: Model, settings: SessionSettings, architecture: str, n_layer: int, name: str) -> list[str]:
     """The `KINDS` that llama.cpp names in this architecture, found by decoding one token: usually all."""
     from gguf_harness.engine.context import Context
     from gguf_harness.engine.taps import Taps
@@ -317,7 +335,7 @@ def _readable(model: Model, settings: SessionSettings, architecture: str, n_laye
     return [kind for kind in KINDS if offered([kind]) is None]
 
 
-def _complete(files: StateFiles, alone: bool) -> None:
+def complete_states(files: States, alone: bool) -> None:
     """Add the tensors that llama.cpp did not name, and replace those that are not the update of the stream.
 
     `resid_mid` of models whose attention and MLP read the same stream is the stream plus only attention's update.
@@ -337,7 +355,7 @@ def _complete(files: StateFiles, alone: bool) -> None:
             store[layer] = values(layer) if layer in known else np.nan
 
 
-def _derivations(files: StateFiles) -> dict[str, tuple[Callable[[int], F32], bool]]:
+def _derivations(files: States) -> dict[str, tuple[Callable[[int], F32], bool]]:
     """By kind: its values at a layer, and whether they are derived from the block's input."""
     post, before = files.load("resid_post"), files.inputs
     if "resid_mid" in files:
@@ -361,7 +379,7 @@ def _derivations(files: StateFiles) -> dict[str, tuple[Callable[[int], F32], boo
     return {}
 
 
-def _fits(files: StateFiles, kind: str, layer: int, expected: F32) -> bool:
+def _fits(files: States, kind: str, layer: int, expected: F32) -> bool:
     """Whether llama.cpp's tensor of this name agrees with the stream, up to rounding."""
     difference = files.load(kind)[layer] - expected
     return float(np.linalg.norm(difference)) <= _FITS * float(np.linalg.norm(files.load("resid_post")[layer]))

@@ -1,0 +1,224 @@
+"""A model that stays loaded in a worker of its own, and is asked prompt by prompt."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import threading
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gguf_harness.engine.settings import SessionSettings
+from gguf_harness.engine.worker import Worker
+from gguf_harness.errors import NoData, OptionError, PromptError, is_utf8
+from gguf_harness.inputs.models import ModelInfo
+from gguf_harness.inputs.prompts import Prompt
+from gguf_harness.measure.live.continuing import Step, next_step
+from gguf_harness.measure.live.facts import describe_model
+from gguf_harness.measure.live.reading import Reading
+from gguf_harness.measure.live.requests import (
+    NOTHING_OFF,
+    Ablation,
+    ModelFacts,
+    ReadRequest,
+    Sampling,
+    StepRequest,
+)
+from gguf_harness.measure.live.tasks import read_prompt, tokens_of, unembed
+from gguf_harness.metrics.kernels.log_softmax import log_softmax
+
+__all__ = ["ATTENTION", "LiveModel"]
+
+ATTENTION: Final = ("pattern", "q", "k", "v")
+"""Attention tensors that are read unless others are asked for."""
+
+
+class LiveModel:
+    """A loaded model; a context manager, which ends its worker. Threads may share it: requests wait for each other.
+
+    Args:
+        info: the model.
+        settings: how to run it; contexts are made as long as the texts.
+        gpu: NVIDIA GPU, -1 for none; None leaves the environment as it is.
+        timeout_s: longest time without an answer.
+
+    Attributes:
+        info: as given.
+        settings: as given.
+        worker: the process; if it dies, the next request starts another.
+    """
+
+    def __init__(
+        self, info: ModelInfo, settings: SessionSettings, *, gpu: int | None = None, timeout_s: float = 1800.0
+    ) -> None:
+        self.info = info
+        self.settings = settings
+        self._folder = Path(tempfile.mkdtemp(prefix="gguf-harness-"))
+        self.worker = Worker(info.name, self._folder / "worker.log", gpu=gpu, timeout_s=timeout_s)
+        self._lock = threading.RLock()
+        self._facts: ModelFacts | None = None
+
+    @property
+    def facts(self) -> ModelFacts:
+        """What can be read of the model; loads it.
+
+        Raises:
+            HarnessError: it cannot be loaded.
+        """
+        with self._lock:
+            if self._facts is None:
+                self._facts = self._call(describe_model, self.info.name, self.info.files, self.settings)
+            return self._facts
+
+    def read(
+        self,
+        prompt: str | Prompt | Sequence[int],
+        ablation: Ablation = NOTHING_OFF,
+        *,
+        attention: Collection[str] = ATTENTION,
+        states: bool = True,
+        logits: bool = True,
+    ) -> Reading:
+        """Decode a prompt once, and read what can be read of it.
+
+        Args:
+            prompt: a text, which is continued as it is; a prompt, which may be a chat; or token ids.
+            ablation: what is switched off.
+            attention: kinds of attention tensors: of `pattern`, `scores`, `q`, `k`, `v`. Those that the model does not
+                offer are left out.
+            states: whether to read the residual stream.
+            logits: whether to keep the logits.
+
+        Raises:
+            PromptError: the model cannot take the prompt.
+            OptionError: what is to be switched off is not there.
+            HarnessError: the decode failed.
+        """
+        facts = self.facts
+        request = ReadRequest(
+            model=self.info.name,
+            files=self.info.files,
+            settings=self.settings,
+            prompt=_prompt(prompt),
+            ablation=ablation,
+            attention=tuple(kind for kind in facts.attention if kind in attention),
+            states=facts.states if states else (),
+            logits=logits,
+        )
+        facts.check(ablation)
+        return Reading.of(self._call(read_prompt, request, facts), facts, ablation)
+
+    def tokenize(self, prompt: str | Prompt | Sequence[int]) -> tuple[NDArray[np.int32], list[bytes]]:
+        """(token ids, [pos]; their text, [pos]).
+
+        Raises:
+            PromptError: the model cannot take the prompt.
+        """
+        request = ReadRequest(self.info.name, self.info.files, self.settings, _prompt(prompt))
+        tokens, pieces = self._call(tokens_of, request)
+        return tokens, pieces
+
+    def steps(
+        self,
+        tokens: Sequence[int],
+        limit: int,
+        ablation: Ablation = NOTHING_OFF,
+        sampling: Sampling | None = None,
+        *,
+        attention: bool = False,
+    ) -> Iterator[Step]:
+        """Continue a text token by token, until one that ends it, the limit, or the end of the context.
+
+        Each step is a request of its own: others may come between them.
+
+        Args:
+            tokens: the text so far.
+            limit: most tokens.
+            ablation: what is switched off.
+            sampling: how tokens are chosen; greedily if not given.
+            attention: whether each step says what the last token attends to.
+
+        Raises:
+            NoData: the model predicts no tokens.
+        """
+        facts, text = self.facts, list(tokens)
+        if not facts.predicts:
+            raise NoData(f"{facts.name} does not write. {' '.join(facts.missing)}".strip())
+        room = facts.n_ctx_train or len(text) + limit
+        for _ in range(limit):
+            if len(text) > room:
+                return
+            step = self._call(
+                next_step,
+                StepRequest(
+                    self.info.name,
+                    self.info.files,
+                    self.settings,
+                    tuple(text),
+                    ablation,
+                    sampling or Sampling(),
+                    attention=attention and "pattern" in facts.attention,
+                ),
+                facts,
+            )
+            yield step
+            if step.ends:
+                return
+            text.append(step.token)
+
+    def lens(self, reading: Reading, place: int = -1) -> NDArray[np.float64]:
+        """The logit lens at one place of a prompt: what each layer would predict.
+
+        Returns:
+            [layer, vocabulary] ln of the probability of each next token, from the stream after each layer. The last row
+            is the model's own prediction.
+
+        Raises:
+            NoData: the stream was not read.
+        """
+        if "resid_post" not in reading.states or not reading.facts.predicts:
+            raise NoData(f"{self.info.name}: there is no stream to look at. {' '.join(self.facts.missing)}".strip())
+        return log_softmax(self.unembed(reading.states["resid_post"][:, place]))
+
+    def unembed(self, stream: NDArray[np.float32]) -> NDArray[np.float32]:
+        """[rows, vocabulary] logits of residual streams, [rows, d_model], by llama.cpp's final norm and unembedding."""
+        logits: NDArray[np.float32] = self._call(unembed, self.info.files, self.settings, self.facts, stream)
+        return logits
+
+    def close(self) -> None:
+        """End the worker, which frees the model. May be called twice."""
+        self.worker.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<{self.info.name}, {self.info.architecture}, {self.info.bits_per_weight:.2f} bits per weight>"
+
+    def _call(self, task: Any, *arguments: Any) -> Any:
+        with self._lock:
+            return self.worker.call(task, None, *arguments)
+
+
+def _prompt(prompt: str | Prompt | Sequence[int]) -> Prompt | tuple[int, ...]:
+    if isinstance(prompt, Prompt):
+        return prompt
+    if isinstance(prompt, str):
+        # A command line that is not UTF-8 contains lone surrogates.
+        if not is_utf8(prompt):
+            raise PromptError(f"The prompt {prompt!r} is not valid text.", "Give it in UTF-8.")
+        return Prompt("prompt", prompt)
+    try:
+        return tuple(int(token) for token in prompt)
+    except (TypeError, ValueError):
+        raise OptionError(
+            f"A prompt is a text, a Prompt or a sequence of token ids, not {type(prompt).__name__}."
+        ) from None
