@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +11,15 @@ import pyarrow.parquet as pq
 import pytest
 
 import gguf_harness
-from gguf_harness import api
 from gguf_harness.cli import main
 from gguf_harness.engine.settings import SessionSettings
 from gguf_harness.errors import CorpusError
 from gguf_harness.gguf.weights import Weights
+from gguf_harness.inputs.models import load_info
 from gguf_harness.inputs.sources import expand
 from gguf_harness.inputs.words import load_words
 from gguf_harness.measure.embeddings.tasks import read_rows
+from gguf_harness.measure.live.model import LiveModel
 from gguf_harness.metrics.kernels.directions import cosine
 from tests.integration.small_bert import write_small_bert
 from tests.loaded import open_context
@@ -182,8 +182,11 @@ def test_mistakes_are_one_message(
     assert not folder.exists()
 
 
-def test_attention_that_memory_cannot_hold_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    request = api._request
-    monkeypatch.setattr(api, "_request", lambda *given: replace(request(*given), limit_bytes=8 * 40 * 9))
-    with pytest.raises(CorpusError, match="would take"):
-        gguf_harness.attention("tiny", "the value of a name", threads=2)
+def test_attention_that_memory_cannot_hold_is_refused() -> None:
+    (source,) = expand("tiny")
+    settings = SessionSettings(threads=2)
+    with (
+        LiveModel(load_info(source), settings, gpu=-1, limit_bytes=4 * 40 * 9) as live,
+        pytest.raises(CorpusError, match="would take"),
+    ):
+        live.read("the value of a name")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -40,11 +40,12 @@ def describe_model(worker: WorkerContext, name: str, files: Sequence[Path], sett
     missing: list[str] = []
     predicts = _predicts(model, name, missing)
     decodes = model.has_decoder and not model.has_encoder
-    attention, heads = _attention(model, weights, settings, n_layer, missing) if decodes else ((), (0,) * n_layer)
+    patterns = _patterns(model, weights, settings, n_layer, missing) if decodes else {}
+    heads = tuple(len(patterns[layer]) if layer in patterns else 0 for layer in range(n_layer))
+    attention = _kinds(model, weights, settings, patterns, missing) if patterns else ()
     states = _states(model, weights, settings, n_layer, missing) if predicts else ()
     kv_heads = weights.metadata.by_layer(f"{weights.architecture}.attention.head_count_kv", n_layer) or heads
-    window = int(weights.number("attention.sliding_window") or 0)
-    facts = [str(fact) for fact in attention_facts(weights, settings)["step_facts"].tolist()]
+    told = attention_facts(weights, settings)
     return ModelFacts(
         name=name,
         architecture=weights.architecture,
@@ -54,13 +55,16 @@ def describe_model(worker: WorkerContext, name: str, files: Sequence[Path], sett
         n_vocab=model.vocabulary.n_tokens,
         heads=heads,
         kv_heads=tuple(kv if count else 0 for kv, count in zip(kv_heads, heads, strict=True)),
-        window=window,
+        causal=not any(pattern[:, 0, 1].any() for pattern in patterns.values()),
+        window=int(told["step_window"].item()),
+        scale=float(told["step_scale"].item()),
+        softcap=float(told["step_softcap"].item()),
         attention=attention,
         states=states,
         first_layer_alone=all(tensor not in weights for tensor in NOT_ALONE),
         predicts=predicts,
         chats=chat_template(model) is not None,
-        facts=(*_groups(heads, kv_heads), *facts),
+        facts=(*_groups(heads, kv_heads), *map(str, told["step_facts"].tolist())),
         missing=tuple(missing),
     )
 
@@ -81,21 +85,30 @@ def _predicts(model: Model, name: str, missing: list[str]) -> bool:
     return True
 
 
-def _attention(
+def _patterns(
     model: Model, weights: ModelFile, settings: SessionSettings, n_layer: int, missing: list[str]
-) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """(kinds that can be read in every layer with a pattern, heads by layer)."""
+) -> dict[int, NDArray[np.float32]]:
+    """By layer that has one: the attention pattern of two tokens."""
     try:
-        settings = short_settings(settings.with_pattern(), 1, 1)
-        patterns = _shapes(model, settings, weights.architecture, n_layer, "pattern")
+        return _read(model, settings.with_pattern(), weights.architecture, n_layer, "pattern")
     except (OptionError, TapNotFound, ModelError) as error:
         missing.append(f"Attention is not shown: {error.message}")
-        return (), (0,) * n_layer
-    heads = tuple(patterns[layer][0] if layer in patterns else 0 for layer in range(n_layer))
+        return {}
+
+
+def _kinds(
+    model: Model,
+    weights: ModelFile,
+    settings: SessionSettings,
+    patterns: Mapping[int, NDArray[np.float32]],
+    missing: list[str],
+) -> tuple[str, ...]:
+    """Kinds of attention tensors that can be read in every layer with a pattern."""
     kinds = ["pattern"]
     for kind in _KINDS[1:]:
         try:
-            if _shapes(model, settings, weights.architecture, n_layer, kind).keys() >= patterns.keys():
+            n_layer = max(patterns) + 1
+            if _read(model, settings.with_pattern(), weights.architecture, n_layer, kind).keys() >= patterns.keys():
                 kinds.append(kind)
         except TapNotFound:
             continue
@@ -104,27 +117,27 @@ def _attention(
             "The steps of attention are not shown: llama.cpp does not name queries, keys and values in models of the"
             f" architecture {weights.architecture}."
         )
-    return tuple(kinds), heads
+    return tuple(kinds)
 
 
-def _shapes(
+def _read(
     model: Model, settings: SessionSettings, architecture: str, n_layer: int, kind: str
-) -> dict[int, tuple[int, ...]]:
-    """By layer that has it: the shape of an attention tensor of one token."""
+) -> dict[int, NDArray[np.float32]]:
+    """By layer that has it: an attention tensor of two tokens."""
     from gguf_harness.engine.context import Context
     from gguf_harness.engine.taps import Taps
 
-    shapes: dict[int, tuple[int, ...]] = {}
+    values_of: dict[int, NDArray[np.float32]] = {}
 
-    def notice(tap: str, values: NDArray[np.float32]) -> None:
-        shapes[int(tap.split(".")[1])] = values.shape
+    def keep(tap: str, values: NDArray[np.float32]) -> None:
+        values_of[int(tap.split(".")[1])] = values
 
     taps = Taps(
-        architecture, n_layer, read={f"blocks.{layer}.attn.{kind}": notice for layer in range(n_layer)}, some=True
+        architecture, n_layer, read={f"blocks.{layer}.attn.{kind}": keep for layer in range(n_layer)}, some=True
     )
-    with Context(model, settings, taps) as context:
-        context.prefill(np.array([max(model.vocabulary.bos, 0)], dtype=np.int32))
-    return shapes
+    with Context(model, short_settings(settings, 2, 1), taps) as context:
+        context.prefill(np.array([max(model.vocabulary.bos, 0)] * 2, dtype=np.int32))
+    return values_of
 
 
 def _states(

@@ -28,7 +28,7 @@ from gguf_harness.measure.live.requests import (
     Sampling,
     StepRequest,
 )
-from gguf_harness.measure.live.tasks import read_prompt, tokens_of, unembed
+from gguf_harness.measure.live.tasks import pieces_of, read_prompt, tokens_of, unembed
 from gguf_harness.metrics.kernels.log_softmax import log_softmax
 
 __all__ = ["ATTENTION", "LiveModel"]
@@ -45,6 +45,7 @@ class LiveModel:
         settings: how to run it; contexts are made as long as the texts.
         gpu: NVIDIA GPU, -1 for none; None leaves the environment as it is.
         timeout_s: longest time without an answer.
+        limit_bytes: most bytes of what is read of a prompt.
 
     Attributes:
         info: as given.
@@ -53,10 +54,17 @@ class LiveModel:
     """
 
     def __init__(
-        self, info: ModelInfo, settings: SessionSettings, *, gpu: int | None = None, timeout_s: float = 1800.0
+        self,
+        info: ModelInfo,
+        settings: SessionSettings,
+        *,
+        gpu: int | None = None,
+        timeout_s: float = 1800.0,
+        limit_bytes: int = 8_000_000_000,
     ) -> None:
         self.info = info
         self.settings = settings
+        self._limit_bytes = limit_bytes
         self._folder = Path(tempfile.mkdtemp(prefix="gguf-harness-"))
         self.worker = Worker(info.name, self._folder / "worker.log", gpu=gpu, timeout_s=timeout_s)
         self._lock = threading.RLock()
@@ -108,6 +116,7 @@ class LiveModel:
             attention=tuple(kind for kind in facts.attention if kind in attention),
             states=facts.states if states else (),
             logits=logits,
+            limit_bytes=self._limit_bytes,
         )
         facts.check(ablation)
         return Reading.of(self._call(read_prompt, request, facts), facts, ablation)
@@ -121,6 +130,17 @@ class LiveModel:
         request = ReadRequest(self.info.name, self.info.files, self.settings, _prompt(prompt))
         tokens, pieces = self._call(tokens_of, request)
         return tokens, pieces
+
+    def pieces(self, tokens: Sequence[int]) -> list[bytes]:
+        """The text of each token: it may be part of a character.
+
+        Raises:
+            PromptError: there is no token, or one is unknown.
+        """
+        pieces: list[bytes] = self._call(
+            pieces_of, ReadRequest(self.info.name, self.info.files, self.settings, _prompt(tokens))
+        )
+        return pieces
 
     def steps(
         self,

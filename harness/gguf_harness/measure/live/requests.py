@@ -135,7 +135,10 @@ class ModelFacts:
         n_vocab: tokens of the vocabulary.
         heads: by layer, query heads; 0 where llama.cpp computes no attention pattern.
         kv_heads: by layer, heads of keys and values, which groups of query heads share.
+        causal: whether tokens attend to earlier ones only.
         window: tokens of its sliding window, 0 for none; some layers may see all tokens all the same.
+        scale: that attention scores are multiplied by, as the file names it; 0 where it names none.
+        softcap: limit of attention scores; 0 for none.
         attention: kinds of attention tensors that can be read; empty with the reason in `missing`.
         states: kinds of states that can be read; empty with the reason in `missing`.
         first_layer_alone: whether the first block reads the token embeddings and nothing else.
@@ -153,7 +156,10 @@ class ModelFacts:
     n_vocab: int
     heads: tuple[int, ...]
     kv_heads: tuple[int, ...]
+    causal: bool
     window: int
+    scale: float
+    softcap: float
     attention: tuple[str, ...]
     states: tuple[str, ...]
     first_layer_alone: bool

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from gguf_harness.engine.worker import WorkerContext
     from gguf_harness.store.arrays import Arrays
 
-__all__ = ["ablating", "read_prompt", "tokens_of", "unembed"]
+__all__ = ["ablating", "pieces_of", "read_prompt", "tokens_of", "unembed"]
 
 F32 = NDArray[np.float32]
 
@@ -54,6 +54,12 @@ def tokens_of(worker: WorkerContext, request: ReadRequest) -> tuple[Tokens, list
         tokens = _checked(model, request)
     tokens = np.asarray(tokens, dtype=np.int32)
     return tokens, [model.detokenize([token], special=True) for token in tokens.tolist()]
+
+
+def pieces_of(worker: WorkerContext, request: ReadRequest) -> list[bytes]:
+    """The text of each of the tokens of a request, whatever they mean together."""
+    model = worker.model(request.files, request.settings.n_gpu_layers)
+    return [model.detokenize([token], special=True) for token in _checked(model, request).tolist()]
 
 
 def _checked(model: Model, request: ReadRequest) -> Tokens:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from gguf_harness.engine.model import Model
     from gguf_harness.store.arrays import Arrays
 
-__all__ = ["KEPT", "TEMPERATURES", "beside_reference", "distributions"]
+__all__ = ["KEPT", "TEMPERATURES", "beside_reference", "distributions", "rest_of"]
 
 KEPT: Final = 64
 """Tokens of a distribution that are kept one by one, the likeliest; more than any usual top-k."""
@@ -76,13 +76,16 @@ def beside_reference(candidate: Arrays, reference: Arrays, prompts: Collection[s
             f"tokens_{index}": tokens,
             f"pieces_{index}": np.array(list(pieces.values()), dtype=np.bytes_),
             f"logprobs_{index}": np.stack([row[tokens] for row in rows]),
-            f"rest_{index}": np.stack([_rest(row, tokens) for row in rows]),
+            f"rest_{index}": np.stack([rest_of(row, tokens) for row in rows]),
         }
     return arrays
 
 
-def _rest(logprobs: NDArray[np.generic], tokens: NDArray[np.int64]) -> NDArray[np.float64]:
-    """[T] of all other tokens; minus infinity if there are none."""
+def rest_of(logprobs: NDArray[np.generic], tokens: NDArray[np.int64]) -> NDArray[np.float64]:
+    """[T] by temperature: the log of the sum, over all but these tokens, of probabilities raised to 1 / temperature.
+
+    Minus infinity if there are no others.
+    """
     from scipy.special import logsumexp
 
     others = np.delete(logprobs.astype(np.float64), tokens)

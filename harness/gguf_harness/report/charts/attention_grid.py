@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -12,6 +11,7 @@ import numpy as np
 from gguf_harness.report.charts.base import Chart, Figure, Models, arrays_of, make_chart, make_panel, short_name
 from gguf_harness.report.data import RunView, visible
 from gguf_harness.report.numbers import format_percent
+from gguf_harness.views.attention_data import first_shares, pattern_data, side_of
 
 __all__ = ["attention_grid"]
 
@@ -61,17 +61,12 @@ def _panels(view: RunView, kept: Mapping[str, Arrays]) -> list[Figure]:
         heads = sum(len(arrays["kept"]) for arrays in kept.values() if f"pattern_{number}" in arrays)
         whole = max(arrays[f"pattern_{number}"].shape[1] for arrays in kept.values() if f"pattern_{number}" in arrays)
         wanted = min(whole, _MOST_TOKENS)
-        side = min(wanted, _side_of(left / heads))
+        side = min(wanted, side_of(left / heads))
         if number and side < wanted:
             break
         left -= heads * side * (side + 1) // 2
         panels.append(_panel(view, kept, number, visible(str(prompt)), side))
     return panels
-
-
-def _side_of(cells: float) -> int:
-    """Tokens whose lower triangle has at most so many cells; two at least."""
-    return max(2, int(((8 * cells + 1) ** 0.5 - 1) / 2))
 
 
 def _panel(view: RunView, kept: Mapping[str, Arrays], number: int, prompt: str, side: int) -> Figure:
@@ -81,34 +76,13 @@ def _panel(view: RunView, kept: Mapping[str, Arrays], number: int, prompt: str, 
     first = next(iter(own))
     models = []
     for name, arrays in own.items():
-        entry = shown.entries[shown[name]] | _pattern(arrays, number, side)
+        entry = shown.entries[shown[name]] | pattern_data(arrays["kept"].tolist(), arrays[f"pattern_{number}"], side)
         # Only a model with another tokenizer reads other tokens.
         models.append(entry if texts[name] == texts[first] else entry | {"tokens": texts[name][: entry["side"]]})
     tokens = len(texts[first])
     cut = f"its first {side} tokens of {tokens}" if side < tokens else f"all of its {tokens} tokens"
     data = {"tokens": texts[first][:side], "of": tokens, "models": models}
     return make_panel(prompt if len(prompt) < 40 else f"{prompt[:38]}…", f"The prompt {prompt!r}: {cut}.", data)
-
-
-def _pattern(arrays: Arrays, number: int, side: int) -> dict[str, Any]:
-    weights = arrays[f"pattern_{number}"]
-    side = min(side, weights.shape[1])
-    rows, columns = np.tril_indices(side)
-    codes = np.round(255 * np.sqrt(np.clip(weights[:, rows, columns].astype(np.float32), 0, 1))).astype(np.uint8)
-    return {
-        "heads": arrays["kept"].tolist(),
-        "side": side,
-        "weights": base64.b64encode(codes.tobytes()).decode(),
-        "first": np.round(_first_shares(arrays, number), 3).tolist(),
-    }
-
-
-def _first_shares(arrays: Arrays, number: int) -> Any:
-    """Of each head: the weight that the tokens after the first put on it, [head]."""
-    weights = arrays[f"pattern_{number}"]
-    if weights.shape[1] < 2:
-        return np.ones(len(weights))
-    return weights[:, 1:, 0].astype(np.float64).mean(axis=1)
 
 
 def _tokens(arrays: Arrays, number: int) -> list[str]:
@@ -124,7 +98,7 @@ def _finding(view: RunView, kept: Mapping[str, Arrays]) -> str:
         worst = max(moved, key=lambda other: moved[other])
         told = format_percent(float(f"{moved[worst]:.2g}"), None)
         parts.append(f"{short_name(view, worst)} moves {told} of the attention to other tokens")
-    first = float(_first_shares(kept[name], 0).mean())
+    first = float(first_shares(kept[name]["pattern_0"]).mean())
     if first > _MAJORITY:
         told = format_percent(round(first, 2), None)
         parts.append(f"the first token takes {told} of {'all' if moved else 'the attention'}")
@@ -145,6 +119,6 @@ def _moved(reference: Arrays, candidate: Arrays) -> float | None:
 def _table(kept: Mapping[str, Arrays]) -> tuple[Sequence[str], Sequence[Sequence[str]]]:
     rows = []
     for name, arrays in kept.items():
-        shares = _first_shares(arrays, 0)
+        shares = first_shares(arrays["pattern_0"])
         rows.append([visible(name), str(len(arrays["kept"])), format_percent(round(float(shares.mean()), 3), None)])
     return ["model", "heads", "weight on the first token"], rows

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from gguf_harness.report.data import Candidate, RunView, visible
+from gguf_harness.views.model_entries import model_entries, short_names
 
 if TYPE_CHECKING:
     from gguf_harness.store.arrays import Arrays
@@ -36,18 +37,15 @@ class Models:
     """
 
     def __init__(self, view: RunView, names: Sequence[str] | None = None) -> None:
-        candidates = [model.name for model in view.candidates]
-        self._shown = [model for model in view.models if names is None or model.name in names]
-        self._places = {model.name: place for place, model in enumerate(self._shown)}
-        self.entries: list[dict[str, Any]] = [
-            {
-                "name": visible(model.name),
-                "short": visible(short(model.name, view.models)),
-                "role": "reference" if model.is_reference else "candidate",
-                "series": candidates.index(model.name) if model.name in candidates else 0,
-            }
-            for model in self._shown
+        reference = next((model.name for model in view.models if model.is_reference), None)
+        entries = model_entries([model.name for model in view.models], reference)
+        shown = [
+            (model, entry)
+            for model, entry in zip(view.models, entries, strict=True)
+            if names is None or model.name in names
         ]
+        self._places = {model.name: place for place, (model, _) in enumerate(shown)}
+        self.entries: list[dict[str, Any]] = [entry for _, entry in shown]
 
     def __getitem__(self, name: str) -> int:
         """The place of a model in `entries`."""
@@ -57,7 +55,7 @@ class Models:
         return name in self._places
 
     def __len__(self) -> int:
-        return len(self._shown)
+        return len(self.entries)
 
 
 def arrays_of(view: RunView, run_dir: Path, name: str) -> dict[str, Arrays]:
@@ -130,12 +128,7 @@ def label(text: str) -> str:
 def short(name: str, models: list[Candidate]) -> str:
     """The name without the common prefix of all names."""
     names = [model.name for model in models]
-    prefix = names[0]
-    for other in names[1:]:
-        while not other.startswith(prefix):
-            prefix = prefix[:-1]
-    cut = max(prefix.rfind("-"), prefix.rfind("."), prefix.rfind("/")) + 1
-    return name[cut:] if len(names) > 1 and len(name) > cut else name
+    return short_names([*names, name])[-1] if len(names) > 1 else name
 
 
 def short_name(view: RunView, name: str) -> str:

@@ -10,13 +10,13 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from gguf_harness.metrics.attention_steps import EXPLAINED, explain
 from gguf_harness.report.charts.base import Chart, Figure, Models, arrays_of, make_chart, make_panel, short_name
 from gguf_harness.report.data import RunView, visible
+from gguf_harness.views.step_data import head_steps, output_cosines
+from gguf_harness.views.token_data import rounded, token_text
 
 __all__ = ["next_token_charts", "step_charts"]
 
-_DIGITS: Final = 5
 _KNOWN: Final = 64
 _SHOWN_HEADS: Final = 4
 _MOST_CELLS: Final = 30_000
@@ -41,7 +41,7 @@ def step_charts(view: RunView, run_dir: Path) -> list[Chart]:
     pieces = base["pieces_0"].tolist()
     facts = dict.fromkeys(str(fact) for name in names for fact in steps[name]["step_facts"].tolist())
     data: dict[str, Any] = {
-        "tokens": [_text(piece) for piece in pieces[:n]],
+        "tokens": [token_text(piece) for piece in pieces[:n]],
         "total": len(pieces),
         "causal": bool(steps[view.reference]["step_causal"].item()),
         "models": models.entries,
@@ -125,7 +125,7 @@ def _head_entry(
         if list(place) in kept and patterns["pieces_0"].tolist() == base["pieces_0"].tolist():
             found[name] = _steps_of(steps, patterns, kept.index(list(place)), n)
     entries = [
-        {"model": models[name], "cosine": _rounded(_cosines(output, found[reference][1]))} | entry
+        {"model": models[name], "cosine": rounded(output_cosines(output, found[reference][1]))} | entry
         for name, (entry, output) in found.items()
         # A candidate of another shape has no output that could be compared.
         if output.shape == found[reference][1].shape
@@ -155,37 +155,16 @@ def _steps_of(
         steps[f"step_{kind}_{layer}"][:n, head].astype(np.float32)
         for kind, head in (("k", key_head), ("v", value_head))
     )
-    pattern = patterns["pattern_0"][at, :n, :n].astype(np.float32)
-    causal = bool(steps["step_causal"].item())
-    told, window, softcap = (float(steps[f"step_{name}"].item()) for name in ("scale", "window", "softcap"))
-    usual = 1 / math.sqrt(q.shape[1])
-    products = q @ k.T
-    found = explain(
-        products,
-        pattern,
-        [told] * bool(told) + [usual, 1.0],
-        causal=causal,
-        window=int(window),
-        softcap=softcap or None,
+    return head_steps(
+        q,
+        k,
+        v,
+        patterns["pattern_0"][at, :n, :n].astype(np.float32),
+        causal=bool(steps["step_causal"].item()),
+        scale=float(steps["step_scale"].item()),
+        window=int(steps["step_window"].item()),
+        softcap=float(steps["step_softcap"].item()),
     )
-    output = pattern @ v
-    rows = [slice(0, query + 1 if causal else n) for query in range(n)]
-    entry = {
-        "scale": float(f"{found.scale:.6g}"),
-        "usual": f"1/√{q.shape[1]}" if math.isclose(found.scale, usual, rel_tol=1e-6) else "",
-        "explained": found.deviation <= EXPLAINED,
-        "deviation": float(f"{found.deviation:.2g}"),
-        "products": [_short_numbers(products[query, row]) for query, row in enumerate(rows)],
-        "weights": [_rounded(pattern[query, row]) for query, row in enumerate(rows)],
-        "values": _short_numbers(np.linalg.norm(v, axis=1)),
-        "norms": _short_numbers(np.linalg.norm(output, axis=1)),
-    }
-    return entry, output
-
-
-def _cosines(output: NDArray[np.float32], reference: NDArray[np.float32]) -> NDArray[np.float32]:
-    sizes = np.linalg.norm(output, axis=1) * np.linalg.norm(reference, axis=1)
-    return np.where(sizes > 0, (output * reference).sum(axis=1) / np.where(sizes > 0, sizes, 1), np.nan)
 
 
 def _step_rows(data: Mapping[str, Any]) -> list[list[str]]:
@@ -239,9 +218,9 @@ def _next_panel(view: RunView, models: Models, arrays: Mapping[str, Mapping[str,
         pairs.append(
             {
                 "model": models[name],
-                "pieces": [_text(piece) for piece in each[f"pieces_{at}"].tolist()],
-                "logprobs": [_rounded(row) for row in each[f"logprobs_{at}"]],
-                "rest": [_rounded(row) for row in each[f"rest_{at}"]],
+                "pieces": [token_text(piece) for piece in each[f"pieces_{at}"].tolist()],
+                "logprobs": [rounded(row) for row in each[f"logprobs_{at}"]],
+                "rest": [rounded(row) for row in each[f"rest_{at}"]],
             }
         )
     given = next((str(row["given"]) for row in view.run.get("texts") or [] if row["prompt"] == prompt), "")
@@ -271,26 +250,8 @@ def _next_rows(name: str, arrays: Mapping[str, Any]) -> list[list[str]]:
     for at, prompt in enumerate(arrays["prompts"].tolist()):
         logprobs, pieces = arrays[f"logprobs_{at}"], arrays[f"pieces_{at}"].tolist()
         told = [
-            f"{_text(pieces[int(row.argmax())])!r} {math.exp(float(row.max())):.1%}".replace("%", " %")
+            f"{token_text(pieces[int(row.argmax())])!r} {math.exp(float(row.max())):.1%}".replace("%", " %")
             for row in logprobs
         ]
         rows.append([visible(name), visible(prompt), *(visible(each) for each in told)])
     return rows
-
-
-def _text(piece: bytes) -> str:
-    """A token as text; one that is part of a character as its bytes."""
-    try:
-        return visible(piece.decode("utf-8").replace("\n", "↵"))
-    except UnicodeDecodeError:
-        return "".join(f"<{byte:02X}>" for byte in piece)
-
-
-def _rounded(values: Any) -> list[float | None]:
-    """Numbers of JSON, short; None for minus infinity."""
-    return [round(float(value), _DIGITS) if np.isfinite(value) else None for value in values]
-
-
-def _short_numbers(values: Any) -> list[float]:
-    """Numbers of JSON with five significant digits."""
-    return [float(f"{value:.5g}") for value in values.tolist()]
