@@ -93,15 +93,23 @@ def read_prompt(worker: WorkerContext, request: ReadRequest, facts: ModelFacts) 
         OptionError: what is to be switched off is not there.
         CorpusError: it would take more than the limit.
     """
+    facts.check(request.ablation)
+    tokens, pieces = tokens_of(worker, request)
+    # As objects: an array of bytes would lose the zero at the end of a piece.
+    arrays: Arrays = {"tokens": tokens, "pieces": np.array(pieces, dtype=np.object_)}
+    if facts.attention or facts.predicts:
+        _check_size(request, facts, len(tokens))
+        arrays |= _decoded(worker, request, facts, tokens)
+    return arrays
+
+
+def _decoded(worker: WorkerContext, request: ReadRequest, facts: ModelFacts, tokens: Tokens) -> Arrays:
+    """What `read_prompt` returns besides tokens and their text."""
     from gguf_harness.engine.context import Context
     from gguf_harness.engine.taps import Taps
 
-    facts.check(request.ablation)
-    tokens, pieces = tokens_of(worker, request)
     model = worker.model(request.files, request.settings.n_gpu_layers)
-    n = len(tokens)
-    _check_size(request, facts, n)
-    parts = {kind: LayerParts(n, by_key=kind in _BY_KEY) for kind in request.attention}
+    parts = {kind: LayerParts(len(tokens), by_key=kind in _BY_KEY) for kind in request.attention}
     states: dict[str, list[F32]] = {}
     read: dict[str, Reader] = {
         f"blocks.{layer}.attn.{kind}": parts[kind] for kind in parts for layer in facts.attention_layers
@@ -109,21 +117,18 @@ def read_prompt(worker: WorkerContext, request: ReadRequest, facts: ModelFacts) 
     read |= dict.fromkeys(_state_taps(request, facts), lambda tap, values: states.setdefault(tap, []).append(values))
     stream, patch = ablating(request.ablation, facts)
     taps = Taps(facts.architecture, facts.n_layer, read=_both(read, stream), patch=patch)
-    settings = _settings(request, n)
-    with Context(model, settings, taps) as context:
+    arrays: Arrays = {}
+    with Context(model, _settings(request, len(tokens)), taps) as context:
         if facts.predicts:
             logits = context.logits(tokens)
+            _check_finite(request, logits)
+            arrays |= {"logits": logits} if request.logits else {}
         else:
             context.prefill(tokens)
-    # As objects: an array of bytes would lose the zero at the end of a piece.
-    arrays: Arrays = {"tokens": tokens, "pieces": np.array(pieces, dtype=np.object_)}
     for kind, part in parts.items():
         arrays |= {f"{kind}_{layer}": values for layer, values in zip(facts.attention_layers, part.take(), strict=True)}
     if request.states:
         arrays |= _completed({tap: np.concatenate(values) for tap, values in states.items()}, request, facts)
-    if request.logits and facts.predicts:
-        _check_finite(request, logits)
-        arrays["logits"] = logits
     return arrays
 
 
