@@ -21,7 +21,7 @@ from gguf_harness.measure.attention.behaviour import LayerParts
 from gguf_harness.measure.heads.patched import HeadLayout
 from gguf_harness.measure.layers.states import HeldStates, complete_states
 from gguf_harness.measure.live.requests import NOTHING_OFF, Ablation, ModelFacts, ReadRequest
-from gguf_harness.measure.prompt_inputs import prompt_inputs
+from gguf_harness.measure.prompt_inputs import longest_text, prompt_inputs
 
 if TYPE_CHECKING:
     from gguf_harness.engine.model import Model, Tokens
@@ -59,10 +59,20 @@ def tokens_of(worker: WorkerContext, request: ReadRequest) -> tuple[Tokens, list
 def pieces_of(worker: WorkerContext, request: ReadRequest) -> list[bytes]:
     """The text of each of the tokens of a request, whatever they mean together."""
     model = worker.model(request.files, request.settings.n_gpu_layers)
-    return [model.detokenize([token], special=True) for token in _checked(model, request).tolist()]
+    return [model.detokenize([token], special=True) for token in _known(model, request).tolist()]
 
 
 def _checked(model: Model, request: ReadRequest) -> Tokens:
+    tokens, room = _known(model, request), longest_text(model, request.settings)
+    if len(tokens) > room:
+        raise PromptError(
+            f"{request.model}: {len(tokens)} tokens do not fit into the model's context of {room}.",
+            "Shorten the prompt.",
+        )
+    return tokens
+
+
+def _known(model: Model, request: ReadRequest) -> Tokens:
     tokens = np.asarray(request.prompt, dtype=np.int64)
     vocabulary = model.vocabulary.n_tokens
     if not tokens.size or tokens.min() < 0 or tokens.max() >= vocabulary:
