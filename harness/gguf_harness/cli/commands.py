@@ -9,6 +9,7 @@ from pathlib import Path
 
 import gguf_harness
 from gguf_harness.cli.cache_command import add_cache_command
+from gguf_harness.cli.explore_command import add_explore_command
 from gguf_harness.cli.export_command import add_export_command
 from gguf_harness.cli.metrics_command import add_metrics_command
 from gguf_harness.cli.output import can_overwrite, terminal_width, wants_color
@@ -132,6 +133,8 @@ def _add_model_commands(commands: argparse._SubParsersAction[argparse.ArgumentPa
     )
     _add_threads(quantize)
     quantize.set_defaults(function=_quantize)
+
+    _add_threads(add_explore_command(commands))
 
     graph = commands.add_parser("graph", help="write a graph of a model as tables (Parquet) and as an interactive page")
     graph.add_argument("model", help="path, alias, hf:org/repo:file-or-quant")

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gguf_harness.errors import NoData
 from gguf_harness.measure.live.requests import Ablation, ModelFacts
-from gguf_harness.metrics.kernels.log_softmax import log_softmax
+from gguf_harness.metrics.kernels.log_softmax import RunningSoftmax, log_softmax
 
 __all__ = ["Reading"]
+
+_BLOCK: Final = 8192
+"""Columns of logits at a time: what fits in a processor's cache."""
 
 F32 = NDArray[np.float32]
 
@@ -89,9 +92,11 @@ class Reading:
         """
         logits = self._require_logits()
         values = np.full(len(self.tokens), np.nan)
-        # One row at a time: in float64 all rows could take gigabytes.
-        for place, token in enumerate(self.tokens[1:].tolist()):
-            values[place + 1] = -log_softmax(logits[place])[token]
+        if len(self.tokens) > 1:
+            total = RunningSoftmax(len(self.tokens) - 1)
+            for start in range(0, logits.shape[1], _BLOCK):
+                total.add(logits[:-1, start : start + _BLOCK], start)
+            values[1:] = total.log_sum - logits[np.arange(len(self.tokens) - 1), self.tokens[1:]]
         return values
 
     def _require_logits(self) -> F32:

@@ -178,6 +178,10 @@ class ModelFacts:
         """Layers with an attention pattern: all in most models, few in hybrids."""
         return tuple(layer for layer, count in enumerate(self.heads) if count)
 
+    def can_skip(self, layer: int) -> bool:
+        """Whether a layer can be switched off: the stream before and after it has to be known."""
+        return "resid_post" in self.states and (layer > 0 or self.first_layer_alone)
+
     def check(self, ablation: Ablation) -> None:
         """Check that what is to be switched off is there and can be.
 
@@ -199,7 +203,7 @@ class ModelFacts:
                 raise OptionError(
                     f"{self.name} has no layer {layer} to switch off.", f"Layers are 0 to {self.n_layer - 1}."
                 )
-            if "resid_post" not in self.states or (layer == 0 and not self.first_layer_alone):
+            if not self.can_skip(layer):
                 raise OptionError(
                     f"Layer {layer} of {self.name} cannot be switched off: the stream before or after it cannot be"
                     " read in this architecture.",

@@ -1,0 +1,389 @@
+"""What the explorer does with its models: read prompts, keep what was read, continue texts. Plain data in and out."""
+
+from __future__ import annotations
+
+import base64
+import secrets
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+
+from gguf_harness.engine.settings import SessionSettings
+from gguf_harness.errors import HarnessError, NoData, PromptError, visible
+from gguf_harness.inputs.models import ModelInfo, check_same_vocabulary
+from gguf_harness.inputs.prompts import Message, Prompt
+from gguf_harness.measure.layers.tasks import kld_rows
+from gguf_harness.measure.live.model import LiveModel
+from gguf_harness.measure.live.reading import Reading
+from gguf_harness.measure.live.requests import NOTHING_OFF, Ablation, Sampling
+from gguf_harness.views.attention_data import side_of
+from gguf_harness.views.model_entries import model_entries
+from gguf_harness.views.reading_data import (
+    attention_view,
+    entries_of,
+    lens_view,
+    next_tokens_view,
+    steps_view,
+    stream_view,
+)
+from gguf_harness.views.token_data import rounded, token_text
+
+__all__ = ["Explorer", "Gone"]
+
+Data = dict[str, Any]
+
+MOST_TOKENS: Final = 512
+_SHOWN_TOKENS: Final = 64
+_SHOWN_CELLS: Final = 6_000_000
+"""Bytes of attention weights of one model in an answer."""
+_KEPT_BYTES: Final = 1_500_000_000
+_READ_BYTES: Final = 1_000_000_000
+_TOP: Final = 5
+
+EXAMPLES: Final = (
+    ("A story", "Once upon a time there was a king who had three sons. The youngest of the sons"),
+    ("Repetition", "zebra lamp river stone cloud zebra lamp river stone cloud zebra lamp river stone"),
+    ("Code", "def area(width, height):\n    return width *"),
+    ("A fact", "The capital of France is Paris. The capital of Italy is"),
+)
+
+
+class Gone(HarnessError):
+    """What a page asks about was read too long ago, or by another start of the explorer."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What a person typed, and how it is read."""
+
+    prompt: str
+    chat: bool
+
+    def as_prompt(self) -> str | Prompt:
+        return Prompt("chat", messages=(Message("user", self.prompt),)) if self.chat else self.prompt
+
+
+class Explorer:
+    """Models of an explorer, loaded when they are first asked, and freed when no page is open.
+
+    Args:
+        infos: the reference and the candidate, or one model.
+        settings: how to run them.
+        gpu: NVIDIA GPU, -1 for none.
+
+    Raises:
+        VocabularyMismatch: the two have different tokens.
+    """
+
+    def __init__(self, infos: Sequence[ModelInfo], settings: SessionSettings, *, gpu: int | None = None) -> None:
+        for info in infos[1:]:
+            check_same_vocabulary(infos[0], info)
+        self.infos = tuple(infos)
+        self._settings = settings
+        self._gpu = gpu
+        self._lock = threading.RLock()
+        self._models: list[LiveModel] = []
+        self._read: OrderedDict[tuple[int, _Asked, Ablation], Reading] = OrderedDict()
+        self._answers: OrderedDict[str, tuple[tuple[int, _Asked, Ablation], ...]] = OrderedDict()
+
+    @property
+    def models(self) -> list[LiveModel]:
+        """Loaded on first use; the last one is the model under study."""
+        with self._lock:
+            if not self._models:
+                self._models = [
+                    LiveModel(info, self._settings, gpu=self._gpu, limit_bytes=_READ_BYTES) for info in self.infos
+                ]
+            return self._models
+
+    @property
+    def pids(self) -> list[int]:
+        """Processes of the models that are loaded."""
+        return [model.worker.pid for model in self._models if model.worker.pid is not None]
+
+    def free(self) -> None:
+        """End the workers; the next question starts others."""
+        with self._lock:
+            models, self._models = self._models, []
+            self._read.clear()
+            self._answers.clear()
+        for model in models:
+            model.close()
+
+    def describe(self) -> Data:
+        """The models, and what can be asked of them; loads them.
+
+        Raises:
+            HarnessError: one of them cannot be loaded.
+        """
+        entries = model_entries([info.name for info in self.infos], self.infos[0].name)
+        return {
+            "models": [entry | _facts(model) for entry, model in zip(entries, self.models, strict=True)],
+            "examples": [{"title": title, "text": text} for title, text in EXAMPLES],
+            "most_tokens": MOST_TOKENS,
+            "side": self._side(),
+        }
+
+    def read(self, prompt: str, ablation: Ablation, *, chat: bool = False) -> Data:
+        """Read a prompt with every model, and with what is off in the model under study.
+
+        Raises:
+            PromptError: a model cannot take it.
+            OptionError: there is no such head or layer.
+            HarnessError: a model failed.
+        """
+        asked = _Asked(prompt, chat)
+        wanted = [(at, asked, NOTHING_OFF) for at in range(len(self.infos))]
+        if ablation:
+            wanted.append((len(self.infos) - 1, asked, ablation))
+        self._check_length(asked)
+        timed = [self._reading(*each) for each in wanted]
+        readings = [reading for reading, _ in timed]
+        answer = secrets.token_hex(8)
+        with self._lock:
+            self._answers[answer] = tuple(wanted)
+            while len(self._answers) > 64:
+                self._answers.popitem(last=False)
+        return {
+            "id": answer,
+            "tokens": self._tokens(readings),
+            "readings": [
+                entry | {"model": at, "off": str(off)}
+                for entry, (at, _, off) in zip(entries_of(readings), wanted, strict=True)
+            ],
+            "views": self._views(readings),
+            "prediction": self._prediction(readings),
+            "kld": [None if value is None else value[-1] for value in _divergences(readings)],
+            "notes": self._notes(readings),
+            "ms": [ms for _, ms in timed],
+        }
+
+    def next_tokens(self, answer: str, place: int) -> Data:
+        """Data of the view `next_tokens` after a token."""
+        readings = self._of(answer)
+        return next_tokens_view(readings, self.models[0], self._place(readings, place))
+
+    def steps(self, answer: str, layer: int, head: int) -> Data:
+        """Data of the view `qkv` of a head."""
+        return steps_view(self._of(answer), layer, head, self._side())
+
+    def stream(self, answer: str, place: int) -> Data:
+        """Data of the view `lines` at a token."""
+        readings = self._of(answer)
+        return stream_view(readings, self._place(readings, place))
+
+    def lens(self, answer: str, place: int) -> Data:
+        """The logit lens of each reading at a token: data of the view `matrix`."""
+        readings = self._of(answer)
+        place = self._place(readings, place)
+        keys = self._answers[answer]
+        models = [
+            entry | {"data": lens_view(self.models[at].lens(reading, place), self.models[at])}
+            for entry, reading, (at, *_) in zip(entries_of(readings), readings, keys, strict=True)
+        ]
+        return {"models": models}
+
+    def generate(
+        self, prompt: str, ablation: Ablation, sampling: Sampling, limit: int, *, chat: bool = False
+    ) -> Iterator[tuple[str, Data]]:
+        """(event, data) of each token that the model under study writes, and of the end.
+
+        Raises:
+            HarnessError: the model cannot take the prompt, or failed.
+        """
+        model = self.models[-1]
+        model.facts.check(ablation)
+        tokens, _ = model.tokenize(_Asked(prompt, chat).as_prompt())
+        ended = "context"
+        for count, step in enumerate(
+            model.steps(tokens.tolist(), limit, ablation, sampling, attention=model.facts.causal), start=1
+        ):
+            if step.ends:
+                ended = "end"
+                break
+            ended = "limit" if count == limit else "context"
+            yield (
+                "token",
+                {
+                    "text": step.piece.decode("utf-8", "replace"),
+                    "shown": token_text(step.piece),
+                    "id": step.token,
+                    "p": float(np.exp(step.logprob)),
+                    "top": [
+                        [token_text(piece), float(np.exp(logprob))]
+                        for piece, logprob in zip(step.pieces[:_TOP], step.logprobs[:_TOP], strict=True)
+                    ],
+                    "keys": 0 if step.attention is None else step.attention.shape[1],
+                    "attention": "" if step.attention is None else _bytes_of(step.attention),
+                },
+            )
+        yield "end", {"reason": ended}
+
+    # -- readings -----------------------------------------------------------------------------------------------------
+
+    def _reading(self, at: int, asked: _Asked, ablation: Ablation) -> tuple[Reading, int]:
+        """(what a model read, milliseconds that it took); from memory if it was read before."""
+        key = (at, asked, ablation)
+        with self._lock:
+            known = self._read.get(key)
+            if known is not None:
+                self._read.move_to_end(key)
+                return known, 0
+        begun = time.perf_counter()
+        reading = self.models[at].read(asked.as_prompt(), ablation)
+        ms = round(1000 * (time.perf_counter() - begun))
+        with self._lock:
+            self._read[key] = reading
+            while len(self._read) > 1 and sum(map(_bytes, self._read.values())) > _KEPT_BYTES:
+                self._read.popitem(last=False)
+        return reading, ms
+
+    def _of(self, answer: str) -> list[Reading]:
+        with self._lock:
+            keys = self._answers.get(answer)
+        if keys is None:
+            raise Gone("This prompt was read by another start of the explorer, or too long ago.", "Read it again.")
+        return [self._reading(*key)[0] for key in keys]
+
+    def _check_length(self, asked: _Asked) -> None:
+        tokens, _ = self.models[0].tokenize(asked.as_prompt())
+        if len(tokens) > MOST_TOKENS:
+            raise PromptError(
+                f"The prompt has {len(tokens)} tokens; the explorer reads at most {MOST_TOKENS}.",
+                "Shorten it. For long texts, use the suites: they sum up what they read.",
+            )
+
+    def _place(self, readings: Sequence[Reading], place: int) -> int:
+        n = min(len(reading.tokens) for reading in readings)
+        if not -n <= place < n:
+            raise PromptError(f"There is no token {place}.", f"Tokens are 0 to {n - 1}.")
+        return place
+
+    def _side(self) -> int:
+        """Tokens of the pictures of attention."""
+        heads = max((sum(model.facts.heads) for model in self.models), default=0)
+        return min(_SHOWN_TOKENS, side_of(_SHOWN_CELLS / max(1, heads)))
+
+    # -- what is said of readings -------------------------------------------------------------------------------------
+
+    def _views(self, readings: Sequence[Reading]) -> Data:
+        makers: dict[str, Callable[[], Data]] = {
+            "attention": lambda: attention_view(readings, self._side()),
+            "next_tokens": lambda: next_tokens_view(readings, self.models[0]),
+            "stream": lambda: stream_view(readings),
+        }
+        views: Data = {}
+        for name, make in makers.items():
+            try:
+                views[name] = make()
+            except NoData:  # the model does not have it, and its facts say so
+                views[name] = None
+        return views
+
+    def _tokens(self, readings: Sequence[Reading]) -> list[Data]:
+        base = readings[0]
+        nll = [rounded(each.nll()) if each.logits is not None else [None] * len(each.tokens) for each in readings]
+        kld = _divergences(readings)
+        return [
+            {
+                "text": token_text(piece),
+                "id": int(token),
+                "nll": [values[at] for values in nll],
+                "kld": [None if values is None else values[at] for values in kld],
+            }
+            for at, (piece, token) in enumerate(zip(base.pieces, base.tokens, strict=True))
+        ]
+
+    def _prediction(self, readings: Sequence[Reading]) -> Data | None:
+        """The token that the first reading finds likeliest next, and its probability in each."""
+        if any(reading.logits is None for reading in readings):
+            return None
+        rows = [reading.next_logprobs() for reading in readings]
+        token = int(rows[0].argmax())
+        likeliest = [int(row.argmax()) for row in rows]
+        pieces = self.models[0].pieces([token, *likeliest])
+        return {
+            "text": token_text(pieces[0]),
+            "id": token,
+            "p": [float(np.exp(row[token])) for row in rows],
+            "likeliest": [
+                {"text": token_text(piece), "p": float(np.exp(row.max()))}
+                for piece, row in zip(pieces[1:], rows, strict=True)
+            ],
+        }
+
+    def _notes(self, readings: Sequence[Reading]) -> list[str]:
+        n, side = len(readings[0].tokens), self._side()
+        notes = [] if n <= side else [f"Pictures of attention show the first {side} of {n} tokens."]
+        window = readings[0].facts.window
+        if window and n > window and readings[0].facts.causal:
+            layers = _windowed(readings[0])
+            notes.append(
+                f"Layers {', '.join(map(str, layers))} see no further back than their window of {window} tokens."
+                if layers
+                else f"No layer is limited to the window of {window} tokens that the file names."
+            )
+        return notes
+
+
+def _windowed(reading: Reading) -> list[int]:
+    """Layers in which no token attends to one that is further back than the window."""
+    window, n = reading.facts.window, len(reading.tokens)
+    beyond = np.tri(n, k=-window, dtype=np.bool_)
+    return [layer for layer, pattern in reading.pattern.items() if not pattern[:, beyond].any()]
+
+
+def _divergences(readings: Sequence[Reading]) -> list[list[float] | None]:
+    """Of each reading: KL(first || it) of the next token after each token, in nats; None where there are no logits."""
+    base = readings[0].logits
+    rows: list[list[float] | None] = []
+    for each in readings:
+        if base is None or each.logits is None:
+            rows.append(None)
+        elif each is readings[0]:
+            rows.append([0.0] * len(base))
+        else:
+            rows.append([float(value) for value in kld_rows(base, each.logits)])
+    return rows
+
+
+def _facts(model: LiveModel) -> Data:
+    facts, info = model.facts, model.info
+    return {
+        "architecture": visible(facts.architecture),
+        "layers": facts.n_layer,
+        "width": facts.d_model,
+        "heads": list(facts.heads),
+        "kv_heads": list(facts.kv_heads),
+        "window": facts.window,
+        "context": facts.n_ctx_train,
+        "vocabulary": facts.n_vocab,
+        "bits": info.bits_per_weight,
+        "bytes": info.bytes,
+        "quantization": None if info.quantization is None else visible(info.quantization),
+        "predicts": facts.predicts,
+        "chats": facts.chats,
+        "causal": facts.causal,
+        "attention": list(facts.attention),
+        "states": list(facts.states),
+        "skips": [layer for layer in range(facts.n_layer) if facts.can_skip(layer)],
+        "facts": [visible(fact) for fact in facts.facts],
+        "missing": [visible(sentence) for sentence in facts.missing],
+    }
+
+
+def _bytes_of(weights: Any) -> str:
+    codes = np.round(255 * np.sqrt(np.clip(weights, 0, 1))).astype(np.uint8)
+    return base64.b64encode(codes.tobytes()).decode()
+
+
+def _bytes(reading: Reading) -> int:
+    arrays = [*reading.states.values(), reading.tokens]
+    for kind in (reading.pattern, reading.scores, reading.q, reading.k, reading.v):
+        arrays += list(kind.values())
+    return sum(array.nbytes for array in arrays) + (0 if reading.logits is None else reading.logits.nbytes)
