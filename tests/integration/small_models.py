@@ -9,6 +9,7 @@ import numpy as np
 from gguf import GGUFWriter, RopeScalingType, TokenType
 
 from tests.model_store import written_once
+from tests.random_llama import byte_alphabet
 
 __all__ = ["ARCHITECTURES", "BUCKETS", "HEADS", "UNNAMED", "WINDOW", "architecture_of", "write_small_model"]
 
@@ -45,18 +46,20 @@ Tensor = tuple[str, tuple[int, ...]]
 
 
 @written_once
-def write_small_model(path: Path, kind: str, n_layer: int) -> Path:
+def write_small_model(path: Path, kind: str, n_layer: int, *, text: bool = False) -> Path:
     """Write a model in F32.
 
     Args:
         path: destination.
         kind: one of `ARCHITECTURES`, or `t5`, or `t5encoder`: its encoder alone.
         n_layer: number of layers; T5 has as many in the encoder as in the decoder.
+        text: whether it has a token for each byte, so that any text can be read; otherwise a few words.
     """
+    tokens = [*byte_alphabet(), *TOKENS[-4:]] if text else TOKENS
     writer = GGUFWriter(path, architecture_of(kind))
-    _add_metadata(writer, kind, n_layer)
+    _add_metadata(writer, kind, n_layer, tokens)
     random = np.random.default_rng(0)
-    for name, shape in _tensors(kind, n_layer):
+    for name, shape in _tensors(kind, n_layer, len(tokens)):
         is_norm = "norm" in name
         values = random.standard_normal(shape, dtype=np.float32) * np.float32(0.1 if is_norm else shape[-1] ** -0.5)
         writer.add_tensor(name, values + np.float32(is_norm and name.endswith("weight")))
@@ -81,7 +84,7 @@ def _head(kind: str) -> int:
     return 24 if kind in {"gemma2", "gemma3", "qwen3", "qwen3moe"} else WIDTH // HEADS
 
 
-def _add_metadata(writer: GGUFWriter, kind: str, n_layer: int) -> None:
+def _add_metadata(writer: GGUFWriter, kind: str, n_layer: int, tokens: list[str]) -> None:
     writer.add_context_length(CONTEXT)
     writer.add_embedding_length(WIDTH)
     writer.add_block_count(n_layer)
@@ -110,20 +113,20 @@ def _add_metadata(writer: GGUFWriter, kind: str, n_layer: int) -> None:
         writer.add_expert_feed_forward_length(FF)
     if kind in _T5:
         writer.add_relative_attn_buckets_count(BUCKETS)
-        writer.add_decoder_start_token_id(62)
+        writer.add_decoder_start_token_id(len(tokens) - 2)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list(TOKENS)
-    writer.add_token_types([TokenType.NORMAL] * 60 + [TokenType.CONTROL] * 4)
+    writer.add_token_list(tokens)
+    writer.add_token_types([TokenType.NORMAL] * (len(tokens) - 4) + [TokenType.CONTROL] * 4)
     writer.add_token_merges(["t 1"])
-    writer.add_bos_token_id(60)
-    writer.add_eos_token_id(61)
+    writer.add_bos_token_id(len(tokens) - 4)
+    writer.add_eos_token_id(len(tokens) - 3)
 
 
-def _tensors(kind: str, n_layer: int) -> Iterator[Tensor]:
-    yield "token_embd.weight", (len(TOKENS), WIDTH)
+def _tensors(kind: str, n_layer: int, vocabulary: int) -> Iterator[Tensor]:
+    yield "token_embd.weight", (vocabulary, WIDTH)
     if kind in _T5:
-        yield from _t5(kind, n_layer)
+        yield from _t5(kind, n_layer, vocabulary)
         return
     if kind == "gpt2":
         yield "position_embd.weight", (CONTEXT, WIDTH)
@@ -177,7 +180,7 @@ def _mlp(kind: str, block: str) -> Iterator[Tensor]:
     yield from _with_bias(kind, f"{block}.ffn_down", WIDTH, FF)
 
 
-def _t5(kind: str, n_layer: int) -> Iterator[Tensor]:
+def _t5(kind: str, n_layer: int, vocabulary: int) -> Iterator[Tensor]:
     """All but the embeddings. As published: no gate in the MLP, and the first layer's position bias serves all."""
     for stack in ("enc",) if kind == "t5encoder" else ("enc", "dec"):
         for layer in range(n_layer):
@@ -194,4 +197,4 @@ def _t5(kind: str, n_layer: int) -> Iterator[Tensor]:
             yield f"{block}.ffn_down.weight", (WIDTH, FF)
         yield f"{stack}.output_norm.weight", (WIDTH,)
     if kind == "t5":
-        yield "output.weight", (len(TOKENS), WIDTH)
+        yield "output.weight", (vocabulary, WIDTH)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import secrets
 import socket
 import webbrowser
@@ -55,8 +54,6 @@ def serve_explorer(explorer: Explorer, port: int, *, browser: bool, say: Callabl
         # Its access log would have the token in it.
         config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=2, lifespan="off")
         try:
-            # It raises the signal that ended it again when all is closed: here this is the usual end.
-            with contextlib.suppress(KeyboardInterrupt):
-                uvicorn.Server(config).run(sockets=[listening])
+            uvicorn.Server(config).run(sockets=[listening])
         finally:
             explorer.free()

@@ -46,8 +46,8 @@ _READ_BYTES: Final = 1_000_000_000
 _TOP: Final = 5
 
 EXAMPLES: Final = (
+    ("Repetition", "The two strings are concatenated first. A list is sorted in place. The two strings are conc"),
     ("A story", "Once upon a time there was a king who had three sons. The youngest of the sons"),
-    ("Repetition", "zebra lamp river stone cloud zebra lamp river stone cloud zebra lamp river stone"),
     ("Code", "def area(width, height):\n    return width *"),
     ("A fact", "The capital of France is Paris. The capital of Italy is"),
 )

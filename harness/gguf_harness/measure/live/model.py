@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shutil
+import signal
 import tempfile
-import threading
 from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -14,7 +17,7 @@ from numpy.typing import NDArray
 
 from gguf_harness.engine.settings import SessionSettings
 from gguf_harness.engine.worker import Worker
-from gguf_harness.errors import NoData, OptionError, PromptError, is_utf8
+from gguf_harness.errors import EngineError, NoData, OptionError, PromptError, is_utf8
 from gguf_harness.inputs.models import ModelInfo
 from gguf_harness.inputs.prompts import Prompt
 from gguf_harness.measure.live.continuing import Step, next_step
@@ -67,7 +70,8 @@ class LiveModel:
         self._limit_bytes = limit_bytes
         self._folder = Path(tempfile.mkdtemp(prefix="gguf-harness-"))
         self.worker = Worker(info.name, self._folder / "worker.log", gpu=gpu, timeout_s=timeout_s)
-        self._lock = threading.RLock()
+        # A worker ends with the thread that started it: here one that lasts as long as the model.
+        self._asking = ThreadPoolExecutor(1, thread_name_prefix=f"{info.name} asks")
         self._facts: ModelFacts | None = None
 
     @property
@@ -77,10 +81,9 @@ class LiveModel:
         Raises:
             HarnessError: it cannot be loaded.
         """
-        with self._lock:
-            if self._facts is None:
-                self._facts = self._call(describe_model, self.info.name, self.info.files, self.settings)
-            return self._facts
+        if self._facts is None:
+            self._facts = self._call(describe_model, self.info.name, self.info.files, self.settings)
+        return self._facts
 
     def read(
         self,
@@ -211,6 +214,7 @@ class LiveModel:
 
     def close(self) -> None:
         """End the worker, which frees the model. May be called twice."""
+        self._asking.shutdown(cancel_futures=True)
         self.worker.close()
         shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -224,8 +228,20 @@ class LiveModel:
         return f"<{self.info.name}, {self.info.architecture}, {self.info.bits_per_weight:.2f} bits per weight>"
 
     def _call(self, task: Any, *arguments: Any) -> Any:
-        with self._lock:
-            return self.worker.call(task, None, *arguments)
+        try:
+            asked = self._asking.submit(self.worker.call, task, None, *arguments)
+        except RuntimeError:
+            raise EngineError(f"{self.info.name} was closed.", "Open it again.") from None
+        try:
+            return asked.result()
+        except CancelledError:
+            raise EngineError(f"{self.info.name} was closed.", "Open it again.") from None
+        except BaseException:
+            if not asked.done() and not asked.cancel() and self.worker.pid is not None:
+                # The wait was interrupted, and nobody wants the answer any more.
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(self.worker.pid, signal.SIGKILL)
+            raise
 
 
 def _prompt(prompt: str | Prompt | Sequence[int]) -> Prompt | tuple[int, ...]:
