@@ -29,7 +29,15 @@ if TYPE_CHECKING:
     from mkdocs.structure.files import Files
     from mkdocs.structure.pages import Page
 
-__all__ = ["DEMO_REPORT", "anchor", "concepts", "concepts_markdown", "metrics_markdown", "pictures_markdown"]
+__all__ = [
+    "DEMO_REPORT",
+    "anchor",
+    "as_markdown",
+    "concepts",
+    "concepts_markdown",
+    "metrics_markdown",
+    "pictures_markdown",
+]
 
 DEMO_REPORT: Final = "demo/report.html"
 """Where pages find the report of the demo run."""
@@ -109,9 +117,9 @@ def pictures_markdown(run: Mapping[str, Any], folder: Path) -> str:
             lines += [
                 f"#### {names[name]} {{ #{name} }}",
                 "",
-                f"In the demo: [{_plain(chart['title'])}]({DEMO_REPORT}#{name})",
+                f"In the demo: [{as_markdown(chart['title'])}]({DEMO_REPORT}#{name})",
                 "",
-                f"{_plain(chart['meaning'])} {_plain(chart['how'])}",
+                f"{as_markdown(chart['meaning'])} {as_markdown(chart['how'])}",
                 "",
                 f"![{names[name]}](pictures/{name}.png){{ loading=lazy .small }}",
                 "",
@@ -119,15 +127,25 @@ def pictures_markdown(run: Mapping[str, Any], folder: Path) -> str:
     return "\n".join(lines)
 
 
+def as_markdown(text: str) -> str:
+    """Markdown that shows a text as it is."""
+    return re.sub(r"([\\`*_{}\[\]#])", r"\\\1", html.escape(text, quote=False))
+
+
 def _entry(metric: Metric) -> list[str]:
-    unit = metric.unit or "a pure number"
+    facts = (
+        f"Unit: {as_markdown(metric.unit or 'a pure number')}; {_BETTER[metric.better]}.",
+        f"Definition: {_sentence(metric.definition)}",
+        f"Source: {_sentence(metric.source)}",
+        f"Estimated: {as_markdown(ESTIMATED[metric.estimated])}",
+    )
     return [
-        f"#### {_plain(metric.title)} (`{metric.name}`) {{ #{metric.name} }}",
+        f"#### {as_markdown(metric.title)} (`{metric.name}`) {{ #{metric.name} }}",
         "",
-        f"{_plain(metric.meaning)}",
+        as_markdown(metric.meaning),
         "",
-        f"Unit: {_plain(unit)}; {_BETTER[metric.better]}. Definition: {_sentence(metric.definition)} "
-        f"Source: {_sentence(metric.source)} {_plain(ESTIMATED[metric.estimated])}",
+        # Two spaces end a line within a paragraph.
+        "  \n".join(facts),
         "",
     ]
 
@@ -161,9 +179,4 @@ def _put(markdown: str, what: str, text: str) -> str:
 
 
 def _sentence(text: str) -> str:
-    return _plain(text if text.endswith((".", "!", "?")) else f"{text}.")
-
-
-def _plain(text: str) -> str:
-    """Text as markdown that shows it as it is."""
-    return re.sub(r"([\\`*_{}\[\]#])", r"\\\1", html.escape(text, quote=False))
+    return as_markdown(text if text.endswith((".", "!", "?")) else f"{text}.")

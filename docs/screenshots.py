@@ -6,7 +6,8 @@
 
 A PNG for each picture, by its id (`attention-patterns.png`, `logit-lens.png`), and `top.png`. Chromium has to be there.
 Those in docs/pictures are of all suites on `tiny`, with
-`--gguf-quants=Q8_0,Q6_K,Q5_K_M,Q5_K_S,Q4_K_M,Q4_K_S,Q3_K_M,Q2_K`.
+`--gguf-quants=Q8_0,Q6_K,Q5_K_M,Q5_K_S,Q4_K_M,Q4_K_S,Q3_K_M,Q2_K`; `structure-q4.png` and `attention-heads.png`, made
+by the last two of these commands, are of the run that `make docs` measures (.cache/docs/runs).
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from pathlib import Path
 import markdown
 import pytest
 
-from docs.hooks import DEMO_REPORT, anchor, concepts, concepts_markdown, metrics_markdown
+from docs.hooks import DEMO_REPORT, anchor, as_markdown, concepts, concepts_markdown, metrics_markdown
 from gguf_harness.metrics.registry import ESTIMATED, METRICS
 
 ROOT = Path(__file__).parent.parent.parent
@@ -112,3 +112,9 @@ def test_meanings_are_a_sentence_or_two() -> None:
         for word, meaning in words.items():
             assert meaning.endswith((".", "?")), word
             assert len(html.unescape(meaning)) < 260, word
+
+
+def test_texts_are_shown_as_they_are() -> None:
+    text = "p_a *is* `q` <i>or</i> [r](s) & __t__ \\u #v {w} x^2 ~y"
+    shown = markdown.markdown(as_markdown(text), extensions=["attr_list"])
+    assert html.unescape(shown.removeprefix("<p>").removesuffix("</p>")) == text
