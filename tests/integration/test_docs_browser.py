@@ -72,6 +72,7 @@ def test_the_site_opens_from_disk(page: Page, site: Path) -> None:
     assert set(METRICS) <= set(page.evaluate("[...document.querySelectorAll('h4')].map((head) => head.id)"))
 
 
+@pytest.mark.parametrize("page", ["dark"], indirect=True)
 def test_the_search_finds_a_metric(page: Page, site: Path) -> None:
     page.goto((site / "index.html").as_uri())
     page.locator("label.md-header__button[for=__search]").click()
@@ -82,6 +83,7 @@ def test_the_search_finds_a_metric(page: Page, site: Path) -> None:
     page.wait_for_function("location.hash === '#head_copy_score'")
 
 
+@pytest.mark.parametrize("page", ["light"], indirect=True)
 def test_the_demo_report_is_that_of_the_run(page: Page, site: Path) -> None:
     page.goto((site / "how-to-read.html").as_uri())
     page.locator("a[href='demo/report.html#quality']").click()
