@@ -1,4 +1,5 @@
-# make demo, make test, make coverage, make lint, make bench: on a machine with Python >= 3.11, a C++ compiler and make.
+# make demo, make docs, make test, make coverage, make lint, make bench: on a machine with Python >= 3.11, a C++ compiler
+# and make.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -17,13 +18,29 @@ export CXXFLAGS := $(NO_AMX) $(CXXFLAGS)
 # Nothing here loads libmtmd, llama.cpp's library for images and sound.
 INSTALL = CMAKE_ARGS="-DLLAVA_BUILD=OFF $$CMAKE_ARGS" $(PIP) install --constraint constraints.txt --editable
 
-.PHONY: demo test coverage lint bench views check-views clean
+.PHONY: demo docs test coverage lint bench views check-views clean
 
 demo: $(VENV)/.demo
 	@echo "Measuring tiny, the model that comes along, and six quantizations of it."
 	@$(BIN)/python -m pytest suites/quant; status=$$?; \
 	if [ $$status -eq 1 ]; then echo "Some models failed their gates. That is a finding: the table says which, and why."; \
 	else exit $$status; fi
+
+# The site for learners. mkdocs-material advertises its successor on each build.
+docs: export NO_MKDOCS_2_WARNING = 1
+docs: .cache/docs/measured
+	@$(BIN)/python -m mkdocs build --strict --quiet
+	@echo "Open site/index.html"
+
+# Its demo run is measured once: after a change of the code, the measurements come from the cache.
+.cache/docs/measured: $(shell find suites fixtures harness/gguf_harness -name '*.py' -o -name '*.toml') | $(VENV)/.dev
+	@echo "Measuring tiny and three quantizations of it for the site: two minutes the first time."
+	@rm -rf .cache/docs/runs
+	@$(BIN)/python -m pytest suites/quant suites/attention suites/heads suites/layers suites/embeddings --quiet \
+	  --models=tiny --gguf-quants=Q8_0,Q4_K_M,Q2_K --gguf-results=.cache/docs; status=$$?; \
+	if [ $$status -eq 1 ]; then echo "Some models failed their gates. That is a finding, and the site shows it."; \
+	else exit $$status; fi
+	@touch $@
 
 # Tests start more than a thousand Python processes, each of which would compile the whole package.
 test coverage: export PYTHONDONTWRITEBYTECODE =
@@ -66,7 +83,7 @@ check-views:
 	else echo "The bundle of views was NOT checked against its sources: npm, or its registry, is out of reach."; fi
 
 clean:
-	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .import_linter_cache dist build
+	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .import_linter_cache dist build site
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=...")'
