@@ -35,7 +35,7 @@ F32 = NDArray[np.float32]
 
 _BY_KEY: Final = frozenset({"pattern", "scores"})
 _ROWS: Final = 512
-"""Rows that are unembedded in one decode."""
+"""Most rows that are unembedded in one decode."""
 
 
 def tokens_of(worker: WorkerContext, request: ReadRequest) -> tuple[Tokens, list[bytes]]:
@@ -163,7 +163,9 @@ def unembed(
     from gguf_harness.engine.taps import Taps
 
     model = worker.model(files, settings.n_gpu_layers)
-    left = [np.ascontiguousarray(stream[at : at + _ROWS], dtype=np.float32) for at in range(0, len(stream), _ROWS)]
+    # Models with a table of positions have no more of them.
+    most = min(_ROWS, facts.n_ctx_train or _ROWS)
+    left = [np.ascontiguousarray(stream[at : at + most], dtype=np.float32) for at in range(0, len(stream), most)]
     rows = len(left[0])
     last = f"blocks.{facts.n_layer - 1}.resid_post"
     place = [0]
