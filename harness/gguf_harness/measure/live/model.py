@@ -29,6 +29,7 @@ from gguf_harness.measure.live.requests import (
     StepRequest,
 )
 from gguf_harness.measure.live.tasks import pieces_of, read_prompt, tokens_of, unembed
+from gguf_harness.measure.prompt_inputs import longest_text
 from gguf_harness.metrics.kernels.log_softmax import log_softmax
 
 __all__ = ["ATTENTION", "LiveModel"]
@@ -164,11 +165,17 @@ class LiveModel:
 
         Raises:
             NoData: the model predicts no tokens.
+            PromptError: the text is empty or too long, or has unknown tokens.
+            OptionError: what is to be switched off is not there.
         """
         facts, text = self.facts, list(tokens)
         if not facts.predicts:
             raise NoData(f"{facts.name} does not write. {' '.join(facts.missing)}".strip())
-        room = facts.n_ctx_train or len(text) + limit
+        room = longest_text(facts, self.settings)
+        if len(text) > room:
+            raise PromptError(
+                f"{facts.name}: {len(text)} tokens do not fit into the model's context of {room}.", "Shorten the text."
+            )
         for _ in range(limit):
             if len(text) > room:
                 return
