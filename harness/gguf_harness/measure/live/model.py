@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import shutil
 import tempfile
 import threading
@@ -236,16 +237,16 @@ class LiveModel:
 
 
 def _prompt(prompt: str | Prompt | Sequence[int]) -> Prompt | tuple[int, ...]:
-    if isinstance(prompt, Prompt):
-        return prompt
     if isinstance(prompt, str):
-        # A command line that is not UTF-8 contains lone surrogates.
-        if not is_utf8(prompt):
-            raise PromptError(f"The prompt {prompt!r} is not valid text.", "Give it in UTF-8.")
-        return Prompt("prompt", prompt)
+        prompt = Prompt("prompt", prompt)
+    if isinstance(prompt, Prompt):
+        # A command line that is not UTF-8 contains lone surrogates, and JSON may.
+        if not is_utf8(prompt.plain()):
+            raise PromptError(f"The prompt {prompt.plain()!r} is not valid text.", "Give it in UTF-8.")
+        return prompt
     try:
-        return tuple(int(token) for token in prompt)
-    except (TypeError, ValueError):
+        return tuple(operator.index(token) for token in prompt)
+    except TypeError:
         raise OptionError(
-            f"A prompt is a text, a Prompt or a sequence of token ids, not {type(prompt).__name__}."
+            f"A prompt is a text, a Prompt or a sequence of token ids, which are whole numbers, not {prompt!r:.80}."
         ) from None

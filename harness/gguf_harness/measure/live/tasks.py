@@ -73,15 +73,16 @@ def _checked(model: Model, request: ReadRequest) -> Tokens:
 
 
 def _known(model: Model, request: ReadRequest) -> Tokens:
-    tokens = np.asarray(request.prompt, dtype=np.int64)
+    tokens = request.prompt if isinstance(request.prompt, tuple) else ()
     vocabulary = model.vocabulary.n_tokens
-    if not tokens.size or tokens.min() < 0 or tokens.max() >= vocabulary:
+    # In Python, whose integers have no limits.
+    if not tokens or min(tokens) < 0 or max(tokens) >= vocabulary:
         raise PromptError(
             f"{request.model} cannot read {len(tokens)} tokens"
-            + (f" from {tokens.min()} to {tokens.max()}." if tokens.size else "."),
+            + (f" from {min(tokens)} to {max(tokens)}." if tokens else "."),
             f"Give at least one token, each from 0 to {vocabulary - 1}.",
         )
-    return tokens.astype(np.int32)
+    return np.array(tokens, dtype=np.int32)
 
 
 def read_prompt(worker: WorkerContext, request: ReadRequest, facts: ModelFacts) -> Arrays:
