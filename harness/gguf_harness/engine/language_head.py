@@ -22,6 +22,8 @@ from gguf_harness.errors import EngineError, NoLanguageHead
 __all__ = ["LanguageHead", "logits_of"]
 
 _SMALL: Final = SessionSettings(n_ctx=8, n_batch=8, n_ubatch=8, threads=1)
+_NOT_WRITTEN: Final = 0x7FC05EED
+"""Bits of a NaN that arithmetic does not produce: a broken model computes NaN too, and has a language head."""
 
 
 def logits_of(context: Any, rows: int, vocabulary: int) -> NDArray[np.float32]:
@@ -67,7 +69,7 @@ class LanguageHead:
 
 
 def _writes_logits(model: Any) -> bool:
-    """Decode one token twice in a small separate context, writing NaN into the buffer in between."""
+    """Decode one token twice in a small separate context, writing what no model computes in between."""
     if not llama_cpp.llama_model_has_decoder(model):
         return False
     context = llama_cpp.llama_init_from_model(model, context_parameters(_SMALL, model))
@@ -79,11 +81,10 @@ def _writes_logits(model: Any) -> bool:
         pointer = llama_cpp.llama_get_logits(context)
         if not pointer:
             return False
-        row = logits_of(context, 1, vocabulary)
-        row[:] = np.nan
+        logits_of(context, 1, vocabulary).view(np.uint32)[:] = _NOT_WRITTEN
         _decode_one_token(model, context)
         # The same buffer, since the number of outputs is the same.
-        return not bool(np.isnan(logits_of(context, 1, vocabulary)).all())
+        return not bool((logits_of(context, 1, vocabulary).view(np.uint32) == _NOT_WRITTEN).all())
     finally:
         llama_cpp.llama_free(context)
 

@@ -7,7 +7,7 @@ but are poor: the model tiny, trained on 512 tokens, has a perplexity of 54 ther
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from gguf_harness.errors import OptionError, PromptError
 from gguf_harness.inputs.prompts import Prompt
@@ -35,7 +35,15 @@ def check_context(model: Model, name: str, settings: SessionSettings) -> None:
         )
 
 
-def longest_text(model: Model, settings: SessionSettings) -> int:
+class Trained(Protocol):
+    """A model, or what is known of it."""
+
+    @property
+    def n_ctx_train(self) -> int:
+        """Tokens of the longest text that it was trained on; 0 if its file does not say."""
+
+
+def longest_text(model: Trained, settings: SessionSettings) -> int:
     """Most tokens of a text: the training context, or the context of the settings if more was requested."""
     trained = model.n_ctx_train or settings.n_ctx
     return max(settings.n_ctx, trained) if settings.beyond_context else trained

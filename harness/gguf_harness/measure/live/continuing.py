@@ -191,7 +191,8 @@ def _sampler(sampling: Sampling, place: int) -> Iterator[Any]:
         llama_cpp.llama_sampler_chain_add(chain, llama_cpp.llama_sampler_init_min_p(sampling.min_p, 1))
         if sampling.temperature > 0:
             llama_cpp.llama_sampler_chain_add(chain, llama_cpp.llama_sampler_init_temp(sampling.temperature))
-            seed = (sampling.seed * 1_000_003 + place) % 2**32
+            # llama.cpp takes the largest one for a wish for chance.
+            seed = (sampling.seed * 1_000_003 + place) % llama_cpp.LLAMA_DEFAULT_SEED
             llama_cpp.llama_sampler_chain_add(chain, llama_cpp.llama_sampler_init_dist(seed))
         else:
             llama_cpp.llama_sampler_chain_add(chain, llama_cpp.llama_sampler_init_greedy())

@@ -55,7 +55,7 @@ def describe_model(worker: WorkerContext, name: str, files: Sequence[Path], sett
         n_vocab=model.vocabulary.n_tokens,
         heads=heads,
         kv_heads=tuple(kv if count else 0 for kv, count in zip(kv_heads, heads, strict=True)),
-        causal=not any(pattern[:, 0, 1].any() for pattern in patterns.values()),
+        causal=not any((pattern[:, 0, 1] > 0).any() for pattern in patterns.values()),
         window=int(told["step_window"].item()),
         scale=float(told["step_scale"].item()),
         softcap=float(told["step_softcap"].item()),

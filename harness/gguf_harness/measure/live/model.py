@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import operator
 import os
 import shutil
 import signal
@@ -32,6 +33,7 @@ from gguf_harness.measure.live.requests import (
     StepRequest,
 )
 from gguf_harness.measure.live.tasks import pieces_of, read_prompt, tokens_of, unembed
+from gguf_harness.measure.prompt_inputs import longest_text
 from gguf_harness.metrics.kernels.log_softmax import log_softmax
 
 __all__ = ["ATTENTION", "LiveModel"]
@@ -167,11 +169,17 @@ class LiveModel:
 
         Raises:
             NoData: the model predicts no tokens.
+            PromptError: the text is empty or too long, or has unknown tokens.
+            OptionError: what is to be switched off is not there.
         """
         facts, text = self.facts, list(tokens)
         if not facts.predicts:
             raise NoData(f"{facts.name} does not write. {' '.join(facts.missing)}".strip())
-        room = facts.n_ctx_train or len(text) + limit
+        room = longest_text(facts, self.settings)
+        if len(text) > room:
+            raise PromptError(
+                f"{facts.name}: {len(text)} tokens do not fit into the model's context of {room}.", "Shorten the text."
+            )
         for _ in range(limit):
             if len(text) > room:
                 return
@@ -245,16 +253,16 @@ class LiveModel:
 
 
 def _prompt(prompt: str | Prompt | Sequence[int]) -> Prompt | tuple[int, ...]:
-    if isinstance(prompt, Prompt):
-        return prompt
     if isinstance(prompt, str):
-        # A command line that is not UTF-8 contains lone surrogates.
-        if not is_utf8(prompt):
-            raise PromptError(f"The prompt {prompt!r} is not valid text.", "Give it in UTF-8.")
-        return Prompt("prompt", prompt)
+        prompt = Prompt("prompt", prompt)
+    if isinstance(prompt, Prompt):
+        # A command line that is not UTF-8 contains lone surrogates, and JSON may.
+        if not is_utf8(prompt.plain()):
+            raise PromptError(f"The prompt {prompt.plain()!r} is not valid text.", "Give it in UTF-8.")
+        return prompt
     try:
-        return tuple(int(token) for token in prompt)
-    except (TypeError, ValueError):
+        return tuple(operator.index(token) for token in prompt)
+    except TypeError:
         raise OptionError(
-            f"A prompt is a text, a Prompt or a sequence of token ids, not {type(prompt).__name__}."
+            f"A prompt is a text, a Prompt or a sequence of token ids, which are whole numbers, not {prompt!r:.80}."
         ) from None

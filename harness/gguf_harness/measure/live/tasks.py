@@ -35,7 +35,7 @@ F32 = NDArray[np.float32]
 
 _BY_KEY: Final = frozenset({"pattern", "scores"})
 _ROWS: Final = 512
-"""Rows that are unembedded in one decode."""
+"""Most rows that are unembedded in one decode."""
 
 
 def tokens_of(worker: WorkerContext, request: ReadRequest) -> tuple[Tokens, list[bytes]]:
@@ -73,15 +73,16 @@ def _checked(model: Model, request: ReadRequest) -> Tokens:
 
 
 def _known(model: Model, request: ReadRequest) -> Tokens:
-    tokens = np.asarray(request.prompt, dtype=np.int64)
+    tokens = request.prompt if isinstance(request.prompt, tuple) else ()
     vocabulary = model.vocabulary.n_tokens
-    if not tokens.size or tokens.min() < 0 or tokens.max() >= vocabulary:
+    # In Python, whose integers have no limits.
+    if not tokens or min(tokens) < 0 or max(tokens) >= vocabulary:
         raise PromptError(
             f"{request.model} cannot read {len(tokens)} tokens"
-            + (f" from {tokens.min()} to {tokens.max()}." if tokens.size else "."),
+            + (f" from {min(tokens)} to {max(tokens)}." if tokens else "."),
             f"Give at least one token, each from 0 to {vocabulary - 1}.",
         )
-    return tokens.astype(np.int32)
+    return np.array(tokens, dtype=np.int32)
 
 
 def read_prompt(worker: WorkerContext, request: ReadRequest, facts: ModelFacts) -> Arrays:
@@ -163,7 +164,9 @@ def unembed(
     from gguf_harness.engine.taps import Taps
 
     model = worker.model(files, settings.n_gpu_layers)
-    left = [np.ascontiguousarray(stream[at : at + _ROWS], dtype=np.float32) for at in range(0, len(stream), _ROWS)]
+    # Models with a table of positions have no more of them.
+    most = min(_ROWS, facts.n_ctx_train or _ROWS)
+    left = [np.ascontiguousarray(stream[at : at + most], dtype=np.float32) for at in range(0, len(stream), most)]
     rows = len(left[0])
     last = f"blocks.{facts.n_layer - 1}.resid_post"
     place = [0]
