@@ -46,7 +46,7 @@ _READ_BYTES: Final = 1_000_000_000
 _TOP: Final = 5
 
 EXAMPLES: Final = (
-    ("Repetition", "The two strings are concatenated first. A list is sorted in place. The two strings are conc"),
+    ("Repetition", "Return the number of items in the list that are greater than zero. Return the number of items in the"),
     ("A story", "Once upon a time there was a king who had three sons. The youngest of the sons"),
     ("Code", "def area(width, height):\n    return width *"),
     ("A fact", "The capital of France is Paris. The capital of Italy is"),

@@ -5,7 +5,7 @@ import { build } from "esbuild";
 const check = process.argv.includes("--check");
 
 const { outputFiles } = await build({
-  entryPoints: ["src/report.js"],
+  entryPoints: ["src/report.js", "src/explorer.js"],
   outdir: "built",
   bundle: true,
   minify: true,
