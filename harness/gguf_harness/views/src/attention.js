@@ -16,7 +16,7 @@ import { drawGrid, placeAt, tileSize } from "./attention_grid.js";
 import { drawLines, drawMatrix, matrixSize, seen } from "./attention_head.js";
 import { comparable, reach, read, weights } from "./attention_patterns.js";
 
-const [NARROW, WIDE, SMALL_TILE, GAP] = [620, 860, 13, 14];
+const [NARROW, WIDE, SMALL_TILE, GAP] = [620, 760, 13, 14];
 const ALONE = 0.44;
 const percent = (share) => `${(100 * share).toFixed(share < 0.0995 ? 1 : 0)} %`;
 

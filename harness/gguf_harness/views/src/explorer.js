@@ -42,6 +42,7 @@ async function begin() {
   const ticking = setInterval(tell, 1000);
   try {
     await app.loadModels();
+    clearInterval(ticking);
     loading.replaceChildren();
     ask.hidden = false;
     const [first] = app.examples;

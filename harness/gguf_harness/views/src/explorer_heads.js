@@ -1,7 +1,7 @@
 /** What heads do on the prompt that was just read: measured on their patterns, in words that a stranger knows. */
 
-/** From this mean weight on a head is named after what it does. */
-const CLEARLY = 0.4;
+/** From these mean weights on a head is named after what it does. Heads rest on the first token while they find nothing. */
+const [CLEARLY, RESTING] = [0.3, 0.4];
 
 /** What a head may do: how it is called, its sign in small tiles, and what its rows then look at. */
 export const KINDS = {
@@ -59,8 +59,8 @@ export function headKinds(pattern, ids) {
       first: mean(later, (query) => weight(query, 0)),
       itself: mean(later, (query) => weight(query, query)),
     };
-    const [kind, share] = Object.entries(shares).reduce((best, each) => (each[1] > best[1] ? each : best));
-    return { layer, head, place: `${layer},${head}`, shares, kind: share >= CLEARLY ? kind : null, atLast: total(side - 1, 0) };
+    const [kind, share] = Object.entries(shares).filter(([name]) => name !== "first").reduce((best, each) => (each[1] > best[1] ? each : best));
+    return { layer, head, place: `${layer},${head}`, shares, kind: share >= CLEARLY ? kind : shares.first >= RESTING ? "first" : null, atLast: total(side - 1, 0) };
   });
 }
 

@@ -6,10 +6,10 @@ import nextTokens from "./next_tokens.js";
 import qkv from "./qkv.js";
 import structure from "./structure.js";
 import { h, toggles } from "./kit.js";
-import { KINDS, strongest } from "./explorer_heads.js";
+import { KINDS, continuing, strongest } from "./explorer_heads.js";
 import { Frame, Section } from "./explorer_section.js";
 import { ask } from "./explorer_server.js";
-import { percent, plural, quoted } from "./explorer_words.js";
+import { offName, percent, plural, quoted } from "./explorer_words.js";
 
 /** A model alone is no reference: it gets a colour. */
 const tinted = (data) => (data.models.length > 1 ? data : { ...data, models: data.models.map((model) => ({ ...model, role: "candidate", series: 0 })) });
@@ -49,7 +49,7 @@ export function attentionSection(app) {
 }
 
 function attentionFinding(app) {
-  const found = ["previous", "induction"].map((kind) => [kind, strongest(app.heads, kind)]).filter(([kind, head]) => head && head.shares[kind] > 0.2);
+  const found = [["previous", strongest(app.heads, "previous")], ["induction", continuing(app.heads)]].filter(([kind, head]) => head && head.shares[kind] > 0.2);
   const told = found.map(([kind, head]) => `head ${head.layer}.${head.head} ${KINDS[kind].does} (${percent(head.shares[kind])} of its weight)`);
   const resting = app.heads.filter(({ kind }) => kind === "first").length;
   const rest = resting ? `${plural(resting, "head")} of ${app.heads.length} mostly ${resting === 1 ? "rests" : "rest"} on the first token.` : "";
@@ -83,7 +83,7 @@ export function stepsSection(app) {
 function stepsFinding(data, query, app) {
   const { weights } = data.heads[0].models[0];
   const most = weights[query].reduce((best, weight, key) => (weight > weights[query][best] ? key : best), 0);
-  return `Head ${app.head.join(".")}: token ${query} ${quoted(data.tokens[query])} looks most at token ${most} ${quoted(data.tokens[most])}, with ${percent(weights[query][most])} of its weight.`;
+  return `Head ${app.head.join(".")}${app.compares ? ` of ${app.models[0].short}` : ""}: token ${query} ${quoted(data.tokens[query])} looks most at token ${most} ${quoted(data.tokens[most])}, with ${percent(weights[query][most])} of its weight.`;
 }
 
 /** A section whose picture belongs to the chosen token; the answer to the reading has it for the last one already. */
@@ -111,7 +111,7 @@ export const streamSection = (app) => atPlace(app, {
       const [layer, norm] = points.reduce((best, point) => (point[1] > best[1] ? point : best));
       return `${group.replace(" adds", "")} adds most in layer ${layer} (${norm.toFixed(1)})`;
     });
-    return ends ? `At ${quoted(placed(app).text)} the stream's length goes from ${ends[0][1].toFixed(1)} after the first layer to ${ends[1][1].toFixed(1)} after the last; ${adds.join(", ")}.` : "";
+    return ends ? `${app.compares ? `${app.models[0].short}: at` : "At"} ${quoted(placed(app).text)} the stream's length goes from ${ends[0][1].toFixed(1)} after the first layer to ${ends[1][1].toFixed(1)} after the last; ${adds.join(", ")}.` : "";
   },
 });
 
@@ -120,9 +120,11 @@ export const nextSection = (app) => atPlace(app, {
   lead: "The last stream becomes a probability for every token of the vocabulary. Sampling settings decide which of them may be drawn, and how often: move the sliders to see it.",
   present: ({ reading }) => Boolean(reading.views.next_tokens),
   finding: ({ pairs }) => {
-    const pair = pairs[0];
-    const best = pair.logprobs[0].reduce((top, value, at) => (value > pair.logprobs[0][top] ? at : top), 0);
-    return `After ${quoted(placed(app).text)}, ${app.models[0].short} finds ${quoted(pair.pieces[best])} likeliest, with ${percent(Math.exp(pair.logprobs[0][best]))}.`;
+    // With something off, what it changed; else what the candidate does.
+    const { pieces, logprobs, model } = pairs.at(-1);
+    const best = logprobs[0].reduce((top, value, at) => (value > logprobs[0][top] ? at : top), 0);
+    const other = logprobs.length > 1 ? `; ${app.reading.readings[model].off ? `with ${offName(app.off)} off it is` : `${app.reading.readings[model].short} gives it`} ${percent(Math.exp(logprobs[1][best]))}` : "";
+    return `After ${quoted(placed(app).text)}, ${app.models[0].short} finds ${quoted(pieces[best])} likeliest, with ${percent(Math.exp(logprobs[0][best]))}${other}.`;
   },
 });
 

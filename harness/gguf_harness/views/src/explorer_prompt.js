@@ -67,7 +67,7 @@ export function promptForm(app) {
     chat.checked = app.chat;
     notes.replaceChildren(...told.map((note) => h("p", { class: "muted" }, note)));
     const time = ms.reduce((sum, each) => sum + each, 0);
-    status.textContent = `Read ${plural(tokens.length, "token")}${app.compares || app.anythingOff ? ` ${ms.length} times` : ""} in ${time < 1000 ? `${Math.round(time)} ms` : `${(time / 1000).toFixed(1)} s`}${app.anythingOff ? ", once with parts switched off" : ""}.`;
+    status.textContent = `Read ${plural(tokens.length, "token")}${app.compares ? " with both models" : ""} in ${time < 1000 ? `${Math.round(time)} ms` : `${(time / 1000).toFixed(1)} s`}${app.anythingOff ? ", once with parts switched off" : ""}.`;
   });
   return { form, area, fill: (text) => { area.value = text; } };
 }

@@ -119,7 +119,8 @@ function findingOf(app) {
   const { prediction, readings } = app.reading;
   const [unchanged, changed] = [app.unchanged, app.changed];
   const token = quoted(prediction.text);
-  if (changed < 0) return `With everything on, ${readings[unchanged].short} expects ${token} next, with ${percent(prediction.p[unchanged])}.`;
+  if (changed < 0 && app.compares) return `${readings[0].short} finds ${token} likeliest, with ${percent(prediction.p[0])}. ${readings[unchanged].short} with everything on gives it ${percent(prediction.p[unchanged])}.`;
+  if (changed < 0) return `With everything on, ${readings[unchanged].short} finds ${token} likeliest, with ${percent(prediction.p[unchanged])}.`;
   const [before, after] = [prediction.p[unchanged], prediction.p[changed]];
   const word = after < before / 1.1 ? "fell" : after > before * 1.1 ? "rose" : "hardly moved:";
   return `With ${offName(app.off)} off, the probability of ${token} ${word}${word.endsWith(":") ? "" : " from"} ${percent(before)} ${word.endsWith(":") ? "before," : "to"} ${percent(after)}${word.endsWith(":") ? " after" : ""}.`;
@@ -135,10 +136,9 @@ function effectOf(app) {
     h("span", { class: "num" }, percent(prediction.p[at]))));
   const parts = [h("p", { class: "bar-title" }, "Probability of ", h("b", {}, quoted(prediction.text)), " as the next token"), h("div", { class: "bars", role: "group", "aria-label": "Probability by reading" }, rows)];
   if (changed < 0) return [...parts, h("p", { class: "muted" }, "Press a switch to see what happens without that head or layer.")];
-  const now = prediction.likeliest[changed];
-  const same = now.text === prediction.text;
+  const [was, now] = [prediction.likeliest[app.unchanged], prediction.likeliest[changed]];
   return [...parts,
-    h("p", {}, same ? `${quoted(now.text)} is still the likeliest token.` : h("span", {}, "The likeliest token is now ", h("b", {}, quoted(now.text)), `, with ${percent(now.p)}.`)),
+    h("p", {}, now.text === was.text ? `${quoted(now.text)} is still the likeliest token${app.compares ? ` of ${app.studied.short}` : ""}, with ${percent(now.p)}.` : ["The likeliest token is now ", h("b", {}, quoted(now.text)), `, with ${percent(now.p)}. It was ${quoted(was.text)}, with ${percent(was.p)}.`]),
     h("p", { class: "muted" }, `The distribution over all tokens after the last one moved by ${number(Number(kld[changed].toPrecision(3)))} nats of KL divergence from ${readings[0].short}${app.compares ? ", the reference" : " with everything on"}.`)];
 }
 

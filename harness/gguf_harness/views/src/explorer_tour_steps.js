@@ -46,6 +46,8 @@ const showing = (id, choose = () => {}) => async (page) => {
   return true;
 };
 
+/** Whose numbers a step tells, where there are two models. */
+const whose = ({ compares, models }) => (compares ? `These are the numbers of ${models[0].short}; those of ${models[1].short} are beside them.` : "");
 const toLast = (app) => app.choosePlace(app.last);
 
 function chooseInduction(app) {
@@ -127,6 +129,7 @@ export const STEPS = [
       return [
         `The same head ${headName(app.head)}, at ${quoted(data.tokens[query])}. Its query is multiplied with the key of every token so far. The product with ${quoted(data.tokens[key])} is ${number(Number(product.toPrecision(3)))}; times ${number(side.scale)} that is ${number(Number((side.scale * product).toPrecision(3)))}.`,
         `Softmax makes weights of all of them, and ${quoted(data.tokens[key])} gets ${percent(side.weights[query][key])}. The values of the tokens, mixed by these weights, are what the head adds to the stream.`,
+        whose(app),
       ];
     },
   },
@@ -141,6 +144,7 @@ export const STEPS = [
       return [
         `The last token is chosen. Its stream is a vector of ${app.studied.width ? `${app.studied.width.toLocaleString("en-US")} numbers` : "many numbers"}, which every layer reads and adds to: its length goes from ${points[0][1].toFixed(1)} after the first layer to ${points.at(-1)[1].toFixed(1)} after the last.`,
         attention && mlp ? `Added up over all layers, what attention adds is ${attention.toFixed(0)} long, and what the MLPs add ${mlp.toFixed(0)}.` : "",
+        whose(app),
       ];
     },
   },
@@ -152,6 +156,7 @@ export const STEPS = [
       return [
         "What if the model stopped after this layer? The logit lens turns each layer's stream into a prediction.",
         `After the last layer “${token}” is first, with ${percent(data.values[last][0])}. It is first ${from === last ? "only there" : from === 0 ? "from the first layer on" : `from layer ${from} on`}${from > 0 ? `; the layer before has “${data.cells[from - 1][0].replaceAll("·", "␣")}” first` : ""}.`,
+        whose(app),
       ];
     },
   },
@@ -167,8 +172,8 @@ export const STEPS = [
       const { prediction } = app.reading;
       const count = kept.at(-1).filter(Boolean).length;
       return [
-        `The likeliest next token is ${quoted(prediction.text)}, with ${percent(prediction.p[0])}. Which one is written is drawn by lot, within limits.`,
-        `llama.cpp's default settings were chosen just now: they leave ${plural(count, "token")} of ${app.studied.vocabulary.toLocaleString("en-US")} that can be drawn. Move the sliders to see how each setting cuts.`,
+        `The likeliest next token is ${quoted(prediction.text)}, with ${percent(prediction.p[0])}${app.compares ? ` in ${app.models[0].short}` : ""}. Which one is written is drawn by lot, within limits.`,
+        `llama.cpp's default settings were chosen just now: they leave ${plural(count, "token")} of ${app.studied.vocabulary.toLocaleString("en-US")} that can be drawn${app.compares ? ` from ${app.studied.short}` : ""}. Move the sliders to see how each setting cuts.`,
       ];
     },
     leave: async ({ sections }) => { if (sections.next.frame.data) sections.next.frame.draw(sections.next.frame.data, { sampling: undefined }); },
@@ -186,10 +191,10 @@ export const STEPS = [
       const { prediction, readings } = app.reading;
       const { layer, head, kind } = missed(app);
       const [before, after] = [prediction.p[app.unchanged], prediction.p[app.changed]];
-      const now = prediction.likeliest[app.changed];
+      const [was, now] = [prediction.likeliest[app.unchanged], prediction.likeliest[app.changed]];
       return [
         `Head ${headName([layer, head])}${kind === "induction" ? ", the one that continues repetitions," : ""} was switched off just now. The probability of ${quoted(prediction.text)} after this prompt went from ${percent(before)} to ${percent(after)} in ${readings[app.unchanged].short}.`,
-        after < NEEDED * before ? `So part of the prediction came through this head${now.text === prediction.text ? "" : `; without it ${quoted(now.text)} is likeliest`}.` : "So this head alone does not decide: others do the same, or it is not needed here. Switch more of them off to see.",
+        after < NEEDED * before ? `So part of the prediction came through this head${now.text === was.text ? "" : `; without it ${quoted(now.text)} is likeliest`}.` : "So this head alone does not decide: others do the same, or it is not needed here. Switch more of them off to see.",
         "The next step switches it on again. Above, the picture of attention now shows the model with the head off beside the whole one.",
       ];
     },

@@ -10,9 +10,9 @@ export const quoted = (text) => `“${shape(text)}”`;
 export function percent(share) {
   if (share === null || share === undefined) return "unknown";
   const value = 100 * share;
-  if (value > 0 && value < 0.05) return "less than 0.1 %";
-  if (value < 100 && value >= 99.95) return "more than 99.9 %";
-  return `${value.toFixed(value < 9.95 || (value > 99 && value < 100) ? 1 : 0)} %`;
+  if (value > 0 && value < 0.05) return "less than 0.1\u00a0%";
+  if (value < 100 && value >= 99.95) return "more than 99.9\u00a0%";
+  return `${value.toFixed(value < 9.95 || (value > 99 && value < 100) ? 1 : 0)}\u00a0%`;
 }
 
 export const plural = (count, word, many = `${word}s`) => `${count.toLocaleString("en-US")} ${count === 1 ? word : many}`;

@@ -227,7 +227,7 @@ class Heat {
         context.fillRect(left + key * wide, y, Math.max(1, wide - (wide > 5 ? 0.5 : 0)), Math.max(1, high - (high > 4 ? 0.5 : 0)));
       }
     });
-    this.title.textContent = `What ${quoted(tokens.at(-1) ?? "")} looked at, in all ${rows.length} heads`;
+    this.title.textContent = `What all ${rows.length} heads looked at from ${quoted(tokens.at(-1) ?? "")}`;
     if (!this.key.childNodes.length) this.key.append(legend(scale, "weight, square root", (value) => String(value)));
     this.layout = { left, wide, high, rows, keys: step.keys, bytes };
     this.shown = { heads: rows.length, keys: step.keys, weights: [...bytes].map((byte) => (byte / 255) ** 2) };
