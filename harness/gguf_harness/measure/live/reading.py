@@ -79,7 +79,7 @@ class Reading:
         Raises:
             NoData: the model predicts no tokens, or its logits were not read.
         """
-        return log_softmax(self._require_logits()[place])
+        return log_softmax(self.require_logits()[place])
 
     def nll(self) -> NDArray[np.float64]:
         """[pos] how unlikely each token was after those before it, in nats; NaN for the first.
@@ -87,14 +87,19 @@ class Reading:
         Raises:
             NoData: the model predicts no tokens, or its logits were not read.
         """
-        logits = self._require_logits()
+        logits = self.require_logits()
         values = np.full(len(self.tokens), np.nan)
         # One row at a time: in float64 all rows could take gigabytes.
         for place, token in enumerate(self.tokens[1:].tolist()):
             values[place + 1] = -log_softmax(logits[place])[token]
         return values
 
-    def _require_logits(self) -> F32:
+    def require_logits(self) -> F32:
+        """[pos, vocabulary].
+
+        Raises:
+            NoData: the model predicts no tokens, or its logits were not read.
+        """
         if self.logits is None:
             raise NoData(
                 f"{self.facts.name}: there are no logits of this prompt. {' '.join(self.facts.missing)}".strip()
