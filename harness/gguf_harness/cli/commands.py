@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import gguf_harness
 from gguf_harness.cli.cache_command import add_cache_command
@@ -15,7 +14,7 @@ from gguf_harness.cli.metrics_command import add_metrics_command
 from gguf_harness.cli.output import can_overwrite, terminal_width, wants_color
 from gguf_harness.cli.run_command import run_suites
 from gguf_harness.errors import OptionError, visible
-from gguf_harness.store.paths import file_name, path_argument
+from gguf_harness.store.paths import path_argument
 
 __all__ = ["run_command"]
 
@@ -261,35 +260,18 @@ def _inspect(known: argparse.Namespace, _: list[str]) -> int:
 
 
 def _quantize(known: argparse.Namespace, _: list[str]) -> int:
-    import tempfile
-
-    from gguf_harness.engine.worker import Worker
-    from gguf_harness.engine.worker_tasks import quantize_task
+    from gguf_harness.api.loading import find_source
+    from gguf_harness.api.quantizing import quantize_each
     from gguf_harness.gguf.types import parse_quants
-    from gguf_harness.inputs.ladder import quantized_name
     from gguf_harness.inputs.options import default_threads
-    from gguf_harness.inputs.sources import expand_all
 
-    sources = expand_all([known.model])
-    if len(sources) != 1:
-        raise OptionError(f"{known.model!r} matches {len(sources)} models.", "Give exactly one.")
-    source = sources[0]
+    source = find_source(known.model)
     if known.imatrix is not None and not known.imatrix.is_file():
         raise OptionError(f"--imatrix={known.imatrix}: no such file.", "Give the path of an existing file.")
     threads = known.threads or default_threads()
-    with tempfile.TemporaryDirectory() as folder, Worker(source.name, Path(folder) / "quantize.log") as worker:
-        files = source.files
-        if source.expand_to is not None:
-            # As in the suites: types are made from the expanded model, not from the file in the wheel.
-            files = (Path(folder) / "expanded.gguf",)
-            worker.call(quantize_task, None, source.files, files[0], source.expand_to, threads, None)
-        for quant in parse_quants(known.types):
-            destination = known.out / f"{file_name(quantized_name(source.name, quant))}.gguf"
-            if destination.exists() and any(destination.samefile(file) for file in source.files):
-                raise OptionError(f"{destination} is the model to quantize.", "Give another folder with --out.")
-            worker.call(quantize_task, _counter(destination.name), files, destination, quant, threads, known.imatrix)
-            _erase_counter()
-            print(f"{visible(str(destination))}  {destination.stat().st_size / 1e6:,.1f} MB")
+    for path in quantize_each(source, parse_quants(known.types), known.out, known.imatrix, threads, _counter):
+        _erase_counter()
+        print(f"{visible(str(path))}  {path.stat().st_size / 1e6:,.1f} MB")
     return 0
 
 

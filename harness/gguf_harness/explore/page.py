@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cache
 from importlib import resources
 
+from gguf_harness.report.html import page_style
 from gguf_harness.views.bundle import explorer_script
 
 __all__ = ["render_page"]
@@ -25,9 +26,8 @@ def _page() -> str:
     from markupsafe import Markup
 
     assets = resources.files("gguf_harness.explore") / "assets"
-    shared = resources.files("gguf_harness.report") / "assets" / "report.css"
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     template = environment.from_string((assets / "explorer.html.j2").read_text(encoding="utf-8"))
     # Only our own files are marked as markup.
-    style = Markup(shared.read_text(encoding="utf-8") + (assets / "explorer.css").read_text(encoding="utf-8"))  # noqa: S704
+    style = Markup(page_style() + (assets / "explorer.css").read_text(encoding="utf-8"))  # noqa: S704
     return template.render(style=style, script=Markup(explorer_script()), nonce="@nonce@")  # noqa: S704

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from gguf_harness.graphs.graph import Column, Graph, Table
 from gguf_harness.report.charts.base import label
 from gguf_harness.report.data import visible
-from gguf_harness.report.html import embed_json, plotly_js
+from gguf_harness.report.html import embed_json, page_style, plotly_js
 from gguf_harness.report.numbers import format_bytes
 
 __all__ = ["MOST_EDGES", "render_view"]
@@ -29,10 +29,7 @@ def render_view(graph: Graph) -> str:
     import jinja2
     from markupsafe import Markup
 
-    assets, report = (
-        resources.files("gguf_harness.graphs") / "assets",
-        resources.files("gguf_harness.report") / "assets",
-    )
+    assets = resources.files("gguf_harness.graphs") / "assets"
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -44,7 +41,7 @@ def render_view(graph: Graph) -> str:
         graph=graph,
         shown=len(kept),
         data=Markup(embed_json(_data(graph, kept))),  # noqa: S704
-        css=Markup((report / "report.css").read_text(encoding="utf-8")),  # noqa: S704
+        css=Markup(page_style()),  # noqa: S704
         script=Markup((assets / "graph.js").read_text(encoding="utf-8")),  # noqa: S704
         plotly=Markup(plotly_js()),  # noqa: S704
     )

@@ -23,12 +23,12 @@ from gguf_harness.report.prices import price_list, show_average, show_step
 from gguf_harness.report.standing import failures_of
 from gguf_harness.report.tables import estimates_table, numbers_tables, tests_table
 from gguf_harness.store.runs import write_text
-from gguf_harness.views.bundle import report_script
+from gguf_harness.views.bundle import report_script, views_style
 
 if TYPE_CHECKING:
     import jinja2
 
-__all__ = ["embed_json", "plotly_js", "write_html"]
+__all__ = ["embed_json", "page_style", "plotly_js", "write_html"]
 
 _TEMPLATE: Final = "report.html.j2"
 _PLOTLY_KEYS: Final = ("traces", "layout", "height")
@@ -88,7 +88,7 @@ def write_html(run: Mapping[str, Any], run_dir: Path, destination: Path) -> None
         sections=SECTIONS,
         charts=charts,
         picture_of=lambda gate: _picture_of(view, charts, gate),
-        css=Markup((assets / "report.css").read_text(encoding="utf-8")),  # noqa: S704
+        css=Markup(page_style()),  # noqa: S704
         script=Markup(report_script()),  # noqa: S704
         plotly=Markup(plotly_js() if drawn_by_plotly else ""),  # noqa: S704
     )
@@ -196,6 +196,12 @@ def _cell(view: RunView, model: str, metric: Metric) -> _Cell:
         return _Cell("–" if is_reference else "no data")
     value, sign, error = format_metric(metric, row["value"], row["se"]).partition(" ± ")
     return _Cell(value, f"{sign}{error}{doubt_mark(row)}", row["value"])
+
+
+def page_style() -> str:
+    """CSS of a page of ours: that of its views, and of what stands around them."""
+    page = resources.files("gguf_harness.report") / "assets" / "report.css"
+    return f"{views_style()}\n{page.read_text(encoding='utf-8')}"
 
 
 def embed_json(data: object) -> str:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Final
+from collections.abc import Collection, Sequence
+from typing import Any, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gguf_harness.errors import NoData
-from gguf_harness.measure.live.model import LiveModel
 from gguf_harness.measure.live.reading import Reading
 from gguf_harness.measure.live.requests import KEPT_NEXT
 from gguf_harness.measure.texts.next_tokens import TEMPERATURES, rest_of
@@ -18,25 +17,54 @@ from gguf_harness.views.model_entries import model_entries
 from gguf_harness.views.step_data import head_steps, output_cosines
 from gguf_harness.views.token_data import rounded, token_text
 
-__all__ = ["attention_view", "entries_of", "lens_view", "next_tokens_view", "steps_view", "stream_view"]
+__all__ = [
+    "Vocabulary",
+    "attention_view",
+    "entries_of",
+    "lens_cells",
+    "lens_view",
+    "next_tokens_view",
+    "steps_view",
+    "stream_view",
+]
 
 Data = dict[str, Any]
 
 _SPACE: Final = "·"
 
 
+class Vocabulary(Protocol):
+    """What knows the texts of tokens: a loaded model, or what was kept of one."""
+
+    def pieces(self, tokens: Sequence[int]) -> list[bytes]:
+        """The text of each token."""
+
+
 def entries_of(readings: Sequence[Reading]) -> list[Data]:
     """Models as views get them: what the first one read is what the others are compared with."""
-    names = [f"{each.facts.name}{f', {each.ablation}' if each.ablation else ''}" for each in readings]
+    names: list[str] = []
+    for each in readings:
+        name = f"{each.facts.name}{f', {each.ablation}' if each.ablation else ''}"
+        # Files of one name in two folders, or a model beside itself.
+        again = sum(other == name or other.startswith(f"{name} (") for other in names)
+        names.append(f"{name} ({again + 1})" if again else name)
     return model_entries(names, names[0])
 
 
-def attention_view(readings: Sequence[Reading], side: int) -> Data:
-    """Data of the view `attention`: all heads of all layers, over the first tokens.
+def attention_view(
+    readings: Sequence[Reading],
+    side: int,
+    *,
+    heads: Collection[tuple[int, int]] | None = None,
+    places: Sequence[int] | None = None,
+) -> Data:
+    """Data of the view `attention`: heads of all layers, over the first tokens.
 
     Args:
         readings: of the same prompt; those without attention are left out.
         side: most tokens that are shown.
+        heads: layer and head of those that are shown; None for all.
+        places: of the tokens that are shown, rising; None for the first ones.
 
     Raises:
         NoData: none of them has attention.
@@ -46,15 +74,39 @@ def attention_view(readings: Sequence[Reading], side: int) -> Data:
         raise NoData(f"There is no attention to show. {' '.join(readings[0].facts.missing)}".strip())
     first = shown[0][1]
     _require_causal(first)
-    texts = [token_text(piece) for piece in first.pieces]
     models = []
     for entry, reading in shown:
-        heads = [[layer, head] for layer, pattern in reading.pattern.items() for head in range(len(pattern))]
-        data = entry | pattern_data(heads, np.concatenate(list(reading.pattern.values())), side)
+        names, weights = _chosen_heads(reading, heads)
+        if places is not None:
+            weights = weights[:, places][:, :, places]
+        data = entry | pattern_data(names, weights, side)
         if reading.pieces != first.pieces:
-            data["tokens"] = [token_text(piece) for piece in reading.pieces[: data["side"]]]
+            data["tokens"] = _texts(reading, places)[: data["side"]]
         models.append(data)
-    return {"tokens": texts[:side], "of": len(texts), "models": models}
+    return {"tokens": _texts(first, places)[:side], "of": len(first.pieces), "models": models}
+
+
+def _texts(reading: Reading, places: Sequence[int] | None) -> list[str]:
+    texts = [token_text(piece) for piece in reading.pieces]
+    return texts if places is None else [texts[place] for place in places]
+
+
+def _chosen_heads(
+    reading: Reading, wanted: Collection[tuple[int, int]] | None
+) -> tuple[list[list[int]], NDArray[np.float32]]:
+    """(layer and head of each, [head, pos, key] their weights)."""
+    if wanted is None:
+        names = [[layer, head] for layer, pattern in reading.pattern.items() for head in range(len(pattern))]
+        return names, np.concatenate(list(reading.pattern.values()))
+    names = [
+        [layer, head]
+        for layer, pattern in reading.pattern.items()
+        for head in range(len(pattern))
+        if (layer, head) in wanted
+    ]
+    if not names:
+        raise NoData(f"{reading.facts.name} has none of the chosen heads.")
+    return names, np.stack([reading.pattern[layer][head] for layer, head in names])
 
 
 def steps_view(readings: Sequence[Reading], layer: int, head: int, side: int) -> Data:
@@ -123,12 +175,12 @@ def _head_of(reading: Reading, layer: int, head: int, side: int) -> tuple[Data, 
     )
 
 
-def next_tokens_view(readings: Sequence[Reading], live: LiveModel, place: int = -1) -> Data:
+def next_tokens_view(readings: Sequence[Reading], live: Vocabulary, place: int = -1) -> Data:
     """Data of the view `next_tokens`: the likeliest tokens after a place, of one model or of each beside the first.
 
     Args:
         readings: of the same prompt, by models that share a vocabulary.
-        live: a model that has it.
+        live: what knows its texts.
         place: after which token.
 
     Raises:
@@ -155,23 +207,34 @@ def next_tokens_view(readings: Sequence[Reading], live: LiveModel, place: int = 
     return {"known": known, "temperatures": temperatures, "models": entries, "pairs": pairs}
 
 
-def lens_view(logprobs: NDArray[np.float64], live: LiveModel, most: int = 5) -> Data:
+def lens_view(logprobs: NDArray[np.float64], live: Vocabulary, most: int = 5) -> Data:
     """Data of the view `matrix`: the likeliest next tokens after each layer, at one place of a prompt.
 
     Args:
         logprobs: [layer, vocabulary], from `LiveModel.lens`.
-        live: a model with that vocabulary.
+        live: what knows the texts of that vocabulary.
         most: tokens for each layer.
     """
     top = np.argsort(-logprobs, axis=1, kind="stable")[:, :most]
     tokens = list(dict.fromkeys(top.ravel().tolist()))
-    texts = dict(zip(tokens, map(token_text, live.pieces(tokens)), strict=True))
-    cells = [[texts[token].replace(" ", _SPACE) for token in row] for row in top.tolist()]
-    values = np.exp(np.take_along_axis(logprobs, top, axis=1))
+    pieces = dict(zip(tokens, live.pieces(tokens), strict=True))
+    return lens_cells(
+        [[pieces[token] for token in row] for row in top.tolist()], np.take_along_axis(logprobs, top, axis=1)
+    )
+
+
+def lens_cells(pieces: Sequence[Sequence[bytes]], logprobs: NDArray[np.float64]) -> Data:
+    """Data of the view `matrix` for the likeliest tokens after each layer.
+
+    Args:
+        pieces: by layer, the texts of its likeliest tokens.
+        logprobs: [layer, rank] ln of their probabilities.
+    """
+    cells = [[token_text(piece).replace(" ", _SPACE) for piece in row] for row in pieces]
     return {
-        "x": {"label": "rank", "names": [str(rank) for rank in range(1, top.shape[1] + 1)]},
-        "y": {"label": "after layer", "names": [str(layer) for layer in range(len(top))]},
-        "values": [rounded(row) for row in values],
+        "x": {"label": "rank", "names": [str(rank) for rank in range(1, logprobs.shape[1] + 1)]},
+        "y": {"label": "after layer", "names": [str(layer) for layer in range(len(logprobs))]},
+        "values": [rounded(row) for row in np.exp(logprobs)],
         "cells": cells,
         "notes": [[f"token “{cell}”" for cell in row] for row in cells],
         "least": 64,

@@ -84,7 +84,7 @@ class LiveModel:
             HarnessError: it cannot be loaded.
         """
         if self._facts is None:
-            self._facts = self._call(describe_model, self.info.name, self.info.files, self.settings)
+            self._facts = self.call(describe_model, self.info.name, self.info.files, self.settings)
         return self._facts
 
     def read(
@@ -124,7 +124,7 @@ class LiveModel:
             limit_bytes=self._limit_bytes,
         )
         facts.check(ablation)
-        return Reading.of(self._call(read_prompt, request, facts), facts, ablation)
+        return Reading.of(self.call(read_prompt, request, facts), facts, ablation)
 
     def tokenize(self, prompt: str | Prompt | Sequence[int]) -> tuple[NDArray[np.int32], list[bytes]]:
         """(token ids, [pos]; their text, [pos]).
@@ -133,7 +133,7 @@ class LiveModel:
             PromptError: the model cannot take the prompt.
         """
         request = ReadRequest(self.info.name, self.info.files, self.settings, _prompt(prompt))
-        tokens, pieces = self._call(tokens_of, request)
+        tokens, pieces = self.call(tokens_of, request)
         return tokens, pieces
 
     def pieces(self, tokens: Sequence[int]) -> list[bytes]:
@@ -142,7 +142,7 @@ class LiveModel:
         Raises:
             PromptError: there is no token, or one is unknown.
         """
-        pieces: list[bytes] = self._call(
+        pieces: list[bytes] = self.call(
             pieces_of, ReadRequest(self.info.name, self.info.files, self.settings, _prompt(tokens))
         )
         return pieces
@@ -183,7 +183,7 @@ class LiveModel:
         for _ in range(limit):
             if len(text) > room:
                 return
-            step = self._call(
+            step = self.call(
                 next_step,
                 StepRequest(
                     self.info.name,
@@ -217,7 +217,7 @@ class LiveModel:
 
     def unembed(self, stream: NDArray[np.float32]) -> NDArray[np.float32]:
         """[rows, vocabulary] logits of residual streams, [rows, d_model], by llama.cpp's final norm and unembedding."""
-        logits: NDArray[np.float32] = self._call(unembed, self.info.files, self.settings, self.facts, stream)
+        logits: NDArray[np.float32] = self.call(unembed, self.info.files, self.settings, self.facts, stream)
         return logits
 
     def close(self) -> None:
@@ -235,7 +235,8 @@ class LiveModel:
     def __repr__(self) -> str:
         return f"<{self.info.name}, {self.info.architecture}, {self.info.bits_per_weight:.2f} bits per weight>"
 
-    def _call(self, task: Any, *arguments: Any) -> Any:
+    def call(self, task: Any, *arguments: Any) -> Any:
+        """Run a task of another measurement where the model is loaded: `task(worker, *arguments)`."""
         try:
             asked = self._asking.submit(self.worker.call, task, None, *arguments)
         except RuntimeError:

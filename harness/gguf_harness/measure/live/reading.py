@@ -82,7 +82,7 @@ class Reading:
         Raises:
             NoData: the model predicts no tokens, or its logits were not read.
         """
-        return log_softmax(self._require_logits()[place])
+        return log_softmax(self.require_logits()[place])
 
     def nll(self) -> NDArray[np.float64]:
         """[pos] how unlikely each token was after those before it, in nats; NaN for the first.
@@ -90,7 +90,7 @@ class Reading:
         Raises:
             NoData: the model predicts no tokens, or its logits were not read.
         """
-        logits = self._require_logits()
+        logits = self.require_logits()
         values = np.full(len(self.tokens), np.nan)
         if len(self.tokens) > 1:
             total = RunningSoftmax(len(self.tokens) - 1)
@@ -99,7 +99,12 @@ class Reading:
             values[1:] = total.log_sum - logits[np.arange(len(self.tokens) - 1), self.tokens[1:]]
         return values
 
-    def _require_logits(self) -> F32:
+    def require_logits(self) -> F32:
+        """[pos, vocabulary].
+
+        Raises:
+            NoData: the model predicts no tokens, or its logits were not read.
+        """
         if self.logits is None:
             raise NoData(
                 f"{self.facts.name}: there are no logits of this prompt. {' '.join(self.facts.missing)}".strip()

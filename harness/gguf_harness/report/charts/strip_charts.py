@@ -5,18 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from gguf_harness.report.charts.base import Chart, Models, arrays_of, make_chart, make_panel, short_name
-from gguf_harness.report.data import RunView, visible, visible_lines
+from gguf_harness.report.data import RunView, visible
 from gguf_harness.report.numbers import format_value
+from gguf_harness.views.strip_data import LISTED, strip_numbers, strip_values, strip_words
 
 __all__ = ["strip_charts"]
-
-_DARKEST: Final = 0.99
-"""Share of all tokens that a scale of colours reaches over: a few large values would leave the others blank."""
-_LISTED: Final = 8
-"""Tokens that are listed: those that changed most."""
 
 Strip = Mapping[str, Any]
 """A token strip, as `gguf_harness.measure.passes.strip` stores it."""
@@ -29,15 +25,18 @@ def strip_charts(view: RunView, run_dir: Path) -> list[Chart]:
         return []
     first = next(iter(strips.values()))
     shown = Models(view, list(strips))
-    pieces = _words(first["piece"])
+    pieces = strip_words(first["piece"].tolist())
     data = {
         "models": shown.entries,
         "tokens": pieces,
-        "reference": {"nll": _numbers(first["nll_reference"]), "top": _words(first["piece_top_reference"])},
+        "reference": {
+            "nll": strip_numbers(first["nll_reference"]),
+            "top": strip_words(first["piece_top_reference"].tolist()),
+        },
         "candidates": [_candidate(shown[name], strip) for name, strip in strips.items()],
-        "values": _values(strips),
+        "values": strip_values(list(strips.values())),
         "chosen": len(strips) - 1,
-        "listed": _LISTED,
+        "listed": LISTED,
     }
     name, at = _most_changed(strips)
     strip = strips[name]
@@ -81,35 +80,13 @@ def _where(view: RunView, strip: Strip, count: int) -> str:
 
 def _candidate(place: int, strip: Strip) -> dict[str, Any]:
     other = (strip["top"] != strip["top_reference"]).tolist()
-    tops = _words(strip["piece_top"])
+    tops = strip_words(strip["piece_top"].tolist())
     return {
         "model": place,
         # What it would have continued with, where that is not what the reference would have.
         "top": [top if differs else None for top, differs in zip(tops, other, strict=True)],
-        **{name: _numbers(strip[name]) for name in ("delta_p", "kld", "nll")},
+        **{name: strip_numbers(strip[name]) for name in ("delta_p", "kld", "nll")},
     }
-
-
-def _values(strips: Mapping[str, Strip]) -> list[dict[str, Any]]:
-    """What tokens can be coloured by, with a domain for all candidates."""
-    import numpy as np
-
-    def reach(name: str) -> float:
-        values = np.abs(np.concatenate([strip[name].astype(np.float64) for strip in strips.values()]))
-        values = values[np.isfinite(values)]
-        return float(f"{np.quantile(values, _DARKEST):.3g}") if values.size and values.max() > 0 else 1.0
-
-    change, kld, loss = (reach(name) for name in ("delta_p", "kld", "nll"))
-    return [
-        {"name": "delta_p", "title": "change of probability (percentage points)", "button": "Δ probability",
-         "kind": "signed", "points": True, "domain": [-change, change],
-         "meaning": "By how much the probability of the token that follows in the text rose or fell."},
-        {"name": "kld", "title": "KL (nats)", "button": "KL", "kind": "share", "domain": [0, kld],
-         "meaning": "How far the candidate's distribution over all tokens is from the reference's at this place."},
-        {"name": "nll", "title": "loss (nats)", "button": "loss", "kind": "share", "domain": [0, loss],
-         "meaning": "How surprised the candidate is by the token: 0 where it was sure of it. Mostly the text's doing,"
-         " not quantization's."},
-    ]  # fmt: skip
 
 
 def _most_changed(strips: Mapping[str, Strip]) -> tuple[str, int]:
@@ -135,24 +112,15 @@ def _table(view: RunView, strips: Mapping[str, Strip], pieces: Sequence[str]) ->
     """For pages without scripts: the tokens that changed most."""
     rows = []
     for name, strip in strips.items():
-        for at in _changes(strip).argsort()[::-1][:_LISTED].tolist():
+        for at in _changes(strip).argsort()[::-1][:LISTED].tolist():
             numbers = [_percent(strip["nll_reference"][at]), _percent(strip["nll"][at])]
             said = [short_name(view, name), str(at + 1), _quoted(pieces[at])]
             rows.append([*said, *numbers, format_value(float(strip["kld"][at]))])
     return ["model", "place", "token", "probability, reference", "probability", "KL (nats)"], rows
 
 
-def _words(pieces: Any) -> list[str]:
-    """Bytes as text; a token that ends inside of a character shows its bytes."""
-    return [visible_lines(piece.decode("utf-8", "backslashreplace").replace("\t", "→")) for piece in pieces.tolist()]
-
-
 def _quoted(piece: str) -> str:
     return f'"{piece.replace(chr(10), "⏎")}"'
-
-
-def _numbers(values: Any) -> list[float | None]:
-    return [float(f"{value:.5g}") if math.isfinite(value) else None for value in values.tolist()]
 
 
 def _percent(nll: float) -> str:

@@ -26,7 +26,11 @@ export function h(tag, attributes = {}, ...children) {
 /** A custom property of the page's theme, as a colour that a canvas takes. */
 export const themed = (el, name) => getComputedStyle(el).getPropertyValue(name).trim();
 
-export const isDark = (el) => themed(el, "color-scheme") === "dark" || matchMedia("(prefers-color-scheme: dark)").matches;
+/** Whether an element is shown in dark colours: as it is told, or as the machine is where both are allowed. */
+export function isDark(el) {
+  const told = themed(el, "color-scheme");
+  return told === "dark" || (told !== "light" && matchMedia("(prefers-color-scheme: dark)").matches);
+}
 
 const SYMBOLS = ["circle", "diamond", "square", "triangle", "cross", "star", "wye", "hexagon"];
 const COLORS = 8;

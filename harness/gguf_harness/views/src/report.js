@@ -11,7 +11,6 @@ class Picture {
   constructor(figure) {
     this.figure = figure;
     this.chosen = 0;
-    this.state = new Map();
     this.el = figure.querySelector(".view");
     this.width = 0;
   }
@@ -19,9 +18,10 @@ class Picture {
   /** The panels are those of a model, a metric or the like, of which one is seen. */
   open() {
     if (this.panels) return;
-    const { view, panels } = JSON.parse(this.figure.querySelector("script").textContent);
+    const { view, panels, state } = JSON.parse(this.figure.querySelector("script").textContent);
     this.view = VIEWS[view];
     this.panels = panels;
+    this.state = new Map(Object.entries(state ?? {}));
     this.chosen = Math.max(0, panels.findIndex(({ opens }) => opens));
     if (panels.length > 1) {
       const options = panels.map(({ name }, index) => [String(index), name]);
