@@ -83,7 +83,7 @@ export function stepsSection(app) {
 function stepsFinding(data, query, app) {
   const { weights } = data.heads[0].models[0];
   const most = weights[query].reduce((best, weight, key) => (weight > weights[query][best] ? key : best), 0);
-  return `Head ${app.head.join(".")}${app.compares ? ` of ${app.models[0].short}` : ""}: token ${query} ${quoted(data.tokens[query])} looks most at token ${most} ${quoted(data.tokens[most])}, with ${percent(weights[query][most])} of its weight.`;
+  return `Head ${app.head.join(".")}${app.compares ? ` of ${app.models[0].short}` : ""}: token ${query} ${quoted(data.tokens[query])} looks most at token ${most} ${quoted(data.tokens[most])}, with ${percent(weights[query][most])} of its weight.${query < app.place ? ` The chosen token ${app.place} is beyond the ${data.tokens.length} that are shown.` : ""}`;
 }
 
 /** A section whose picture belongs to the chosen token; the answer to the reading has it for the last one already. */
@@ -109,7 +109,7 @@ export const streamSection = (app) => atPlace(app, {
     const ends = drawn.filter(({ group, model }) => group === "stream" && models[model].role === "reference").map(({ points }) => [points[0], points.at(-1)])[0];
     const adds = drawn.filter(({ group, model }) => group !== "stream" && models[model].role === "reference").map(({ group, points }) => {
       const [layer, norm] = points.reduce((best, point) => (point[1] > best[1] ? point : best));
-      return `${group.replace(" adds", "")} adds most in layer ${layer} (${norm.toFixed(1)})`;
+      return `${group.replace("MLP", "the MLP")} most in layer ${layer} (${norm.toFixed(1)})`;
     });
     return ends ? `${app.compares ? `${app.models[0].short}: at` : "At"} ${quoted(placed(app).text)} the stream's length goes from ${ends[0][1].toFixed(1)} after the first layer to ${ends[1][1].toFixed(1)} after the last; ${adds.join(", ")}.` : "";
   },
@@ -178,6 +178,7 @@ export function structureSection(app) {
   const section = new Section(app, {
     id: "structure", title: "Inside the file", short: "File",
     lead: "All of this is computed from the tensors of one file. Quantization stores their weights with fewer bits: not all of them with the same.",
+    always: true,
     present: () => true,
     key: () => ["structure", chosen],
     load: (_, signal) => ask("api/structure", { model: chosen ?? app.models.length - 1 }, signal),

@@ -46,12 +46,13 @@ export class Frame {
 }
 
 /**
- * A section, which links call `short`: `present(app)` says whether the models and the prompt have it, `key(app)` what its content depends on,
- * `load(app, signal)` brings the content, `draw(content, app)` shows it in `body` and returns what it found, in a sentence.
+ * A section, which links call `short`. `present(app)` says whether the models and the prompt have it, `always` that it
+ * needs no prompt, `key(app)` what its content depends on. `load(app, signal)` brings the content, and `draw(content, app)`
+ * shows it in `body` and returns what it found, in a sentence.
  */
 export class Section {
-  constructor(app, { id, title, short = title, lead, present, key, load, draw, body }) {
-    Object.assign(this, { app, id, short, present, key, load, drawContent: draw, near: false, shownKey: null });
+  constructor(app, { id, title, short = title, lead, present, key, load, draw, body, always = false }) {
+    Object.assign(this, { app, id, short, always, present, key, load, drawContent: draw, near: false, shownKey: null });
     this.finding = h("p", { class: "finding" });
     this.lead = h("p", { class: "lead" }, lead);
     this.status = h("p", { class: "waiting", role: "status" });
@@ -63,7 +64,7 @@ export class Section {
       this.near = isIntersecting;
       if (isIntersecting) this.update();
     }, { rootMargin: "500px" }).observe(this.element);
-    app.on("reading place head", () => this.update());
+    app.on("models reading place head", () => this.update());
   }
 
   get here() {
@@ -73,7 +74,7 @@ export class Section {
   /** Show or hide the section, and load what changed if it is near, or anyway. */
   async update(anyway = false) {
     const { app } = this;
-    const here = Boolean(app.reading) && this.present(app);
+    const here = Boolean(this.always ? app.models.length : app.reading) && this.present(app);
     if (this.element.hidden === here) {
       this.element.hidden = !here;
       app.tell("sections");

@@ -13,7 +13,8 @@ const WORTH = 0.2;
 /** A head is needed if the probability falls below this share of what it was. */
 const NEEDED = 0.75;
 const WRITTEN = 16;
-const FULL = ["F32", "F16", "BF16"];
+/** Bits per weight of a file that was not quantized. */
+const FULL = 15.5;
 
 const attends = ({ heads }) => heads.length > 0;
 const predicts = ({ reading }) => Boolean(reading.prediction);
@@ -127,7 +128,7 @@ export const STEPS = [
       const key = side.weights[query].reduce((best, weight, at) => (weight > side.weights[query][best] ? at : best), 0);
       const product = side.products[query][key];
       return [
-        `The same head ${headName(app.head)}, at ${quoted(data.tokens[query])}. Its query is multiplied with the key of every token so far. The product with ${quoted(data.tokens[key])} is ${number(Number(product.toPrecision(3)))}; times ${number(side.scale)} that is ${number(Number((side.scale * product).toPrecision(3)))}.`,
+        `${found(app, "induction") ? "The same head" : "Head"} ${headName(app.head)}, at ${quoted(data.tokens[query])}. Its query is multiplied with the key of every token so far. The product with ${quoted(data.tokens[key])} is ${number(Number(product.toPrecision(3)))}; times ${number(side.scale)} that is ${number(Number((side.scale * product).toPrecision(3)))}.`,
         `Softmax makes weights of all of them, and ${quoted(data.tokens[key])} gets ${percent(side.weights[query][key])}. The values of the tokens, mixed by these weights, are what the head adds to the stream.`,
         whose(app),
       ];
@@ -235,7 +236,7 @@ export const STEPS = [
     enter: showing("structure"),
     text: ({ app }) => {
       const { short, quantization, bits } = app.studied;
-      const full = FULL.includes(quantization);
+      const full = bits >= FULL;
       return [
         `${short} is stored with ${number(Number(bits.toPrecision(3)))} bits per weight${quantization ? ` (${quantization})` : ""}. ${full ? "A quantized copy takes fewer, and predicts a little differently." : "It was made from a file with more of them, and predicts a little differently."} To see where, start the explorer with both files:`,
         h("pre", {}, full ? `gguf-harness explore QUANTIZED.gguf --reference ${app.studied.name}` : `gguf-harness explore ${app.studied.name} --reference ORIGINAL.gguf`),
