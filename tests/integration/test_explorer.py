@@ -21,6 +21,7 @@ from gguf_harness.cli import main
 from gguf_harness.engine.settings import SessionSettings
 from gguf_harness.explore.app import make_app
 from gguf_harness.explore.session import Explorer
+from gguf_harness.gguf.header import read_header
 from gguf_harness.inputs.models import load_info
 from gguf_harness.inputs.sources import expand
 from gguf_harness.measure.layers.tasks import kld_rows
@@ -157,6 +158,15 @@ def test_steps_stream_and_lens_are_of_the_same_reading(alone: Explored, tiny: Li
     assert len(lens) == 2
     logprobs = tiny.lens(reading, 4)
     np.testing.assert_allclose([row[0] for row in lens[0]["data"]["values"]], np.exp(logprobs.max(axis=1)), atol=1e-5)
+
+
+def test_the_files_are_shown_on_one_scale(pair: Explored, q2: Path) -> None:
+    shown = [pair.ask("/api/structure", model=model) for model in (0, 1)]
+    header = read_header(q2)
+    assert [(row["name"], row["bytes"]) for row in shown[1]["tensors"]] == [(t.name, t.bytes) for t in header.tensors]
+    assert shown[0]["scales"] == shown[1]["scales"]
+    assert {row["type"] for row in shown[0]["tensors"]} == {"F16", "F32"}
+    assert pair.reply("/api/structure", model=2).json()["message"] == "There is no model 2."
 
 
 def test_text_is_written_token_by_token(alone: Explored, tiny: LiveModel) -> None:

@@ -61,6 +61,7 @@ def make_app(explorer: Explorer, token: str, port: int, *, grace_s: float = 5.0)
         ),
         Route("/api/lens", _asked(lambda b: explorer.lens(_id(b), _whole(b, "place"))), methods=["POST"]),
         Route("/api/stream", _asked(lambda b: explorer.stream(_id(b), _whole(b, "place"))), methods=["POST"]),
+        Route("/api/structure", _asked(lambda b: explorer.structure(_whole(b, "model"))), methods=["POST"]),
         Route("/api/generate", _generating(explorer), methods=["POST"]),
     ]
     return _Guard(Starlette(routes=routes), token, port)

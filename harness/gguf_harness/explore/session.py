@@ -14,7 +14,8 @@ from typing import Any, Final
 import numpy as np
 
 from gguf_harness.engine.settings import SessionSettings
-from gguf_harness.errors import HarnessError, NoData, PromptError, visible
+from gguf_harness.errors import HarnessError, NoData, OptionError, PromptError, visible
+from gguf_harness.gguf.header import read_header
 from gguf_harness.inputs.models import ModelInfo, check_same_vocabulary
 from gguf_harness.inputs.prompts import Message, Prompt
 from gguf_harness.measure.layers.tasks import kld_rows
@@ -31,6 +32,7 @@ from gguf_harness.views.reading_data import (
     steps_view,
     stream_view,
 )
+from gguf_harness.views.structure_data import structure_view
 from gguf_harness.views.token_data import rounded, token_text
 
 __all__ = ["Explorer", "Gone"]
@@ -187,6 +189,17 @@ class Explorer:
             for entry, reading, (at, *_) in zip(entries_of(readings), readings, keys, strict=True)
         ]
         return {"models": models}
+
+    def structure(self, model: int) -> Data:
+        """Data of the view `structure`: every tensor of a model, on one scale for all.
+
+        Raises:
+            OptionError: there is no such model.
+        """
+        if not 0 <= model < len(self.infos):
+            raise OptionError(f"There is no model {model}.", f"Models are 0 to {len(self.infos) - 1}.")
+        tensors = [[tensor for file in info.files for tensor in read_header(file).tensors] for info in self.infos]
+        return structure_view(tensors[model], self.infos[model].fallbacks, [each for part in tensors for each in part])
 
     def generate(
         self, prompt: str, ablation: Ablation, sampling: Sampling, limit: int, *, chat: bool = False

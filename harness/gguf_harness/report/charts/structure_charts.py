@@ -12,6 +12,7 @@ from gguf_harness.report.charts.layer_lines import percent
 from gguf_harness.report.charts.weight_charts import Columns, load_columns
 from gguf_harness.report.data import Candidate, RunView, visible
 from gguf_harness.report.numbers import format_bytes
+from gguf_harness.views.structure_data import fallback_note
 
 __all__ = ["structure_charts"]
 
@@ -133,21 +134,12 @@ def _data(tensors: Sequence[_Tensor], scales: Mapping[str, list[float] | None]) 
                 "weights": tensor.weights,
                 "bytes": tensor.bytes,
                 "error": tensor.error,
-                "fallback": _fallback(tensor),
+                "fallback": None if tensor.fallback is None else fallback_note(tensor.fallback, tensor.weights),
             }
             for tensor in tensors
         ],
         "scales": dict(scales),
     }
-
-
-def _fallback(tensor: _Tensor) -> str | None:
-    """Why the type is not the recipe's, with the shape, which is known then."""
-    if tensor.fallback is None:
-        return None
-    width = tensor.fallback["row_width"]
-    shape = f"{width} x {tensor.weights // width}" if width else "unknown shape"
-    return f"{shape}: rows are no multiple of 256, so not {visible(str(tensor.fallback['wanted']))}"
 
 
 def _meaning(model: Candidate, tensors: Sequence[_Tensor]) -> str:
