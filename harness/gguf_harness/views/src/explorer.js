@@ -85,6 +85,6 @@ window.explorer = {
   get shown() {
     const { reading, place, head, off, busy } = app;
     return { readings: reading?.readings ?? [], tokens: reading?.tokens ?? [], prediction: reading?.prediction ?? null, kld: reading?.kld ?? [], place, head, off, busy, line: line.textContent,
-      sections: made.filter((section) => section.here).map(({ id }) => id), loaded: made.filter(({ shownKey }) => shownKey !== null).map(({ id }) => id) };
+      sections: made.filter((section) => section.here).map(({ id }) => id), loaded: made.filter(({ current }) => current).map(({ id }) => id) };
   },
 };

@@ -42,6 +42,9 @@ export class Frame {
     };
     this.clean = this.view.render({ model, el: this.el });
     this.el.style.minHeight = "";
+    // What scrolls must be reached by keyboard.
+    if (this.el.scrollWidth > this.el.clientWidth + 1) this.el.tabIndex = 0;
+    else this.el.removeAttribute("tabindex");
   }
 }
 
@@ -69,6 +72,11 @@ export class Section {
 
   get here() {
     return !this.element.hidden;
+  }
+
+  /** Whether what it shows belongs to what is chosen now. */
+  get current() {
+    return this.here && this.shownKey === JSON.stringify(this.key(this.app));
   }
 
   /** Show or hide the section, and load what changed if it is near, or anyway. */
@@ -113,8 +121,8 @@ export class Section {
       if (problem.status === undefined) throw problem;
       this.#refuse(problem);
     } finally {
+      clearTimeout(late);
       if (key === this.loadingKey) {
-        clearTimeout(late);
         this.loadingKey = null;
         this.status.textContent = "";
         this.body.removeAttribute("aria-busy");

@@ -41,13 +41,13 @@ export class Tour {
     if (at < 0 || at >= this.steps.length) return;
     const run = (this.run = {});
     const [{ app }, step] = [this.page, this.steps[at]];
+    this.panel.setAttribute("aria-busy", "true");
     await this.steps[this.at]?.leave?.(this.page);
     if (run !== this.run) return;
     this.at = at;
     this.#label();
     this.title.textContent = step.title;
     this.body.replaceChildren(h("p", { class: "muted" }, "One moment…"));
-    this.panel.setAttribute("aria-busy", "true");
     this.#highlight(step.section);
     const said = await this.#enter(step);
     if (run !== this.run) return;
