@@ -16,6 +16,7 @@ from gguf_harness.errors import EngineError, PromptError
 from gguf_harness.measure.live.requests import KEPT_NEXT, Ablation, ModelFacts, Sampling, StepRequest
 from gguf_harness.measure.live.tasks import ablating
 from gguf_harness.metrics.kernels.log_softmax import log_softmax
+from gguf_harness.metrics.kernels.ranks import largest
 
 if TYPE_CHECKING:
     from gguf_harness.engine.context import Context
@@ -75,7 +76,7 @@ def next_step(worker: WorkerContext, request: StepRequest, facts: ModelFacts) ->
             "Such a file is broken for use as well; quantize it again, or try another KV-cache type.",
         )
     token = text.choose(request.sampling, len(request.tokens))
-    top = np.argsort(-logprobs, kind="stable")[:KEPT_NEXT]
+    top = largest(logprobs, KEPT_NEXT)
     return Step(
         token=token,
         piece=model.detokenize([token], special=True),
