@@ -6,6 +6,7 @@ import functools
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,7 +19,7 @@ from gguf_harness.errors import CorpusError, EngineCrashed, EngineError, Harness
 from gguf_harness.inputs.prompts import Message, Prompt
 from gguf_harness.measure.live.model import LiveModel
 from gguf_harness.measure.live.requests import Ablation, Sampling
-from tests.integration.live_oracle import open_live
+from tests.integration.live_oracle import SETTINGS, open_live
 from tests.integration.small_bert import write_small_bert
 from tests.integration.small_models import write_small_model
 from tests.random_llama import write_random_llama
@@ -160,6 +161,17 @@ MISTAKES: dict[str, tuple[Callable[[LiveModel], object], type[HarnessError], str
     "steps without a head": (lambda m: next(m.steps(TEXT, 1, Ablation(((1, 4),)))), OptionError, r"no head 1\.4"),
     "the lens without a stream": (lambda m: m.lens(m.read(TEXT, states=False)), NoData, "no stream to look at"),
     "predictions without logits": (lambda m: m.read(TEXT, logits=False).nll(), NoData, "no logits of this prompt"),
+    "a head in words": (
+        lambda m: m.read(TEXT, Ablation(cast("Any", (("1", 0),)))), OptionError, r"no head 1\.0.*\n.*: 0, 1, 2\.",
+    ),
+    "a layer in words": (lambda m: m.read(TEXT, Ablation(layers=cast("Any", ("1",)))), OptionError, "no layer 1 to"),
+    "half a seed": (lambda _: Sampling(1.0, seed=cast("Any", 0.5)), OptionError, r"seed is 0\.5, expected a whole"),
+    "half a token to choose from": (
+        lambda _: Sampling(1.0, top_k=cast("Any", 2.5)), OptionError, r"top_k is 2\.5, expected a whole number",
+    ),
+    "a temperature in words": (
+        lambda _: Sampling(cast("Any", "hot")), OptionError, "temperature is 'hot', expected 0 to 10",
+    ),
     "a temperature": (lambda _: Sampling(float("nan")), OptionError, "temperature is nan, expected 0 to 10"),
     "a share": (lambda _: Sampling(1.0, top_p=1.5), OptionError, r"top_p is 1\.5, expected 0 to 1"),
 }  # fmt: skip
@@ -202,7 +214,8 @@ def test_a_model_that_computes_nan(file: Path, tmp_path: Path, tensor: str) -> N
 def test_a_model_that_predicts_nothing_says_so(tmp_path: Path, kind: str) -> None:
     path = tmp_path / f"{kind}.gguf"
     file = write_small_bert(path) if kind == "bert" else write_small_model(path, kind, 2)
-    with open_live(file) as live:
+    # Batches shorter than the text: who reads in both directions needs it at once.
+    with open_live(file, replace(SETTINGS, n_ubatch=2)) as live:
         facts = live.facts
         assert not facts.predicts
         assert facts.states == ()

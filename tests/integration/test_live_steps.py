@@ -346,6 +346,13 @@ def test_a_seed_gives_the_same_text_again(tiny: LiveModel) -> None:
     assert [step.token for step in rest] == first[5:]
 
 
+def test_numbers_of_numpy_are_numbers(tiny: LiveModel) -> None:
+    text = tiny.tokenize("The value of the")[0]
+    sampling = Sampling(np.float32(1.5), np.int64(3), np.float32(0.9), np.float32(0.01), np.int64(4))  # type: ignore[arg-type]
+    plain = Sampling(1.5, 3, float(np.float32(0.9)), float(np.float32(0.01)), 4)
+    assert next(tiny.steps(text, 1, sampling=sampling)).token == next(tiny.steps(text, 1, sampling=plain)).token  # type: ignore[arg-type]
+
+
 def test_a_seed_draws_anew_at_each_place(tiny: LiveModel) -> None:
     """At temperature 10 the second of two tokens is chosen nearly as often as the first, here with one seed."""
     text = tiny.tokenize("The value of the")[0].tolist()

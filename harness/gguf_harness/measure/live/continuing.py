@@ -187,13 +187,13 @@ def _sampler(sampling: Sampling, place: int) -> Iterator[Any]:
     chain = llama_cpp.llama_sampler_chain_init(llama_cpp.llama_sampler_chain_default_params())
     try:
         if sampling.top_k:
-            llama_cpp.llama_sampler_chain_add(chain, llama_cpp.llama_sampler_init_top_k(sampling.top_k))
+            llama_cpp.llama_sampler_chain_add(chain, llama_cpp.llama_sampler_init_top_k(int(sampling.top_k)))
         llama_cpp.llama_sampler_chain_add(chain, llama_cpp.llama_sampler_init_top_p(sampling.top_p, 1))
         llama_cpp.llama_sampler_chain_add(chain, llama_cpp.llama_sampler_init_min_p(sampling.min_p, 1))
         if sampling.temperature > 0:
             llama_cpp.llama_sampler_chain_add(chain, llama_cpp.llama_sampler_init_temp(sampling.temperature))
             # llama.cpp takes the largest one for a wish for chance.
-            seed = (sampling.seed * 1_000_003 + place) % llama_cpp.LLAMA_DEFAULT_SEED
+            seed = (int(sampling.seed) * 1_000_003 + place) % llama_cpp.LLAMA_DEFAULT_SEED
             llama_cpp.llama_sampler_chain_add(chain, llama_cpp.llama_sampler_init_dist(seed))
         else:
             llama_cpp.llama_sampler_chain_add(chain, llama_cpp.llama_sampler_init_greedy())
