@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Final
 
@@ -68,8 +69,11 @@ class Sampling:
     def __post_init__(self) -> None:
         for name, low, high in (("temperature", 0, 10), ("top_k", 0, 2**31 - 1), ("top_p", 0, 1), ("min_p", 0, 1)):
             value = getattr(self, name)
-            if not low <= value <= high:
-                raise OptionError(f"{name} is {value}, expected {low} to {high}.")
+            if not isinstance(value, Real) or not low <= float(value) <= high:
+                raise OptionError(f"{name} is {value!r}, expected {low} to {high}.")
+        for name in ("top_k", "seed"):
+            if not isinstance(getattr(self, name), Integral):
+                raise OptionError(f"{name} is {getattr(self, name)!r}, expected a whole number.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +203,7 @@ class ModelFacts:
         known = set(self.all_heads)
         for layer, head in ablation.heads:
             if (layer, head) not in known:
-                count = self.heads[layer] if 0 <= layer < self.n_layer else 0
+                count = self.heads[layer] if layer in range(self.n_layer) else 0
                 there = (
                     f"Heads of layer {layer} are 0 to {count - 1}."
                     if count
@@ -207,7 +211,7 @@ class ModelFacts:
                 )
                 raise OptionError(f"{self.name} has no head {layer}.{head} to switch off.", there)
         for layer in ablation.layers:
-            if not 0 <= layer < self.n_layer:
+            if layer not in range(self.n_layer):
                 raise OptionError(
                     f"{self.name} has no layer {layer} to switch off.", f"Layers are 0 to {self.n_layer - 1}."
                 )
