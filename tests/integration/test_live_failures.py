@@ -246,15 +246,15 @@ def test_a_model_that_predicts_nothing_says_so(tmp_path: Path, kind: str) -> Non
 
 
 def test_closed_twice_and_used_again(file: Path) -> None:
-    live = open_live(file)
-    live.close()
-    with live:
-        before = _logits(live)
+    with open_live(file) as live:
+        _logits(live)
         process = _process(live)
+        folder = live.worker.log.parent
     live.close()
     assert not process.is_running()
+    assert not folder.exists()
+    for _ in range(2):
+        with pytest.raises(EngineError, match="live was closed"):
+            _logits(live)
     assert live.worker.pid is None
-    try:
-        assert (_logits(live) == before).all()
-    finally:
-        live.close()
+    assert not folder.exists()

@@ -260,6 +260,8 @@ def _check_size(request: ReadRequest, facts: ModelFacts, n: int) -> None:
     heads = sum(facts.heads)
     size = 4 * n * n * heads * len(_BY_KEY & set(request.attention))
     size += 4 * n * facts.d_model * (4 * facts.n_layer + 2) * bool(request.states)
+    # Heads of all layers together are about as wide as the stream.
+    size += 4 * n * facts.d_model * facts.n_layer * len({"q", "k", "v"} & set(request.attention))
     size += 4 * n * facts.n_vocab * request.logits
     if size > request.limit_bytes:
         raise CorpusError(
