@@ -68,6 +68,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python -m tests.bench.attention_overhead
 	$(BIN)/python -m tests.bench.speed_ratio
 	$(BIN)/python -m tests.bench.cached_suite
+	$(BIN)/python -m tests.bench.live_latency
 
 # The pictures of reports, bundled with what they need from npm (Node 18 or newer). The bundle is stored in the package.
 views: $(NPM)

@@ -27,6 +27,7 @@ Where llama.cpp departs from the publication: it ignores the sliding window of p
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -50,6 +51,8 @@ _PAIRS = frozenset({"llama", "mixtral", "smollm3"})
 _GLOBAL_EVERY = {"gemma2": 2, "gemma3": 6}
 """The last of every n layers sees all keys, the others those in the sliding window."""
 _GEMMA3_LOCAL_BASE = 10000.0
+_ROPE_BASE = 10000.0
+"""Where a file says nothing."""
 _LAYERS_OF_27B = {"gemma2": 46, "gemma3": 62}
 _NO_ROPE_EVERY = {"smollm3": 4}
 
@@ -207,15 +210,19 @@ class Model:
         dims = self._numbers["rope.dimension_count"]
         if self.kind == "gemma3" and self._is_local(layer):
             return Rope(style, dims, _GEMMA3_LOCAL_BASE)
-        return Rope(style, dims, self._numbers["rope.freq_base"], self._numbers.get("rope.scaling.factor", 1.0))
+        base = self._numbers.get("rope.freq_base", _ROPE_BASE)
+        return Rope(style, dims, base, self._numbers.get("rope.scaling.factor", 1.0))
 
-    def attend(self, layer: int, residual: Array, definition: Definition | None = None) -> Attention:
+    def attend(
+        self, layer: int, residual: Array, definition: Definition | None = None, off: Collection[int] = ()
+    ) -> Attention:
         """Attention of one layer over one sequence.
 
         Args:
             layer: counted from 0.
             residual: [pos, d_model] input of the layer: `first_residual`, or the residual stream after the one before.
             definition: another than that of the model, to see what a part of it does.
+            off: heads whose mixed values are zero.
         """
         what = definition or self.definition(layer)
         block = f"blk.{layer}"
@@ -229,7 +236,9 @@ class Model:
         groups = what.heads // what.kv_heads
         scores = np.einsum("qhd,khd->hqk", q, np.repeat(k, groups, axis=1))
         pattern = _softmax(_biased_and_masked(scores * what.scale, what))
-        z = np.einsum("hqk,khd->qhd", pattern, np.repeat(v, groups, axis=1)).reshape(n, -1)
+        mixed = np.einsum("hqk,khd->qhd", pattern, np.repeat(v, groups, axis=1))
+        mixed[:, list(off)] = 0
+        z = mixed.reshape(n, -1)
         out = self._linear(f"{block}.attn_output", z)
         if what.post_norm:
             out = self._norm(f"{block}.post_attention_norm", out, "rms", what.eps)
@@ -241,6 +250,24 @@ class Model:
         x = self._norm(f"{block}.ffn_norm", residual, "rms", self._numbers["attention.layer_norm_rms_epsilon"])
         gate = self._linear(f"{block}.ffn_gate", x)
         return self._linear(f"{block}.ffn_down", gate / (1 + np.exp(-gate)) * self._linear(f"{block}.ffn_up", x))
+
+    def final(self, residual: Array) -> Array:
+        """[pos, d_model] the last residual stream after the final norm."""
+        kind: Norm = "layer" if self.kind in _LAYER_NORM else "rms"
+        key = "attention.layer_norm_epsilon" if kind == "layer" else "attention.layer_norm_rms_epsilon"
+        return self._norm("output_norm", residual, kind, self._numbers[key])
+
+    def logits(self, residual: Array) -> Array:
+        """[pos, vocabulary] of the last residual stream: final norm, unembedding, and Gemma 2's cap."""
+        rows = self._weights.get("output.weight", self._weights["token_embd.weight"])
+        logits: Array = self.final(residual) @ rows.T
+        cap = self._numbers.get("final_logit_softcapping")
+        return logits if cap is None else cap * np.tanh(logits / cap)
+
+    @property
+    def n_layer(self) -> int:
+        """Blocks, as the file says."""
+        return int(self._numbers["block_count"])
 
     def _qkv(self, block: str, x: Array, what: Definition) -> tuple[Array, Array, Array]:
         """[pos, head, d_head] of the joint projection, or of three."""

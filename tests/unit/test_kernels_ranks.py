@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy import stats as scipy_stats
 
 from gguf_harness.errors import NoData
-from gguf_harness.metrics.kernels.ranks import mean_ranks, spearman
+from gguf_harness.metrics.kernels.ranks import largest, mean_ranks, spearman
 
 Array = NDArray[np.float64]
 
@@ -22,6 +22,11 @@ _TIED = st.sampled_from([-np.inf, -1.5, -0.0, 0.0, 1e-300, 2, np.inf])
 @given(hnp.arrays(np.float64, st.integers(0, 20), elements=_TIED))
 def test_ranks_are_scipys(values: Array) -> None:
     assert (mean_ranks(values) == scipy_stats.rankdata(values)).all()
+
+
+@given(hnp.arrays(np.float64, st.integers(0, 20), elements=_TIED), st.integers(1, 22))
+def test_the_largest_are_the_first_of_a_stable_sort(values: Array, most: int) -> None:
+    assert largest(values, most).tolist() == np.argsort(-values, kind="stable")[:most].tolist()
 
 
 @given(

@@ -12,6 +12,7 @@ from gguf_harness.errors import NoData
 from gguf_harness.measure.live.reading import Reading
 from gguf_harness.measure.live.requests import KEPT_NEXT
 from gguf_harness.measure.texts.next_tokens import TEMPERATURES, rest_of
+from gguf_harness.metrics.kernels.ranks import largest
 from gguf_harness.views.attention_data import pattern_data
 from gguf_harness.views.model_entries import model_entries
 from gguf_harness.views.step_data import head_steps, output_cosines
@@ -192,7 +193,7 @@ def next_tokens_view(readings: Sequence[Reading], live: Vocabulary, place: int =
     pairs: list[Data] = []
     for at in others:
         both = [rows[0], rows[at]] if at else [rows[0]]
-        top = [np.argsort(-row, kind="stable")[:KEPT_NEXT] for row in both]
+        top = [largest(row, KEPT_NEXT) for row in both]
         tokens = np.array(list(dict.fromkeys(np.concatenate(top).tolist())))
         pairs.append(
             {

@@ -16,6 +16,7 @@ from gguf_harness.errors import EngineError, PromptError
 from gguf_harness.measure.live.requests import KEPT_NEXT, Ablation, ModelFacts, Sampling, StepRequest
 from gguf_harness.measure.live.tasks import ablating
 from gguf_harness.metrics.kernels.log_softmax import log_softmax
+from gguf_harness.metrics.kernels.ranks import largest
 
 if TYPE_CHECKING:
     from gguf_harness.engine.context import Context
@@ -75,7 +76,7 @@ def next_step(worker: WorkerContext, request: StepRequest, facts: ModelFacts) ->
             "Such a file is broken for use as well; quantize it again, or try another KV-cache type.",
         )
     token = text.choose(request.sampling, len(request.tokens))
-    top = np.argsort(-logprobs, kind="stable")[:KEPT_NEXT]
+    top = largest(logprobs, KEPT_NEXT)
     return Step(
         token=token,
         piece=model.detokenize([token], special=True),
@@ -186,13 +187,13 @@ def _sampler(sampling: Sampling, place: int) -> Iterator[Any]:
     chain = llama_cpp.llama_sampler_chain_init(llama_cpp.llama_sampler_chain_default_params())
     try:
         if sampling.top_k:
-            llama_cpp.llama_sampler_chain_add(chain, llama_cpp.llama_sampler_init_top_k(sampling.top_k))
+            llama_cpp.llama_sampler_chain_add(chain, llama_cpp.llama_sampler_init_top_k(int(sampling.top_k)))
         llama_cpp.llama_sampler_chain_add(chain, llama_cpp.llama_sampler_init_top_p(sampling.top_p, 1))
         llama_cpp.llama_sampler_chain_add(chain, llama_cpp.llama_sampler_init_min_p(sampling.min_p, 1))
         if sampling.temperature > 0:
             llama_cpp.llama_sampler_chain_add(chain, llama_cpp.llama_sampler_init_temp(sampling.temperature))
             # llama.cpp takes the largest one for a wish for chance.
-            seed = (sampling.seed * 1_000_003 + place) % llama_cpp.LLAMA_DEFAULT_SEED
+            seed = (int(sampling.seed) * 1_000_003 + place) % llama_cpp.LLAMA_DEFAULT_SEED
             llama_cpp.llama_sampler_chain_add(chain, llama_cpp.llama_sampler_init_dist(seed))
         else:
             llama_cpp.llama_sampler_chain_add(chain, llama_cpp.llama_sampler_init_greedy())

@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import tempfile
+import weakref
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from pathlib import Path
@@ -71,6 +72,8 @@ class LiveModel:
         self.settings = settings
         self._limit_bytes = limit_bytes
         self._folder = Path(tempfile.mkdtemp(prefix="gguf-harness-"))
+        # Also where nobody closes it.
+        weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         self.worker = Worker(info.name, self._folder / "worker.log", gpu=gpu, timeout_s=timeout_s)
         # A worker ends with the thread that started it: here one that lasts as long as the model.
         self._asking = ThreadPoolExecutor(1, thread_name_prefix=f"{info.name} asks")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Final
 
@@ -68,8 +69,11 @@ class Sampling:
     def __post_init__(self) -> None:
         for name, low, high in (("temperature", 0, 10), ("top_k", 0, 2**31 - 1), ("top_p", 0, 1), ("min_p", 0, 1)):
             value = getattr(self, name)
-            if not low <= value <= high:
-                raise OptionError(f"{name} is {value}, expected {low} to {high}.")
+            if not isinstance(value, Real) or not low <= float(value) <= high:
+                raise OptionError(f"{name} is {value!r}, expected {low} to {high}.")
+        for name in ("top_k", "seed"):
+            if not isinstance(getattr(self, name), Integral):
+                raise OptionError(f"{name} is {getattr(self, name)!r}, expected a whole number.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +126,7 @@ class StepRequest:
     attention: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class ModelFacts:
     """What can be read of a loaded model, found by decoding one token.
 
@@ -168,6 +172,14 @@ class ModelFacts:
     facts: tuple[str, ...]
     missing: tuple[str, ...]
 
+    def __repr__(self) -> str:
+        """Short: notebooks show it."""
+        heads, kv_heads = sum(self.heads), sum(self.kv_heads)
+        return (
+            f"<{self.name}: {self.architecture}, {self.n_layer} layers, {heads} heads with {kv_heads} of keys and"
+            f" values, width {self.d_model}, context {self.n_ctx_train}, {self.n_vocab} tokens>"
+        )
+
     @property
     def all_heads(self) -> list[tuple[int, int]]:
         """(layer, head) of every head that has a pattern."""
@@ -191,7 +203,7 @@ class ModelFacts:
         known = set(self.all_heads)
         for layer, head in ablation.heads:
             if (layer, head) not in known:
-                count = self.heads[layer] if 0 <= layer < self.n_layer else 0
+                count = self.heads[layer] if layer in range(self.n_layer) else 0
                 there = (
                     f"Heads of layer {layer} are 0 to {count - 1}."
                     if count
@@ -199,7 +211,7 @@ class ModelFacts:
                 )
                 raise OptionError(f"{self.name} has no head {layer}.{head} to switch off.", there)
         for layer in ablation.layers:
-            if not 0 <= layer < self.n_layer:
+            if layer not in range(self.n_layer):
                 raise OptionError(
                     f"{self.name} has no layer {layer} to switch off.", f"Layers are 0 to {self.n_layer - 1}."
                 )

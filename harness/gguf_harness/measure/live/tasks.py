@@ -129,7 +129,7 @@ def _decoded(worker: WorkerContext, request: ReadRequest, facts: ModelFacts, tok
     stream, patch = ablating(request.ablation, facts)
     taps = Taps(facts.architecture, facts.n_layer, read=_both(read, stream), patch=patch)
     arrays: Arrays = {}
-    with Context(model, _settings(request, len(tokens)), taps) as context:
+    with Context(model, _settings(request, facts, len(tokens)), taps) as context:
         if facts.predicts:
             logits = context.logits(tokens)
             _check_finite(request, logits)
@@ -242,7 +242,7 @@ def _completed(seen: Mapping[str, F32], request: ReadRequest, facts: ModelFacts)
     return held.arrays
 
 
-def _settings(request: ReadRequest, n: int) -> SessionSettings:
+def _settings(request: ReadRequest, facts: ModelFacts, n: int) -> SessionSettings:
     """A context as long as the text, in one batch; without flash attention where the settings allow it.
 
     Everything is read from the same kind of decode, so that the states are those that the patterns led to.
@@ -252,13 +252,16 @@ def _settings(request: ReadRequest, n: int) -> SessionSettings:
         settings = settings.with_pattern()
     elif not settings.has_quantized_v:
         settings = replace(settings, flash_attention="off")
-    return replace(settings, n_ctx=n, n_batch=n, n_ubatch=min(settings.n_ubatch, n))
+    # Where tokens attend to later ones, llama.cpp wants all of them at once, and aborts otherwise.
+    return replace(settings, n_ctx=n, n_batch=n, n_ubatch=min(settings.n_ubatch, n) if facts.causal else n)
 
 
 def _check_size(request: ReadRequest, facts: ModelFacts, n: int) -> None:
     heads = sum(facts.heads)
     size = 4 * n * n * heads * len(_BY_KEY & set(request.attention))
     size += 4 * n * facts.d_model * (4 * facts.n_layer + 2) * bool(request.states)
+    # Heads of all layers together are about as wide as the stream.
+    size += 4 * n * facts.d_model * facts.n_layer * len({"q", "k", "v"} & set(request.attention))
     size += 4 * n * facts.n_vocab * request.logits
     if size > request.limit_bytes:
         raise CorpusError(

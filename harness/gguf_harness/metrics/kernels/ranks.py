@@ -1,4 +1,4 @@
-"""Ranks, and the correlation of ranks."""
+"""Ranks, the correlation of ranks, and the first of them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,24 @@ from numpy.typing import NDArray
 
 from gguf_harness.errors import NoData
 
-__all__ = ["mean_ranks", "spearman"]
+__all__ = ["largest", "mean_ranks", "spearman"]
+
+
+def largest(values: NDArray[np.floating[Any]], most: int) -> NDArray[np.int64]:
+    """[min(n, most)] places of the largest of [n] values, in order; the first of equal ones comes first.
+
+    A sort of everything would take longer than a token of a small model with a large vocabulary.
+
+    Args:
+        values: [n], none of them NaN.
+        most: how many, at least 1.
+    """
+    if most < len(values):
+        least = np.partition(values, -most)[-most]
+        some = np.flatnonzero(values >= least)
+    else:
+        some = np.arange(len(values))
+    return np.asarray(some[np.argsort(-values[some], kind="stable")][:most], dtype=np.int64)
 
 
 def mean_ranks(values: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
