@@ -12,9 +12,22 @@ from tests.integration.explorer_process import Explored
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-__all__ = ["do", "eventually", "opened", "read_prompt", "serious", "shown", "visit"]
+__all__ = ["STRONGEST_ROW", "do", "eventually", "opened", "press_switch", "read_prompt", "serious", "shown", "visit"]
 
 _LONGEST_S = 60
+
+STRONGEST_ROW = """() => {
+    const { canvas, layout: { left, wide, high, rows, keys, bytes } } = explorer.sections.write.writer.heat;
+    const row = Math.floor(bytes.indexOf(Math.max(...bytes)) / keys);
+    const weights = [...bytes.slice(row * keys, (row + 1) * keys)];
+    const y = Math.floor((row * high + rows[row][0] + high / 2) * devicePixelRatio);
+    const { data } = canvas.getContext("2d").getImageData(0, y, canvas.width, 1);
+    return [Math.max, Math.min].map((end) => {
+        const x = Math.floor((left + (weights.indexOf(end(...weights)) + 0.5) * wide) * devicePixelRatio);
+        return data.slice(4 * x, 4 * x + 4).join();
+    });
+}"""
+"""Colours of the cells with the most and the least weight of the head that looks at one token most while writing."""
 
 
 @contextlib.contextmanager
@@ -83,6 +96,17 @@ def visit(tab: Page, section: str) -> Any:
     tab.evaluate("id => document.getElementById(id).scrollIntoView()", section)
     eventually(tab, f"explorer.shown.loaded.includes('{section}')")
     return tab.evaluate("id => document.querySelector(`#${id} .view`)?.shown", section)
+
+
+def press_switch(tab: Page, layer: int, head: int) -> None:
+    """Switch a head by keyboard, from the first switch on."""
+    tab.locator(".switches button").first.focus()
+    for key, times in (("ArrowDown", layer), ("ArrowRight", head + 1)):
+        for _ in range(times):
+            tab.keyboard.press(key)
+    assert f"head {layer}.{head}" in (tab.locator(":focus").get_attribute("aria-label") or "")
+    tab.keyboard.press("Enter")
+    eventually(tab, "!explorer.shown.busy")
 
 
 def serious(tab: Page) -> list[str]:

@@ -17,7 +17,17 @@ from gguf_harness.inputs.models import load_info
 from gguf_harness.inputs.sources import expand
 from gguf_harness.measure.live.model import LiveModel
 from gguf_harness.measure.live.requests import Ablation
-from tests.integration.explorer_pages import do, eventually, opened, read_prompt, serious, shown, visit
+from tests.integration.explorer_pages import (
+    STRONGEST_ROW,
+    do,
+    eventually,
+    opened,
+    press_switch,
+    read_prompt,
+    serious,
+    shown,
+    visit,
+)
 from tests.integration.explorer_process import Explored, explored
 from tests.integration.report_pages import browser
 from tests.integration.small_models import write_small_model
@@ -53,35 +63,10 @@ def tiny() -> Iterator[LiveModel]:
         yield model
 
 
-# Colours of the cells with the most and the least weight of the head that looks at one token most.
-STRONGEST_ROW = """() => {
-    const { canvas, layout: { left, wide, high, rows, keys, bytes } } = explorer.sections.write.writer.heat;
-    const row = Math.floor(bytes.indexOf(Math.max(...bytes)) / keys);
-    const weights = [...bytes.slice(row * keys, (row + 1) * keys)];
-    const y = Math.floor((row * high + rows[row][0] + high / 2) * devicePixelRatio);
-    const { data } = canvas.getContext("2d").getImageData(0, y, canvas.width, 1);
-    return [Math.max, Math.min].map((end) => {
-        const x = Math.floor((left + (weights.indexOf(end(...weights)) + 0.5) * wide) * devicePixelRatio);
-        return data.slice(4 * x, 4 * x + 4).join();
-    });
-}"""
-
-
 def _after_the_copy(tokens: list[int]) -> int:
     """Place after the earlier tokens that are the same as the last four."""
     end = tokens[-4:]
     return next(at for at in range(4, len(tokens)) if tokens[at - 4 : at] == end)
-
-
-def _press_switch(tab: Page, layer: int, head: int) -> None:
-    """Switch a head by keyboard, from the first switch on."""
-    tab.locator(".switches button").first.focus()
-    for key, times in (("ArrowDown", layer), ("ArrowRight", head + 1)):
-        for _ in range(times):
-            tab.keyboard.press(key)
-    assert f"head {layer}.{head}" in (tab.locator(":focus").get_attribute("aria-label") or "")
-    tab.keyboard.press("Enter")
-    eventually(tab, "!explorer.shown.busy")
 
 
 def test_a_typed_prompt_is_shown_in_all_sections(browser: Browser, alone: Explored, tiny: LiveModel) -> None:
@@ -130,7 +115,7 @@ def test_without_its_head_the_repetition_is_not_expected(browser: Browser, alone
     with opened(browser, alone) as tab:
         read_prompt(tab, INDUCTION)
         visit(tab, "off")
-        _press_switch(tab, 1, 1)
+        press_switch(tab, 1, 1)
         state = shown(tab)
         assert state["off"] == {"heads": [[1, 1]], "layers": []}
         token = state["prediction"]["id"]
@@ -231,7 +216,7 @@ def test_a_quantized_file_stands_beside_its_reference(browser: Browser, pair: Ex
         visit(tab, "lens")
         assert tab.locator("#lens .view").count() == 2
         visit(tab, "off")
-        _press_switch(tab, 2, 0)
+        press_switch(tab, 2, 0)
         assert [reading["label"] for reading in shown(tab)["readings"]] == ["F16", "Q2_K", "Q2_K, head 2.0 off"]
         assert visit(tab, "attention")["candidate"] == "tiny-Q2_K, head 2.0 off"
         tab.click("text=what quantization changed")

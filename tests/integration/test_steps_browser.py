@@ -106,7 +106,7 @@ def test_choices_survive_another_prompt_and_theme(page: Page, open_report: OpenR
 def test_a_cut_beyond_what_is_kept_is_told(page: Page, open_report: OpenReport, tmp_path: Path) -> None:
     open_report(run_with_next_tokens(tmp_path), tmp_path)
     see(page, "next-tokens")
-    told = "falls among tokens that the run does not keep"
+    told = "falls among tokens that are not listed one by one"
     # The 64 likeliest tokens have 98.5 % of the probability in the reference, and 97.7 % in the candidate.
     for top_p, certain in ((0.97, [True, True]), (0.98, [True, False]), (0.99, [False, False])):
         _set(page, top_p=top_p)

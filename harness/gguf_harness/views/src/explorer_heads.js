@@ -18,7 +18,7 @@ export const KINDS = {
  *
  * @returns {number[][]} keys by query.
  */
-export function followers(ids) {
+function followers(ids) {
   const shared = (one, other) => {
     let length = 0;
     while (one - length >= 0 && ids[one - length] === ids[other - length]) length++;

@@ -4,7 +4,7 @@ const token = new URLSearchParams(location.search).get("token") ?? "";
 const [SOONEST, LATEST] = [1000, 8000];
 
 /** What the server says when it cannot answer: what was wrong, and the next step. */
-export class Problem extends Error {
+class Problem extends Error {
   constructor(status, message, hint) {
     super(message);
     this.status = status;

@@ -98,7 +98,7 @@ function switchGrid(app) {
       const kind = head === undefined ? null : found.get(`${layer},${head}`)?.kind;
       if (kind) kinds.add(kind);
       if (head !== undefined) button.textContent = kind ? KINDS[kind].sign : "·";
-      button.setAttribute("aria-label", head === undefined ? `Switch off layer ${layer}` : `Switch off head ${layer}.${head}${kind ? `, ${KINDS[kind].name}` : ""}`);
+      button.setAttribute("aria-label", head === undefined ? `Switch off layer ${layer}${button.title ? ", which cannot be switched off" : ""}` : `Switch off head ${layer}.${head}${kind ? `, ${KINDS[kind].name}` : ""}`);
       if (head !== undefined) button.title = `head ${layer}.${head}${kind ? `: ${KINDS[kind].does}` : ""}`;
     }
     legend.replaceChildren(...[...kinds].sort((a, b) => Object.keys(KINDS).indexOf(a) - Object.keys(KINDS).indexOf(b)).map((kind) => h("span", {}, h("b", {}, KINDS[kind].sign), ` ${KINDS[kind].does}`)), h("span", {}, h("b", {}, "·"), " something else or several things"));
@@ -108,7 +108,7 @@ function switchGrid(app) {
 }
 
 /** What is off after a switch was pressed. */
-export function flipped({ heads, layers }, { layer, head }) {
+function flipped({ heads, layers }, { layer, head }) {
   if (head === undefined) return { heads, layers: layers.includes(layer) ? layers.filter((each) => each !== layer) : [...layers, layer].sort((a, b) => a - b) };
   const others = heads.filter(([one, other]) => one !== layer || other !== head);
   return { heads: others.length < heads.length ? others : [...heads, [layer, head]].sort((a, b) => a[0] - b[0] || a[1] - b[1]), layers };

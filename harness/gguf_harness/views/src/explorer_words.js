@@ -34,7 +34,7 @@ export function offName({ heads, layers }) {
   return [
     heads.length ? `${heads.length > 1 ? "heads" : "head"} ${list(heads.map(headName))}` : "",
     layers.length ? `${layers.length > 1 ? "layers" : "layer"} ${list(layers)}` : "",
-  ].filter(Boolean).join(", ");
+  ].filter(Boolean).join(" and ");
 }
 
 /** How a model is built, in one sentence. */

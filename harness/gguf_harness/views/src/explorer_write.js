@@ -19,10 +19,19 @@ export function writeSection(app) {
     id: "write", title: "Write",
     lead: "Predict a token, append it, predict the next: that is how a model writes. Choose a token of the text to see what else could have stood there, and what all heads looked at when it was written. Temperature 0 always takes the likeliest token.",
     present: ({ models }) => models.at(-1).predicts,
-    key: () => ["write", app.prompt, app.chat, app.off],
+    key: () => ["write"],
     load: () => true,
-    draw: () => { writer.reset(); },
+    draw: () => "",
     body: writer.elements,
+  });
+  // Not when it is first seen: someone may have begun to write by then.
+  let about = null;
+  app.on("reading", () => {
+    const now = JSON.stringify([app.prompt, app.chat, app.off]);
+    if (now !== about) writer.reset();
+    // Of a chat, the template's own tokens are no text to type.
+    writer.load.textContent = app.chat ? "Read the answer" : "Read this text";
+    about = now;
   });
   section.writer = writer;
   return section;
