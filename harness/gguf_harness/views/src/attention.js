@@ -180,7 +180,7 @@ function showGrids(el, scene, state, set) {
   return [
     h("div", { class: "legends" }, legend(scales.root, "weight, square root", squared), legendOfDifference(scene, scales.signedRoot, ", square root", squared)),
     box,
-    h("p", { class: "muted" }, "Rows are layers, columns are heads. Click a tile, or use the arrow keys, to see a head below."),
+    h("p", { class: "muted" }, "Rows are layers, columns are heads. Click a tile, or use the arrow keys, to choose a head."),
   ];
 }
 

@@ -48,19 +48,21 @@ export function headKinds(pattern, ids) {
   const next = followers(ids.slice(0, side));
   const repeats = next.flatMap((keys, query) => (keys.length ? [query] : []));
   const later = Array.from({ length: Math.max(0, side - 2) }, (_, at) => at + 2);
+  const first = Math.min(...pattern.heads.map(([layer]) => layer));
   return pattern.heads.map(([layer, head]) => {
     const { weight } = pattern.of(`${layer},${head}`);
     const mean = (queries, of) => (queries.length ? queries.reduce((sum, query) => sum + of(query), 0) / queries.length : 0);
     const total = (query, back) => next[query].reduce((sum, key) => sum + weight(query, key - back), 0);
     const shares = {
       previous: mean(later, (query) => weight(query, query - 1)),
-      induction: mean(repeats, (query) => total(query, 0)),
+      // Keys of the first layer know nothing of the token before theirs: there it would be chance.
+      induction: layer > first ? mean(repeats, (query) => total(query, 0)) : 0,
       same: mean(repeats, (query) => total(query, 1)),
       first: mean(later, (query) => weight(query, 0)),
       itself: mean(later, (query) => weight(query, query)),
     };
     const [kind, share] = Object.entries(shares).filter(([name]) => name !== "first").reduce((best, each) => (each[1] > best[1] ? each : best));
-    return { layer, head, place: `${layer},${head}`, shares, kind: share >= CLEARLY ? kind : shares.first >= RESTING ? "first" : null, atLast: total(side - 1, 0) };
+    return { layer, head, place: `${layer},${head}`, shares, kind: share >= CLEARLY ? kind : shares.first >= RESTING ? "first" : null, atLast: layer > first ? total(side - 1, 0) : 0 };
   });
 }
 

@@ -42,7 +42,7 @@ export function promptForm(app) {
   const read = () => app.read(area.value, { chat: chat.checked });
   const form = h("form", { class: "prompt", novalidate: true, onsubmit: (event) => { event.preventDefault(); read(); } },
     h("label", { for: "prompt" }, "Prompt"), area,
-    h("div", { class: "prompt-row" }, button, h("span", { class: "muted", id: "prompt-keys" }, "Ctrl + Enter reads it, too."), chatLabel),
+    h("div", { class: "prompt-row" }, button, h("span", { class: "muted", id: "prompt-keys" }, "Ctrl + Enter or ⌘ + Enter reads it, too."), chatLabel),
     examples, notes, status);
 
   app.on("models", () => {
