@@ -247,9 +247,9 @@ def test_what_cannot_be_is_a_message(tiny: gh.OpenModel, smollm2: gh.OpenModel, 
     with pytest.raises(VocabularyMismatch, match="different vocabularies") as told:
         gh.compare(tiny, smollm2, PROMPT)
     assert "--reference" not in str(told.value)
-    with pytest.raises(PromptError, match="do not fit into the model's context of 512") as told:
+    with pytest.raises(PromptError, match="do not fit into the model's context of 512") as long:
         tiny.next_tokens("word " * 600)
-    assert told.value.hint == "Give a prompt of at least one token that fits into the context."
+    assert long.value.hint == "Give a prompt of at least one token that fits into the context."
     with pytest.raises(OptionError, match="The prompt has 1 tokens, and none at 1"):
         tiny.next_tokens("", place=1)
     with pytest.raises(OptionError, match=r"has no head 1\.8"):

@@ -134,16 +134,17 @@ def test_tokens_are_places_and_not_texts() -> None:
     assert attention.plot(tokens=slice(1, 3)).data["tokens"] == [" the", " cat"]
     assert attention.plot(layer=1).state == {"head": [1, 0]}
     assert attention.plot(layer=1, head=2).state == {"head": [1, 2]}
-    for wrong in (
+    wrongs: tuple[dict[str, Any], ...] = (
         {"tokens": [6]},
         {"tokens": slice(9, 12)},
         {"layers": [2]},
         {"heads": [3]},
         {"layer": 2},
         {"head": 3},
-    ):
+    )
+    for wrong in wrongs:
         with pytest.raises(OptionError):
-            attention.plot(**wrong)  # type: ignore[arg-type]  # of right types, but not there
+            attention.plot(**wrong)
 
 
 def test_layers_that_do_not_fit_are_named() -> None:
@@ -175,7 +176,7 @@ def test_texts_of_results_are_short() -> None:
     facts = make_facts(layers=30, heads=9)
     pieces = (b"<script>alert(1)</script>" * 40, *PIECES * 10)
     reading = make_reading(facts, pieces)
-    results = [
+    results: list[gh.Attention | gh.HiddenStates] = [
         attention_of(reading, None, None),
         attention_of(reading, range(0, 30, 2), None),
         hidden_states_of(reading),
@@ -214,7 +215,7 @@ WRONG: list[tuple[Any, str]] = [
     (lambda: gh.open("tiny", gpu=True), r"gpu is a whole number, got True \(bool\)"),
     (lambda: gh.off(heads=[1]), r"a head is a pair of layer and head such as \(1, 1\), got 1 \(int\)"),  # type: ignore[list-item]
     (lambda: gh.off(heads=(1, 1)), r"a head is a pair"),  # type: ignore[arg-type]
-    (lambda: gh.off(heads="1.1"), r"heads is a list of pairs.*got '1.1' \(str\)"),
+    (lambda: gh.off(heads="1.1"), r"heads is a list of pairs.*got '1.1' \(str\)"),  # type: ignore[arg-type]
     (lambda: gh.off(layers=2), r"layers is a list of numbers, got 2 \(int\)"),  # type: ignore[arg-type]
     (lambda: gh.off(layers=[0.5]), r"a layer is a whole number, got 0.5 \(float\)"),  # type: ignore[list-item]
     (lambda: gh.compare("tiny", "tiny", "x", off=[(1, 1)]), r"off is what gguf_harness.off.*got list"),  # type: ignore[arg-type]
@@ -418,7 +419,7 @@ def test_the_package_names_what_is_public_and_imports_nothing_for_it() -> None:
     assert done.stdout.split() == sorted(api.__all__)
     assert {*gh.__all__, "open"} == set(api.__all__)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
-        gh.nothing  # type: ignore[attr-defined]  # noqa: B018
+        gh.nothing  # noqa: B018
 
 
 def test_a_star_import_leaves_pythons_own_names(tmp_path: Path) -> None:
