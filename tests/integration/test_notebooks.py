@@ -23,12 +23,19 @@ __all__ = ["browser", "page"]
 FOLDER = Path(__file__).parents[2] / "examples" / "notebooks"
 NAMES = [path.stem for path in sorted(FOLDER.glob("*.ipynb"))]
 
-# Everything else is as a reader finds it. The whole ladder of notebook 16 is as quick to get wrong, and takes longer.
+TIMED = "16_quantization"
+"""Its suite repeats timings that other processes disturb."""
+
+# Everything else is as a reader finds it. Three types are half of the time that six take.
 SETTINGS = {"GGUF_QUANTS": "Q8_0,Q4_K_M,Q2_K"}
 """Variables that the notebooks read."""
 
 Run = Callable[[str], Any]
 """A notebook by its name, with the outputs of a run."""
+
+to_run = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.exclusive] if name == TIMED else []) for name in NAMES]
+)
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +119,7 @@ def test_only_names_that_the_package_has_are_used(name: str) -> None:
 
 
 @pytest.mark.model
-@pytest.mark.parametrize("name", NAMES)
+@to_run
 def test_it_runs_and_ends_with_what_it_found(run_notebook: Run, name: str) -> None:
     cells = [cell for cell in run_notebook(name).cells if cell.cell_type == "code"]
     # What libraries and llama.cpp write there would stand between text and pictures.
@@ -127,7 +134,7 @@ def test_it_runs_and_ends_with_what_it_found(run_notebook: Run, name: str) -> No
 
 @pytest.mark.model
 @pytest.mark.browser
-@pytest.mark.parametrize("name", NAMES)
+@to_run
 def test_every_picture_draws(run_notebook: Run, page: Page, tmp_path: Path, name: str) -> None:
     frames = [html for html in _outputs(run_notebook(name), "text/html") if "<iframe" in html]
     # What a notebook calls a picture is one.
