@@ -29,7 +29,6 @@ from gguf_harness.measure.attention.steps import attention_facts
 from gguf_harness.measure.attention.tasks import (
     ATTENTION_KINDS,
     observe_attention,
-    read_attention,
     tapped,
 )
 from gguf_harness.measure.layers.unembedding import ModelFile
@@ -39,7 +38,7 @@ from gguf_harness.metrics.pattern_comparison import attention_estimates
 from gguf_harness.metrics.records import whole
 from gguf_harness.store.arrays import Arrays
 from tests.integration.attention_oracle import Model
-from tests.integration.attention_setup import make_request, make_runner
+from tests.integration.attention_setup import make_request, make_runner, read_attention
 from tests.integration.small_models import WINDOW, write_small_model
 from tests.loaded import open_context
 from tests.random_llama import write_random_llama
@@ -94,11 +93,11 @@ def test_a_notebook_gets_what_pytorch_computed(name: str) -> None:
     attention = gguf_harness.attention("tiny", _text_of(expected["tokens"]))
     n = len(expected["tokens"])
     assert attention.tokens.tolist() == expected["tokens"].tolist()
-    assert attention.pattern.shape == attention.scores.shape == (LAYERS, HEADS, n, n)
-    assert attention.q.shape == (LAYERS, n, HEADS, D_HEAD)
-    assert attention.k.shape == attention.v.shape == (LAYERS, n, KV_HEADS, D_HEAD)
     # Keys and values go through a cache in F16, weights are in F16: the tolerances of test_tiny.py.
     arrays = {kind: getattr(attention, kind) for kind in (*ATTENTION_KINDS, "scores")}
+    assert arrays["pattern"].shape == arrays["scores"].shape == (LAYERS, HEADS, n, n)
+    assert arrays["q"].shape == (LAYERS, n, HEADS, D_HEAD)
+    assert arrays["k"].shape == arrays["v"].shape == (LAYERS, n, KV_HEADS, D_HEAD)
     assert {values.dtype for values in arrays.values()} == {np.dtype(np.float32)}
     _assert_close(arrays, expected, 1e-2, 1e-2)
     _assert_near(attention.pattern.sum(axis=-1), 1, atol=1e-6)
@@ -116,18 +115,18 @@ def test_with_a_precise_cache_it_is_closer(
         quantize_file(TINY.files, file, "F32", threads=2)
     expected = _stored(name)
     prompt = Prompt("p", _text_of(expected["tokens"]))
-    request = make_request(file, tmp_path, (prompt,), cache_type_k="f32", cache_type_v="f32")
-    _assert_close(worker.call(read_attention, None, request), expected, pattern, relative)
+    found = read_attention(worker, file, prompt, cache_type_k="f32", cache_type_v="f32")
+    _assert_close(found, expected, pattern, relative)
 
 
 def test_a_real_model_agrees_with_numpy(worker: Worker, smollm2_file: Path, tmp_path: Path) -> None:
     """Four layers of SmolLM2 in F32. llama.cpp rounds activations to eight bits for products with its Q4_1 itself."""
     file = tmp_path / "smollm2-F32.gguf"
     quantize_file([smollm2_file], file, "F32", threads=2)
-    prompt = (Prompt("p", "The old lighthouse keeper climbed the stairs, and the keeper lit the lamp."),)
-    precise = {"n_ctx": 64, "n_batch": 64, "cache_type_k": "f32", "cache_type_v": "f32"}
-    reply = worker.call(read_attention, None, make_request(file, tmp_path, prompt, **precise))
-    raw = worker.call(read_attention, None, make_request(smollm2_file, tmp_path, prompt, **precise))
+    prompt = Prompt("p", "The old lighthouse keeper climbed the stairs, and the keeper lit the lamp.")
+    precise = {"cache_type_k": "f32", "cache_type_v": "f32"}
+    reply = read_attention(worker, file, prompt, **precise)
+    raw = read_attention(worker, smollm2_file, prompt, **precise)
     model = Model(smollm2_file, "llama", layers=4)
     residual = model.first_residual(model.embeddings(reply["tokens"].astype(np.int32)))
     assert reply["pattern"].shape[:2] == (30, 9)
@@ -340,9 +339,7 @@ def test_layers_without_attention_are_left_out(
     """The first layer is the same in all three files, and does not see the second."""
     hybrid = request.getfixturevalue(model)
     prompts = (Prompt("p", "a b c d e"),)
-    whole, part = (
-        worker.call(read_attention, None, make_request(file, tmp_path, prompts)) for file in (llama_file, hybrid)
-    )
+    whole, part = (read_attention(worker, file, prompts[0]) for file in (llama_file, hybrid))
     assert whole["layers"].tolist() == [0, 1]
     assert part["layers"].tolist() == [0]
     np.testing.assert_array_equal(part["pattern"][0], whole["pattern"][0])

@@ -21,8 +21,8 @@ from gguf_harness.inputs.prompts import Prompt, PromptSet
 from gguf_harness.measure.attention.activations import ActivationReader
 from gguf_harness.measure.attention.attention_results import HeadBehaviour
 from gguf_harness.measure.attention.calls import Attention
-from gguf_harness.measure.attention.tasks import observe_attention, read_attention
-from tests.integration.attention_setup import make_request, make_runner
+from gguf_harness.measure.attention.tasks import observe_attention
+from tests.integration.attention_setup import make_request, make_runner, read_attention
 from tests.integration.small_models import write_small_model
 
 pytestmark = pytest.mark.model
@@ -58,12 +58,14 @@ def test_a_bad_prompt_costs_itself_alone(worker: Worker, llama_file: Path, tmp_p
     with pytest.raises(PromptError, match="No prompt can be decoded"):
         worker.call(observe_attention, None, make_request(llama_file, tmp_path / "c", BAD))
     with pytest.raises(PromptError, match="it has no tokens"):
-        worker.call(read_attention, None, make_request(llama_file, tmp_path / "c", BAD[:1]))
+        read_attention(worker, llama_file, BAD[0])
+    with pytest.raises(PromptError, match="100000 tokens do not fit into the model's context of 512"):
+        read_attention(worker, llama_file, BAD[1])
 
 
 @pytest.mark.parametrize("prompt", ODD, ids=lambda prompt: prompt.id)
-def test_odd_texts_are_texts(worker: Worker, llama_file: Path, tmp_path: Path, prompt: Prompt) -> None:
-    reply = worker.call(read_attention, None, make_request(llama_file, tmp_path, (prompt,)))
+def test_odd_texts_are_texts(worker: Worker, llama_file: Path, prompt: Prompt) -> None:
+    reply = read_attention(worker, llama_file, prompt)
     # Every byte is there, the zeros at the ends of pieces too, and no text became a special token.
     assert b"".join(reply["pieces"].tolist()) == prompt.plain().encode()
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gguf_harness.engine.settings import SessionSettings
-from gguf_harness.errors import CorpusError, ModelError, NoPrompt, PromptError
+from gguf_harness.errors import NoPrompt, PromptError
 from gguf_harness.inputs.prompts import Prompt
 from gguf_harness.measure.attention.activations import ActivationReader, ActivationWriter
 from gguf_harness.measure.attention.behaviour import BehaviourWatch, LayerParts
@@ -42,7 +42,6 @@ __all__ = [
     "KeptPatterns",
     "attention_layers",
     "observe_attention",
-    "read_attention",
     "tapped",
 ]
 
@@ -151,58 +150,6 @@ def observe_attention(worker: WorkerContext, request: AttentionRequest) -> Array
         "copy_score": _copy_scores(request, watch.heads),
         **_kept(request, watch.heads, texts, causal=watch.causal),
     }
-
-
-def read_attention(worker: WorkerContext, request: AttentionRequest) -> Arrays:
-    """Read all attention tensors of one prompt.
-
-    Returns:
-        tokens, [pos]; pieces, [pos] their text as bytes; layers, [layer] those that have attention; pattern and scores,
-        [layer, head, pos, key]; q, [layer, pos, head, d_head]; k and v, [layer, pos, kv_head, d_head]; all tensors
-        float32.
-
-    Raises:
-        PromptError: the model cannot take the prompt.
-        TapNotFound: llama.cpp does not offer a tensor in this architecture.
-        ModelError: layers have different numbers of heads.
-        CorpusError: pattern and scores would take more than the limit.
-    """
-    model = worker.model(request.files, request.settings.n_gpu_layers)
-    inputs, _ = _inputs(model, request)
-    (tokens,) = inputs.values()
-    layers = attention_layers(model, request)
-    _check_memory(request, len(tokens))
-    kinds = (*ATTENTION_KINDS, "scores")
-    parts = {kind: LayerParts(len(tokens), by_key=kind in {"pattern", "scores"}) for kind in kinds}
-    with tapped(model, request, len(tokens), parts, layers) as context:
-        context.prefill(tokens)
-    pieces = [model.detokenize([token], special=True) for token in tokens.tolist()]
-    tensors = {kind: _stacked(request, kind, part.take()) for kind, part in parts.items()}
-    # As objects: an array of bytes would lose the zero at the end of a piece.
-    return {"tokens": tokens, "pieces": np.array(pieces, dtype=np.object_), "layers": np.array(layers), **tensors}
-
-
-def _stacked(request: AttentionRequest, kind: str, parts: list[NDArray[np.float32]]) -> NDArray[np.float32]:
-    shapes = dict.fromkeys(part.shape for part in parts)
-    if len(shapes) > 1:
-        raise ModelError(
-            f"{request.model}: {kind} differs in shape between layers ({', '.join(map(str, shapes))}), so they do "
-            "not fit into one array.",
-            "Use suites/attention, which measures such models layer by layer.",
-        )
-    return np.stack(parts)
-
-
-def _check_memory(request: AttentionRequest, n: int) -> None:
-    model = ModelFile(request.files)
-    by_layer = model.metadata.by_layer(f"{model.architecture}.attention.head_count", request.n_layer)
-    size = 8 * n * n * sum(by_layer or ())
-    if size > request.limit_bytes:
-        raise CorpusError(
-            f"{request.model}: attention of {n} tokens would take {size / 1e9:.1f} GB, the limit is"
-            f" {request.limit_bytes / 1e9:.1f} GB.",
-            "Use a shorter prompt.",
-        )
 
 
 def _copy_scores(request: AttentionRequest, heads: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -1,5 +1,5 @@
 /**
- * The likeliest next tokens of two models as paired bars, and what sampling makes of them.
+ * The likeliest next tokens of a model, or of two as paired bars, and what sampling makes of them.
  *
  * data: {
  *   known: how many of each model's likeliest tokens are there,
@@ -7,7 +7,8 @@
  *   models: [{ name, short, role, series }], the reference first,
  *   pairs: [{ model: index of the candidate, pieces: [string],
  *             logprobs: [[number], [number]] of reference and candidate,
- *             rest: [[number | null], [number | null]]: by temperature, null if there are no others }]
+ *             rest: [[number | null], [number | null]]: by temperature, null if there are no others }];
+ *             of a single model one pair, with one row of each
  * }
  */
 import { Plot, choice, h, logarithmic, look, modelLegend, number, plot, toggles } from "./kit.js";
@@ -69,10 +70,10 @@ function slider({ name, text, min, max, step, told }, data, settings, changed) {
 }
 
 function show(picture, el, data, pair, settings, log) {
-  const models = [data.models[0], data.models[pair.model]];
+  const models = pair.logprobs.length > 1 ? [data.models[0], data.models[pair.model]] : [data.models[pair.model]];
   const drawn = pair.logprobs.map((logprobs, side) => sample(logprobs, restOf(data, pair, side), data.known, settings));
   const plain = pair.logprobs.map((logprobs) => logprobs.map(Math.exp));
-  const best = (at) => Math.max(pair.logprobs[0][at], pair.logprobs[1][at]);
+  const best = (at) => Math.max(...pair.logprobs.map((logprobs) => logprobs[at]));
   const places = pair.pieces.map((_, at) => at).sort((a, b) => best(b) - best(a)).slice(0, SHOWN)
     .sort((a, b) => pair.logprobs[0][b] - pair.logprobs[0][a]);
   const bars = places.flatMap((at, row) => models.map((each, side) => ({
@@ -84,7 +85,7 @@ function show(picture, el, data, pair, settings, log) {
   const seen = bars.filter((bar) => bar.value > 0);
   picture.append(modelLegend(models));
   const names = places.map((at) => cut(quoted(pair.pieces[at]), el.clientWidth < 560 ? 12 : 20));
-  const half = (side) => (side === 0 ? { insetTop: 2, insetBottom: 11 } : { insetTop: 11, insetBottom: 2 });
+  const half = (side) => (models.length === 1 ? { insetTop: 4, insetBottom: 4 } : side === 0 ? { insetTop: 2, insetBottom: 11 } : { insetTop: 11, insetBottom: 2 });
   plot(picture, {
     width: Math.max(260, Math.min(el.clientWidth, 820)),
     height: 46 + 24 * places.length,
@@ -92,16 +93,16 @@ function show(picture, el, data, pair, settings, log) {
     x: { label: "probability (%)", labelArrow: "none", grid: true, ...(log ? { ...logarithmic([low, 100]), domain: [low, 100] } : { domain: [0, Math.max(...bars.flatMap((bar) => [bar.plain, bar.value]))] }) },
     y: { label: null, domain: places.map((_, row) => row), tickFormat: (row) => names[row], tickSize: 0, padding: 0.04 },
     marks: [
-      ...[0, 1].map((side) => Plot.barX(seen.filter((bar) => bar.side === side), { x1: low, x2: (bar) => Math.max(low, bar.value), y: "row", fill: "color", ...half(side) })),
+      ...models.map((_, side) => Plot.barX(seen.filter((bar) => bar.side === side), { x1: low, x2: (bar) => Math.max(low, bar.value), y: "row", fill: "color", ...half(side) })),
       // What it was without any setting, so that a change can be seen.
-      ...[0, 1].map((side) => Plot.tickX(bars.filter((bar) => bar.side === side), { x: "plain", y: "row", stroke: (bar) => (bar.value > bar.plain ? "var(--text)" : bar.color), strokeWidth: 1.5, ...half(side) })),
+      ...models.map((_, side) => Plot.tickX(bars.filter((bar) => bar.side === side), { x: "plain", y: "row", stroke: (bar) => (bar.value > bar.plain ? "var(--text)" : bar.color), strokeWidth: 1.5, ...half(side) })),
       Plot.ruleX([low]),
       Plot.tip(bars, Plot.pointer({ x: (bar) => Math.max(low, bar.value || bar.plain), y: "row", title: "title", maxRadius: 60 })),
     ],
   });
   picture.append(...told(pair, models, drawn));
   el.shown = {
-    pieces: pair.pieces, places, settings: { ...settings }, candidate: models[1].name,
+    pieces: pair.pieces, places, settings: { ...settings }, candidate: models[1]?.name ?? null,
     shares: drawn.map((each) => each.shares), rest: drawn.map((each) => each.rest), kept: drawn.map((each) => each.kept),
     tail: drawn.map((each) => each.tail), certain: drawn.map((each) => each.certain),
   };
@@ -111,17 +112,18 @@ function show(picture, el, data, pair, settings, log) {
 function told(pair, models, drawn) {
   const count = ({ kept, tail }) => (tail ? "any token" : plural(kept.filter(Boolean).length, "token"));
   const only = (side) => pair.pieces.filter((_, at) => drawn[side].kept[at] && !drawn[1 - side].kept[at]);
-  const apart = (drawn[0].shares.reduce((sum, share, at) => sum + Math.abs(share - drawn[1].shares[at]), 0) + Math.abs(drawn[0].rest - drawn[1].rest)) / 2;
-  const lines = [
-    `Can be sampled: ${models.map((each, side) => `${count(drawn[side])} (${each.short})`).join(", ")}. The two distributions differ by ${percent(apart)} (total variation): at least that share of draws cannot agree.`,
-  ];
-  for (const side of [0, 1]) {
+  const lines = [`Can be sampled: ${models.map((each, side) => `${count(drawn[side])}${models.length > 1 ? ` (${each.short})` : ""}`).join(", ")}.`];
+  if (models.length > 1) {
+    const apart = (drawn[0].shares.reduce((sum, share, at) => sum + Math.abs(share - drawn[1].shares[at]), 0) + Math.abs(drawn[0].rest - drawn[1].rest)) / 2;
+    lines[0] += ` The two distributions differ by ${percent(apart)} (total variation): at least that share of draws cannot agree.`;
+  }
+  for (const side of models.length > 1 ? [0, 1] : []) {
     const names = drawn[1 - side].tail ? [] : only(side);
     if (names.length) lines.push(`Only by ${models[side].short}: ${names.slice(0, NAMED).map(quoted).join(" ")}${names.length > NAMED ? ` and ${names.length - NAMED} more` : ""}${drawn[side].tail ? " and all others" : ""}.`);
   }
-  for (const side of [0, 1]) {
-    if (drawn[side].rest > 0.0005) lines.push(`${models[side].short}: ${percent(drawn[side].rest)} go to tokens beyond those that the run keeps.`);
-    if (!drawn[side].certain) lines.push(`${models[side].short}: the cut falls among tokens that the run does not keep; shown as if it cut none of them. A top-k makes it exact.`);
+  for (const side of models.keys()) {
+    if (drawn[side].rest > 0.0005) lines.push(`${models[side].short}: ${percent(drawn[side].rest)} go to tokens beyond the ${pair.pieces.length} that are listed one by one.`);
+    if (!drawn[side].certain) lines.push(`${models[side].short}: the cut falls among tokens that are not listed one by one; shown as if it cut none of them. A top-k makes it exact.`);
   }
   return lines.map((line) => h("p", { class: "how" }, line));
 }
