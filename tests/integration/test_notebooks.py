@@ -24,7 +24,7 @@ FOLDER = Path(__file__).parents[2] / "examples" / "notebooks"
 PICTURES = {
     "11_model_structure": 2,
     "12_attention": 4,
-    "13_embeddings": 1,
+    "13_embeddings": 2,
     "14_layers": 4,
     "15_heads": 3,
     "16_quantization": 1,
