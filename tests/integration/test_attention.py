@@ -16,7 +16,7 @@ from gguf_harness.engine.model import Model as LoadedModel
 from gguf_harness.engine.quantize import quantize_file
 from gguf_harness.engine.settings import SessionSettings
 from gguf_harness.engine.worker import Worker
-from gguf_harness.errors import ModelError, StoreError
+from gguf_harness.errors import ModelError, OptionError, StoreError
 from gguf_harness.inputs.corpora import load_corpus
 from gguf_harness.inputs.prompts import Prompt, PromptSet, load_prompts
 from gguf_harness.inputs.sources import expand
@@ -330,6 +330,20 @@ def test_known_heads_are_found() -> None:
     for place, expected in np.ndenumerate(np.array(CARD["induction"])):
         assert scores[place[0], place[1]]["induction"] == pytest.approx(expected, abs=0.12)
     assert all(score is not None and -1 <= score <= 1 for score in behaviour.copy_scores)
+    frame = behaviour.to_frame()
+    kinds_of_columns = ["Int64", "Int64", "string", "string", *["float64"] * len(behaviour.scores)]
+    assert [str(dtype) for dtype in frame.dtypes] == kinds_of_columns
+    assert list(zip(frame["layer"], frame["head"], frame["kind"], strict=True)) == [(*at, kinds[at]) for at in kinds]
+    assert frame["induction"].tolist() == [scores[at]["induction"] for at in scores]
+    drawn = behaviour.plot().data
+    assert [[drawn["scale"]["names"][kind] for kind in row] for row in drawn["values"]] == [
+        [kinds[layer, head] for head in range(HEADS)] for layer in range(LAYERS)
+    ]
+    assert behaviour.plot("induction").data["values"][1][1] == scores[1, 1]["induction"]
+    with pytest.raises(OptionError, match="Heads have no score 'beauty'"):
+        behaviour.plot("beauty")
+    assert len(repr(behaviour)) < 500
+    assert "<table>" in behaviour._repr_html_()
 
 
 @pytest.mark.parametrize("model", ["without_z", "hybrid_file"])

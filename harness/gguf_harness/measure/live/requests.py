@@ -122,7 +122,7 @@ class StepRequest:
     attention: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class ModelFacts:
     """What can be read of a loaded model, found by decoding one token.
 
@@ -167,6 +167,14 @@ class ModelFacts:
     chats: bool
     facts: tuple[str, ...]
     missing: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        """Short: notebooks show it."""
+        heads, kv_heads = sum(self.heads), sum(self.kv_heads)
+        return (
+            f"<{self.name}: {self.architecture}, {self.n_layer} layers, {heads} heads with {kv_heads} of keys and"
+            f" values, width {self.d_model}, context {self.n_ctx_train}, {self.n_vocab} tokens>"
+        )
 
     @property
     def all_heads(self) -> list[tuple[int, int]]:
