@@ -35,9 +35,10 @@ NAMES = list(PICTURES)
 TIMED = "16_quantization"
 """Its suite repeats timings that other processes disturb."""
 
-# Everything else is as a reader finds it. Three types are half of the time that six take.
-SETTINGS = {"GGUF_QUANTS": "Q8_0,Q4_K_M,Q2_K"}
-"""Variables that the notebooks read."""
+# Everything else is as a reader finds it. Three types take half of the time of six, and beside another process threads
+# that sleep while they wait take a fraction of the time of those that spin.
+SETTINGS = {"GGUF_QUANTS": "Q8_0,Q4_K_M,Q2_K", "OMP_WAIT_POLICY": "PASSIVE"}
+"""Variables of the environment."""
 
 Run = Callable[[str], Any]
 """A notebook by its name, with the outputs of a run."""
