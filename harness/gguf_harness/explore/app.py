@@ -38,7 +38,9 @@ _HEADERS: Final = (
 )
 
 
-def make_app(explorer: Explorer, token: str, port: int, *, grace_s: float = 5.0) -> ASGIApp:
+def make_app(
+    explorer: Explorer, token: str, port: int, *, grace_s: float = 5.0, ending: Callable[[], bool] = lambda: False
+) -> ASGIApp:
     """The application.
 
     Args:
@@ -46,8 +48,9 @@ def make_app(explorer: Explorer, token: str, port: int, *, grace_s: float = 5.0)
         token: that every request needs, as the parameter `token` or in the header `Authorization: Bearer`.
         port: that it listens on, which hosts and origins have to name.
         grace_s: seconds without any open page after which the models are freed.
+        ending: whether the server ends, which ends the streams of open pages.
     """
-    pages = _Pages(explorer, grace_s)
+    pages = _Pages(explorer, grace_s, ending)
     routes = [
         Route("/", _page, methods=["GET"]),
         Route("/api/models", _asked(lambda _: explorer.describe()), methods=["GET"]),
@@ -62,7 +65,7 @@ def make_app(explorer: Explorer, token: str, port: int, *, grace_s: float = 5.0)
         Route("/api/lens", _asked(lambda b: explorer.lens(_id(b), _whole(b, "place"))), methods=["POST"]),
         Route("/api/stream", _asked(lambda b: explorer.stream(_id(b), _whole(b, "place"))), methods=["POST"]),
         Route("/api/structure", _asked(lambda b: explorer.structure(_whole(b, "model"))), methods=["POST"]),
-        Route("/api/generate", _generating(explorer), methods=["POST"]),
+        Route("/api/generate", _generating(explorer, ending), methods=["POST"]),
     ]
     return _Guard(Starlette(routes=routes), token, port)
 
@@ -109,9 +112,10 @@ class _Guard:
 class _Pages:
     """Counts open pages: each keeps one request open. Without any, the models are freed."""
 
-    def __init__(self, explorer: Explorer, grace_s: float) -> None:
+    def __init__(self, explorer: Explorer, grace_s: float, ending: Callable[[], bool]) -> None:
         self._explorer = explorer
         self._grace_s = grace_s
+        self._ending = ending
         self._open = 0
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -121,15 +125,19 @@ class _Pages:
     async def _pings(self, request: Request) -> AsyncIterator[str]:
         self._open += 1
         try:
-            while not await request.is_disconnected():
+            while not self._ending() and not await request.is_disconnected():
                 yield ": a page is open\n\n"
                 await asyncio.sleep(_PING_S)
         finally:
             self._open -= 1
-            # Kept here, since the loop keeps no reference to it.
-            task = asyncio.get_running_loop().create_task(self._leave())
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            if not self._ending():
+                self._wait_for_another()
+
+    def _wait_for_another(self) -> None:
+        # Kept here, since the loop keeps no reference to it.
+        task = asyncio.get_running_loop().create_task(self._leave())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _leave(self) -> None:
         await asyncio.sleep(self._grace_s)
@@ -159,7 +167,7 @@ def _asked(answer: Callable[[dict[str, Any]], dict[str, Any]]) -> Callable[[Requ
     return route
 
 
-def _generating(explorer: Explorer) -> Callable[[Request], Awaitable[Response]]:
+def _generating(explorer: Explorer, ending: Callable[[], bool]) -> Callable[[Request], Awaitable[Response]]:
     def events(body: dict[str, Any]) -> Iterator[str]:
         try:
             limit = _whole(body, "limit")
@@ -169,6 +177,8 @@ def _generating(explorer: Explorer) -> Callable[[Request], Awaitable[Response]]:
                 _text(body, "prompt"), _ablation(body), _sampling(body), limit, chat=bool(body.get("chat"))
             )
             for event, data in stream:
+                if ending():
+                    return
                 yield _event(event, data)
         except HarnessError as error:
             yield _event("problem", {"message": visible_lines(error.message), "hint": _hint(error)})

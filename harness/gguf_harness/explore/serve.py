@@ -50,10 +50,11 @@ def serve_explorer(explorer: Explorer, port: int, *, browser: bool, say: Callabl
         say("It answers only on this machine, and only with this token. Ctrl-C ends it.")
         if browser:
             webbrowser.open(address)
-        app = make_app(explorer, token, port)
+        app = make_app(explorer, token, port, ending=lambda: server.should_exit)
         # Its access log would have the token in it.
         config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=2, lifespan="off")
+        server = uvicorn.Server(config)
         try:
-            uvicorn.Server(config).run(sockets=[listening])
+            server.run(sockets=[listening])
         finally:
             explorer.free()

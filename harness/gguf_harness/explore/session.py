@@ -48,7 +48,10 @@ _READ_BYTES: Final = 1_000_000_000
 _TOP: Final = 5
 
 EXAMPLES: Final = (
-    ("Repetition", "The two strings are concatenated first. A list is sorted in place. The two strings are conc"),
+    (
+        "Repetition",
+        "Return the number of items in the list that are greater than zero. Return the number of items in the",
+    ),
     ("A story", "Once upon a time there was a king who had three sons. The youngest of the sons"),
     ("Code", "def area(width, height):\n    return width *"),
     ("A fact", "The capital of France is Paris. The capital of Italy is"),
@@ -332,7 +335,11 @@ class Explorer:
 
     def _notes(self, readings: Sequence[Reading]) -> list[str]:
         n, side = len(readings[0].tokens), self._side()
-        notes = [] if n <= side else [f"Pictures of attention show the first {side} of {n} tokens."]
+        notes = (
+            []
+            if n <= side or not readings[0].pattern
+            else [f"Pictures of attention show the first {side} of {n} tokens."]
+        )
         window = readings[0].facts.window
         if window and n > window and readings[0].facts.causal:
             layers = _windowed(readings[0])

@@ -5,7 +5,7 @@ import { build } from "esbuild";
 const check = process.argv.includes("--check");
 
 const BUNDLES = [
-  { entryPoints: ["src/report.js"], format: "iife" },
+  { entryPoints: ["src/report.js", "src/explorer.js"], format: "iife" },
   // A module, with its styles as text: notebooks import it.
   { entryPoints: ["src/widget.js"], format: "esm", loader: { ".css": "text" } },
 ];

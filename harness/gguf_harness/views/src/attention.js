@@ -16,7 +16,8 @@ import { drawGrid, placeAt, tileSize } from "./attention_grid.js";
 import { drawLines, drawMatrix, matrixSize, seen } from "./attention_head.js";
 import { comparable, reach, read, weights } from "./attention_patterns.js";
 
-const [NARROW, SMALL_TILE, GAP] = [620, 13, 14];
+const [NARROW, WIDE, SMALL_TILE, GAP] = [620, 760, 13, 14];
+const ALONE = 0.44;
 const percent = (share) => `${(100 * share).toFixed(share < 0.0995 ? 1 : 0)} %`;
 
 function render({ model, el }) {
@@ -37,7 +38,9 @@ function render({ model, el }) {
   const update = () => {
     const scene = compose(el, state, reference, candidates);
     showControls(controls, scene, state, candidates, set);
-    body.replaceChildren(...showGrids(el, scene, state, set), ...showHead(el, scene, state, data, model));
+    const [matrices, lines] = showHead(el, scene, data, model);
+    body.replaceChildren(h("div", {}, showGrids(el, scene, state, set)), h("div", {}, matrices), h("div", {}, lines));
+    body.classList.toggle("alone", scene.alone);
     el.shown = numbers(scene, state);
   };
   update();
@@ -89,14 +92,16 @@ function compose(el, state, reference, candidates) {
     comparable(reference, candidate) && { key: "difference", name: `${candidate.name} minus ${reference.name}`, short: "difference", pattern: reference, other: candidate },
   ].filter(Boolean);
   const third = (el.clientWidth - GAP * (all.length - 1)) / all.length;
+  // A single picture of all heads leaves room for the chosen one beside it.
+  const alone = all.length === 1 && el.clientWidth >= WIDE;
   const together = el.clientWidth >= NARROW && tileSize(third, heads.length, layers.length) >= SMALL_TILE;
   const one = all.find(({ key }) => key === state.seen) ?? all[0];
-  const width = Math.floor(together ? third : el.clientWidth);
+  const width = Math.floor(alone ? ALONE * el.clientWidth : together ? third : el.clientWidth);
   const from = state.withoutFirst ? 1 : 0;
   const places = layers.flatMap((each) => heads.map((other) => `${each},${other}`));
   return {
     all, parts: together ? all : [one], one, layers, heads, layer, head, place: `${layer},${head}`, candidate, reference, together, width, from,
-    headWidth: Math.floor(el.clientWidth >= NARROW ? third : el.clientWidth),
+    alone, headWidth: Math.floor(alone ? (1 - ALONE) * el.clientWidth - 2 * GAP : el.clientWidth >= NARROW ? third : el.clientWidth),
     headParts: el.clientWidth >= NARROW ? all : [one],
     tile: tileSize(width, heads.length, layers.length),
     grid: (state.reaches[[from, ...places]] ??= reach(reference, candidates, places, from)),
@@ -180,12 +185,13 @@ function showGrids(el, scene, state, set) {
 }
 
 function legendOfDifference(scene, scale, bent = "", format = number) {
-  return scene.all.some(({ key }) => key === "difference") ? legend(scale, `difference, candidate minus reference${bent}`, format) : "";
+  return scene.all.some(({ key }) => key === "difference") ? legend(scale, `difference, ${scene.candidate.short} minus ${scene.reference.short}${bent}`, format) : "";
 }
 
 const titled = (part, width, ...children) => h("div", { style: `width: ${width}px` }, h("p", { class: "part", title: part.name }, part.short), children);
 
-function showHead(el, scene, state, data, model) {
+/** [what shows the chosen head as matrices, what shows it as lines]. */
+function showHead(el, scene, data, model) {
   const { place, own, from } = scene;
   const scales = scalesOf(el, own);
   const told = h("p", { class: "readout", "aria-live": "polite" });
@@ -202,9 +208,10 @@ function showHead(el, scene, state, data, model) {
     if (keep) model.set("token", (kept = token));
     for (const mark of links) mark(token ?? kept);
   };
-  const each = (make) => h("div", { class: "side-by-side" }, scene.headParts.map((part) => {
+  const linesWidth = scene.alone ? scene.width : scene.headWidth;
+  const each = (make, width) => h("div", { class: "side-by-side" }, scene.headParts.map((part) => {
     const missing = !part.pattern.has(place) || (part.other && !part.other.has(place));
-    return titled(part, scene.headWidth, missing ? h("p", { class: "muted" }, "has no such head") : make(part));
+    return titled(part, width, missing ? h("p", { class: "muted" }, "has no such head") : make(part));
   }));
   const value = ({ pattern, other }) => {
     const [base, own] = [pattern.of(place), other?.of(place)];
@@ -219,18 +226,19 @@ function showHead(el, scene, state, data, model) {
   };
   const linesOf = (part) => {
     const color = part.other ? (apart) => scales.difference(Math.sign(apart) * own.apart * 0.8) : () => "var(--accent)";
-    const { figure, mark } = drawLines({ ...shared(part), width: scene.headWidth, value: value(part), most: part.other ? own.apart : own.most, color, choose });
+    const { figure, mark } = drawLines({ ...shared(part), width: linesWidth, value: value(part), most: part.other ? own.apart : own.most, color, choose });
     links.push(mark);
     return figure;
   };
-  const parts = [
+  const parts = [[
     h("h4", {}, `Layer ${scene.layer}, head ${scene.head}`),
     h("div", { class: "legends" }, legend(scales.weight, "weight"), legendOfDifference(scene, scales.difference)),
-    each(matrixOf),
+    each(matrixOf, scene.headWidth),
     told,
+  ], [
     h("p", { class: "muted" }, "From each token (left) to those it attends to (right): the stronger the line, the larger the weight. Point at a token, or use the arrow keys, to see its lines alone; Escape shows all."),
-    each(linesOf),
-  ];
+    each(linesOf, linesWidth),
+  ]];
   choose(kept && kept.at < data.tokens.length ? kept : null, false);
   return parts;
 }

@@ -29,7 +29,7 @@ function render({ model, el }) {
   };
   el.append(
     h("div", { style: "display: flex; flex-wrap: wrap; gap: .3rem 0" },
-      choice("Head", data.heads.map((head, at) => [String(at), head.label]), String(state.head), redraw("head")),
+      data.heads.length > 1 ? choice("Head", data.heads.map((head, at) => [String(at), head.label]), String(state.head), redraw("head")) : null,
       choice("Query", data.tokens.map((token, at) => [String(at), `${at}: ${quoted(token)}`]), String(state.query), redraw("query")),
       others.length > 1 ? choice("Candidate", others.map((at) => [String(at), data.models[at].short]), String(state.candidate), redraw("candidate")) : null),
     picture,
