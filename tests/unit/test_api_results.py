@@ -27,8 +27,11 @@ from gguf_harness.measure.live.continuing import Step
 from gguf_harness.measure.live.reading import Reading
 from gguf_harness.measure.live.requests import Ablation, ModelFacts
 from gguf_harness.metrics.kernels.log_softmax import log_softmax
+from gguf_harness.report.charts import build_charts
+from gguf_harness.report.data import RunView
 from gguf_harness.views.bundle import views_style
 from gguf_harness.views.reading_data import attention_view, entries_of
+from tests.unit.test_report import STORED
 
 PIECES = (b"<s>", b" the", b" cat", b" the", b" cat", b"\xf0\x9f")
 LONGEST = 500
@@ -351,3 +354,19 @@ def test_the_package_names_what_is_public_and_imports_nothing_for_it() -> None:
 def test_a_star_import_leaves_pythons_own_names(tmp_path: Path) -> None:
     code = f"from gguf_harness import *\nopen({str(tmp_path / 'x')!r}, 'w').close()\nassert callable(attention)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_pictures_of_a_run_are_those_of_its_report() -> None:
+    run = gh.load_run(STORED)
+    shown = gh.report_pictures(run)
+    charts = [chart for section in build_charts(RunView(run.raw), run.folder).values() for chart in section]
+    assert {chart["id"] for chart in charts} <= set(shown)
+    assert len(shown) == sum(len(chart["figures"]) for chart in charts)
+    several = next(chart for chart in charts if len(chart["figures"]) > 1)
+    panels = [name for name in shown if name == several["id"] or name.startswith(f"{several['id']}/")]
+    data = [shown[name].data for name in panels]
+    assert all(panel["data"] in data for panel in several["figures"])
+    assert shown["quality"].view == "tradeoff"
+    assert "<html" in shown["quality"].to_html()
+    with pytest.raises(TypeError, match="run is what load_run returns, got str"):
+        gh.report_pictures("last")  # type: ignore[arg-type]
