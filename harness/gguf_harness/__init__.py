@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from gguf_harness.api import open as open  # noqa: A004 - an attribute, as gzip.open
     from gguf_harness.api import pictures as pictures
     from gguf_harness.api import quantize as quantize
+    from gguf_harness.api import report_pictures as report_pictures
     from gguf_harness.api import side_by_side as side_by_side
     from gguf_harness.api import word_embeddings as word_embeddings
 
@@ -67,6 +68,7 @@ __all__ = [
     "off",
     "pictures",
     "quantize",
+    "report_pictures",
     "side_by_side",
     "word_embeddings",
 ]

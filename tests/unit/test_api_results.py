@@ -1,4 +1,4 @@
-"""What the API returns, from arrays alone: short texts, tables with fixed types, and messages for wrong arguments."""
+"""What the API returns, from arrays alone: short texts, tables with fixed types, pages that show text as text."""
 
 from __future__ import annotations
 
@@ -18,18 +18,20 @@ import gguf_harness as gh
 from gguf_harness import api
 from gguf_harness.api import pictures
 from gguf_harness.api.attention_results import attention_of
-from gguf_harness.api.checks import chosen, place_of, prompt_of, whole
 from gguf_harness.api.generated import collect, streamed
 from gguf_harness.api.picture_page import render_page
 from gguf_harness.api.state_results import hidden_states_of
 from gguf_harness.api.tables import make_frame
-from gguf_harness.errors import HarnessError, MissingExtra, ModelError, NoData, OptionError, PromptError
+from gguf_harness.errors import MissingExtra, ModelError, NoData, OptionError
 from gguf_harness.measure.live.continuing import Step
 from gguf_harness.measure.live.reading import Reading
 from gguf_harness.measure.live.requests import Ablation, ModelFacts
 from gguf_harness.metrics.kernels.log_softmax import log_softmax
+from gguf_harness.report.charts import build_charts
+from gguf_harness.report.data import RunView
 from gguf_harness.views.bundle import views_style
 from gguf_harness.views.reading_data import attention_view, entries_of
+from tests.unit.test_report import STORED
 
 PIECES = (b"<s>", b" the", b" cat", b" the", b" cat", b"\xf0\x9f")
 LONGEST = 500
@@ -134,16 +136,17 @@ def test_tokens_are_places_and_not_texts() -> None:
     assert attention.plot(tokens=slice(1, 3)).data["tokens"] == [" the", " cat"]
     assert attention.plot(layer=1).state == {"head": [1, 0]}
     assert attention.plot(layer=1, head=2).state == {"head": [1, 2]}
-    for wrong in (
+    wrongs: tuple[dict[str, Any], ...] = (
         {"tokens": [6]},
         {"tokens": slice(9, 12)},
         {"layers": [2]},
         {"heads": [3]},
         {"layer": 2},
         {"head": 3},
-    ):
+    )
+    for wrong in wrongs:
         with pytest.raises(OptionError):
-            attention.plot(**wrong)  # type: ignore[arg-type]  # of right types, but not there
+            attention.plot(**wrong)
 
 
 def test_layers_that_do_not_fit_are_named() -> None:
@@ -175,7 +178,7 @@ def test_texts_of_results_are_short() -> None:
     facts = make_facts(layers=30, heads=9)
     pieces = (b"<script>alert(1)</script>" * 40, *PIECES * 10)
     reading = make_reading(facts, pieces)
-    results = [
+    results: list[gh.Attention | gh.HiddenStates] = [
         attention_of(reading, None, None),
         attention_of(reading, range(0, 30, 2), None),
         hidden_states_of(reading),
@@ -187,84 +190,6 @@ def test_texts_of_results_are_short() -> None:
         assert "<script>" not in told
     assert len(repr(facts)) < LONGEST
     assert len(repr(results[0].plot())) < LONGEST
-
-
-@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9))), st.lists(st.integers(0, 9)))
-def test_the_same_choice_is_the_same_ablation(heads: list[tuple[int, int]], layers: list[int]) -> None:
-    made = gh.off(heads=heads, layers=layers)
-    again = gh.off(heads=[*reversed(heads), *heads], layers=[*reversed(layers)] * 2)
-    assert made == again
-    assert hash(made) == hash(again)
-    assert set(made.heads) == set(heads)
-    assert set(made.layers) == set(layers)
-
-
-@given(st.integers(1, 40), st.integers(-60, 60))
-def test_places_are_those_of_a_list(count: int, place: int) -> None:
-    if -count <= place < count:
-        assert place_of(place, count) == range(count)[place]
-    else:
-        with pytest.raises(OptionError, match=f"has {count} tokens, and none at {place}"):
-            place_of(place, count)
-
-
-WRONG: list[tuple[Any, str]] = [
-    (lambda: gh.open(3), r"a model is a str or a Path.*'tiny'.*got int"),  # type: ignore[arg-type]
-    (lambda: gh.open("tiny", threads="2"), r"threads is a whole number, got '2' \(str\)"),  # type: ignore[arg-type]
-    (lambda: gh.open("tiny", gpu=True), r"gpu is a whole number, got True \(bool\)"),
-    (lambda: gh.off(heads=[1]), r"a head is a pair of layer and head such as \(1, 1\), got 1 \(int\)"),  # type: ignore[list-item]
-    (lambda: gh.off(heads=(1, 1)), r"a head is a pair"),  # type: ignore[arg-type]
-    (lambda: gh.off(heads="1.1"), r"heads is a list of pairs.*got '1.1' \(str\)"),
-    (lambda: gh.off(layers=2), r"layers is a list of numbers, got 2 \(int\)"),  # type: ignore[arg-type]
-    (lambda: gh.off(layers=[0.5]), r"a layer is a whole number, got 0.5 \(float\)"),  # type: ignore[list-item]
-    (lambda: gh.compare("tiny", "tiny", "x", off=[(1, 1)]), r"off is what gguf_harness.off.*got list"),  # type: ignore[arg-type]
-    (lambda: gh.compare("tiny", None, "x"), r"a model is a str or a Path.*got NoneType"),  # type: ignore[arg-type]
-    (lambda: gh.quantize("tiny", 2, "."), r"quant is the name of a type such as 'Q4_K_M', got int"),  # type: ignore[arg-type]
-    (lambda: gh.quantize("tiny", "Q2_K", 3), r"folder is a str or a Path, got int"),  # type: ignore[arg-type]
-    (lambda: gh.side_by_side("x"), r"a picture is what .plot\(\) returns, got str"),  # type: ignore[arg-type]
-    (gh.side_by_side, "one picture at least"),
-    (lambda: prompt_of(3), r"a prompt is a text, a chat.*got int"),
-    (lambda: prompt_of(b"text"), r"a prompt is a text.*got bytes"),
-    (lambda: prompt_of([1, "two"]), r"a prompt is a text.*got a list of int and str"),
-    (lambda: prompt_of({"role": "user"}), r"a prompt is a text.*got dict"),
-    (lambda: prompt_of([{"role": "user", "content": 3}]), "role and content of a message are texts"),
-    (lambda: chosen(3, range(4), "layer"), r"layers is a list of numbers such as \[0, 2\], got 3 \(int\)"),  # type: ignore[arg-type]
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("call", "message"), WRONG, ids=[message[:40] for _, message in WRONG])
-def test_a_wrong_type_is_told_with_what_was_expected(call: Any, message: str) -> None:
-    with pytest.raises(TypeError, match=message):
-        call()
-
-
-def test_a_wrong_value_is_an_error_with_a_hint() -> None:
-    for call in (
-        lambda: gh.open("tiny", threads=0),
-        lambda: gh.open("no-such-model.gguf"),
-        lambda: gh.quantize("tiny", "Q9_Z", "."),
-        lambda: gh.quantize("tiny", "Q2_K,Q3_K", "."),
-        lambda: gh.quantize("tiny", "Q2_K", ".", imatrix="no-such-file"),
-        lambda: prompt_of([{"role": "robot", "content": "x"}]),
-        lambda: prompt_of([{"role": "user"}]),
-        lambda: chosen([7], range(4), "layer"),
-        lambda: chosen([], range(4), "layer"),
-    ):
-        with pytest.raises(HarnessError) as told:
-            call()
-        assert told.value.hint
-
-
-def test_chats_and_tokens_are_prompts() -> None:
-    chat = prompt_of([{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}])
-    assert isinstance(chat, gh.Prompt)
-    assert [(each.role, each.content) for each in chat.messages] == [("system", "Be brief."), ("user", "Hello")]
-    assert prompt_of(np.array([1, 2, 3])) == (1, 2, 3)
-    assert prompt_of([np.int64(4)]) == (4,)
-    assert hash(prompt_of([1, 2])) == hash(prompt_of((1, 2)))
-    with pytest.raises(PromptError, match="Message 2 of the chat has 'role', 'text'"):
-        prompt_of([{"role": "user", "content": "x"}, {"role": "user", "text": "x"}])
-    assert whole(np.int32(3), "n") == 3
 
 
 def _steps(pieces: list[bytes], *, ends: bool) -> list[Step]:
@@ -311,6 +236,11 @@ def test_types_of_a_table_do_not_depend_on_its_rows(values: list[int | None]) ->
     )
     assert [str(dtype) for dtype in frame.dtypes] == ["Int64", "float64", "string", "boolean"]
     assert frame["whole"].isna().tolist() == [value is None for value in values]
+
+
+def test_names_that_are_no_text_are_in_tables() -> None:
+    """Python has bytes of names that are not UTF-8 as lone surrogates."""
+    assert make_frame({"name": ("text", ["blk.0.\udcff"])})["name"].item() == "blk.0.\udcff"
 
 
 def test_a_model_beside_itself_is_two() -> None:
@@ -418,9 +348,25 @@ def test_the_package_names_what_is_public_and_imports_nothing_for_it() -> None:
     assert done.stdout.split() == sorted(api.__all__)
     assert {*gh.__all__, "open"} == set(api.__all__)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
-        gh.nothing  # type: ignore[attr-defined]  # noqa: B018
+        gh.nothing  # noqa: B018
 
 
 def test_a_star_import_leaves_pythons_own_names(tmp_path: Path) -> None:
     code = f"from gguf_harness import *\nopen({str(tmp_path / 'x')!r}, 'w').close()\nassert callable(attention)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_pictures_of_a_run_are_those_of_its_report() -> None:
+    run = gh.load_run(STORED)
+    shown = gh.report_pictures(run)
+    charts = [chart for section in build_charts(RunView(run.raw), run.folder).values() for chart in section]
+    assert {chart["id"] for chart in charts} <= set(shown)
+    assert len(shown) == sum(len(chart["figures"]) for chart in charts)
+    several = next(chart for chart in charts if len(chart["figures"]) > 1)
+    panels = [name for name in shown if name == several["id"] or name.startswith(f"{several['id']}/")]
+    data = [shown[name].data for name in panels]
+    assert all(panel["data"] in data for panel in several["figures"])
+    assert shown["quality"].view == "tradeoff"
+    assert "<html" in shown["quality"].to_html()
+    with pytest.raises(TypeError, match="run is what load_run returns, got str"):
+        gh.report_pictures("last")  # type: ignore[arg-type]

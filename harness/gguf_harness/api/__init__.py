@@ -16,6 +16,7 @@ from gguf_harness.api.opened import OpenModel, open  # noqa: A004 - an attribute
 from gguf_harness.api.pictures import Picture, Pictures, side_by_side
 from gguf_harness.api.prediction_results import LogitLens, NextTokens
 from gguf_harness.api.quantizing import quantize
+from gguf_harness.api.run_pictures import report_pictures
 from gguf_harness.api.state_results import HiddenStates
 from gguf_harness.api.structure_results import Structure
 from gguf_harness.api.word_results import WordEmbeddings
@@ -54,6 +55,7 @@ __all__ = [
     "open",
     "pictures",
     "quantize",
+    "report_pictures",
     "side_by_side",
     "word_embeddings",
 ]

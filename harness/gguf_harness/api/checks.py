@@ -9,6 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, SupportsIndex
 
+import numpy as np
+from numpy.typing import NDArray
+
 from gguf_harness.errors import OptionError, PromptError
 from gguf_harness.inputs.prompts import ROLES, Message, Prompt
 from gguf_harness.measure.live.requests import NOTHING_OFF, Ablation
@@ -27,7 +30,7 @@ __all__ = [
     "whole",
 ]
 
-AnyPrompt = str | Prompt | Sequence[Mapping[str, str]] | Sequence[int]
+AnyPrompt = str | Prompt | Sequence[Mapping[str, str]] | Sequence[int] | NDArray[np.integer[Any]]
 """What a prompt may be: a text, a chat, or token ids."""
 
 Read = str | Prompt | tuple[int, ...]

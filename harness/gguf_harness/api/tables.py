@@ -12,7 +12,7 @@ __all__ = ["Kind", "make_frame"]
 
 Kind = Literal["whole", "number", "text", "yes"]
 
-_DTYPES: Final = {"whole": "Int64", "number": "float64", "text": "string", "yes": "boolean"}
+_DTYPES: Final = {"whole": "Int64", "number": "float64", "yes": "boolean"}
 
 
 def make_frame(columns: Mapping[str, tuple[Kind, Any]]) -> pd.DataFrame:
@@ -23,4 +23,6 @@ def make_frame(columns: Mapping[str, tuple[Kind, Any]]) -> pd.DataFrame:
     """
     import pandas as pd
 
-    return pd.DataFrame({name: pd.array(values, dtype=_DTYPES[kind]) for name, (kind, values) in columns.items()})
+    # Python strings, as in the tables of a run: Arrow's cannot hold names with bytes that are not UTF-8.
+    dtypes = {**_DTYPES, "text": pd.StringDtype("python")}
+    return pd.DataFrame({name: pd.array(values, dtype=dtypes[kind]) for name, (kind, values) in columns.items()})

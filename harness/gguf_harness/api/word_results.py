@@ -106,7 +106,7 @@ class WordEmbeddings:
         center = xyz.mean(axis=0)
         places = [[float(f"{value:.5g}") for value in row] for row in xyz.tolist()]
         everything = list(range(len(at)))
-        (entry,) = model_entries([self._model], self._model)
+        (entry,) = model_entries([self._model], None)
         return {
             "axes": ["PC 1", "PC 2", "PC 3"],
             "words": [visible(self.words[each]) for each in at],

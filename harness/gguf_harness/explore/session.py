@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
-import base64
 import secrets
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 
 from gguf_harness.engine.settings import SessionSettings
-from gguf_harness.errors import HarnessError, NoData, OptionError, PromptError, visible
+from gguf_harness.errors import HarnessError, OptionError, PromptError
+from gguf_harness.explore.answers import (
+    divergences,
+    facts_of,
+    notes_of,
+    prediction_of,
+    tokens_of,
+    views_of,
+    weights_as_text,
+)
 from gguf_harness.gguf.header import read_header
 from gguf_harness.inputs.models import ModelInfo, check_same_vocabulary
 from gguf_harness.inputs.prompts import Message, Prompt
-from gguf_harness.measure.layers.tasks import kld_rows
 from gguf_harness.measure.live.model import LiveModel
 from gguf_harness.measure.live.reading import Reading
 from gguf_harness.measure.live.requests import NOTHING_OFF, Ablation, Sampling
 from gguf_harness.views.attention_data import side_of
 from gguf_harness.views.model_entries import model_entries
 from gguf_harness.views.reading_data import (
-    attention_view,
     entries_of,
     lens_view,
     next_tokens_view,
@@ -33,7 +39,7 @@ from gguf_harness.views.reading_data import (
     stream_view,
 )
 from gguf_harness.views.structure_data import structure_view
-from gguf_harness.views.token_data import rounded, token_text
+from gguf_harness.views.token_data import token_text
 
 __all__ = ["Explorer", "Gone"]
 
@@ -128,7 +134,7 @@ class Explorer:
         """
         entries = model_entries([info.name for info in self.infos], self.infos[0].name)
         return {
-            "models": [entry | _facts(model) for entry, model in zip(entries, self.models, strict=True)],
+            "models": [entry | facts_of(model) for entry, model in zip(entries, self.models, strict=True)],
             "examples": [{"title": title, "text": text} for title, text in EXAMPLES],
             "most_tokens": MOST_TOKENS,
             "side": self._side(),
@@ -156,15 +162,15 @@ class Explorer:
                 self._answers.popitem(last=False)
         return {
             "id": answer,
-            "tokens": self._tokens(readings),
+            "tokens": tokens_of(readings),
             "readings": [
                 entry | {"model": at, "off": str(off)}
                 for entry, (at, _, off) in zip(entries_of(readings), wanted, strict=True)
             ],
-            "views": self._views(readings),
-            "prediction": self._prediction(readings),
-            "kld": [None if value is None else value[-1] for value in _divergences(readings)],
-            "notes": self._notes(readings),
+            "views": views_of(readings, self.models[0], self._side()),
+            "prediction": prediction_of(readings, self.models[0]),
+            "kld": [None if value is None else value[-1] for value in divergences(readings)],
+            "notes": notes_of(readings, self._side()),
             "ms": [ms for _, ms in timed],
         }
 
@@ -235,7 +241,7 @@ class Explorer:
                         for piece, logprob in zip(step.pieces[:_TOP], step.logprobs[:_TOP], strict=True)
                     ],
                     "keys": 0 if step.attention is None else step.attention.shape[1],
-                    "attention": "" if step.attention is None else _bytes_of(step.attention),
+                    "attention": "" if step.attention is None else weights_as_text(step.attention),
                 },
             )
         yield "end", {"reason": ended}
@@ -284,122 +290,6 @@ class Explorer:
         """Tokens of the pictures of attention."""
         heads = max((sum(model.facts.heads) for model in self.models), default=0)
         return min(_SHOWN_TOKENS, side_of(_SHOWN_CELLS / max(1, heads)))
-
-    # -- what is said of readings -------------------------------------------------------------------------------------
-
-    def _views(self, readings: Sequence[Reading]) -> Data:
-        makers: dict[str, Callable[[], Data]] = {
-            "attention": lambda: attention_view(readings, self._side()),
-            "next_tokens": lambda: next_tokens_view(readings, self.models[0]),
-            "stream": lambda: stream_view(readings),
-        }
-        views: Data = {}
-        for name, make in makers.items():
-            try:
-                views[name] = make()
-            except NoData:  # the model does not have it, and its facts say so
-                views[name] = None
-        return views
-
-    def _tokens(self, readings: Sequence[Reading]) -> list[Data]:
-        base = readings[0]
-        nll = [rounded(each.nll()) if each.logits is not None else [None] * len(each.tokens) for each in readings]
-        kld = _divergences(readings)
-        return [
-            {
-                "text": token_text(piece),
-                "id": int(token),
-                "nll": [values[at] for values in nll],
-                "kld": [None if values is None else values[at] for values in kld],
-            }
-            for at, (piece, token) in enumerate(zip(base.pieces, base.tokens, strict=True))
-        ]
-
-    def _prediction(self, readings: Sequence[Reading]) -> Data | None:
-        """The token that the first reading finds likeliest next, and its probability in each."""
-        if any(reading.logits is None for reading in readings):
-            return None
-        rows = [reading.next_logprobs() for reading in readings]
-        token = int(rows[0].argmax())
-        likeliest = [int(row.argmax()) for row in rows]
-        pieces = self.models[0].pieces([token, *likeliest])
-        return {
-            "text": token_text(pieces[0]),
-            "id": token,
-            "p": [float(np.exp(row[token])) for row in rows],
-            "likeliest": [
-                {"text": token_text(piece), "p": float(np.exp(row.max()))}
-                for piece, row in zip(pieces[1:], rows, strict=True)
-            ],
-        }
-
-    def _notes(self, readings: Sequence[Reading]) -> list[str]:
-        n, side = len(readings[0].tokens), self._side()
-        notes = (
-            []
-            if n <= side or not readings[0].pattern
-            else [f"Pictures of attention show the first {side} of {n} tokens."]
-        )
-        window = readings[0].facts.window
-        if window and n > window and readings[0].facts.causal:
-            layers = _windowed(readings[0])
-            notes.append(
-                f"Layers {', '.join(map(str, layers))} see no further back than their window of {window} tokens."
-                if layers
-                else f"No layer is limited to the window of {window} tokens that the file names."
-            )
-        return notes
-
-
-def _windowed(reading: Reading) -> list[int]:
-    """Layers in which no token attends to one that is further back than the window."""
-    window, n = reading.facts.window, len(reading.tokens)
-    beyond = np.tri(n, k=-window, dtype=np.bool_)
-    return [layer for layer, pattern in reading.pattern.items() if not pattern[:, beyond].any()]
-
-
-def _divergences(readings: Sequence[Reading]) -> list[list[float] | None]:
-    """Of each reading: KL(first || it) of the next token after each token, in nats; None where there are no logits."""
-    base = readings[0].logits
-    rows: list[list[float] | None] = []
-    for each in readings:
-        if base is None or each.logits is None:
-            rows.append(None)
-        elif each is readings[0]:
-            rows.append([0.0] * len(base))
-        else:
-            rows.append([float(value) for value in kld_rows(base, each.logits)])
-    return rows
-
-
-def _facts(model: LiveModel) -> Data:
-    facts, info = model.facts, model.info
-    return {
-        "architecture": visible(facts.architecture),
-        "layers": facts.n_layer,
-        "width": facts.d_model,
-        "heads": list(facts.heads),
-        "kv_heads": list(facts.kv_heads),
-        "window": facts.window,
-        "context": facts.n_ctx_train,
-        "vocabulary": facts.n_vocab,
-        "bits": info.bits_per_weight,
-        "bytes": info.bytes,
-        "quantization": None if info.quantization is None else visible(info.quantization),
-        "predicts": facts.predicts,
-        "chats": facts.chats,
-        "causal": facts.causal,
-        "attention": list(facts.attention),
-        "states": list(facts.states),
-        "skips": [layer for layer in range(facts.n_layer) if facts.can_skip(layer)],
-        "facts": [visible(fact) for fact in facts.facts],
-        "missing": [visible(sentence) for sentence in facts.missing],
-    }
-
-
-def _bytes_of(weights: Any) -> str:
-    codes = np.round(255 * np.sqrt(np.clip(weights, 0, 1))).astype(np.uint8)
-    return base64.b64encode(codes.tobytes()).decode()
 
 
 def _bytes(reading: Reading) -> int:

@@ -25,6 +25,7 @@ function render({ model, el }) {
   const state = model.get("space") ?? { model: data.models.indexOf(first), view: FIRST_VIEW, hidden: [], word: null, trails: true, times: 1, open: el.clientWidth > 700 };
   const keep = (changes) => { Object.assign(state, changes); model.set("space", state); };
   const colors = groupColors(el, data.groups);
+  const several = data.models.length > 1;
   const base = new Map(data.base.at.map((word, row) => [word, data.base.xyz[row]]));
   let hovered = null;
   let placed = [];
@@ -35,7 +36,7 @@ function render({ model, el }) {
   const tip = h("div", { class: "space-tip", hidden: true });
   const [map, beside] = [h("div", { class: "space-map" }, canvas, tip), h("div", { class: "space-beside" }, told, lost)];
   el.append(
-    h("div", { class: "tools" }, modelChoice(), reference ? timesChoice() : null, search(), button("+", "Zoom in", () => zoom(1.3)), button("−", "Zoom out", () => zoom(1 / 1.3)),
+    h("div", { class: "tools" }, several ? modelChoice() : null, reference && several ? timesChoice() : null, search(), button("+", "Zoom in", () => zoom(1.3)), button("−", "Zoom out", () => zoom(1 / 1.3)),
       button("reset", "Reset the view", () => turn(FIRST_VIEW))),
     groupBoxes(),
     h("div", { class: "space" }, map, beside),
@@ -150,7 +151,7 @@ function render({ model, el }) {
     const rows = current() === reference || !reference ? [] : space().at.map((word) => ({ word, ...neighbours(word) }))
       .filter((row) => row.lost.length > 0).sort((a, b) => b.lost.length - a.lost.length);
     const far = current().role === "candidate" && reference ? h("p", { class: "muted" }, `No word is farther from its place in ${reference.short} than ${number(Number((100 * farthest()).toPrecision(2)))} % of the map's radius${current().fitted ? "; it has another vocabulary, and its own map was turned to fit" : ""}.`) : "";
-    lost.replaceChildren(h("h4", {}, heading(rows)), far, rows.length === 0 ? "" : h("table", {}, h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "word"), h("th", { scope: "col" }, "no longer near"), h("th", { scope: "col" }, "now near"))),
+    lost.replaceChildren(several ? h("h4", {}, heading(rows)) : "", far, rows.length === 0 ? "" : h("table", {}, h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "word"), h("th", { scope: "col" }, "no longer near"), h("th", { scope: "col" }, "now near"))),
       h("tbody", {}, rows.slice(0, MOST_LOST).map((row) => h("tr", {}, h("th", { scope: "row" }, named(row.word)), h("td", {}, row.lost.map((each) => data.words[each]).join(", ")),
         h("td", {}, row.near.filter((each) => !row.before.includes(each)).map((each) => data.words[each]).join(", ")))))));
   }
