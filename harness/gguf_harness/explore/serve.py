@@ -39,6 +39,8 @@ def serve_explorer(explorer: Explorer, port: int, *, browser: bool, say: Callabl
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listening.bind((_HOST, port))
+            # From now on a browser's request waits, even if it comes before the server is ready.
+            listening.listen()
         except (OSError, OverflowError) as error:
             raise OptionError(
                 f"--port={port} cannot be listened on: {getattr(error, 'strerror', None) or error}.",
