@@ -124,6 +124,9 @@ def test_numbers_are_those_of_the_arrays(pair: Explored, tiny: LiveModel, q2: Pa
     np.testing.assert_allclose(kld, kld_rows(readings[0].logits, readings[1].logits), rtol=1e-9)
     assert answer["kld"] == [0.0, kld[-1]]
     assert kld[-1] > 0.01
+    switched = pair.ask("/api/read", prompt=INDUCTION, off=OFF)
+    assert (answer["moved"], switched["readings"][2]["off"]) == (None, "head 1.1 off")
+    assert switched["moved"] != switched["kld"][2]
     (pairs,) = answer["views"]["next_tokens"]["pairs"]
     best = [reading.next_logprobs() for reading in readings]
     for row, logprobs in zip(pairs["logprobs"], best, strict=True):
@@ -140,7 +143,11 @@ def test_without_the_induction_head_the_prediction_falls(alone: Explored, tiny: 
     assert before > 0.3
     assert after < before / 3
     assert answer["readings"][1]["off"] == "head 1.1 off"
-    assert answer["kld"][1] > 0.3
+    clean, off = (tiny.read(INDUCTION, each).logits for each in (Ablation(), Ablation(((1, 1),))))
+    assert clean is not None
+    assert off is not None
+    assert answer["moved"] == answer["kld"][1] == pytest.approx(kld_rows(clean[-1:], off[-1:])[0], rel=1e-6)
+    assert answer["moved"] > 0.3
 
 
 def test_steps_stream_and_lens_are_of_the_same_reading(alone: Explored, tiny: LiveModel) -> None:
@@ -190,7 +197,7 @@ def test_text_is_written_token_by_token(alone: Explored, tiny: LiveModel) -> Non
     [
         ("/api/read", {"prompt": 3}, 400, "prompt is 3, expected a text"),
         ("/api/read", {"prompt": "a\ud800"}, 400, "not valid text"),
-        ("/api/read", {"prompt": "word " * 600}, 400, "do not fit|at most 512"),
+        ("/api/read", {"prompt": "word " * 600}, 400, "^tiny-F16: .* do not fit into the model's context of 512"),
         ("/api/read", {"prompt": "a", "off": {"heads": [[9, 9]]}}, 400, r"has no head 9\.9"),
         ("/api/read", {"prompt": "a", "off": {"heads": 3}}, 400, "expected heads as pairs"),
         ("/api/read", {"prompt": "a", "off": {"layers": [7]}}, 400, "no layer 7"),
@@ -208,6 +215,7 @@ def test_bad_questions_are_messages(
     reply = httpx.post(f"{alone.base}{path}", headers=headers, content=json.dumps(body).encode(), timeout=60)
     assert reply.status_code == status
     assert re.search(message, reply.json()["message"])
+    assert "--gguf" not in reply.text
 
 
 def test_bad_requests_to_write_are_events(alone: Explored) -> None:
@@ -231,7 +239,8 @@ def test_what_is_no_question_is_refused(alone: Explored, content: bytes) -> None
 
 def test_a_worker_that_dies_is_a_message_and_then_it_works_again(alone: Explored) -> None:
     before = alone.ask("/api/read", prompt="Once upon a time")
-    stream = alone.events("/api/generate", prompt="Once upon a time", limit=400, sampling={"temperature": 1})
+    # Its likeliest text goes round in circles, and does not end by itself.
+    stream = alone.events("/api/generate", prompt="Once upon a time", limit=450)
     next(stream)
     for worker in alone.workers:
         worker.kill()

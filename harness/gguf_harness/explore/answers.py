@@ -15,7 +15,16 @@ from gguf_harness.measure.live.reading import Reading
 from gguf_harness.views.reading_data import attention_view, next_tokens_view, stream_view
 from gguf_harness.views.token_data import rounded, token_text
 
-__all__ = ["divergences", "facts_of", "notes_of", "prediction_of", "tokens_of", "views_of", "weights_as_text"]
+__all__ = [
+    "divergences",
+    "facts_of",
+    "moved_by",
+    "notes_of",
+    "prediction_of",
+    "tokens_of",
+    "views_of",
+    "weights_as_text",
+]
 
 Data = dict[str, Any]
 
@@ -100,6 +109,13 @@ def prediction_of(readings: Sequence[Reading], model: LiveModel) -> Data | None:
             for piece, row in zip(pieces[1:], rows, strict=True)
         ],
     }
+
+
+def moved_by(unchanged: Reading, changed: Reading) -> float | None:
+    """KL(unchanged || changed) of the prediction after the last token, in nats; None without logits."""
+    if unchanged.logits is None or changed.logits is None:
+        return None
+    return float(kld_rows(unchanged.logits[-1:], changed.logits[-1:])[0])
 
 
 def notes_of(readings: Sequence[Reading], side: int) -> list[str]:

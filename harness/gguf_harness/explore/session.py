@@ -17,6 +17,7 @@ from gguf_harness.errors import HarnessError, OptionError, PromptError
 from gguf_harness.explore.answers import (
     divergences,
     facts_of,
+    moved_by,
     notes_of,
     prediction_of,
     tokens_of,
@@ -170,6 +171,7 @@ class Explorer:
             "views": views_of(readings, self.models[0], self._side()),
             "prediction": prediction_of(readings, self.models[0]),
             "kld": [None if value is None else value[-1] for value in divergences(readings)],
+            "moved": moved_by(readings[len(self.infos) - 1], readings[-1]) if ablation else None,
             "notes": notes_of(readings, self._side()),
             "ms": [ms for _, ms in timed],
         }
@@ -273,7 +275,11 @@ class Explorer:
         return [self._reading(*key)[0] for key in keys]
 
     def _check_length(self, asked: _Asked) -> None:
-        tokens, _ = self.models[0].tokenize(asked.as_prompt())
+        try:
+            tokens, _ = self.models[0].tokenize(asked.as_prompt())
+        except PromptError as error:
+            # The suites' advice names options that the explorer does not have.
+            raise PromptError(error.message, "Change the prompt: shorten it, or type something.") from None
         if len(tokens) > MOST_TOKENS:
             raise PromptError(
                 f"The prompt has {len(tokens)} tokens; the explorer reads at most {MOST_TOKENS}.",

@@ -161,7 +161,7 @@ def _groups(heads: Sequence[int], kv_heads: Sequence[Any]) -> list[str]:
     if len(pairs) > 1:
         return ["Grouped-query attention: in most layers several query heads share one head of keys and values."]
     return [
-        f"Grouped-query attention: {count} query heads share {kv} head{'s' if kv > 1 else ''} of keys and values, each"
-        f" {count // kv} of them."
+        f"Grouped-query attention: {count} query heads share {kv} head{'s' if kv > 1 else ''} of keys and values"
+        + (f": one for every {count // kv}." if kv > 1 else ".")
         for count, kv in pairs
     ]

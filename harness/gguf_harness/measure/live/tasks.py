@@ -48,7 +48,9 @@ def tokens_of(worker: WorkerContext, request: ReadRequest) -> tuple[Tokens, list
     if isinstance(request.prompt, Prompt):
         inputs, problems = prompt_inputs(model, request.model, (request.prompt,), 0, request.settings)
         for error in problems.values():
-            raise error
+            # There is one prompt, and it has no name that a person gave it.
+            message = error.message.replace(f", prompt {request.prompt.id!r}", "", 1)
+            raise PromptError(message, error.hint)
         ((tokens, _),) = inputs.values()
     else:
         tokens = _checked(model, request)

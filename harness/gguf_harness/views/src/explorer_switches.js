@@ -128,7 +128,7 @@ function findingOf(app) {
 
 /** Bars before and after, the divergence, and the token that is likeliest now. */
 function effectOf(app) {
-  const { prediction, readings, kld } = app.reading;
+  const { prediction, readings, moved } = app.reading;
   const changed = app.changed;
   const rows = readings.map(({ label, role, off }, at) => h("div", { class: "bar-row" },
     h("span", { class: "bar-name" }, label),
@@ -139,7 +139,7 @@ function effectOf(app) {
   const [was, now] = [prediction.likeliest[app.unchanged], prediction.likeliest[changed]];
   return [...parts,
     h("p", {}, now.text === was.text ? `${quoted(now.text)} is still the likeliest token${app.compares ? ` of ${app.studied.short}` : ""}, with ${percent(now.p)}.` : ["The likeliest token is now ", h("b", {}, quoted(now.text)), `, with ${percent(now.p)}. It was ${quoted(was.text)}, with ${percent(was.p)}.`]),
-    h("p", { class: "muted" }, `The distribution over all tokens after the last one moved by ${number(Number(kld[changed].toPrecision(3)))} nats of KL divergence from ${readings[0].short}${app.compares ? ", the reference" : " with everything on"}.`)];
+    h("p", { class: "muted" }, `The distribution over all tokens after the last one moved by ${number(Number(moved.toPrecision(3)))} nats of KL divergence from ${readings[app.unchanged].short} with everything on.`)];
 }
 
 /** The switches in one line, for the bar that stays in sight. */
