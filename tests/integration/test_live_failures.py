@@ -134,7 +134,7 @@ def test_threads_get_the_answers_that_one_thread_gets(live: LiveModel) -> None:
 # -- asked for what is not there --------------------------------------------------------------------------------------
 
 MISTAKES: dict[str, tuple[Callable[[LiveModel], object], type[HarnessError], str]] = {
-    "no text": (lambda m: m.read(""), PromptError, "prompt 'prompt': it has no tokens.*\n.*not empty"),
+    "no text": (lambda m: m.read(""), PromptError, "live: it has no tokens.*\n.*not empty"),
     "no tokens": (lambda m: m.read([]), PromptError, r"cannot read 0 tokens\.\n.*at least one"),
     "half a character": (lambda m: m.read("a\udcffb"), PromptError, r"'a\\udcffb' is not valid text\.\n.*UTF-8"),
     "half a character to tokenize": (lambda m: m.tokenize("\ud83d"), PromptError, "is not valid text"),

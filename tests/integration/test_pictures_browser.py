@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -303,12 +304,12 @@ def test_a_widget_follows_its_data_its_room_and_the_theme(asked: Asked, open_not
     dark = page.evaluate(FIRST)["colors"]
     page.evaluate("document.body.dataset.jpThemeLight = 'true'")
     page.wait_for_function(f"{root}.backgroundColor === 'rgb(252, 252, 250)'")
-    light = page.evaluate(FIRST)["colors"]
-    assert light != dark
+    # Styles change at once, and the picture is drawn again after them.
+    _drawn(page, lambda shown: bool(shown["colors"] != dark))
     page.evaluate("delete document.body.dataset.jpThemeLight")
     page.emulate_media(color_scheme="dark")
     page.wait_for_function(f"{root}.backgroundColor === 'rgb(20, 23, 26)'")
-    assert page.evaluate(FIRST)["colors"] == dark
+    _drawn(page, lambda shown: bool(shown["colors"] == dark))
     page.evaluate("data => window.model.set('data', data)", second.data)
     assert [len(row) for row in page.evaluate(FIRST)["values"]] == [3] * 5
     assert page.locator(".gguf-view svg").count() == 1, "the old picture is gone"
@@ -321,6 +322,14 @@ def test_a_widget_follows_its_data_its_room_and_the_theme(asked: Asked, open_not
     page.evaluate("window.clean()")
     assert page.locator("#cell").inner_html() == ""
     assert page.evaluate("[...window.listeners.values()].flat().length") == 0
+
+
+def _drawn(page: Page, holds: Callable[[dict[str, Any]], bool]) -> None:
+    """Wait until something is true of what the first picture shows."""
+    deadline = time.monotonic() + 20
+    while not holds(page.evaluate(FIRST)):
+        assert time.monotonic() < deadline, page.evaluate(FIRST)
+        page.wait_for_timeout(30)
 
 
 def test_what_is_chosen_is_kept_and_leaks_into_no_trait(asked: Asked, open_notebook: Page, tmp_path: Path) -> None:
