@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,17 +12,17 @@ import pytest
 
 import gguf_harness as gh
 from gguf_harness.views.bundle import widget_module
+from tests.integration.notebook_host import FIRST, HOST, open_notebook, open_widget
 from tests.integration.report_pages import browser
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-__all__ = ["browser"]
+__all__ = ["browser", "open_notebook"]
 
 pytestmark = [pytest.mark.browser, pytest.mark.model]
 
 PROMPT = "the cat sat, and the cat sat, and the"
-FIRST = "document.querySelector('.view').shown"
 
 
 class Asked:
@@ -224,50 +223,6 @@ def test_a_frame_draws_without_rights(asked: Asked, open_page: Callable[[str], P
 
 # -- widgets ----------------------------------------------------------------------------------------------------------
 
-HOST = """
-<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>A notebook</title>
-<style>body { font: 13px sans-serif; color: rgb(1, 2, 3); background: rgb(250, 240, 230); margin: 8px } </style></head>
-<body data-jp-theme-light="THEME">
-<p id="own" class="muted">Its own text</p><table id="table"><tr><td>cell</td></tr></table>
-<div id="cell"></div>
-<script type="application/json" id="traits">TRAITS</script>
-<script type="text/plain" id="module">MODULE</script>
-<script type="module">
-  const traits = JSON.parse(document.getElementById("traits").textContent);
-  const listeners = new Map();
-  window.model = {
-    get: (name) => traits[name],
-    set(name, value) { traits[name] = value; for (const each of listeners.get(`change:${name}`) ?? []) each(); },
-    on: (event, each) => listeners.set(event, [...(listeners.get(event) ?? []), each]),
-    off: (event, each) => listeners.set(event, (listeners.get(event) ?? []).filter((other) => other !== each)),
-    save_changes() {},
-  };
-  window.listeners = listeners;
-  const source = document.getElementById("module").textContent;
-  const url = URL.createObjectURL(new Blob([source], { type: "text/javascript" }));
-  const { default: widget } = await import(url);
-  window.clean = await widget.render({ model: window.model, el: document.getElementById("cell") });
-  window.ready = true;
-</script></body></html>
-"""
-
-
-def _open_widget(page: Page, picture: gh.Picture, folder: Path, *, light: bool) -> None:
-    """The host is ours, the module and its traits are what anywidget hands over."""
-    widget = picture.widget()
-    assert str(widget._esm) == widget_module()
-    traits = {name: getattr(widget, name) for name in ("view", "data", "state", "title")}
-    assert set(traits) <= set(widget.keys)
-    safe = json.dumps(traits).replace("<", "\\u003c")
-    html = HOST.replace("THEME", str(light).lower()).replace("TRAITS", safe)
-    (folder / "host.html").write_text(
-        html.replace("MODULE", widget_module().replace("</script", "<\\/script")), "utf-8"
-    )
-    page.goto((folder / "host.html").as_uri())
-    page.wait_for_function("window.ready")
-    page.wait_for_function(f"{FIRST} !== undefined")
-
-
 STYLES = """() => ["own", "table"].map((id) => {
     const { color, fontSize, fontFamily, width, borderCollapse } = getComputedStyle(document.getElementById(id));
     return [color, fontSize, fontFamily, width, borderCollapse];
@@ -275,22 +230,10 @@ STYLES = """() => ["own", "table"].map((id) => {
     (style) => [style.backgroundColor, style.getPropertyValue("--page")]))"""
 
 
-@pytest.fixture
-def open_notebook(browser: Browser) -> Iterator[Page]:
-    """A page on a light machine, which may ask for the module alone, and say nothing."""
-    page = browser.new_page(viewport={"width": 900, "height": 800}, color_scheme="light")
-    problems: list[str] = []
-    page.on("console", lambda message: problems.append(message.text))
-    page.on("pageerror", lambda error: problems.append(str(error)))
-    yield page
-    page.close()
-    assert problems == []
-
-
 @pytest.mark.parametrize("name", PICTURES)
 def test_a_widget_shows_the_same(name: str, asked: Asked, open_notebook: Page, tmp_path: Path) -> None:
     make, check = PICTURES[name]
-    _open_widget(open_notebook, make(asked), tmp_path, light=True)
+    open_widget(open_notebook, make(asked), tmp_path, light=True)
     check(asked, open_notebook.evaluate(FIRST))
     # In a page it was looked at; here its heads have no page around them.
     assert name != "attention of two" or _violations(open_notebook) == []
@@ -298,7 +241,7 @@ def test_a_widget_shows_the_same(name: str, asked: Asked, open_notebook: Page, t
 
 def test_a_widget_follows_its_data_its_room_and_the_theme(asked: Asked, open_notebook: Page, tmp_path: Path) -> None:
     page, (first, second) = open_notebook, (asked.lens.plot(), asked.lens.plot(most=3))
-    _open_widget(page, first, tmp_path, light=False)
+    open_widget(page, first, tmp_path, light=False)
     root = "getComputedStyle(document.querySelector('.gguf-view'))"
     assert page.evaluate(f"{root}.backgroundColor") == "rgb(20, 23, 26)", "the notebook is dark, the machine is not"
     dark = page.evaluate(FIRST)["colors"]
@@ -334,7 +277,7 @@ def _drawn(page: Page, holds: Callable[[dict[str, Any]], bool]) -> None:
 
 def test_what_is_chosen_is_kept_and_leaks_into_no_trait(asked: Asked, open_notebook: Page, tmp_path: Path) -> None:
     page = open_notebook
-    _open_widget(page, asked.attention.plot(layer=2, head=7), tmp_path, light=True)
+    open_widget(page, asked.attention.plot(layer=2, head=7), tmp_path, light=True)
     page.get_by_label("Layer", exact=False).and_(page.locator("select")).select_option("4")
     assert page.evaluate(FIRST)["layer"] == 4
     page.set_viewport_size({"width": 640, "height": 800})
@@ -350,7 +293,7 @@ def test_styles_of_a_widget_stay_in_it(asked: Asked, open_notebook: Page, tmp_pa
     (tmp_path / "empty.html").write_text(empty, encoding="utf-8")
     page.goto((tmp_path / "empty.html").as_uri())
     before = page.evaluate(STYLES)
-    _open_widget(page, asked.compared.plot(), tmp_path, light=True)
+    open_widget(page, asked.compared.plot(), tmp_path, light=True)
     assert page.evaluate(STYLES) == before
     assert before[-1] == "", "no custom property of the whole page"
 
