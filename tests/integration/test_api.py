@@ -80,6 +80,20 @@ def test_several_questions_are_one_decode(tiny: gh.OpenModel) -> None:
     assert tiny.read(PROMPT) is not first
 
 
+def test_what_is_off_is_read_as_far_as_it_was_asked_for(tiny: gh.OpenModel) -> None:
+    """Trying head by head needs predictions alone; who asks for more gets all that was asked for so far."""
+    off = gh.off(heads=[(3, 3)])
+    after = tiny.next_tokens(PROMPT, off=off)
+    assert not after._reading.pattern
+    assert not after._reading.states
+    attention = tiny.attention(PROMPT, off=off)
+    assert attention._reading.logits is not None
+    np.testing.assert_array_equal(attention._reading.next_logprobs(), after._reading.next_logprobs())
+    whole = tiny.read(PROMPT, off=off)
+    np.testing.assert_array_equal(attention.pattern, np.stack(list(whole.pattern.values())))
+    assert tiny.next_tokens(PROMPT, off=off)._reading is whole
+
+
 def test_heads_that_repeat_are_missed_where_they_are_off(smollm2: gh.OpenModel) -> None:
     """Words in no order that come twice: heads that attend to what followed the same word before predict them.
 
@@ -124,6 +138,13 @@ def test_the_lens_ends_with_the_prediction(tiny: gh.OpenModel) -> None:
     frame = lens.to_frame()
     assert [str(dtype) for dtype in frame.dtypes] == ["Int64", "Int64", "Int64", "string", "float64", "float64"]
     assert frame.query("layer == 4 and rank == 1")["piece"].item() == after.pieces[0]
+    likeliest = lens.pieces[-1][0]
+    np.testing.assert_allclose(
+        lens.probability(likeliest)[-1], tiny.next_tokens(PROMPT).probability(likeliest), rtol=0.01
+    )
+    assert lens.probability(likeliest).shape == (len(lens.tokens),)
+    with pytest.raises(gh.HarnessError, match="No token of tiny-F16"):
+        lens.probability("no such token at all")
 
 
 @pytest.mark.parametrize(("name", "limit"), [("tiny", 24), ("smollm2", 6)])

@@ -213,12 +213,13 @@ def attention_picture(
     side = min(_MOST_TOKENS, int((2 * _MOST_CELLS / max(1, len(shown) * len(readings))) ** 0.5))
     data = attention_view(readings, max(2, side), heads=places, places=tokens)
     names = [f"{each.facts.name}{_off(each)}" for each in readings]
-    count = min(max(2, side), len(readings[0].tokens) if tokens is None else len(tokens))
+    total = len(readings[0].tokens)
+    count = min(max(2, side), total if tokens is None else len(tokens))
     return Picture(
         "attention",
         data,
         f"Attention of {' and '.join(dict.fromkeys(names))}",
-        f"{count} of the prompt's {len(readings[0].tokens)} tokens, {len(shown)} heads.",
+        f"{f'All {total}' if count == total else f'{count} of {total}'} tokens of the prompt, {len(shown)} heads.",
         _first_head(facts, shown, layer, head),
     )
 

@@ -75,18 +75,7 @@ class NextTokens:
             TypeError: it is no text.
             OptionError: no token of the vocabulary is this text.
         """
-        if not isinstance(text, str):
-            raise TypeError(f"text is a str, got {type(text).__name__}")
-        wanted, known = text.encode("utf-8", "surrogatepass"), self._vocabulary.all()
-        # Different tokens may stand for the same text.
-        found = [token for token, piece in enumerate(known) if piece == wanted and wanted]
-        if not found:
-            begin = [piece.decode("utf-8", "replace") for piece in known if piece and wanted.startswith(piece)]
-            hint = f"It may be several tokens, of which the first is {max(begin, key=len)!r}. " if begin else ""
-            raise OptionError(
-                f"No token of {self._reading.facts.name} is {text!r}.",
-                f"{hint}Give the text of one token; most words begin with a space, as {f' {text.strip()}'!r}.",
-            )
+        found = tokens_of(text, self._vocabulary, self._reading.facts.name)
         return float(np.exp(self._all[found]).sum())
 
     def plot(self) -> Picture:
@@ -148,11 +137,26 @@ class LogitLens:
     after: str
     _model: str = field(repr=False)
     _bytes: tuple[tuple[bytes, ...], ...] = field(repr=False)
+    _all: F64 = field(repr=False)
+    _vocabulary: ModelVocabulary = field(repr=False)
 
     @property
     def probabilities(self) -> F64:
         """[layer, k] of the likeliest tokens."""
         return np.asarray(np.exp(self.logprobs))
+
+    def probability(self, text: str) -> F64:
+        """[layer] probability that each layer gives to this text as the next token, be it among the likeliest or not.
+
+        Args:
+            text: of one token: most words begin with a space, as `" Paris"`.
+
+        Raises:
+            TypeError: it is no text.
+            OptionError: no token of the vocabulary is this text.
+        """
+        found = tokens_of(text, self._vocabulary, self._model)
+        return np.asarray(np.exp(self._all[:, found]).sum(axis=1))
 
     def plot(self, most: int = 5) -> Picture:
         """The likeliest tokens after each layer, coloured by their probability.
@@ -197,6 +201,27 @@ class LogitLens:
         )
 
 
+def tokens_of(text: str, vocabulary: ModelVocabulary, model: str) -> list[int]:
+    """The tokens that are a text: different ones may stand for the same.
+
+    Raises:
+        TypeError: it is no text.
+        OptionError: no token of the vocabulary is this text.
+    """
+    if not isinstance(text, str):
+        raise TypeError(f"text is a str, got {type(text).__name__}")
+    wanted, known = text.encode("utf-8", "surrogatepass"), vocabulary.all()
+    found = [token for token, piece in enumerate(known) if piece == wanted and wanted]
+    if not found:
+        begin = [piece.decode("utf-8", "replace") for piece in known if piece and wanted.startswith(piece)]
+        hint = f"It may be several tokens, of which the first is {max(begin, key=len)!r}. " if begin else ""
+        raise OptionError(
+            f"No token of {model} is {text!r}.",
+            f"{hint}Give the text of one token; most words begin with a space, as {f' {text.strip()}'!r}.",
+        )
+    return found
+
+
 def next_tokens_of(reading: Reading, vocabulary: ModelVocabulary, place: int) -> NextTokens:
     """The distribution after a place of a reading.
 
@@ -234,9 +259,15 @@ def lens_of(reading: Reading, logprobs: F64, vocabulary: ModelVocabulary, place:
         logprobs=np.take_along_axis(logprobs, top, axis=1),
         place=place,
         after=reading.texts[place],
-        _model=f"{reading.facts.name}{f' with {reading.ablation}' if reading.ablation else ''}",
+        _model=_named(reading),
         _bytes=pieces,
+        _all=logprobs,
+        _vocabulary=vocabulary,
     )
+
+
+def _named(reading: Reading) -> str:
+    return f"{reading.facts.name}{f' with {reading.ablation}' if reading.ablation else ''}"
 
 
 def next_tokens_picture(readings: Sequence[Reading], vocabulary: ModelVocabulary, place: int) -> Picture:
@@ -245,7 +276,7 @@ def next_tokens_picture(readings: Sequence[Reading], vocabulary: ModelVocabulary
     Raises:
         NoData: one predicts nothing.
     """
-    names = " and ".join(dict.fromkeys(each.facts.name for each in readings))
+    names = " and ".join(dict.fromkeys(_named(each) for each in readings))
     return Picture(
         "next_tokens",
         next_tokens_view(readings, vocabulary, place),

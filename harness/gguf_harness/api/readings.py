@@ -33,8 +33,8 @@ class Readings:
     def get(self, prompt: Read, ablation: Ablation, parts: frozenset[str]) -> Reading:
         """A reading with these parts at least.
 
-        Everything is read at once: it is the same decode. Only where that would take too much memory, what was asked
-        for alone.
+        Everything is read at once: it is the same decode. What was asked for alone is read where all of it would take
+        too much memory, and where something is off: that is often tried head by head, with one question each.
 
         Args:
             prompt: the prompt.
@@ -49,10 +49,11 @@ class Readings:
         if known is not None and known[1] >= parts:
             self._kept.move_to_end(key)
             return known[0]
+        wanted = (known[1] if known else frozenset()) | parts if ablation else EVERYTHING
         try:
-            reading, read = self._read(prompt, ablation, EVERYTHING), EVERYTHING
+            reading, read = self._read(prompt, ablation, wanted), wanted
         except CorpusError:
-            if parts == EVERYTHING:
+            if parts == wanted:
                 raise
             reading, read = self._read(prompt, ablation, parts), parts
         self._kept[key] = reading, read

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from typing import Any, Final
 
 from starlette.applications import Starlette
@@ -52,7 +52,7 @@ def make_app(
     """
     pages = _Pages(explorer, grace_s, ending)
     routes = [
-        Route("/", _page, methods=["GET"]),
+        Route("/", _showing([info.name for info in explorer.infos]), methods=["GET"]),
         Route("/api/models", _asked(lambda _: explorer.describe()), methods=["GET"]),
         Route("/api/alive", pages.alive, methods=["GET"]),
         Route("/api/read", _asked(lambda body: _read(explorer, body)), methods=["POST"]),
@@ -145,13 +145,16 @@ class _Pages:
             await run_in_threadpool(self._explorer.free)
 
 
-async def _page(_: Request) -> Response:
-    nonce = secrets.token_urlsafe(16)
-    policy = (
-        f"default-src 'none'; script-src 'nonce-{nonce}'; style-src 'unsafe-inline'; img-src data: blob:;"
-        " connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    )
-    return HTMLResponse(render_page(nonce), headers={"content-security-policy": policy})
+def _showing(models: Sequence[str]) -> Callable[[Request], Awaitable[Response]]:
+    async def page(_: Request) -> Response:
+        nonce = secrets.token_urlsafe(16)
+        policy = (
+            f"default-src 'none'; script-src 'nonce-{nonce}'; style-src 'unsafe-inline'; img-src data: blob:;"
+            " connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        )
+        return HTMLResponse(render_page(nonce, models), headers={"content-security-policy": policy})
+
+    return page
 
 
 def _asked(answer: Callable[[dict[str, Any]], dict[str, Any]]) -> Callable[[Request], Awaitable[Response]]:

@@ -37,7 +37,7 @@ stayAlive((there) => {
 /** Load the models, then read the first example, so that there is something to look at. */
 async function begin() {
   const since = Date.now();
-  const tell = () => { loading.textContent = `Loading the model${Date.now() - since > 2000 ? `: ${Math.round((Date.now() - since) / 1000)} seconds so far. Large files take a while` : ""}…`; };
+  const tell = () => { loading.textContent = `Loading ${document.body.dataset.models}${Date.now() - since > 2000 ? `: ${Math.round((Date.now() - since) / 1000)} seconds so far. Large files take a while` : ""}…`; };
   tell();
   const ticking = setInterval(tell, 1000);
   try {

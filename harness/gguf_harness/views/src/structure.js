@@ -40,7 +40,7 @@ function draw(el, picture, data, name) {
   if (tensors.every((tensor) => tensor.value === null)) picture.append(h("p", { class: "muted" }, "This is the reference: errors are those of the candidates."));
   if (tensors.some((tensor) => tensor.fallback)) picture.append(h("p", { class: "legend" }, h("span", { class: "swatch", style: `background: none; outline: 2px solid ${MARK}; outline-offset: -2px` }), "another type than the recipe wanted"));
   const left = 46;
-  const room = Math.max(200, el.clientWidth - left - 16);
+  const room = Math.max(200, el.clientWidth - left - 40);
   // One width for both parts, so that tiles of a kind can be compared.
   const wide = Math.min(84, room / Math.max(data.kinds.length, data.outside.length, 1));
   const layers = data.layers.map(String);
@@ -59,11 +59,13 @@ function grid(picture, tensors, { kinds, rows, row, label, left, wide }) {
   const upright = longest * 6.5 > wide - 2;
   const top = upright ? Math.min(160, 26 + 5.7 * longest) : 26;
   const step = Math.max(1, Math.ceil(12 / high));
+  // The last of the names that stand aslant reaches beyond its column.
+  const right = upright ? Math.max(16, Math.min(40, 3 * kinds.at(-1).length - wide / 2)) : 16;
   const at = { x: "kind", y: row };
   plot(picture, {
-    width: left + kinds.length * wide + 16,
+    width: left + kinds.length * wide + right,
     height: top + rows.length * high + 6,
-    marginLeft: left, marginTop: top, marginRight: 16, marginBottom: 6,
+    marginLeft: left, marginTop: top, marginRight: right, marginBottom: 6,
     padding: 0,
     color: { type: "identity" },
     x: { axis: "top", label: null, domain: kinds, tickRotate: upright ? -60 : 0, tickSize: 0 },
