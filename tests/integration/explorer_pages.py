@@ -12,7 +12,7 @@ from tests.integration.explorer_process import Explored
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-__all__ = ["STRONGEST_ROW", "do", "eventually", "opened", "press_switch", "read_prompt", "serious", "shown", "visit"]
+__all__ = ["STRONGEST_ROW", "do", "eventually", "opened", "press_switch", "read_prompt", "shown", "visit"]
 
 _LONGEST_S = 60
 
@@ -107,11 +107,3 @@ def press_switch(tab: Page, layer: int, head: int) -> None:
     assert f"head {layer}.{head}" in (tab.locator(":focus").get_attribute("aria-label") or "")
     tab.keyboard.press("Enter")
     eventually(tab, "!explorer.shown.busy")
-
-
-def serious(tab: Page) -> list[str]:
-    """Serious and critical violations of accessibility rules."""
-    from axe_playwright_python.sync_playwright import Axe
-
-    found = Axe().run(tab, options={"resultTypes": ["violations"]}).response["violations"]
-    return [f"{each['id']}: {each['nodes'][0]['html']}" for each in found if each["impact"] in {"serious", "critical"}]

@@ -59,8 +59,8 @@ def open_widget(page: Page, picture: gh.Picture, folder: Path, *, light: bool) -
         html.replace("MODULE", widget_module().replace("</script", "<\\/script")), "utf-8"
     )
     page.goto((folder / "host.html").as_uri())
-    page.wait_for_function("window.ready")
-    page.wait_for_function(f"{FIRST} !== undefined")
+    page.wait_for_function("() => window.ready")
+    page.wait_for_function(f"() => {FIRST} !== undefined")
 
 
 @pytest.fixture

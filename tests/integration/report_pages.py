@@ -16,7 +16,7 @@ from tests.unit.test_report import STORED
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-__all__ = ["browser", "open_report", "page", "see", "shown", "stored_run"]
+__all__ = ["browser", "open_report", "page", "see", "serious", "shown", "stored_run"]
 
 OpenReport = Callable[..., None]
 
@@ -82,3 +82,11 @@ def stored_run() -> dict[str, Any]:
     """A real run of SmolLM2's quantizations."""
     run: dict[str, Any] = json.loads((STORED / "run.json").read_text(encoding="utf-8"))
     return run
+
+
+def serious(page: Page) -> list[str]:
+    """Serious and critical violations of accessibility rules."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    found = Axe().run(page, options={"resultTypes": ["violations"]}).response["violations"]
+    return [f"{each['id']}: {each['nodes'][0]['html']}" for each in found if each["impact"] in {"serious", "critical"}]

@@ -80,14 +80,14 @@ def test_the_search_finds_a_metric(page: Page, site: Path) -> None:
     found = page.locator(".md-search-result__link[href*='glossary.html#head_copy_score']")
     found.wait_for()
     found.click()
-    page.wait_for_function("location.hash === '#head_copy_score'")
+    page.wait_for_function("() => location.hash === '#head_copy_score'")
 
 
 @pytest.mark.parametrize("page", ["light"], indirect=True)
 def test_the_demo_report_is_that_of_the_run(page: Page, site: Path) -> None:
     page.goto((site / "how-to-read.html").as_uri())
     page.locator("a[href='demo/report.html#quality']").click()
-    page.wait_for_function("document.querySelector('#quality .view').shown !== undefined")
+    page.wait_for_function("() => document.querySelector('#quality .view').shown !== undefined")
     run = json.loads((STORED / "run.json").read_text(encoding="utf-8"))
     assert run["models"][0]["name"] in page.inner_text("#models")
 

@@ -24,12 +24,11 @@ from tests.integration.explorer_pages import (
     opened,
     press_switch,
     read_prompt,
-    serious,
     shown,
     visit,
 )
 from tests.integration.explorer_process import Explored, explored
-from tests.integration.report_pages import browser
+from tests.integration.report_pages import browser, serious
 from tests.integration.small_models import write_small_model
 from tests.integration.test_explorer import INDUCTION, write_q2
 

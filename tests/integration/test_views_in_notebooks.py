@@ -11,7 +11,7 @@ import pytest
 
 import gguf_harness as gh
 from tests.integration.notebook_host import FIRST, open_notebook, open_widget
-from tests.integration.report_pages import browser
+from tests.integration.report_pages import browser, serious
 from tests.large_run import large_run
 from tests.unit.test_embedding_charts import run_with_maps
 from tests.unit.test_report import STORED
@@ -64,16 +64,20 @@ def test_a_widget_draws_it(view: str, pictures: dict[str, gh.Picture], open_note
     assert box["height"] > 40
 
 
-def test_a_saved_page_draws_them_all(pictures: dict[str, gh.Picture], browser: Browser, tmp_path: Path) -> None:
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_a_saved_page_draws_them_all_for_everybody(
+    theme: Any, pictures: dict[str, gh.Picture], browser: Browser, tmp_path: Path
+) -> None:
     problems: list[str] = []
-    page = browser.new_page(viewport={"width": 1200, "height": 900})
+    page = browser.new_page(viewport={"width": 1200, "height": 900}, color_scheme=theme)
     page.on("console", lambda message: problems.append(message.text))
     page.on("pageerror", lambda error: problems.append(str(error)))
     page.on("request", lambda asked: problems.append(asked.url) if not asked.url.startswith("file:") else None)
     page.goto(gh.side_by_side(*pictures.values()).save(tmp_path / "all.html").as_uri())
     for number, view in enumerate(pictures, start=1):
         page.locator(f"#picture-{number}").scroll_into_view_if_needed()
-        page.wait_for_function(f"document.querySelector('#picture-{number} .view').shown !== undefined")
+        page.wait_for_function(f"() => document.querySelector('#picture-{number} .view').shown !== undefined")
         assert page.locator(f"#picture-{number} .view").locator("svg, canvas, table, button").count() > 0, view
+    assert serious(page) == []
     page.close()
     assert problems == []
