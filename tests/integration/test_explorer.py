@@ -277,6 +277,24 @@ def test_models_are_freed_when_no_page_is_open() -> None:
         assert client.post("/api/read", json={"prompt": "Once"}).json()["prediction"] == first["prediction"]
 
 
+def test_a_page_that_asks_before_it_says_that_it_is_open_keeps_the_models() -> None:
+    explorer = Explorer([load_info(expand("tiny")[0])], SessionSettings(threads=2), gpu=-1)
+    given = {"Authorization": "Bearer secret"}
+    with served(explorer, grace_s=0.4) as address, httpx.Client(base_url=address, headers=given, timeout=60) as client:
+        with client.stream("GET", "/api/alive") as reply:
+            next(reply.iter_lines())
+        ended = time.monotonic() + 3
+        first = client.post("/api/read", json={"prompt": "Once"}).json()
+        (pid,) = explorer.pids
+        while time.monotonic() < ended:
+            reply = client.post("/api/steps", json={"id": first["id"], "layer": 1, "head": 1})
+            assert reply.status_code == 200, reply.text
+            time.sleep(0.05)
+        assert explorer.pids == [pid]
+        time.sleep(1.5)
+        assert explorer.pids == []
+
+
 @contextlib.contextmanager
 def served(explorer: Explorer, grace_s: float) -> Iterator[str]:
     """The application in this process, with the token `secret`; its address."""

@@ -8,8 +8,11 @@ comes from, as its origin.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import secrets
+import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from typing import Any, Final
 
@@ -30,6 +33,7 @@ __all__ = ["make_app"]
 _MOST_BYTES: Final = 1_000_000
 _MOST_WRITTEN: Final = 512
 _PING_S: Final = 1.0
+_LOOK_S: Final = 0.1
 _HEADERS: Final = (
     (b"cache-control", b"no-store"),
     (b"referrer-policy", b"no-referrer"),
@@ -53,19 +57,19 @@ def make_app(
     pages = _Pages(explorer, grace_s, ending)
     routes = [
         Route("/", _showing([info.name for info in explorer.infos]), methods=["GET"]),
-        Route("/api/models", _asked(lambda _: explorer.describe()), methods=["GET"]),
+        Route("/api/models", _asked(pages, lambda _: explorer.describe()), methods=["GET"]),
         Route("/api/alive", pages.alive, methods=["GET"]),
-        Route("/api/read", _asked(lambda body: _read(explorer, body)), methods=["POST"]),
-        Route("/api/next", _asked(lambda b: explorer.next_tokens(_id(b), _whole(b, "place"))), methods=["POST"]),
+        Route("/api/read", _asked(pages, lambda body: _read(explorer, body)), methods=["POST"]),
+        Route("/api/next", _asked(pages, lambda b: explorer.next_tokens(_id(b), _whole(b, "place"))), methods=["POST"]),
         Route(
             "/api/steps",
-            _asked(lambda b: explorer.steps(_id(b), _whole(b, "layer"), _whole(b, "head"))),
+            _asked(pages, lambda b: explorer.steps(_id(b), _whole(b, "layer"), _whole(b, "head"))),
             methods=["POST"],
         ),
-        Route("/api/lens", _asked(lambda b: explorer.lens(_id(b), _whole(b, "place"))), methods=["POST"]),
-        Route("/api/stream", _asked(lambda b: explorer.stream(_id(b), _whole(b, "place"))), methods=["POST"]),
-        Route("/api/structure", _asked(lambda b: explorer.structure(_whole(b, "model"))), methods=["POST"]),
-        Route("/api/generate", _generating(explorer, ending), methods=["POST"]),
+        Route("/api/lens", _asked(pages, lambda b: explorer.lens(_id(b), _whole(b, "place"))), methods=["POST"]),
+        Route("/api/stream", _asked(pages, lambda b: explorer.stream(_id(b), _whole(b, "place"))), methods=["POST"]),
+        Route("/api/structure", _asked(pages, lambda b: explorer.structure(_whole(b, "model"))), methods=["POST"]),
+        Route("/api/generate", _generating(explorer, pages, ending), methods=["POST"]),
     ]
     return _Guard(Starlette(routes=routes), token, port)
 
@@ -110,13 +114,17 @@ class _Guard:
 
 
 class _Pages:
-    """Counts open pages: each keeps one request open. Without any, the models are freed."""
+    """Counts open pages: each keeps one request open. Without any, and without questions, the models are freed."""
 
     def __init__(self, explorer: Explorer, grace_s: float, ending: Callable[[], bool]) -> None:
         self._explorer = explorer
         self._grace_s = grace_s
         self._ending = ending
         self._open = 0
+        # Text is written in other threads than the server's.
+        self._lock = threading.Lock()
+        self._asking = 0
+        self._last = time.monotonic()
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def alive(self, request: Request) -> Response:
@@ -139,10 +147,26 @@ class _Pages:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
+    @contextlib.contextmanager
+    def asking(self) -> Iterator[None]:
+        """While a question is answered: the page that asks may not have said yet that it is open."""
+        with self._lock:
+            self._asking += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._asking -= 1
+                self._last = time.monotonic()
+
     async def _leave(self) -> None:
-        await asyncio.sleep(self._grace_s)
-        if not self._open:
-            await run_in_threadpool(self._explorer.free)
+        self._last = time.monotonic()
+        while not self._open and not self._ending():
+            left = self._last + self._grace_s - time.monotonic()
+            if left <= 0 and not self._asking:
+                await run_in_threadpool(self._explorer.free)
+                return
+            await asyncio.sleep(max(left, _LOOK_S))
 
 
 def _showing(models: Sequence[str]) -> Callable[[Request], Awaitable[Response]]:
@@ -157,21 +181,30 @@ def _showing(models: Sequence[str]) -> Callable[[Request], Awaitable[Response]]:
     return page
 
 
-def _asked(answer: Callable[[dict[str, Any]], dict[str, Any]]) -> Callable[[Request], Awaitable[Response]]:
+def _asked(
+    pages: _Pages, answer: Callable[[dict[str, Any]], dict[str, Any]]
+) -> Callable[[Request], Awaitable[Response]]:
     """A route that answers with JSON, or with the message of an error."""
 
     async def route(request: Request) -> Response:
-        try:
-            body = await _body(request)
-            return JSONResponse(await run_in_threadpool(answer, body))
-        except HarnessError as error:
-            return _complaint(error)
+        with pages.asking():
+            try:
+                body = await _body(request)
+                return JSONResponse(await run_in_threadpool(answer, body))
+            except HarnessError as error:
+                return _complaint(error)
 
     return route
 
 
-def _generating(explorer: Explorer, ending: Callable[[], bool]) -> Callable[[Request], Awaitable[Response]]:
+def _generating(
+    explorer: Explorer, pages: _Pages, ending: Callable[[], bool]
+) -> Callable[[Request], Awaitable[Response]]:
     def events(body: dict[str, Any]) -> Iterator[str]:
+        with pages.asking():
+            yield from written(body)
+
+    def written(body: dict[str, Any]) -> Iterator[str]:
         try:
             limit = _whole(body, "limit")
             if not 1 <= limit <= _MOST_WRITTEN:
