@@ -177,6 +177,10 @@ class EngineError(HarnessError):
     """llama.cpp could not carry out a request."""
 
 
+NOT_FINITE_HINT: Final = "Such a file is broken for use as well; quantize it again, or try another KV-cache type."
+"""What to do about a model that computes NaN or infinity."""
+
+
 class NoLanguageHead(EngineError):
     """Next-token predictions were requested from an embedding model, which has none."""
 

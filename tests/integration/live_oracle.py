@@ -6,13 +6,14 @@ computed here and in `attention_oracle`.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 from gguf_harness.engine.settings import SessionSettings
@@ -20,8 +21,9 @@ from gguf_harness.inputs.models import load_info
 from gguf_harness.inputs.sources import expand
 from gguf_harness.measure.live.model import LiveModel
 from tests.integration.attention_oracle import Attention, Model
+from tests.random_llama import write_random_llama
 
-__all__ = ["SETTINGS", "Exact", "forward", "log_softmax", "open_live"]
+__all__ = ["SETTINGS", "Exact", "file", "forward", "live", "log_softmax", "open_live"]
 
 Array = NDArray[np.float64]
 
@@ -105,3 +107,14 @@ def open_live(file: Path | str, settings: SessionSettings = SETTINGS, **more: An
     """A loaded model, on the processor."""
     (source,) = expand(str(file))
     return LiveModel(load_info(source), settings, gpu=-1, **more)
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_random_llama(tmp_path_factory.mktemp("live") / "live.gguf", n_layer=3, untied=True)
+
+
+@pytest.fixture(scope="module")
+def live(file: Path) -> Iterator[LiveModel]:
+    with open_live(file) as live:
+        yield live

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -19,27 +19,17 @@ from gguf_harness.errors import CorpusError, EngineCrashed, EngineError, Harness
 from gguf_harness.inputs.prompts import Message, Prompt
 from gguf_harness.measure.live.model import LiveModel
 from gguf_harness.measure.live.requests import Ablation, Sampling
-from tests.integration.live_oracle import SETTINGS, open_live
+from tests.integration.live_oracle import SETTINGS, file, live, open_live
 from tests.integration.small_bert import write_small_bert
 from tests.integration.small_models import write_small_model
-from tests.random_llama import write_random_llama
 from tests.rewritten import rewrite_gguf
+
+__all__ = ["file", "live"]
 
 pytestmark = pytest.mark.model
 
 TEXT = [7, 100, 30, 41, 5, 99, 12]
 NOTHING = Ablation()
-
-
-@pytest.fixture(scope="module")
-def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_random_llama(tmp_path_factory.mktemp("live") / "live.gguf", n_layer=3, untied=True)
-
-
-@pytest.fixture(scope="module")
-def live(file: Path) -> Iterator[LiveModel]:
-    with open_live(file) as live:
-        yield live
 
 
 def _logits(live: LiveModel, ablation: Ablation = NOTHING) -> NDArray[np.float32]:

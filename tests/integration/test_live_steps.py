@@ -18,14 +18,17 @@ from gguf_harness.errors import NoData
 from gguf_harness.inputs.prompts import Prompt
 from gguf_harness.measure.live.continuing import Step
 from gguf_harness.measure.live.model import LiveModel
-from gguf_harness.measure.live.requests import KEPT_NEXT, Ablation, Sampling
+from gguf_harness.measure.live.requests import Ablation, Sampling
+from gguf_harness.measure.texts.next_tokens import KEPT
 from gguf_harness.measure.texts.tasks import GenerateRequest, Generation, generate_texts
-from tests.integration.live_oracle import SETTINGS, forward, log_softmax, open_live
+from tests.integration.live_oracle import SETTINGS, file, forward, live, log_softmax, open_live
 from tests.integration.small_jamba import write_small_jamba
 from tests.integration.small_models import WINDOW, write_small_model
 from tests.loaded import open_context
 from tests.random_llama import write_random_llama
 from tests.random_lora import merge_lora, write_random_lora
+
+__all__ = ["file", "live"]
 
 pytestmark = pytest.mark.model
 
@@ -38,17 +41,6 @@ VISIBLE = 0.05
 
 def _text(n: int, seed: int = 0, vocabulary: int = 60) -> list[int]:
     return [int(token) for token in np.random.default_rng(seed).integers(0, vocabulary, n)]
-
-
-@pytest.fixture(scope="module")
-def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_random_llama(tmp_path_factory.mktemp("live") / "live.gguf", n_layer=3, untied=True)
-
-
-@pytest.fixture(scope="module")
-def live(file: Path) -> Iterator[LiveModel]:
-    with open_live(file) as live:
-        yield live
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +62,7 @@ def _difference(live: LiveModel, text: Sequence[int], off: Ablation = NOTHING) -
 def _from_reading(step: Step, live: LiveModel, pattern: object, logprobs: NDArray[np.float64], length: int) -> float:
     assert isinstance(pattern, dict)
     assert step.token == step.tokens[0] == int(logprobs.argmax())
-    assert len(step.tokens) == min(KEPT_NEXT, live.facts.n_vocab)
+    assert len(step.tokens) == min(KEPT, live.facts.n_vocab)
     assert step.logprob == step.logprobs[0]
     assert step.attention is not None
     rows = np.concatenate([pattern[layer][:, length - 1, :length] for layer in live.facts.attention_layers])

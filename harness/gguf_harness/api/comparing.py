@@ -23,7 +23,9 @@ from gguf_harness.errors import OptionError, VocabularyMismatch
 from gguf_harness.inputs.models import ModelInfo, check_same_vocabulary
 from gguf_harness.measure.layers.tasks import kld_rows
 from gguf_harness.measure.live.reading import Reading
-from gguf_harness.measure.live.requests import KEPT_NEXT, Ablation
+from gguf_harness.measure.live.requests import Ablation
+from gguf_harness.measure.texts.next_tokens import KEPT
+from gguf_harness.metrics.kernels.ranks import largest
 from gguf_harness.views.reading_data import entries_of
 from gguf_harness.views.strip_data import LISTED, strip_numbers, strip_values, strip_words
 
@@ -296,7 +298,7 @@ def _compared(base: Reading, own: Reading, loaders: tuple[Loader, Loader], vocab
     logits = base.require_logits(), own.require_logits()
     tops = [each.argmax(axis=1) for each in logits]
     # The texts that tables and the first pictures name, while the model is open.
-    last = [np.argsort(-each.next_logprobs(), kind="stable")[:KEPT_NEXT] for each in (base, own)]
+    last = [largest(each.next_logprobs(), KEPT) for each in (base, own)]
     vocabulary.pieces(np.concatenate([*tops, *last]).tolist())
     probabilities = [np.exp(-each.nll()[1:]) for each in (base, own)]
     heads, moved = _attention_moved(base, own)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -47,10 +47,7 @@ class HeadBehaviour(attention_results.HeadBehaviour):
         Raises:
             ModelError: tokens attend to later ones.
         """
-        found = attention_results.HeadBehaviour.of(arrays)
-        return cls(
-            found.heads, found.profiles, found.copy_scores, found.similarity, found.prompts, found.problems, model
-        )
+        return replace(cls.of(arrays), model=model)
 
     @property
     def scores(self) -> tuple[str, ...]:

@@ -9,13 +9,12 @@ from typing import Final
 
 from gguf_harness.api.checks import spec_of, whole
 from gguf_harness.engine.settings import SessionSettings
-from gguf_harness.errors import OptionError
 from gguf_harness.inputs.models import ModelInfo, load_info
 from gguf_harness.inputs.options import default_threads
-from gguf_harness.inputs.sources import ModelSource, expand_all
+from gguf_harness.inputs.sources import expand_one
 from gguf_harness.measure.live.model import LiveModel
 
-__all__ = ["Loader", "find_source"]
+__all__ = ["Loader"]
 
 _NO_GPU: Final = -1
 
@@ -41,7 +40,7 @@ class Loader:
     def __init__(self, model: object, threads: object, gpu: object) -> None:
         self.gpu = whole(gpu, "gpu", _NO_GPU)
         count = default_threads() if threads is None else whole(threads, "threads", 1)
-        self.info: ModelInfo = load_info(find_source(model))
+        self.info: ModelInfo = load_info(expand_one(spec_of(model)))
         self.settings = SessionSettings(threads=count, n_gpu_layers=0 if self.gpu < 0 else -1)
         self._loaded: weakref.ref[LiveModel] | None = None
 
@@ -62,17 +61,3 @@ class Loader:
             return
         with self.load() as again:
             yield again
-
-
-def find_source(model: object) -> ModelSource:
-    """The one model that is meant.
-
-    Raises:
-        TypeError: neither text nor path.
-        HarnessError: there is none, or there are several.
-    """
-    spec = spec_of(model)
-    sources = expand_all([spec])
-    if len(sources) != 1:
-        raise OptionError(f"{spec!r} matches {len(sources)} models.", "Give exactly one.")
-    return sources[0]

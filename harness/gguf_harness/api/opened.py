@@ -229,8 +229,6 @@ class OpenModel:
             seed=whole(seed, "seed"),
         )
         ablation, most = ablation_of(off), whole(limit, "limit", 1)
-        # What is wrong with an argument is told now, not when the first token is asked for.
-        self._facts.check(ablation)
         given = live.tokenize(tokens)[0].tolist()
         return streamed(live.steps(given, most, ablation, sampling, attention=attention))
 

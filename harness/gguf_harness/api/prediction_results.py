@@ -14,7 +14,8 @@ from gguf_harness.api.summaries import short_repr, summary_html, table_html
 from gguf_harness.api.vocabulary import ModelVocabulary
 from gguf_harness.errors import NoData, OptionError
 from gguf_harness.measure.live.reading import Reading
-from gguf_harness.measure.live.requests import KEPT_NEXT
+from gguf_harness.measure.texts.next_tokens import KEPT
+from gguf_harness.metrics.kernels.ranks import largest
 from gguf_harness.views.reading_data import lens_cells, next_tokens_view
 
 if TYPE_CHECKING:
@@ -234,7 +235,7 @@ def next_tokens_of(reading: Reading, vocabulary: ModelVocabulary, place: int) ->
         NoData: the model predicts nothing.
     """
     logprobs = reading.next_logprobs(place)
-    top = np.argsort(-logprobs, kind="stable")[:KEPT_NEXT]
+    top = largest(logprobs, KEPT)
     return NextTokens(
         tokens=top,
         pieces=tuple(piece.decode("utf-8", "replace") for piece in vocabulary.pieces(top.tolist())),
@@ -249,7 +250,7 @@ def next_tokens_of(reading: Reading, vocabulary: ModelVocabulary, place: int) ->
 
 def lens_of(reading: Reading, logprobs: F64, vocabulary: ModelVocabulary, place: int) -> LogitLens:
     """The lens from the distributions after each layer, [layer, vocabulary]."""
-    top = np.argsort(-logprobs, axis=1, kind="stable")[:, :_LENS_KEPT]
+    top = largest(logprobs, _LENS_KEPT)
     tokens = list(dict.fromkeys(top.ravel().tolist()))
     known = dict(zip(tokens, vocabulary.pieces(tokens), strict=True))
     pieces = tuple(tuple(known[token] for token in row) for row in top.tolist())

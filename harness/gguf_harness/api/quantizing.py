@@ -6,15 +6,14 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from gguf_harness.api.checks import folder_of, whole
-from gguf_harness.api.loading import find_source
+from gguf_harness.api.checks import folder_of, spec_of, whole
 from gguf_harness.engine.worker import ProgressCallback, Worker
 from gguf_harness.engine.worker_tasks import quantize_task
 from gguf_harness.errors import OptionError
 from gguf_harness.gguf.types import parse_quants
 from gguf_harness.inputs.ladder import quantized_name
 from gguf_harness.inputs.options import default_threads
-from gguf_harness.inputs.sources import ModelSource
+from gguf_harness.inputs.sources import ModelSource, expand_one
 from gguf_harness.store.paths import file_name
 
 __all__ = ["quantize", "quantize_each"]
@@ -56,7 +55,7 @@ def quantize(
     if matrix is not None and not matrix.is_file():
         raise OptionError(f"imatrix={matrix}: no such file.", "Give the path of an existing file.")
     count = default_threads() if threads is None else whole(threads, "threads", 1)
-    (path,) = quantize_each(find_source(model), types, folder_of(folder, "folder"), matrix, count)
+    (path,) = quantize_each(expand_one(spec_of(model)), types, folder_of(folder, "folder"), matrix, count)
     return path
 
 

@@ -260,12 +260,12 @@ def _inspect(known: argparse.Namespace, _: list[str]) -> int:
 
 
 def _quantize(known: argparse.Namespace, _: list[str]) -> int:
-    from gguf_harness.api.loading import find_source
     from gguf_harness.api.quantizing import quantize_each
     from gguf_harness.gguf.types import parse_quants
     from gguf_harness.inputs.options import default_threads
+    from gguf_harness.inputs.sources import expand_one
 
-    source = find_source(known.model)
+    source = expand_one(known.model)
     if known.imatrix is not None and not known.imatrix.is_file():
         raise OptionError(f"--imatrix={known.imatrix}: no such file.", "Give the path of an existing file.")
     threads = known.threads or default_threads()

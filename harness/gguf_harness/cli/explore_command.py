@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from gguf_harness.errors import OptionError, require_extra, visible
+from gguf_harness.errors import require_extra, visible
 
 __all__ = ["add_explore_command"]
 
@@ -38,15 +38,10 @@ def _explore(known: argparse.Namespace, _: list[str]) -> int:
     from gguf_harness.explore.session import Explorer
     from gguf_harness.inputs.models import load_info
     from gguf_harness.inputs.options import default_threads
-    from gguf_harness.inputs.sources import expand_all
+    from gguf_harness.inputs.sources import expand_one
 
     specs = [known.model] if known.reference is None else [known.reference, known.model]
-    infos = []
-    for spec in specs:
-        sources = expand_all([spec])
-        if len(sources) != 1:
-            raise OptionError(f"{spec!r} matches {len(sources)} models.", "Give exactly one.")
-        infos.append(load_info(sources[0]))
+    infos = [load_info(expand_one(spec)) for spec in specs]
     settings = SessionSettings(threads=known.threads or default_threads(), n_gpu_layers=0 if known.gpu < 0 else -1)
     explorer = Explorer(infos, settings, gpu=known.gpu)
     names = " beside its reference ".join(visible(info.name) for info in reversed(infos))

@@ -12,7 +12,7 @@ from gguf_harness.errors import GraphError, NoData, OptionError
 from gguf_harness.gguf.header import read_header
 from gguf_harness.graphs import AttentionGraph, CosineNetwork, Graph, LayerTokenFlow, ModelStructure
 from gguf_harness.inputs.models import load_info
-from gguf_harness.inputs.sources import ModelSource, expand_all
+from gguf_harness.inputs.sources import ModelSource, expand_one
 
 __all__ = ["DEFAULT_PROMPT", "graph_of"]
 
@@ -42,10 +42,7 @@ def graph_of(
         raise OptionError(f"--prompt has no meaning for --kind={kind}.", f"It is for {' and '.join(_WITH_PROMPT)}.")
     if words is not None and kind != "cosine":
         raise OptionError(f"--words has no meaning for --kind={kind}.", "It is for cosine.")
-    sources = expand_all([model])
-    if len(sources) != 1:
-        raise OptionError(f"{model!r} matches {len(sources)} models.", "Give exactly one.")
-    (source,) = sources
+    source = expand_one(model)
     if kind == "structure":
         return ModelStructure(source.name, [read_header(file) for file in source.files]).build()
     if kind == "cosine":

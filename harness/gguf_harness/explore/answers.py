@@ -77,11 +77,15 @@ def views_of(readings: Sequence[Reading], model: LiveModel, side: int) -> Data:
     return views
 
 
-def tokens_of(readings: Sequence[Reading]) -> list[Data]:
-    """Tokens of a prompt: how unlikely each was, and how the prediction after it differs, by reading."""
+def tokens_of(readings: Sequence[Reading], kld: Sequence[Sequence[float] | None]) -> list[Data]:
+    """Tokens of a prompt: how unlikely each was, and how the prediction after it differs, by reading.
+
+    Args:
+        readings: of one prompt.
+        kld: what `divergences` returned for them.
+    """
     base = readings[0]
     nll = [rounded(each.nll()) if each.logits is not None else [None] * len(each.tokens) for each in readings]
-    kld = divergences(readings)
     return [
         {
             "text": token_text(piece),

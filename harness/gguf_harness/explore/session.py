@@ -80,6 +80,10 @@ class _Asked:
         return Prompt("chat", messages=(Message("user", self.prompt),)) if self.chat else self.prompt
 
 
+_Key = tuple[int, _Asked, Ablation]
+"""Which model read what, and what was off."""
+
+
 class Explorer:
     """Models of an explorer, loaded when they are first asked, and freed when no page is open.
 
@@ -100,8 +104,8 @@ class Explorer:
         self._gpu = gpu
         self._lock = threading.RLock()
         self._models: list[LiveModel] = []
-        self._read: OrderedDict[tuple[int, _Asked, Ablation], Reading] = OrderedDict()
-        self._answers: OrderedDict[str, tuple[tuple[int, _Asked, Ablation], ...]] = OrderedDict()
+        self._read: OrderedDict[_Key, Reading] = OrderedDict()
+        self._answers: OrderedDict[str, tuple[_Key, ...]] = OrderedDict()
 
     @property
     def models(self) -> list[LiveModel]:
@@ -112,11 +116,6 @@ class Explorer:
                     LiveModel(info, self._settings, gpu=self._gpu, limit_bytes=_READ_BYTES) for info in self.infos
                 ]
             return self._models
-
-    @property
-    def pids(self) -> list[int]:
-        """Processes of the models that are loaded."""
-        return [model.worker.pid for model in self._models if model.worker.pid is not None]
 
     def free(self) -> None:
         """End the workers; the next question starts others."""
@@ -156,6 +155,7 @@ class Explorer:
         self._check_length(asked)
         timed = [self._reading(*each) for each in wanted]
         readings = [reading for reading, _ in timed]
+        model, side, kld = self.models[0], self._side(), divergences(readings)
         answer = secrets.token_hex(8)
         with self._lock:
             self._answers[answer] = tuple(wanted)
@@ -163,16 +163,16 @@ class Explorer:
                 self._answers.popitem(last=False)
         return {
             "id": answer,
-            "tokens": tokens_of(readings),
+            "tokens": tokens_of(readings, kld),
             "readings": [
                 entry | {"model": at, "off": str(off)}
                 for entry, (at, _, off) in zip(entries_of(readings), wanted, strict=True)
             ],
-            "views": views_of(readings, self.models[0], self._side()),
-            "prediction": prediction_of(readings, self.models[0]),
-            "kld": [None if value is None else value[-1] for value in divergences(readings)],
+            "views": views_of(readings, model, side),
+            "prediction": prediction_of(readings, model),
+            "kld": [None if value is None else value[-1] for value in kld],
             "moved": moved_by(readings[len(self.infos) - 1], readings[-1]) if ablation else None,
-            "notes": notes_of(readings, self._side()),
+            "notes": notes_of(readings, side),
             "ms": [ms for _, ms in timed],
         }
 
@@ -192,9 +192,9 @@ class Explorer:
 
     def lens(self, answer: str, place: int) -> Data:
         """The logit lens of each reading at a token: data of the view `matrix`."""
-        readings = self._of(answer)
+        keys = self._keys(answer)
+        readings = [self._reading(*key)[0] for key in keys]
         place = self._place(readings, place)
-        keys = self._answers[answer]
         models = [
             entry | {"data": lens_view(self.models[at].lens(reading, place), self.models[at])}
             for entry, reading, (at, *_) in zip(entries_of(readings), readings, keys, strict=True)
@@ -221,7 +221,6 @@ class Explorer:
             HarnessError: the model cannot take the prompt, or failed.
         """
         model = self.models[-1]
-        model.facts.check(ablation)
         tokens, _ = model.tokenize(_Asked(prompt, chat).as_prompt())
         ended = "context"
         for count, step in enumerate(
@@ -268,11 +267,14 @@ class Explorer:
         return reading, ms
 
     def _of(self, answer: str) -> list[Reading]:
+        return [self._reading(*key)[0] for key in self._keys(answer)]
+
+    def _keys(self, answer: str) -> tuple[_Key, ...]:
         with self._lock:
             keys = self._answers.get(answer)
         if keys is None:
             raise Gone("This prompt was read by another start of the explorer, or too long ago.", "Read it again.")
-        return [self._reading(*key)[0] for key in keys]
+        return keys
 
     def _check_length(self, asked: _Asked) -> None:
         try:

@@ -30,6 +30,7 @@ __all__ = [
     "distinct_name",
     "expand",
     "expand_all",
+    "expand_one",
     "folded_name",
     "parse_specs",
     "select",
@@ -133,6 +134,19 @@ def select(specs: Sequence[str]) -> Selection:
 def expand_all(specs: Sequence[str]) -> list[ModelSource]:
     """The models of `select`."""
     return list(select(specs).models)
+
+
+def expand_one(spec: str) -> ModelSource:
+    """The one model that a spec means.
+
+    Raises:
+        OptionError: it means several.
+        HarnessError: there is none.
+    """
+    sources = expand_all([spec])
+    if len(sources) != 1:
+        raise OptionError(f"{spec!r} matches {len(sources)} models.", "Give exactly one.")
+    return sources[0]
 
 
 def expand(spec: str) -> list[ModelSource]:

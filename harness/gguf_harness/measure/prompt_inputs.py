@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from gguf_harness.engine.model import Model, Tokens
     from gguf_harness.engine.settings import SessionSettings
 
-__all__ = ["check_context", "longest_text", "prompt_inputs"]
+__all__ = ["check_context", "check_room", "longest_text", "prompt_inputs"]
 
 
 def check_context(model: Model, name: str, settings: SessionSettings) -> None:
@@ -47,6 +47,26 @@ def longest_text(model: Trained, settings: SessionSettings) -> int:
     """Most tokens of a text: the training context, or the context of the settings if more was requested."""
     trained = model.n_ctx_train or settings.n_ctx
     return max(settings.n_ctx, trained) if settings.beyond_context else trained
+
+
+def check_room(model: Trained, name: str, length: int, settings: SessionSettings, what: str) -> None:
+    """Refuse tokens that do not fit into a model's context.
+
+    Args:
+        model: that reads them.
+        name: its name, for error messages.
+        length: how many they are.
+        settings: how the model is run.
+        what: that is too long: `prompt`, `text`.
+
+    Raises:
+        PromptError: names both numbers.
+    """
+    room = longest_text(model, settings)
+    if length > room:
+        raise PromptError(
+            f"{name}: {length} tokens do not fit into the model's context of {room}.", f"Shorten the {what}."
+        )
 
 
 def prompt_inputs(

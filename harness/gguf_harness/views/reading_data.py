@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 
 from gguf_harness.errors import NoData
 from gguf_harness.measure.live.reading import Reading
-from gguf_harness.measure.live.requests import KEPT_NEXT
-from gguf_harness.measure.texts.next_tokens import TEMPERATURES, rest_of
+from gguf_harness.measure.texts.next_tokens import KEPT, TEMPERATURES, rest_of
 from gguf_harness.metrics.kernels.ranks import largest
 from gguf_harness.views.attention_data import pattern_data
 from gguf_harness.views.model_entries import model_entries
@@ -72,7 +71,7 @@ def attention_view(
     """
     shown = [(entry, each) for entry, each in zip(entries_of(readings), readings, strict=True) if each.pattern]
     if not shown:
-        raise NoData(f"There is no attention to show. {' '.join(readings[0].facts.missing)}".strip())
+        raise readings[0].facts.no_data("There is no attention to show.")
     first = shown[0][1]
     _require_causal(first)
     models = []
@@ -124,10 +123,7 @@ def steps_view(readings: Sequence[Reading], layer: int, head: int, side: int) ->
     """
     base = readings[0]
     if not all(layer in part and head < base.facts.heads[layer] for part in (base.pattern, base.q, base.k, base.v)):
-        raise NoData(
-            f"{base.facts.name} has no head {layer}.{head} whose steps can be shown."
-            f" {' '.join(base.facts.missing)}".strip()
-        )
+        raise base.facts.no_data(f"{base.facts.name} has no head {layer}.{head} whose steps can be shown.")
     _require_causal(base)
     entries, models = entries_of(readings), []
     outputs: list[NDArray[np.float32]] = []
@@ -193,7 +189,7 @@ def next_tokens_view(readings: Sequence[Reading], live: Vocabulary, place: int =
     pairs: list[Data] = []
     for at in others:
         both = [rows[0], rows[at]] if at else [rows[0]]
-        top = [largest(row, KEPT_NEXT) for row in both]
+        top = [largest(row, KEPT) for row in both]
         tokens = np.array(list(dict.fromkeys(np.concatenate(top).tolist())))
         pairs.append(
             {
@@ -203,7 +199,7 @@ def next_tokens_view(readings: Sequence[Reading], live: Vocabulary, place: int =
                 "rest": [rounded(rest_of(row, tokens)) for row in both],
             }
         )
-    known = min(KEPT_NEXT, *(len(pair["pieces"]) for pair in pairs), len(rows[0]))
+    known = min(KEPT, *(len(pair["pieces"]) for pair in pairs), len(rows[0]))
     temperatures = [round(value, 3) for value in TEMPERATURES]
     return {"known": known, "temperatures": temperatures, "models": entries, "pairs": pairs}
 
@@ -216,7 +212,7 @@ def lens_view(logprobs: NDArray[np.float64], live: Vocabulary, most: int = 5) ->
         live: what knows the texts of that vocabulary.
         most: tokens for each layer.
     """
-    top = np.argsort(-logprobs, axis=1, kind="stable")[:, :most]
+    top = largest(logprobs, most)
     tokens = list(dict.fromkeys(top.ravel().tolist()))
     pieces = dict(zip(tokens, live.pieces(tokens), strict=True))
     return lens_cells(
@@ -258,5 +254,5 @@ def stream_view(readings: Sequence[Reading], place: int = -1) -> Data:
                 points = [[layer, norm, None, ""] for layer, norm in enumerate(rounded(norms)) if norm is not None]
                 lines.append({"model": at, "name": entries[at]["short"], "group": group, "points": points})
     if not lines:
-        raise NoData(f"There is no stream to show. {' '.join(readings[0].facts.missing)}".strip())
+        raise readings[0].facts.no_data("There is no stream to show.")
     return {"x": {"label": "layer"}, "y": {"label": "norm", "zero": True}, "models": entries, "lines": lines}

@@ -9,7 +9,7 @@ from gguf_harness.errors import visible
 from gguf_harness.gguf.groups import layer_of, role_of
 from gguf_harness.gguf.header import TensorInfo
 
-__all__ = ["fallback_note", "structure_view"]
+__all__ = ["fallback_note", "scales_of", "structure_of", "structure_view"]
 
 
 def structure_view(
@@ -39,16 +39,26 @@ def structure_view(
         for tensor in tensors
         if tensor.parameters
     ]
+    bits, sizes = ([8 * each.bytes / each.parameters for each in everything], [each.bytes for each in everything])
+    return structure_of(rows, scales_of(bits, sizes, []))
+
+
+def structure_of(rows: Sequence[Mapping[str, Any]], scales: Mapping[str, Any]) -> dict[str, Any]:
+    """The same from rows: {layer, kind, name, type, bits, weights, bytes, error, fallback} of each tensor."""
     return {
         "layers": sorted({row["layer"] for row in rows if row["layer"] is not None}),
         "kinds": list(dict.fromkeys(row["kind"] for row in rows if row["layer"] is not None)),
         "outside": list(dict.fromkeys(row["kind"] for row in rows if row["layer"] is None)),
-        "tensors": rows,
-        "scales": {
-            "bits": _ends([8 * tensor.bytes / tensor.parameters for tensor in everything]),
-            "bytes": _ends([float(tensor.bytes) for tensor in everything]),
-            "error": None,
-        },
+        "tensors": list(rows),
+        "scales": dict(scales),
+    }
+
+
+def scales_of(bits: Sequence[float], sizes: Sequence[float], errors: Sequence[float]) -> dict[str, list[float] | None]:
+    """Ends of the scales of colours, over all tensors that are shown beside each other; None where there are none."""
+    return {
+        name: [min(values), max(values)] if values else None
+        for name, values in (("bits", bits), ("bytes", sizes), ("error", errors))
     }
 
 
@@ -62,7 +72,3 @@ def fallback_note(fallback: Mapping[str, Any], weights: int) -> str:
     width = fallback["row_width"]
     shape = f"{width} x {weights // width}" if width else "unknown shape"
     return f"{shape}: rows are no multiple of 256, so not {visible(str(fallback['wanted']))}"
-
-
-def _ends(values: list[float]) -> list[float] | None:
-    return [min(values), max(values)] if values else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,7 +46,7 @@ class HeadBehaviour:
     problems: list[str]
 
     @classmethod
-    def of(cls, arrays: Arrays) -> HeadBehaviour:
+    def of(cls, arrays: Arrays) -> Self:
         """From what `observe_attention` returned.
 
         Raises:

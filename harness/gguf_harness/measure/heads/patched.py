@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from gguf_harness.engine.lanes import Lanes, count_lanes
 from gguf_harness.engine.settings import SessionSettings
-from gguf_harness.errors import EngineError, ModelError
+from gguf_harness.errors import NOT_FINITE_HINT, EngineError, ModelError
 from gguf_harness.gguf.header import read_header
 from gguf_harness.metrics.divergence import DivergenceKernel
 
@@ -145,7 +145,7 @@ class Distributions:
         if not (np.isfinite(nll).all() and np.isfinite(kld).all()):
             raise EngineError(
                 f"The logits of window {window} are not finite: the model computes NaN or infinity there.",
-                "Such a file is broken for use as well; quantize it again, or try another KV-cache type.",
+                NOT_FINITE_HINT,
             )
         return nll, kld
 

@@ -121,11 +121,12 @@ class States(Protocol):
 
     def inputs(self, layer: int) -> F32:
         """[n, d_model] what a block reads: after the block before, or the embeddings."""
+        return self.load("embed") if layer == 0 else self.load("resid_post")[layer - 1]
 
     def __contains__(self, name: str) -> bool: ...
 
 
-class HeldStates:
+class HeldStates(States):
     """The states of one text in memory.
 
     Args:
@@ -144,15 +145,11 @@ class HeldStates:
         self.arrays[name] = np.empty(shape, dtype=np.float32)
         return self.arrays[name]
 
-    def inputs(self, layer: int) -> F32:
-        """[n, d_model] what a block reads: after the block before, or the embeddings."""
-        return self.arrays["embed"] if layer == 0 else self.arrays["resid_post"][layer - 1]
-
     def __contains__(self, name: str) -> bool:
         return name in self.arrays
 
 
-class StateFiles:
+class StateFiles(States):
     """The states of one model on disk."""
 
     def __init__(self, folder: Path) -> None:
@@ -202,10 +199,6 @@ class StateFiles:
     def kinds(self) -> list[str]:
         """The available `KINDS`."""
         return [kind for kind in KINDS if kind in self]
-
-    def inputs(self, layer: int) -> F32:
-        """[n, d_model] what a block reads: after the block before, or the embeddings."""
-        return self.load("embed") if layer == 0 else self.load("resid_post")[layer - 1]
 
     def remove(self) -> None:
         """Delete the files."""

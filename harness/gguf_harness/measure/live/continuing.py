@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gguf_harness.engine.c_api import llama_cpp
-from gguf_harness.errors import EngineError, PromptError
-from gguf_harness.measure.live.requests import KEPT_NEXT, Ablation, ModelFacts, Sampling, StepRequest
+from gguf_harness.errors import NOT_FINITE_HINT, EngineError, PromptError
+from gguf_harness.measure.live.requests import Ablation, ModelFacts, Sampling, StepRequest
 from gguf_harness.measure.live.tasks import ablating
+from gguf_harness.measure.texts.next_tokens import KEPT
 from gguf_harness.metrics.kernels.log_softmax import log_softmax
 from gguf_harness.metrics.kernels.ranks import largest
 
@@ -65,7 +66,6 @@ def next_step(worker: WorkerContext, request: StepRequest, facts: ModelFacts) ->
         PromptError: there is no room for the text.
         EngineError: the model computes NaN or infinity.
     """
-    facts.check(request.ablation)
     model = worker.model(request.files, request.settings.n_gpu_layers)
     text = worker.keep((facts.name, request.settings, request.attention), lambda: _Text(model, request, facts))
     logits = text.decode(request.tokens, request.ablation)
@@ -73,10 +73,10 @@ def next_step(worker: WorkerContext, request: StepRequest, facts: ModelFacts) ->
     if np.isnan(logprobs).any():
         raise EngineError(
             f"{request.model} computes NaN or infinity while it generates.",
-            "Such a file is broken for use as well; quantize it again, or try another KV-cache type.",
+            NOT_FINITE_HINT,
         )
     token = text.choose(request.sampling, len(request.tokens))
-    top = largest(logprobs, KEPT_NEXT)
+    top = largest(logprobs, KEPT)
     return Step(
         token=token,
         piece=model.detokenize([token], special=True),

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from gguf_harness.engine.settings import SessionSettings
 from gguf_harness.engine.worker import Worker
-from gguf_harness.errors import EngineError, NoData, OptionError, PromptError, is_utf8
+from gguf_harness.errors import EngineError, OptionError, PromptError, is_utf8
 from gguf_harness.inputs.models import ModelInfo
 from gguf_harness.inputs.prompts import Prompt
 from gguf_harness.measure.live.continuing import Step, next_step
@@ -34,7 +34,7 @@ from gguf_harness.measure.live.requests import (
     StepRequest,
 )
 from gguf_harness.measure.live.tasks import pieces_of, read_prompt, tokens_of, unembed
-from gguf_harness.measure.prompt_inputs import longest_text
+from gguf_harness.measure.prompt_inputs import check_room, longest_text
 from gguf_harness.metrics.kernels.log_softmax import log_softmax
 
 __all__ = ["ATTENTION", "LiveModel"]
@@ -161,7 +161,8 @@ class LiveModel:
     ) -> Iterator[Step]:
         """Continue a text token by token, until one that ends it, the limit, or the end of the context.
 
-        Each step is a request of its own: others may come between them.
+        Each step is a request of its own: others may come between them. What is wrong with an argument is told at
+        once, not when the first step is asked for.
 
         Args:
             tokens: the text so far.
@@ -177,12 +178,15 @@ class LiveModel:
         """
         facts, text = self.facts, list(tokens)
         if not facts.predicts:
-            raise NoData(f"{facts.name} does not write. {' '.join(facts.missing)}".strip())
-        room = longest_text(facts, self.settings)
-        if len(text) > room:
-            raise PromptError(
-                f"{facts.name}: {len(text)} tokens do not fit into the model's context of {room}.", "Shorten the text."
-            )
+            raise facts.no_data(f"{facts.name} does not write.")
+        facts.check(ablation)
+        check_room(facts, facts.name, len(text), self.settings, "text")
+        return self._steps(text, limit, ablation, sampling or Sampling(), attention=attention)
+
+    def _steps(
+        self, text: list[int], limit: int, ablation: Ablation, sampling: Sampling, *, attention: bool
+    ) -> Iterator[Step]:
+        facts, room = self.facts, longest_text(self.facts, self.settings)
         for _ in range(limit):
             if len(text) > room:
                 return
@@ -194,7 +198,7 @@ class LiveModel:
                     self.settings,
                     tuple(text),
                     ablation,
-                    sampling or Sampling(),
+                    sampling,
                     attention=attention and "pattern" in facts.attention,
                 ),
                 facts,
@@ -215,7 +219,7 @@ class LiveModel:
             NoData: the stream was not read.
         """
         if "resid_post" not in reading.states or not reading.facts.predicts:
-            raise NoData(f"{self.info.name}: there is no stream to look at. {' '.join(self.facts.missing)}".strip())
+            raise self.facts.no_data(f"{self.info.name}: there is no stream to look at.")
         return log_softmax(self.unembed(reading.states["resid_post"][:, place]))
 
     def unembed(self, stream: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -9,7 +9,6 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from gguf_harness.errors import NoData
 from gguf_harness.measure.live.requests import Ablation, ModelFacts
 from gguf_harness.metrics.kernels.log_softmax import RunningSoftmax, log_softmax
 
@@ -106,7 +105,5 @@ class Reading:
             NoData: the model predicts no tokens, or its logits were not read.
         """
         if self.logits is None:
-            raise NoData(
-                f"{self.facts.name}: there are no logits of this prompt. {' '.join(self.facts.missing)}".strip()
-            )
+            raise self.facts.no_data(f"{self.facts.name}: there are no logits of this prompt.")
         return self.logits

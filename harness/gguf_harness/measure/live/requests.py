@@ -8,13 +8,10 @@ from pathlib import Path
 from typing import Final
 
 from gguf_harness.engine.settings import SessionSettings
-from gguf_harness.errors import OptionError
+from gguf_harness.errors import NoData, OptionError
 from gguf_harness.inputs.prompts import Prompt
 
-__all__ = ["KEPT_NEXT", "NOTHING_OFF", "Ablation", "ModelFacts", "ReadRequest", "Sampling", "StepRequest"]
-
-KEPT_NEXT: Final = 64
-"""Next tokens that come one by one, the likeliest; of all others, a sum."""
+__all__ = ["NOTHING_OFF", "Ablation", "ModelFacts", "ReadRequest", "Sampling", "StepRequest"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +186,14 @@ class ModelFacts:
     def attention_layers(self) -> tuple[int, ...]:
         """Layers with an attention pattern: all in most models, few in hybrids."""
         return tuple(layer for layer, count in enumerate(self.heads) if count)
+
+    def no_data(self, what: str) -> NoData:
+        """The error for something that is not there, with why it is missing.
+
+        Args:
+            what: a sentence.
+        """
+        return NoData(" ".join([what, *self.missing]))
 
     def can_skip(self, layer: int) -> bool:
         """Whether a layer can be switched off: the stream before and after it has to be known."""

@@ -15,13 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gguf_harness.engine.settings import SessionSettings
-from gguf_harness.errors import CorpusError, EngineError, PromptError
+from gguf_harness.errors import NOT_FINITE_HINT, CorpusError, EngineError, PromptError
 from gguf_harness.inputs.prompts import Prompt
 from gguf_harness.measure.attention.behaviour import LayerParts
 from gguf_harness.measure.heads.patched import HeadLayout
 from gguf_harness.measure.layers.states import HeldStates, complete_states
 from gguf_harness.measure.live.requests import NOTHING_OFF, Ablation, ModelFacts, ReadRequest
-from gguf_harness.measure.prompt_inputs import longest_text, prompt_inputs
+from gguf_harness.measure.prompt_inputs import check_room, prompt_inputs
 
 if TYPE_CHECKING:
     from gguf_harness.engine.model import Model, Tokens
@@ -65,12 +65,8 @@ def pieces_of(worker: WorkerContext, request: ReadRequest) -> list[bytes]:
 
 
 def _checked(model: Model, request: ReadRequest) -> Tokens:
-    tokens, room = _known(model, request), longest_text(model, request.settings)
-    if len(tokens) > room:
-        raise PromptError(
-            f"{request.model}: {len(tokens)} tokens do not fit into the model's context of {room}.",
-            "Shorten the prompt.",
-        )
+    tokens = _known(model, request)
+    check_room(model, request.model, len(tokens), request.settings, "prompt")
     return tokens
 
 
@@ -106,7 +102,6 @@ def read_prompt(worker: WorkerContext, request: ReadRequest, facts: ModelFacts) 
         OptionError: what is to be switched off is not there.
         CorpusError: it would take more than the limit.
     """
-    facts.check(request.ablation)
     tokens, pieces = tokens_of(worker, request)
     # As objects: an array of bytes would lose the zero at the end of a piece.
     arrays: Arrays = {"tokens": tokens, "pieces": np.array(pieces, dtype=np.object_)}
@@ -278,5 +273,5 @@ def _check_finite(request: ReadRequest, logits: NDArray[Any]) -> None:
         off = f" with {request.ablation}" if request.ablation is not NOTHING_OFF and request.ablation else ""
         raise EngineError(
             f"{request.model} computes NaN or infinity{off}.",
-            "Such a file is broken for use as well; quantize it again, or try another KV-cache type.",
+            NOT_FINITE_HINT,
         )

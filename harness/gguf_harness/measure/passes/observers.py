@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from gguf_harness.errors import EngineError, FilesLost
+from gguf_harness.errors import NOT_FINITE_HINT, EngineError, FilesLost
 from gguf_harness.metrics.codec import RowCodec
 from gguf_harness.metrics.divergence import TOKEN_VALUES, DivergenceKernel
 from gguf_harness.store.arrays import Arrays
@@ -91,7 +91,7 @@ class _RowObserver(Generic[Scratch]):
                 raise EngineError(
                     f"The logits of window {block.window} give a {name} that is not finite: the model computes NaN"
                     " or infinity there.",
-                    "Such a file is broken for use as well; quantize it again, or try another KV-cache type.",
+                    NOT_FINITE_HINT,
                 )
 
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from gguf_harness.metrics.kernels.ranks import largest
+
 if TYPE_CHECKING:
     from gguf_harness.engine.model import Model
     from gguf_harness.store.arrays import Arrays
@@ -36,7 +38,7 @@ def distributions(model: Model, logprobs: Mapping[str, NDArray[np.float64]]) -> 
     if not logprobs:
         return {}
     rows = np.stack([row.astype(np.float32) for row in logprobs.values()])
-    top = np.argsort(-rows, axis=1, kind="stable")[:, :KEPT]
+    top = largest(rows, KEPT)
     pieces = [[model.detokenize([token], special=True) for token in row] for row in top.tolist()]
     return {
         "next_prompts": np.array(list(logprobs)),

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from gguf_harness.engine.lanes import Lanes, count_lanes
 from gguf_harness.engine.settings import SessionSettings
-from gguf_harness.errors import EngineError, PromptError
+from gguf_harness.errors import NOT_FINITE_HINT, EngineError, PromptError
 from gguf_harness.inputs.prompts import Prompt
 from gguf_harness.measure.prompt_inputs import prompt_inputs
 from gguf_harness.measure.texts.next_tokens import distributions
@@ -307,6 +307,6 @@ def _log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
     if np.isnan(logprobs).any():
         raise EngineError(
             "The model computes NaN or infinity while it generates.",
-            "Such a file is broken for use as well; quantize it again, or try another KV-cache type.",
+            NOT_FINITE_HINT,
         )
     return logprobs

@@ -14,14 +14,16 @@ __all__ = ["largest", "mean_ranks", "spearman"]
 
 
 def largest(values: NDArray[np.floating[Any]], most: int) -> NDArray[np.int64]:
-    """[min(n, most)] places of the largest of [n] values, in order; the first of equal ones comes first.
+    """[..., min(n, most)] places of the largest of [..., n] values, in order; the first of equal ones comes first.
 
     A sort of everything would take longer than a token of a small model with a large vocabulary.
 
     Args:
-        values: [n], none of them NaN.
+        values: [n], or rows of them; none is NaN.
         most: how many, at least 1.
     """
+    if values.ndim > 1:
+        return np.stack([largest(row, most) for row in values])
     if most < len(values):
         least = np.partition(values, -most)[-most]
         some = np.flatnonzero(values >= least)
@@ -36,7 +38,7 @@ def mean_ranks(values: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
     The same as `scipy.stats.rankdata`, without importing scipy.stats, which takes half a second.
 
     Args:
-        values: [n], none of them NaN.
+        values: [n], or rows of them; none is NaN.
     """
     _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
     return np.asarray((np.cumsum(counts) - (counts - 1) / 2)[place])

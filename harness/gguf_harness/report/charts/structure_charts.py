@@ -12,7 +12,7 @@ from gguf_harness.report.charts.layer_lines import percent
 from gguf_harness.report.charts.weight_charts import Columns, load_columns
 from gguf_harness.report.data import Candidate, RunView, visible
 from gguf_harness.report.numbers import format_bytes
-from gguf_harness.views.structure_data import fallback_note
+from gguf_harness.views.structure_data import fallback_note, scales_of, structure_of
 
 __all__ = ["structure_charts"]
 
@@ -46,11 +46,11 @@ def structure_charts(view: RunView, run_dir: Path) -> list[Chart]:
         # All candidates were compared with the same tensors.
         tensors = {view.reference: _of_reference(models[view.reference], next(iter(candidates.values())))} | tensors
     everything = [tensor for found in tensors.values() for tensor in found]
-    scales = {
-        "bits": _ends([tensor.bits for tensor in everything]),
-        "bytes": _ends([tensor.bytes for tensor in everything]),
-        "error": _ends([tensor.error for tensor in everything if tensor.error]),
-    }
+    scales = scales_of(
+        [tensor.bits for tensor in everything],
+        [tensor.bytes for tensor in everything],
+        [tensor.error for tensor in everything if tensor.error],
+    )
     panels = [
         make_panel(short_name(view, name), _meaning(models[name], found), _data(found, scales))
         for name, found in tensors.items()
@@ -112,34 +112,22 @@ def _of_reference(model: Candidate, columns: Columns) -> list[_Tensor]:
     ]
 
 
-def _ends(values: Sequence[float]) -> list[float] | None:
-    return [min(values), max(values)] if values else None
-
-
 def _data(tensors: Sequence[_Tensor], scales: Mapping[str, list[float] | None]) -> dict[str, Any]:
-    layers = sorted({tensor.layer for tensor in tensors if tensor.layer >= 0})
-    inside = list(dict.fromkeys(tensor.kind for tensor in tensors if tensor.layer >= 0))
-    outside = list(dict.fromkeys(tensor.kind for tensor in tensors if tensor.layer < 0))
-    return {
-        "layers": layers,
-        "kinds": [visible(kind) for kind in inside],
-        "outside": [visible(kind) for kind in outside],
-        "tensors": [
-            {
-                "layer": tensor.layer if tensor.layer >= 0 else None,
-                "kind": visible(tensor.kind),
-                "name": visible(tensor.name),
-                "type": visible(tensor.type),
-                "bits": tensor.bits,
-                "weights": tensor.weights,
-                "bytes": tensor.bytes,
-                "error": tensor.error,
-                "fallback": None if tensor.fallback is None else fallback_note(tensor.fallback, tensor.weights),
-            }
-            for tensor in tensors
-        ],
-        "scales": dict(scales),
-    }
+    rows = [
+        {
+            "layer": tensor.layer if tensor.layer >= 0 else None,
+            "kind": visible(tensor.kind),
+            "name": visible(tensor.name),
+            "type": visible(tensor.type),
+            "bits": tensor.bits,
+            "weights": tensor.weights,
+            "bytes": tensor.bytes,
+            "error": tensor.error,
+            "fallback": None if tensor.fallback is None else fallback_note(tensor.fallback, tensor.weights),
+        }
+        for tensor in tensors
+    ]
+    return structure_of(rows, scales)
 
 
 def _meaning(model: Candidate, tensors: Sequence[_Tensor]) -> str:

@@ -129,6 +129,9 @@ export function estimate(value, se) {
   return `${value.toFixed(places)} ± ${se.toFixed(places)}`;
 }
 
+/** A text in quotation marks that is too long, cut at its end. */
+export const cut = (text, most) => (text.length <= most ? text : `${text.slice(0, most - 2)}…”`);
+
 /** A labelled choice that the keyboard can reach. `options` are [value, text]; calls `chosen(value)`. */
 export function choice(label, options, value, chosen) {
   const select = h("select", { onchange: () => chosen(select.value) }, options.map(([each, text]) => h("option", { value: each }, text)));

@@ -11,7 +11,7 @@
  *             of a single model one pair, with one row of each
  * }
  */
-import { Plot, choice, h, logarithmic, look, modelLegend, number, plot, toggles } from "./kit.js";
+import { Plot, choice, cut, h, logarithmic, look, modelLegend, number, plot, toggles } from "./kit.js";
 import { DEFAULTS, PLAIN, sample } from "./sampling.js";
 
 const SHOWN = 20;
@@ -136,6 +136,5 @@ const restOf = (data, pair, side) => (temperature) => {
 const plural = (count, word) => `${count} ${word}${count === 1 ? "" : "s"}`;
 const percent = (share) => `${share < 1e-12 ? 0 : share < 0.0005 ? number(Number((100 * share).toPrecision(2))) : (100 * share).toFixed(share < 0.1 ? 2 : 1)} %`;
 const quoted = (piece) => `“${piece.replace(/ {4,}/g, (spaces) => `␣×${spaces.length}`).replaceAll(" ", "␣").replaceAll("\n", "↵")}”`;
-const cut = (text, most) => (text.length <= most ? text : `${text.slice(0, most - 2)}…”`);
 
 export default { render };

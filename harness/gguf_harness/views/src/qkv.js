@@ -11,7 +11,7 @@
  *   }] }]
  * }
  */
-import { Plot, choice, h, look, modelLegend, number, plot } from "./kit.js";
+import { Plot, choice, cut, h, look, modelLegend, number, plot } from "./kit.js";
 
 const ROW = 27;
 
@@ -157,6 +157,5 @@ function conclusion(data, sides, models, query) {
 }
 
 const quoted = (token) => `“${token.replaceAll(" ", "␣")}”`;
-const cut = (text, most) => (text.length <= most ? text : `${text.slice(0, most - 2)}…”`);
 
 export default { render };
