@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from gguf_harness.engine.settings import DEFAULT_KV, KVTypes
 from gguf_harness.errors import HarnessError, ModelNotFound
-from gguf_harness.inputs.adapters import find_adapters
+from gguf_harness.inputs.adapters import find_adapters, why_not
 from gguf_harness.inputs.models import ModelInfo, choose_reference, load_info, shape_difference
 from gguf_harness.inputs.pairing import FAMILY, Identity
 from gguf_harness.inputs.sources import ModelSource, distinct_name, folded_name, select
@@ -158,7 +158,7 @@ def plan_ladder(options: Options) -> Ladder:
         (*named.notes, *renamed, *compared),
         _cached(reference, others, options),
         options.kv_reference,
-        _adapted(reference, others, find_adapters(options, infos)),
+        _adapted(reference, others, find_adapters(options, infos), infos),
     )
 
 
@@ -199,10 +199,20 @@ def _cached(
 
 
 def _adapted(
-    reference: PlannedModel | None, others: Sequence[PlannedModel], applied: Sequence[tuple[Adapter, ...]]
+    reference: PlannedModel | None,
+    others: Sequence[PlannedModel],
+    applied: Sequence[tuple[Adapter, ...]],
+    infos: Sequence[ModelInfo],
 ) -> tuple[PlannedSubject, ...]:
+    """Each model with each group of adapters that fits it. A model that cannot be read is left out."""
+    by_name = {info.name: info for info in infos}
     models = (*((reference,) if reference else ()), *others)
-    return tuple(PlannedSubject(model, adapters=adapters) for model in models for adapters in applied)
+    return tuple(
+        PlannedSubject(model, adapters=adapters)
+        for model in models
+        for adapters in applied
+        if (info := by_name.get((model.base or model).name)) is not None and why_not(adapters, info) is None
+    )
 
 
 def _planned(sources: Sequence[ModelSource]) -> dict[tuple[object, ...], PlannedModel]:
