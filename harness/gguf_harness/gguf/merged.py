@@ -1,7 +1,7 @@
 """LoRA adapters merged into the weights of a model: W + sum of scale * factor * B A in place of each W.
 
-As llama-export-lora (llama.cpp, tools/export-lora): a changed matrix in F32 or BF16 stays in it, any other is written in
-F16. Products are formed in float32.
+As llama-export-lora (llama.cpp, tools/export-lora) does it, a changed matrix is written in F16; those in F32 or BF16
+keep their type. Products are formed in float32.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def factors_of(weights: Weights, pair: LoraPair) -> list[tuple[Floats, Floats]]:
 
 
 def change_of(weights: Weights, lora: LoraFile, pair: LoraPair, scale: float) -> Floats:
-    """scale * factor * B A: [out, in], or [experts, out, in]."""
+    """Scale * factor * B A: [out, in], or [experts, out, in]."""
     factor = np.float32(scale * lora.factor(pair))
     changes = [factor * (b @ a) for a, b in factors_of(weights, pair)]
     return changes[0] if len(pair.shape) == 2 else np.stack(changes)

@@ -111,6 +111,16 @@ class Ladder:
         return (*((self.reference,) if self.reference else ()), *self.candidates)
 
     @property
+    def adapted_references(self) -> tuple[PlannedSubject, ...]:
+        """The reference with adapters."""
+        return tuple(each for each in self.adapted if self.reference is not None and each.model is self.reference.model)
+
+    @property
+    def adapted_candidates(self) -> tuple[PlannedSubject, ...]:
+        """All other files with adapters."""
+        return tuple(each for each in self.adapted if each not in self.adapted_references)
+
+    @property
     def subjects(self) -> tuple[PlannedSubject, ...]:
         """All that the tests of the session can be about, each once; those of one file together."""
         known = list(dict.fromkeys((*self.models, *self.cached, *self.adapted)))

@@ -18,6 +18,7 @@ from gguf_harness.metrics.registry import (
     files,
     heads,
     layers,
+    lora,
     perplexity,
     serving,
     speed,
@@ -53,7 +54,7 @@ __all__ = [
 
 # Tables show their columns in this order.
 _FAMILIES: Final = (
-    files, perplexity, divergence, texts, speed, serving, attention, heads, layers, embeddings, tensors,
+    files, perplexity, divergence, texts, speed, serving, attention, heads, layers, embeddings, tensors, lora,
 )  # fmt: skip
 
 
