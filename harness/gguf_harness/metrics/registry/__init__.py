@@ -17,6 +17,7 @@ from gguf_harness.metrics.registry import (
     embeddings,
     files,
     heads,
+    kv,
     layers,
     perplexity,
     serving,
@@ -54,6 +55,7 @@ __all__ = [
 # Tables show their columns in this order.
 _FAMILIES: Final = (
     files, perplexity, divergence, texts, speed, serving, attention, heads, layers, embeddings, tensors,
+    kv,
 )  # fmt: skip
 
 
