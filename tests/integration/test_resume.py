@@ -14,10 +14,9 @@ from gguf_harness.engine.worker import Worker, WorkerContext
 from gguf_harness.errors import EngineCrashed, StoreError
 from gguf_harness.inputs.corpora import load_corpus
 from gguf_harness.measure.passes import decoding
-from gguf_harness.measure.passes.decoding import Progress
+from gguf_harness.measure.passes.decoding import CODES_FILE, Progress
 from gguf_harness.measure.passes.observers import ReferenceObserver
 from gguf_harness.measure.passes.tasks import (
-    CODES_FILE,
     CorpusText,
     PassRequest,
     run_candidate_pass,
