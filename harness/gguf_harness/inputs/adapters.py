@@ -17,8 +17,18 @@ from gguf_harness.store.file_hashes import hash_files
 if TYPE_CHECKING:
     from gguf_harness.inputs.models import ModelInfo
     from gguf_harness.inputs.options import Options
+    from gguf_harness.inputs.subject_values import AdapterSpec
 
-__all__ = ["VOYAGE_FILE", "adapted_tensors", "check_fits", "find_adapters", "load_adapter", "own_text", "why_not"]
+__all__ = [
+    "VOYAGE_FILE",
+    "adapted_tensors",
+    "check_fits",
+    "find_adapters",
+    "load_adapter",
+    "open_adapters",
+    "own_text",
+    "why_not",
+]
 
 VOYAGE_FILE: Final = TINY_FILE.with_name("tiny-lora-voyage.gguf")
 """The bundled adapter of `tiny`; `fixtures/data/tiny-lora-voyage.md` describes it."""
@@ -41,10 +51,10 @@ def find_adapters(options: Options, models: Sequence[ModelInfo]) -> list[tuple[A
         OptionError: one of a group twice; `default`, and nothing comes along with the models.
     """
     if not options.lora:
-        return [(_bundled(options),)] if _is_of_tiny(models) else []
+        return [(_bundled(options.cache),)] if _is_of_tiny(models) else []
     groups = []
     for specs in options.lora:
-        group = tuple(_load(spec.file, spec.scale, options, models) for spec in specs)
+        group = tuple(_load(spec, options.cache, models) for spec in specs)
         refused = {model.name: why_not(group, model) for model in models}
         if models and all(refused.values()):
             raise next(error for error in refused.values() if error is not None)
@@ -52,26 +62,26 @@ def find_adapters(options: Options, models: Sequence[ModelInfo]) -> list[tuple[A
     return groups
 
 
-def _load(file: str, scale: float, options: Options, models: Sequence[ModelInfo]) -> Adapter:
-    if file == _DEFAULT:
+def _load(spec: AdapterSpec, cache: Path | None, models: Sequence[ModelInfo]) -> Adapter:
+    if spec.file == _DEFAULT:
         if not _is_of_tiny(models):
             raise OptionError(
-                "--gguf-lora=default: no adapter comes along with these models, only with tiny.",
+                "No LoRA adapter comes along with these models, only with tiny, so there is no default.",
                 "Give the path of an adapter that was trained on the model.",
             )
-        return _bundled(options, scale)
-    path = _ALIASES.get(file, Path(file))
+        return _bundled(cache, spec.scale)
+    path = _ALIASES.get(spec.file, Path(spec.file))
     if not path.exists():
         raise ModelError(
-            f"--gguf-lora={visible(file)}: no such file.",
-            f"Give the path of a LoRA adapter in GGUF, or an alias: {', '.join((_DEFAULT, *_ALIASES))}.",
+            f"There is no LoRA adapter {visible(spec.file)!r}: no such file.",
+            f"Give the path of one in GGUF, or a name: {', '.join((_DEFAULT, *_ALIASES))}.",
         )
-    return load_adapter(path, options.cache, scale=scale)
+    return load_adapter(path, cache, scale=spec.scale)
 
 
-def _bundled(options: Options, scale: float = 1.0) -> Adapter:
+def _bundled(cache: Path | None, scale: float = 1.0) -> Adapter:
     """Tiny's adapter, whose weights a test checks: sessions that do not use it need not read them."""
-    return Adapter(VOYAGE_FILE.stem, VOYAGE_FILE, hash_files([VOYAGE_FILE], options.cache), scale)
+    return Adapter(VOYAGE_FILE.stem, VOYAGE_FILE, hash_files([VOYAGE_FILE], cache), scale)
 
 
 def _is_of_tiny(models: Sequence[ModelInfo]) -> bool:
@@ -106,12 +116,26 @@ def own_text(options: Options, adapters: Sequence[Adapter]) -> Path | None:
     return _VOYAGE_TEXT if bundled else None
 
 
-def load_adapter(file: Path, cache: Path, *, scale: float = 1.0, name: str | None = None) -> Adapter:
+def open_adapters(specs: Sequence[AdapterSpec], model: ModelInfo) -> tuple[Adapter, ...]:
+    """Adapters to be applied to a model together, outside of a session: nothing is remembered.
+
+    Raises:
+        InvalidGGUF: a file is not valid.
+        ModelError: a file is missing, no LoRA adapter, or does not fit the model.
+        OptionError: `default`, and nothing comes along with the model.
+    """
+    adapters = tuple(_load(spec, None, [model]) for spec in specs)
+    for adapter in adapters:
+        check_fits(adapter, model)
+    return adapters
+
+
+def load_adapter(file: Path, cache: Path | None, *, scale: float = 1.0, name: str | None = None) -> Adapter:
     """Read, check and hash an adapter. Whether it fits a model, `check_fits` says.
 
     Args:
         file: in GGUF, as llama.cpp's convert_lora_to_gguf.py writes it.
-        cache: folder that remembers hashes of large files.
+        cache: folder that remembers hashes of large files; None to remember none.
         scale: how strongly to apply it.
         name: as it is to stand in names of subjects; that of the file without its ending if not given.
 

@@ -37,6 +37,8 @@ _CODES: Final[Files[Arrays]] = Files("log-probabilities", has_effect_codes)
 
 _WINDOWS: Final = 8
 """Windows of each text at most: an adapter's effect is large, and its share that a base keeps is a paired estimate."""
+_SWEEP_WINDOWS: Final = 4
+"""Of each scale: scales differ by more than these windows' errors."""
 SCALES: Final = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0)
 """Of the sweep, times the adapters' own."""
 
@@ -90,9 +92,10 @@ class LoraEffects:
 
     def sweep(self, adapted: Subject, base: Subject, text: Corpus) -> dict[float, Arrays]:
         """The effect at each of `SCALES` times the adapters' own scales."""
-        own = {scale: scaled(adapted, scale) for scale in SCALES if scale != 1}
-        passes = {scale: self._core.measure(self._effect(each, base, text)) for scale, each in own.items()}
-        return {scale: passes.get(scale) or self.effect(adapted, base, text) for scale in SCALES}
+        each = {scale: scaled(adapted, scale) for scale in SCALES}
+        return {
+            scale: self._core.measure(self._effect(of, base, text, most=_SWEEP_WINDOWS)) for scale, of in each.items()
+        }
 
     def alone(self, adapted: Subject, base: Subject, text: Corpus) -> list[Arrays]:
         """The effect of each adapter of a subject alone."""
@@ -205,40 +208,40 @@ class LoraEffects:
         *,
         keep: bool = False,
         reference: Job[Arrays] | None = None,
+        most: int = _WINDOWS,
     ) -> Job[Arrays]:
+        windows = min(most, self._core.options.chunks or most)
         entry = None if reference is None else self._core.entry(reference)
         stored = None if entry is None else (entry.folder, entry.arrays_file)
         key = self._core.key(base) | {
             "adapted": adapted.settings.to_json(),
             "corpus": text.sha256,
-            "chunks": self._windows,
+            "chunks": windows,
             "reference": None if entry is None else entry.digest,
         }
         return Job(
             _EFFECT,
             f"{adapted.name} on {text.name}",
             key,
-            lambda entry: (self._request(adapted, base, text, entry), keep, stored),
+            lambda own: (self._request(adapted, base, text, own, windows), keep, stored),
             subjects=(base, adapted),
             reads=reference,
             files=_CODES if keep else None,
         )
 
-    def _request(self, adapted: Subject, base: Subject, text: Corpus, entry: Entry) -> EffectRequest:
+    def _request(
+        self, adapted: Subject, base: Subject, text: Corpus, entry: Entry, windows: int = _WINDOWS
+    ) -> EffectRequest:
         return EffectRequest(
             model=adapted.name,
             files=base.files,
             base=base.settings,
             adapted=adapted.settings,
             text=CorpusText(text.name, text.text),
-            windows=self._windows,
+            windows=windows,
             folder=entry.folder,
             limit_bytes=self._core.entry_limit,
         )
-
-    @property
-    def _windows(self) -> int:
-        return min(_WINDOWS, self._core.options.chunks or _WINDOWS)
 
 
 def with_adapters(subject: Subject, adapters: Sequence[Adapter]) -> Subject:

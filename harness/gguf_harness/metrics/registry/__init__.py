@@ -17,6 +17,7 @@ from gguf_harness.metrics.registry import (
     embeddings,
     files,
     heads,
+    kv,
     layers,
     lora,
     perplexity,
@@ -54,7 +55,8 @@ __all__ = [
 
 # Tables show their columns in this order.
 _FAMILIES: Final = (
-    files, perplexity, divergence, texts, speed, serving, attention, heads, layers, embeddings, tensors, lora,
+    files, perplexity, divergence, texts, speed, serving, attention, heads, layers, embeddings, tensors,
+    kv, lora,
 )  # fmt: skip
 
 
