@@ -14,6 +14,7 @@ from gguf_harness.report.charts.head_charts import head_charts
 from gguf_harness.report.charts.kept import kept_charts
 from gguf_harness.report.charts.kv_charts import kv_charts
 from gguf_harness.report.charts.layers_charts import layers_charts
+from gguf_harness.report.charts.lora_charts import lora_charts
 from gguf_harness.report.charts.pair_charts import pair_charts
 from gguf_harness.report.charts.quant_charts import quant_charts
 from gguf_harness.report.charts.step_charts import next_token_charts, step_charts
@@ -31,6 +32,7 @@ ChartBuilder = Callable[[RunView, Path], Iterable[Chart]]
 SECTIONS: Final = {
     "decide": "Decide",
     "cache": "KV cache",
+    "adapters": "Adapters",
     "attention": "Attention",
     "heads": "Heads",
     "layers": "Layers",
@@ -46,6 +48,7 @@ _BUILDERS: Final[tuple[tuple[str, ChartBuilder], ...]] = (
     ("decide", strip_charts),
     ("decide", next_token_charts),
     ("cache", kv_charts),
+    ("adapters", lora_charts),
     ("attention", attention_charts),
     ("attention", step_charts),
     ("heads", head_charts),
