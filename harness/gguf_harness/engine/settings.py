@@ -21,6 +21,7 @@ __all__ = [
     "ServerSettings",
     "SessionSettings",
     "WindowOrder",
+    "first_scored",
 ]
 
 FlashAttention = Literal["auto", "on", "off"]
@@ -46,6 +47,16 @@ GGML_TYPES: Final[dict[CacheType, int]] = {
 _QUANTIZED: Final = frozenset({"q8_0", "q5_1", "q5_0", "q4_1", "q4_0"})
 CACHE_BLOCK: Final = 32
 """Block size of quantized cache types."""
+
+
+def first_scored(n_ctx: int, score_from: int | None = None) -> int:
+    """The first position of a window whose logits are scored; the last one is n_ctx - 2.
+
+    Args:
+        n_ctx: tokens of the window.
+        score_from: as asked for; None for n_ctx/2, as llama-perplexity does: half a window is before each.
+    """
+    return n_ctx // 2 if score_from is None else score_from
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,1 @@
+"""The KV cache: what its types cost, by depth and by head."""
