@@ -38,9 +38,12 @@ def test_the_second_half_of_each_window_is_the_usual_pass(llama_file: Path, tmp_
         usual = CorpusPass(core, corpus).candidate(candidate, plain)
         found = Depth(core, corpus)(candidate, plain)
         assert (usual["kld"].shape, found.candidate["kld"].shape) == ((4, 31), (4, 62))
-        assert (found.candidate["window"] == usual["window"]).all()
-        for name in ("nll", "kld", "kld_reverse", "top"):
-            assert found.candidate[name][:, 31:] == pytest.approx(usual[name], rel=1e-9, abs=1e-9), name
+        half = found.second_half
+        assert set(half.candidate) == set(usual)
+        for name, values in usual.items():
+            assert half.candidate[name] == pytest.approx(values, rel=1e-9, abs=1e-9), name
+        base = CorpusPass(core, corpus).reference(plain, logprobs=True)
+        assert half.reference["nll"] == pytest.approx(base["nll"], rel=1e-9)
         assert {each.place.part for each in found.buckets} == {"1", "2-3", "4-7", "8-15", "16-31", "32-62"}
 
         itself = Depth(core, corpus)(plain, plain)

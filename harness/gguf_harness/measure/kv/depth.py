@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from gguf_harness.engine.settings import first_scored
 from gguf_harness.measure.passes.calls import CorpusPass
 from gguf_harness.metrics.by_position import FIRST_POSITION, growth_p_value, slopes, summarize_positions
 
@@ -29,6 +30,17 @@ class ByDepth:
 
     candidate: Arrays
     reference: Arrays
+
+    @property
+    def second_half(self) -> ByDepth:
+        """The tokens that llama-perplexity scores, from position n_ctx/2 on: as a usual pass has them."""
+        scored = self.candidate["nll"].shape[1]
+        start = first_scored(scored + 1 + FIRST_POSITION) - FIRST_POSITION
+
+        def later(arrays: Arrays) -> Arrays:
+            return {name: array[:, start:] if array.ndim > 1 else array for name, array in arrays.items()}
+
+        return ByDepth(later(self.candidate), later(self.reference))
 
     @property
     def buckets(self) -> list[Estimate]:

@@ -9,7 +9,7 @@ from gguf_harness.metrics.registry.entry import Better, GatedBy, Metric
 
 __all__ = ["METRICS"]
 
-_LOSS: Final = GatedBy("kv", "test_loss_does_not_grow_with_depth")
+_LOSS: Final = GatedBy("kv", "test_loss_does_not_grow_with_depth", of="cached")
 _OCTAVES: Final = "over the positions of an octave (64-127) of all windows, against the same file with its plain cache"
 _TOOL: Final = "llama-perplexity --kl-divergence, by position: this harness."
 _SLOPES: Final = (

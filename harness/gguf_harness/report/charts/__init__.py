@@ -12,6 +12,7 @@ from gguf_harness.report.charts.drift_charts import drift_charts
 from gguf_harness.report.charts.embedding_charts import embedding_charts
 from gguf_harness.report.charts.head_charts import head_charts
 from gguf_harness.report.charts.kept import kept_charts
+from gguf_harness.report.charts.kv_depth_charts import kv_depth_charts
 from gguf_harness.report.charts.layers_charts import layers_charts
 from gguf_harness.report.charts.pair_charts import pair_charts
 from gguf_harness.report.charts.quant_charts import quant_charts
@@ -32,6 +33,7 @@ SECTIONS: Final = {
     "attention": "Attention",
     "heads": "Heads",
     "layers": "Layers",
+    "kv": "KV cache",
     "embeddings": "Embeddings",
     "evidence": "Evidence",
 }
@@ -50,6 +52,7 @@ _BUILDERS: Final[tuple[tuple[str, ChartBuilder], ...]] = (
     ("layers", drift_charts),
     ("layers", weight_charts),
     ("layers", structure_charts),
+    ("kv", kv_depth_charts),
     ("embeddings", embedding_charts),
 )
 
