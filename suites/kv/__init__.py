@@ -1,1 +1,1 @@
-"""What does a quantized KV cache cost, and what does it save?"""
+"""What does a quantized KV cache cost?"""

@@ -1,1 +1,1 @@
-"""The KV cache: what its types cost, by depth and by head."""
+"""What the KV cache costs, by its types and by depth."""

@@ -143,6 +143,11 @@ class CorpusPass:
             arrays = {name: arrays[name][: len(windows_of["nll"])] for name in ("nll", "top", "window")}
         return arrays
 
+    def describe(self, model: Subject) -> None:
+        """Tell the run which windows of the text are measured; those of a pass that keeps a subject's distributions."""
+        self._warn_beyond_context(model)
+        self._describe(self.reference(model, logprobs=True))
+
     def floor(self, reference: Subject) -> tuple[Arrays, Arrays]:
         """The reference with one window a batch and a smaller physical batch, against itself: what differs is noise.
 

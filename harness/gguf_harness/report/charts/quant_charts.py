@@ -286,7 +286,8 @@ def _dots(view: RunView, models: list[Candidate], info: Metric) -> Figure:
 
 
 def _tensor_types(view: RunView) -> Chart | None:
-    models = [model for model in view.models if model.facts]
+    # One bar for each file, however many ways it was run.
+    models = list({model.facts["file"]: model for model in reversed(view.models) if model.facts}.values())[::-1]
     if not models:
         return None
     types = list(dict.fromkeys(kind for model in models for kind in model.facts["tensor_types"]))
@@ -295,7 +296,11 @@ def _tensor_types(view: RunView) -> Chart | None:
         rows = [model.facts["tensor_types"].get(kind, {"bytes": 0, "tensors": 0}) for model in models]
         notes = [f"{format_bytes(row['bytes'])} in {row['tensors']} tensors" for row in rows]
         parts.append({"name": kind, "values": [row["bytes"] / 1e6 for row in rows], "notes": notes})
-    data = {"x": {"label": "MB of tensors"}, "names": [visible(model.name) for model in models], "parts": parts}
+    data = {
+        "x": {"label": "MB of tensors"},
+        "names": [visible(model.facts["file"]) for model in models],
+        "parts": parts,
+    }
     return make_chart(
         "files",
         "What the files are made of",
