@@ -100,6 +100,7 @@ class CorpusPass:
         divergence: some test compares a candidate with the reference: its distributions are kept.
         limits: what stops a candidate's pass once all of it is decided; none for all windows.
         text: takes what becomes known of the corpus.
+        score_from: first position of each window that is scored; None for n_ctx/2, as llama-perplexity.
     """
 
     def __init__(
@@ -111,8 +112,10 @@ class CorpusPass:
         divergence: bool = False,
         limits: tuple[WindowLimit, ...] = (),
         text: TextRead | None = None,
+        score_from: int | None = None,
     ) -> None:
         self.corpus = corpus
+        self._score_from = score_from
         self._core = core
         self._reference = reference
         self._divergence = divergence
@@ -286,6 +289,8 @@ class CorpusPass:
 
     def _key(self, model: Subject, chunks: int | None) -> dict[str, object]:
         about = {"corpus": self.corpus.sha256, "chunks": chunks, "windows": self._core.options.windows}
+        # Left out where it is as ever, so that what was measured before keeps its key.
+        about |= {} if self._score_from is None else {"score_from": self._score_from}
         return self._core.key(model) | about
 
     def _request(self, model: Subject, chunks: int | None, entry: Entry) -> PassRequest:
@@ -298,6 +303,7 @@ class CorpusPass:
             folder=entry.folder,
             key=entry.digest,
             order=self._core.options.windows,
+            score_from=self._score_from,
         )
 
     # -- what the run is told ---------------------------------------------------------------------------------------
