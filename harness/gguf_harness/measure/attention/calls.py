@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from gguf_harness.errors import OptionError, PromptError, VocabularyMismatch
@@ -94,6 +95,11 @@ class Attention:
         self._keep(reference, self.observe(reference))
         return AttentionDrift.of(drift)
 
+    def on_first(self, most: int) -> Attention:
+        """The same on the first prompts only, for comparisons that need no more."""
+        prompts = replace(self._prompts, prompts=self._prompts.prompts[:most])
+        return Attention(self._core, prompts, self._corpus, self._reference)
+
     def observe(self, model: Subject) -> Arrays:
         """Behaviour of each head; see `observe_attention`. The activations stay in the cache, for candidates."""
         return self._core.measure(self._observed(model))
@@ -108,7 +114,7 @@ class Attention:
             self._key(model) | {"reference": base.digest},
             lambda entry: (self._request(model, entry), base.folder, self._core.measure(base_job)),
             subjects=(model,),
-            reads=base_job,
+            reads=(base_job,),
         )
         return self._core.measure(job)
 

@@ -13,6 +13,7 @@ from typing import Any, Final
 from gguf_harness.errors import GateError
 from gguf_harness.metrics.registry import (
     attention,
+    depth,
     divergence,
     embeddings,
     files,
@@ -56,7 +57,7 @@ __all__ = [
 # Tables show their columns in this order.
 _FAMILIES: Final = (
     files, perplexity, divergence, texts, speed, serving, attention, heads, layers, embeddings, tensors,
-    kv, lora,
+    kv, depth, lora,
 )  # fmt: skip
 
 

@@ -23,11 +23,11 @@ __all__ = [
 ]
 
 Better = Literal["higher", "lower", "neutral"]
-Part = Literal["layer", "head", "tensors", "scale", "prompt"]
+Part = Literal["layer", "head", "tensors", "position", "scale", "prompt"]
 Table = Literal["brief", "html", "markdown", "comparison"]
 Estimated = Literal[
     "corpus", "cache", "floor", "prompts", "repeats", "words", "vocabulary", "head windows", "group windows", "timing",
-    "requests", "memory", "file", "weights", "adapter windows", "adapter file", "once",
+    "requests", "memory", "file", "weights", "once", "positions", "needles", "adapter windows", "adapter file",
 ]  # fmt: skip
 
 ESTIMATED: Final[Mapping[Estimated, str]] = {
@@ -50,6 +50,8 @@ ESTIMATED: Final[Mapping[Estimated, str]] = {
     " (--gguf-lora-corpus) or of the corpus; the standard error is clustered by window (CR1).",
     "adapter file": "From the factors in the adapter's file; it has no standard error.",
     "once": "One value for the whole; it has no standard error.",
+    "positions": "Over all positions of the corpus's windows but the first; the standard error is clustered by window.",
+    "needles": "Over facts that were hidden in texts of the corpus; the standard error is clustered by text.",
 }
 """Ways of estimating metrics, a sentence each."""
 
