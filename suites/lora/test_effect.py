@@ -20,7 +20,6 @@ from gguf_harness.metrics.clusters import layers_and_means
 from gguf_harness.metrics.pattern_comparison import moved_heads
 from gguf_harness.metrics.stats import as_estimate, mean_with_errors
 
-
 _PROMPTS = 8
 """Prompts on which patterns are compared: an adapter moves them by more than prompts differ."""
 

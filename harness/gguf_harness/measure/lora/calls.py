@@ -163,7 +163,7 @@ class LoraEffects:
                     (entry.folder, entry.arrays_file),
                 ),
                 subjects=(),
-                reads=on_reference,
+                reads=(on_reference,),
                 around=around,
                 worker=lambda: self._core.shared_worker(f"{base.name} in parts"),
             )
@@ -225,7 +225,7 @@ class LoraEffects:
             key,
             lambda own: (self._request(adapted, base, text, own, windows), keep, stored),
             subjects=(base, adapted),
-            reads=reference,
+            reads=() if reference is None else (reference,),
             files=_CODES if keep else None,
         )
 
