@@ -134,7 +134,8 @@ def test_matrices_and_tokens(core: Core, bases: Bases, adapter_of_tiny: Subject,
     changes = lora.changes(adapter_of_tiny)
     assert len(changes["tensor"]) == 35
     assert (changes["rank"] == 4).all()
-    assert ((changes["effective_rank"] >= 1) & (changes["effective_rank"] <= 4)).all()
+    effective = changes["effective_rank"].astype(np.float64)
+    assert 1 <= effective.min() <= effective.max() <= 4
     tokens = lora.tokens(adapter_of_tiny, bases[0], text)
     at = int(tokens["position"][0])
     own = lora.effect(adapter_of_tiny, bases[0], text)

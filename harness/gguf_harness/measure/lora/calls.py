@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from gguf_harness.errors import NoData
+from gguf_harness.errors import NoData, visible
 from gguf_harness.gguf.types import FTYPES
 from gguf_harness.inputs.adapters import own_text
 from gguf_harness.inputs.corpora import Corpus, load_corpus
@@ -71,7 +71,9 @@ class LoraEffects:
                 "There is no text that the adapter is for.",
                 "Give one with --gguf-lora-corpus=FILE, such as held-out text.",
             )
-        return self._core.once(("lora text", str(path)), lambda: load_corpus(str(path)))
+        text = self._core.once(("lora text", str(path)), lambda: load_corpus(str(path)))
+        # Its name is shown and stored: not the folder of this machine.
+        return Corpus(visible(path.name), text.text)
 
     def effect(self, adapted: Subject, base: Subject, text: Corpus) -> Arrays:
         """Losses and KL of a subject and its base, token by token, compared with the reference's effect.
