@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from gguf_harness.metrics.registry import metric_info
+from gguf_harness.metrics.stats import confidence_bound
 from gguf_harness.report.charts.base import Chart, Figure, make_chart, make_panel, short_name
 from gguf_harness.report.charts.layer_lines import percent, show
 from gguf_harness.report.charts.lora_places import place_charts
@@ -17,8 +18,14 @@ __all__ = ["lora_charts"]
 
 Row = Mapping[str, Any]
 
-_KEPT: Final = ("lora_effect_retained", "lora_loss_retained", "lora_effect_correlation")
+_KEPT: Final = {
+    "lora_effect_retained": "retained",
+    "lora_loss_retained": "gain",
+    "lora_effect_correlation": "correlation",
+}
 _SCALE: Final = "scale "
+_CONFIDENCE: Final = 0.975
+"""Of each end of an interval."""
 
 
 def lora_charts(view: RunView, run_dir: Path) -> list[Chart]:
@@ -42,13 +49,25 @@ def _dots(rows: Sequence[tuple[str, str | None, str, Row]]) -> list[dict[str, An
             "name": name,
             **({} if group is None else {"group": group}),
             "value": row["value"],
-            **({} if row.get("low") is None else {"low": row["low"]}),
-            **({} if row.get("high") is None else {"high": row["high"]}),
+            **_interval(row),
             "text": _said(metric, row),
             "detail": visible(str(row.get("detail") or "")),
         }
         for name, group, metric, row in rows
     ]
+
+
+def _interval(row: Row) -> dict[str, float]:
+    """Ends of the 95 % interval; of an estimate that stores none, from its standard error."""
+    if row.get("se") is None:
+        return {}
+    ends = {"low": row.get("low"), "high": row.get("high")}
+    return {
+        name: confidence_bound(row["value"], row["se"], row["clusters"], _CONFIDENCE, upper=name == "high")
+        if end is None
+        else end
+        for name, end in ends.items()
+    }
 
 
 def _said(metric: str, row: Row) -> str:
@@ -123,8 +142,8 @@ def _retained(view: RunView, names: Sequence[str]) -> Chart | None:
     if not kept:
         return None
     rows = [
-        (short_name(view, name), metric_info(metric).title, metric, row)
-        for metric in _KEPT
+        (short_name(view, name), group, metric, row)
+        for metric, group in _KEPT.items()
         for name, row in found[metric].items()
     ]
     least, most = (choose(kept, key=lambda name: float(kept[name]["value"])) for choose in (min, max))
