@@ -222,13 +222,11 @@ def _adapted(
     infos: Sequence[ModelInfo],
 ) -> tuple[PlannedSubject, ...]:
     """Each model with each group of adapters that fits it. A model that cannot be read is left out."""
-    by_name = {info.name: info for info in infos}
-    models = (*((reference,) if reference else ()), *others)
+    fitting = {info.name: [adapters for adapters in applied if why_not(adapters, info) is None] for info in infos}
     return tuple(
         PlannedSubject(model, adapters=adapters)
-        for model in models
-        for adapters in applied
-        if (info := by_name.get((model.base or model).name)) is not None and why_not(adapters, info) is None
+        for model in (*((reference,) if reference else ()), *others)
+        for adapters in fitting.get((model.base or model).name, [])
     )
 
 
