@@ -17,6 +17,7 @@ from gguf_harness.measure.lora.changed_tokens import changed_tokens, read_contex
 from gguf_harness.measure.lora.tasks import EffectRequest, has_effect_codes, run_effect_pass, run_merged_pass
 from gguf_harness.measure.lora.weights import measure_changes, merge_and_quantize
 from gguf_harness.measure.measurement import ARRAYS, Files, Job, Measurement
+from gguf_harness.measure.passes.logprobs import logprob_bytes
 from gguf_harness.measure.passes.tasks import CorpusText
 from gguf_harness.store.arrays import Arrays
 from gguf_harness.store.file_hashes import hash_files
@@ -219,8 +220,15 @@ class LoraEffects:
             "adapted": adapted.settings.to_json(),
             "corpus": text.sha256,
             "chunks": windows,
+            "windows": self._core.options.windows,
             "reference": None if entry is None else entry.digest,
         }
+
+        def make_room(own: Entry) -> None:
+            n_ctx = base.settings.n_ctx
+            size = logprob_bytes(2 * windows, n_ctx - 1 - n_ctx // 2, base.info.n_vocab or 0)
+            self._core.cache.make_room(min(size, self._core.entry_limit), own)
+
         return Job(
             _EFFECT,
             f"{adapted.name} on {text.name}",
@@ -229,6 +237,7 @@ class LoraEffects:
             subjects=(base, adapted),
             reads=() if reference is None else (reference,),
             files=_CODES if keep else None,
+            prepare=make_room if keep else None,
         )
 
     def _request(
@@ -243,6 +252,7 @@ class LoraEffects:
             windows=windows,
             folder=entry.folder,
             limit_bytes=self._core.entry_limit,
+            order=self._core.options.windows,
         )
 
 

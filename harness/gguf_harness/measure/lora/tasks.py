@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gguf_harness.engine.lanes import Lanes, count_lanes
-from gguf_harness.engine.settings import SessionSettings
+from gguf_harness.engine.settings import SessionSettings, WindowOrder
 from gguf_harness.errors import NOT_FINITE_HINT, EngineError, FilesLost
 from gguf_harness.measure.passes.logprobs import LogprobReader, LogprobWriter
 from gguf_harness.measure.passes.tasks import CorpusText, PassRequest, check_room, cut_windows, require_windows
@@ -51,6 +51,7 @@ class EffectRequest:
         windows: how many of its windows at most.
         folder: where distributions are kept.
         limit_bytes: most bytes of these.
+        order: which windows come first.
     """
 
     model: str
@@ -61,12 +62,15 @@ class EffectRequest:
     windows: int
     folder: Path
     limit_bytes: int
+    order: WindowOrder = "sampled"
 
     def windows_of(self, model: Model) -> Arrays:
         """The windows to decode; see `cut_windows`. As many as the text has, where that is fewer."""
         tokens = model.tokenize(self.text.text)
         available = require_windows(self.text.name, len(tokens), self.base.n_ctx, None)
-        request = PassRequest(self.model, self.files, self.base, self.text, min(self.windows, available), self.folder)
+        request = PassRequest(
+            self.model, self.files, self.base, self.text, min(self.windows, available), self.folder, order=self.order
+        )
         return cut_windows(tokens, request)
 
 
