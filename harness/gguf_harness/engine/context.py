@@ -6,9 +6,11 @@ Decoding follows llama-perplexity, so that numbers can be compared.
 from __future__ import annotations
 
 import itertools
+import os
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,13 +21,15 @@ from gguf_harness.engine.language_head import logits_of
 from gguf_harness.engine.logs import EngineLog, MemoryBreakdown, parse_memory
 from gguf_harness.engine.model import Model, Tokens
 from gguf_harness.engine.parameters import context_parameters
-from gguf_harness.engine.settings import CACHE_BLOCK, SessionSettings
+from gguf_harness.engine.settings import CACHE_BLOCK, NO_ROTATION, SessionSettings
 from gguf_harness.errors import EngineError
 
 if TYPE_CHECKING:
     from gguf_harness.engine.taps import Taps
 
 __all__ = ["Context", "LogitsBlock"]
+
+_OPENING: Final = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +81,9 @@ class Context:
             parameters.cb_eval = taps.callback
         model.adapters.load(settings.adapters)
         log = EngineLog()
-        with log.capture():
+        # llama.cpp reads it from the environment, which threads share.
+        with _OPENING, log.capture():
+            os.environ[NO_ROTATION] = "0" if settings.rotate_kv else "1"
             self._pointer: Any = llama_cpp.llama_init_from_model(model.pointer, parameters)
         if not self._pointer:
             raise EngineError(

@@ -44,6 +44,7 @@ class Model:
         n_gpu_layers: as given.
         memory: bytes of the weights, as llama.cpp reported them while loading.
         vocabulary: its size and special tokens.
+        n_ctx_train: training context in tokens, from the file.
         adapters: those that were loaded for its contexts.
 
     Raises:
@@ -64,6 +65,8 @@ class Model:
         self.memory = parse_memory(log.lines)
         self._vocab: Any = llama_cpp.llama_model_get_vocab(self._pointer)
         self.vocabulary = Vocabulary.of(self._vocab)
+        # Read now: a context with YaRN scaling changes what llama.cpp says of the model.
+        self.n_ctx_train = int(llama_cpp.llama_model_n_ctx_train(self._pointer))
         self._head = LanguageHead(self._pointer, self.name)
         self.adapters = LoadedAdapters(self._pointer, self.name)
 
@@ -86,11 +89,6 @@ class Model:
     def offloads(self) -> bool:
         """Whether a GPU takes part in decoding."""
         return offloads(self.n_gpu_layers)
-
-    @property
-    def n_ctx_train(self) -> int:
-        """Training context in tokens, from the file."""
-        return int(llama_cpp.llama_model_n_ctx_train(self._pointer))
 
     @property
     def has_encoder(self) -> bool:

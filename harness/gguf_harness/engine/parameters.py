@@ -15,6 +15,12 @@ FLASH_TYPES: Final[dict[str, int]] = {
     "on": llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED,
 }
 
+_ROPE: Final[dict[str, int]] = {
+    "none": llama_cpp.LLAMA_ROPE_SCALING_TYPE_NONE,
+    "linear": llama_cpp.LLAMA_ROPE_SCALING_TYPE_LINEAR,
+    "yarn": llama_cpp.LLAMA_ROPE_SCALING_TYPE_YARN,
+}
+
 
 def context_parameters(settings: SessionSettings, model: Any, *, full_windows: bool = True) -> Any:
     """`llama_context_params` of a loaded model.
@@ -34,6 +40,9 @@ def context_parameters(settings: SessionSettings, model: Any, *, full_windows: b
     parameters.swa_full = full_windows
     parameters.type_k = GGML_TYPES[settings.cache_type_k]
     parameters.type_v = GGML_TYPES[settings.cache_type_v]
+    if settings.rope is not None:
+        parameters.rope_scaling_type = _ROPE[settings.rope.kind]
+        parameters.rope_freq_scale = 1 / settings.rope.factor
     # Cross-attention requires a cache shared by sequences, and aborts otherwise.
     parameters.kv_unified = bool(llama_cpp.llama_model_has_encoder(model))
     return parameters

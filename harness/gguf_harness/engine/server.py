@@ -30,7 +30,7 @@ from gguf_harness.engine.child import (
     start_child,
     stop_child,
 )
-from gguf_harness.engine.settings import GGML_TYPES, ServerSettings
+from gguf_harness.engine.settings import GGML_TYPES, NO_ROTATION, ServerSettings
 from gguf_harness.errors import EngineCrashed, EngineError, EngineTimeout, is_utf8, require_extra
 
 __all__ = ["Server", "ServerPool", "require_binary", "serve"]
@@ -148,6 +148,7 @@ class Server:
 
     def _start(self) -> None:
         environment = child_environment(self._gpu)
+        environment[NO_ROTATION] = "0" if self.settings.rotate_kv else "1"
         self._log_start = log_end(self.log)
         if self._binary is None:
             code = f"import {__name__} as s; s.serve({os.getpid()})"

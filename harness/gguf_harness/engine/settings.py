@@ -13,10 +13,13 @@ __all__ = [
     "CACHE_BLOCK",
     "DEFAULT_KV",
     "GGML_TYPES",
+    "NO_ROTATION",
+    "QUANTIZED_CACHE",
     "Adapter",
     "CacheType",
     "FlashAttention",
     "KVTypes",
+    "RopeScaling",
     "ServedRequest",
     "ServerSettings",
     "SessionSettings",
@@ -32,20 +35,71 @@ _SERVED_PROMPT: Final = (
     " When the wind turned, the oldest of them said:"
 )
 
-CacheType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
-KVTypes = tuple[CacheType, CacheType]
-"""Types of the K and the V cache."""
-
-DEFAULT_KV: Final[KVTypes] = ("f16", "f16")
+CacheType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"]
 
 GGML_TYPES: Final[dict[CacheType, int]] = {
-    "f32": 0, "f16": 1, "bf16": 30, "q8_0": 8, "q5_1": 7, "q5_0": 6, "q4_1": 3, "q4_0": 2,
+    "f32": 0, "f16": 1, "bf16": 30, "q8_0": 8, "q5_1": 7, "q5_0": 6, "q4_1": 3, "q4_0": 2, "iq4_nl": 20,
 }  # fmt: skip
 """Numbers in `enum ggml_type` (ggml/include/ggml.h)."""
 
-_QUANTIZED: Final = frozenset({"q8_0", "q5_1", "q5_0", "q4_1", "q4_0"})
+QUANTIZED_CACHE: Final[frozenset[CacheType]] = frozenset({"q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"})
 CACHE_BLOCK: Final = 32
 """Block size of quantized cache types."""
+NO_ROTATION: Final = "LLAMA_ATTN_ROT_DISABLE"
+"""Environment variable with which llama.cpp does not rotate quantized K and V, unless it is 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class KVTypes:
+    """Types of the K and the V cache.
+
+    Attributes:
+        k: of K.
+        v: of V.
+        rotate: whether quantized K and V are rotated (Hadamard) where llama.cpp can do so, as it does by itself.
+    """
+
+    k: CacheType
+    v: CacheType
+    rotate: bool = True
+
+    def __post_init__(self) -> None:
+        if not (self.rotate or {self.k, self.v} & QUANTIZED_CACHE):
+            raise OptionError(
+                f"{self.k}/{self.v}+norot: llama.cpp rotates quantized K and V only, and neither is.",
+                "Leave out +norot.",
+            )
+
+    def __str__(self) -> str:
+        """As it is written on the command line: `q8_0/q4_0`, `q8_0/q4_0+norot`."""
+        return f"{self.k}/{self.v}{'' if self.rotate else '+norot'}"
+
+
+DEFAULT_KV: Final = KVTypes("f16", "f16")
+
+
+@dataclass(frozen=True, slots=True)
+class RopeScaling:
+    """How positions are scaled beyond the context that a model was trained on, in place of what its file says.
+
+    Attributes:
+        kind: "linear" divides positions by the factor (Chen et al. 2023, arXiv:2306.15595); "yarn" does so by frequency
+            (Peng et al. 2023, arXiv:2309.00071); "none" scales nothing.
+        factor: how many times the trained context; 1 for "none".
+    """
+
+    kind: Literal["none", "linear", "yarn"]
+    factor: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.factor) and self.factor >= 1):
+            raise OptionError(f"A rope factor of {self.factor} is not possible, expected 1 or more.")
+        if self.kind == "none" and self.factor != 1:
+            raise OptionError(f"rope=none:{self.factor:g}: without scaling there is no factor.", "Write none.")
+
+    def __str__(self) -> str:
+        """As it is written on the command line: `yarn:4`."""
+        return self.kind if self.kind == "none" else f"{self.kind}:{self.factor:g}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +155,8 @@ class SessionSettings:
         cache_type_v: data type of the V cache; quantized types need flash attention, which "auto" then turns on.
         n_gpu_layers: layers offloaded to the GPU; negative for all.
         beyond_context: whether to go on where a text is longer than what the model was trained on.
+        rotate_kv: whether llama.cpp may rotate quantized K and V (LLAMA_ATTN_ROT_DISABLE is 0).
+        rope: how positions are scaled; None as the model's file says.
         adapters: LoRA adapters that all contexts with these settings apply; their order changes nothing.
     """
 
@@ -113,6 +169,8 @@ class SessionSettings:
     cache_type_v: CacheType = "f16"
     n_gpu_layers: int = -1
     beyond_context: bool = False
+    rotate_kv: bool = True
+    rope: RopeScaling | None = None
     adapters: tuple[Adapter, ...] = ()
 
     def __post_init__(self) -> None:
@@ -142,12 +200,26 @@ class SessionSettings:
     @property
     def has_quantized_k(self) -> bool:
         """Whether the K cache has a quantized type."""
-        return self.cache_type_k in _QUANTIZED
+        return self.cache_type_k in QUANTIZED_CACHE
 
     @property
     def has_quantized_v(self) -> bool:
         """Whether the V cache has a quantized type."""
-        return self.cache_type_v in _QUANTIZED
+        return self.cache_type_v in QUANTIZED_CACHE
+
+    @property
+    def kv(self) -> KVTypes:
+        """Types of the K and the V cache."""
+        quantized = self.has_quantized_k or self.has_quantized_v
+        return KVTypes(self.cache_type_k, self.cache_type_v, self.rotate_kv or not quantized)
+
+    def with_kv(self, kv: KVTypes) -> SessionSettings:
+        """These settings with other types of the KV cache."""
+        return replace(self, cache_type_k=kv.k, cache_type_v=kv.v, rotate_kv=kv.rotate and self.rotate_kv)
+
+    def reach(self, trained: int) -> int:
+        """Tokens that a model takes with this scaling of positions, whose training context is given."""
+        return trained if self.rope is None else int(trained * self.rope.factor)
 
     def require_pattern(self) -> None:
         """Check that contexts with these settings can compute attention scores and patterns.
@@ -191,9 +263,13 @@ class SessionSettings:
         return replace(self, n_batch=max(self.n_batch // lanes, 1), threads=self.threads // lanes)
 
     def to_json(self) -> dict[str, Any]:
-        """A dictionary of JSON types only; without adapters where there are none."""
+        """A dictionary of JSON types only; without adapters, rope and rotation where they are llama.cpp's own."""
         values = asdict(self)
-        del values["adapters"]
+        del values["adapters"], values["rotate_kv"], values["rope"]
+        if not self.kv.rotate:
+            values["rotate_kv"] = False
+        if self.rope is not None:
+            values["rope"] = str(self.rope)
         if self.adapters:
             applied = sorted(self.adapters, key=lambda adapter: adapter.sha256)
             values["adapters"] = [adapter.to_json() for adapter in applied]
@@ -212,6 +288,7 @@ class ServerSettings:
             wait in its queue.
         cache_type_k: data type of the K cache.
         cache_type_v: data type of the V cache; a quantized one is used with flash attention.
+        rotate_kv: whether llama.cpp may rotate quantized K and V.
     """
 
     n_ctx: int = 2048
@@ -220,6 +297,7 @@ class ServerSettings:
     parallel: int = 1
     cache_type_k: CacheType = "f16"
     cache_type_v: CacheType = "f16"
+    rotate_kv: bool = True
 
     def __post_init__(self) -> None:
         for name in ("n_ctx", "threads", "parallel"):
@@ -234,13 +312,15 @@ class ServerSettings:
     @property
     def has_quantized_v(self) -> bool:
         """Whether the V cache has a quantized type."""
-        return self.cache_type_v in _QUANTIZED
+        return self.cache_type_v in QUANTIZED_CACHE
 
     def to_json(self) -> dict[str, Any]:
         """A dictionary of JSON types only; without cache types if both are llama.cpp's default, f16."""
         values = asdict(self)
         if not self.changes_cache:
             del values["cache_type_k"], values["cache_type_v"]
+        if self.rotate_kv or not self.changes_cache:
+            del values["rotate_kv"]
         return values
 
 

@@ -2,16 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gguf_harness.engine.settings import Adapter
 from gguf_harness.errors import ModelError, visible
 from gguf_harness.gguf.header import read_header
 from gguf_harness.store.file_hashes import hash_files
 
-__all__ = ["adapted_tensors", "load_adapter"]
+if TYPE_CHECKING:
+    from gguf_harness.inputs.models import ModelInfo
+    from gguf_harness.inputs.options import Options
+
+__all__ = ["adapted_tensors", "find_adapters", "load_adapter"]
 
 _ENDINGS = (".lora_a", ".lora_b")
+
+
+def find_adapters(options: Options, models: Sequence[ModelInfo]) -> list[tuple[Adapter, ...]]:
+    """The adapters of --gguf-lora, each group applied together; without it those that come along with the models.
+
+    Args:
+        options: of the session.
+        models: facts of the files that they are to be applied to.
+
+    Raises:
+        InvalidGGUF: a file is not valid.
+        ModelError: a file is missing, or no LoRA adapter.
+        OptionError: one of a group twice.
+    """
+    del models
+    return [
+        tuple(load_adapter(Path(spec.file), options.cache, scale=spec.scale) for spec in specs)
+        for specs in options.lora
+    ]
 
 
 def load_adapter(file: Path, cache: Path, *, scale: float = 1.0, name: str | None = None) -> Adapter:

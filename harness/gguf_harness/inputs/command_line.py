@@ -15,12 +15,12 @@ from gguf_harness.inputs.option_values import (
     all_or_at_least,
     at_least,
     head_list,
-    kv_pairs,
     parse_layers,
     path_text,
     seconds,
     size_in_bytes,
 )
+from gguf_harness.inputs.subject_values import kv_list, kv_types, lora_list, rope_list
 
 if TYPE_CHECKING:
     import pytest
@@ -241,9 +241,22 @@ def _add_all(add: Callable[..., None]) -> None:
         help="CPU threads (default: the physical cores)")  # fmt: skip
     add("--gguf-flash-attn", choices=("auto", "on", "off"), default="auto",
         help="flash attention of llama.cpp (default: auto)")  # fmt: skip
-    add("--gguf-kv", metavar="K/V[,K/V...]", type=kv_pairs, default=(),
-        help="types of the KV cache to run each model with, a candidate for each pair, such as f16/f16,q8_0/q4_0 "
-        "(default: f16/f16)")  # fmt: skip
+    add("--gguf-kv", metavar="K/V[,K/V...]|default", type=kv_list, default=(),
+        help="types of the KV cache to run each model with, a candidate for each pair, such as f16/f16,q8_0/q4_0; "
+        "q4_0/q4_0+norot: without llama.cpp's rotation of quantized K and V; `default` is a grid of f16, q8_0 and q4_0 "
+        "on the reference, and q8_0/q8_0 and q4_0/q4_0 on the others (default: f16/f16, and `default` in "
+        "suites/kv)")  # fmt: skip
+    add("--gguf-kv-reference", metavar="K/V", type=kv_types, default=None,
+        help="types of the cache that suites/kv compares the others with (default: f16/f16)")  # fmt: skip
+    add("--gguf-rope", metavar="SCALING[,SCALING...]", type=rope_list, default=(),
+        help="how to scale positions, a candidate of each model for each: none, linear:FACTOR, yarn:FACTOR "
+        "(default: as the model's file says)")  # fmt: skip
+    add("--gguf-lora", metavar="FILE[:SCALE][,...]", type=lora_list, default=(),
+        help="LoRA adapters of suites/lora, in GGUF; a.gguf:0.5 is applied at half its strength, a.gguf+b.gguf are "
+        "applied together (default: for tiny the one that comes along)")  # fmt: skip
+    add("--gguf-lora-corpus", metavar="FILE", type=path_text, default=None,
+        help="text of the adapters' own kind, which they were not trained on (default: that of the adapter that comes "
+        "along)")  # fmt: skip
     add("--gguf-gpu", metavar="INDEX", type=at_least(-1), default=0,
         help="NVIDIA GPU for llama.cpp, -1 for none; ignored without a GPU (default: 0)")  # fmt: skip
     add("--gguf-gpu-layers", metavar="N", type=at_least(-1), default=-1,

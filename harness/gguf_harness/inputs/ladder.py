@@ -7,21 +7,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
-from gguf_harness.engine.settings import DEFAULT_KV
+from gguf_harness.engine.settings import DEFAULT_KV, KVTypes
 from gguf_harness.errors import HarnessError, ModelNotFound
+from gguf_harness.inputs.adapters import find_adapters
 from gguf_harness.inputs.models import ModelInfo, choose_reference, load_info, shape_difference
 from gguf_harness.inputs.pairing import FAMILY, Identity
 from gguf_harness.inputs.sources import ModelSource, distinct_name, folded_name, select
 from gguf_harness.inputs.subjects import describe_variant, subject_name
 
 if TYPE_CHECKING:
-    from gguf_harness.engine.settings import Adapter, KVTypes, SessionSettings
+    from gguf_harness.engine.settings import Adapter, RopeScaling, SessionSettings
     from gguf_harness.inputs.options import Options
 
 __all__ = ["Ladder", "PlannedModel", "PlannedSubject", "identities_of", "plan_ladder", "quantized_name"]
 
 _PRECISION: Final = re.compile(r"[-_.](F32|F16|BF16)$", re.IGNORECASE)
 _EXPANDED_BITS: Final = 16.0
+_GRID: Final = tuple(KVTypes(k, v) for k in ("f16", "q8_0", "q4_0") for v in ("f16", "q8_0", "q4_0"))
+"""Types of the cache by default, on the reference; on the others only those of one type for both."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,16 +55,18 @@ class PlannedSubject:
     Attributes:
         kv: types of the K and the V cache, if they differ from the session's.
         adapters: LoRA adapters that it is run with.
+        rope: how positions are scaled, if not as the file says.
     """
 
     model: PlannedModel
     kv: KVTypes | None = None
     adapters: tuple[Adapter, ...] = ()
+    rope: RopeScaling | None = None
 
     @property
     def variant(self) -> str | None:
         """What differs from the settings of the session; see `describe_variant`."""
-        return describe_variant(self.kv, self.adapters)
+        return describe_variant(self.kv, self.adapters, self.rope)
 
     @property
     def name(self) -> str:
@@ -70,8 +75,8 @@ class PlannedSubject:
 
     def settings(self, session: SessionSettings) -> SessionSettings:
         """How it is run in a session with such settings."""
-        own = replace(session, adapters=self.adapters)
-        return own if self.kv is None else replace(own, cache_type_k=self.kv[0], cache_type_v=self.kv[1])
+        own = replace(session, adapters=self.adapters, rope=self.rope)
+        return own if self.kv is None else own.with_kv(self.kv)
 
     def __repr__(self) -> str:
         """Short: pytest shows it in messages of failed assertions."""
@@ -86,6 +91,9 @@ class Ladder:
         reason: a sentence that says why this is the reference.
         asked_for: whether --reference names it.
         notes: sentences on files that were left out, renamed, or do not match the reference.
+        cached: files with other types of the KV cache, for suites/kv; with --gguf-kv they are candidates as well.
+        full_kv: types of the cache that these are compared with.
+        adapted: files with LoRA adapters, for suites/lora.
     """
 
     reference: PlannedSubject | None
@@ -93,11 +101,25 @@ class Ladder:
     reason: str
     asked_for: bool = False
     notes: tuple[str, ...] = ()
+    cached: tuple[PlannedSubject, ...] = ()
+    full_kv: KVTypes = DEFAULT_KV
+    adapted: tuple[PlannedSubject, ...] = ()
 
     @property
     def models(self) -> tuple[PlannedSubject, ...]:
         """The reference first, then the candidates."""
         return (*((self.reference,) if self.reference else ()), *self.candidates)
+
+    @property
+    def subjects(self) -> tuple[PlannedSubject, ...]:
+        """All that the tests of the session can be about, each once; those of one file together."""
+        known = list(dict.fromkeys((*self.models, *self.cached, *self.adapted)))
+        files = {model: index for index, model in reversed(list(enumerate(subject.model for subject in known)))}
+        return tuple(sorted(known, key=lambda subject: files[subject.model]))
+
+    def with_full_cache(self, planned: PlannedSubject) -> PlannedSubject:
+        """The same, with the types of the KV cache that others are compared with."""
+        return replace(planned, kv=None if self.full_kv == DEFAULT_KV else self.full_kv)
 
 
 def plan_ladder(options: Options) -> Ladder:
@@ -126,29 +148,61 @@ def plan_ladder(options: Options) -> Ladder:
         reference, reason = None, "No valid model was given, so there is no reference."
     asked_for = options.reference is not None
     quantized, renamed = _quantized(reference, options.quants, list(planned.values())) if reference else ((), [])
-    others = tuple(model for model in planned.values() if model is not reference)
+    others = (*(model for model in planned.values() if model is not reference), *quantized)
     compared = _notes_on_candidates(reference, infos, asked_for=asked_for) if reference else []
     return Ladder(
         None if reference is None else PlannedSubject(reference),
-        _candidates(reference, (*others, *quantized), options.kv),
+        _candidates(reference, others, options),
         reason,
         asked_for,
         (*named.notes, *renamed, *compared),
+        _cached(reference, others, options),
+        options.kv_reference,
+        _adapted(reference, others, find_adapters(options, infos)),
     )
 
 
 def _candidates(
-    reference: PlannedModel | None, others: Sequence[PlannedModel], kv: Sequence[KVTypes]
+    reference: PlannedModel | None, others: Sequence[PlannedModel], options: Options
 ) -> tuple[PlannedSubject, ...]:
-    """Each model with each pair of cache types; subjects of one file together, so that it is loaded once."""
-    if not kv:
-        return tuple(PlannedSubject(model) for model in others)
-    pairs = [None if pair == DEFAULT_KV else pair for pair in kv]
-    models = [*((reference,) if reference else ()), *others]
-    # The reference with its own settings is not a candidate.
-    return tuple(
-        PlannedSubject(model, pair) for model in models for pair in pairs if pair is not None or model is not reference
+    """Each model with each pair of cache types and scaling; those of one file together: it is loaded once."""
+    models = [*((reference,) if reference and (options.kv or options.rope) else ()), *others]
+    found = (
+        PlannedSubject(model, kv, rope=rope)
+        for model in models
+        for kv in _pairs(model is reference, options.kv)
+        for rope in options.rope or (None,)
     )
+    # The reference with its own settings is not a candidate.
+    plain = None if reference is None else PlannedSubject(reference)
+    return tuple(subject for subject in found if subject != plain)
+
+
+def _pairs(is_reference: bool, kv: Sequence[KVTypes] | str) -> list[KVTypes | None]:
+    """Types of the cache that a model is run with, None for the default, which comes first."""
+    if isinstance(kv, str):
+        kv = [pair for pair in _GRID if is_reference or pair.k == pair.v]
+    return [None if pair == DEFAULT_KV else pair for pair in kv] or [None]
+
+
+def _cached(
+    reference: PlannedModel | None, others: Sequence[PlannedModel], options: Options
+) -> tuple[PlannedSubject, ...]:
+    """Each model with each pair of cache types but the one that they are compared with."""
+    full = None if options.kv_reference == DEFAULT_KV else options.kv_reference
+    return tuple(
+        PlannedSubject(model, pair)
+        for model in (*((reference,) if reference else ()), *others)
+        for pair in _pairs(model is reference, options.kv or "default")
+        if pair != full
+    )
+
+
+def _adapted(
+    reference: PlannedModel | None, others: Sequence[PlannedModel], applied: Sequence[tuple[Adapter, ...]]
+) -> tuple[PlannedSubject, ...]:
+    models = (*((reference,) if reference else ()), *others)
+    return tuple(PlannedSubject(model, adapters=adapters) for model in models for adapters in applied)
 
 
 def _planned(sources: Sequence[ModelSource]) -> dict[tuple[object, ...], PlannedModel]:
@@ -232,7 +286,7 @@ def quantized_name(name: str, quant: str) -> str:
 
 def identities_of(ladder: Ladder) -> list[Identity]:
     """Identities of the subjects of a session, for pairing with earlier ones. Reads headers only."""
-    return [_identity(planned, reference=planned is ladder.reference) for planned in ladder.models]
+    return [_identity(planned, reference=planned is ladder.reference) for planned in ladder.subjects]
 
 
 def _identity(planned: PlannedSubject, *, reference: bool) -> Identity:

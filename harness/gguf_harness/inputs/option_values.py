@@ -8,17 +8,13 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Final, get_args
-
-if TYPE_CHECKING:
-    from gguf_harness.engine.settings import KVTypes
+from typing import Any, Final
 
 __all__ = [
     "all_or_at_least",
     "at_least",
     "checked_value",
     "head_list",
-    "kv_pairs",
     "parse_layers",
     "path_text",
     "seconds",
@@ -91,22 +87,6 @@ def size_in_bytes(text: str) -> int:
     if not 1 <= value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text!r} is not a size in bytes, expected a size such as 500M or 8G")
     return int(value)
-
-
-def kv_pairs(text: str) -> tuple[KVTypes, ...]:
-    """Pairs of types of the K and the V cache, `f16/f16,q8_0/q4_0`, each once."""
-    from gguf_harness.engine.settings import CacheType
-
-    known = {str(name): name for name in get_args(CacheType)}
-    pairs: list[KVTypes] = []
-    for pair in text.split(","):
-        names = [name.strip().lower() for name in pair.split("/")]
-        unknown = next((name for name in names if name not in known), None)
-        if len(names) != 2 or unknown is not None:
-            problem = f"{unknown!r} is not a KV-cache type" if unknown else f"{pair[:40]!r} is not a pair of types"
-            raise argparse.ArgumentTypeError(f"{problem}, expected K/V of {', '.join(known)}, such as q8_0/q4_0")
-        pairs.append((known[names[0]], known[names[1]]))
-    return tuple(dict.fromkeys(pairs))
 
 
 def parse_layers(text: str) -> tuple[int, ...]:
@@ -182,7 +162,7 @@ def _known(name: str, value: object, is_known: bool, expected: str) -> object:
 
 
 def _parsed(name: str, value: object, parse: Callable[[str], object]) -> object:
-    if isinstance(value, tuple):  # the results of the option types for layers and heads
+    if not isinstance(value, str | os.PathLike | int | float):  # what an option type made of text
         return value
     try:
         return parse(os.fspath(value) if isinstance(value, os.PathLike) else str(value))

@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import psutil
 
-from gguf_harness.engine.settings import FlashAttention, KVTypes, ServerSettings, SessionSettings, WindowOrder
+from gguf_harness.engine.settings import (
+    DEFAULT_KV,
+    NO_ROTATION,
+    FlashAttention,
+    KVTypes,
+    RopeScaling,
+    ServerSettings,
+    SessionSettings,
+    WindowOrder,
+)
 from gguf_harness.errors import OptionError, require_extra, visible
 from gguf_harness.gguf.types import parse_quants
 from gguf_harness.inputs.baseline_names import check_name, find_baseline
 from gguf_harness.inputs.command_line import DEFAULT_MODEL, option_attributes, option_value, short_name
 from gguf_harness.inputs.option_values import checked_value
+from gguf_harness.inputs.subject_values import AdapterSpec
 from gguf_harness.store.paths import option_path
 
 if TYPE_CHECKING:
@@ -43,7 +55,7 @@ class Options:
     chunks: int | None
     batch: int
     ubatch: int
-    kv: tuple[KVTypes, ...]
+    kv: tuple[KVTypes, ...] | Literal["default"]
     threads: int
     flash_attention: FlashAttention
     gpu: int
@@ -78,6 +90,11 @@ class Options:
     map: MapMethod = "pca"
     windows: WindowOrder = "sampled"
     beyond_context: bool = False
+    kv_reference: KVTypes = DEFAULT_KV
+    rotate_kv: bool = True
+    rope: tuple[RopeScaling, ...] = ()
+    lora: tuple[tuple[AdapterSpec, ...], ...] = ()
+    lora_corpus: Path | None = None
 
     @property
     def session_settings(self) -> SessionSettings:
@@ -90,6 +107,7 @@ class Options:
             flash_attention=self.flash_attention,
             n_gpu_layers=self.gpu_layers,
             beyond_context=self.beyond_context,
+            rotate_kv=self.rotate_kv,
         )
 
     @property
@@ -127,6 +145,10 @@ def _storable(value: Any) -> Any:
         return [_storable(part) for part in value]
     if isinstance(value, Path):
         return visible(value.name)
+    if isinstance(value, KVTypes | RopeScaling):
+        return str(value)
+    if isinstance(value, AdapterSpec):
+        return visible(str(replace(value, file=Path(value.file).name)))
     return visible(value) if isinstance(value, str) else value
 
 
@@ -165,7 +187,7 @@ def read_options(config: pytest.Config) -> Options:
         return None if written is None else option_path(written, start)
 
     results = path_of("--gguf-results") or config.rootpath / "results"
-    for name in ("--gguf-imatrix", "--gguf-gates"):
+    for name in ("--gguf-imatrix", "--gguf-gates", "--gguf-lora-corpus"):
         if (path := path_of(name)) is not None and not path.is_file():
             problem = "a folder, a pipe or a device" if path.exists() else "no such file"
             raise OptionError(f"{name}={path}: {problem}.", "Give the path of an existing file.")
@@ -185,6 +207,11 @@ def read_options(config: pytest.Config) -> Options:
         batch=get("--gguf-batch"),
         ubatch=get("--gguf-ubatch"),
         kv=get("--gguf-kv"),
+        kv_reference=get("--gguf-kv-reference") or DEFAULT_KV,
+        rotate_kv=not _whole(os.environ.get(NO_ROTATION, "")),
+        rope=get("--gguf-rope"),
+        lora=tuple(tuple(_seen_from(start, spec) for spec in specs) for specs in get("--gguf-lora")),
+        lora_corpus=path_of("--gguf-lora-corpus"),
         threads=get("--gguf-threads") or default_threads(),
         flash_attention=get("--gguf-flash-attn"),
         gpu=get("--gguf-gpu"),
@@ -227,6 +254,18 @@ def read_options(config: pytest.Config) -> Options:
         require_extra("maps", "--gguf-map=umap")
     options.session_settings  # noqa: B018 - report an impossible combination now, not at the first model
     return options
+
+
+def _seen_from(start: Path, spec: AdapterSpec) -> AdapterSpec:
+    """An adapter by a path from where pytest was started; an alias as it is."""
+    path = option_path(spec.file, start)
+    return replace(spec, file=str(path)) if path.exists() else spec
+
+
+def _whole(text: str) -> int:
+    """The whole number that a text begins with, as C's atoi reads it: 0 if there is none."""
+    match = re.match(r"\s*[+-]?\d+", text)
+    return int(match[0]) if match else 0
 
 
 def _refuse_empty(get: Callable[[str], Any]) -> None:

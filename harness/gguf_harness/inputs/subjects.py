@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from gguf_harness.engine.settings import Adapter, KVTypes, SessionSettings
+    from gguf_harness.engine.settings import Adapter, KVTypes, RopeScaling, SessionSettings
     from gguf_harness.inputs.models import ModelInfo
 
 __all__ = ["Model", "Subject", "describe_variant", "subject_name"]
@@ -112,9 +112,13 @@ class Subject:
         return f"<subject {self.name}>"
 
 
-def describe_variant(kv: KVTypes | None, adapters: Sequence[Adapter]) -> str | None:
+def describe_variant(
+    kv: KVTypes | None, adapters: Sequence[Adapter] = (), rope: RopeScaling | None = None
+) -> str | None:
     """What differs from the settings of the session: `kv=q8_0/q4_0 lora=legal:0.5+polite`; None where nothing does."""
-    parts = [] if kv is None else [f"kv={'/'.join(kv)}"]
+    parts = [] if kv is None else [f"kv={kv}"]
+    if rope is not None:
+        parts.append(f"rope={rope}")
     if adapters:
         parts.append(f"lora={'+'.join(map(str, adapters))}")
     return " ".join(parts) or None

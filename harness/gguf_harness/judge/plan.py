@@ -32,6 +32,7 @@ __all__ = [
 
 COMPARING_TEST: Final = "test_no_worse_than_the_baseline"
 _COMPARING_SUITE: Final = "quant"
+_SUBJECTS: Final = {"candidate": "candidates", "cached": "cached", "adapted": "adapted"}
 
 
 def gated_metrics(suite: str | None = None) -> dict[str, GatedBy]:
@@ -97,7 +98,7 @@ def plan_gates(suites: Iterable[str], ladder: Ladder, gates: Mapping[str, Gate])
         gated = gated_metrics(suite)
         for test in dict.fromkeys(gate.test for gate in gated.values()):
             for metric in (metric for metric in gates if metric in gated and gated[metric].test == test):
-                models = [model.name for model in ladder.candidates]
+                models = [model.name for model in getattr(ladder, _SUBJECTS[gated[metric].of])]
                 if not models and ladder.reference and gated[metric].any_model and gates[metric].limit is not None:
                     models = [ladder.reference.name]
                 planned += [{"model": model, "suite": suite, "test": test, "metric": metric} for model in models]

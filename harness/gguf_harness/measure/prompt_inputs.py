@@ -26,13 +26,20 @@ def check_context(model: Model, name: str, settings: SessionSettings) -> None:
     Raises:
         OptionError: names both lengths.
     """
-    trained = model.n_ctx_train
+    trained = settings.reach(model.n_ctx_train)
     if settings.n_ctx > trained > 0 and not settings.beyond_context:
         raise OptionError(
-            f"{name} was trained on texts of {trained} tokens, but windows have {settings.n_ctx} (--gguf-ctx): "
+            f"{name} was {_made_for(model, settings)}, but windows have {settings.n_ctx} (--gguf-ctx): "
             f"predictions beyond {trained} are meaningless.",
             f"Use --gguf-ctx={trained} or less, or measure it all the same with --gguf-beyond-context.",
         )
+
+
+def _made_for(model: Trained, settings: SessionSettings) -> str:
+    scaled = (
+        "" if settings.rope is None else f", which rope={settings.rope} extends to {settings.reach(model.n_ctx_train)}"
+    )
+    return f"trained on texts of {model.n_ctx_train} tokens{scaled}"
 
 
 class Trained(Protocol):
@@ -45,7 +52,7 @@ class Trained(Protocol):
 
 def longest_text(model: Trained, settings: SessionSettings) -> int:
     """Most tokens of a text: the training context, or the context of the settings if more was requested."""
-    trained = model.n_ctx_train or settings.n_ctx
+    trained = settings.reach(model.n_ctx_train) or settings.n_ctx
     return max(settings.n_ctx, trained) if settings.beyond_context else trained
 
 

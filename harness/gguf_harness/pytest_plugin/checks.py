@@ -106,7 +106,7 @@ def _check_is_imatrix(path: Path) -> None:
 def _check_places(options: Options, ladder: Ladder) -> None:
     """Refuse layers and heads that no model has; if only some models have them, tests of the others fail."""
     infos: list[ModelInfo] = []
-    for model in ladder.models:
+    for model in ladder.subjects:
         if model.model.source is not None:
             with contextlib.suppress(HarnessError):  # its own tests report what is wrong with the file
                 infos.append(load_info(model.model.source))

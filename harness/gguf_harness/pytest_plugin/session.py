@@ -33,8 +33,13 @@ from gguf_harness.store.run_draft import new_run_id
 
 _FIXTURES: Final = "gguf_harness.fixtures"
 _GROUPS: Final = "gguf_harness.pytest_plugin.distribution"
-_MODELS: Final = frozenset({"model", "candidate", "any_candidate"})
+_MODELS: Final = frozenset({"model", "candidate", "any_candidate", "cached", "adapted"})
 _PARAMETERS: Final = _MODELS | {"prompt"}
+_NO_CANDIDATES: Final = "no candidates: give several --models, or --gguf-quants=default"
+_NOTHING: Final = {
+    "cached": "no types of the KV cache to compare: give --gguf-kv=default, or pairs such as q8_0/q8_0",
+    "adapted": "no LoRA adapter: give --gguf-lora=FILE",
+}
 _BASELINE_TESTS: Final = "test_baseline.py"
 _BENCHMARK_TESTS: Final = "test_benchmark.py"
 _BENCHMARK_OPTIONS: Final = tuple(
@@ -158,6 +163,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             "model": [pytest.param(model, id=model.name) for model in state.ladder.models],
             "candidate": [pytest.param(model, id=model.name) for model in state.ladder.candidates],
             "any_candidate": [pytest.param(model, id=model.name) for model in state.ladder.candidates],
+            "cached": [pytest.param(model, id=model.name) for model in state.ladder.cached],
+            "adapted": [pytest.param(model, id=model.name) for model in state.ladder.adapted],
             "prompt": [pytest.param(prompt, id=prompt.id) for prompt in state.prompts.prompts],
         }
     except HarnessError as error:
@@ -165,7 +172,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         state.problem, values_by_name = error, {}
     values = {name: values_by_name.get(name, []) for name in sorted(wanted)}
     if not all(values.values()):
-        reason = "no candidates: give several --models, or --gguf-quants=default"
+        reason = _NOTHING.get(next((name for name in values if not values[name]), ""), _NO_CANDIDATES)
         none = pytest.param(None, id="none", marks=pytest.mark.skip(reason=reason))
         values = {name: [none] for name in values}
     for name, parameters in values.items():
@@ -195,7 +202,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     state.suites = {suite for item in items if (suite := planned_suite(item.path)) is not None}
     state.comparisons = sum("baseline" in item.fixturenames for item in ours if isinstance(item, pytest.Function))
     state.divergence = any({"candidate", "corpus_pass"} <= _ours(item) for item in ours)
-    order = {model.name: index for index, model in enumerate(state.ladder.models)}
+    order = {model.name: index for index, model in enumerate(state.ladder.subjects)}
     chosen = set(ours)
     places = [index for index, item in enumerate(items) if item in chosen]
     ours.sort(key=lambda item: order.get(_model_name(item) or "", -1))
@@ -298,7 +305,7 @@ def _model_name(item: pytest.Item) -> str | None:
         model = item.config.stash[STATE].ladder.reference
     if isinstance(model, PlannedSubject):
         return model.name
-    return next((known.name for known in item.config.stash[STATE].ladder.models if known.name == model), None)
+    return next((known.name for known in item.config.stash[STATE].ladder.subjects if known.name == model), None)
 
 
 def _refuse_names_for_xdist(config: pytest.Config) -> None:

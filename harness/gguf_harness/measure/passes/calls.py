@@ -315,7 +315,7 @@ class CorpusPass:
     def _warn_beyond_context(self, model: Subject) -> None:
         """Measured all the same, as was asked for; whoever reads the numbers is told."""
         n_ctx, trained = model.settings.n_ctx, model.info.n_ctx_train
-        if model.settings.beyond_context and trained and n_ctx > trained:
+        if model.settings.beyond_context and trained and n_ctx > model.settings.reach(trained):
             said = f"measured in windows of {n_ctx} tokens, and trained on {trained}: numbers beyond that mean little"
             self._text.beyond[model.name] = said
             self._core.notes.warn(f"{model.name}: {said}.")

@@ -135,7 +135,12 @@ class Servers:
         """
         _require_served_alike(model)
         own = model.settings
-        return replace(self._core.options.server_settings, cache_type_k=own.cache_type_k, cache_type_v=own.cache_type_v)
+        return replace(
+            self._core.options.server_settings,
+            cache_type_k=own.cache_type_k,
+            cache_type_v=own.cache_type_v,
+            rotate_kv=own.rotate_kv,
+        )
 
     def started(self, model: Subject) -> Server:
         """A separate server, to be closed by the caller.
@@ -156,7 +161,11 @@ class Servers:
 
 
 def _require_served_alike(model: Subject) -> None:
-    """A server is started with the model's file alone: what it says is not the subject's."""
+    """A server is started with the model's file and its KV cache: what else makes a subject, it does not know."""
+    if model.settings.rope is not None:
+        raise OptionError(
+            f"{model.name} cannot be served: servers are started without rope scaling.", f"Serve {model.model.name}."
+        )
     if model.adapters:
         raise OptionError(
             f"{model.name} cannot be served: servers are started without LoRA adapters.",

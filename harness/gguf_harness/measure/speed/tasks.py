@@ -152,6 +152,8 @@ def bench_settings(settings: SessionSettings, length: int) -> SessionSettings:
         flash_attention=settings.flash_attention,
         cache_type_k=settings.cache_type_k,
         cache_type_v=settings.cache_type_v,
+        rotate_kv=settings.rotate_kv,
+        rope=settings.rope,
         n_gpu_layers=settings.n_gpu_layers,
         adapters=settings.adapters,
     )

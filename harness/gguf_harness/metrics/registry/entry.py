@@ -85,12 +85,15 @@ class GatedBy:
         any_model: whether it also runs for the reference, which is checked against absolute limits if it is the only
             model.
         relative: whether a limit may be relative to the reference's value.
+        of: what is checked, as the test's fixture is called: candidates; files with other types of the KV cache; or
+            with adapters.
     """
 
     suite: str
     test: str
     any_model: bool = False
     relative: bool = False
+    of: Literal["candidate", "cached", "adapted"] = "candidate"
 
 
 @dataclass(frozen=True, slots=True)
