@@ -11,7 +11,10 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gguf_harness.engine.settings import CacheType, FlashAttention
 
 __all__ = ["outcomes"]
 
@@ -32,7 +35,7 @@ def outcomes(model: Path, trials: Sequence[tuple[str, str, str]]) -> list[str]:
     return found
 
 
-def _try_all(path: str, trials: Sequence[Sequence[str]]) -> list[str]:
+def _try_all(path: str, trials: Sequence[tuple[CacheType, CacheType, FlashAttention]]) -> list[str]:
     from gguf_harness.engine.c_api import llama_cpp
 
     llama_cpp.llama_backend_init()
@@ -50,7 +53,7 @@ def _try_all(path: str, trials: Sequence[Sequence[str]]) -> list[str]:
     return found
 
 
-def _try(model: Any, k: str, v: str, flash: str) -> int:
+def _try(model: Any, k: CacheType, v: CacheType, flash: FlashAttention) -> int:
     import numpy as np
 
     from gguf_harness.engine.c_api import llama_cpp

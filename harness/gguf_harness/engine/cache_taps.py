@@ -1,4 +1,4 @@
-"""What llama.cpp's graph says about the cache of keys and values while it decodes: buffers, and how attention reads them.
+"""What llama.cpp's graph says about the KV cache while it decodes: its buffers, and how attention reads it.
 
 llama.cpp has no public function for either. Cache tensors are operands of graph nodes and have names of their own
 (`cache_k_l0`); attention is one node per layer with flash attention, and ends in a softmax without it.
@@ -53,8 +53,8 @@ class Attention:
         layer: number in the model.
         flash: whether it is flash attention.
         scale: of q k^T before the softmax.
-        more: what else scores pass through besides scale, mask and softmax: `ALiBi`, `softcap`, `sinks`, or an operation
-            of the graph; empty for none.
+        more: what else scores pass through besides scale, mask and softmax: `ALiBi`, `softcap`, `sinks`, or an
+            operation of the graph; empty for none.
     """
 
     layer: int

@@ -355,4 +355,3 @@ class _Reader:
         if len(value) < self._all:
             self._metadata.refuse(f"{self._name}.{key}", f"one for each of {self._all} layers")
         return tuple(map(bool, value[: self._all]))
-
