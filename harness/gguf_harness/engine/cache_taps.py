@@ -71,8 +71,9 @@ class CacheTaps(Taps):
         n_layer: as for `Taps`.
         read: as for `Taps`.
         patch: as for `Taps`.
-        query: called with (attention, q [pos, head, d_key]) after each layer's attention: q as attention used it,
-            scaled and rotated where llama.cpp does so before.
+        query: called with (attention, q, mask) after each layer's attention: q [pos, head, d_key] as attention used it,
+            scaled and rotated where llama.cpp does so before; mask [pos, cell] is added to scores, -inf where a cell is
+            not seen. Both of one sequence alone.
 
     Attributes:
         tensors: by kind (`k` or `v`) and layer, those that the last decodes used.
@@ -85,7 +86,7 @@ class CacheTaps(Taps):
         *,
         read: Mapping[str, Reader] | None = None,
         patch: Mapping[str, Patcher] | None = None,
-        query: Callable[[Attention, NDArray[np.float32]], None] | None = None,
+        query: Callable[[Attention, NDArray[np.float32], NDArray[np.float32]], None] | None = None,
     ) -> None:
         self.tensors: dict[tuple[str, int], CacheTensor] = {}
         self._query = query
@@ -101,7 +102,9 @@ class CacheTaps(Taps):
             if found is not None and self._query is not None:
                 attention, product = found
                 if not ask:
-                    self._query(attention, _query_of(product, flash=attention.flash))
+                    q = _query_of(product, flash=attention.flash)
+                    mask = read_tensor(node.src[3 if attention.flash else 1])[0, 0, : len(q)]
+                    self._query(attention, q, mask)
                 wanted = True
         except BaseException as error:
             self._failure = error

@@ -112,6 +112,8 @@ def rotation(layout: CacheLayout, settings: SessionSettings, layer: CacheLayer) 
 
 def rotates(info: ModelInfo, settings: SessionSettings) -> tuple[bool, bool]:
     """Whether llama.cpp rotates the keys, and the values, of any layer in the cache."""
+    if not (settings.has_quantized_k or settings.has_quantized_v):
+        return False, False
     try:
         layout = cache_layout(info)
     except NoData:
