@@ -10,6 +10,7 @@ from gguf_harness.errors import visible, visible_lines
 from gguf_harness.metrics.records import WHOLE, Place
 from gguf_harness.metrics.registry import Metric, metrics_of_run
 from gguf_harness.metrics.tradeoff import dominated_by, smallest_passing
+from gguf_harness.report.caches import smallest_cache
 from gguf_harness.report.numbers import format_bytes
 from gguf_harness.report.standing import Standing, Standings, failures_of
 
@@ -140,8 +141,15 @@ class RunView:
     def recommended(self) -> Candidate | None:
         """The smallest candidate that passes every planned gate."""
         costs = {model.name: float(model.facts["bytes"]) for model in self.candidates if model.facts}
-        name = smallest_passing(costs, (model.name for model in self.candidates if model.verdict == "pass"))
+        passing = (model.name for model in self.candidates if model.verdict == "pass" and model.name in self._compared)
+        name = smallest_passing(costs, passing)
         return next((model for model in self.candidates if model.name == name), None)
+
+    @property
+    def _compared(self) -> set[str]:
+        """Models that a gate compared with the reference, not only with their own file run otherwise."""
+        gates = ((gate["model"], self.metrics.get(gate["metric"])) for gate in self.run.get("gates", []))
+        return {model for model, entry in gates if not (entry and entry.gate and entry.gate.of != "candidate")}
 
     @property
     def alone(self) -> Candidate | None:
@@ -180,6 +188,8 @@ class RunView:
             more = f"; {len(rest)} of {len(self.candidates)} candidates incomplete" if rest else ""
             more += "; other tests failed" if self.others_failed else ""
             return f"Smallest candidate that passes every gate: {visible(best.name)}, {size}{more}"
+        if not self._compared and (cache := smallest_cache(self)) is not None:
+            return cache
         return self._without_pass()
 
     def _without_pass(self) -> str:
@@ -235,12 +245,21 @@ class RunView:
 
     def early_notes(self) -> list[str]:
         """Notes on the tokens that --gguf-until-decided saved."""
-        return [
-            f"{visible(part['model'])}: all gates of its pass were decided after {part['windows']} of {part['planned']}"
-            f" windows; {part['saved_tokens']} tokens were saved, and its estimates are biased towards the decision"
-            for part in self.run.get("early", [])
-            if part["saved_tokens"]
-        ]
+        notes = []
+        for part in self.run.get("early", []):
+            name, share = visible(part["model"]), f"{part['windows']} of {part['planned']} windows"
+            if not part["saved_tokens"]:
+                continue
+            if part["model"] == self.run.get("reference"):
+                notes.append(
+                    f"{name}: no candidate needed more than {share} of it; {part['saved_tokens']} tokens were saved"
+                )
+                continue
+            notes.append(
+                f"{name}: all gates of its pass were decided after {share}; {part['saved_tokens']} tokens were saved,"
+                " and its estimates are biased towards the decision"
+            )
+        return notes
 
     def correction_notes(self) -> list[str]:
         """Notes on verdicts that change when Holm's correction counts all gates of the run, a line per model."""

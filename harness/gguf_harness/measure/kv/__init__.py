@@ -1,1 +1,1 @@
-"""Cache of keys and values: what it costs, in bytes and in divergence, and where its errors are."""
+"""What the KV cache costs, by its types."""

@@ -18,6 +18,7 @@ from gguf_harness.metrics.registry import (
     embeddings,
     files,
     heads,
+    kv,
     layers,
     perplexity,
     serving,
@@ -54,7 +55,8 @@ __all__ = [
 
 # Tables show their columns in this order.
 _FAMILIES: Final = (
-    files, perplexity, divergence, texts, speed, serving, attention, heads, layers, cache, embeddings, tensors,
+    files, perplexity, divergence, texts, speed, serving, attention, heads, layers, embeddings, tensors,
+    kv, cache,
 )  # fmt: skip
 
 

@@ -26,12 +26,14 @@ Better = Literal["higher", "lower", "neutral"]
 Part = Literal["layer", "head", "tensors", "prompt"]
 Table = Literal["brief", "html", "markdown", "comparison"]
 Estimated = Literal[
-    "corpus", "floor", "prompts", "repeats", "words", "vocabulary", "head windows", "group windows", "timing",
+    "corpus", "cache", "floor", "prompts", "repeats", "words", "vocabulary", "head windows", "group windows", "timing",
     "requests", "memory", "file", "weights", "once",
 ]  # fmt: skip
 
 ESTIMATED: Final[Mapping[Estimated, str]] = {
     "corpus": "Over the scored tokens of the corpus's windows; the standard error is clustered by window (CR1).",
+    "cache": "Over the scored tokens of the corpus's windows, in pairs with the same file run otherwise; the standard "
+    "error is clustered by window (CR1).",
     "floor": "Over the scored tokens of the corpus's windows, of the reference decoded once more in other batches.",
     "prompts": "Over the prompts, or their tokens; the standard error is clustered by prompt.",
     "repeats": "Over a repeated sequence of random tokens.",
