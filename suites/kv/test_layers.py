@@ -31,6 +31,6 @@ def test_predicted_layers(cached: Subject, full_cache: Subject, kv_cache: KVCach
         if compared.reason is not None:
             pytest.skip(compared.reason)
         record(compared.predicted())
-        record(compared.rank(kv_cache.layers(cached)))
+        record(kv_cache.rank(cached, compared))
     except NoData as error:
         pytest.skip(error.message)

@@ -77,7 +77,7 @@ def relative_errors(values: F32, reference: F32) -> F64:
         np.linalg.norm(each.astype(np.float64), axis=(0, 2)) for each in (values - reference, reference)
     )
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.asarray(difference / norm)
+        return np.asarray(np.where(norm > 0, difference / norm, np.nan))
 
 
 def cosines(values: F32, reference: F32) -> F64:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from gguf_harness.errors import EngineError
+from gguf_harness.errors import EngineError, NoData
 from gguf_harness.measure.kv.cache_tasks import (
     PATTERN_ROWS,
     CacheRequest,
@@ -35,6 +35,8 @@ _BYTES: Final = Measurement("kv/bytes", 1, measure_bytes, "contexts", ARRAYS)
 _COMPARED: Final = Measurement("kv/compared", 1, compare_caches, "prompts", ARRAYS)
 _LAYERS: Final = Measurement("kv/layers", 1, quantize_layers, "prompts", ARRAYS)
 _CELLS: Final = 256
+_MOST_FLOOR: Final = 0.5
+"""Share of a typical layer's KL that rounding alone may cause, so that layers can be put in an order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +83,15 @@ class CacheErrors:
         """Rank correlation of the predicted error with the KL that each layer causes.
 
         Raises:
-            NoData: too few layers, or all the same.
+            NoData: too few layers, or all the same, or what they cause is not above rounding.
         """
         arrays = layers.arrays
+        typical, floor = float(np.median(arrays["kld"].mean(axis=1))), float(arrays["floor"].mean())
+        if not floor < _MOST_FLOOR * typical:
+            raise NoData(
+                f"What single layers cause, {typical:.2g} nats, is not above what a millionth in the first layer"
+                f" causes, {floor:.2g} nats: this model's rounding carries any change on, and hides an order of layers."
+            )
         places = {str(prompt): index for index, prompt in enumerate(self._arrays["prompts"])}
         predicted = self._arrays["predicted"].astype(np.float64)[[places[str(prompt)] for prompt in arrays["prompts"]]]
         caused = dict(zip(arrays["layers"].tolist(), arrays["kld"], strict=True))
@@ -97,11 +105,11 @@ class CacheLayers:
     arrays: Arrays
 
     def caused(self) -> list[Estimate]:
-        """KL of each layer, of all together, of the real run, and between these two."""
+        """KL of each layer, of all together, of the real run, between these two, and of rounding alone."""
         arrays, starts = self.arrays, self.arrays["starts"]
         rows = dict(enumerate(arrays["layers"].tolist()))
         layers = by_layer("kv_layer_kld", arrays["kld"], starts, rows)
-        whole = {"kv_layer_kld": "all", "kv_run_kld": "run", "kv_patched_gap": "gap"}
+        whole = {"kv_layer_kld": "all", "kv_run_kld": "run", "kv_patched_gap": "gap", "kv_layer_floor": "floor"}
         return [
             *(as_estimate(metric, cluster_mean(arrays[name], starts)) for metric, name in whole.items()),
             *(_at(estimate, rows[row]) for row, estimate in layers.items()),
@@ -172,6 +180,19 @@ class KVCache:
         job = Job(_LAYERS, f"cache of {model.name} by layer", key, lambda _: (self._request(model, model),),
                   subjects=(model,))  # fmt: skip
         return CacheLayers(self._core.measure(job))
+
+    def rank(self, model: Subject, compared: CacheErrors) -> list[Estimate]:
+        """Whether predicted errors put a subject's layers in the order of what they cause; a note where they have none.
+
+        Raises:
+            NoData: what single layers cause cannot be measured.
+        """
+        layers = self.layers(model)
+        try:
+            return [compared.rank(layers)]
+        except NoData as error:
+            self._core.notes.warn(f"{model.name}: {error.message}")
+            return []
 
     def _key(self, model: Subject, full: Subject) -> dict[str, Any]:
         return self._core.key(model) | {"full": full.settings.to_json(), "prompts": self._prompts.sha256}

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from gguf_harness.engine.settings import CacheType, SessionSettings
     from gguf_harness.gguf.cache_layout import CacheLayer, CacheLayout
 
-__all__ = ["MOST_TOKENS", "CacheReader", "LayerReading"]
+__all__ = ["MOST_TOKENS", "CacheReader", "LayerReading", "round_queries"]
 
 F32 = NDArray[np.float32]
 
@@ -32,6 +32,11 @@ _MULTIPLIED_IN: Final[dict[CacheType, CacheType]] = {"f32": "f32", "f16": "f16",
 """What llama.cpp's CPU backend rounds queries to, by type of the keys that they are multiplied with; q8_0 for quantized
 ones (`vec_dot_type` in ggml/src/ggml-cpu/ggml-cpu.c). For q4_1 and q5_1 that is q8_1, whose values are the same; its
 sum in half precision, which these types also use, is not reproduced: patterns are then off by some thousandths."""
+
+
+def round_queries(q: F32, keys: CacheType, rotation: int = 0) -> F32:
+    """Queries as llama.cpp's CPU backend multiplies them with keys of a type, which may be rotated."""
+    return through_cache(_MULTIPLIED_IN.get(keys, "q8_0"), q, rotation)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +155,6 @@ class CacheReader(contextlib.AbstractContextManager["CacheReader"]):
         if kind == "f32" and attention.flash:
             kind, k = "f16", through_cache("f16", k)
         if self._rounds:
-            q = through_cache(_MULTIPLIED_IN.get(kind, "q8_0"), q)
+            q = round_queries(q, kind)
         rotated = rotation(self._layout, self._settings, layer)
         return LayerReading(attention, q, k, v, mask[:, :n], rotated)

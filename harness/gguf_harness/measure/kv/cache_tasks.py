@@ -19,8 +19,8 @@ from gguf_harness.errors import NoData, NoPrompt, TapNotFound
 from gguf_harness.gguf.cache_layout import read_cache_layout
 from gguf_harness.gguf.header import read_header
 from gguf_harness.inputs.prompts import Prompt
-from gguf_harness.measure.kv.cache_reading import MOST_TOKENS, CacheReader, LayerReading
-from gguf_harness.measure.kv.limits import cache_shape, rotation
+from gguf_harness.measure.kv.cache_reading import MOST_TOKENS, CacheReader, LayerReading, round_queries
+from gguf_harness.measure.kv.limits import Rotation, cache_shape, rotation
 from gguf_harness.measure.layers.tasks import kld_rows
 from gguf_harness.measure.prompt_inputs import prompt_inputs
 from gguf_harness.metrics.cached_attention import attention_pattern, cosines, mix_values, relative_errors
@@ -204,7 +204,7 @@ class _Comparison:
             else stored[..., : values.shape[-1]]
         )
         before = mix_values(pattern, values).astype(np.float64)
-        q = full.unrotated_q
+        q = round_queries(full.unrotated_q, self._settings.cache_type_k, turned.k)
         after = mix_values(attention_pattern(q, stored, full.attention.scale, full.mask), own_values)
         return float(np.linalg.norm(after - before) / np.linalg.norm(before))
 
@@ -230,16 +230,22 @@ class _Comparison:
 
 # -- single layers ----------------------------------------------------------------------------------------------------
 
-_NO_LAYER, _ALL_LAYERS = -1, -2
+_NO_LAYER, _ALL_LAYERS, _NUDGED = -1, -2, -3
+_NUDGE: Final = 1 + 2**-20
+"""Less than any type of the cache changes: what follows is what the rest of the model makes of a last digit. Files with
+quantized weights round activations, too, and carry it on to where it is as large as what is measured."""
 
 
 def quantize_layers(worker: WorkerContext, request: CacheRequest) -> Arrays:
     """KL divergence with one layer's keys and values stored in the types, by patching them in a cache in f32.
 
+    Queries are rounded as llama.cpp's CPU backend multiplies them with such keys: with all layers patched, nothing
+    remains of the difference from a real run with these types.
+
     Returns:
         layers, [L]; prompts, ids of some; starts, [prompts + 1] of their tokens; kld, [L, n] with one layer patched;
-        all, [n] with all of them; run, [n] of the real run with these types; gap, [n] of the patched run from the real
-        one. KL(p || q) in nats, p being what stands first.
+        all, [n] with all of them; floor, [n] with the first layer's changed by a millionth; run, [n] of the real run
+        with these types; gap, [n] of the patched run from the real one. KL(p || q) in nats, p being what stands first.
 
     Raises:
         NoPrompt: no prompt has two tokens and can be decoded.
@@ -254,7 +260,7 @@ def quantize_layers(worker: WorkerContext, request: CacheRequest) -> Arrays:
     layers = [layer.layer for layer in layout.layers]
     exact = replace(request.settings, cache_type_k="f32", cache_type_v="f32", flash_attention="off")
     count = count_lanes(request.settings)
-    parts: dict[int, list[F64]] = {layer: [] for layer in (*layers, _ALL_LAYERS)}
+    parts: dict[int, list[F64]] = {layer: [] for layer in (*layers, _NUDGED, _ALL_LAYERS)}
     run, gap = [], []
     patched = _patched_settings(exact, longest, count)
     try:
@@ -278,6 +284,7 @@ def quantize_layers(worker: WorkerContext, request: CacheRequest) -> Arrays:
         "starts": np.concatenate([[0], np.cumsum([len(each) for each in run])]),
         "kld": np.stack([np.concatenate(parts[layer]) for layer in layers]),
         "all": np.concatenate(parts[_ALL_LAYERS]),
+        "floor": np.concatenate(parts[_NUDGED]),
         "run": np.concatenate(run),
         "gap": np.concatenate(gap),
     }
@@ -290,15 +297,14 @@ def _patched_settings(settings: SessionSettings, longest: int, lanes: int) -> Se
 
 
 class _Lane(contextlib.AbstractContextManager["_Lane"]):
-    """A context whose keys and values are replaced in some layers by what types of the cache leave of them."""
+    """A context in which some layers' keys and values are what types of the cache leave of them, and queries too."""
 
     def __init__(self, model: Model, layout: CacheLayout, types: SessionSettings, settings: SessionSettings) -> None:
         from gguf_harness.engine.context import Context
         from gguf_harness.engine.taps import Taps
 
         self._patches = {
-            layer.layer: _patches(layer.layer, types, *(getattr(rotation(layout, types, layer), part) for part in "kv"))
-            for layer in layout.layers
+            layer.layer: _patches(layer.layer, types, rotation(layout, types, layer)) for layer in layout.layers
         }
         self._taps = Taps(layout.architecture, layout.n_layer, changing=True)
         self._context = Context(model, settings, self._taps)
@@ -307,18 +313,29 @@ class _Lane(contextlib.AbstractContextManager["_Lane"]):
         self._context.close()
 
     def logits(self, layer: int, *, tokens: Tokens) -> F32:
-        """Logits of a prompt with a layer patched, none, or all."""
+        """Logits of a prompt with a layer patched, none, all, or the first one nudged."""
         chosen: Sequence[int] = {_NO_LAYER: (), _ALL_LAYERS: tuple(self._patches)}.get(layer, (layer,))
-        patch = {tap: each for number in chosen for tap, each in self._patches[number].items()}
+        if layer == _NUDGED:
+            patch: dict[str, Patcher] = dict.fromkeys(next(iter(self._patches.values())), _nudge)
+        else:
+            patch = {tap: each for number in chosen for tap, each in self._patches[number].items()}
         self._taps.watch(patch=patch)
         return self._context.logits(tokens)
 
 
-def _patches(layer: int, types: SessionSettings, k: int, v: int) -> dict[str, Patcher]:
+def _nudge(_: str, values: F32) -> F32:
+    return values * np.float32(_NUDGE)
+
+
+def _patches(layer: int, types: SessionSettings, turned: Rotation) -> dict[str, Patcher]:
+    def queries(_: str, values: F32) -> F32:
+        return round_queries(values, types.cache_type_k, turned.k)
+
     def keys(_: str, values: F32) -> F32:
-        return through_cache(types.cache_type_k, values, k)
+        return through_cache(types.cache_type_k, values, turned.k)
 
     def values_of(_: str, values: F32) -> F32:
-        return through_cache(types.cache_type_v, values, v)
+        return through_cache(types.cache_type_v, values, turned.v)
 
-    return {f"blocks.{layer}.attn.k": keys, f"blocks.{layer}.attn.v": values_of}
+    patches = {"q": queries, "k": keys, "v": values_of}
+    return {f"blocks.{layer}.attn.{part}": patch for part, patch in patches.items()}
