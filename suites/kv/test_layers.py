@@ -25,12 +25,11 @@ def test_layers_of_the_cache(cached: Subject, kv_cache: KVCache, record: Record)
 
 @pytest.mark.metric("kv_layer_predicted")
 def test_predicted_layers(cached: Subject, full_cache: Subject, kv_cache: KVCache, record: Record) -> None:
-    """Change of each layer's attention output by its own keys and values, beside the KL that it causes."""
+    """Change of attention's output, and of the stream, by each layer's own cache, beside the KL that it causes."""
     try:
         compared = kv_cache.compare(cached, full_cache)
         if compared.reason is not None:
             pytest.skip(compared.reason)
-        record(compared.predicted())
-        record(kv_cache.rank(cached, compared))
+        record(kv_cache.predicted(cached, compared))
     except NoData as error:
         pytest.skip(error.message)

@@ -99,6 +99,12 @@ def test_patched_layers_of_tiny(worker: WorkerContext) -> None:
     assert 0.3 * every < sum(layers) < 3 * every
     rank = CacheErrors(compare_caches(worker, _tiny("q4_0", "q4_0"))).rank(coarse)
     assert (rank.n, rank.clusters) == (5, 3)
+    # The stream's change puts tiny's layers in their order, and its square is nearly proportional to what they cause.
+    assert rank.value > 0.85
+    change = np.array(
+        [each.value for each in CacheErrors(compare_caches(worker, _tiny("q4_0", "q4_0"))).stream_change(coarse)]
+    )
+    assert np.corrcoef(change**2, layers)[0, 1] > 0.95
     drowned = CacheLayers(coarse.arrays | {"floor": coarse.arrays["all"]})
     with pytest.raises(NoData, match="is not above what a millionth"):
         CacheErrors(compare_caches(worker, _tiny("q4_0", "q4_0"))).rank(drowned)

@@ -14,7 +14,13 @@ FILE = "smollm2-135m-F16"
 COARSE, FINE = f"{FILE} [kv=q4_0/q4_0]", f"{FILE} [kv=q8_0/q8_0]"
 
 
-def _run(*, floor: float = 1e-6, patterns: bool = True, layers: bool = True) -> dict[str, Any]:
+def _of_layers(size: float, *, stream: bool) -> dict[str, tuple[float, float]]:
+    """Values of two layers by metric."""
+    known = {"kv_layer_kld": (size * 3 / 4, size / 4), "kv_layer_predicted": (size, 2 * size)}
+    return known | ({"kv_layer_stream_change": (3 * size, 2 * size)} if stream else {})
+
+
+def _run(*, floor: float = 1e-6, patterns: bool = True, layers: bool = True, stream: bool = False) -> dict[str, Any]:
     run: dict[str, Any] = json.loads((STORED / "run.json").read_text(encoding="utf-8"))
     facts = next(model for model in run["models"] if model["name"] == FILE)
     for name in (FINE, COARSE):
@@ -37,12 +43,11 @@ def _run(*, floor: float = 1e-6, patterns: bool = True, layers: bool = True) -> 
                 for head in range(3):
                     add(model, "kv_pattern_cosine", 1 - size * (0.1 + layer + head / 10), layer, head)
         if layers:
-            for metric, value in (("kv_layer_kld", size), ("kv_run_kld", size), ("kv_patched_gap", 1e-7)):
-                add(model, metric, value)
-            add(model, "kv_layer_floor", floor)
-            for layer in range(2):
-                add(model, "kv_layer_kld", size * (3 - 2 * layer) / 4, layer)
-                add(model, "kv_layer_predicted", size * (1 + layer), layer)
+            for name, value in {"layer_kld": size, "run_kld": size, "patched_gap": 1e-7, "layer_floor": floor}.items():
+                add(model, f"kv_{name}", value)
+        for name, values in _of_layers(size, stream=stream).items() if layers else ():
+            for layer, value in enumerate(values):
+                add(model, name, value, layer)
     return run
 
 
@@ -72,8 +77,11 @@ def test_layers_show_what_they_cause_beside_what_was_predicted() -> None:
     assert chart["title"] == "Layer 0 causes 75% of what F16 [kv=q4_0/q4_0] costs layer by layer"
     rows = chart["figures"][0]["data"]["rows"]
     assert [(row["name"], row["model"], round(row["value"], 4)) for row in rows] == [
-        ("layer 0", 0, 0.75), ("layer 0", 1, 0.3333), ("layer 1", 0, 0.25), ("layer 1", 1, 0.6667),
+        ("layer 0", 0, 0.75), ("layer 0", 1, 0.2), ("layer 1", 0, 0.25), ("layer 1", 1, 0.8),
     ]  # fmt: skip
+    # KL grows with the square of a change; that of the stream is told where it is known.
+    rows = _charts(_run(stream=True))["kv-layers"]["figures"][0]["data"]["rows"]
+    assert [round(row["value"], 4) for row in rows if row["model"] == 1] == [round(9 / 13, 4), round(4 / 13, 4)]
     assert len(chart["table"][0]) == len(chart["table"][1][0])
     json.dumps(chart, allow_nan=False)
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gguf_harness.errors import EngineError, NoData
 from gguf_harness.measure.kv.cache_tasks import (
@@ -79,8 +80,23 @@ class CacheErrors:
             for layer, values in zip(self._arrays["layers"].tolist(), columns, strict=True)
         ]
 
+    def stream_change(self, layers: CacheLayers) -> list[Estimate]:
+        """Predicted change of the residual stream by each layer; none where llama.cpp's graph does not name it."""
+        changes = self._on_prompts_of(layers) * layers.shares
+        if np.isnan(changes).any():
+            return []
+        return [
+            as_estimate("kv_layer_stream_change", mean_with_errors(values[:, None]), Place(layer))
+            for layer, values in zip(self._arrays["layers"].tolist(), changes.T, strict=True)
+        ]
+
+    def _on_prompts_of(self, layers: CacheLayers) -> NDArray[np.float64]:
+        """[prompt, layer] predicted errors on the prompts that layers were patched on."""
+        places = {str(prompt): index for index, prompt in enumerate(self._arrays["prompts"])}
+        return self._arrays["predicted"].astype(np.float64)[[places[str(each)] for each in layers.arrays["prompts"]]]
+
     def rank(self, layers: CacheLayers) -> Estimate:
-        """Rank correlation of the predicted error with the KL that each layer causes.
+        """Rank correlation of the predicted change with the KL that each layer causes.
 
         Raises:
             NoData: too few layers, or all the same, or what they cause is not above rounding.
@@ -92,8 +108,9 @@ class CacheErrors:
                 f"What single layers cause, {typical:.2g} nats, is not above what a millionth in the first layer"
                 f" causes, {floor:.2g} nats: this model's rounding carries any change on, and hides an order of layers."
             )
-        places = {str(prompt): index for index, prompt in enumerate(self._arrays["prompts"])}
-        predicted = self._arrays["predicted"].astype(np.float64)[[places[str(prompt)] for prompt in arrays["prompts"]]]
+        predicted = self._on_prompts_of(layers)
+        if not np.isnan(layers.shares).any():
+            predicted *= layers.shares
         caused = dict(zip(arrays["layers"].tolist(), arrays["kld"], strict=True))
         return prediction_rank(predicted, caused, self._arrays["layers"].tolist(), arrays["starts"])
 
@@ -103,6 +120,11 @@ class CacheLayers:
     """KL divergence with single layers' caches quantized; `arrays` as `quantize_layers` returns them."""
 
     arrays: Arrays
+
+    @property
+    def shares(self) -> NDArray[np.float64]:
+        """[prompt, layer] norm of attention's update over that of the stream after it; NaN where that is not known."""
+        return self.arrays["share"].astype(np.float64)
 
     def caused(self) -> list[Estimate]:
         """KL of each layer, of all together, of the real run, between these two, and of rounding alone."""
@@ -181,18 +203,19 @@ class KVCache:
                   subjects=(model,))  # fmt: skip
         return CacheLayers(self._core.measure(job))
 
-    def rank(self, model: Subject, compared: CacheErrors) -> list[Estimate]:
-        """Whether predicted errors put a subject's layers in the order of what they cause; a note where they have none.
+    def predicted(self, model: Subject, compared: CacheErrors) -> list[Estimate]:
+        """Predicted changes by layer, and whether they put layers in the order of what they cause, if that has one.
 
         Raises:
             NoData: what single layers cause cannot be measured.
         """
         layers = self.layers(model)
+        estimates = [*compared.predicted(), *compared.stream_change(layers)]
         try:
-            return [compared.rank(layers)]
+            return [*estimates, compared.rank(layers)]
         except NoData as error:
             self._core.notes.warn(f"{model.name}: {error.message}")
-            return []
+            return estimates
 
     def _key(self, model: Subject, full: Subject) -> dict[str, Any]:
         return self._core.key(model) | {"full": full.settings.to_json(), "prompts": self._prompts.sha256}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -243,7 +243,9 @@ def quantize_layers(worker: WorkerContext, request: CacheRequest) -> Arrays:
     remains of the difference from a real run with these types.
 
     Returns:
-        layers, [L]; prompts, ids of some; starts, [prompts + 1] of their tokens; kld, [L, n] with one layer patched;
+        layers, [L]; prompts, [P] ids of some; starts, [P + 1] of their tokens; share, [P, L] norm of attention's update
+        of the residual stream over that of the stream after it, NaN where the graph does not name them; kld, [L, n]
+        with one layer patched;
         all, [n] with all of them; floor, [n] with the first layer's changed by a millionth; run, [n] of the real run
         with these types; gap, [n] of the patched run from the real one. KL(p || q) in nats, p being what stands first.
 
@@ -281,6 +283,7 @@ def quantize_layers(worker: WorkerContext, request: CacheRequest) -> Arrays:
     return {
         "layers": np.array(layers),
         "prompts": np.array(list(inputs)),
+        "share": _update_shares(model, layout, patched, inputs.values()),
         "starts": np.concatenate([[0], np.cumsum([len(each) for each in run])]),
         "kld": np.stack([np.concatenate(parts[layer]) for layer in layers]),
         "all": np.concatenate(parts[_ALL_LAYERS]),
@@ -288,6 +291,35 @@ def quantize_layers(worker: WorkerContext, request: CacheRequest) -> Arrays:
         "run": np.concatenate(run),
         "gap": np.concatenate(gap),
     }
+
+
+def _update_shares(model: Model, layout: CacheLayout, settings: SessionSettings, prompts: Collection[Tokens]) -> F64:
+    """[prompt, layer] how much of the residual stream after attention is its update; NaN if that has no name."""
+    from gguf_harness.engine.context import Context
+    from gguf_harness.engine.taps import Taps
+
+    streams: dict[str, F32] = {}
+
+    def keep(tap: str, values: F32) -> None:
+        streams[tap] = values
+
+    places = {
+        layer.layer: (
+            f"blocks.{layer.layer - 1}.resid_post" if layer.layer else "embed",
+            f"blocks.{layer.layer}.resid_mid",
+        )
+        for layer in layout.layers
+    }
+    shares = np.full((len(prompts), len(places)), np.nan)
+    with contextlib.suppress(TapNotFound):
+        taps = Taps(layout.architecture, layout.n_layer, read={tap: keep for pair in places.values() for tap in pair})
+        with Context(model, settings, taps) as context:
+            for row, tokens in enumerate(prompts):
+                context.logits(tokens)
+                for column, (before, after) in enumerate(places.values()):
+                    update = np.linalg.norm(streams[after] - streams[before])
+                    shares[row, column] = update / np.linalg.norm(streams[after])
+    return shares
 
 
 def _patched_settings(settings: SessionSettings, longest: int, lanes: int) -> SessionSettings:

@@ -151,6 +151,18 @@ METRICS: Final = (
         parts=("layer",),
     ),
     Metric(
+        name="kv_layer_stream_change",
+        title="predicted change",
+        better="lower",
+        meaning="Change of the residual stream by types of a layer's cache, from its queries, keys and values alone.",
+        definition="kv_layer_predicted times |attention's update| / |stream after it|, Frobenius norms over a prompt;"
+        " mean over some prompts. KL grows with its square.",
+        source="First order: the output projection keeps relative errors as they are. This harness.",
+        estimated="prompts",
+        values=(0.0, math.inf),
+        parts=("layer",),
+    ),
+    Metric(
         name="kv_layer_kld",
         title="layer's cache KL",
         unit="nats",
@@ -202,7 +214,8 @@ METRICS: Final = (
         title="prediction's rank corr.",
         better="neutral",
         meaning="Whether the layers with the largest predicted error are those that cause the largest KL.",
-        definition="Spearman's rank correlation over layers of kv_layer_predicted with kv_layer_kld.",
+        definition="Spearman's rank correlation over layers of kv_layer_stream_change with kv_layer_kld; of"
+        " kv_layer_predicted where llama.cpp's graph does not name the stream.",
         source="Spearman (1904), The proof and measurement of association; error by bootstrap over prompts.",
         estimated="prompts",
         values=(-1.0, 1.0),

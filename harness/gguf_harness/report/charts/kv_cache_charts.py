@@ -16,7 +16,9 @@ __all__ = ["kv_cache_charts"]
 
 _ERRORS: Final = (("kv_key_error", "keys"), ("kv_value_error", "values"))
 _PATTERN: Final = "kv_pattern_cosine"
-_CAUSED, _PREDICTED, _RANK, _FLOOR = "kv_layer_kld", "kv_layer_predicted", "kv_prediction_rank", "kv_layer_floor"
+_CAUSED, _RANK, _FLOOR = "kv_layer_kld", "kv_prediction_rank", "kv_layer_floor"
+_PREDICTIONS: Final = ("kv_layer_stream_change", "kv_layer_predicted")
+"""Of the residual stream; where that is not known, of attention's output."""
 _MOST_SUBJECTS: Final = 4
 """Subjects whose heads are drawn: those that change most. The table has all."""
 
@@ -125,10 +127,10 @@ def _layers(view: RunView) -> Chart | None:
     """What each layer's cache causes, beside what its keys and values let expect."""
     panels, table = [], []
     for subject in _subjects(view, _CAUSED):
-        caused, predicted = (layer_rows(view, subject, metric) for metric in (_CAUSED, _PREDICTED))
+        caused = layer_rows(view, subject, _CAUSED)
         if not caused or sum(max(float(row["value"]), 0.0) for row in caused) <= 0:
             continue
-        panels.append(_shares(view, subject, caused, predicted))
+        panels.append(_shares(view, subject, caused))
         worst = max(caused, key=lambda row: float(row["value"]))
         table.append(
             [
@@ -146,8 +148,9 @@ def _layers(view: RunView) -> Chart | None:
     return make_chart(
         "kv-layers",
         _layers_finding(view),
-        "KL divergence with only one layer's keys and values stored in the types, beside the change of that layer's"
-        " attention output that follows from them alone; each as a share of all layers' sum.",
+        "KL divergence with only one layer's keys and values stored in the types, beside what follows from them alone:"
+        " the square of the change of the residual stream, since KL grows with the square. Each as a share of all"
+        " layers' sum.",
         panels,
         "; ".join(
             f"{row[0]}: layer {row[1]} nats, all {row[2]}, rank correlation {row[6] or 'not known'}" for row in table
@@ -172,26 +175,24 @@ def _layers(view: RunView) -> Chart | None:
     )
 
 
-def _shares(view: RunView, subject: str, caused: list[Row], predicted: list[Row]) -> Figure:
+def _shares(view: RunView, subject: str, caused: list[Row]) -> Figure:
     parts = [
         {"name": name, "short": name, "role": "candidate", "series": place}
-        for place, name in enumerate(("KL that it causes", "predicted error"))
+        for place, name in enumerate(("KL that it causes", "predicted"))
     ]
     rows: list[dict[str, Any]] = []
-    for place, (metric, of_layers) in enumerate(((_CAUSED, caused), (_PREDICTED, predicted))):
-        whole = sum(max(float(row["value"]), 0.0) for row in of_layers)
+    metric = next((name for name in _PREDICTIONS if layer_rows(view, subject, name)), None)
+    sides = [(_CAUSED, caused, 1)]
+    if metric is not None:
+        sides.append((metric, layer_rows(view, subject, metric), 2))
+    for place, (name, of_layers, power) in enumerate(sides):
+        whole = sum(max(float(row["value"]), 0.0) ** power for row in of_layers)
         for row in of_layers:
             value, se = float(row["value"]), row["se"] or 0.0
-            rows.append(
-                {
-                    "model": place,
-                    "name": f"layer {row['layer']}",
-                    "value": value / whole,
-                    "low": max(value - se, 0.0) / whole,
-                    "high": (value + se) / whole,
-                    "text": f"{metric_info(metric).title}: {_cell(row, metric)}",
-                }
-            )
+            ends = {"value": value, "low": value - se, "high": value + se}
+            shares = {end: max(each, 0.0) ** power / whole for end, each in ends.items()}
+            text = f"{metric_info(name).title}: {_cell(row, name)}"
+            rows.append({"model": place, "name": f"layer {row['layer']}", "text": text} | shares)
     rank = view.row(subject, _RANK)
     meaning = f"{visible(subject)}: bars are one standard error to each side, clustered by prompt."
     if rank is not None:
