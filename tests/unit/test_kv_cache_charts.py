@@ -20,6 +20,12 @@ def _of_layers(size: float, *, stream: bool) -> dict[str, tuple[float, float]]:
     return known | ({"kv_layer_stream_change": (3 * size, 2 * size)} if stream else {})
 
 
+def _cosines(size: float) -> dict[tuple[int | None, int | None], float]:
+    """Of attention over all, and by layer and head."""
+    heads = {(layer, head): 1 - size * (0.1 + layer + head / 10) for layer in range(2) for head in range(3)}
+    return {(None, None): 1 - size / 2} | heads
+
+
 def _run(*, floor: float = 1e-6, patterns: bool = True, layers: bool = True, stream: bool = False) -> dict[str, Any]:
     run: dict[str, Any] = json.loads((STORED / "run.json").read_text(encoding="utf-8"))
     facts = next(model for model in run["models"] if model["name"] == FILE)
@@ -37,11 +43,8 @@ def _run(*, floor: float = 1e-6, patterns: bool = True, layers: bool = True, str
             add(model, metric, size)
             for layer in range(2):
                 add(model, metric, size * (layer + 1), layer, 0)
-        if patterns:
-            add(model, "kv_pattern_cosine", 1 - size / 2)
-            for layer in range(2):
-                for head in range(3):
-                    add(model, "kv_pattern_cosine", 1 - size * (0.1 + layer + head / 10), layer, head)
+        for head, value in _cosines(size).items() if patterns else ():
+            add(model, "kv_pattern_cosine", value, *head)
         if layers:
             for name, value in {"layer_kld": size, "run_kld": size, "patched_gap": 1e-7, "layer_floor": floor}.items():
                 add(model, f"kv_{name}", value)
