@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,10 @@ def _of_layers(size: float, *, stream: bool) -> dict[str, tuple[float, float]]:
 
 def _cosines(size: float) -> dict[tuple[int | None, int | None], float]:
     """Of attention over all, and by layer and head."""
-    heads = {(layer, head): 1 - size * (0.1 + layer + head / 10) for layer in range(2) for head in range(3)}
-    return {(None, None): 1 - size / 2} | heads
+    found: dict[tuple[int | None, int | None], float] = {(None, None): 1 - size / 2}
+    for layer, head in itertools.product(range(2), range(3)):
+        found[layer, head] = 1 - size * (0.1 + layer + head / 10)
+    return found
 
 
 def _run(*, floor: float = 1e-6, patterns: bool = True, layers: bool = True, stream: bool = False) -> dict[str, Any]:

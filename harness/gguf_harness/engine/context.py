@@ -21,7 +21,7 @@ from gguf_harness.engine.language_head import logits_of
 from gguf_harness.engine.logs import EngineLog, MemoryBreakdown, parse_memory
 from gguf_harness.engine.model import Model, Tokens
 from gguf_harness.engine.parameters import context_parameters
-from gguf_harness.engine.settings import CACHE_BLOCK, NO_ROTATION, SessionSettings
+from gguf_harness.engine.settings import CACHE_BLOCK, NO_ROTATION, SessionSettings, first_scored
 from gguf_harness.errors import EngineError
 
 if TYPE_CHECKING:
@@ -228,7 +228,9 @@ class Context:
         every = np.ones(len(tokens), dtype=np.bool_)
         return np.concatenate([self.output_logits(rows).copy() for rows in self._decode_alone(tokens, every)])
 
-    def score(self, windows: Tokens, start: int = 0, stop: int | None = None) -> Iterator[LogitsBlock]:
+    def score(
+        self, windows: Tokens, start: int = 0, stop: int | None = None, score_from: int | None = None
+    ) -> Iterator[LogitsBlock]:
         """Decode windows of a corpus and yield the logits of their second halves.
 
         As llama-perplexity does it: each window is independent, BOS replaces its first token if the vocabulary requires
@@ -239,6 +241,7 @@ class Context:
             windows: [windows, n_ctx] tokens.
             start: first window to decode.
             stop: the window after the last one; None for all.
+            score_from: first position whose logits are yielded, below n_ctx - 1; None for n_ctx/2.
         """
         stop, n_ctx = len(windows) if stop is None else stop, windows.shape[1]
         for first in range(start, stop, self.settings.n_seq):
@@ -246,11 +249,12 @@ class Context:
             self.clear()
             for offset in range(0, n_ctx, self.settings.n_batch):
                 length = min(self.settings.n_batch, n_ctx - offset)
-                yield from self._score_slice(windows, group, offset, length)
+                yield from self._score_slice(windows, group, offset, length, first_scored(n_ctx, score_from))
 
-    def _score_slice(self, windows: Tokens, group: range, offset: int, length: int) -> Iterator[LogitsBlock]:
+    def _score_slice(
+        self, windows: Tokens, group: range, offset: int, length: int, first: int
+    ) -> Iterator[LogitsBlock]:
         n_ctx = windows.shape[1]
-        first = n_ctx // 2
         tokens = windows[group.start : group.stop, offset : offset + length].copy()
         if offset == 0 and self.model.vocabulary.add_bos:
             tokens[:, 0] = self.model.vocabulary.bos

@@ -65,12 +65,15 @@ class RunView:
         self.run = run
         self._rows: dict[tuple[str, str], Mapping[str, Any]] = {}
         self._placed: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+        self._parts: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
         for row in run.get("estimates", []):
             # Skip rows of a single prompt, layer, head or group of tensors.
             if Place.of(row) == WHOLE:
                 self._rows.setdefault((row["model"], row["metric"]), row)
             elif row.get("part") is None:
                 self._placed.setdefault((row["model"], row["metric"]), []).append(row)
+            elif row.get("layer") is None and row.get("prompt") is None:
+                self._parts.setdefault((row["model"], row["metric"]), []).append(row)
         models = sorted(run.get("models", []), key=lambda model: (-model["bytes"], model.get("order", 0)))
         tested = {test["model"] for test in run.get("tests", []) if test.get("model")}
         self._facts: dict[str, Mapping[str, Any]] = {model["name"]: model for model in models}
@@ -103,6 +106,10 @@ class RunView:
     def rows_of(self, model: str, metric: str) -> list[Mapping[str, Any]]:
         """Rows of a model's metric over layers and heads, of all prompts together."""
         return [row for row in self._placed.get((model, metric), []) if row.get("prompt") is None]
+
+    def parts_of(self, model: str, metric: str) -> list[Mapping[str, Any]]:
+        """Rows of a model's metric by part, such as positions of a window, over all layers and prompts."""
+        return self._parts.get((model, metric), [])
 
     def shown_estimates(self, most: int = MOST_ESTIMATES) -> list[Mapping[str, Any]]:
         """Estimates for the page's table, in order: whole models, then layers, then others, up to `most`."""

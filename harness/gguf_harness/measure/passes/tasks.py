@@ -12,17 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gguf_harness.engine.lanes import count_lanes
-from gguf_harness.engine.settings import SessionSettings, WindowOrder
+from gguf_harness.engine.settings import SessionSettings, WindowOrder, first_scored
 from gguf_harness.errors import CorpusError, VocabularyMismatch
 from gguf_harness.measure.passes.decoding import CODES_FILE, Plan, Progress, decode, load_base
 from gguf_harness.measure.passes.logprobs import LogprobReader, LogprobWriter, logprob_bytes
-from gguf_harness.measure.passes.observers import DivergenceObserver, ReferenceObserver
+from gguf_harness.measure.passes.observers import DivergenceObserver, JointObserver, ReferenceObserver
 from gguf_harness.measure.prompt_inputs import check_context
 from gguf_harness.metrics.windows import WindowLimit, decided_so_far
 from gguf_harness.store.arrays import Arrays
 
 if TYPE_CHECKING:
-    from gguf_harness.engine.model import Tokens
+    from gguf_harness.engine.model import Model, Tokens
     from gguf_harness.engine.worker import WorkerContext
 
 __all__ = [
@@ -35,9 +35,9 @@ __all__ = [
     "reference_shape",
     "require_windows",
     "run_candidate_pass",
+    "run_joint_pass",
     "run_mixture_pass",
     "run_reference_pass",
-    "scored_tokens",
     "window_order",
 ]
 
@@ -66,6 +66,7 @@ class PassRequest:
         folder: where partial results and log-probabilities go; belongs to this pass alone.
         key: hash of what the pass depends on: partial results of another are not continued.
         order: which windows come first.
+        score_from: first position of a window that is scored; None for n_ctx/2, as llama-perplexity.
     """
 
     model: str
@@ -76,13 +77,20 @@ class PassRequest:
     folder: Path
     key: str = ""
     order: WindowOrder = "sampled"
+    score_from: int | None = None
+
+    @property
+    def scored(self) -> int:
+        """Number of a window's tokens that are scored."""
+        n_ctx = self.settings.n_ctx
+        return n_ctx - 1 - first_scored(n_ctx, self.score_from)
 
 
 def reference_shape(worker: WorkerContext, request: PassRequest) -> tuple[int, int, int]:
     """(windows, scored tokens of each, vocabulary) of a reference's pass: what its log-probabilities are sized by."""
     model = worker.model(request.files, request.settings.n_gpu_layers)
     windows = len(cut_windows(model.tokenize(request.corpus.text), request)["window"])
-    return windows, scored_tokens(request.settings.n_ctx), model.vocabulary.n_tokens
+    return windows, request.scored, model.vocabulary.n_tokens
 
 
 def check_room(shape: tuple[int, int, int], limit: int, option: str) -> None:
@@ -112,11 +120,6 @@ def _gigabytes(size: int) -> str:
     return f"{size / 1e9:.2f} GB" if size >= 10**8 else f"{size / 1e6:.3g} MB"
 
 
-def scored_tokens(n_ctx: int) -> int:
-    """Tokens of a window that are scored: those with at least half a window before them, as llama-perplexity does."""
-    return n_ctx - 1 - n_ctx // 2
-
-
 def run_reference_pass(
     worker: WorkerContext, request: PassRequest, keep_logprobs: bool, limit_bytes: int, upto: int | None = None
 ) -> Arrays:
@@ -141,7 +144,7 @@ def run_reference_pass(
     progress = Progress(request.folder, request.key)
     cut = progress.cut() or cut_windows(model.tokenize(request.corpus.text), request)
     windows = cut["tokens"].astype(np.int32)
-    shape = (len(windows), scored_tokens(request.settings.n_ctx))
+    shape = (len(windows), request.scored)
     vocabulary = model.vocabulary.n_tokens
     writer = None
     if keep_logprobs:
@@ -212,20 +215,11 @@ def continue_candidate_pass(
         (values as those of `run_candidate_pass`, of the windows so far; whether nothing is left to decode).
     """
     base = load_base(reference, arrays_file)
-    vocabulary = int(base["vocabulary"].item())
     model = worker.model(request.files, request.settings.n_gpu_layers)
-    if model.vocabulary.n_tokens != vocabulary:
-        raise VocabularyMismatch(
-            f"{request.model} computes logits of {model.vocabulary.n_tokens} tokens, its reference of {vocabulary}.",
-            "Compare models that share a vocabulary.",
-        )
     check_context(model, request.model, request.settings)
-    scales = base["scale"].astype(np.float32)
-    planned = int(base["planned"].item()) if "planned" in base else len(scales)
-    reader = LogprobReader(reference / CODES_FILE, scales, base["total"].astype(np.float32), vocabulary, planned)
+    observer = _comparing(model, request, reference, base)
     windows = base["tokens"][: request.chunks].astype(np.int32)
-    shape = (planned if request.chunks is None else min(planned, request.chunks), scales.shape[1])
-    observer = DivergenceObserver(shape, vocabulary, request.settings.threads, count_lanes(request.settings), reader)
+    shape = observer.arrays["nll"].shape
 
     def decided(done: int) -> bool:
         so_far = {name: array[:done] for name, array in observer.arrays.items()}
@@ -237,6 +231,55 @@ def continue_candidate_pass(
     arrays = {name: array[:done] for name, array in observer.arrays.items()}
     finished = done == shape[0] or (bool(limits) and decided(done))
     return arrays | {"window": base["window"][:done], "available": base["available"]}, finished
+
+
+def _comparing(model: Model, request: PassRequest, reference: Path, base: Arrays) -> DivergenceObserver:
+    """Compares a candidate with the stored distributions of a reference.
+
+    Raises:
+        VocabularyMismatch: they predict other tokens.
+        FilesLost: the distributions are gone.
+    """
+    vocabulary = int(base["vocabulary"].item())
+    if model.vocabulary.n_tokens != vocabulary:
+        raise VocabularyMismatch(
+            f"{request.model} computes logits of {model.vocabulary.n_tokens} tokens, its reference of {vocabulary}.",
+            "Compare models that share a vocabulary.",
+        )
+    scales = base["scale"].astype(np.float32)
+    planned = int(base["planned"].item()) if "planned" in base else len(scales)
+    reader = LogprobReader(reference / CODES_FILE, scales, base["total"].astype(np.float32), vocabulary, planned)
+    shape = (planned if request.chunks is None else min(planned, request.chunks), scales.shape[1])
+    return DivergenceObserver(shape, vocabulary, request.settings.threads, count_lanes(request.settings), reader)
+
+
+def run_joint_pass(worker: WorkerContext, request: PassRequest, bases: Sequence[tuple[Path, Path]]) -> Arrays:
+    """Decode once, and compare with several references of the same windows.
+
+    Args:
+        worker: that the task runs in.
+        request: the candidate.
+        bases: (folder of its pass, its arrays) of each reference.
+
+    Returns:
+        Arrays of `run_candidate_pass` for the i-th reference, as nll_i and so on; window and available.
+
+    Raises:
+        VocabularyMismatch: a reference reads the text in other tokens.
+    """
+    stored = [load_base(*base) for base in bases]
+    first, model = stored[0], worker.model(request.files, request.settings.n_gpu_layers)
+    check_context(model, request.model, request.settings)
+    if not all(np.array_equal(first["tokens"], other["tokens"]) for other in stored):
+        raise VocabularyMismatch(
+            f"{request.model} is compared with files that read the text in other tokens.",
+            "Compare files of one vocabulary.",
+        )
+    compared = [_comparing(model, request, folder, base) for (folder, _), base in zip(bases, stored, strict=True)]
+    windows = first["tokens"][: request.chunks].astype(np.int32)
+    observer = JointObserver(compared)
+    done = decode(worker, model, Plan(request, windows), observer, Progress(request.folder, request.key))
+    return observer.arrays | {"window": first["window"][:done], "available": first["available"]}
 
 
 def run_mixture_pass(worker: WorkerContext, request: PassRequest, reference: Path, arrays_file: Path) -> Arrays:

@@ -14,6 +14,7 @@ from gguf_harness.errors import GateError
 from gguf_harness.metrics.registry import (
     attention,
     cache,
+    depth,
     divergence,
     embeddings,
     files,
@@ -56,7 +57,7 @@ __all__ = [
 # Tables show their columns in this order.
 _FAMILIES: Final = (
     files, perplexity, divergence, texts, speed, serving, attention, heads, layers, embeddings, tensors,
-    kv, cache,
+    kv, depth, cache,
 )  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from gguf_harness.report.charts.head_charts import head_charts
 from gguf_harness.report.charts.kept import kept_charts
 from gguf_harness.report.charts.kv_cache_charts import kv_cache_charts
 from gguf_harness.report.charts.kv_charts import kv_charts
+from gguf_harness.report.charts.kv_depth_charts import kv_depth_charts
 from gguf_harness.report.charts.layers_charts import layers_charts
 from gguf_harness.report.charts.pair_charts import pair_charts
 from gguf_harness.report.charts.quant_charts import quant_charts
@@ -47,6 +48,7 @@ _BUILDERS: Final[tuple[tuple[str, ChartBuilder], ...]] = (
     ("decide", strip_charts),
     ("decide", next_token_charts),
     ("cache", kv_charts),
+    ("cache", kv_depth_charts),
     ("cache", kv_cache_charts),
     ("attention", attention_charts),
     ("attention", step_charts),
