@@ -104,13 +104,17 @@ def test_latents_are_never_rotated(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_facts_name_what_is_unusual() -> None:
-    """One sentence each, for the run."""
+    """One sentence each, for the run: the same for all types, so that a file has one note."""
+    k: CacheType
+    v: CacheType
     (tiny,), (smollm2,) = expand("tiny"), expand("smollm2-135m")
     small, large = load_info(tiny), load_info(smollm2)
     assert cache_facts(small, _settings("f16", "f16")) == []
-    (fact,) = cache_facts(small, _settings("q8_0", "q4_0"))
-    assert fact == "K and V are not rotated: heads have 32 values, not a multiple of 64."
-    assert cache_facts(large, _settings("q8_0", "f16")) == ["llama.cpp rotates K (Hadamard) before it quantizes them."]
-    (fact,) = cache_facts(large, _settings("q8_0", "q4_0", rotate_kv=False))
-    assert fact == "K and V are not rotated: LLAMA_ATTN_ROT_DISABLE is set."
+    for k, v in (("q8_0", "q4_0"), ("f16", "q4_0")):
+        (fact,) = cache_facts(small, _settings(k, v))
+        assert fact == "Quantized K and V are not rotated: heads have 32 values, not a multiple of 64."
+        (fact,) = cache_facts(large, _settings(k, v))
+        assert fact == "llama.cpp rotates quantized K and V (Hadamard) before it stores them."
+    # The subject's name says it.
+    assert cache_facts(large, _settings("q8_0", "q4_0", rotate_kv=False)) == []
     assert cache_facts(large, _settings("f32", "f32")) == ["Flash attention reads an f32 cache in half precision."]

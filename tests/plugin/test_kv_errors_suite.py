@@ -32,7 +32,9 @@ def test_what_a_cache_changes_is_stored(
     assert whole[keys, "kv_key_error"]["value"] > 5 * whole[fine, "kv_key_error"]["value"] > 0
     assert whole[fine, "kv_patched_gap"]["value"] < 0.01 * whole[fine, "kv_run_kld"]["value"]
     assert {row["layer"] for row in run["estimates"] if row["metric"] == "kv_layer_kld"} == {None, 0, 1, 2}
-    assert any("rotates K (Hadamard)" in warning for warning in run["warnings"])
+    assert [warning for warning in run["warnings"] if "rotate" in warning] == [
+        "random-F32: llama.cpp rotates quantized K and V (Hadamard) before it stores them."
+    ]
     report = next(pytester.path.glob("results/runs/*/report.html")).read_text(encoding="utf-8")
     assert "kv-heads" in report
     assert "kv-layers" in report

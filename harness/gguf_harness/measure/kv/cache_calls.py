@@ -174,7 +174,8 @@ class KVCache:
                 "Report it with the file's architecture: the formula of its cache is wrong.",
             )
         for fact in cache_facts(model.info, model.settings):
-            self._core.notes.warn(f"{model.name}: {fact}")
+            # Once for a file, whatever types it is run with.
+            self._core.notes.warn(f"{model.model.name}: {fact}")
         detail = f"{model.settings.kv}, one sequence of {model.settings.n_ctx} tokens: {one:,} bytes"
         return [
             Estimate("kv_bytes_per_token", (more - one) / _CELLS, 1, detail=detail),

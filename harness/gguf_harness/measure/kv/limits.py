@@ -6,7 +6,7 @@ Sources: `llama_init_from_model` (src/llama-context.cpp) for what it refuses, th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from gguf_harness.engine.settings import CACHE_BLOCK
@@ -123,27 +123,28 @@ def rotates(info: ModelInfo, settings: SessionSettings) -> tuple[bool, bool]:
 
 
 def cache_facts(info: ModelInfo, settings: SessionSettings) -> list[str]:
-    """Sentences on this model's cache in these settings that a reader of its numbers has to know."""
+    """Sentences on a file's cache that a reader of its numbers has to know; the same for all types but for f32."""
     try:
         layout = cache_layout(info)
     except NoData as error:
         return [error.message]
     facts = layout.facts()
-    names = [name for name, rotated in zip(("K", "V"), rotates(info, settings), strict=True) if rotated]
-    quantized = [
-        name
-        for name, is_so in (("K", settings.has_quantized_k), ("V", settings.has_quantized_v and not layout.mla))
-        if is_so
-    ]
-    if names:
-        facts.append(f"llama.cpp rotates {' and '.join(names)} (Hadamard) before it quantizes them.")
-    elif quantized and not settings.rotate_kv:
-        facts.append(f"{' and '.join(quantized)} are not rotated: LLAMA_ATTN_ROT_DISABLE is set.")
-    elif quantized:
-        sizes = " and ".join(str(size) for size in sorted({layer.d_key for layer in layout.layers}))
-        why = "latents are not" if layout.mla else f"heads have {sizes} values, not a multiple of {_ROTATED_BY}"
-        facts.append(f"{' and '.join(quantized)} are not rotated: {why}.")
+    if (settings.has_quantized_k or settings.has_quantized_v) and settings.rotate_kv:
+        facts.append(_rotation_of(layout, settings))
     floats = [t for t in (settings.cache_type_k, settings.cache_type_v) if t == "f32"]
     if floats and settings.flash_attention != "off":
         facts.append("Flash attention reads an f32 cache in half precision.")
     return facts
+
+
+def _rotation_of(layout: CacheLayout, settings: SessionSettings) -> str:
+    """Whether llama.cpp rotates what is quantized: the same sentence for all quantized types of a file."""
+    if layout.mla:
+        return "Quantized latents are not rotated, although llama.cpp's log says so."
+    quantized = replace(settings, cache_type_k="q8_0", cache_type_v="q8_0", flash_attention="auto")
+    rotations = [rotation(layout, quantized, layer) for layer in layout.layers]
+    names = [name for name, size in (("K", max(r.k for r in rotations)), ("V", max(r.v for r in rotations))) if size]
+    if names:
+        return f"llama.cpp rotates quantized {' and '.join(names)} (Hadamard) before it stores them."
+    sizes = " and ".join(str(size) for size in sorted({layer.d_key for layer in layout.layers}))
+    return f"Quantized K and V are not rotated: heads have {sizes} values, not a multiple of {_ROTATED_BY}."
