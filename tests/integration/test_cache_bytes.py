@@ -14,8 +14,8 @@ from gguf_harness.engine.model import Model
 from gguf_harness.engine.settings import CacheType, FlashAttention, SessionSettings
 from gguf_harness.gguf.cache_layout import CacheLayout, read_cache_layout
 from gguf_harness.gguf.header import read_header
+from gguf_harness.inputs.cache_limits import cache_shape
 from gguf_harness.inputs.sources import expand
-from gguf_harness.measure.kv.limits import cache_shape
 from tests.integration import small_models
 from tests.integration.small_deepseek2 import write_small_deepseek2
 from tests.integration.small_jamba import write_small_jamba

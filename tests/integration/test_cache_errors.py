@@ -16,11 +16,11 @@ from gguf_harness.engine.settings import CacheType, SessionSettings
 from gguf_harness.engine.taps import Taps
 from gguf_harness.engine.worker import WorkerContext
 from gguf_harness.errors import NoData, NoPrompt
+from gguf_harness.inputs.cache_limits import rotation
 from gguf_harness.inputs.prompts import Prompt
 from gguf_harness.inputs.sources import expand
 from gguf_harness.measure.kv.cache_calls import CacheErrors, CacheLayers
 from gguf_harness.measure.kv.cache_tasks import CacheRequest, compare_caches, measure_bytes, quantize_layers
-from gguf_harness.measure.kv.limits import rotation
 from gguf_harness.measure.layers.tasks import kld_rows
 from gguf_harness.metrics.records import Place
 from tests.integration.small_deepseek2 import write_small_deepseek2

@@ -10,9 +10,9 @@ import pytest
 from gguf_harness.engine.context import Context
 from gguf_harness.engine.model import Model
 from gguf_harness.engine.settings import GGML_TYPES, QUANTIZED_CACHE, CacheType, SessionSettings
+from gguf_harness.inputs.cache_limits import cache_facts, rotates, why_not
 from gguf_harness.inputs.models import ModelInfo, load_info
 from gguf_harness.inputs.sources import expand
-from gguf_harness.measure.kv.limits import cache_facts, rotates, why_not
 from tests.integration.cache_experiment import outcomes
 from tests.integration.small_deepseek2 import write_small_deepseek2
 from tests.random_llama import write_random_llama

@@ -19,9 +19,9 @@ from gguf_harness.engine.settings import GGML_TYPES, CacheType, SessionSettings
 from gguf_harness.errors import NoData
 from gguf_harness.gguf.cache_layout import CacheLayout, read_cache_layout
 from gguf_harness.gguf.header import read_header
+from gguf_harness.inputs.cache_limits import rotation
 from gguf_harness.inputs.sources import expand
 from gguf_harness.measure.kv.cache_reading import CacheReader
-from gguf_harness.measure.kv.limits import rotation
 from tests.integration.small_deepseek2 import write_small_deepseek2
 from tests.integration.small_models import WINDOW, write_small_model
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gguf_harness.errors import EngineError, NoData
+from gguf_harness.inputs.cache_limits import cache_facts, cache_layout
 from gguf_harness.measure.kv.cache_tasks import (
     PATTERN_ROWS,
     CacheRequest,
@@ -16,7 +17,6 @@ from gguf_harness.measure.kv.cache_tasks import (
     measure_bytes,
     quantize_layers,
 )
-from gguf_harness.measure.kv.limits import cache_facts, cache_layout
 from gguf_harness.measure.measurement import ARRAYS, Job, Measurement
 from gguf_harness.metrics.cached_attention import head_error_estimates, pattern_estimates, prediction_rank
 from gguf_harness.metrics.clusters import by_layer, cluster_mean

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from gguf_harness.engine.cache_types import rotate, through_cache
 from gguf_harness.errors import EngineError, NoData
-from gguf_harness.measure.kv.limits import Rotation, rotation
+from gguf_harness.inputs.cache_limits import Rotation, rotation
 from gguf_harness.metrics.cached_attention import attention_pattern
 
 if TYPE_CHECKING:

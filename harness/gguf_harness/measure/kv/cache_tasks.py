@@ -18,9 +18,9 @@ from gguf_harness.engine.settings import SessionSettings
 from gguf_harness.errors import NoData, NoPrompt, TapNotFound
 from gguf_harness.gguf.cache_layout import read_cache_layout
 from gguf_harness.gguf.header import read_header
+from gguf_harness.inputs.cache_limits import Rotation, cache_shape, rotation
 from gguf_harness.inputs.prompts import Prompt
 from gguf_harness.measure.kv.cache_reading import MOST_TOKENS, CacheReader, LayerReading, round_queries
-from gguf_harness.measure.kv.limits import Rotation, cache_shape, rotation
 from gguf_harness.measure.layers.tasks import kld_rows
 from gguf_harness.measure.prompt_inputs import prompt_inputs
 from gguf_harness.metrics.cached_attention import attention_pattern, cosines, mix_values, relative_errors
