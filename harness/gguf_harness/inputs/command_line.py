@@ -257,6 +257,8 @@ def _add_all(add: Callable[..., None]) -> None:
     add("--gguf-lora-corpus", metavar="FILE", type=path_text, default=None,
         help="text of the adapters' own kind, which they were not trained on (default: that of the adapter that comes "
         "along)")  # fmt: skip
+    add("--gguf-haystacks", metavar="N", type=at_least(1), default=1,
+        help="texts that each fact of suites/kv is hidden in (default: 1)")  # fmt: skip
     add("--gguf-gpu", metavar="INDEX", type=at_least(-1), default=0,
         help="NVIDIA GPU for llama.cpp, -1 for none; ignored without a GPU (default: 0)")  # fmt: skip
     add("--gguf-gpu-layers", metavar="N", type=at_least(-1), default=-1,

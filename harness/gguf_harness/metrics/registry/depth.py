@@ -12,6 +12,8 @@ __all__ = ["METRICS"]
 _LOSS: Final = GatedBy("kv", "test_loss_does_not_grow_with_depth", of="cached")
 _OCTAVES: Final = "over the positions of an octave (64-127) of all windows, against the same file with its plain cache"
 _TOOL: Final = "llama-perplexity --kl-divergence, by position: this harness."
+_KAMRADT: Final = "Kamradt (2023), Needle in a haystack: pressure testing LLMs; by probabilities: this harness."
+_FACT: Final = GatedBy("kv", "test_facts_are_found_with_this_cache", of="cached")
 _SLOPES: Final = (
     "Matthews et al. (1990), Analysis of serial measurements in medical research: a slope for each window, then their"
     " mean."
@@ -32,6 +34,32 @@ def _by_position(
         estimated="positions",
         values=values,
         parts=("position",),
+        compared=False,
+    )
+
+
+def _needle(
+    name: str,
+    title: str,
+    unit: str,
+    better: Better,
+    meaning: str,
+    definition: str,
+    values: tuple[float, float] = (-math.inf, math.inf),
+    gate: GatedBy | None = None,
+) -> Metric:
+    return Metric(
+        name=name,
+        title=title,
+        unit=unit,
+        better=better,
+        meaning=meaning,
+        definition=definition,
+        source=_KAMRADT,
+        estimated="needles",
+        values=values,
+        parts=("position",),
+        gate=gate,
         compared=False,
     )
 
@@ -107,5 +135,40 @@ METRICS: Final = (
         estimated="positions",
         gate=_LOSS,
         compared=False,
+    ),
+    _needle(
+        "needle_logprob",
+        "answer's log p",
+        "nats",
+        "higher",
+        "Log-probability of the answer to a fact that was hidden in a long text.",
+        "Mean over facts of ln p(answer | text with the fact, question), all tokens of the answer.",
+        (-math.inf, 0.0),
+    ),
+    _needle(
+        "needle_lift",
+        "evidence of the fact",
+        "nats",
+        "higher",
+        "What having read the fact adds to its answer's log-probability: above 0 it is retrieved.",
+        "Mean over facts of ln p(answer | text with the fact) - ln p(answer | the same text without it).",
+    ),
+    _needle(
+        "needle_rank",
+        "answer's rank",
+        "",
+        "lower",
+        "Rank of the answer's first token among all tokens; 1 is the likeliest.",
+        "Geometric mean over facts of 1 + number of tokens that are likelier.",
+        (1.0, math.inf),
+    ),
+    _needle(
+        "needle_change",
+        "answer's log p against the full cache's",
+        "nats",
+        "higher",
+        "What a KV cache changes in the log-probability of answers to facts that were hidden in long texts.",
+        "Mean over facts of ln p(answer) with this cache - ln p(answer) with the full one, on the same texts.",
+        gate=_FACT,
     ),
 )

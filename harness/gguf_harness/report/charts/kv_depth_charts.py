@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from gguf_harness.metrics.registry import metric_info
 from gguf_harness.report.charts.base import Chart, Figure, make_chart, short_name
-from gguf_harness.report.charts.layer_lines import Series, line_panel, metric_label, percent
-from gguf_harness.report.data import RunView
+from gguf_harness.report.charts.layer_lines import Series, line_panel, metric_label, percent, show
+from gguf_harness.report.data import RunView, visible
 from gguf_harness.report.numbers import format_metric
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["kv_depth_charts"]
 
 _BY_POSITION: Final = ("kld_by_position", "same_top_by_position", "ppl_ratio_by_position", "delta_p_rms_by_position")
+_NEEDLES: Final = ("needle_lift", "needle_change", "needle_logprob", "needle_rank")
 _SLOPES: Final = ("kld_relative_slope", "nll_slope")
 
 Row = Mapping[str, Any]
@@ -24,7 +25,7 @@ Row = Mapping[str, Any]
 
 def kv_depth_charts(view: RunView, _: Path) -> list[Chart]:
     """The charts that the run has numbers for."""
-    return [chart for chart in (_by_position(view),) if chart is not None]
+    return [chart for chart in (_by_position(view), _needles(view)) if chart is not None]
 
 
 def _by_position(view: RunView) -> Chart | None:
@@ -116,3 +117,77 @@ def _table(view: RunView, names: Sequence[str]) -> tuple[list[str], list[list[st
 
 def _cell(metric: str, row: Row | None) -> str:
     return "" if row is None else format_metric(metric_info(metric), row["value"], row["se"])
+
+
+# -- needles ----------------------------------------------------------------------------------------------------------
+
+
+def _needles(view: RunView) -> Chart | None:
+    panels = [panel for metric in _NEEDLES if (panel := _needle_panel(view, metric)) is not None]
+    names = [model.name for model in view.models if view.row(model.name, "needle_lift") is not None]
+    if not panels or not names:
+        return None
+    detail = next((row["detail"] for name in names if (row := view.row(name, "needle_lift"))), None)
+    return make_chart(
+        "kv-needles",
+        _found(view, names),
+        "A fact that nobody can guess stands somewhere in a text, and is asked for at its end"
+        + (f": {visible(str(detail))}." if detail else "."),
+        panels,
+        "; ".join(
+            f"{short_name(view, name)}: {_cell('needle_lift', view.row(name, 'needle_lift'))} nats" for name in names
+        ),
+        view="lines",
+        how="To the left the fact stands at the beginning of the text, to the right shortly before the question."
+        " Evidence is how much more probable the answer is than after the same text without the fact: at 0 the model"
+        " has not found it, at 2.3 it is ten times as probable. Bars are one standard error over facts.",
+        table=_needle_table(view, names),
+    )
+
+
+def _needle_panel(view: RunView, metric: str) -> Figure | None:
+    info, shares = metric_info(metric), set[int]()
+    series = []
+    for model in view.models:
+        points = []
+        for row in view.parts_of(model.name, metric):
+            share = int(str(row["part"]).removesuffix(" %"))
+            shares.add(share)
+            points.append((share, row["value"], row["se"], f"n = {row['n']}"))
+        if points:
+            series.append(Series(model.name, None, sorted(points)))
+    y: dict[str, Any] = {"label": metric_label(metric)}
+    y |= (
+        {"log": True}
+        if metric == "needle_rank"
+        else {"middle": 0}
+        if metric in {"needle_lift", "needle_change"}
+        else {}
+    )
+    x = {"label": "text before the fact", "ticks": [[share, f"{share} %"] for share in sorted(shares)]}
+    return line_panel(view, info.title, info.meaning, y, series, x)
+
+
+def _found(view: RunView, names: Sequence[str]) -> str:
+    """Whether facts are found at all, and which cache surely loses most of them."""
+    lifts = {name: row for name in names if (row := view.row(name, "needle_lift")) is not None}
+    finding = [name for name in names if _surely_rises(lifts[name])]
+    if not finding:
+        return "No model was found to remember facts from so far back"
+    best = max(finding, key=lambda name: float(lifts[name]["value"]))
+    told = (
+        f"{short_name(view, best)} finds facts: reading one adds {show(float(lifts[best]['value']))} nats to its answer"
+    )
+    changes = {name: row for name in names if (row := view.row(name, "needle_change")) is not None}
+    losing = [name for name, row in changes.items() if row.get("high") is not None and row["high"] < 0]
+    if losing:
+        worst = min(losing, key=lambda name: float(changes[name]["value"]))
+        return f"{told}; {short_name(view, worst)} loses {show(-float(changes[worst]['value']))} of log p"
+    return f"{told}; no cache was found to lose any" if changes else told
+
+
+def _needle_table(view: RunView, names: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+    heads = ["subject", *(metric_info(metric).title for metric in _NEEDLES)]
+    return heads, [
+        [short_name(view, name), *(_cell(metric, view.row(name, metric)) for metric in _NEEDLES)] for name in names
+    ]
