@@ -69,6 +69,8 @@ bench: $(VENV)/.dev
 	$(BIN)/python -m tests.bench.speed_ratio
 	$(BIN)/python -m tests.bench.cached_suite
 	$(BIN)/python -m tests.bench.live_latency
+	$(BIN)/python -m tests.bench.time_to_verdict
+	$(BIN)/python -m tests.bench.side_by_side
 
 # The pictures of reports, bundled with what they need from npm (Node 18 or newer). The bundle is stored in the package.
 views: $(NPM)

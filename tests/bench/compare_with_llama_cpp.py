@@ -32,7 +32,7 @@ from gguf_harness.inputs.options import Options, read_options
 from gguf_harness.inputs.subjects import Subject
 from gguf_harness.measure.core import Core
 from gguf_harness.measure.passes.calls import CorpusPass
-from gguf_harness.measure.passes.tasks import CODES_FILE
+from gguf_harness.measure.passes.decoding import CODES_FILE
 from gguf_harness.measure.speed.calls import Speed
 from gguf_harness.metrics.divergence import summarize_divergence
 from gguf_harness.metrics.perplexity import perplexity

@@ -13,9 +13,9 @@ from gguf_harness.engine.worker import Worker, WorkerContext
 from gguf_harness.errors import StoreError
 from gguf_harness.inputs.corpora import load_corpus
 from gguf_harness.measure.passes import tasks as passes
+from gguf_harness.measure.passes.decoding import CODES_FILE
 from gguf_harness.measure.passes.observers import ReferenceObserver
 from gguf_harness.measure.passes.tasks import (
-    CODES_FILE,
     CorpusText,
     PassRequest,
     run_candidate_pass,

@@ -13,10 +13,10 @@ from gguf_harness.engine.settings import SessionSettings
 from gguf_harness.engine.worker import Worker, WorkerContext
 from gguf_harness.errors import EngineCrashed, StoreError
 from gguf_harness.inputs.corpora import load_corpus
-from gguf_harness.measure.passes import tasks as passes
+from gguf_harness.measure.passes import decoding
+from gguf_harness.measure.passes.decoding import CODES_FILE, Progress
 from gguf_harness.measure.passes.observers import ReferenceObserver
 from gguf_harness.measure.passes.tasks import (
-    CODES_FILE,
     CorpusText,
     PassRequest,
     run_candidate_pass,
@@ -33,7 +33,7 @@ SETTINGS = SessionSettings(n_ctx=64, n_batch=128, threads=2)
 
 def _die_in_the_middle(worker: WorkerContext) -> None:
     """From here on, save after each group of windows, and die when the seventh window is reached."""
-    passes._SAVE_EVERY_S = -1.0  # type: ignore[misc]
+    decoding._SAVE_EVERY_S = -1.0  # type: ignore[misc]
     report = worker.progress
 
     def progress(done: int, total: int) -> None:
@@ -132,7 +132,7 @@ def test_progress_of_another_pass_is_not_taken_over(stored: Arrays | bytes | Non
         partial.write_bytes(stored)
     elif stored is not None:
         save_arrays(partial, stored)
-    assert passes._resume(partial, observer, "mine") == done
+    assert Progress(tmp_path, "mine").resume(observer) == done
     assert (observer.arrays["nll"] == (1 if done else 0)).all()
 
 

@@ -40,15 +40,17 @@ def test_a_pass_stops_when_its_gates_are_decided(
     assert result.ret == 0
     result.stdout.fnmatch_lines(["random-Q8_0: all gates of its pass were decided after * of 30 windows;*"])
     run = read_run()
-    (early,) = run["early"]
-    assert early["model"] == "random-Q8_0"
-    assert 6 <= early["windows"] <= 20
-    assert early["tokens"] == 32 * early["windows"]
-    assert early["saved_tokens"] == 32 * (CHUNKS - early["windows"])
+    early, of_reference = run["early"]
+    assert (early["model"], of_reference["model"]) == ("random-Q8_0", "random-F32")
+    assert 6 <= early["windows"] <= of_reference["windows"] <= 20
+    for part in (early, of_reference):
+        assert part["tokens"] == 32 * part["windows"]
+        assert part["saved_tokens"] == 32 * (CHUNKS - part["windows"])
+    result.stdout.fnmatch_lines([f"random-F32: no candidate needed more than {of_reference['windows']} of 30 windows*"])
     rows = {(row["model"], row["metric"]): row for row in run["estimates"]}
     for metric in ("kld_mean", "same_top", "delta_p_rms", "ppl", "ppl_ratio"):
         assert rows["random-Q8_0", metric]["clusters"] == early["windows"], metric
-    assert rows["random-F32", "ppl"]["clusters"] == CHUNKS
+    assert rows["random-F32", "ppl"]["clusters"] == of_reference["windows"]
     assert run["corpus"]["windows"] == CHUNKS
     gates = {gate["metric"]: gate for gate in run["gates"]}
     assert set(gates) == {"kld_mean", "same_top", "delta_p_rms", "ppl_ratio", "ppl"}
@@ -65,7 +67,8 @@ def test_a_pass_stops_when_its_gates_are_decided(
     assert whole["early"] == []
     assert whole["cache"]["misses"] > 0
     rows = {(row["model"], row["metric"]): row for row in whole["estimates"]}
-    assert rows["random-Q8_0", "kld_mean"]["clusters"] == CHUNKS
+    for model in ("random-Q8_0", "random-F32"):
+        assert rows[model, "ppl"]["clusters"] == CHUNKS, model
 
 
 def test_a_bad_candidate_fails_early_and_says_so(
@@ -81,8 +84,8 @@ def test_a_bad_candidate_fails_early_and_says_so(
     )
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     result.stdout.fnmatch_lines(["worse: same top is *; the limit is at least 99 %. Decided after * windows*"])
-    (early,) = read_run()["early"]
-    assert early["windows"] < CHUNKS
+    early = {part["model"]: part["windows"] for part in read_run()["early"]}
+    assert early["worse"] <= early["random-F32"] < CHUNKS
 
 
 def test_what_stays_open_is_decided_by_the_bound_of_all_windows(
@@ -111,3 +114,45 @@ def test_a_gate_that_needs_all_windows_keeps_them(
     assert run["early"] == []
     assert any("--gguf-until-decided has no effect" in warning for warning in run["warnings"])
     assert "kld_max" in {gate["metric"] for gate in run["gates"]}
+
+
+def test_the_reference_decodes_what_some_candidate_needs_and_a_whole_run_goes_on_there(
+    run_suite: RunSuite, read_run: ReadRun, pytester: pytest.Pytester
+) -> None:
+    """Several quantizations of tiny: verdicts of the whole passes, with fewer windows of the reference."""
+    arguments = ["--models=tiny", "--gguf-quants=Q8_0,Q6_K,Q2_K", "--gguf-ctx=128", "--gguf-batch=512"]
+    arguments += ["--gguf-chunks=40", "-k", "divergence or perplexity"]
+    early = ["--gguf-until-decided", *arguments]
+
+    def verdicts() -> dict[tuple[str, str], str]:
+        return {(gate["model"], gate["metric"]): gate["verdict"] for gate in read_run()["gates"]}
+
+    def decoded() -> dict[str, int]:
+        return {part["model"]: part["windows"] for part in read_run()["early"]}
+
+    run_suite(*early)
+    first, windows, said = verdicts(), decoded(), read_run()
+    reference = said["reference"]
+    assert set(first.values()) == {"pass", "fail"}
+    needed = max(count for model, count in windows.items() if model != reference)
+    assert needed <= windows[reference] < 40
+    # Windows that share a batch are decoded together: no more than one batch beyond what was needed.
+    assert windows[reference] < needed + 4
+    tests = [test["model"] for test in said["tests"] if test["model"]]
+    assert [tests[0], tests[-1]] == ["tiny-Q2_K", reference]
+
+    run_suite(*early)
+    assert read_run()["cache"]["misses"] == 0
+    assert (verdicts(), decoded()) == (first, windows)
+    assert read_run()["estimates"] == said["estimates"]
+
+    # All the rest is decoded; what is there is not.
+    run_suite(*arguments)
+    whole = read_run()
+    assert verdicts() == first
+    run_suite(*arguments, "--gguf-cache=fresh")
+    assert read_run()["estimates"] == whole["estimates"]
+    (codes,) = pytester.path.glob("fresh/passes/*/logprobs.u16")
+    assert [file.read_bytes() == codes.read_bytes() for file in pytester.path.glob("results/cache/passes/*/*.u16")] == [
+        True
+    ]

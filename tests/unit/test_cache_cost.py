@@ -1,4 +1,4 @@
-"""What types of the KV cache cost: against closed forms, and the interaction with the weights as a two-by-two design."""
+"""What types of the KV cache cost, against closed forms; the interaction with the weights as a two-by-two design."""
 
 from __future__ import annotations
 

@@ -16,9 +16,6 @@ from gguf_harness.errors import NoData
 from gguf_harness.measure.speed.machine_use import Watch
 from gguf_harness.measure.speed.side_by_side import (
     SpeedResult,
-    Timed,
-    _container_memory,
-    fit_together,
     repeat_undisturbed,
 )
 from gguf_harness.measure.speed.tasks import Memory
@@ -220,23 +217,6 @@ def test_results_are_the_same_after_json() -> None:
     # One that was disturbed and taken again is no reason to measure anew.
     again = replace(timing, ours=(*_taken(1, use=BUSY), *_taken(1, 2)))
     assert not replace(result, timings={"tg": again}).is_disturbed
-
-
-def test_two_models_fit_where_a_container_has_room(tmp_path: Path) -> None:
-    assert _container_memory(tmp_path) == math.inf
-    (tmp_path / "memory.max").write_text("max\n")
-    (tmp_path / "memory.current").write_text("700\n")
-    (tmp_path / "memory.stat").write_text("anon 300\nfile 400\nfile_mapped 9\n")
-    assert _container_memory(tmp_path) == math.inf
-    (tmp_path / "memory.max").write_text("1000\n")
-    assert _container_memory(tmp_path) == 700
-    model = Timed((tmp_path / "model",), lambda: pytest.fail("nothing is started"))
-    with model.files[0].open("wb") as file:
-        file.truncate(10**6)
-    assert fit_together([model, model], on_gpu=False)
-    with model.files[0].open("wb") as file:
-        file.truncate(2**43)  # 8 TiB, of which nothing is on disk
-    assert not fit_together([model, model], on_gpu=False)
 
 
 def test_a_mean_of_nothing() -> None:

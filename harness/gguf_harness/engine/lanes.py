@@ -94,4 +94,8 @@ class Lanes(Generic[LaneT]):
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Wait for what is running, and close the contexts."""
         self._stack.close()

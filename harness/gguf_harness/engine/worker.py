@@ -111,20 +111,21 @@ class WorkerContext:
         One thing is kept; it is closed before another is made, and with the model.
         """
         if self._kept is None or self._kept[0] != key:
-            self._close_kept()
+            self.drop_kept()
             made = make()
             self._kept = (key, made)
             return made
         return self._kept[1]  # type: ignore[return-value]
 
-    def _close_kept(self) -> None:
+    def drop_kept(self) -> None:
+        """Close what is kept, if anything."""
         kept, self._kept = self._kept, None
         if kept is not None:
             kept[1].close()
 
     def close(self) -> None:
         """Free the loaded model and its contexts, if any."""
-        self._close_kept()
+        self.drop_kept()
         while self._contexts:
             self._contexts.popitem()[1].close()
         if self._model is not None:

@@ -84,7 +84,7 @@ class Measuring:
 
     def _cached(self, job: Job[R], entry: Entry) -> R:
         with entry.lock():
-            self._forget_if_stale(entry)
+            self.forget_if_stale(entry)
             stored = self._load(job, entry)
             if stored is not None:
                 self.hits += job.measurement.counted
@@ -157,13 +157,14 @@ class Measuring:
     def _worker_name(self, job: Job[Any]) -> str:
         return job.subjects[0].model.name if job.subjects else job.measurement.kind.partition("/")[0]
 
-    def _forget_if_stale(self, entry: Entry) -> None:
+    def forget_if_stale(self, entry: Entry) -> None:
         """With --gguf-fresh, remove results of other sessions, including leftovers of an interrupted pass.
 
         Results of other processes of the same session (`pytest -n`) are kept.
         """
         if self.options.fresh and not entry.is_of_this_session:
             entry.remove()
+            entry.claim()
 
     def once(self, key: tuple[str, ...], work: Callable[[], T]) -> T:
         """Call `work` once per key and session; later calls return its result or raise its error again."""

@@ -26,6 +26,7 @@ from gguf_harness.judge.outcomes import attempt_of, begin_attempt, describe_fail
 from gguf_harness.judge.plan import planned_suite, suite_of
 from gguf_harness.pytest_plugin.distribution import ModelGroups, can_group, send_groups
 from gguf_harness.pytest_plugin.interrupts import absorbed
+from gguf_harness.pytest_plugin.order import order_of_models
 from gguf_harness.pytest_plugin.reporting import Reporting
 from gguf_harness.pytest_plugin.state import FINDINGS, STATE, State, only_plans
 from gguf_harness.report.data import visible
@@ -181,7 +182,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Order tests by model, the reference first, and plan what the reference's pass must store."""
+    """Order tests by model, and plan what the reference's pass must store."""
     ours = [item for item in items if _ours(item)]
     if not ours:
         return
@@ -202,7 +203,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     state.suites = {suite for item in items if (suite := planned_suite(item.path)) is not None}
     state.comparisons = sum("baseline" in item.fixturenames for item in ours if isinstance(item, pytest.Function))
     state.divergence = any({"candidate", "corpus_pass"} <= _ours(item) for item in ours)
-    order = {model.name: index for index, model in enumerate(state.ladder.subjects)}
+    order = order_of_models(state.ladder, until_decided=state.divergence and bool(state.early_limits))
     chosen = set(ours)
     places = [index for index, item in enumerate(items) if item in chosen]
     ours.sort(key=lambda item: order.get(_model_name(item) or "", -1))

@@ -252,12 +252,21 @@ class RunView:
 
     def early_notes(self) -> list[str]:
         """Notes on the tokens that --gguf-until-decided saved."""
-        return [
-            f"{visible(part['model'])}: all gates of its pass were decided after {part['windows']} of {part['planned']}"
-            f" windows; {part['saved_tokens']} tokens were saved, and its estimates are biased towards the decision"
-            for part in self.run.get("early", [])
-            if part["saved_tokens"]
-        ]
+        notes = []
+        for part in self.run.get("early", []):
+            name, share = visible(part["model"]), f"{part['windows']} of {part['planned']} windows"
+            if not part["saved_tokens"]:
+                continue
+            if part["model"] == self.run.get("reference"):
+                notes.append(
+                    f"{name}: no candidate needed more than {share} of it; {part['saved_tokens']} tokens were saved"
+                )
+                continue
+            notes.append(
+                f"{name}: all gates of its pass were decided after {share}; {part['saved_tokens']} tokens were saved,"
+                " and its estimates are biased towards the decision"
+            )
+        return notes
 
     def correction_notes(self) -> list[str]:
         """Notes on verdicts that change when Holm's correction counts all gates of the run, a line per model."""

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Cache", "Entry"]
 
+_BEGUN_FILE: Final = ".begun"
 _WORD: Final = re.compile(r"[a-z][a-z_]*")
 _COUNT_EVERY_S: Final = 60.0
 """Other processes also add to a cache: its size is counted again after this time."""
@@ -100,9 +101,21 @@ class Entry:
 
     @property
     def is_of_this_session(self) -> bool:
-        """Whether a process of this session stored it."""
+        """Whether a process of this session stored it, or has begun to."""
         meta = self._read()
-        return meta is not None and meta.get("session") == self._cache.session
+        if meta is not None and meta.get("session") == self._cache.session:
+            return True
+        with contextlib.suppress(OSError):
+            return (self.folder / _BEGUN_FILE).read_text(encoding="utf-8") == self._cache.session
+        return False
+
+    def claim(self) -> None:
+        """Note that this session has begun to measure it: what lies in its folder from now on is of this session."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / _BEGUN_FILE).write_text(self._cache.session, encoding="utf-8")
+        except OSError as error:
+            raise write_error(self.folder, error) from error
 
     @property
     def stamp(self) -> tuple[int, int] | None:

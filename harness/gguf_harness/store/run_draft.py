@@ -271,7 +271,10 @@ class RunDraft:
         for part in parts:
             heads |= part["heads"]
             texts = part["texts"] | texts
-            early |= part["early"]
+            for model, row in part["early"].items():
+                # A reference is decoded on by whichever process needs more of it.
+                if model not in early or early[model]["windows"] < row["windows"]:
+                    early[model] = row
             models = part["models"] | models
             arrays = part["arrays"] | arrays
         return {

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from gguf_harness.errors import NoData
 from gguf_harness.inputs.models import check_comparable
 from gguf_harness.metrics.cache_cost import summarize_cache, summarize_interaction, summarize_together
 
@@ -52,11 +51,10 @@ class CacheCost:
             full: the same file with a full cache.
             reference: of the session, with a full cache.
 
-        Raises:
-            NoData: it is the reference's file.
+        Of the reference's own file, whose weights cost nothing, both together is what the cache costs.
         """
         if cached.sha256 == reference.sha256:
-            raise NoData(f"the weights are those of the reference, {reference.name}: they cost nothing")
+            return [replace(self.alone(cached, full)[0], metric="kv_total_kld")]
         check_comparable(cached.info, reference.info, asked_for=self._ladder.asked_for)
         full_reference = replace(reference, settings=full.settings, variant=full.variant)
         reference_cached = replace(reference, settings=cached.settings, variant=cached.variant)

@@ -13,6 +13,8 @@ import numpy as np
 from gguf_harness.errors import HarnessError
 from gguf_harness.inputs.subjects import Subject
 from gguf_harness.measure.measurement import ARRAYS, Files, Job, Measurement
+from gguf_harness.measure.passes.decoding import has_codes
+from gguf_harness.measure.passes.growing import GrowingReference, decide_in_turns, planned_windows
 from gguf_harness.measure.passes.logprobs import logprob_bytes
 from gguf_harness.measure.passes.strip import read_pieces, strip_of, tokens_of, typical_window
 from gguf_harness.measure.passes.tasks import (
@@ -20,7 +22,6 @@ from gguf_harness.measure.passes.tasks import (
     CorpusText,
     PassRequest,
     check_room,
-    has_codes,
     reference_shape,
     run_candidate_pass,
     run_mixture_pass,
@@ -40,6 +41,9 @@ __all__ = ["CorpusPass", "Mixture", "TextRead"]
 
 _REFERENCE: Final = Measurement("passes/reference", 2, run_reference_pass, "windows", ARRAYS)
 _CANDIDATE: Final = Measurement("passes/candidate", TOKEN_VALUES_VERSION, run_candidate_pass, "windows", ARRAYS)
+_DECIDED: Final = Measurement(
+    "passes/candidate", TOKEN_VALUES_VERSION, decide_in_turns, "windows", ARRAYS, runs="in the session"
+)
 _FLOOR: Final = Measurement("passes/floor", TOKEN_VALUES_VERSION, run_candidate_pass, "windows", ARRAYS)
 _MIXTURE: Final = Measurement("passes/mixture", TOKEN_VALUES_VERSION, run_mixture_pass, "windows", ARRAYS)
 _PIECES: Final = Measurement("passes/pieces", 1, read_pieces, "tokens", ARRAYS, counted=False)
@@ -163,7 +167,7 @@ class CorpusPass:
         chunks = min(_FLOOR_WINDOWS, options.chunks or _FLOOR_WINDOWS)
         job = self._against(_FLOOR, replace(reference, settings=other), reference, chunks)
         floor = self._core.measure(replace(job, label=f"noise floor of {reference.name}"))
-        base = self.reference(reference, logprobs=True)
+        base = self._base(reference, chunks)
         return floor, {name: base[name][: len(floor["nll"])] for name in ("nll", "top")}
 
     def reference(self, model: Subject, *, logprobs: bool) -> Arrays:
@@ -177,7 +181,7 @@ class CorpusPass:
 
     def candidate(self, model: Subject, reference: Subject) -> Arrays:
         """nll, top token and divergence in both directions of every scored token; see `run_candidate_pass`."""
-        return self._core.measure(self._against(_CANDIDATE, model, reference, self._core.options.chunks, self._limits))
+        return self._core.measure(self._of_candidate(model, reference))
 
     def mixture(self, mixture: Mixture, of: Subject, reference: Subject, chunks: int) -> Arrays:
         """A mixture of a candidate and its reference on the first windows of the pass; see `run_candidate_pass`.
@@ -242,23 +246,46 @@ class CorpusPass:
         model: Subject,
         reference: Subject,
         chunks: int | None,
-        limits: tuple[WindowLimit, ...] = (),
     ) -> Job[Arrays]:
         base_job = self._by_itself(reference, logprobs=True)
         base = self._core.entry(base_job)
-        key = self._key(model, chunks) | {"reference": base.digest}
-        if limits:
-            # In whatever order a file of gates has them.
-            key["until_decided"] = sorted((asdict(limit) for limit in limits), key=str)
-        more = (limits,) if measurement is not _MIXTURE else ()
         return Job(
             measurement,
             f"{model.name} on {self.corpus.name}",
-            key,
-            lambda entry: (self._request(model, chunks, entry), base.folder, base.arrays_file, *more),
+            self._key(model, chunks) | {"reference": base.digest},
+            lambda entry: (self._request(model, chunks, entry), base.folder, base.arrays_file),
             subjects=(model,),
-            reads=base_job,
+            reads=None if self._limits else base_job,
+            prepare=(lambda _: self._grow(reference, chunks)) if self._limits else None,
         )
+
+    def _of_candidate(self, model: Subject, reference: Subject) -> Job[Arrays]:
+        """The pass of a candidate, which stops when all limits are decided."""
+        job = self._against(_CANDIDATE, model, reference, self._core.options.chunks)
+        if not self._limits:
+            return job
+        growing = self._growing(reference)
+
+        def arguments(entry: Entry) -> tuple[object, ...]:
+            request, *_ = job.arguments(entry)
+            return growing, model, lambda: self._core.shared_worker(model.model.name), request, self._limits
+
+        # In whatever order a file of gates has them.
+        limits = sorted((asdict(limit) for limit in self._limits), key=str)
+        key = job.key | {"until_decided": limits}
+        return replace(job, measurement=_DECIDED, key=key, arguments=arguments, prepare=None)
+
+    def _growing(self, reference: Subject) -> GrowingReference:
+        return GrowingReference(self._core, reference, self._by_itself(reference, logprobs=True))
+
+    def _grow(self, reference: Subject, windows: int | None) -> None:
+        self._growing(reference).first(windows)
+
+    def _base(self, reference: Subject, windows: int) -> Arrays:
+        """A reference's values of at least so many windows."""
+        if self._limits:
+            return self._growing(reference).first(windows)
+        return self.reference(reference, logprobs=True)
 
     def _key(self, model: Subject, chunks: int | None) -> dict[str, object]:
         about = {"corpus": self.corpus.sha256, "chunks": chunks, "windows": self._core.options.windows}
@@ -288,7 +315,7 @@ class CorpusPass:
             self._describe(arrays)
         if options.save_baseline is None and not self._limits:
             return arrays
-        base = self.reference(reference, logprobs=True)
+        base = self._base(reference, len(arrays["nll"]))
         same = {name: base[name][: len(arrays["nll"])] for name in ("nll", "top")}
         if options.save_baseline is not None:
             means = window_means(arrays, same) | {"window": arrays["window"]}
@@ -296,7 +323,8 @@ class CorpusPass:
         if self._limits and model.name not in self._text.early:
             self._describe(base)
             self._text.early[model.name] = decided_so_far(self._limits, arrays, same)
-            notes.add_early(model.name, len(arrays["nll"]), len(base["nll"]), options.ctx)
+            notes.add_early(model.name, len(arrays["nll"]), planned_windows(base), options.ctx)
+            notes.add_early(reference.name, len(base["nll"]), planned_windows(base), options.ctx)
         return arrays
 
     def _alone(self, model: Subject) -> Arrays:
@@ -307,12 +335,21 @@ class CorpusPass:
                 return self._compared(model, self._reference)
             except HarnessError:
                 pass  # no reason to go without a perplexity, if this model itself is sound
-        arrays = self.reference(model, logprobs=self._divergence and is_reference)
+        keeps = self._divergence and is_reference
+        arrays = (
+            self.reference(model, logprobs=keeps) if not (keeps and self._limits) else self._as_far_as_needed(model)
+        )
         self._describe(arrays)
         return arrays
 
+    def _as_far_as_needed(self, reference: Subject) -> Arrays:
+        """Values of the windows that candidates needed so far; of all where there were none."""
+        growing = self._growing(reference)
+        return growing.read() or growing.first(None)
+
     def _describe(self, arrays: Arrays) -> None:
-        (windows, scored), available = arrays["nll"].shape, int(arrays["available"].item())
+        scored, available = arrays["nll"].shape[1], int(arrays["available"].item())
+        windows = planned_windows(arrays)
         options = self._core.options
         taken = {"windows": windows, "available": available, "order": options.windows, "n_ctx": options.ctx}
         counts = {"tokens": windows * options.ctx, "scored_tokens": windows * scored}
@@ -349,12 +386,12 @@ class CorpusPass:
     def _keep_strip(self, model: Subject, reference: Subject, arrays: Arrays) -> None:
         """One window of the text token by token, from passes that were made: none is made for it."""
         stored = self._core.entry(self._by_itself(reference, logprobs=True)).load()
-        if stored is None:
+        base = stored[1] if stored is not None else self._growing(reference).read()
+        if base is None or len(base["nll"]) < len(arrays["nll"]):
             # The candidate's pass came from the cache, and the reference's is there no more.
             return
-        _, base = stored
         window = typical_window(base, MIN_WINDOWS if self._limits else None)
-        of = self._core.entry(self._against(_CANDIDATE, model, reference, self._core.options.chunks, self._limits))
+        of = self._core.entry(self._of_candidate(model, reference))
         job = Job(
             _PIECES,
             f"words of {model.name}",

@@ -90,13 +90,21 @@ class LogprobReader:
         scales: [windows, scored tokens] scale of each row.
         totals: [windows, scored tokens] sum of exp of each row, as it was before coding.
         vocabulary: length of a row.
+        windows: how many the file will have, where it is still written to; None if as many as `scales`.
 
     Raises:
         FilesLost: the file is missing or has another size than its description.
     """
 
-    def __init__(self, path: Path, scales: NDArray[np.float32], totals: NDArray[np.float32], vocabulary: int) -> None:
-        shape = (*scales.shape, vocabulary)
+    def __init__(
+        self,
+        path: Path,
+        scales: NDArray[np.float32],
+        totals: NDArray[np.float32],
+        vocabulary: int,
+        windows: int | None = None,
+    ) -> None:
+        shape = (windows or len(scales), scales.shape[1], vocabulary)
         expected = 2 * int(np.prod(shape))
         size = path.stat().st_size if path.is_file() else 0
         if size != expected:

@@ -21,16 +21,16 @@ MOST_TOKENS: Final = 512
 
 
 def typical_window(base: Arrays, among: int | None = None) -> int:
-    """The window whose mean loss is nearest to that of all windows, by the reference alone.
+    """The window whose mean loss is nearest to the mean, by the reference alone.
 
     No candidate has a say in it, so that all are shown the same one, whichever is measured first.
 
     Args:
         base: the reference's pass.
-        among: only the first so many windows can be chosen: those that every candidate has.
+        among: only the first so many windows count: those that every candidate has.
     """
-    means = base["nll"].astype(np.float64).mean(axis=1)
-    return int(np.abs(means[:among] - means.mean()).argmin())
+    means = base["nll"][:among].astype(np.float64).mean(axis=1)
+    return int(np.abs(means - means.mean()).argmin())
 
 
 def tokens_of(base: Arrays, arrays: Arrays, window: int) -> Arrays:

@@ -1,12 +1,8 @@
-"""A pass: one decode of a model over a corpus, for any observers. Runs in a worker.
-
-Progress is kept on disk every few seconds: a killed pass resumes at the window where it was.
-"""
+"""A pass: one decode of a model over a corpus, for any observers. Runs in a worker."""
 
 from __future__ import annotations
 
 import hashlib
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,29 +11,27 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from gguf_harness.engine.lanes import Lanes, count_lanes
+from gguf_harness.engine.lanes import count_lanes
 from gguf_harness.engine.settings import SessionSettings, WindowOrder, first_scored
-from gguf_harness.errors import CorpusError, FilesLost, VocabularyMismatch
+from gguf_harness.errors import CorpusError, VocabularyMismatch
+from gguf_harness.measure.passes.decoding import CODES_FILE, Plan, Progress, decode, load_base
 from gguf_harness.measure.passes.logprobs import LogprobReader, LogprobWriter, logprob_bytes
-from gguf_harness.measure.passes.observers import DivergenceObserver, Observer, ReferenceObserver
+from gguf_harness.measure.passes.observers import DivergenceObserver, ReferenceObserver
 from gguf_harness.measure.prompt_inputs import check_context
 from gguf_harness.metrics.windows import WindowLimit, decided_so_far
-from gguf_harness.store.arrays import Arrays, load_arrays, save_arrays
+from gguf_harness.store.arrays import Arrays
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from gguf_harness.engine.model import Model, Tokens
+    from gguf_harness.engine.model import Tokens
     from gguf_harness.engine.worker import WorkerContext
 
 __all__ = [
-    "CODES_FILE",
     "MIN_WINDOWS",
     "CorpusText",
     "PassRequest",
     "check_room",
+    "continue_candidate_pass",
     "cut_windows",
-    "has_codes",
     "reference_shape",
     "require_windows",
     "run_candidate_pass",
@@ -46,9 +40,6 @@ __all__ = [
     "window_order",
 ]
 
-CODES_FILE: Final = "logprobs.u16"
-_PARTIAL_FILE: Final = "partial.npz"
-_SAVE_EVERY_S: Final = 10.0
 MIN_WINDOWS: Final = 2
 """A single window would have no standard error."""
 
@@ -128,17 +119,29 @@ def _gigabytes(size: int) -> str:
     return f"{size / 1e9:.2f} GB" if size >= 10**8 else f"{size / 1e6:.3g} MB"
 
 
-def run_reference_pass(worker: WorkerContext, request: PassRequest, keep_logprobs: bool, limit_bytes: int) -> Arrays:
+def run_reference_pass(
+    worker: WorkerContext, request: PassRequest, keep_logprobs: bool, limit_bytes: int, upto: int | None = None
+) -> Arrays:
     """Decode the corpus and keep, per scored token, nll and top token; with `keep_logprobs` also the distributions.
+
+    Args:
+        worker: that the task runs in.
+        request: the reference.
+        keep_logprobs: also keep its distributions, for candidates to be compared with.
+        limit_bytes: most bytes that these may take.
+        upto: number of windows after which to stop; what was done is kept, and the next call goes on there. Contexts
+            then stay open. None for all.
 
     Returns:
         nll and top, [windows, scored tokens]; tokens, [windows, n_ctx]; window, [windows], which of the text's windows
         these are, and available, [1], how many it has; with log-probabilities also scale and total, [windows, scored
-        tokens], and vocabulary, [1]. The codes themselves are in `request.folder`.
+        tokens], and vocabulary, [1]. The codes themselves are in `request.folder`. If windows are left, also planned,
+        [1]: how many there will be.
     """
     model = worker.model(request.files, request.settings.n_gpu_layers)
     check_context(model, request.model, request.settings)
-    cut = cut_windows(model.tokenize(request.corpus.text), request)
+    progress = Progress(request.folder, request.key)
+    cut = progress.cut() or cut_windows(model.tokenize(request.corpus.text), request)
     windows = cut["tokens"].astype(np.int32)
     shape = (len(windows), request.scored)
     vocabulary = model.vocabulary.n_tokens
@@ -148,14 +151,17 @@ def run_reference_pass(worker: WorkerContext, request: PassRequest, keep_logprob
         writer = LogprobWriter(request.folder / CODES_FILE, (*shape, vocabulary))
         if not writer.continues:
             # Of the windows that were done, the log-probabilities are gone.
-            (request.folder / _PARTIAL_FILE).unlink(missing_ok=True)
+            progress.forget()
     observer = ReferenceObserver(shape, vocabulary, request.settings.threads, count_lanes(request.settings), writer)
+    facts: Arrays = {**cut, "vocabulary": np.array([vocabulary], dtype=np.int64)}
     try:
-        _decode(worker, model, request, windows, observer)
+        done = decode(worker, model, Plan(request, windows, facts, upto), observer, progress)
     finally:
         if writer is not None:
             writer.close()
-    return {**observer.arrays, **cut, "vocabulary": np.array([vocabulary], dtype=np.int64)}
+    if done < len(windows):
+        return Progress.first(observer.arrays | facts, done)
+    return observer.arrays | facts
 
 
 def run_candidate_pass(
@@ -180,7 +186,34 @@ def run_candidate_pass(
         nll, top, kld and kld_reverse, each [windows, scored tokens]; window, [windows], and available, [1], as the
         reference's: these are its first windows.
     """
-    base = load_arrays(arrays_file)
+    arrays, _ = continue_candidate_pass(worker, request, reference, arrays_file, limits)
+    return arrays
+
+
+def continue_candidate_pass(
+    worker: WorkerContext,
+    request: PassRequest,
+    reference: Path,
+    arrays_file: Path,
+    limits: Sequence[WindowLimit],
+    upto: int | None = None,
+) -> tuple[Arrays, bool]:
+    """The same as far as the reference's pass was made, and no further than a number of windows.
+
+    What was done is kept, and the next call goes on there. Contexts then stay open.
+
+    Args:
+        worker: that the task runs in.
+        request: the candidate.
+        reference: folder of the reference's pass, with its codes.
+        arrays_file: the reference's arrays, if its pass is complete.
+        limits: what is to be decided.
+        upto: number of windows after which to stop; None for all.
+
+    Returns:
+        (values as those of `run_candidate_pass`, of the windows so far; whether nothing is left to decode).
+    """
+    base = load_base(reference, arrays_file)
     vocabulary = int(base["vocabulary"].item())
     model = worker.model(request.files, request.settings.n_gpu_layers)
     if model.vocabulary.n_tokens != vocabulary:
@@ -190,9 +223,10 @@ def run_candidate_pass(
         )
     check_context(model, request.model, request.settings)
     scales = base["scale"].astype(np.float32)
-    reader = LogprobReader(reference / CODES_FILE, scales, base["total"].astype(np.float32), vocabulary)
+    planned = int(base["planned"].item()) if "planned" in base else len(scales)
+    reader = LogprobReader(reference / CODES_FILE, scales, base["total"].astype(np.float32), vocabulary, planned)
     windows = base["tokens"][: request.chunks].astype(np.int32)
-    shape = (len(windows), scales.shape[1])
+    shape = (planned if request.chunks is None else min(planned, request.chunks), scales.shape[1])
     observer = DivergenceObserver(shape, vocabulary, request.settings.threads, count_lanes(request.settings), reader)
 
     def decided(done: int) -> bool:
@@ -200,9 +234,11 @@ def run_candidate_pass(
         same = {name: base[name][:done] for name in ("nll", "top")}
         return done >= MIN_WINDOWS and None not in decided_so_far(limits, so_far, same).values()
 
-    done = _decode(worker, model, request, windows, observer, decided if limits else None)
+    plan = Plan(request, windows, {}, upto, total=shape[0])
+    done = decode(worker, model, plan, observer, Progress(request.folder, request.key), decided if limits else None)
     arrays = {name: array[:done] for name, array in observer.arrays.items()}
-    return arrays | {"window": base["window"][:done], "available": base["available"]}
+    finished = done == shape[0] or (bool(limits) and decided(done))
+    return arrays | {"window": base["window"][:done], "available": base["available"]}, finished
 
 
 def run_mixture_pass(worker: WorkerContext, request: PassRequest, reference: Path, arrays_file: Path) -> Arrays:
@@ -211,17 +247,6 @@ def run_mixture_pass(worker: WorkerContext, request: PassRequest, reference: Pat
         return run_candidate_pass(worker, request, reference, arrays_file)
     finally:
         worker.close()
-
-
-def has_codes(folder: Path, arrays: Arrays) -> bool:
-    """Whether the distributions of a reference's pass are (still) there, whole."""
-    if "total" not in arrays:
-        return False
-    expected = 2 * arrays["scale"].size * int(arrays["vocabulary"].item())
-    try:
-        return (folder / CODES_FILE).stat().st_size == expected
-    except OSError:
-        return False
 
 
 def cut_windows(tokens: Tokens, request: PassRequest) -> Arrays:
@@ -284,59 +309,3 @@ def window_order(available: int, text: bytes, order: WindowOrder) -> NDArray[np.
     seed = hashlib.sha256(text).digest()
     keys = {window: hashlib.sha256(seed + window.to_bytes(8, "little")).digest() for window in range(available)}
     return np.array(sorted(keys, key=keys.__getitem__), dtype=np.int64)
-
-
-def _decode(
-    worker: WorkerContext,
-    model: Model,
-    request: PassRequest,
-    windows: Tokens,
-    observer: Observer,
-    decided: Callable[[int], bool] | None = None,
-) -> int:
-    """Decode windows in their order until all are done, or `decided` says so of the first ones; how many are done."""
-    from gguf_harness.engine.context import Context
-
-    partial = request.folder / _PARTIAL_FILE
-    count = count_lanes(request.settings)
-    settings = request.settings.lane(count)
-    start, total, size = _resume(partial, observer, request.key), len(windows), settings.n_seq
-
-    def measure(context: Context, group: range) -> int:
-        for block in context.score(windows, group.start, group.stop, request.score_from):
-            observer.observe(block)
-        return group.stop
-
-    done = start
-    worker.progress(done, total)
-    with Lanes(count, lambda: Context(model, settings)) as lanes:
-        saved = time.monotonic()
-        for done in lanes.map(measure, [range(first, min(first + size, total)) for first in range(start, total, size)]):
-            worker.progress(done, total)
-            if time.monotonic() - saved > _SAVE_EVERY_S:
-                save_arrays(partial, {**observer.arrays, "done": np.array([done]), "key": np.array([request.key])})
-                saved = time.monotonic()
-            if decided is not None and decided(done):
-                break
-    partial.unlink(missing_ok=True)
-    return done
-
-
-def _resume(partial: Path, observer: Observer, key: str) -> int:
-    """Windows that an earlier, killed pass finished; their values go into the observer.
-
-    None where what is there is damaged, or of another pass.
-    """
-    try:
-        stored = load_arrays(partial)
-        done, of = int(stored.pop("done").item()), str(stored.pop("key").item())
-    except (FilesLost, KeyError, ValueError):
-        return 0
-    kept, wanted = (
-        {name: (array.shape, array.dtype) for name, array in arrays.items()} for arrays in (stored, observer.arrays)
-    )
-    if of != key or kept != wanted:
-        return 0
-    for name, array in stored.items():
-        observer.arrays[name][...] = array
-    return done

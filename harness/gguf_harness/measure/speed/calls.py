@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, Final
 from gguf_harness.engine.server import Server
 from gguf_harness.errors import HarnessError, OptionError
 from gguf_harness.measure.measurement import Job, Measurement, as_json
+from gguf_harness.measure.memory import hold_together
 from gguf_harness.measure.speed.served import ServedResult, measure_served
-from gguf_harness.measure.speed.side_by_side import SpeedRequest, SpeedResult, Timed, fit_together, measure_speed
+from gguf_harness.measure.speed.side_by_side import SpeedRequest, SpeedResult, Timed, measure_speed
 from gguf_harness.metrics.timings import describe_disturbance
 
 if TYPE_CHECKING:
@@ -24,8 +25,8 @@ __all__ = ["Served", "Servers", "Speed"]
 
 
 def _time(show: ProgressCallback, ours: Timed, theirs: Timed | None, request: SpeedRequest) -> SpeedResult:
-    both = [timed for timed in (ours, theirs) if timed is not None]
-    in_turns = fit_together(both, on_gpu=request.settings.n_gpu_layers != 0)
+    files = [file for timed in (ours, theirs) if timed is not None for file in timed.files]
+    in_turns = hold_together(files, on_gpu=request.settings.n_gpu_layers != 0)
     return measure_speed(ours, theirs, request, show, in_turns=in_turns)
 
 

@@ -8,17 +8,13 @@ timed before and after.
 from __future__ import annotations
 
 import contextlib
-import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
-import psutil
-
-from gguf_harness.engine.gpu import free_memory
 from gguf_harness.measure.speed.tasks import (
     Memory,
     SpeedTest,
@@ -38,7 +34,6 @@ __all__ = [
     "SpeedRequest",
     "SpeedResult",
     "Timed",
-    "fit_together",
     "measure_speed",
     "now",
     "repeat_undisturbed",
@@ -51,8 +46,6 @@ _SLOW_LOADS: Final = 2
 """Number of timed loads if one takes longer than 3 s: the fewest with a standard error."""
 _LEAST_PAUSE_S, _MOST_PAUSE_S = 0.25, 2.0
 """Pause before a disturbed repetition is repeated; doubled each time, to outlast short disturbances."""
-_HEADROOM: Final = 1.25
-"""Memory needed by two loaded models relative to their files: caches, compute buffers, other processes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,24 +126,6 @@ class Timed:
     files: tuple[Path, ...]
     open_worker: Callable[[], contextlib.AbstractContextManager[Worker]]
     settings: SessionSettings | None = None
-
-
-def fit_together(models: Sequence[Timed], *, on_gpu: bool) -> bool:
-    """Whether memory holds all of some models at once."""
-    needed = _HEADROOM * sum(file.stat().st_size for model in models for file in model.files)
-    if on_gpu and (free := free_memory()) is not None and needed > free:
-        return False
-    return needed <= min(psutil.virtual_memory().available, _container_memory())
-
-
-def _container_memory(cgroup: Path = Path("/sys/fs/cgroup")) -> float:
-    """Bytes that a container may still use, ignoring its file cache; infinite without a limit."""
-    with contextlib.suppress(OSError, ValueError, StopIteration):
-        limit, current = (int((cgroup / f"memory.{name}").read_text(encoding="ascii")) for name in ("max", "current"))
-        lines = (cgroup / "memory.stat").read_text(encoding="ascii").splitlines()
-        files = next(int(line.split()[1]) for line in lines if line.startswith("file "))
-        return limit - current + files
-    return math.inf
 
 
 def measure_speed(

@@ -206,7 +206,7 @@ def _frontier_panel(view: RunView, file: str, caches: list[CacheOfRun], best: se
 
 def _costs(view: RunView, caches: list[CacheOfRun]) -> Chart | None:
     """Weights, cache, and both together, side by side, for each file and pair of types."""
-    both = [cache for cache in caches if view.row(cache.subject, "kv_total_kld") is not None]
+    both = [cache for cache in caches if view.row(cache.subject, "kv_interaction_loss") is not None]
     if not both:
         return None
     rows, table = [], []

@@ -287,9 +287,13 @@ def _dots(view: RunView, models: list[Candidate], info: Metric) -> Figure:
 
 def _tensor_types(view: RunView) -> Chart | None:
     # One bar for each file, however many ways it was run.
-    models = list({model.facts["file"]: model for model in reversed(view.models) if model.facts}.values())[::-1]
-    if not models:
+    files: dict[str, Candidate] = {}
+    for model in view.models:
+        if model.facts:
+            files.setdefault(model.facts.get("file", model.name), model)
+    if not files:
         return None
+    models = list(files.values())
     types = list(dict.fromkeys(kind for model in models for kind in model.facts["tensor_types"]))
     parts = []
     for kind in types:
@@ -298,7 +302,7 @@ def _tensor_types(view: RunView) -> Chart | None:
         parts.append({"name": kind, "values": [row["bytes"] / 1e6 for row in rows], "notes": notes})
     data = {
         "x": {"label": "MB of tensors"},
-        "names": [visible(model.facts["file"]) for model in models],
+        "names": [visible(file) for file in files],
         "parts": parts,
     }
     return make_chart(
