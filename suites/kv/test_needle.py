@@ -20,6 +20,7 @@ def test_facts_are_found(model: Subject, ladder: Ladder, needles: Needles, recor
     assert all(estimate.value >= 1 for estimate in estimates if estimate.metric == "needle_rank")
 
 
+@pytest.mark.usefixtures("chosen_cache")
 @pytest.mark.metric("needle_change")
 def test_facts_are_found_with_this_cache(
     cached: Subject, full_cache: Subject, needles: Needles, record: Record, gate: GateCheck

@@ -13,6 +13,9 @@ _LOSS: Final = GatedBy("kv", "test_loss_does_not_grow_with_depth", of="cached")
 _OCTAVES: Final = "over the positions of an octave (64-127) of all windows, against the same file with its plain cache"
 _TOOL: Final = "llama-perplexity --kl-divergence, by position: this harness."
 _KAMRADT: Final = "Kamradt (2023), Needle in a haystack: pressure testing LLMs; by probabilities: this harness."
+_SURVIVAL: Final = (
+    "Kaplan and Meier (1958), Nonparametric Estimation from Incomplete Observations, with Greenwood's (1926) error."
+)
 _FACT: Final = GatedBy("kv", "test_facts_are_found_with_this_cache", of="cached")
 _SLOPES: Final = (
     "Matthews et al. (1990), Analysis of serial measurements in medical research: a slope for each window, then their"
@@ -170,5 +173,29 @@ METRICS: Final = (
         "What a KV cache changes in the log-probability of answers to facts that were hidden in long texts.",
         "Mean over facts of ln p(answer) with this cache - ln p(answer) with the full one, on the same texts.",
         gate=_FACT,
+    ),
+    Metric(
+        name="tokens_until_different",
+        title="tokens until different",
+        unit="tokens",
+        better="higher",
+        meaning="Tokens of greedy texts before they part from those with a full cache, of as many as were written.",
+        definition="Area under the survival curve of texts that are the same, up to --gguf-gen-tokens.",
+        source=_SURVIVAL,
+        estimated="prompts",
+        gate=GatedBy("kv", "test_texts_stay_the_same", of="cached"),
+        compared=False,
+    ),
+    Metric(
+        name="text_survival",
+        title="texts still the same",
+        unit="fraction",
+        better="higher",
+        meaning="Share of greedy texts that are the same as with a full cache after so many tokens.",
+        definition="Kaplan-Meier estimate over prompts; texts that are the same to their end are censored there.",
+        source=_SURVIVAL,
+        estimated="prompts",
+        parts=("position",),
+        compared=False,
     ),
 )

@@ -1,4 +1,4 @@
-"""Charts of suites/kv by depth: what a KV cache costs at each position of the window."""
+"""Charts of suites/kv by depth: what a KV cache costs by position, for facts of long ago, and as texts grow."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ __all__ = ["kv_depth_charts"]
 
 _BY_POSITION: Final = ("kld_by_position", "same_top_by_position", "ppl_ratio_by_position", "delta_p_rms_by_position")
 _NEEDLES: Final = ("needle_lift", "needle_change", "needle_logprob", "needle_rank")
+_SURVIVAL: Final = "text_survival"
 _SLOPES: Final = ("kld_relative_slope", "nll_slope")
 
 Row = Mapping[str, Any]
@@ -25,7 +26,7 @@ Row = Mapping[str, Any]
 
 def kv_depth_charts(view: RunView, _: Path) -> list[Chart]:
     """The charts that the run has numbers for."""
-    return [chart for chart in (_by_position(view), _needles(view)) if chart is not None]
+    return [chart for chart in (_by_position(view), _needles(view), _survival(view)) if chart is not None]
 
 
 def _by_position(view: RunView) -> Chart | None:
@@ -191,3 +192,58 @@ def _needle_table(view: RunView, names: Sequence[str]) -> tuple[list[str], list[
     return heads, [
         [short_name(view, name), *(_cell(metric, view.row(name, metric)) for metric in _NEEDLES)] for name in names
     ]
+
+
+# -- texts ------------------------------------------------------------------------------------------------------------
+
+
+def _survival(view: RunView) -> Chart | None:
+    """The share of texts that are still the same, over tokens in doublings."""
+    info, counts = metric_info(_SURVIVAL), set[int]()
+    last: dict[str, tuple[int, Row]] = {}
+    series = []
+    for model in view.models:
+        points = []
+        for row in view.parts_of(model.name, _SURVIVAL):
+            tokens = int(str(row["part"]).removesuffix(" tokens"))
+            counts.add(tokens)
+            points.append((tokens, row["value"], row["se"], f"n = {row['n']}"))
+            last[model.name] = max(last.get(model.name, (0, row)), (tokens, row), key=lambda found: found[0])
+        if points:
+            series.append(Series(model.name, None, sorted(points)))
+    y = {"label": info.title, "percent": True, "zero": True}
+    x = {"label": "tokens", "ticks": [[tokens, str(tokens)] for tokens in sorted(counts) if tokens not in {1, 2}]}
+    panel = line_panel(view, info.title, info.meaning, y, series, x)
+    if panel is None:
+        return None
+    metrics = ("tokens_until_different", _SURVIVAL)
+    rows = [
+        [
+            short_name(view, name),
+            _cell(metrics[0], view.row(name, metrics[0])),
+            f"{_cell(_SURVIVAL, row)} after {tokens}",
+        ]
+        for name, (tokens, row) in last.items()
+    ]
+    return make_chart(
+        "kv-texts",
+        _kept(view, last),
+        "Greedy continuations of the prompts with each cache, against those of the same file with a full one.",
+        [panel],
+        "; ".join(f"{name}: {kept}" for name, _, kept in rows),
+        view="lines",
+        how="A line begins with all texts the same and falls where texts take another word for the first time. A text"
+        " that has parted is not worse for it: it is another one. Bars are one standard error (Greenwood's).",
+        table=(["subject", *(metric_info(metric).title for metric in metrics)], rows),
+    )
+
+
+def _kept(view: RunView, last: Mapping[str, tuple[int, Row]]) -> str:
+    """Of the caches that keep most and fewest texts."""
+    best, worst = (pick(last, key=lambda name: float(last[name][1]["value"])) for pick in (max, min))
+
+    def share(name: str) -> str:
+        return f"{percent(float(last[name][1]['value']))} with {short_name(view, name)}"
+
+    told = share(best) if best == worst else f"{share(best)}, {share(worst)}"
+    return f"After {last[best][0]} tokens the same texts: {told}"
