@@ -24,6 +24,7 @@ from gguf_harness.measure.passes.tasks import (
     check_room,
     reference_shape,
     run_candidate_pass,
+    run_joint_pass,
     run_mixture_pass,
     run_reference_pass,
 )
@@ -46,6 +47,7 @@ _DECIDED: Final = Measurement(
 )
 _FLOOR: Final = Measurement("passes/floor", TOKEN_VALUES_VERSION, run_candidate_pass, "windows", ARRAYS)
 _MIXTURE: Final = Measurement("passes/mixture", TOKEN_VALUES_VERSION, run_mixture_pass, "windows", ARRAYS)
+_JOINT: Final = Measurement("passes/joint", TOKEN_VALUES_VERSION, run_joint_pass, "windows", ARRAYS)
 _PIECES: Final = Measurement("passes/pieces", 1, read_pieces, "tokens", ARRAYS, counted=False)
 _LOGPROBS: Final[Files[Arrays]] = Files("log-probabilities", has_codes)
 
@@ -183,6 +185,29 @@ class CorpusPass:
         """nll, top token and divergence in both directions of every scored token; see `run_candidate_pass`."""
         return self._core.measure(self._of_candidate(model, reference))
 
+    def joint(self, model: Subject, references: Sequence[Subject]) -> list[Arrays]:
+        """The same against each of several references, from one decode of all windows."""
+        options = self._core.options
+        jobs = tuple(self._by_itself(reference, logprobs=True) for reference in references)
+        bases = [self._core.entry(job) for job in jobs]
+        job = Job(
+            _JOINT,
+            f"{model.name} on {self.corpus.name}",
+            self._key(model, options.chunks) | {"references": [base.digest for base in bases]},
+            lambda entry: (
+                self._request(model, options.chunks, entry),
+                [(base.folder, base.arrays_file) for base in bases],
+            ),
+            subjects=(model,),
+            reads=jobs,
+        )
+        found = self._core.measure(job)
+        shared = {name: found[name] for name in ("window", "available")}
+        return [
+            {name.removesuffix(end): array for name, array in found.items() if name.endswith(end)} | shared
+            for end in (f"_{place}" for place in range(len(references)))
+        ]
+
     def mixture(self, mixture: Mixture, of: Subject, reference: Subject, chunks: int) -> Arrays:
         """A mixture of a candidate and its reference on the first windows of the pass; see `run_candidate_pass`.
 
@@ -255,7 +280,7 @@ class CorpusPass:
             self._key(model, chunks) | {"reference": base.digest},
             lambda entry: (self._request(model, chunks, entry), base.folder, base.arrays_file),
             subjects=(model,),
-            reads=None if self._limits else base_job,
+            reads=() if self._limits else (base_job,),
             prepare=(lambda _: self._grow(reference, chunks)) if self._limits else None,
         )
 
