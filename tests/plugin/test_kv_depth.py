@@ -74,3 +74,29 @@ def test_mixed_pairs_of_the_grid_are_left_to_the_tests_that_are_quick(run_suite:
     result = run_suite(f"--models={llama_file}", "-k", "texts_stay", "-rs", suite="kv")
     result.assert_outcomes(passed=2, skipped=6)
     result.stdout.fnmatch_lines(["*K and V have different types: measured where --gguf-kv names the pair*"])
+
+
+def test_speed_with_a_filled_cache(run_suite: RunSuite, read_run: ReadRun, llama_file: Path) -> None:
+    arguments = [f"--models={llama_file}", "--gguf-kv=f16/f16,q8_0/q8_0", "--gguf-depths=16", "--gguf-threads=1"]
+    result = run_suite(*arguments, suite="kv", tests="test_speed.py")
+    assert result.ret == 0
+    run = read_run()
+    rows = {(row["model"], row["metric"], row["part"]): row for row in run["estimates"]}
+    for name in ("random-F32", "random-F32 [kv=q8_0/q8_0]"):
+        for metric in ("pp_at_depth", "tg_at_depth"):
+            row = rows[name, metric, "d16"]
+            assert row["value"] > 0
+            assert row["detail"].startswith("pp8, " if metric.startswith("pp") else "tg4, ")
+    # On a busy machine there is no ratio, and it says so.
+    ratios = [row for (_, metric, _), row in rows.items() if metric.endswith("_ratio")]
+    assert len(ratios) == 2 or "skipped" in result.parseoutcomes()
+    report = next(Path("results/runs").glob("*/report.html")).read_text(encoding="utf-8")
+    assert "kv-speed" in report
+
+
+def test_depths_beyond_the_context_are_an_error(run_suite: RunSuite, llama_file: Path) -> None:
+    result = run_suite(
+        f"--models={llama_file}", "--gguf-kv=f16/f16", "--gguf-depths=600", suite="kv", tests="test_speed.py"
+    )
+    result.assert_outcomes(failed=1, skipped=1)
+    result.stdout.fnmatch_lines(["*was made for 512 tokens, but 600 (--gguf-depths)*"])

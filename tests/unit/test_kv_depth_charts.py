@@ -120,5 +120,32 @@ def test_texts_that_are_still_the_same() -> None:
     json.dumps(chart, allow_nan=False)
 
 
+@pytest.mark.parametrize(
+    ("se", "title"),
+    [
+        (0.01, "After 256 tokens F16 [kv=q4_0/<i>] generates 0.8 times as fast as with a full cache"),
+        (0.2, "No KV cache was found to change the speed of generation"),
+        (None, "Speed with a filled cache"),
+    ],
+)
+def test_speed_by_depth(se: float | None, title: str) -> None:
+    run = _run(loss_low=0, kld_low=0)
+    run["estimates"] = [
+        _row(name, "tg_at_depth", 100.0 - depth / 10, f"d{depth}", doubt="busy" if depth else None)
+        for name in (PLAIN, WORSE)
+        for depth in (256, 0)
+    ]
+    if se is not None:
+        run["estimates"] += [_row(WORSE, "tg_at_depth_ratio", 0.8, "d256", se=se)]
+        run["estimates"] += [_row(WORSE, "tg_at_depth_ratio", 0.5, "d0", se=se)]
+    (chart,) = kv_depth_charts(RunView(run), Path())
+    assert chart["title"] == title
+    speeds = chart["figures"][-1]["data"]
+    assert speeds["x"]["ticks"] == [[0, "0"], [256, "256"]]
+    assert [line["name"] for line in speeds["lines"]] == [PLAIN, WORSE]
+    assert [point[3] for point in speeds["lines"][0]["points"]] == ["n = 8", "n = 8 ?"]
+    json.dumps(chart, allow_nan=False)
+
+
 def test_a_run_of_other_suites_has_no_such_chart() -> None:
     assert kv_depth_charts(RunView({"models": [], "estimates": []}), Path()) == []

@@ -67,6 +67,26 @@ def _needle(
     )
 
 
+def _timed(name: str, title: str, meaning: str, ratio: bool) -> Metric:
+    what = "a prompt (--gguf-pp)" if name.startswith("pp") else "generation, one by one (--gguf-tg),"
+    speed = (
+        f"Tokens of {what} / seconds that they take after --gguf-depths others, which are decoded before the time runs"
+    )
+    return Metric(
+        name=name,
+        title=title,
+        unit="" if ratio else "tokens/s",
+        better="higher",
+        meaning=meaning,
+        definition=f"{speed}; with this cache / with the full one, in turns." if ratio else f"{speed}.",
+        source="llama-bench -d (tools/llama-bench of llama.cpp)" + ("; the ratio: this harness." if ratio else "."),
+        estimated="timing",
+        values=(0.0, math.inf),
+        parts=("position",),
+        compared=False,
+    )
+
+
 METRICS: Final = (
     _by_position(
         "kld_by_position",
@@ -198,4 +218,13 @@ METRICS: Final = (
         parts=("position",),
         compared=False,
     ),
+    _timed(
+        "pp_at_depth",
+        "prompt t/s at depth",
+        "Prompt speed with so many tokens in the cache, llama-bench's pp at -d.",
+        False,
+    ),
+    _timed("tg_at_depth", "generation t/s at depth", "Generation speed with so many tokens in the cache.", False),
+    _timed("pp_at_depth_ratio", "prompt speed ratio at depth", "Prompt speed at depth, over the full cache's.", True),
+    _timed("tg_at_depth_ratio", "gen. speed ratio at depth", "Generation speed at depth, over the full cache's.", True),
 )

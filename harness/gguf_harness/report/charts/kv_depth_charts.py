@@ -9,7 +9,7 @@ from gguf_harness.metrics.registry import metric_info
 from gguf_harness.report.charts.base import Chart, Figure, make_chart, short_name
 from gguf_harness.report.charts.layer_lines import Series, line_panel, metric_label, percent, show
 from gguf_harness.report.data import RunView, visible
-from gguf_harness.report.numbers import format_metric
+from gguf_harness.report.numbers import doubt_mark, format_metric
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,6 +18,7 @@ __all__ = ["kv_depth_charts"]
 
 _BY_POSITION: Final = ("kld_by_position", "same_top_by_position", "ppl_ratio_by_position", "delta_p_rms_by_position")
 _NEEDLES: Final = ("needle_lift", "needle_change", "needle_logprob", "needle_rank")
+_SPEED: Final = ("tg_at_depth_ratio", "pp_at_depth_ratio", "tg_at_depth", "pp_at_depth")
 _SURVIVAL: Final = "text_survival"
 _SLOPES: Final = ("kld_relative_slope", "nll_slope")
 
@@ -26,7 +27,7 @@ Row = Mapping[str, Any]
 
 def kv_depth_charts(view: RunView, _: Path) -> list[Chart]:
     """The charts that the run has numbers for."""
-    return [chart for chart in (_by_position(view), _needles(view), _survival(view)) if chart is not None]
+    return [chart for chart in (_by_position(view), _needles(view), _survival(view), _speed(view)) if chart is not None]
 
 
 def _by_position(view: RunView) -> Chart | None:
@@ -247,3 +248,61 @@ def _kept(view: RunView, last: Mapping[str, tuple[int, Row]]) -> str:
 
     told = share(best) if best == worst else f"{share(best)}, {share(worst)}"
     return f"After {last[best][0]} tokens the same texts: {told}"
+
+
+# -- speed ------------------------------------------------------------------------------------------------------------
+
+
+def _speed(view: RunView) -> Chart | None:
+    panels = [panel for metric in _SPEED if (panel := _speed_panel(view, metric)) is not None]
+    if not panels:
+        return None
+    names = [model.name for model in view.models if view.parts_of(model.name, "tg_at_depth")]
+    rows = [
+        [short_name(view, name), str(row["part"])[1:], _cell(metric, row), metric_info(metric).title]
+        for metric in _SPEED
+        for name in names
+        for row in view.parts_of(name, metric)
+    ]
+    return make_chart(
+        "kv-speed",
+        _faster(view, names),
+        "Prompt and generation speed with so many tokens in the cache (llama-bench's -d), and each cache's over that of"
+        " a full one, timed in turns. What is in doubt (?) is explained in the warnings.",
+        panels,
+        f"Speeds of {len(names)} subjects with a filled cache.",
+        view="lines",
+        how="The more tokens the cache holds, the more of it each new token reads. A ratio above 1 is faster than with"
+        " a full cache. Bars are one standard error over repetitions.",
+        table=(["subject", "tokens in the cache", "value", "what"], rows),
+    )
+
+
+def _speed_panel(view: RunView, metric: str) -> Figure | None:
+    info, depths = metric_info(metric), set[int]()
+    series = []
+    for model in view.models:
+        points = []
+        for row in view.parts_of(model.name, metric):
+            depth = int(str(row["part"])[1:])
+            depths.add(depth)
+            points.append((depth, row["value"], row["se"], f"n = {row['n']}{doubt_mark(row)}"))
+        if points:
+            series.append(Series(model.name, None, sorted(points)))
+    y: dict[str, Any] = {"label": metric_label(metric)} | ({"middle": 1} if metric.endswith("_ratio") else {})
+    x = {"label": "tokens in the cache", "ticks": [[depth, str(depth)] for depth in sorted(depths)]}
+    return line_panel(view, info.title, info.meaning, y, series, x)
+
+
+def _faster(view: RunView, names: Sequence[str]) -> str:
+    """The cache whose generation differs most from a full one's at the greatest depth, if any ratio was measured."""
+    rows = {name: found for name in names if (found := view.parts_of(name, "tg_at_depth_ratio"))}
+    if not rows:
+        return "Speed with a filled cache"
+    deepest = {name: max(found, key=lambda row: int(str(row["part"])[1:])) for name, found in rows.items()}
+    sure = [name for name, row in deepest.items() if abs(row["value"] - 1) > 2 * (row["se"] or 0)]
+    if not sure:
+        return "No KV cache was found to change the speed of generation"
+    most = max(sure, key=lambda name: abs(float(deepest[name]["value"]) - 1))
+    depth, ratio = str(deepest[most]["part"])[1:], float(deepest[most]["value"])
+    return f"After {depth} tokens {short_name(view, most)} generates {show(ratio)} times as fast as with a full cache"
