@@ -24,7 +24,7 @@ __all__ = ["Ladder", "PlannedModel", "PlannedSubject", "identities_of", "plan_la
 _PRECISION: Final = re.compile(r"[-_.](F32|F16|BF16)$", re.IGNORECASE)
 _EXPANDED_BITS: Final = 16.0
 _GRID: Final = tuple(KVTypes(k, v) for k in ("f16", "q8_0", "q4_0") for v in ("f16", "q8_0", "q4_0"))
-"""Types of the cache by default, on the reference; on the others only those of one type for both."""
+"""Types of the cache by default, on the reference; those of one type for both on the first and last candidate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +170,7 @@ def _candidates(
     found = (
         PlannedSubject(model, kv, rope=rope)
         for model in models
-        for kv in _pairs(model is reference, options.kv)
+        for kv in _pairs(model, reference, others, options.kv)
         for rope in options.rope or (None,)
     )
     # The reference with its own settings is not a candidate.
@@ -178,10 +178,17 @@ def _candidates(
     return tuple(subject for subject in found if subject != plain)
 
 
-def _pairs(is_reference: bool, kv: Sequence[KVTypes] | str) -> list[KVTypes | None]:
-    """Types of the cache that a model is run with, None for the default, which comes first."""
+def _pairs(
+    model: PlannedModel, reference: PlannedModel | None, others: Sequence[PlannedModel], kv: Sequence[KVTypes] | str
+) -> list[KVTypes | None]:
+    """Types of the cache that a model is run with; None for f16/f16."""
     if isinstance(kv, str):
-        kv = [pair for pair in _GRID if is_reference or pair.k == pair.v]
+        ends = model in {others[0], others[-1]} if others else False
+        kv = (
+            _GRID
+            if model is reference
+            else [pair for pair in _GRID if pair == DEFAULT_KV or (ends and pair.k == pair.v)]
+        )
     return [None if pair == DEFAULT_KV else pair for pair in kv] or [None]
 
 
@@ -193,7 +200,7 @@ def _cached(
     return tuple(
         PlannedSubject(model, pair)
         for model in (*((reference,) if reference else ()), *others)
-        for pair in _pairs(model is reference, options.kv or "default")
+        for pair in _pairs(model, reference, others, options.kv or "default")
         if pair != full
     )
 
