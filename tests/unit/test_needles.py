@@ -45,6 +45,15 @@ def test_the_lift_is_what_the_fact_adds_in_each_text(logprob: NDArray[np.float64
     assert found["needle_rank", None].value == pytest.approx(4)
 
 
+def test_intervals_hold_only_what_is_possible() -> None:
+    """Of three facts, one of which is not found, the plain interval reaches beyond certainty and before rank 1."""
+    logprob, rank = np.full((3, 1, 3), -0.01), np.ones((3, 1, 3))
+    logprob[2], rank[2] = -9.0, 800
+    found = _by_place(summarize_needles({"logprob": logprob, "rank": rank}, DEPTHS))
+    assert found["needle_logprob", None].high == 0
+    assert found["needle_rank", None].low == 1
+
+
 def test_the_rank_is_a_geometric_mean() -> None:
     rank = np.array([[[9, 1, 10]], [[9, 100, 1000]]])
     found = _by_place(summarize_needles({"logprob": -rank / 10, "rank": rank}, DEPTHS))

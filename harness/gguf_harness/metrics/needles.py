@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from gguf_harness.errors import NoData
 from gguf_harness.metrics.records import WHOLE, Estimate, Place
+from gguf_harness.metrics.registry import possible_values
 from gguf_harness.metrics.stats import as_estimate, mean_with_errors, require_samples
 
 __all__ = ["compare_needles", "depth_name", "summarize_needles"]
@@ -86,7 +87,14 @@ def _places(depths: Sequence[float]) -> list[tuple[Place, slice]]:
 
 
 def _mean(metric: str, values: Values, place: Place) -> Estimate:
-    return as_estimate(metric, mean_with_errors(values.reshape(len(values), -1)), place)
+    return _possible(as_estimate(metric, mean_with_errors(values.reshape(len(values), -1)), place))
+
+
+def _possible(estimate: Estimate) -> Estimate:
+    """With its interval cut to values that the metric can have: of few facts it reaches far."""
+    least, most = possible_values(estimate.metric)
+    low, high = (None if end is None else min(max(end, least), most) for end in (estimate.low, estimate.high))
+    return replace(estimate, low=low, high=high)
 
 
 def _geometric_mean(metric: str, values: Values, place: Place) -> Estimate:
@@ -94,4 +102,4 @@ def _geometric_mean(metric: str, values: Values, place: Place) -> Estimate:
     logs = np.log(values.reshape(len(values), -1))
     value = math.exp(logs.mean())
     mean = mean_with_errors(logs, influence=value * logs, value=value, link=math.exp)
-    return replace(as_estimate(metric, mean, place), n=logs.size)
+    return _possible(as_estimate(metric, mean, place))
