@@ -82,6 +82,8 @@ class Options:
     sensitivity: int | None
     # heads: importance, interchange, removal
     head_windows: int
+    haystacks: int
+    depths: tuple[int, ...]
     head_limit: int | None
     analytics_gpu: int | None
     layers: tuple[int, ...] | None
@@ -237,6 +239,8 @@ def read_options(config: pytest.Config) -> Options:
         fresh=get("--gguf-fresh"),
         sensitivity=get("--gguf-sensitivity"),
         head_windows=get("--gguf-head-windows"),
+        haystacks=get("--gguf-haystacks"),
+        depths=get("--gguf-depths"),
         head_limit=get("--gguf-head-limit"),
         analytics_gpu=get("--gguf-analytics-gpu"),
         words=path_of("--gguf-words"),
