@@ -31,7 +31,7 @@ def rewrite_gguf(
         destination: the new one.
         change: what becomes of each tensor.
         architecture: another one; the keys of the old one are renamed.
-        metadata: values by key, after renaming, in place of those in the file: whole numbers, or lists of them.
+        metadata: values by key, after renaming, in place of those in the file: whole numbers, lists of them, or floats.
     """
     reader = GGUFReader(source)
     old = reader.fields["general.architecture"].contents()
@@ -45,7 +45,12 @@ def rewrite_gguf(
         inner = field.types[-1] if field.types[0] == GGUFValueType.ARRAY else None
         writer.add_key_value(key, field.contents(), field.types[0], inner)
     for key, value in changed.items():
-        writer.add_array(key, value) if isinstance(value, list) else writer.add_uint32(key, value)
+        if isinstance(value, list):
+            writer.add_array(key, value)
+        elif isinstance(value, float):
+            writer.add_float32(key, value)
+        else:
+            writer.add_uint32(key, value)
     for tensor in reader.tensors:
         values = change(tensor.name, np.array(tensor.data))
         if values is not None:

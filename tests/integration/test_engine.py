@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -142,6 +143,24 @@ def test_a_window_longer_than_a_batch_is_scored_in_parts(llama_file: Path, conte
     assert np.abs(np.concatenate([logits for _, _, logits, _ in blocks]) - whole).max() < 1e-4
     targets = np.concatenate([targets for *_, targets in blocks])
     assert (targets == windows[:, 33:].ravel()).all()
+
+
+@pytest.mark.parametrize("n_batch", [128, 24])
+def test_any_position_can_be_the_first_that_is_scored(llama_file: Path, context: Context, n_batch: int) -> None:
+    windows = np.resize(context.model.tokenize(TEXT), (3, 64)).astype(np.int32)
+    alone = [context.logits(window) for window in windows]
+    with open_context([llama_file], replace(SETTINGS, n_batch=n_batch)) as other:
+        for first in (0, 1, 50, 62):
+            found: dict[int, list[tuple[int, NDArray[np.float32], NDArray[np.int32]]]] = {}
+            for block in other.score(windows, score_from=first):
+                found.setdefault(block.window, []).append((block.row, block.logits.copy(), block.targets.copy()))
+            for window, parts in found.items():
+                assert [row for row, *_ in parts] == np.cumsum([0, *(len(logits) for _, logits, _ in parts)])[
+                    :-1
+                ].tolist()
+                assert np.abs(np.concatenate([logits for _, logits, _ in parts]) - alone[window][first:63]).max() < 1e-4
+                assert (np.concatenate([targets for *_, targets in parts]) == windows[window, first + 1 :]).all()
+            assert sorted(found) == [0, 1, 2]
 
 
 def test_bos_replaces_the_first_token_where_asked_for(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from gguf_harness.engine.settings import SessionSettings
+from gguf_harness.engine.shared_rows import make_shared_rows
 from gguf_harness.engine.worker import Call, Worker, WorkerContext, call_together
 from gguf_harness.errors import EngineCrashed, EngineError, EngineTimeout, HarnessError, PeerGone, VocabularyMismatch
 from gguf_harness.inputs.corpora import load_corpus
@@ -61,9 +62,9 @@ def together(llama_file: Path, candidate_file: Path, tmp_path: Path) -> Iterator
         ) -> Arrays:
             return compare_side_by_side(
                 show,
+                _request(candidate_file, tmp_path / "side", settings),
                 _request(llama_file, tmp_path / "unused", reference or settings),
                 lambda: Worker("reference", tmp_path / "reference.log"),
-                _request(candidate_file, tmp_path / "side", settings),
                 lambda: worker,
                 limits,
                 timeout_s,
@@ -91,7 +92,7 @@ def test_it_is_the_stored_way_without_the_codec(
         save_arrays(folder / "arrays.npz", base)
         request = _request(candidate_file, tmp_path / "stored", settings)
         stored = worker.call(run_candidate_pass, None, request, folder, folder / "arrays.npz")
-    assert {*arrays} == {*stored, "nll_reference", "top_reference", "tokens"}
+    assert {*arrays} == {*stored, "nll_reference", "top_reference", "tokens", "reference"}
     for name in ("window", "available", "top", "in_top5"):
         assert (arrays[name] == stored[name]).all(), name
     assert arrays["nll"] == pytest.approx(stored["nll"], abs=1e-9)
@@ -244,7 +245,7 @@ def _leave(worker: WorkerContext, error: HarnessError | None) -> None:
 def test_of_two_errors_that_of_the_cause_is_told(tmp_path: Path) -> None:
     with Worker("first", tmp_path / "log") as first, Worker("second", tmp_path / "log") as second:
         for errors in ((PeerGone("the other"), EngineError("why")), (EngineError("why"), PeerGone("the other"))):
-            one, two = side_by_side.make_shared_rows(2, 3)
+            one, two = make_shared_rows(2, 3)
             calls = [Call(first, _leave, (errors[0],), one), Call(second, _leave, (errors[1],), two)]
             with pytest.raises(EngineError, match=r"^why"):
                 call_together(calls, None, 10.0)
@@ -256,9 +257,9 @@ def test_other_vocabularies_are_refused(llama_file: Path, tmp_path: Path) -> Non
     with Worker("candidate", tmp_path / "log") as worker, pytest.raises(VocabularyMismatch, match="its reference of"):
         compare_side_by_side(
             lambda _done, _total: None,
+            _request(other, tmp_path / "b"),
             _request(llama_file, tmp_path / "a"),
             lambda: Worker("reference", tmp_path / "log"),
-            _request(other, tmp_path / "b"),
             lambda: worker,
             (),
             60.0,

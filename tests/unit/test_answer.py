@@ -87,7 +87,9 @@ def test_what_was_not_measured_is_said(run: dict[str, Any]) -> None:
         for number in range(3)
     ]
     said = _says(run, "Not measured")
-    assert said.startswith("The suites attention, heads, layers, embeddings did not run; 3 tests skipped: took 0 s")
+    assert said.startswith(
+        "The suites kv, lora, attention, heads, layers, embeddings did not run; 3 tests skipped: took 0 s"
+    )
     assert _says(run | {"gates": [], "planned": []}, "Limits") == "None were set."
 
 

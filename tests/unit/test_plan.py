@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ast
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from gguf_harness.engine.settings import KVTypes
 from gguf_harness.inputs.ladder import Ladder, PlannedModel, PlannedSubject
 from gguf_harness.judge.gates import Gate, load_gates
 from gguf_harness.judge.plan import gated_metrics, homeless, plan_comparisons, plan_gates, suite_of
@@ -31,7 +33,8 @@ def test_each_planned_test_exists_and_runs_for_the_models_that_the_plan_says() -
     planned = gated_metrics()
     for metric, gate in planned.items():
         assert ("model" in tests[gate.suite, gate.test]) == gate.any_model
-        assert gate.any_model or tests[gate.suite, gate.test] & {"candidate", "any_candidate"}
+        of = {"candidate", "any_candidate"} if gate.of == "candidate" else {gate.of}
+        assert gate.any_model or tests[gate.suite, gate.test] & of
         assert METRICS[metric].better != "neutral"
     assert planned == {metric: gate for suite in SUITES.iterdir() for metric, gate in gated_metrics(suite.name).items()}
 
@@ -54,6 +57,10 @@ def test_gates_are_planned_for_each_candidate_of_a_suite_that_takes_part() -> No
     assert len(both) - len(planned) == 2 * 2
     assert plan_gates({"heads", "layers", "embeddings"}, ladder, load_gates(None)) == []
     assert plan_gates(set(), ladder, load_gates(None)) == []
+    caches = replace(ladder, cached=(PlannedSubject(A.model, KVTypes("q8_0", "q8_0")),))
+    assert [(gate["model"], gate["metric"]) for gate in plan_gates({"kv"}, caches, load_gates(None))] == [
+        ("a [kv=q8_0/q8_0]", "kv_kld")
+    ]
 
 
 def test_a_single_model_is_held_against_absolute_limits_of_its_own() -> None:

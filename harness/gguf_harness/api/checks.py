@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import argparse
 import numbers
 import operator
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, SupportsIndex
+from typing import Any, SupportsIndex, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gguf_harness.errors import OptionError, PromptError
 from gguf_harness.inputs.prompts import ROLES, Message, Prompt
+from gguf_harness.inputs.subject_values import AdapterSpec, adapter_spec
 from gguf_harness.measure.live.requests import NOTHING_OFF, Ablation
 
 __all__ = [
@@ -22,13 +24,17 @@ __all__ = [
     "ablation_of",
     "chosen",
     "folder_of",
+    "loras_of",
     "off",
+    "parsed",
     "place_of",
     "prompt_of",
     "real",
     "spec_of",
     "whole",
 ]
+
+Parsed = TypeVar("Parsed")
 
 AnyPrompt = str | Prompt | Sequence[Mapping[str, str]] | Sequence[int] | NDArray[np.integer[Any]]
 """What a prompt may be: a text, a chat, or token ids."""
@@ -39,6 +45,37 @@ Read = str | Prompt | tuple[int, ...]
 _PROMPTS = (
     "a text, a chat such as [{'role': 'user', 'content': 'Hello'}], a gguf_harness.Prompt, or a sequence of token ids"
 )
+
+
+def parsed(value: object, name: str, parse: Callable[[str], Parsed]) -> Parsed | None:
+    """What a text says, as the option of the command line reads it; None for None.
+
+    Raises:
+        TypeError: it is no text.
+        OptionError: it says nothing that is known.
+    """
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise TypeError(f"{name} is a text such as on the command line, got {value!r} ({_kind(value)})")
+    try:
+        return parse(value)
+    except argparse.ArgumentTypeError as error:
+        raise OptionError(f"{name}: {error}.") from None
+
+
+def loras_of(value: object) -> list[AdapterSpec]:
+    """Adapters as `FILE` or `FILE:SCALE`, one or several.
+
+    Raises:
+        TypeError: something else.
+        OptionError: a text that names no file.
+    """
+    given = [] if value is None else [value] if isinstance(value, str | os.PathLike) else value
+    if not isinstance(given, Sequence) or not all(isinstance(each, str | os.PathLike) for each in given):
+        raise TypeError(f"lora is a path, FILE:SCALE, or a list of those, got {value!r} ({_kind(value)})")
+    specs = (parsed(os.fspath(each), "lora", adapter_spec) for each in given)
+    return [spec for spec in specs if spec is not None]
 
 
 def off(*, heads: Iterable[Sequence[int]] = (), layers: Iterable[int] = ()) -> Ablation:

@@ -12,7 +12,7 @@ from gguf_harness.api.attention_results import Attention, attention_of
 from gguf_harness.api.checks import AnyPrompt, ablation_of, place_of, prompt_of, real, whole
 from gguf_harness.api.generated import Generated, StreamedToken, collect, streamed
 from gguf_harness.api.head_results import HeadBehaviour
-from gguf_harness.api.loading import Loader
+from gguf_harness.api.loading import Loader, Loras
 from gguf_harness.api.prediction_results import LogitLens, NextTokens, lens_of, next_tokens_of
 from gguf_harness.api.readings import ATTENTION, EVERYTHING, Readings
 from gguf_harness.api.state_results import HiddenStates, hidden_states_of
@@ -39,15 +39,28 @@ _STATES: Final = frozenset({"states"})
 _LOGITS: Final = frozenset({"logits"})
 
 
-def open(model: str | Path, *, threads: int | None = None, gpu: int = 0) -> OpenModel:  # noqa: A001 - gguf_harness.open
+def open(  # noqa: A001 - gguf_harness.open
+    model: str | Path,
+    *,
+    kv: str | None = None,
+    lora: Loras | None = None,
+    rope: str | None = None,
+    threads: int | None = None,
+    gpu: int = 0,
+) -> OpenModel:
     """Load a model, to ask it several things: in a process of its own, so that a broken file harms nobody.
 
         with gguf_harness.open("model-Q4_K_M.gguf") as model:
             model.attention("The cat sat on the mat").plot()
             model.next_tokens("The cat sat on the")
+        gguf_harness.open("tiny", kv="q8_0/q4_0", lora="style.gguf:0.5")
 
     Args:
         model: a path, an alias (`tiny`) or hf:org/repo:file, as for --models.
+        kv: types of its KV cache as for --gguf-kv, `q8_0/q4_0` or `q4_0/q4_0+norot`; f16/f16 if not given. With a
+            quantized V there is no attention pattern to read.
+        lora: LoRA adapters in GGUF that are applied to it: a path, `FILE:SCALE`, or a list of those.
+        rope: how positions are scaled, as for --gguf-rope: `yarn:4`; as its file says if not given.
         threads: CPU threads; the physical cores if not given.
         gpu: NVIDIA GPU, -1 for none; ignored where there is none.
 
@@ -55,7 +68,7 @@ def open(model: str | Path, *, threads: int | None = None, gpu: int = 0) -> Open
         TypeError: an argument is of another type.
         HarnessError: there is no such model, or it cannot be loaded.
     """
-    return OpenModel(Loader(model, threads, gpu))
+    return OpenModel(Loader(model, threads, gpu, kv=kv, lora=lora, rope=rope))
 
 
 class OpenModel:

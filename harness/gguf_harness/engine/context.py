@@ -21,7 +21,7 @@ from gguf_harness.engine.language_head import logits_of
 from gguf_harness.engine.logs import EngineLog, MemoryBreakdown, parse_memory
 from gguf_harness.engine.model import Model, Tokens
 from gguf_harness.engine.parameters import context_parameters
-from gguf_harness.engine.settings import CACHE_BLOCK, NO_ROTATION, SessionSettings
+from gguf_harness.engine.settings import CACHE_BLOCK, NO_ROTATION, SessionSettings, first_scored
 from gguf_harness.errors import EngineError
 
 if TYPE_CHECKING:
@@ -230,7 +230,12 @@ class Context:
         return np.concatenate([self.output_logits(rows).copy() for rows in self._decode_alone(tokens, every)])
 
     def score(
-        self, windows: Tokens, start: int = 0, stop: int | None = None, most_bytes: int = MOST_OUTPUT_BYTES
+        self,
+        windows: Tokens,
+        start: int = 0,
+        stop: int | None = None,
+        score_from: int | None = None,
+        most_bytes: int = MOST_OUTPUT_BYTES,
     ) -> Iterator[LogitsBlock]:
         """Decode windows of a corpus and yield the logits of their second halves.
 
@@ -242,20 +247,23 @@ class Context:
             windows: [windows, n_ctx] tokens.
             start: first window to decode.
             stop: the window after the last one; None for all.
+            score_from: first position whose logits are yielded, below n_ctx - 1; None for n_ctx/2.
             most_bytes: that the logits of a batch may take.
         """
         stop, n_ctx = len(windows) if stop is None else stop, windows.shape[1]
         rows = max(1, most_bytes // (4 * self.model.vocabulary.n_tokens))
-        n_seq = max(1, min(self.settings.n_seq, rows // max(1, n_ctx - 1 - n_ctx // 2)))
+        scored = first_scored(n_ctx, score_from)
+        n_seq = max(1, min(self.settings.n_seq, rows // max(1, n_ctx - 1 - scored)))
         for first in range(start, stop, n_seq):
             group = range(first, min(first + n_seq, stop))
             self.clear()
-            for part in _slices(n_ctx, self.settings, rows // len(group)):
-                yield from self._score_slice(windows, group, part.start, len(part))
+            for part in _slices(n_ctx, self.settings, scored, rows // len(group)):
+                yield from self._score_slice(windows, group, part.start, len(part), scored)
 
-    def _score_slice(self, windows: Tokens, group: range, offset: int, length: int) -> Iterator[LogitsBlock]:
+    def _score_slice(
+        self, windows: Tokens, group: range, offset: int, length: int, first: int
+    ) -> Iterator[LogitsBlock]:
         n_ctx = windows.shape[1]
-        first = n_ctx // 2
         tokens = windows[group.start : group.stop, offset : offset + length].copy()
         if offset == 0 and self.model.vocabulary.add_bos:
             tokens[:, 0] = self.model.vocabulary.bos
@@ -304,8 +312,8 @@ class Context:
             position += 1
 
 
-def _slices(n_ctx: int, settings: SessionSettings, rows: int) -> Iterator[range]:
-    """A window's positions by batch: of at most `n_batch`, and where positions are scored, of `rows` if possible.
+def _slices(n_ctx: int, settings: SessionSettings, scored: int, rows: int) -> Iterator[range]:
+    """A window's positions by batch: of at most `n_batch`, and from the first that is scored, of `rows` if possible.
 
     A batch ends where one of llama.cpp's physical batches does, so that these, and the numbers, are always the same.
     """
@@ -314,7 +322,7 @@ def _slices(n_ctx: int, settings: SessionSettings, rows: int) -> Iterator[range]
     start = 0
     while start < n_ctx:
         stop = min(start + settings.n_batch, n_ctx)
-        if stop - max(start, n_ctx // 2) > rows:
+        if stop - max(start, scored) > rows:
             stop = min(stop, start + few)
         yield range(start, stop)
         start = stop

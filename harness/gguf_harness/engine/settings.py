@@ -24,6 +24,7 @@ __all__ = [
     "ServerSettings",
     "SessionSettings",
     "WindowOrder",
+    "first_scored",
 ]
 
 FlashAttention = Literal["auto", "on", "off"]
@@ -100,6 +101,16 @@ class RopeScaling:
     def __str__(self) -> str:
         """As it is written on the command line: `yarn:4`."""
         return self.kind if self.kind == "none" else f"{self.kind}:{self.factor:g}"
+
+
+def first_scored(n_ctx: int, score_from: int | None = None) -> int:
+    """The first position of a window whose logits are scored; the last one is n_ctx - 2.
+
+    Args:
+        n_ctx: tokens of the window.
+        score_from: as asked for; None for n_ctx/2, as llama-perplexity does: half a window is before each.
+    """
+    return n_ctx // 2 if score_from is None else score_from
 
 
 @dataclass(frozen=True, slots=True)

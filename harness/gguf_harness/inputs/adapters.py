@@ -14,8 +14,9 @@ from gguf_harness.store.file_hashes import hash_files
 if TYPE_CHECKING:
     from gguf_harness.inputs.models import ModelInfo
     from gguf_harness.inputs.options import Options
+    from gguf_harness.inputs.subject_values import AdapterSpec
 
-__all__ = ["adapted_tensors", "find_adapters", "load_adapter"]
+__all__ = ["adapted_tensors", "find_adapters", "load_adapter", "open_adapters"]
 
 _ENDINGS = (".lora_a", ".lora_b")
 
@@ -39,12 +40,23 @@ def find_adapters(options: Options, models: Sequence[ModelInfo]) -> list[tuple[A
     ]
 
 
-def load_adapter(file: Path, cache: Path, *, scale: float = 1.0, name: str | None = None) -> Adapter:
+def open_adapters(specs: Sequence[AdapterSpec], model: ModelInfo) -> tuple[Adapter, ...]:
+    """Adapters to be applied to a model together, outside of a session: nothing is remembered.
+
+    Raises:
+        InvalidGGUF: a file is not valid.
+        ModelError: a file is missing, or no LoRA adapter.
+    """
+    del model
+    return tuple(load_adapter(Path(spec.file), None, scale=spec.scale) for spec in specs)
+
+
+def load_adapter(file: Path, cache: Path | None, *, scale: float = 1.0, name: str | None = None) -> Adapter:
     """Read and hash an adapter. Whether it fits a model, llama.cpp says when it is loaded.
 
     Args:
         file: in GGUF, as llama.cpp's convert_lora_to_gguf.py writes it.
-        cache: folder that remembers hashes of large files.
+        cache: folder that remembers hashes of large files; None to remember none.
         scale: how strongly to apply it.
         name: as it is to stand in names of subjects; that of the file without its ending if not given.
 

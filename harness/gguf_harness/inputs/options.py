@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from gguf_harness.engine.settings import ServedRequest
 
-__all__ = ["MapMethod", "Options", "SideBySide", "default_threads", "read_options"]
+__all__ = ["MapMethod", "Options", "SideBySide", "default_threads", "read_options", "whole_number"]
 
 MapMethod = Literal["pca", "umap", "tsne"]
 SideBySide = Literal["auto", "always", "never"]
@@ -210,7 +210,7 @@ def read_options(config: pytest.Config) -> Options:
         ubatch=get("--gguf-ubatch"),
         kv=get("--gguf-kv"),
         kv_reference=get("--gguf-kv-reference") or DEFAULT_KV,
-        rotate_kv=not _whole(os.environ.get(NO_ROTATION, "")),
+        rotate_kv=not whole_number(os.environ.get(NO_ROTATION, "")),
         rope=get("--gguf-rope"),
         lora=tuple(tuple(_seen_from(start, spec) for spec in specs) for specs in get("--gguf-lora")),
         lora_corpus=path_of("--gguf-lora-corpus"),
@@ -265,7 +265,7 @@ def _seen_from(start: Path, spec: AdapterSpec) -> AdapterSpec:
     return replace(spec, file=str(path)) if path.exists() else spec
 
 
-def _whole(text: str) -> int:
+def whole_number(text: str) -> int:
     """The whole number that a text begins with, as C's atoi reads it: 0 if there is none."""
     match = re.match(r"\s*[+-]?\d+", text)
     return int(match[0]) if match else 0

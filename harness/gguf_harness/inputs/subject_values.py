@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, get_args
 if TYPE_CHECKING:
     from gguf_harness.engine.settings import KVTypes, RopeScaling
 
-__all__ = ["AdapterSpec", "kv_list", "kv_types", "lora_list", "rope_list"]
+__all__ = ["AdapterSpec", "adapter_spec", "kv_list", "kv_types", "lora_list", "rope_list", "rope_scaling"]
 
 _DEFAULT: Final = "default"
 _UNROTATED: Final = "+norot"
@@ -63,10 +63,11 @@ def kv_list(text: str) -> tuple[KVTypes, ...] | str:
 
 def rope_list(text: str) -> tuple[RopeScaling, ...]:
     """Option type for scalings of positions, `linear:2,yarn:4,none`, each once."""
-    return tuple(dict.fromkeys(_rope(part) for part in text.split(",")))
+    return tuple(dict.fromkeys(rope_scaling(part) for part in text.split(",")))
 
 
-def _rope(text: str) -> RopeScaling:
+def rope_scaling(text: str) -> RopeScaling:
+    """Option type for a scaling of positions, `yarn:4`."""
     from gguf_harness.engine.settings import RopeScaling
     from gguf_harness.errors import OptionError
 
@@ -87,10 +88,11 @@ def _rope(text: str) -> RopeScaling:
 
 def lora_list(text: str) -> tuple[tuple[AdapterSpec, ...], ...]:
     """Option type for adapters, `a.gguf,b.gguf:0.5,a.gguf+b.gguf`: what a plus joins is applied together."""
-    return tuple(dict.fromkeys(tuple(map(_adapter, part.split("+"))) for part in text.split(",")))
+    return tuple(dict.fromkeys(tuple(map(adapter_spec, part.split("+"))) for part in text.split(",")))
 
 
-def _adapter(text: str) -> AdapterSpec:
+def adapter_spec(text: str) -> AdapterSpec:
+    """An adapter, `FILE` or `FILE:SCALE`."""
     from gguf_harness.store.paths import path_argument
 
     file, scale = text.strip(), 1.0

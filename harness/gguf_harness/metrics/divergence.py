@@ -31,6 +31,7 @@ __all__ = [
     "TOKEN_VALUES_VERSION",
     "DivergenceKernel",
     "RowDivergence",
+    "delta_p_rms",
     "probability_change",
     "summarize_delta_p",
     "summarize_divergence",
@@ -163,6 +164,15 @@ def probability_change(nll: NDArray[np.float64], nll_reference: NDArray[np.float
     return np.asarray(np.exp(-nll) - np.exp(-nll_reference))
 
 
+def delta_p_rms(nll: ArrayLike, nll_reference: ArrayLike) -> Estimate:
+    """Root mean square of the change of the correct token's probability; see `summarize_delta_p`."""
+    candidate = require_samples(nll, "probabilities")
+    squares = probability_change(candidate, require_samples(nll_reference, "probabilities of the reference")) ** 2
+    rms = math.sqrt(squares.mean())
+    influence = squares / (2 * rms) if rms > 0 else squares
+    return as_estimate("delta_p_rms", mean_with_errors(squares, influence=influence, value=rms, link=signed_root))
+
+
 def summarize_delta_p(nll: ArrayLike, nll_reference: ArrayLike) -> list[Estimate]:
     """Change of the correct token's probability, exp(-nll) - exp(-nll_reference): mean, RMS, percentiles, extremes.
 
@@ -174,12 +184,9 @@ def summarize_delta_p(nll: ArrayLike, nll_reference: ArrayLike) -> list[Estimate
     if candidate.shape != reference.shape:
         raise NoData(f"Probabilities of different tokens: {candidate.shape} against {reference.shape}.")
     change = probability_change(candidate, reference)
-    squares = change * change
-    rms = math.sqrt(squares.mean())
-    influence = squares / (2 * rms) if rms > 0 else squares
     estimates = [
         as_estimate("delta_p_mean", mean_with_errors(change)),
-        as_estimate("delta_p_rms", mean_with_errors(squares, influence=influence, value=rms, link=signed_root)),
+        delta_p_rms(candidate, reference),
         Estimate("delta_p_max", float(change.max()), change.size),
     ]
     estimates += [as_estimate(name, quantile_with_error(change, share)) for name, share in DELTA_P_QUANTILES.items()]

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from gguf_harness.metrics.records import WHOLE, Place
+from gguf_harness.report.caches import smallest_cache
 from gguf_harness.report.charts.base import short_name
 from gguf_harness.report.data import RunView, visible
 from gguf_harness.report.numbers import format_metric, format_value
 
 __all__ = ["Fact", "answer_of", "noise_of"]
 
-_SUITES: Final = ("quant", "attention", "heads", "layers", "embeddings")
+_SUITES: Final = ("quant", "kv", "lora", "attention", "heads", "layers", "embeddings")
 _SIDES: Final = {"lower": "at most", "higher": "at least"}
 _BEYOND: Final = {"lower": "more than", "higher": "less than"}
 _MOST_REASONS: Final = 3
@@ -40,6 +41,7 @@ def answer_of(view: RunView) -> list[Fact]:
     facts = (
         ("Tightest margin", _margin(view)),
         ("Together", _together(view)),
+        ("KV cache", _cache(view)),
         ("Texts", _texts(view)),
         ("Limits", _limits(view)),
         ("Not measured", _not_measured(view)),
@@ -151,6 +153,12 @@ def _together(view: RunView) -> str:
         f"{len(changed)} of {len(gates)} verdicts {verb} not hold when all gates are judged together (Holm's"
         f" correction): {names}{more}. --gguf-holm applies it."
     )
+
+
+def _cache(view: RunView) -> str:
+    """The smallest KV cache that passes, where the headline is about something else."""
+    told = smallest_cache(view)
+    return "" if told in {None, view.headline()} else f"{told}."
 
 
 def _texts(view: RunView) -> str:

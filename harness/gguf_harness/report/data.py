@@ -10,6 +10,7 @@ from gguf_harness.errors import visible, visible_lines
 from gguf_harness.metrics.records import WHOLE, Place
 from gguf_harness.metrics.registry import Metric, metrics_of_run
 from gguf_harness.metrics.tradeoff import dominated_by, smallest_passing
+from gguf_harness.report.caches import smallest_cache
 from gguf_harness.report.numbers import format_bytes
 from gguf_harness.report.standing import Standing, Standings, failures_of
 
@@ -64,12 +65,15 @@ class RunView:
         self.run = run
         self._rows: dict[tuple[str, str], Mapping[str, Any]] = {}
         self._placed: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+        self._parts: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
         for row in run.get("estimates", []):
             # Skip rows of a single prompt, layer, head or group of tensors.
             if Place.of(row) == WHOLE:
                 self._rows.setdefault((row["model"], row["metric"]), row)
             elif row.get("part") is None:
                 self._placed.setdefault((row["model"], row["metric"]), []).append(row)
+            elif row.get("layer") is None and row.get("prompt") is None:
+                self._parts.setdefault((row["model"], row["metric"]), []).append(row)
         models = sorted(run.get("models", []), key=lambda model: (-model["bytes"], model.get("order", 0)))
         tested = {test["model"] for test in run.get("tests", []) if test.get("model")}
         self._facts: dict[str, Mapping[str, Any]] = {model["name"]: model for model in models}
@@ -102,6 +106,10 @@ class RunView:
     def rows_of(self, model: str, metric: str) -> list[Mapping[str, Any]]:
         """Rows of a model's metric over layers and heads, of all prompts together."""
         return [row for row in self._placed.get((model, metric), []) if row.get("prompt") is None]
+
+    def parts_of(self, model: str, metric: str) -> list[Mapping[str, Any]]:
+        """Rows of a model's metric by part, such as positions of a window, over all layers and prompts."""
+        return self._parts.get((model, metric), [])
 
     def shown_estimates(self, most: int = MOST_ESTIMATES) -> list[Mapping[str, Any]]:
         """Estimates for the page's table, in order: whole models, then layers, then others, up to `most`."""
@@ -140,8 +148,15 @@ class RunView:
     def recommended(self) -> Candidate | None:
         """The smallest candidate that passes every planned gate."""
         costs = {model.name: float(model.facts["bytes"]) for model in self.candidates if model.facts}
-        name = smallest_passing(costs, (model.name for model in self.candidates if model.verdict == "pass"))
+        passing = (model.name for model in self.candidates if model.verdict == "pass" and model.name in self._compared)
+        name = smallest_passing(costs, passing)
         return next((model for model in self.candidates if model.name == name), None)
+
+    @property
+    def _compared(self) -> set[str]:
+        """Models that a gate compared with the reference, not only with their own file run otherwise."""
+        gates = ((gate["model"], self.metrics.get(gate["metric"])) for gate in self.run.get("gates", []))
+        return {model for model, entry in gates if not (entry and entry.gate and entry.gate.of != "candidate")}
 
     @property
     def alone(self) -> Candidate | None:
@@ -180,6 +195,8 @@ class RunView:
             more = f"; {len(rest)} of {len(self.candidates)} candidates incomplete" if rest else ""
             more += "; other tests failed" if self.others_failed else ""
             return f"Smallest candidate that passes every gate: {visible(best.name)}, {size}{more}"
+        if not self._compared and (cache := smallest_cache(self)) is not None:
+            return cache
         return self._without_pass()
 
     def _without_pass(self) -> str:

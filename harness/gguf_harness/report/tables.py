@@ -14,7 +14,7 @@ __all__ = ["Table", "estimates_table", "numbers_tables", "tests_table"]
 Table = dict[str, Any]
 """{heads, numbers: columns that are numbers, rows}: a cell is its text, or its text and the value it is sorted by."""
 
-_SECTION_OF_SUITE: Final = {"quant": "decide"}
+_SECTION_OF_SUITE: Final = {"quant": "decide", "kv": "cache"}
 
 
 def numbers_tables(view: RunView) -> dict[str, Table]:

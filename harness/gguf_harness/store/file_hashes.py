@@ -65,7 +65,7 @@ def _state(file: Path) -> FileState | None:
         return None
 
 
-def hash_files(files: Sequence[Path], cache: Path, progress: Callable[[int, int], None] | None = None) -> str:
+def hash_files(files: Sequence[Path], cache: Path | None, progress: Callable[[int, int], None] | None = None) -> str:
     """SHA-256 of a file's content, or of its splits' hashes.
 
     The hash of a large file is remembered. It is believed again only if all of this holds:
@@ -82,7 +82,7 @@ def hash_files(files: Sequence[Path], cache: Path, progress: Callable[[int, int]
 
     Args:
         files: a file, or all splits of one.
-        cache: folder that remembers.
+        cache: folder that remembers; None to read every file.
         progress: called with (megabytes done, megabytes) of a file that has to be read.
 
     Raises:
@@ -92,12 +92,12 @@ def hash_files(files: Sequence[Path], cache: Path, progress: Callable[[int, int]
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
-def _hash_file(file: Path, cache: Path, progress: Callable[[int, int], None] | None) -> str:
+def _hash_file(file: Path, cache: Path | None, progress: Callable[[int, int], None] | None) -> str:
     try:
         with file.open("rb") as stream:
             # Of the open file: the path may lead to another file by now.
             state = FileState.of(os.fstat(stream.fileno()))
-            if state.size <= _SMALL:
+            if state.size <= _SMALL or cache is None:
                 return _read(stream, state, progress)
             note = cache / "hashes" / f"{hashlib.sha256(os.fsencode(file.resolve())).hexdigest()[:24]}.json"
             identity = {**asdict(state), "sample": _sample(stream, state.size)}

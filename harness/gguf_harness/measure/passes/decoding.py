@@ -170,7 +170,7 @@ def decode(
     start, stop, size = progress.resume(observer), min(total, plan.upto or total, len(plan.windows)), settings.n_seq
 
     def measure(context: Context, group: range) -> int:
-        for block in context.score(plan.windows, group.start, group.stop):
+        for block in context.score(plan.windows, group.start, group.stop, plan.request.score_from):
             observer.observe(block)
         return group.stop
 

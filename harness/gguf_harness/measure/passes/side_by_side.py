@@ -24,7 +24,7 @@ from gguf_harness.errors import NOT_FINITE_HINT, EngineError, PeerGone, Vocabula
 from gguf_harness.measure.memory import available_memory, hold_together, needed_memory
 from gguf_harness.measure.passes.decoding import Plan, Progress, decode, in_one_context
 from gguf_harness.measure.passes.observers import RowObserver
-from gguf_harness.measure.passes.tasks import MIN_WINDOWS, PassRequest, cut_windows, scored_tokens
+from gguf_harness.measure.passes.tasks import MIN_WINDOWS, PassRequest, cut_windows
 from gguf_harness.measure.prompt_inputs import check_context
 from gguf_harness.metrics.divergence import TOKEN_VALUES, DivergenceKernel
 from gguf_harness.metrics.kernels.log_softmax import shifted_exp
@@ -82,7 +82,7 @@ def follow(worker: WorkerContext, request: PassRequest, windows: NDArray[np.int3
         try:
             start: int = shared.receive()
             with Context(model, in_one_context(request.settings)) as context:
-                for block in context.score(windows, start):
+                for block in context.score(windows, start, score_from=request.score_from):
                     observer.observe(block)
         except PeerGone:
             pass  # It has all that it wants, or the session will hear from it why not.
@@ -103,7 +103,7 @@ def lead(
             )
         check_context(model, request.model, request.settings)
         windows = cut["tokens"].astype(np.int32)
-        shape = (len(windows), scored_tokens(request.settings.n_ctx))
+        shape = (len(windows), request.scored)
         progress = Progress(request.folder, request.key)
 
         def alive() -> None:
@@ -128,9 +128,9 @@ def lead(
 
 def compare_side_by_side(
     show: ProgressCallback,
+    candidate: PassRequest,
     reference: PassRequest,
     open_reference: Callable[[], Worker],
-    candidate: PassRequest,
     worker: Callable[[], Worker],
     limits: Sequence[WindowLimit],
     timeout_s: float,
@@ -139,16 +139,16 @@ def compare_side_by_side(
 
     Args:
         show: shows progress.
-        reference: what is compared with, and how it is run.
-        open_reference: makes a worker for it, which is closed here.
         candidate: what is compared.
-        worker: starts or returns its worker.
+        reference: what it is compared with, and how that is run.
+        open_reference: makes a worker for the reference, which is closed here.
+        worker: starts or returns the candidate's worker.
         limits: what stops the pass once it is decided; none for all windows.
         timeout_s: longest silence of the workers.
 
     Returns:
         As `run_candidate_pass`, with values that no codec rounded; nll_reference and top_reference, [windows, scored
-        tokens]; tokens, [windows, n_ctx]; and planned, [1], if windows are left.
+        tokens]; tokens, [windows, n_ctx]; planned, [1], if windows are left; and reference, [1], the key of its pass.
 
     Raises:
         EngineError: memory does not hold both models, or a worker failed.
@@ -165,11 +165,11 @@ def compare_side_by_side(
             Call(ours, lead, (candidate, cut, size, tuple(limits)), our_handles),
         ]
         _, arrays = call_together(calls, show, timeout_s)
-    return dict(arrays)
+    return {**arrays, "reference": np.array([reference.key])}
 
 
 def _rows(vocabulary: int, request: PassRequest, timeout_s: float) -> _Rows:
-    most = min(request.settings.n_ubatch, scored_tokens(request.settings.n_ctx))
+    most = min(request.settings.n_ubatch, request.scored)
     return _Rows(max(1, min(most, _BLOCK_BYTES // (4 * vocabulary))), vocabulary, timeout_s)
 
 

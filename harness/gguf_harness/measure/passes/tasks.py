@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gguf_harness.engine.lanes import count_lanes
-from gguf_harness.engine.settings import SessionSettings, WindowOrder
+from gguf_harness.engine.settings import SessionSettings, WindowOrder, first_scored
 from gguf_harness.errors import CorpusError, VocabularyMismatch
 from gguf_harness.measure.passes.decoding import CODES_FILE, Plan, Progress, decode, load_base
 from gguf_harness.measure.passes.logprobs import LogprobReader, LogprobWriter, logprob_bytes
@@ -37,7 +37,6 @@ __all__ = [
     "run_candidate_pass",
     "run_mixture_pass",
     "run_reference_pass",
-    "scored_tokens",
     "window_order",
 ]
 
@@ -66,6 +65,7 @@ class PassRequest:
         folder: where partial results and log-probabilities go; belongs to this pass alone.
         key: hash of what the pass depends on: partial results of another are not continued.
         order: which windows come first.
+        score_from: first position of a window that is scored; None for n_ctx/2, as llama-perplexity.
     """
 
     model: str
@@ -76,13 +76,20 @@ class PassRequest:
     folder: Path
     key: str = ""
     order: WindowOrder = "sampled"
+    score_from: int | None = None
+
+    @property
+    def scored(self) -> int:
+        """Number of a window's tokens that are scored."""
+        n_ctx = self.settings.n_ctx
+        return n_ctx - 1 - first_scored(n_ctx, self.score_from)
 
 
 def reference_shape(worker: WorkerContext, request: PassRequest) -> tuple[int, int, int]:
     """(windows, scored tokens of each, vocabulary) of a reference's pass: what its log-probabilities are sized by."""
     model = worker.model(request.files, request.settings.n_gpu_layers)
     windows = len(cut_windows(model.tokenize(request.corpus.text), request)["window"])
-    return windows, scored_tokens(request.settings.n_ctx), model.vocabulary.n_tokens
+    return windows, request.scored, model.vocabulary.n_tokens
 
 
 def check_room(shape: tuple[int, int, int], limit: int, option: str) -> None:
@@ -112,11 +119,6 @@ def _gigabytes(size: int) -> str:
     return f"{size / 1e9:.2f} GB" if size >= 10**8 else f"{size / 1e6:.3g} MB"
 
 
-def scored_tokens(n_ctx: int) -> int:
-    """Tokens of a window that are scored: those with at least half a window before them, as llama-perplexity does."""
-    return n_ctx - 1 - n_ctx // 2
-
-
 def run_reference_pass(
     worker: WorkerContext, request: PassRequest, keep_logprobs: bool, limit_bytes: int, upto: int | None = None
 ) -> Arrays:
@@ -141,7 +143,7 @@ def run_reference_pass(
     progress = Progress(request.folder, request.key)
     cut = progress.cut() or cut_windows(model.tokenize(request.corpus.text), request)
     windows = cut["tokens"].astype(np.int32)
-    shape = (len(windows), scored_tokens(request.settings.n_ctx))
+    shape = (len(windows), request.scored)
     vocabulary = model.vocabulary.n_tokens
     writer = None
     if keep_logprobs:

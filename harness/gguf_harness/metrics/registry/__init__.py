@@ -13,10 +13,12 @@ from typing import Any, Final
 from gguf_harness.errors import GateError
 from gguf_harness.metrics.registry import (
     attention,
+    depth,
     divergence,
     embeddings,
     files,
     heads,
+    kv,
     layers,
     perplexity,
     serving,
@@ -54,6 +56,7 @@ __all__ = [
 # Tables show their columns in this order.
 _FAMILIES: Final = (
     files, perplexity, divergence, texts, speed, serving, attention, heads, layers, embeddings, tensors,
+    kv, depth,
 )  # fmt: skip
 
 

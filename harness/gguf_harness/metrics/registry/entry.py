@@ -23,15 +23,17 @@ __all__ = [
 ]
 
 Better = Literal["higher", "lower", "neutral"]
-Part = Literal["layer", "head", "tensors", "prompt"]
+Part = Literal["layer", "head", "tensors", "position", "prompt"]
 Table = Literal["brief", "html", "markdown", "comparison"]
 Estimated = Literal[
-    "corpus", "floor", "prompts", "repeats", "words", "vocabulary", "head windows", "group windows", "timing",
-    "requests", "memory", "file", "weights", "once",
+    "corpus", "cache", "floor", "prompts", "repeats", "words", "vocabulary", "head windows", "group windows", "timing",
+    "requests", "memory", "file", "weights", "once", "positions", "needles",
 ]  # fmt: skip
 
 ESTIMATED: Final[Mapping[Estimated, str]] = {
     "corpus": "Over the scored tokens of the corpus's windows; the standard error is clustered by window (CR1).",
+    "cache": "Over the scored tokens of the corpus's windows, in pairs with the same file run otherwise; the standard "
+    "error is clustered by window (CR1).",
     "floor": "Over the scored tokens of the corpus's windows, of the reference decoded once more in other batches.",
     "prompts": "Over the prompts, or their tokens; the standard error is clustered by prompt.",
     "repeats": "Over a repeated sequence of random tokens.",
@@ -45,6 +47,8 @@ ESTIMATED: Final[Mapping[Estimated, str]] = {
     "file": "A fact of the file; it has no standard error.",
     "weights": "Over all weights of the tensors that both files have; it has no standard error.",
     "once": "One value for the whole; it has no standard error.",
+    "positions": "Over all positions of the corpus's windows but the first; the standard error is clustered by window.",
+    "needles": "Over facts that were hidden in texts of the corpus; the standard error is clustered by text.",
 }
 """Ways of estimating metrics, a sentence each."""
 

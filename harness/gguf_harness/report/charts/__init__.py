@@ -12,6 +12,8 @@ from gguf_harness.report.charts.drift_charts import drift_charts
 from gguf_harness.report.charts.embedding_charts import embedding_charts
 from gguf_harness.report.charts.head_charts import head_charts
 from gguf_harness.report.charts.kept import kept_charts
+from gguf_harness.report.charts.kv_charts import kv_charts
+from gguf_harness.report.charts.kv_depth_charts import kv_depth_charts
 from gguf_harness.report.charts.layers_charts import layers_charts
 from gguf_harness.report.charts.pair_charts import pair_charts
 from gguf_harness.report.charts.quant_charts import quant_charts
@@ -29,6 +31,7 @@ ChartBuilder = Callable[[RunView, Path], Iterable[Chart]]
 
 SECTIONS: Final = {
     "decide": "Decide",
+    "cache": "KV cache",
     "attention": "Attention",
     "heads": "Heads",
     "layers": "Layers",
@@ -43,6 +46,8 @@ _BUILDERS: Final[tuple[tuple[str, ChartBuilder], ...]] = (
     ("decide", text_charts),
     ("decide", strip_charts),
     ("decide", next_token_charts),
+    ("cache", kv_charts),
+    ("cache", kv_depth_charts),
     ("attention", attention_charts),
     ("attention", step_charts),
     ("heads", head_charts),

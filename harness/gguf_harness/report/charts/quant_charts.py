@@ -286,16 +286,25 @@ def _dots(view: RunView, models: list[Candidate], info: Metric) -> Figure:
 
 
 def _tensor_types(view: RunView) -> Chart | None:
-    models = [model for model in view.models if model.facts]
-    if not models:
+    # One bar for each file, however many ways it was run.
+    files: dict[str, Candidate] = {}
+    for model in view.models:
+        if model.facts:
+            files.setdefault(model.facts.get("file", model.name), model)
+    if not files:
         return None
+    models = list(files.values())
     types = list(dict.fromkeys(kind for model in models for kind in model.facts["tensor_types"]))
     parts = []
     for kind in types:
         rows = [model.facts["tensor_types"].get(kind, {"bytes": 0, "tensors": 0}) for model in models]
         notes = [f"{format_bytes(row['bytes'])} in {row['tensors']} tensors" for row in rows]
         parts.append({"name": kind, "values": [row["bytes"] / 1e6 for row in rows], "notes": notes})
-    data = {"x": {"label": "MB of tensors"}, "names": [visible(model.name) for model in models], "parts": parts}
+    data = {
+        "x": {"label": "MB of tensors"},
+        "names": [visible(file) for file in files],
+        "parts": parts,
+    }
     return make_chart(
         "files",
         "What the files are made of",

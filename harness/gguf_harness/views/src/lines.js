@@ -26,10 +26,11 @@ function render({ model, el }) {
     ...line,
     ...(line.model === undefined ? { color: line.color ?? PARTS[index % PARTS.length], symbol: ["circle", "diamond", "square"][turn(index)], dash: DASHES[turn(index)] } : look(data.models[line.model])),
   }));
+  const at = (x) => data.x.ticks?.find(([each]) => each === x)?.[1] ?? x;
   const points = lines.flatMap((line) =>
     line.points.map(([x, value, se, detail]) => ({
       x, y: factor * value, group: line.group, low: factor * (value - (se ?? 0)), high: factor * (value + (se ?? 0)), line: line.name, color: line.color, symbol: line.symbol, single: line.points.length <= MOST_DOTS, dash: line.dash ?? null,
-      title: [line.name, line.group, `${data.x.label} ${x}: ${estimate(factor * value, se === null ? null : factor * se)}${data.y.percent ? " %" : ""}`, detail].filter(Boolean).join("\n"),
+      title: [line.name, line.group, `${data.x.label} ${at(x)}: ${estimate(factor * value, se === null ? null : factor * se)}${data.y.percent ? " %" : ""}`, detail].filter(Boolean).join("\n"),
     })),
   );
   if (lines.every((line) => line.model !== undefined)) el.append(modelLegend([...new Set(lines.map((line) => line.model))].map((index) => data.models[index])));
@@ -45,7 +46,7 @@ function render({ model, el }) {
     ...(side ? { [side]: { axis: null, domain: groups, padding: side === "fx" ? 0.06 : 0.14 } } : {}),
     ...(side ? { marginTop: 34 } : {}),
     marginBottom: 42,
-    x: { label: data.x.label, labelArrow: "none", ...(whole ? { tickFormat: "d", ticks: ticks(points) } : {}), ...(data.x.ticks ? { ticks: data.x.ticks.map(([at]) => at), tickFormat: (at) => data.x.ticks.find(([each]) => each === at)[1] } : {}) },
+    x: { label: data.x.label, labelArrow: "none", ...(whole ? { tickFormat: "d", ticks: ticks(points) } : {}), ...(data.x.ticks ? { ticks: data.x.ticks.map(([at]) => at), tickFormat: at } : {}) },
     y: { label: data.y.label + (data.y.percent ? " (%)" : ""), labelArrow: "none", grid: true, zero: data.y.zero && !log, inset: log ? 6 : 0, ...(log ? spanning(points.flatMap((point) => [point.y, point.low, point.high]).filter((end) => end > 0)) : {}) },
     marks: [
       side ? Plot.text(groups, { [side]: (group) => group, text: (group) => group, frameAnchor: "top", dy: -16, fontWeight: 600 }) : null,

@@ -1,0 +1,1 @@
+"""What the KV cache costs, by its types and by depth."""

@@ -1,0 +1,1 @@
+"""What does a quantized KV cache cost?"""

@@ -1,0 +1,59 @@
+"""suites/kv: what types of the KV cache cost, each file in pairs with itself."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.plugin.conftest import ReadRun, RunSuite
+
+pytestmark = pytest.mark.model
+
+GRID = "--gguf-kv=f16/f16,q8_0/q8_0,q4_0/q8_0,q8_0/q4_0,q4_0/q4_0"
+
+
+def test_weights_cache_and_both_stand_side_by_side(run_suite: RunSuite, read_run: ReadRun, llama_file: Path) -> None:
+    result = run_suite(f"--models={llama_file}", "--gguf-quants=Q4_0", GRID, suite="kv", tests="test_divergence.py")
+    run = read_run()
+    values = {(row["model"], row["metric"]): row for row in run["estimates"]}
+    full, plain = "random-F32", "random-Q4_0"
+
+    def value(file: str, kv: str, metric: str = "kv_kld") -> float:
+        return float(values[f"{file} [kv={kv}]", metric]["value"])
+
+    for file in (full, plain):
+        assert 0 < value(file, "q8_0/q8_0") < min(value(file, "q8_0/q4_0"), value(file, "q4_0/q8_0"))
+        assert value(file, "q8_0/q8_0") < value(file, "q4_0/q4_0")
+        # Each is compared with its own file.
+        assert values[f"{file} [kv=q4_0/q4_0]", "kv_kld"]["reference"] == file
+    # The reference's own weights cost nothing.
+    assert value(full, "q4_0/q4_0", "kv_total_kld") == value(full, "q4_0/q4_0")
+    both, weights = (value(plain, "q4_0/q4_0", f"kv_{part}_kld") for part in ("total", "weights"))
+    interaction = value(plain, "q4_0/q4_0", "kv_interaction_kld")
+    assert interaction == pytest.approx(both - weights - value(full, "q4_0/q4_0"), abs=1e-6)
+    assert "t test over 4 windows" in values[f"{plain} [kv=q4_0/q4_0]", "kv_interaction_loss"]["detail"]
+    assert {gate["metric"] for gate in run["gates"]} == {"kv_kld"}
+    assert {gate["model"] for gate in run["gates"]} == {name for name, _ in values}
+    # A verdict on caches alone recommends no file.
+    assert re.search(r"(Smallest|No) KV cache that passes on", result.stdout.str())
+    assert "Smallest candidate" not in result.stdout.str()
+
+
+def test_a_cache_of_f32_changes_nothing(run_suite: RunSuite, read_run: ReadRun, llama_file: Path) -> None:
+    """f16 with f32 as what others are compared with: flash attention reads both in half precision."""
+    models = (f"--models={llama_file}", "--gguf-kv=f16/f16", "--gguf-kv-reference=f32/f32")
+    run_suite(*models, suite="kv", tests="test_divergence.py").assert_outcomes(passed=2)
+    run = read_run()
+    found = {row["metric"]: row["value"] for row in run["estimates"]}
+    # What is stored of the reference's distributions is rounded to 16 bits per entry.
+    assert max(abs(found.pop(name)) for name in ("kv_kld", "kv_kld_p99", "kv_total_kld")) < 1e-6
+    assert found == {"kv_same_top": 1, "kv_delta_p_rms": 0, "kv_ppl_ratio": 1}
+    assert {model["name"] for model in run["models"]} == {"random-F32", "random-F32 [kv=f32/f32]"}
+
+
+def test_nothing_to_compare_is_said(run_suite: RunSuite, llama_file: Path) -> None:
+    result = run_suite(f"--models={llama_file}", "--gguf-kv=f16/f16", "-rs", suite="kv", tests="test_divergence.py")
+    result.assert_outcomes(skipped=2)
+    assert "no types of the KV cache to compare: give --gguf-kv=default" in result.stdout.str()
