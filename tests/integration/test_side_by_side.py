@@ -18,6 +18,7 @@ from gguf_harness.engine.shared_rows import make_shared_rows
 from gguf_harness.engine.worker import Call, Worker, WorkerContext, call_together
 from gguf_harness.errors import EngineCrashed, EngineError, EngineTimeout, HarnessError, PeerGone, VocabularyMismatch
 from gguf_harness.inputs.corpora import load_corpus
+from gguf_harness.inputs.sources import TINY_FILE
 from gguf_harness.measure.passes import decoding, side_by_side
 from gguf_harness.measure.passes.side_by_side import compare_side_by_side, reference_part
 from gguf_harness.measure.passes.tasks import CorpusText, PassRequest, run_candidate_pass, run_reference_pass
@@ -28,6 +29,7 @@ from gguf_harness.metrics.windows import WindowLimit
 from gguf_harness.store.arrays import Arrays, save_arrays
 from tests.loaded import open_context
 from tests.random_llama import write_random_llama
+from tests.side_by_side_tasks import measured_peaks
 
 pytestmark = pytest.mark.model
 
@@ -281,3 +283,21 @@ def test_progress_of_another_pass_is_not_taken_over(together: Callable[..., Arra
     save_arrays(file, {**stale, "done": np.array([4]), "key": np.array(["another"])})
     again = together()
     assert (again["kld"] == whole["kld"]).all()
+
+
+def test_peak_memory_does_not_grow_with_the_context(tmp_path: Path) -> None:
+    """Besides llama.cpp's own: the KV cache, and the mask of the attention in its buffers for computing."""
+    corpus, taken = load_corpus("pydoc"), []
+    text = CorpusText(corpus.name, corpus.text[:60_000])
+    for n_ctx in (1024, 4096):
+        settings = SessionSettings(n_ctx=n_ctx, n_batch=512, n_ubatch=128, threads=1, beyond_context=True)
+        candidate, reference = (
+            PassRequest(side, (TINY_FILE,), settings, text, 2, tmp_path / f"{side}-{n_ctx}")
+            for side in ("ours", "theirs")
+        )
+        peaks = measured_peaks(candidate, reference, tmp_path / "log")
+        taken.append([peak.resident - peak.cache - peak.compute for peak in peaks])
+        assert all(peak.cache > 10**6 for peak in peaks)
+    (short, short_reference), (long, long_reference) = taken
+    assert long == pytest.approx(short, rel=0.05)
+    assert long_reference == pytest.approx(short_reference, rel=0.05)
