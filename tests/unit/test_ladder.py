@@ -68,6 +68,36 @@ def test_a_reference_alone_can_be_a_ladder(llama_file: Path) -> None:
     assert [model.name for model in ladder.models] == ["random-F32", "random-Q8_0"]
 
 
+def test_caches_of_the_default_are_a_grid_on_the_reference_and_two_pairs_on_the_ends() -> None:
+    ladder = _plan("--gguf-quants=Q8_0,Q6_K,Q2_K", "--models=tiny")
+    assert [subject.name for subject in ladder.candidates] == ["tiny-Q8_0", "tiny-Q6_K", "tiny-Q2_K"]
+    types = [f"{k}/{v}" for k in ("f16", "q8_0", "q4_0") for v in ("f16", "q8_0", "q4_0")]
+    both = ("q8_0/q8_0", "q4_0/q4_0")
+    assert [subject.name for subject in ladder.cached] == [
+        *(f"tiny-F16 [kv={pair}]" for pair in types[1:]),
+        *(f"tiny-{quant} [kv={pair}]" for quant in ("Q8_0", "Q2_K") for pair in both),
+    ]
+    assert {ladder.with_full_cache(subject).name for subject in ladder.cached} == {"tiny-F16", "tiny-Q8_0", "tiny-Q2_K"}
+    # All of one file stand together, whatever they are for.
+    files = [subject.model.name for subject in ladder.subjects]
+    assert files == sorted(files, key=files.index)
+
+
+def test_caches_that_were_asked_for_are_those_of_each_file() -> None:
+    ladder = _plan("--models=tiny", "--gguf-quants=Q8_0", "--gguf-kv=q4_0/q4_0+norot", "--gguf-kv-reference=bf16/bf16")
+    expected = ["tiny-F16 [kv=q4_0/q4_0+norot]", "tiny-Q8_0 [kv=q4_0/q4_0+norot]"]
+    assert [subject.name for subject in ladder.cached] == expected
+    assert [subject.name for subject in ladder.candidates] == expected
+    assert ladder.with_full_cache(ladder.cached[0]).name == "tiny-F16 [kv=bf16/bf16]"
+
+
+def test_scalings_of_positions_are_candidates_too() -> None:
+    ladder = _plan("--models=tiny", "--gguf-quants=Q8_0", "--gguf-rope=none,yarn:4")
+    assert [subject.name for subject in ladder.candidates] == [
+        f"tiny-{quant} [rope={scaling}]" for quant in ("F16", "Q8_0") for scaling in ("none", "yarn:4")
+    ]
+
+
 def test_broken_and_foreign_models_stay_candidates(llama_file: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(b"GGUF")

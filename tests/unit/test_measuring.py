@@ -115,7 +115,7 @@ def test_files_that_are_lost_meanwhile_are_measured_again(start: Start) -> None:
     base = replace(_job(write, ARRAYS, files=there), arguments=lambda entry: (entry.folder,))
     session = start()
     folder = session.entry(base).folder
-    reader = replace(_job(read, reads=base), key={"x": 2}, arguments=lambda _: (folder,))
+    reader = replace(_job(read, reads=(base,)), key={"x": 2}, arguments=lambda _: (folder,))
     session.measure(base)
     (folder / "codes").write_text("harmed")
     assert session.measure(reader) == {"read": True}

@@ -151,7 +151,7 @@ def test_entries_survive_a_file() -> None:
         ({"title": "a\x1b[31mb"}, "expected a line of printable characters."),
         ({"meaning": "x" * 1001}, "meaning of toy_score has 1001 characters, expected a sentence."),
         ({"better": "up"}, "better of toy_score is 'up', expected one of higher, lower, neutral."),
-        ({"estimated": "guess"}, "estimated of toy_score is 'guess', expected one of corpus, floor,"),
+        ({"estimated": "guess"}, "estimated of toy_score is 'guess', expected one of corpus, cache, floor,"),
         ({"values": (1.0, 0.0)}, "values of toy_score is (1.0, 0.0), expected (least, largest)."),
         ({"values": (math.nan, 1.0)}, "expected (least, largest)."),
         ({"parts": ("toys",)}, "parts of toy_score is ('toys',), expected some of"),

@@ -60,6 +60,7 @@ class Context:
         model: whose weights it uses; close it last.
         settings: how to run it, with which adapters; the model is where it is, whatever they say of layers on the GPU.
         taps: tensors to read or patch during every decode.
+        full_windows: whether layers with a sliding window cache all tokens, not only those of the window.
 
     Attributes:
         model: as given.
@@ -70,13 +71,15 @@ class Context:
         EngineError: llama.cpp refused the settings or an adapter, with its reason; or such a context has no such taps.
     """
 
-    def __init__(self, model: Model, settings: SessionSettings, taps: Taps | None = None) -> None:
+    def __init__(
+        self, model: Model, settings: SessionSettings, taps: Taps | None = None, *, full_windows: bool = True
+    ) -> None:
         self.model = model
         self.settings = settings
         self.taps = taps
         self._encoded = False
         _check_blocks(model, settings)
-        parameters = context_parameters(settings, model.pointer)
+        parameters = context_parameters(settings, model.pointer, full_windows=full_windows)
         if taps is not None:
             taps.require_possible(settings)
             parameters.cb_eval = taps.callback

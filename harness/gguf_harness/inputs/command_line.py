@@ -244,8 +244,8 @@ def _add_all(add: Callable[..., None]) -> None:
     add("--gguf-kv", metavar="K/V[,K/V...]|default", type=kv_list, default=(),
         help="types of the KV cache to run each model with, a candidate for each pair, such as f16/f16,q8_0/q4_0; "
         "q4_0/q4_0+norot: without llama.cpp's rotation of quantized K and V; `default` is a grid of f16, q8_0 and q4_0 "
-        "on the reference, and q8_0/q8_0 and q4_0/q4_0 on the others (default: f16/f16, and `default` in "
-        "suites/kv)")  # fmt: skip
+        "on the reference, and q8_0/q8_0 and q4_0/q4_0 on the first and the last candidate (default: f16/f16, and "
+        "`default` in suites/kv)")  # fmt: skip
     add("--gguf-kv-reference", metavar="K/V", type=kv_types, default=None,
         help="types of the cache that suites/kv compares the others with (default: f16/f16)")  # fmt: skip
     add("--gguf-rope", metavar="SCALING[,SCALING...]", type=rope_list, default=(),

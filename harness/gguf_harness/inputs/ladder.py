@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from gguf_harness.engine.settings import DEFAULT_KV, KVTypes
-from gguf_harness.errors import HarnessError, ModelNotFound
+from gguf_harness.errors import HarnessError, ModelNotFound, OptionError
 from gguf_harness.inputs.adapters import find_adapters
+from gguf_harness.inputs.cache_limits import why_not
 from gguf_harness.inputs.models import ModelInfo, choose_reference, load_info, shape_difference
 from gguf_harness.inputs.pairing import FAMILY, Identity
 from gguf_harness.inputs.sources import ModelSource, distinct_name, folded_name, select
@@ -24,7 +25,7 @@ __all__ = ["Ladder", "PlannedModel", "PlannedSubject", "identities_of", "plan_la
 _PRECISION: Final = re.compile(r"[-_.](F32|F16|BF16)$", re.IGNORECASE)
 _EXPANDED_BITS: Final = 16.0
 _GRID: Final = tuple(KVTypes(k, v) for k in ("f16", "q8_0", "q4_0") for v in ("f16", "q8_0", "q4_0"))
-"""Types of the cache by default, on the reference; on the others only those of one type for both."""
+"""Types of the cache by default, on the reference; those of one type for both on the first and last candidate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +93,7 @@ class Ladder:
         asked_for: whether --reference names it.
         notes: sentences on files that were left out, renamed, or do not match the reference.
         cached: files with other types of the KV cache, for suites/kv; with --gguf-kv they are candidates as well.
+        impossible: those of them that llama.cpp cannot run, each with the reason as a sentence.
         full_kv: types of the cache that these are compared with.
         adapted: files with LoRA adapters, for suites/lora.
     """
@@ -102,6 +104,7 @@ class Ladder:
     asked_for: bool = False
     notes: tuple[str, ...] = ()
     cached: tuple[PlannedSubject, ...] = ()
+    impossible: tuple[tuple[PlannedSubject, str], ...] = ()
     full_kv: KVTypes = DEFAULT_KV
     adapted: tuple[PlannedSubject, ...] = ()
 
@@ -147,18 +150,22 @@ def plan_ladder(options: Options) -> Ladder:
     else:
         reference, reason = None, "No valid model was given, so there is no reference."
     asked_for = options.reference is not None
+    sizes = {info.name: info for info in infos}
     quantized, renamed = _quantized(reference, options.quants, list(planned.values())) if reference else ((), [])
     others = (*(model for model in planned.values() if model is not reference), *quantized)
     compared = _notes_on_candidates(reference, infos, asked_for=asked_for) if reference else []
+    cached = _cached(reference, others, options)
+    refused = {subject: why for subject in cached if (why := _why_not(subject, sizes, options)) is not None}
     return Ladder(
         None if reference is None else PlannedSubject(reference),
         _candidates(reference, others, options),
         reason,
         asked_for,
         (*named.notes, *renamed, *compared),
-        _cached(reference, others, options),
-        options.kv_reference,
-        _adapted(reference, others, find_adapters(options, infos)),
+        cached=tuple(subject for subject in cached if subject not in refused),
+        impossible=tuple(refused.items()),
+        full_kv=options.kv_reference,
+        adapted=_adapted(reference, others, find_adapters(options, infos)),
     )
 
 
@@ -170,7 +177,7 @@ def _candidates(
     found = (
         PlannedSubject(model, kv, rope=rope)
         for model in models
-        for kv in _pairs(model is reference, options.kv)
+        for kv in _pairs(model, reference, others, options.kv)
         for rope in options.rope or (None,)
     )
     # The reference with its own settings is not a candidate.
@@ -178,10 +185,17 @@ def _candidates(
     return tuple(subject for subject in found if subject != plain)
 
 
-def _pairs(is_reference: bool, kv: Sequence[KVTypes] | str) -> list[KVTypes | None]:
-    """Types of the cache that a model is run with, None for the default, which comes first."""
+def _pairs(
+    model: PlannedModel, reference: PlannedModel | None, others: Sequence[PlannedModel], kv: Sequence[KVTypes] | str
+) -> list[KVTypes | None]:
+    """Types of the cache that a model is run with; None for f16/f16."""
     if isinstance(kv, str):
-        kv = [pair for pair in _GRID if is_reference or pair.k == pair.v]
+        ends = model in {others[0], others[-1]} if others else False
+        kv = (
+            _GRID
+            if model is reference
+            else [pair for pair in _GRID if pair == DEFAULT_KV or (ends and pair.k == pair.v)]
+        )
     return [None if pair == DEFAULT_KV else pair for pair in kv] or [None]
 
 
@@ -193,9 +207,19 @@ def _cached(
     return tuple(
         PlannedSubject(model, pair)
         for model in (*((reference,) if reference else ()), *others)
-        for pair in _pairs(model is reference, options.kv or "default")
+        for pair in _pairs(model, reference, others, options.kv or "default")
         if pair != full
     )
+
+
+def _why_not(subject: PlannedSubject, infos: Mapping[str, ModelInfo], options: Options) -> str | None:
+    """Why llama.cpp cannot run a file with these types of its KV cache, by its header; None if it can."""
+    try:
+        settings = subject.settings(options.session_settings)
+    except OptionError as error:
+        return error.message
+    info = infos.get(_origin(subject.model).name)
+    return None if info is None else why_not(info, settings)
 
 
 def _adapted(
@@ -289,10 +313,15 @@ def identities_of(ladder: Ladder) -> list[Identity]:
     return [_identity(planned, reference=planned is ladder.reference) for planned in ladder.subjects]
 
 
+def _origin(model: PlannedModel) -> PlannedModel:
+    """The model whose file there is already, from which this one is made."""
+    while model.base is not None:
+        model = model.base
+    return model
+
+
 def _identity(planned: PlannedSubject, *, reference: bool) -> Identity:
-    origin = planned.model
-    while origin.base is not None:
-        origin = origin.base
+    origin = _origin(planned.model)
     try:
         info = load_info(origin.source) if origin.source is not None else None
     except HarnessError:

@@ -111,7 +111,7 @@ class Job(Generic[R]):
             write files to.
         subjects: subjects whose files are read. The files must not change meanwhile; the first one's worker does the
             work.
-        reads: another job whose files the task reads.
+        reads: other jobs whose files the task reads.
         files: files that must exist with the result.
         prepare: called before the measurement, to make room or to refuse.
         check: called after it, to refuse the result.
@@ -124,7 +124,7 @@ class Job(Generic[R]):
     key: dict[str, Any]
     arguments: Callable[[Entry], tuple[Any, ...]]
     subjects: tuple[Subject, ...] = ()
-    reads: Job[Any] | None = None
+    reads: tuple[Job[Any], ...] = ()
     files: Files[R] | None = None
     prepare: Callable[[Entry], None] | None = None
     check: Callable[[], None] | None = None

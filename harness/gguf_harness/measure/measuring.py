@@ -107,7 +107,7 @@ class Measuring:
         return None
 
     def _measured(self, job: Job[R], entry: Entry) -> R:
-        measured = self._run(job, entry) if job.reads is None else self._run_reading(job, job.reads, entry)
+        measured = self._run_reading(job, entry) if job.reads else self._run(job, entry)
         self.check_read(job.subjects)
         if job.check is not None:
             job.check()
@@ -118,23 +118,26 @@ class Measuring:
             entry.save(value, arrays, job.label)
         return result
 
-    def _run_reading(self, job: Job[R], reads: Job[Any], entry: Entry) -> R:
-        """Run a job that reads the files of another; retry once if these are missing or damaged.
+    def _run_reading(self, job: Job[R], entry: Entry) -> R:
+        """Run a job that reads the files of others; retry once if these are missing or damaged.
 
         Another session or a user may have removed them.
         """
-        base = self.entry(reads)
-        self.measure(reads)
-        before = base.stamp
+        bases = [self.entry(each) for each in job.reads]
+        for each in job.reads:
+            self.measure(each)
+        stamps = [base.stamp for base in bases]
         try:
             return self._run(job, entry)
         except FilesLost:
-            with base.lock():
-                # Unless another process has measured it again by now.
-                if base.stamp == before:
-                    base.remove()
-            self._done = {key: outcome for key, outcome in self._done.items() if str(base.folder) not in key}
-            self.measure(reads)
+            for base, before in zip(bases, stamps, strict=True):
+                with base.lock():
+                    # Unless another process has measured it again by now.
+                    if base.stamp == before:
+                        base.remove()
+                self._done = {key: outcome for key, outcome in self._done.items() if str(base.folder) not in key}
+            for each in job.reads:
+                self.measure(each)
             return self._run(job, entry)
 
     def _run(self, job: Job[R], entry: Entry) -> R:

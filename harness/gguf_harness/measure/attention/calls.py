@@ -108,7 +108,7 @@ class Attention:
             self._key(model) | {"reference": base.digest},
             lambda entry: (self._request(model, entry), base.folder, self._core.measure(base_job)),
             subjects=(model,),
-            reads=base_job,
+            reads=(base_job,),
         )
         return self._core.measure(job)
 

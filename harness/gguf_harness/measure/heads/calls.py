@@ -112,7 +112,7 @@ class HeadAblation:
             heads=heads,
             reference=base.digest,
         )
-        return self._core.measure(replace(job, reads=theirs))
+        return self._core.measure(replace(job, reads=(theirs,)))
 
     def removal(self, model: Subject, along: Subject | None = None) -> Arrays:
         """Heads removed one by one; see `run_head_removal`.

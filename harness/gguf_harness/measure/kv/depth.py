@@ -10,9 +10,12 @@ from gguf_harness.measure.passes.calls import CorpusPass
 from gguf_harness.metrics.by_position import FIRST_POSITION, growth_p_value, slopes, summarize_positions
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from gguf_harness.inputs.corpora import Corpus
     from gguf_harness.inputs.subjects import Subject
     from gguf_harness.measure.core import Core
+    from gguf_harness.measure.passes.calls import TextRead
     from gguf_harness.metrics.records import Estimate
     from gguf_harness.store.arrays import Arrays
 
@@ -64,13 +67,23 @@ class Depth:
     Args:
         core: runs measurements.
         corpus: the text.
+        text: takes what becomes known of the corpus.
     """
 
-    def __init__(self, core: Core, corpus: Corpus) -> None:
-        self._passes = CorpusPass(core, corpus, score_from=FIRST_POSITION)
+    def __init__(self, core: Core, corpus: Corpus, text: TextRead | None = None) -> None:
+        self._passes = CorpusPass(core, corpus, text=text, score_from=FIRST_POSITION)
 
     def __call__(self, subject: Subject, reference: Subject) -> ByDepth:
         """A subject against a reference, token by token: the same file with its plain cache, or another file."""
-        candidate = self._passes.candidate(subject, reference)
+        self._passes.describe(reference)
+        return self._by_depth(self._passes.candidate(subject, reference), reference)
+
+    def joint(self, subject: Subject, references: Sequence[Subject]) -> list[ByDepth]:
+        """The same against several references, from one decode."""
+        self._passes.describe(references[0])
+        compared = self._passes.joint(subject, references)
+        return [self._by_depth(each, reference) for each, reference in zip(compared, references, strict=True)]
+
+    def _by_depth(self, candidate: Arrays, reference: Subject) -> ByDepth:
         base = self._passes.reference(reference, logprobs=True)
         return ByDepth(candidate, {name: base[name][: len(candidate["nll"])] for name in ("nll", "top")})

@@ -130,7 +130,7 @@ class Layers:
                 self._key(model, base),
                 lambda entry: (self._request(model, entry), base.folder, False),
                 subjects=(model,),
-                reads=base_job,
+                reads=(base_job,),
             )
         )
 
@@ -156,7 +156,7 @@ class Layers:
             self._key(model, base_entry) | {"layers": list(chosen)},
             lambda entry: (self._request(model, entry), folder, chosen),
             subjects=(model,),
-            reads=reads,
+            reads=() if reads is None else (reads,),
         )
 
     def _key(self, model: Subject, base: Entry | None) -> dict[str, Any]:

@@ -94,7 +94,7 @@ class Beside:
             key=job.key | {"reference": key},
             arguments=arguments,
             subjects=(*job.subjects, reference),
-            reads=None,
+            reads=(),
             prepare=None,
         )
 

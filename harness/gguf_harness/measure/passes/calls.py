@@ -14,7 +14,7 @@ from gguf_harness.errors import HarnessError
 from gguf_harness.inputs.subjects import Subject
 from gguf_harness.measure.measurement import ARRAYS, Job, Measurement
 from gguf_harness.measure.passes.growing import planned_windows
-from gguf_harness.measure.passes.jobs import FLOOR, MIXTURE, PassJobs
+from gguf_harness.measure.passes.jobs import CANDIDATE, FLOOR, MIXTURE, PassJobs
 from gguf_harness.measure.passes.logprobs import logprob_bytes
 from gguf_harness.measure.passes.side_by_side import reference_part
 from gguf_harness.measure.passes.strip import read_pieces, strip_of, tokens_of, typical_window
@@ -172,6 +172,22 @@ class CorpusPass:
         if "reference" in arrays:
             self._jobs.beside.seen(arrays)
         return arrays
+
+    def joint(self, model: Subject, references: Sequence[Subject]) -> list[Arrays]:
+        """The same against each of several references, from one decode of all windows.
+
+        From one for each reference, where their log-probabilities are not stored.
+        """
+        if any(self._jobs.is_beside(reference) for reference in references):
+            chunks = self._core.options.chunks
+            jobs = [self._jobs.against(CANDIDATE, model, reference, chunks) for reference in references]
+            return [self._core.measure(job) for job in jobs]
+        found = self._core.measure(self._jobs.joint(model, references))
+        shared = {name: found[name] for name in ("window", "available")}
+        return [
+            {name.removesuffix(end): array for name, array in found.items() if name.endswith(end)} | shared
+            for end in (f"_{place}" for place in range(len(references)))
+        ]
 
     def mixture(self, mixture: Mixture, of: Subject, reference: Subject, chunks: int) -> Arrays:
         """A mixture of a candidate and its reference on the first windows of the pass; see `run_candidate_pass`.

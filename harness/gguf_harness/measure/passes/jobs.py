@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Final
 
@@ -17,6 +17,7 @@ from gguf_harness.measure.passes.tasks import (
     check_room,
     reference_shape,
     run_candidate_pass,
+    run_joint_pass,
     run_mixture_pass,
     run_reference_pass,
 )
@@ -31,15 +32,16 @@ if TYPE_CHECKING:
     from gguf_harness.metrics.windows import WindowLimit
     from gguf_harness.store.cache import Entry
 
-__all__ = ["FLOOR", "MIXTURE", "PassJobs"]
+__all__ = ["CANDIDATE", "FLOOR", "MIXTURE", "PassJobs"]
 
 _REFERENCE: Final = Measurement("passes/reference", 2, run_reference_pass, "windows", ARRAYS)
-_CANDIDATE: Final = Measurement("passes/candidate", TOKEN_VALUES_VERSION, run_candidate_pass, "windows", ARRAYS)
+CANDIDATE: Final = Measurement("passes/candidate", TOKEN_VALUES_VERSION, run_candidate_pass, "windows", ARRAYS)
 _DECIDED: Final = Measurement(
     "passes/candidate", TOKEN_VALUES_VERSION, decide_in_turns, "windows", ARRAYS, runs="in the session"
 )
 FLOOR: Final = Measurement("passes/floor", TOKEN_VALUES_VERSION, run_candidate_pass, "windows", ARRAYS)
 MIXTURE: Final = Measurement("passes/mixture", TOKEN_VALUES_VERSION, run_mixture_pass, "windows", ARRAYS)
+_JOINT: Final = Measurement("passes/joint", TOKEN_VALUES_VERSION, run_joint_pass, "windows", ARRAYS)
 _LOGPROBS: Final[Files[Arrays]] = Files("log-probabilities", has_codes)
 
 
@@ -117,7 +119,7 @@ class PassJobs:
             self._key(model, chunks) | {"reference": base.digest},
             lambda entry: (self._request(model, chunks, entry), base.folder, base.arrays_file),
             subjects=(model,),
-            reads=None if self._limits else base_job,
+            reads=() if self._limits else (base_job,),
             prepare=grow if self._limits else None,
         )
         if not self.is_beside(reference):
@@ -130,9 +132,26 @@ class PassJobs:
         """Whether a candidate's values come with those of this reference."""
         return "reference" in arrays and str(arrays["reference"].item()) == self.digest(reference)
 
+    def joint(self, model: Subject, references: Sequence[Subject]) -> Job[Arrays]:
+        """A pass that is compared with several stored references, on all windows."""
+        options = self._core.options
+        jobs = tuple(self.by_itself(reference, logprobs=True) for reference in references)
+        bases = [self._core.entry(job) for job in jobs]
+        return Job(
+            _JOINT,
+            f"{model.name} on {self._corpus.name}",
+            self._key(model, options.chunks) | {"references": [base.digest for base in bases]},
+            lambda entry: (
+                self._request(model, options.chunks, entry),
+                [(base.folder, base.arrays_file) for base in bases],
+            ),
+            subjects=(model,),
+            reads=jobs,
+        )
+
     def of_candidate(self, model: Subject, reference: Subject) -> Job[Arrays]:
         """The pass of a candidate, which stops when all limits are decided."""
-        job = self.against(_CANDIDATE, model, reference, self._core.options.chunks, limits=self._limits)
+        job = self.against(CANDIDATE, model, reference, self._core.options.chunks, limits=self._limits)
         if not self._limits:
             return job
         # In whatever order a file of gates has them.

@@ -17,12 +17,12 @@ from gguf_harness.metrics.divergence import TOKEN_VALUES, DivergenceKernel
 from gguf_harness.store.arrays import Arrays
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from gguf_harness.engine.context import LogitsBlock
     from gguf_harness.measure.passes.logprobs import LogprobReader, LogprobWriter
 
-__all__ = ["DivergenceObserver", "Observer", "ReferenceObserver", "RowObserver"]
+__all__ = ["DivergenceObserver", "JointObserver", "Observer", "ReferenceObserver", "RowObserver"]
 
 Scratch = TypeVar("Scratch")
 
@@ -182,3 +182,25 @@ class DivergenceObserver(RowObserver[tuple[RowCodec, DivergenceKernel]]):
 
         self._each_row(len(block.targets), work)
         self._check(block)
+
+
+class JointObserver:
+    """Several observers of one decode: arrays of the i-th have `_i` after their names.
+
+    Args:
+        observers: as many as take each block.
+    """
+
+    def __init__(self, observers: Sequence[Observer]) -> None:
+        self._observers = observers
+        # The same arrays: what a resumed pass writes into these is theirs.
+        self.arrays: Arrays = {
+            f"{name}_{place}": array
+            for place, observer in enumerate(observers)
+            for name, array in observer.arrays.items()
+        }
+
+    def observe(self, block: LogitsBlock) -> None:
+        """Take one block."""
+        for observer in self._observers:
+            observer.observe(block)

@@ -16,13 +16,13 @@ from gguf_harness.engine.settings import SessionSettings, WindowOrder, first_sco
 from gguf_harness.errors import CorpusError, VocabularyMismatch
 from gguf_harness.measure.passes.decoding import CODES_FILE, Plan, Progress, decode, load_base
 from gguf_harness.measure.passes.logprobs import LogprobReader, LogprobWriter, logprob_bytes
-from gguf_harness.measure.passes.observers import DivergenceObserver, ReferenceObserver
+from gguf_harness.measure.passes.observers import DivergenceObserver, JointObserver, ReferenceObserver
 from gguf_harness.measure.prompt_inputs import check_context
 from gguf_harness.metrics.windows import WindowLimit, decided_so_far
 from gguf_harness.store.arrays import Arrays
 
 if TYPE_CHECKING:
-    from gguf_harness.engine.model import Tokens
+    from gguf_harness.engine.model import Model, Tokens
     from gguf_harness.engine.worker import WorkerContext
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "reference_shape",
     "require_windows",
     "run_candidate_pass",
+    "run_joint_pass",
     "run_mixture_pass",
     "run_reference_pass",
     "window_order",
@@ -214,20 +215,11 @@ def continue_candidate_pass(
         (values as those of `run_candidate_pass`, of the windows so far; whether nothing is left to decode).
     """
     base = load_base(reference, arrays_file)
-    vocabulary = int(base["vocabulary"].item())
     model = worker.model(request.files, request.settings.n_gpu_layers)
-    if model.vocabulary.n_tokens != vocabulary:
-        raise VocabularyMismatch(
-            f"{request.model} computes logits of {model.vocabulary.n_tokens} tokens, its reference of {vocabulary}.",
-            "Compare models that share a vocabulary.",
-        )
     check_context(model, request.model, request.settings)
-    scales = base["scale"].astype(np.float32)
-    planned = int(base["planned"].item()) if "planned" in base else len(scales)
-    reader = LogprobReader(reference / CODES_FILE, scales, base["total"].astype(np.float32), vocabulary, planned)
+    observer = _comparing(model, request, reference, base)
     windows = base["tokens"][: request.chunks].astype(np.int32)
-    shape = (planned if request.chunks is None else min(planned, request.chunks), scales.shape[1])
-    observer = DivergenceObserver(shape, vocabulary, request.settings.threads, count_lanes(request.settings), reader)
+    shape = observer.arrays["nll"].shape
 
     def decided(done: int) -> bool:
         so_far = {name: array[:done] for name, array in observer.arrays.items()}
@@ -239,6 +231,55 @@ def continue_candidate_pass(
     arrays = {name: array[:done] for name, array in observer.arrays.items()}
     finished = done == shape[0] or (bool(limits) and decided(done))
     return arrays | {"window": base["window"][:done], "available": base["available"]}, finished
+
+
+def _comparing(model: Model, request: PassRequest, reference: Path, base: Arrays) -> DivergenceObserver:
+    """Compares a candidate with the stored distributions of a reference.
+
+    Raises:
+        VocabularyMismatch: they predict other tokens.
+        FilesLost: the distributions are gone.
+    """
+    vocabulary = int(base["vocabulary"].item())
+    if model.vocabulary.n_tokens != vocabulary:
+        raise VocabularyMismatch(
+            f"{request.model} computes logits of {model.vocabulary.n_tokens} tokens, its reference of {vocabulary}.",
+            "Compare models that share a vocabulary.",
+        )
+    scales = base["scale"].astype(np.float32)
+    planned = int(base["planned"].item()) if "planned" in base else len(scales)
+    reader = LogprobReader(reference / CODES_FILE, scales, base["total"].astype(np.float32), vocabulary, planned)
+    shape = (planned if request.chunks is None else min(planned, request.chunks), scales.shape[1])
+    return DivergenceObserver(shape, vocabulary, request.settings.threads, count_lanes(request.settings), reader)
+
+
+def run_joint_pass(worker: WorkerContext, request: PassRequest, bases: Sequence[tuple[Path, Path]]) -> Arrays:
+    """Decode once, and compare with several references of the same windows.
+
+    Args:
+        worker: that the task runs in.
+        request: the candidate.
+        bases: (folder of its pass, its arrays) of each reference.
+
+    Returns:
+        Arrays of `run_candidate_pass` for the i-th reference, as nll_i and so on; window and available.
+
+    Raises:
+        VocabularyMismatch: a reference reads the text in other tokens.
+    """
+    stored = [load_base(*base) for base in bases]
+    first, model = stored[0], worker.model(request.files, request.settings.n_gpu_layers)
+    check_context(model, request.model, request.settings)
+    if not all(np.array_equal(first["tokens"], other["tokens"]) for other in stored):
+        raise VocabularyMismatch(
+            f"{request.model} is compared with files that read the text in other tokens.",
+            "Compare files of one vocabulary.",
+        )
+    compared = [_comparing(model, request, folder, base) for (folder, _), base in zip(bases, stored, strict=True)]
+    windows = first["tokens"][: request.chunks].astype(np.int32)
+    observer = JointObserver(compared)
+    done = decode(worker, model, Plan(request, windows), observer, Progress(request.folder, request.key))
+    return observer.arrays | {"window": first["window"][:done], "available": first["available"]}
 
 
 def run_mixture_pass(worker: WorkerContext, request: PassRequest, reference: Path, arrays_file: Path) -> Arrays:
