@@ -105,6 +105,14 @@ def test_patched_layers_of_tiny(worker: WorkerContext) -> None:
         [each.value for each in CacheErrors(compare_caches(worker, _tiny("q4_0", "q4_0"))).stream_change(coarse)]
     )
     assert np.corrcoef(change**2, layers)[0, 1] > 0.95
+    some = CacheLayers(quantize_layers(worker, replace(_tiny("q4_0", "q4_0"), layers=(4, 1))))
+    compared = CacheErrors(compare_caches(worker, _tiny("q4_0", "q4_0")))
+    assert [each.place.layer for each in compared.stream_change(some)] == [1, 4]
+    assert [each.value for each in some.caused()[-2:]] == pytest.approx([layers[1], layers[4]], rel=1e-6)
+    with pytest.raises(NoData, match="order of 2 layers"):
+        compared.rank(some)
+    with pytest.raises(NoData, match="None of the layers"):
+        quantize_layers(worker, replace(_tiny("q4_0", "q4_0"), layers=(9,)))
     drowned = CacheLayers(coarse.arrays | {"floor": coarse.arrays["all"]})
     with pytest.raises(NoData, match="is not above what a millionth"):
         CacheErrors(compare_caches(worker, _tiny("q4_0", "q4_0"))).rank(drowned)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import pytest
@@ -126,3 +127,31 @@ def test_size_grows_with_context_and_windows_never_add(
     assert gemma.total_bytes(shape) <= gemma.total_bytes(everything)
     full_rows, sliding_rows = (gemma.token_bytes(kind, kind, sliding=sliding) for sliding in (False, True))
     assert full_rows <= gemma.bytes_per_token(shape) <= full_rows + sliding_rows
+
+
+_KEYS = (
+    "block_count", "embedding_length", "feed_forward_length", "nextn_predict_layers", "full_attention_interval",
+    *(f"attention__{name}" for name in (
+        "head_count", "head_count_kv", "key_length", "value_length", "key_length_mla", "value_length_mla",
+        "key_length_swa", "sliding_window", "sliding_window_pattern", "shared_kv_layers", "recurrent_layers",
+    )),
+)  # fmt: skip
+_NUMBERS = st.integers(-1, 80)
+
+
+@given(
+    st.sampled_from(["llama", "deepseek2", "gemma3", "gemma3n", "gemma4", "jamba", "qwen35", "nemotron_h", "exaone4"]),
+    st.dictionaries(
+        st.sampled_from(_KEYS),
+        st.one_of(
+            _NUMBERS, _NUMBERS, st.lists(_NUMBERS, max_size=9).map(tuple), st.text(max_size=3), st.floats(),
+            st.booleans(),
+        ),
+    ),
+)  # fmt: skip
+def test_any_header_is_a_layout_or_one_message(architecture: str, keys: dict[str, Any]) -> None:
+    """Nothing else is raised, and what is found takes room."""
+    with contextlib.suppress(NoData, InvalidGGUF):
+        layout = _layout(architecture, **keys)
+        assert layout.total_bytes(CacheShape(512, full_windows=False)) > 0
+        assert all(0 <= layer.layer < layout.n_layer for layer in layout.layers)

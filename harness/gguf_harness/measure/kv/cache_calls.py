@@ -87,13 +87,16 @@ class CacheErrors:
             return []
         return [
             as_estimate("kv_layer_stream_change", mean_with_errors(values[:, None]), Place(layer))
-            for layer, values in zip(self._arrays["layers"].tolist(), changes.T, strict=True)
+            for layer, values in zip(layers.arrays["layers"].tolist(), changes.T, strict=True)
         ]
 
     def _on_prompts_of(self, layers: CacheLayers) -> NDArray[np.float64]:
-        """[prompt, layer] predicted errors on the prompts that layers were patched on."""
-        places = {str(prompt): index for index, prompt in enumerate(self._arrays["prompts"])}
-        return self._arrays["predicted"].astype(np.float64)[[places[str(each)] for each in layers.arrays["prompts"]]]
+        """[prompt, layer] predicted errors on the prompts on which layers were patched, and of these layers."""
+        rows, columns = (
+            [self._arrays[name].tolist().index(each) for each in layers.arrays[name].tolist()]
+            for name in ("prompts", "layers")
+        )
+        return self._arrays["predicted"].astype(np.float64)[np.ix_(rows, columns)]
 
     def rank(self, layers: CacheLayers) -> Estimate:
         """Rank correlation of the predicted change with the KL that each layer causes.
@@ -112,7 +115,7 @@ class CacheErrors:
         if not np.isnan(layers.shares).any():
             predicted *= layers.shares
         caused = dict(zip(arrays["layers"].tolist(), arrays["kld"], strict=True))
-        return prediction_rank(predicted, caused, self._arrays["layers"].tolist(), arrays["starts"])
+        return prediction_rank(predicted, caused, arrays["layers"].tolist(), arrays["starts"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,10 +201,16 @@ class KVCache:
         return CacheErrors(arrays)
 
     def layers(self, model: Subject) -> CacheLayers:
-        """What each layer's keys and values cause; see `quantize_layers`."""
-        key = self._core.key(model) | {"prompts": self._prompts.sha256}
-        job = Job(_LAYERS, f"cache of {model.name} by layer", key, lambda _: (self._request(model, model),),
-                  subjects=(model,))  # fmt: skip
+        """What keys and values of each layer of --gguf-layers cause; see `quantize_layers`."""
+        chosen = self._core.options.layers
+        key = self._core.key(model) | {"prompts": self._prompts.sha256, "layers": chosen}
+        job = Job(
+            _LAYERS,
+            f"cache of {model.name} by layer",
+            key,
+            lambda _: (replace(self._request(model, model), layers=chosen),),
+            subjects=(model,),
+        )
         return CacheLayers(self._core.measure(job))
 
     def predicted(self, model: Subject, compared: CacheErrors) -> list[Estimate]:

@@ -56,6 +56,7 @@ class CacheRequest:
         settings: how it is run, with the types of the cache.
         full: the same with the cache that others are compared with.
         prompts: with distinct ids.
+        layers: whose caches are quantized one at a time; None for all.
     """
 
     model: str
@@ -63,6 +64,7 @@ class CacheRequest:
     settings: SessionSettings
     full: SessionSettings
     prompts: tuple[Prompt, ...] = ()
+    layers: tuple[int, ...] | None = None
 
     @property
     def layout(self) -> CacheLayout:
@@ -259,7 +261,9 @@ def quantize_layers(worker: WorkerContext, request: CacheRequest) -> Arrays:
     every, _ = _inputs(model, request)
     inputs = {prompt: every[prompt] for prompt in list(every)[:: -(-len(every) // _PATCHED_PROMPTS)]}
     longest = max(map(len, inputs.values()))
-    layers = [layer.layer for layer in layout.layers]
+    layers = [layer.layer for layer in layout.layers if request.layers is None or layer.layer in request.layers]
+    if not layers:
+        raise NoData("None of the layers of --gguf-layers has keys and values of its own.")
     exact = replace(request.settings, cache_type_k="f32", cache_type_v="f32", flash_attention="off")
     count = count_lanes(request.settings)
     parts: dict[int, list[F64]] = {layer: [] for layer in (*layers, _NUDGED, _ALL_LAYERS)}
@@ -283,7 +287,7 @@ def quantize_layers(worker: WorkerContext, request: CacheRequest) -> Arrays:
     return {
         "layers": np.array(layers),
         "prompts": np.array(list(inputs)),
-        "share": _update_shares(model, layout, patched, inputs.values()),
+        "share": _update_shares(model, layout, layers, patched, inputs.values()),
         "starts": np.concatenate([[0], np.cumsum([len(each) for each in run])]),
         "kld": np.stack([np.concatenate(parts[layer]) for layer in layers]),
         "all": np.concatenate(parts[_ALL_LAYERS]),
@@ -293,7 +297,9 @@ def quantize_layers(worker: WorkerContext, request: CacheRequest) -> Arrays:
     }
 
 
-def _update_shares(model: Model, layout: CacheLayout, settings: SessionSettings, prompts: Collection[Tokens]) -> F64:
+def _update_shares(
+    model: Model, layout: CacheLayout, layers: Sequence[int], settings: SessionSettings, prompts: Collection[Tokens]
+) -> F64:
     """[prompt, layer] how much of the residual stream after attention is its update; NaN if that has no name."""
     from gguf_harness.engine.context import Context
     from gguf_harness.engine.taps import Taps
@@ -304,11 +310,7 @@ def _update_shares(model: Model, layout: CacheLayout, settings: SessionSettings,
         streams[tap] = values
 
     places = {
-        layer.layer: (
-            f"blocks.{layer.layer - 1}.resid_post" if layer.layer else "embed",
-            f"blocks.{layer.layer}.resid_mid",
-        )
-        for layer in layout.layers
+        layer: (f"blocks.{layer - 1}.resid_post" if layer else "embed", f"blocks.{layer}.resid_mid") for layer in layers
     }
     shares = np.full((len(prompts), len(places)), np.nan)
     with contextlib.suppress(TapNotFound):

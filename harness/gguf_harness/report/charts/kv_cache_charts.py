@@ -88,7 +88,9 @@ def _maps(view: RunView, metric: str, name: str, rows: Mapping[str, dict[Place, 
         worst = max(of_heads, key=lambda place: _change(metric, of_heads[place]))
         notes = {place: f"± {format_estimate(row['se'], None)}" for place, row in of_heads.items() if row["se"]}
         values = {place: _change(metric, row) for place, row in of_heads.items()}
-        meaning = f"{visible(subject)}: head {told(worst)} has the largest, {format_estimate(values[worst], None)}."
+        meaning = (
+            f"{visible(subject)}: head {told(worst)} has the largest value, {format_estimate(values[worst], None)}."
+        )
         data = head_map(frame, values, notes, scale)
         panels.append(make_panel(f"{name}, {short_name(view, subject)}", meaning, data, opens=opens and index == 0))
     return panels
@@ -217,4 +219,8 @@ def _layers_finding(view: RunView) -> str:
         text = f"No layer's cache of {short_name(view, subject)} causes more than rounding does"
         return f"{text}, {_cell(floor, _FLOOR)} nats"
     text = f"Layer {worst['layer']} causes {share:.0%} of what {short_name(view, subject)} costs layer by layer"
-    return text if told_rank is None else f"{text}; the prediction's rank correlation is {_cell(told_rank, _RANK)}"
+    return (
+        text
+        if told_rank is None
+        else f"{text}; predictions order layers with a rank correlation of {_cell(told_rank, _RANK)}"
+    )
