@@ -74,3 +74,25 @@ def test_it_stops_early_too(
     run_suite(*arguments)
     assert read_run()["cache"]["misses"] == 0
     assert read_run()["gates"] == run["gates"]
+
+
+def test_mixtures_are_compared_side_by_side_too(
+    run_suite: RunSuite, read_run: ReadRun, pytester: pytest.Pytester, llama_file: Path
+) -> None:
+    found = []
+    for asked in ("never", "always"):
+        arguments = [f"--models={llama_file}", "--gguf-quants=Q2_K", "--gguf-sensitivity=1", f"--gguf-cache={asked}"]
+        arguments.append(f"--gguf-side-by-side={asked}")
+        assert run_suite(*arguments, suite="layers", tests="test_sensitivity.py").ret == 0
+        found.append(_of_groups(read_run))
+        assert bool(list(pytester.path.glob(f"{asked}/passes/*/*.u16"))) == (asked == "never")
+    stored, side = found
+    assert stored.keys() == side.keys()
+    assert len(stored) > 2
+    for key, value in stored.items():
+        assert side[key] == pytest.approx(value, rel=1e-2, abs=1e-4), key
+
+
+def _of_groups(read_run: ReadRun) -> dict[tuple[str, str], float]:
+    rows = read_run()["estimates"]
+    return {(row["metric"], str(row.get("part"))): row["value"] for row in rows if row["value"] is not None}
