@@ -67,6 +67,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python -m tests.bench.compare_with_llama_cpp
 	$(BIN)/python -m tests.bench.attention_overhead
 	$(BIN)/python -m tests.bench.speed_ratio
+	$(BIN)/python -m tests.bench.speed_at_depth
 	$(BIN)/python -m tests.bench.cached_suite
 	$(BIN)/python -m tests.bench.live_latency
 	$(BIN)/python -m tests.bench.time_to_verdict

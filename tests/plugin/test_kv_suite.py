@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.plugin.conftest import ReadRun, RunSuite
+from tests.random_llama import write_random_llama
 
 pytestmark = pytest.mark.model
 
@@ -57,3 +58,14 @@ def test_nothing_to_compare_is_said(run_suite: RunSuite, llama_file: Path) -> No
     result = run_suite(f"--models={llama_file}", "--gguf-kv=f16/f16", "-rs", suite="kv", tests="test_divergence.py")
     result.assert_outcomes(skipped=2)
     assert "no types of the KV cache to compare: give --gguf-kv=default" in result.stdout.str()
+
+
+def test_what_llama_cpp_cannot_run_is_skipped_with_its_reason(run_suite: RunSuite, tmp_path: Path) -> None:
+    """Heads of 16 values hold no block of 32: nothing is decoded, and no gate is left open."""
+    small = write_random_llama(tmp_path / "small.gguf", heads=16, text=True)
+    models = (f"--models={small}", "--gguf-kv=q8_0/f16,f16/f16,bf16/bf16")
+    result = run_suite(*models, "-rs", suite="kv", tests="test_divergence.py")
+    result.assert_outcomes(passed=2, skipped=2)
+    assert result.ret == 0
+    told = " ".join(result.stdout.str().split())
+    assert "A K cache of type q8_0 has blocks of 32 values, which do not divide the 16 of a head." in told

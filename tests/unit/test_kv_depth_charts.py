@@ -77,5 +77,75 @@ def test_without_slopes_nothing_is_claimed() -> None:
     assert chart["title"] == "KL by depth"
 
 
+def test_facts_by_depth() -> None:
+    run = _run(loss_low=0, kld_low=0)
+    run["estimates"] = [_row(PLAIN, "needle_lift", 5.0, low=3.0, high=7.0, detail="6 facts")]
+    run["estimates"] += [_row(WORSE, "needle_lift", 3.0, low=1.0, high=5.0)]
+    run["estimates"] += [_row(WORSE, "needle_change", -2.0, low=-3.0, high=-1.0)]
+    run["estimates"] += [_row(LEVEL, "needle_lift", 5.0, low=2.0, high=6.0)]
+    for share in (50, 0, 90):
+        run["estimates"] += [_row(name, "needle_lift", share / 10, f"{share} %") for name in (PLAIN, WORSE)]
+        run["estimates"] += [_row(WORSE, "needle_rank", share + 1.0, f"{share} %")]
+    (chart,) = kv_depth_charts(RunView(run), Path())
+    assert (
+        chart["title"] == "F16 finds facts: reading one adds 5 nats to its answer; F16 [kv=q4_0/<i>] loses 2 of log p"
+    )
+    lift, rank = chart["figures"]
+    assert lift["data"]["x"]["ticks"] == [[0, "0 %"], [50, "50 %"], [90, "90 %"]]
+    assert [point[1] for point in lift["data"]["lines"][0]["points"]] == [0, 5, 9]
+    assert rank["data"]["y"]["log"]
+    assert "6 facts" in chart["meaning"]
+    run["estimates"] = [row | {"low": -1.0} for row in run["estimates"]]
+    (chart,) = kv_depth_charts(RunView(run), Path())
+    assert chart["title"] == "No model was found to remember facts from so far back"
+
+
+def test_texts_that_are_still_the_same() -> None:
+    run = _run(loss_low=0, kld_low=0)
+    run["estimates"] = [_row(WORSE, "tokens_until_different", 9.0), _row(LEVEL, "tokens_until_different", 30.0)]
+    for tokens, worse, level in ((32, 0.1, 0.9), (1, 1.0, 1.0), (16, 0.4, 1.0), (2, 0.9, 1.0)):
+        run["estimates"].append(_row(WORSE, "text_survival", worse, f"{tokens} tokens"))
+        run["estimates"].append(_row(LEVEL, "text_survival", level, f"{tokens} tokens"))
+    (chart,) = kv_depth_charts(RunView(run), Path())
+    assert chart["title"] == (
+        "After 32 tokens the same texts: 90 % with F16 [kv=q8_0/q8_0], 10 % with F16 [kv=q4_0/<i>]"
+    )
+    (panel,) = chart["figures"]
+    assert [[point[0], point[1]] for point in panel["data"]["lines"][0]["points"]] == [
+        [1, 1.0],
+        [2, 0.9],
+        [16, 0.4],
+        [32, 0.1],
+    ]
+    json.dumps(chart, allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    ("se", "title"),
+    [
+        (0.01, "After 256 tokens F16 [kv=q4_0/<i>] generates 0.8 times as fast as with a full cache"),
+        (0.2, "No KV cache was found to change the speed of generation"),
+        (None, "Speed with a filled cache"),
+    ],
+)
+def test_speed_by_depth(se: float | None, title: str) -> None:
+    run = _run(loss_low=0, kld_low=0)
+    run["estimates"] = [
+        _row(name, "tg_at_depth", 100.0 - depth / 10, f"d{depth}", doubt="busy" if depth else None)
+        for name in (PLAIN, WORSE)
+        for depth in (256, 0)
+    ]
+    if se is not None:
+        run["estimates"] += [_row(WORSE, "tg_at_depth_ratio", 0.8, "d256", se=se)]
+        run["estimates"] += [_row(WORSE, "tg_at_depth_ratio", 0.5, "d0", se=se)]
+    (chart,) = kv_depth_charts(RunView(run), Path())
+    assert chart["title"] == title
+    speeds = chart["figures"][-1]["data"]
+    assert speeds["x"]["ticks"] == [[0, "0"], [256, "256"]]
+    assert [line["name"] for line in speeds["lines"]] == [PLAIN, WORSE]
+    assert [point[3] for point in speeds["lines"][0]["points"]] == ["n = 8", "n = 8 ?"]
+    json.dumps(chart, allow_nan=False)
+
+
 def test_a_run_of_other_suites_has_no_such_chart() -> None:
     assert kv_depth_charts(RunView({"models": [], "estimates": []}), Path()) == []

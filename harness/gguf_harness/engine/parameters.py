@@ -7,9 +7,9 @@ from typing import Any, Final
 from gguf_harness.engine.c_api import llama_cpp
 from gguf_harness.engine.settings import GGML_TYPES, SessionSettings
 
-__all__ = ["context_parameters"]
+__all__ = ["FLASH_TYPES", "context_parameters"]
 
-_FLASH: Final[dict[str, int]] = {
+FLASH_TYPES: Final[dict[str, int]] = {
     "auto": llama_cpp.LLAMA_FLASH_ATTN_TYPE_AUTO,
     "off": llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED,
     "on": llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED,
@@ -22,12 +22,13 @@ _ROPE: Final[dict[str, int]] = {
 }
 
 
-def context_parameters(settings: SessionSettings, model: Any) -> Any:
+def context_parameters(settings: SessionSettings, model: Any, *, full_windows: bool = True) -> Any:
     """`llama_context_params` of a loaded model.
 
     Args:
         settings: how to run it.
         model: llama.cpp's pointer.
+        full_windows: whether layers with a sliding window cache all tokens: sequences can then be cut anywhere.
     """
     parameters = llama_cpp.llama_context_default_params()
     parameters.n_ctx = settings.n_ctx * settings.n_seq
@@ -35,7 +36,8 @@ def context_parameters(settings: SessionSettings, model: Any) -> Any:
     parameters.n_ubatch = settings.n_ubatch
     parameters.n_seq_max = settings.n_seq
     parameters.n_threads = parameters.n_threads_batch = settings.threads
-    parameters.flash_attn_type = _FLASH[settings.flash_attention]
+    parameters.flash_attn_type = FLASH_TYPES[settings.flash_attention]
+    parameters.swa_full = full_windows
     parameters.type_k = GGML_TYPES[settings.cache_type_k]
     parameters.type_v = GGML_TYPES[settings.cache_type_v]
     if settings.rope is not None:

@@ -14,6 +14,7 @@ from gguf_harness.gguf.types import DEFAULT_QUANTS
 from gguf_harness.inputs.option_values import (
     all_or_at_least,
     at_least,
+    depth_list,
     head_list,
     parse_layers,
     path_text,
@@ -257,6 +258,11 @@ def _add_all(add: Callable[..., None]) -> None:
     add("--gguf-lora-corpus", metavar="FILE", type=path_text, default=None,
         help="text of the adapters' own kind, which they were not trained on (default: that of the adapter that comes "
         "along)")  # fmt: skip
+    add("--gguf-depths", metavar="TOKENS[,...]", type=depth_list, default=(),
+        help="tokens in the KV cache before those of the speed tests of suites/kv, llama-bench's -d (default: half of "
+        "--gguf-ctx)")  # fmt: skip
+    add("--gguf-haystacks", metavar="N", type=at_least(1), default=1,
+        help="texts that each fact of suites/kv is hidden in (default: 1)")  # fmt: skip
     add("--gguf-gpu", metavar="INDEX", type=at_least(-1), default=0,
         help="NVIDIA GPU for llama.cpp, -1 for none; ignored without a GPU (default: 0)")  # fmt: skip
     add("--gguf-gpu-layers", metavar="N", type=at_least(-1), default=-1,
@@ -284,6 +290,9 @@ def _add_all(add: Callable[..., None]) -> None:
     add("--gguf-logprobs-limit", metavar="SIZE", type=size_in_bytes, default=size_in_bytes("8G"),
         help="most disk space for the log-probabilities of one reference, its activations or its hidden states, such "
         "as 500M or 8G (default: 8G)")  # fmt: skip
+    add("--gguf-side-by-side", choices=("auto", "always", "never"), default="auto",
+        help="decode a candidate and its reference in step, so that no log-probabilities are stored; auto: where "
+        "they would take more than --gguf-logprobs-limit or --gguf-cache-limit allows (default: auto)")  # fmt: skip
     add("--gguf-cache-limit", metavar="SIZE", type=size_in_bytes, default=DEFAULT_CACHE_LIMIT,
         help="most disk space for the whole cache; the least recently used entries are removed first (default: "
             "50G)")  # fmt: skip

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from gguf_harness.engine.settings import DEFAULT_KV, KVTypes
-from gguf_harness.errors import HarnessError, ModelNotFound
-from gguf_harness.inputs.adapters import find_adapters, why_not
+from gguf_harness.errors import HarnessError, ModelNotFound, OptionError
+from gguf_harness.inputs import adapters as lora
+from gguf_harness.inputs.cache_limits import why_not
 from gguf_harness.inputs.models import ModelInfo, choose_reference, load_info, shape_difference
 from gguf_harness.inputs.pairing import FAMILY, Identity
 from gguf_harness.inputs.sources import ModelSource, distinct_name, folded_name, select
@@ -92,6 +93,7 @@ class Ladder:
         asked_for: whether --reference names it.
         notes: sentences on files that were left out, renamed, or do not match the reference.
         cached: files with other types of the KV cache, for suites/kv; with --gguf-kv they are candidates as well.
+        impossible: those of them that llama.cpp cannot run, each with the reason as a sentence.
         full_kv: types of the cache that these are compared with.
         adapted: files with LoRA adapters, for suites/lora.
     """
@@ -102,6 +104,7 @@ class Ladder:
     asked_for: bool = False
     notes: tuple[str, ...] = ()
     cached: tuple[PlannedSubject, ...] = ()
+    impossible: tuple[tuple[PlannedSubject, str], ...] = ()
     full_kv: KVTypes = DEFAULT_KV
     adapted: tuple[PlannedSubject, ...] = ()
 
@@ -157,18 +160,22 @@ def plan_ladder(options: Options) -> Ladder:
     else:
         reference, reason = None, "No valid model was given, so there is no reference."
     asked_for = options.reference is not None
+    sizes = {info.name: info for info in infos}
     quantized, renamed = _quantized(reference, options.quants, list(planned.values())) if reference else ((), [])
     others = (*(model for model in planned.values() if model is not reference), *quantized)
     compared = _notes_on_candidates(reference, infos, asked_for=asked_for) if reference else []
+    cached = _cached(reference, others, options)
+    refused = {subject: why for subject in cached if (why := _why_not(subject, sizes, options)) is not None}
     return Ladder(
         None if reference is None else PlannedSubject(reference),
         _candidates(reference, others, options),
         reason,
         asked_for,
         (*named.notes, *renamed, *compared),
-        _cached(reference, others, options),
-        options.kv_reference,
-        _adapted(reference, others, find_adapters(options, infos), infos),
+        cached=tuple(subject for subject in cached if subject not in refused),
+        impossible=tuple(refused.items()),
+        full_kv=options.kv_reference,
+        adapted=_adapted(reference, others, lora.find_adapters(options, infos), infos),
     )
 
 
@@ -215,6 +222,16 @@ def _cached(
     )
 
 
+def _why_not(subject: PlannedSubject, infos: Mapping[str, ModelInfo], options: Options) -> str | None:
+    """Why llama.cpp cannot run a file with these types of its KV cache, by its header; None if it can."""
+    try:
+        settings = subject.settings(options.session_settings)
+    except OptionError as error:
+        return error.message
+    info = infos.get(_origin(subject.model).name)
+    return None if info is None else why_not(info, settings)
+
+
 def _adapted(
     reference: PlannedModel | None,
     others: Sequence[PlannedModel],
@@ -222,7 +239,7 @@ def _adapted(
     infos: Sequence[ModelInfo],
 ) -> tuple[PlannedSubject, ...]:
     """Each model with each group of adapters that fits it. A model that cannot be read is left out."""
-    fitting = {info.name: [adapters for adapters in applied if why_not(adapters, info) is None] for info in infos}
+    fitting = {info.name: [adapters for adapters in applied if lora.why_not(adapters, info) is None] for info in infos}
     return tuple(
         PlannedSubject(model, adapters=adapters)
         for model in (*((reference,) if reference else ()), *others)
@@ -314,10 +331,15 @@ def identities_of(ladder: Ladder) -> list[Identity]:
     return [_identity(planned, reference=planned is ladder.reference) for planned in ladder.subjects]
 
 
+def _origin(model: PlannedModel) -> PlannedModel:
+    """The model whose file there is already, from which this one is made."""
+    while model.base is not None:
+        model = model.base
+    return model
+
+
 def _identity(planned: PlannedSubject, *, reference: bool) -> Identity:
-    origin = planned.model
-    while origin.base is not None:
-        origin = origin.base
+    origin = _origin(planned.model)
     try:
         info = load_info(origin.source) if origin.source is not None else None
     except HarnessError:

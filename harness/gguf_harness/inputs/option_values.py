@@ -14,6 +14,7 @@ __all__ = [
     "all_or_at_least",
     "at_least",
     "checked_value",
+    "depth_list",
     "head_list",
     "parse_layers",
     "path_text",
@@ -107,6 +108,18 @@ def parse_layers(text: str) -> tuple[int, ...]:
             )
         layers.update(range(start, stop + 1))
     return tuple(sorted(layers))
+
+
+def depth_list(text: str) -> tuple[int, ...]:
+    """Option type for numbers of tokens, `0,4096`: each once, in their order of size."""
+    try:
+        depths = sorted({int(part) for part in text.split(",")})
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a list of whole numbers such as 0,4096") from None
+    if depths[0] < 0 or depths[-1] > _MOST:
+        wrong = depths[0] if depths[0] < 0 else depths[-1]
+        raise argparse.ArgumentTypeError(f"{wrong} in {text[:40]!r} is no number of tokens, expected 0 to {_MOST}")
+    return tuple(depths)
 
 
 def head_list(text: str) -> tuple[int, ...]:

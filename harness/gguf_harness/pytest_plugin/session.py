@@ -169,7 +169,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             "model": [pytest.param(model, id=model.name) for model in state.ladder.models],
             "candidate": [pytest.param(model, id=model.name) for model in state.ladder.candidates],
             "any_candidate": [pytest.param(model, id=model.name) for model in state.ladder.candidates],
-            "cached": [pytest.param(model, id=model.name) for model in state.ladder.cached],
+            "cached": [
+                *(pytest.param(model, id=model.name) for model in state.ladder.cached),
+                *(
+                    pytest.param(model, id=model.name, marks=pytest.mark.skip(reason=why))
+                    for model, why in state.ladder.impossible
+                ),
+            ],
             "adapted": [pytest.param(model, id=model.name) for model in state.ladder.adapted],
             "adapted_reference": [pytest.param(model, id=model.name) for model in state.ladder.adapted_references],
             "adapted_candidate": [pytest.param(model, id=model.name) for model in state.ladder.adapted_candidates],

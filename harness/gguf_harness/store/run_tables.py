@@ -58,6 +58,7 @@ TABLES: Final[Mapping[str, Mapping[str, Kind]]] = {
         "origin": TEXT.or_null,
         "order": WHOLE,
         "context": TABLE.or_null,
+        "rotated": LIST.or_null,
         "adapters": LIST,
         "tensor_types": TABLE,
         "fallbacks": LIST,

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from gguf_harness.engine.server import Server
 from gguf_harness.errors import HarnessError, OptionError
 from gguf_harness.measure.measurement import Job, Measurement, as_json
 from gguf_harness.measure.memory import hold_together
 from gguf_harness.measure.speed.served import ServedResult, measure_served
-from gguf_harness.measure.speed.side_by_side import SpeedRequest, SpeedResult, Timed, measure_speed
+from gguf_harness.measure.speed.side_by_side import (
+    DepthSpeed,
+    SpeedRequest,
+    SpeedResult,
+    Timed,
+    measure_depths,
+    measure_speed,
+)
 from gguf_harness.metrics.timings import describe_disturbance
 
 if TYPE_CHECKING:
@@ -23,11 +30,21 @@ if TYPE_CHECKING:
 
 __all__ = ["Served", "Servers", "Speed"]
 
+R = TypeVar("R")
+
 
 def _time(show: ProgressCallback, ours: Timed, theirs: Timed | None, request: SpeedRequest) -> SpeedResult:
+    return measure_speed(ours, theirs, request, show, in_turns=_fit(ours, theirs, request))
+
+
+def _time_depths(show: ProgressCallback, ours: Timed, theirs: Timed | None, request: SpeedRequest) -> DepthSpeed:
+    return measure_depths(ours, theirs, request, show, in_turns=_fit(ours, theirs, request))
+
+
+def _fit(ours: Timed, theirs: Timed | None, request: SpeedRequest) -> bool:
+    """Whether memory holds both at once."""
     files = [file for timed in (ours, theirs) if timed is not None for file in timed.files]
-    in_turns = hold_together(files, on_gpu=request.settings.n_gpu_layers != 0)
-    return measure_speed(ours, theirs, request, show, in_turns=in_turns)
+    return hold_together(files, on_gpu=request.settings.n_gpu_layers != 0)
 
 
 def _serve(show: ProgressCallback, servers: Servers, model: Subject, request: ServedRequest) -> ServedResult:
@@ -37,6 +54,10 @@ def _serve(show: ProgressCallback, servers: Servers, model: Subject, request: Se
 
 _SPEED: Final = Measurement(
     "speed/speed", 2, _time, "repetitions", as_json(SpeedResult.to_json, SpeedResult.from_json),
+    runs="in the session", exclusive=True, keep=lambda result: not result.is_disturbed,
+)  # fmt: skip
+_AT_DEPTH: Final = Measurement(
+    "speed/depth", 1, _time_depths, "repetitions", as_json(DepthSpeed.to_json, DepthSpeed.from_json),
     runs="in the session", exclusive=True, keep=lambda result: not result.is_disturbed,
 )  # fmt: skip
 _SERVED: Final = Measurement(
@@ -75,8 +96,30 @@ class Speed:
                 self.beside(reference)
             except HarnessError:
                 reference = None
+        return self._core.measure(self._job(_SPEED, model, reference, ()))
+
+    def at_depth(self, model: Subject, reference: Subject | None = None) -> DepthSpeed:
+        """Speed after each of --gguf-depths tokens in the cache, in turns with a reference; from the cache if possible.
+
+        Raises:
+            OptionError: the deepest test is longer than what the model was trained on, and that was not asked for.
+        """
         options = self._core.options
-        request = SpeedRequest(model.settings, options.pp, options.tg, options.repetitions)
+        depths = options.depths or (options.ctx // 2,)
+        most, room = max(options.pp, options.tg) + max(depths), model.settings.reach(model.info.n_ctx_train or 0)
+        if most > room > 0 and not model.settings.beyond_context:
+            raise OptionError(
+                f"{model.name} was made for {room} tokens, but {max(depths)} (--gguf-depths) and those that are timed"
+                f" are {most}.",
+                f"Use --gguf-depths={max(0, room - max(options.pp, options.tg))} or less, or --gguf-beyond-context.",
+            )
+        return self._core.measure(self._job(_AT_DEPTH, model, reference, depths))
+
+    def _job(
+        self, measurement: Measurement[R], model: Subject, reference: Subject | None, depths: tuple[int, ...]
+    ) -> Job[R]:
+        options = self._core.options
+        request = SpeedRequest(model.settings, options.pp, options.tg, options.repetitions, depths)
         key: dict[str, Any] = {
             "model": model.sha256,
             "settings": request.bench.to_json(),
@@ -88,10 +131,11 @@ class Speed:
             "engine": self._core.llama_cpp.key,
             "machine": self._core.machine_key,
         }
+        key |= {"depths": list(depths)} if depths else {}
         ours, theirs = self._timed(model), self._timed(reference) if reference else None
         label = f"speed of {model.name}" + (f" beside {reference.name}" if reference else "")
         subjects = (model,) if reference is None else (model, reference)
-        return self._core.measure(Job(_SPEED, label, key, lambda _: (ours, theirs, request), subjects=subjects))
+        return Job(measurement, label, key, lambda _: (ours, theirs, request), subjects=subjects)
 
     def _timed(self, model: Subject) -> Timed:
         return Timed(model.files, lambda: self._core.new_worker(model.model.name), model.settings)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,16 +31,21 @@ if TYPE_CHECKING:
     from gguf_harness.engine.worker import ProgressCallback, Worker
 
 __all__ = [
+    "DepthSpeed",
     "SpeedRequest",
     "SpeedResult",
     "Timed",
+    "depth_test",
+    "measure_depths",
     "measure_speed",
     "now",
     "repeat_undisturbed",
     "timing_from_json",
 ]
 
-_TESTS: Final[tuple[SpeedTest, ...]] = ("load", "pp", "tg")
+_Tests = Mapping[str, tuple[SpeedTest, int]]
+"""By name: what is timed, after how many tokens."""
+_TESTS: Final[_Tests] = {"load": ("load", 0), "pp": ("pp", 0), "tg": ("tg", 0)}
 _SLOW_LOAD_S: Final = 3.0
 _SLOW_LOADS: Final = 2
 """Number of timed loads if one takes longer than 3 s: the fewest with a standard error."""
@@ -57,17 +62,19 @@ class SpeedRequest:
         n_prompt: tokens of the prompt-processing test.
         n_gen: tokens of the generation test.
         repetitions: number of undisturbed repetitions wanted for each test; up to twice as many are run.
+        depths: tokens in the cache before those of a test, for `measure_depths`.
     """
 
     settings: SessionSettings
     n_prompt: int
     n_gen: int
     repetitions: int
+    depths: tuple[int, ...] = ()
 
     @property
     def bench(self) -> SessionSettings:
         """Settings of the sessions."""
-        return bench_settings(self.settings, max(self.n_prompt, self.n_gen))
+        return bench_settings(self.settings, max(self.n_prompt, self.n_gen) + max(self.depths, default=0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,12 +94,7 @@ class SpeedResult:
     @property
     def is_disturbed(self) -> bool:
         """Whether measuring again might fill in missing results."""
-        return any(
-            use.is_disturbed
-            for timing in self.timings.values()
-            if timing.doubt or (timing.theirs and timing.ratio_doubt)
-            for use in timing.uses
-        )
+        return _is_disturbed(self.timings)
 
     def to_json(self) -> dict[str, Any]:
         """A dictionary of JSON types only."""
@@ -103,6 +105,43 @@ class SpeedResult:
         """Inverse of `to_json`."""
         timings = {test: timing_from_json(timing) for test, timing in value["timings"].items()}
         return cls(timings, Memory(**value["memory"]), value["measured"])
+
+
+@dataclass(frozen=True, slots=True)
+class DepthSpeed:
+    """Timings of a model by depth.
+
+    Attributes:
+        timings: of "pp@256" and others, in tokens per second; see `depth_test`.
+        measured: when, in UTC to the second.
+    """
+
+    timings: dict[str, Timing]
+    measured: str
+
+    @property
+    def is_disturbed(self) -> bool:
+        """Whether measuring again might fill in missing results."""
+        return _is_disturbed(self.timings)
+
+    def to_json(self) -> dict[str, Any]:
+        """A dictionary of JSON types only."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Self:
+        """Inverse of `to_json`."""
+        return cls({test: timing_from_json(timing) for test, timing in value["timings"].items()}, value["measured"])
+
+
+def _is_disturbed(timings: Mapping[str, Timing]) -> bool:
+    """Whether a timing or a ratio that is in doubt was disturbed."""
+    return any(
+        use.is_disturbed
+        for timing in timings.values()
+        if timing.doubt or (timing.theirs and timing.ratio_doubt)
+        for use in timing.uses
+    )
 
 
 def timing_from_json(value: dict[str, Any]) -> Timing:
@@ -140,23 +179,52 @@ def measure_speed(
         progress: called with repetitions (done, total).
         in_turns: whether both may be loaded at once; otherwise the reference is timed before and after.
     """
+    timings, memory = _measure(ours, theirs, request, progress, _TESTS, in_turns=in_turns)
+    return SpeedResult(timings, memory, now())
+
+
+def measure_depths(
+    ours: Timed, theirs: Timed | None, request: SpeedRequest, progress: ProgressCallback, *, in_turns: bool = True
+) -> DepthSpeed:
+    """Time prompt processing and generation of a model after each of the request's depths; as `measure_speed`."""
+    kinds: tuple[SpeedTest, ...] = ("pp", "tg")
+    tests = {depth_test(kind, depth): (kind, depth) for kind in kinds for depth in request.depths}
+    timings, _ = _measure(ours, theirs, request, progress, tests, in_turns=in_turns)
+    return DepthSpeed(timings, now())
+
+
+def depth_test(kind: SpeedTest, depth: int) -> str:
+    """`pp@256`: the name of a test after so many tokens."""
+    return f"{kind}@{depth}"
+
+
+def _measure(
+    ours: Timed,
+    theirs: Timed | None,
+    request: SpeedRequest,
+    progress: ProgressCallback,
+    tests: _Tests,
+    *,
+    in_turns: bool,
+) -> tuple[dict[str, Timing], Memory]:
+    """Timings of a model, beside its reference if there is one, and its memory after them."""
     count = 1 if theirs is None else 2 if in_turns else 3
-    steps = _Steps(progress, count * len(_TESTS) * request.repetitions)
+    steps = _Steps(progress, count * len(tests) * request.repetitions)
     if theirs is None or in_turns:
         with _opened(ours, request, steps) as bench, contextlib.ExitStack() as stack:
             other = stack.enter_context(_opened(theirs, request, steps)) if theirs is not None else None
-            timings: dict[str, Timing] = {test: _in_turns(bench, other, test, request.repetitions) for test in _TESTS}
-            return SpeedResult(timings, bench.memory(), now())
-    before = _timed_alone(theirs, request, steps)
+            timings = {name: _in_turns(bench, other, *test, request.repetitions) for name, test in tests.items()}
+            return timings, bench.memory()
+    before = _timed_alone(theirs, request, steps, tests)
     with _opened(ours, request, steps) as bench:
-        mine = {test: _in_turns(bench, None, test, request.repetitions) for test in _TESTS}
+        mine = {name: _in_turns(bench, None, *test, request.repetitions) for name, test in tests.items()}
         memory = bench.memory()
-    after = _timed_alone(theirs, request, steps)
-    compared: dict[str, Timing] = {
-        test: Timing(min(alone.wanted, before[test].wanted), alone.ours, before[test].ours, after[test].ours, False)
-        for test, alone in mine.items()
+    after = _timed_alone(theirs, request, steps, tests)
+    compared = {
+        name: Timing(min(alone.wanted, before[name].wanted), alone.ours, before[name].ours, after[name].ours, False)
+        for name, alone in mine.items()
     }
-    return SpeedResult(compared, memory, now())
+    return compared, memory
 
 
 def repeat_undisturbed(wanted: int, take: Callable[[int], bool]) -> bool:
@@ -197,13 +265,13 @@ class _Bench:
         self._before, first_load_s = worker.call(start_bench, None, files, request.bench)
         self.loads = _SLOW_LOADS if first_load_s > _SLOW_LOAD_S else request.repetitions
 
-    def repeat(self, test: SpeedTest) -> Repetition:
+    def repeat(self, test: SpeedTest, depth: int) -> Repetition:
         files, settings = self._files, self._request.bench
         if test == "load":
             repetition = self._worker.call(timed_load, None, files, settings)
         else:
             tokens = self._request.n_prompt if test == "pp" else self._request.n_gen
-            repetition = self._worker.call(timed_decode, None, files, settings, test, tokens)
+            repetition = self._worker.call(timed_decode, None, files, settings, test, tokens, depth)
         self._steps.step()
         return repetition
 
@@ -217,12 +285,12 @@ def _opened(timed: Timed, request: SpeedRequest, steps: _Steps) -> Iterator[_Ben
         yield _Bench(worker, timed.files, replace(request, settings=timed.settings or request.settings), steps)
 
 
-def _timed_alone(timed: Timed, request: SpeedRequest, steps: _Steps) -> dict[SpeedTest, Timing]:
+def _timed_alone(timed: Timed, request: SpeedRequest, steps: _Steps, tests: _Tests) -> dict[str, Timing]:
     with _opened(timed, request, steps) as bench:
-        return {test: _in_turns(bench, None, test, request.repetitions) for test in _TESTS}
+        return {name: _in_turns(bench, None, *test, request.repetitions) for name, test in tests.items()}
 
 
-def _in_turns(ours: _Bench, theirs: _Bench | None, test: SpeedTest, wanted: int) -> Timing:
+def _in_turns(ours: _Bench, theirs: _Bench | None, test: SpeedTest, depth: int, wanted: int) -> Timing:
     """Repetitions until enough of them, or pairs, are undisturbed; at most twice as many as are wanted."""
     if test == "load":
         wanted = min(wanted, *(bench.loads for bench in (ours, theirs) if bench is not None))
@@ -231,13 +299,13 @@ def _in_turns(ours: _Bench, theirs: _Bench | None, test: SpeedTest, wanted: int)
 
     def take(turn: int) -> bool:
         for bench in benches if turn % 2 == 0 else benches[::-1]:
-            taken[id(bench)].append(bench.repeat(test))
+            taken[id(bench)].append(bench.repeat(test, depth))
         return not any(some[-1].use.is_disturbed for some in taken.values())
 
     is_complete = repeat_undisturbed(wanted, take)
     if theirs is None:
         return Timing(wanted, tuple(taken[id(ours)]))
-    again = [theirs.repeat(test)]
+    again = [theirs.repeat(test, depth)]
     if again[0].use.is_disturbed and is_complete:
-        again.append(theirs.repeat(test))
+        again.append(theirs.repeat(test, depth))
     return Timing(wanted, tuple(taken[id(ours)]), tuple(taken[id(theirs)]), tuple(again))

@@ -1,8 +1,9 @@
 """Speed and memory as in llama-bench: tasks of a separate worker, so that nothing else is included.
 
 As tools/llama-bench of llama.cpp does it: pp decodes `n_prompt` random tokens in batches, tg decodes `n_gen` random
-tokens one by one, both from an empty cache, after a warm-up; speed is tokens over wall time. `side_by_side` repeats
-them, in turns with the reference. A repetition of a small model consists of several runs, so that use by other
+tokens one by one, both from an empty cache or after a number of random tokens (its -d), which are decoded once, before
+the time runs, and restored for each run; after a warm-up; speed is tokens over wall time. `side_by_side` repeats them,
+in turns with the reference. A repetition of a small model consists of several runs, so that use by other
 processes is detectable.
 """
 
@@ -21,6 +22,7 @@ import numpy as np
 import psutil
 
 from gguf_harness.engine.gpu import process_memory
+from gguf_harness.engine.sequences import SavedSequence, restore_sequence, save_sequence
 from gguf_harness.engine.settings import SessionSettings
 from gguf_harness.measure.speed.machine_use import Watch
 from gguf_harness.metrics.timings import Repetition
@@ -83,18 +85,54 @@ def timed_decode(
     settings: SessionSettings,
     test: SpeedTest,
     tokens: int,
+    depth: int = 0,
     least_s: float = _LEAST_S,
 ) -> Repetition:
-    """One repetition of pp or tg, in tokens per second, after a warm-up of one token."""
+    """One repetition of pp or tg, in tokens per second, after a warm-up of one token.
+
+    Args:
+        worker: that the task runs in.
+        files: of the model.
+        settings: of its context.
+        test: pp or tg.
+        tokens: that are timed.
+        depth: tokens in the cache before them.
+        least_s: seconds that all runs together take at least.
+    """
     context, numbers = worker.context(files, settings), random.Random(0)  # noqa: S311 - not used for security
     decode = decode_prompt if test == "pp" else decode_singly
     context.clear()
     # The other model of the pair has used the CPU caches meanwhile.
     decode_singly(context, 1, numbers)
     on_gpu = _offloads(settings)
+    # What the cache holds at the start of each run is decoded before others are watched for.
+    refill = _Refill(context, depth, numbers)
+    refill()
     watch = Watch(settings.threads, on_gpu=on_gpu, computes=not on_gpu)
-    repetition = _repeated(context.clear, lambda: decode(context, tokens, numbers), watch, least_s)
+    repetition = _repeated(refill, lambda: decode(context, tokens, numbers, depth), watch, least_s)
     return Repetition(tokens / repetition.value, repetition.use)
+
+
+class _Refill:
+    """Brings a context to the same depth before each run: random tokens, decoded once and then restored.
+
+    Args:
+        context: of one sequence.
+        depth: tokens in its cache; 0 for an empty one.
+        numbers: the tokens.
+    """
+
+    def __init__(self, context: Context, depth: int, numbers: random.Random) -> None:
+        self._context, self._depth, self._numbers = context, depth, numbers
+        self._state: SavedSequence | None = None
+
+    def __call__(self) -> None:
+        context = self._context
+        context.clear()
+        if self._depth == 0 or (self._state is not None and restore_sequence(context, self._state)):
+            return
+        decode_prompt(context, self._depth, self._numbers)
+        self._state = save_sequence(context)
 
 
 def timed_load(
@@ -159,26 +197,26 @@ def bench_settings(settings: SessionSettings, length: int) -> SessionSettings:
     )
 
 
-def decode_prompt(context: Context, length: int, numbers: random.Random) -> None:
-    """llama-bench's test_prompt: random tokens in batches, logits of the last of each."""
+def decode_prompt(context: Context, length: int, numbers: random.Random, depth: int = 0) -> None:
+    """llama-bench's test_prompt: random tokens in batches, logits of the last of each, after `depth` others."""
     vocabulary = context.model.vocabulary
     tokens = np.array([numbers.randrange(vocabulary.n_tokens) for _ in range(length)], dtype=np.int32)
     if vocabulary.add_bos:
         tokens[0] = vocabulary.bos
     for start in range(0, length, context.settings.n_batch):
         part = tokens[start : start + context.settings.n_batch]
-        positions = np.arange(start, start + len(part), dtype=np.int32)
+        positions = np.arange(depth + start, depth + start + len(part), dtype=np.int32)
         outputs = np.zeros(len(part), dtype=np.bool_)
         outputs[-1] = True
         context.decode(part, positions, np.zeros_like(positions), outputs)
 
 
-def decode_singly(context: Context, length: int, numbers: random.Random) -> None:
-    """llama-bench's test_gen: random tokens one by one, with the logits of each."""
+def decode_singly(context: Context, length: int, numbers: random.Random, depth: int = 0) -> None:
+    """llama-bench's test_gen: random tokens one by one, with the logits of each, after `depth` others."""
     vocabulary = context.model.vocabulary
     zero, wanted = np.zeros(1, dtype=np.int32), np.ones(1, dtype=np.bool_)
     token = vocabulary.bos if vocabulary.add_bos else numbers.randrange(vocabulary.n_tokens)
-    for position in range(length):
+    for position in range(depth, depth + length):
         context.decode(np.array([token], dtype=np.int32), zero + position, zero, wanted)
         token = numbers.randrange(vocabulary.n_tokens)
 

@@ -11,6 +11,7 @@ from gguf_harness.measure.texts import comparison, tasks
 from gguf_harness.measure.texts.comparison import ComparedTexts, text_pair
 from gguf_harness.measure.texts.next_tokens import beside_reference
 from gguf_harness.measure.texts.tasks import Generation, Generations, TextScore, Written
+from gguf_harness.metrics.survival import part_time
 from gguf_harness.metrics.text import TextPair
 
 if TYPE_CHECKING:
@@ -123,6 +124,15 @@ class Texts:
             return self.generations(reference), self.generations(candidate), self.scores(candidate, reference)
 
         return self._core.measure(Job(_COMPARED, f"scores of texts of {candidate.name}", key, arguments))
+
+    def part_times(self, candidate: Subject, reference: Subject) -> dict[str, tuple[int, bool]]:
+        """Tokens up to and with the first that differs, by prompt, and whether one does; see `part_time`.
+
+        Of prompts that both continued. Nothing is scored.
+        """
+        own, other = self.generations(reference), self.generations(candidate)
+        texts = tasks.continuations(own, other)
+        return {prompt: part_time(text.reference, text.candidate) for prompt, text in texts.items() if text.reference}
 
     def generations(self, model: Subject) -> Generations:
         """How a subject continues each prompt, or why it cannot; see `generate_texts`."""

@@ -42,6 +42,8 @@ __all__ = [
     "generations_from_json",
     "generations_to_json",
     "score_texts",
+    "side_by_side",
+    "teacher_forced",
 ]
 
 T = TypeVar("T")
@@ -172,7 +174,7 @@ def generate_texts(worker: WorkerContext, request: GenerateRequest) -> Written:
             first[prompt] = logprobs
         return generation
 
-    done = _side_by_side(worker, model, request.settings, longest, list(inputs), generate)
+    done = side_by_side(worker, model, request.settings, longest, list(inputs), generate)
     generations: Generations = {**problems, **done}
     in_order = {prompt.id: generations[prompt.id] for prompt in request.prompts}
     return Written(in_order, distributions(model, {prompt: first[prompt] for prompt in shown}))
@@ -186,7 +188,7 @@ def score_texts(worker: WorkerContext, request: ScoreRequest) -> dict[str, TextS
     def score(context: Context, prompt: str) -> TextScore:
         return _score(context, request.texts[prompt])
 
-    return _side_by_side(worker, model, request.settings, longest, list(request.texts), score)
+    return side_by_side(worker, model, request.settings, longest, list(request.texts), score)
 
 
 def continuations(reference: Generations, candidate: Generations) -> dict[str, Continuation]:
@@ -233,7 +235,7 @@ def _fitting(settings: SessionSettings, length: int) -> SessionSettings:
     return replace(settings, n_ctx=length, n_batch=min(settings.n_batch, length))
 
 
-def _side_by_side(
+def side_by_side(
     worker: WorkerContext,
     model: Model,
     settings: SessionSettings,
@@ -275,7 +277,7 @@ def _score(context: Context, text: Continuation) -> TextScore:
     parted = first_difference(text.reference, text.candidate)
     nll: list[float] = []
     gap = None
-    for position, logprobs in enumerate(_teacher_forced(context, text.prompt, text.candidate[: text.text])):
+    for position, logprobs in enumerate(teacher_forced(context, text.prompt, text.candidate[: text.text])):
         if position < text.text:
             nll.append(-float(logprobs[text.candidate[position]]))
         if position == parted:
@@ -284,7 +286,7 @@ def _score(context: Context, text: Continuation) -> TextScore:
     return TextScore(nll, gap)
 
 
-def _teacher_forced(context: Context, prompt: Sequence[int], text: Sequence[int]) -> Iterator[NDArray[np.float64]]:
+def teacher_forced(context: Context, prompt: Sequence[int], text: Sequence[int]) -> Iterator[NDArray[np.float64]]:
     """[vocabulary] log-probabilities of the first token of a text, and so on, to those of the one after its last."""
     context.clear()
     tokens = np.array([*prompt, *text], dtype=np.int32)

@@ -13,6 +13,7 @@ from typing import Any, Final
 from gguf_harness.errors import GateError
 from gguf_harness.metrics.registry import (
     attention,
+    cache,
     depth,
     divergence,
     embeddings,
@@ -57,7 +58,7 @@ __all__ = [
 # Tables show their columns in this order.
 _FAMILIES: Final = (
     files, perplexity, divergence, texts, speed, serving, attention, heads, layers, embeddings, tensors,
-    kv, depth, lora,
+    kv, depth, cache, lora,
 )  # fmt: skip
 
 

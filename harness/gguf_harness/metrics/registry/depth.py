@@ -12,6 +12,11 @@ __all__ = ["METRICS"]
 _LOSS: Final = GatedBy("kv", "test_loss_does_not_grow_with_depth", of="cached")
 _OCTAVES: Final = "over the positions of an octave (64-127) of all windows, against the same file with its plain cache"
 _TOOL: Final = "llama-perplexity --kl-divergence, by position: this harness."
+_KAMRADT: Final = "Kamradt (2023), Needle in a haystack: pressure testing LLMs; by probabilities: this harness."
+_SURVIVAL: Final = (
+    "Kaplan and Meier (1958), Nonparametric Estimation from Incomplete Observations, with Greenwood's (1926) error."
+)
+_FACT: Final = GatedBy("kv", "test_facts_are_found_with_this_cache", of="cached")
 _SLOPES: Final = (
     "Matthews et al. (1990), Analysis of serial measurements in medical research: a slope for each window, then their"
     " mean."
@@ -31,6 +36,52 @@ def _by_position(
         source=_TOOL,
         estimated="positions",
         values=values,
+        parts=("position",),
+        compared=False,
+    )
+
+
+def _needle(
+    name: str,
+    title: str,
+    unit: str,
+    better: Better,
+    meaning: str,
+    definition: str,
+    values: tuple[float, float] = (-math.inf, math.inf),
+    gate: GatedBy | None = None,
+) -> Metric:
+    return Metric(
+        name=name,
+        title=title,
+        unit=unit,
+        better=better,
+        meaning=meaning,
+        definition=definition,
+        source=_KAMRADT,
+        estimated="needles",
+        values=values,
+        parts=("position",),
+        gate=gate,
+        compared=False,
+    )
+
+
+def _timed(name: str, title: str, meaning: str, ratio: bool) -> Metric:
+    what = "a prompt (--gguf-pp)" if name.startswith("pp") else "generation, one by one (--gguf-tg),"
+    speed = (
+        f"Tokens of {what} / seconds that they take after --gguf-depths others, which are decoded before the time runs"
+    )
+    return Metric(
+        name=name,
+        title=title,
+        unit="" if ratio else "tokens/s",
+        better="higher",
+        meaning=meaning,
+        definition=f"{speed}; with this cache / with the full one, in turns." if ratio else f"{speed}.",
+        source="llama-bench -d (tools/llama-bench of llama.cpp)" + ("; the ratio: this harness." if ratio else "."),
+        estimated="timing",
+        values=(0.0, math.inf),
         parts=("position",),
         compared=False,
     )
@@ -108,4 +159,72 @@ METRICS: Final = (
         gate=_LOSS,
         compared=False,
     ),
+    _needle(
+        "needle_logprob",
+        "answer's log p",
+        "nats",
+        "higher",
+        "Log-probability of the answer to a fact that was hidden in a long text.",
+        "Mean over facts of ln p(answer | text with the fact, question), all tokens of the answer.",
+        (-math.inf, 0.0),
+    ),
+    _needle(
+        "needle_lift",
+        "evidence of the fact",
+        "nats",
+        "higher",
+        "What having read the fact adds to its answer's log-probability: above 0 it is retrieved.",
+        "Mean over facts of ln p(answer | text with the fact) - ln p(answer | the same text without it).",
+    ),
+    _needle(
+        "needle_rank",
+        "answer's rank",
+        "",
+        "lower",
+        "Rank of the answer's first token among all tokens; 1 is the likeliest.",
+        "Geometric mean over facts of 1 + number of tokens that are likelier.",
+        (1.0, math.inf),
+    ),
+    _needle(
+        "needle_change",
+        "answer's log p against the full cache's",
+        "nats",
+        "higher",
+        "What a KV cache changes in the log-probability of answers to facts that were hidden in long texts.",
+        "Mean over facts of ln p(answer) with this cache - ln p(answer) with the full one, on the same texts.",
+        gate=_FACT,
+    ),
+    Metric(
+        name="tokens_until_different",
+        title="tokens until different",
+        unit="tokens",
+        better="higher",
+        meaning="Tokens of greedy texts before they part from those with a full cache, of as many as were written.",
+        definition="Area under the survival curve of texts that are the same, up to --gguf-gen-tokens.",
+        source=_SURVIVAL,
+        estimated="prompts",
+        gate=GatedBy("kv", "test_texts_stay_the_same", of="cached"),
+        compared=False,
+    ),
+    Metric(
+        name="text_survival",
+        title="texts still the same",
+        unit="fraction",
+        better="higher",
+        meaning="Share of greedy texts that are the same as with a full cache after so many tokens.",
+        definition="Kaplan-Meier estimate over prompts; texts that are the same to their end are censored there.",
+        source=_SURVIVAL,
+        estimated="prompts",
+        parts=("position",),
+        compared=False,
+    ),
+    _timed(
+        "pp_at_depth",
+        "prompt t/s at depth",
+        "Prompt speed with so many tokens in the cache, llama-bench's pp at -d.",
+        False,
+    ),
+    _timed("tg_at_depth", "generation t/s at depth", "Generation speed with so many tokens in the cache.", False),
+    _timed("pp_at_depth_ratio", "prompt speed ratio at depth", "Prompt speed at depth, over the full cache's.", True),
+    _timed("tg_at_depth_ratio", "gen. speed ratio at depth", "Generation speed at depth, over the full cache's.", True),
 )

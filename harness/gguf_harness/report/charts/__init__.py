@@ -12,6 +12,7 @@ from gguf_harness.report.charts.drift_charts import drift_charts
 from gguf_harness.report.charts.embedding_charts import embedding_charts
 from gguf_harness.report.charts.head_charts import head_charts
 from gguf_harness.report.charts.kept import kept_charts
+from gguf_harness.report.charts.kv_cache_charts import kv_cache_charts
 from gguf_harness.report.charts.kv_charts import kv_charts
 from gguf_harness.report.charts.kv_depth_charts import kv_depth_charts
 from gguf_harness.report.charts.layers_charts import layers_charts
@@ -50,6 +51,7 @@ _BUILDERS: Final[tuple[tuple[str, ChartBuilder], ...]] = (
     ("decide", next_token_charts),
     ("cache", kv_charts),
     ("cache", kv_depth_charts),
+    ("cache", kv_cache_charts),
     ("adapters", lora_charts),
     ("attention", attention_charts),
     ("attention", step_charts),

@@ -16,7 +16,7 @@ from gguf_harness.report.numbers import format_metric
 __all__ = ["kv_charts"]
 
 _FULL: Final = "f16"
-_BITS_OF_FULL: Final = 16
+_SIZE: Final = "kv_bytes_per_token"
 _PRECISION: Final = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
 """Types from the most precise on, as the grid shows them."""
 _COSTS: Final = (("kv_weights_kld", "weights"), ("kv_kld", "cache"), ("kv_total_kld", "both"))
@@ -138,18 +138,20 @@ def _then(sentence: str | None) -> str:
 
 
 def _frontier(view: RunView, caches: list[CacheOfRun]) -> Chart | None:
-    """KL against bits per cached value, a panel for each file."""
+    """KL against bytes per token of context, a panel for each file."""
     info = metric_info("kv_kld")
     panels, rows = [], []
     for file, alike in _by_file(caches).items():
-        sized = [cache for cache in alike if cache_share(cache.k, cache.v) is not None]
-        points = {c.subject: (_bits(c), float(_row(view, c.subject)["value"])) for c in sized}
+        sizes = {c.subject: row["value"] for c in alike if (row := view.row(c.subject, _SIZE)) is not None}
+        sized = [cache for cache in alike if cache.subject in sizes]
+        points = {c.subject: (float(sizes[c.subject]), float(_row(view, c.subject)["value"])) for c in sized}
         if len(points) < 2:
             continue
         panels.append(_frontier_panel(view, file, sized, set(pareto_frontier(points))))
         told = ((c, _row(view, c.subject)) for c in sized)
         rows += [
-            [visible(file), c.types, f"{_bits(c):g}", format_metric(info, row["value"], row["se"])] for c, row in told
+            [visible(file), c.types, f"{sizes[c.subject]:,.0f}", format_metric(info, row["value"], row["se"])]
+            for c, row in told
         ]
     if not panels:
         return None
@@ -159,17 +161,12 @@ def _frontier(view: RunView, caches: list[CacheOfRun]) -> Chart | None:
         "KL of the cache against its size: further left is smaller. The dotted line joins the caches that no other"
         " beats in both; faint ones are beaten.",
         panels,
-        "; ".join(f"{row[0]} {row[1]}: {row[2]} bits, {row[3]} nats" for row in rows),
+        "; ".join(f"{row[0]} {row[1]}: {row[2]} bytes, {row[3]} nats" for row in rows),
         view="tradeoff",
         how="Each mark is a pair of types for K and V. Its bar is the 95 % interval over windows of the text. Below the"
         " dashed line, a cache passes if even the bad end of its interval is there.",
-        table=(["file", "K/V", "bits per value", "KL (nats)"], rows),
+        table=(["file", "K/V", "bytes per token", "KL (nats)"], rows),
     )
-
-
-def _bits(cache: CacheOfRun) -> float:
-    """Bits per value of K and V together, where both are as wide as each other."""
-    return _BITS_OF_FULL * (cache_share(cache.k, cache.v) or 0.0)
 
 
 def _frontier_panel(view: RunView, file: str, caches: list[CacheOfRun], best: set[str]) -> Figure:
@@ -177,20 +174,15 @@ def _frontier_panel(view: RunView, file: str, caches: list[CacheOfRun], best: se
     shown = Models(view, [cache.subject for cache in caches])
     points = []
     for cache in caches:
-        row = _row(view, cache.subject)
+        row, size = _row(view, cache.subject), _row(view, cache.subject, _SIZE)["value"]
+        said = f"{info.title}: {format_metric(info, row['value'], row['se'])} nats"
         points.append(
             shown.entries[shown[cache.subject]]
-            | {"short": cache.types, "bits": _bits(cache), "value": row["value"], "frontier": cache.subject in best}
-            | {"low": row.get("low"), "high": row.get("high")}
-            | {
-                "lines": [
-                    f"{info.title}: {format_metric(info, row['value'], row['se'])} nats",
-                    f"{_bits(cache):g} bits",
-                ]
-            }
+            | {"short": cache.types, "bits": size, "value": row["value"], "frontier": cache.subject in best}
+            | {"low": row.get("low"), "high": row.get("high"), "lines": [said, f"{size:,.0f} bytes per token"]}
         )
     data: dict[str, Any] = {
-        "x": {"label": "bits per cached value, K and V together"},
+        "x": {"label": "bytes of the cache for a token of context"},
         "y": {"label": "KL of the cache (nats)", "log": True, "better": "lower"},
         "models": points,
     }
