@@ -205,12 +205,13 @@ def given_options(config: pytest.Config) -> list[str]:
 def option_attributes() -> dict[str, dict[str, Any]]:
     """Every option by name, with argparse's attributes; actions have their argparse names."""
     known: dict[str, dict[str, Any]] = {}
-    _add_all(lambda name, **attributes: known.update({name: attributes}))
+    for add_some in (_add_what_is_measured, _add_what_comes_of_it):
+        add_some(lambda name, **attributes: known.update({name: attributes}))
     return known
 
 
-def _add_all(add: Callable[..., None]) -> None:
-    """Call `add` for every option, with argparse's attributes."""
+def _add_what_is_measured(add: Callable[..., None]) -> None:
+    """Call `add` for each option of models, texts and how they are run, with argparse's attributes."""
     add("--gguf-models", action="append", metavar="SPEC[,SPEC...]", default=None,
         help="models under test: paths, globs, folders, aliases (tiny, smollm2-135m), hf:org/repo:file-or-quant; "
         f"repeatable; short: --models (default: {DEFAULT_MODEL}, with --gguf-quants=default)")  # fmt: skip
@@ -298,6 +299,10 @@ def _add_all(add: Callable[..., None]) -> None:
             "50G)")  # fmt: skip
     add("--gguf-timeout", metavar="SECONDS", type=seconds, default=1800.0,
         help="longest silence of a worker process before it is stopped (default: 1800)")  # fmt: skip
+
+
+def _add_what_comes_of_it(add: Callable[..., None]) -> None:
+    """The same for those of gates, baselines and the single suites."""
     add("--gguf-gates", metavar="FILE", type=path_text, default=None,
         help="TOML file whose limits replace the built-in ones (default: none)")  # fmt: skip
     add("--gguf-inconclusive", choices=("warn", "fail"), default="warn",
