@@ -36,8 +36,9 @@ def test_the_window_is_the_one_nearest_to_the_mean_whatever_its_spread() -> None
     nll = np.array([[0.0, 9.0, 9.0], [3.0, 3.0, 3.1], [1.0, 1.0, 1.0], [0.0, 0.0, 8.5]])
     # The means are 6, 3.03, 1 and 2.83, and that of all is 3.217.
     assert typical_window({"nll": nll}) == 1
-    # Only some can be chosen, and the mean is still that of all.
-    assert typical_window({"nll": nll[[0, 2, 1, 3]]}, among=2) == 1
+    # Of the first two, whose mean is 3.5, the second is nearer to it.
+    assert typical_window({"nll": nll[[0, 2, 1, 3]]}, among=2) == 0
+    assert typical_window({"nll": nll[[2, 1, 0]]}, among=2) == 0
     assert typical_window({"nll": nll[[0, 2, 1, 3]]}) == 2
 
 
