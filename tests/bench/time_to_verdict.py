@@ -25,7 +25,7 @@ from gguf_harness.inputs.ladder import plan_ladder
 from gguf_harness.inputs.options import Options, read_options
 from gguf_harness.inputs.subjects import Subject
 from gguf_harness.judge.gates import early_limits, load_gates
-from gguf_harness.judge.verdicts import decide
+from gguf_harness.judge.verdicts import decide, stopped_by
 from gguf_harness.measure.core import Core
 from gguf_harness.measure.passes.calls import CorpusPass
 from gguf_harness.metrics.divergence import summarize_delta_p, summarize_divergence, summarize_same_top
@@ -158,6 +158,7 @@ def _verdicts(arrays: Arrays, base: Arrays, *, watched: bool) -> dict[str, str]:
             "candidate",
             watched=watched,
             early=early.get(limit.gate),
+            stopped=stopped_by(early, limit.gate),
         ).verdict
         for limit in limits
     }

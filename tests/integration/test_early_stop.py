@@ -89,6 +89,8 @@ def test_tiny_is_decided_with_a_quarter_of_the_tokens(tmp_path: Path) -> None:
             same = {name: base[name][: len(arrays["nll"])] for name in ("nll", "top")}
             decisions = decided_so_far(limits, arrays, same)
             assert len(decisions) == 4
-            assert {decision.outcome if decision else None for decision in decisions.values()} == {outcome}, model.name
+            outcomes = [decision.outcome if decision else None for decision in decisions.values()]
+            # One failure is enough: then it does not matter what the other gates would say.
+            assert set(outcomes) - ({None} if outcome == "fail" else set()) == {outcome}, model.name
     finally:
         core.close()

@@ -16,12 +16,13 @@ from gguf_harness.metrics.divergence import summarize_delta_p, summarize_diverge
 from gguf_harness.metrics.perplexity import compare_perplexity, perplexity
 from gguf_harness.metrics.registry import METRICS
 from gguf_harness.metrics.sequential import (
-    MAX_CV,
     WindowSeries,
     betting_wealth,
     decide_early,
     deviation_wealth,
+    max_cv,
     nonnegative_wealth,
+    rare_tokens,
     wealth,
 )
 from gguf_harness.metrics.windows import WindowLimit, decided_so_far, window_series
@@ -30,6 +31,8 @@ Values = NDArray[np.float64]
 
 DECISIONS, WINDOWS, CONFIDENCE = 2000, 200, 0.95
 THRESHOLD = math.log(1 / (1 - CONFIDENCE))
+CV = 1.0
+"""Largest deviation over the mean that most of these tests let the decisions assume."""
 
 
 def _lognormal(random: np.random.Generator, sigma: float) -> Values:
@@ -68,7 +71,7 @@ UNBOUNDED: dict[str, Callable[[np.random.Generator], Values]] = {
     "autocorrelated 0.3, in random order": lambda random: _corpus(random, 0.3, 0.4),
     "autocorrelated 0.6, in random order": lambda random: _corpus(random, 0.6, 0.4),
     "nothing or twice the mean": lambda random: np.where(random.random((DECISIONS, WINDOWS)) < 0.5, 0.0, 2.0),
-    # More than MAX_CV allows for.
+    # More than is assumed.
     "lognormal, sigma 1": lambda random: _lognormal(random, 1.0),
     "one terrible window in fifty": lambda random: np.where(
         random.random((DECISIONS, WINDOWS)) < 0.02, 10.0, 0.8 / 0.98
@@ -87,9 +90,36 @@ def test_at_the_limit_hardly_anything_is_decided(name: str) -> None:
     """2,000 gates, each looked at after each of 200 windows: wrong at any of these times in less than 5 %."""
     values = UNBOUNDED[name](np.random.default_rng(11))
     assert values.mean() == pytest.approx(1, rel=0.02)
-    series = WindowSeries(values, 1.0, lower_is_better=True, floor=0.0)
+    series = WindowSeries(values, 1.0, lower_is_better=True, floor=0.0, cv=CV)
     assert _rate(series, "pass") < 0.05
     assert _rate(series, "fail") < 0.05
+
+
+@pytest.mark.parametrize("cv", [0.2, 0.5, 0.75])
+@pytest.mark.parametrize("tokens", [150, 255, 1023])
+def test_what_is_assumed_of_windows_holds_at_each_length(cv: float, tokens: int) -> None:
+    """Lognormal windows whose spread grows as they get shorter, with the square root; their mean is at the limit."""
+    spread = cv * math.sqrt(max(1.0, 255 / tokens))
+    values = _lognormal(np.random.default_rng(21), math.sqrt(math.log1p(spread**2)))
+    series = WindowSeries(values, 1.0, lower_is_better=True, floor=0.0, cv=max_cv(tokens))
+    assert _rate(series, "pass") < 0.05
+
+
+def test_windows_that_spread_further_than_is_assumed_pass_nothing_early() -> None:
+    """Nothing in most windows, and far more than the limit in a few: the mean is well within it."""
+    values = np.where(np.arange(200) % 20 == 3, 4.0, 0.0)
+    assert values.mean() == 0.2
+    assert decide_early(WindowSeries(values, 1.0, lower_is_better=True, floor=0.0), CONFIDENCE) is None
+    # Such windows say nothing against a limit that is far away.
+    assert _outcome(WindowSeries(values, 20.0, lower_is_better=True, floor=0.0)) == "pass"
+
+
+def test_a_longer_window_is_assumed_to_spread_less_but_not_without_end() -> None:
+    assert max_cv(255) == max_cv(4095) == 0.75
+    assert max_cv(200) == pytest.approx(0.75 * math.sqrt(255 / 200))
+    assert max_cv(63) == 1
+    # Chance alone spreads a share of so many tokens by half of that.
+    assert 1 / math.sqrt(rare_tokens(255)) == pytest.approx(0.75 / 2)
 
 
 @pytest.mark.parametrize(
@@ -137,7 +167,7 @@ def test_differences_with_the_largest_deviation_err_as_rarely(name: str) -> None
     values = DEVIATIONS[name](np.random.default_rng(19))
     assert values.mean() == pytest.approx(0, abs=0.02)
     assert values.std() == pytest.approx(1, rel=0.06)
-    series = WindowSeries(0.14 + 0.14 * values, 0.14, lower_is_better=True, floor=-3.0, deviation=MAX_CV * 0.14)
+    series = WindowSeries(0.14 + 0.14 * values, 0.14, lower_is_better=True, floor=-3.0, deviation=0.14)
     assert _rate(series, "fail") < 0.05
 
 
@@ -182,7 +212,7 @@ def test_a_share_far_within_its_limit_is_decided_soon(mean: float, most: int) ->
 def test_shares_that_changed_err_as_rarely(name: str) -> None:
     values = np.minimum(0.2 * UNBOUNDED[name](np.random.default_rng(22)), 1)
     values *= 0.2 / values.mean()
-    series = WindowSeries(values, 0.2, lower_is_better=True, floor=0.0)
+    series = WindowSeries(values, 0.2, lower_is_better=True, floor=0.0, cv=CV)
     assert _rate(series, "pass") < 0.05
     assert _rate(series, "fail") < 0.05
 
@@ -237,7 +267,7 @@ def test_a_verdict_never_changes() -> None:
 
 def _two_point_factor(bet: float, mean: float, largest: float) -> float:
     """Expected factor of `nonnegative_wealth`, for values that are 0 or `largest` and have a mean."""
-    square = MAX_CV**2
+    square = CV**2
     bound = (square + math.exp(-bet * (1 + square))) / (1 + square)
     share = mean / largest
     return (1 - share + share * math.exp(-bet * largest)) / bound
@@ -245,13 +275,13 @@ def _two_point_factor(bet: float, mean: float, largest: float) -> float:
 
 @given(st.floats(0, 5), st.floats(1, 20), st.floats(0, 1))
 def test_no_bet_on_nonnegative_values_is_expected_to_gain(bet: float, mean: float, spread: float) -> None:
-    """Two-point values of any mean above the hypothesis (1) and any deviation up to MAX_CV times the mean."""
-    largest = mean * (1 + (spread * MAX_CV) ** 2)
+    """Two-point values of any mean above the hypothesis (1) and any deviation up to CV times the mean."""
+    largest = mean * (1 + (spread * CV) ** 2)
     assert _two_point_factor(bet, mean, largest) <= 1 + 1e-12
 
 
 def test_the_bound_of_nonnegative_values_is_reached() -> None:
-    assert _two_point_factor(0.7, 1.0, 1 + MAX_CV**2) == pytest.approx(1)
+    assert _two_point_factor(0.7, 1.0, 1 + CV**2) == pytest.approx(1)
 
 
 def test_capital_by_hand() -> None:
@@ -262,7 +292,7 @@ def test_capital_by_hand() -> None:
     assert fair == pytest.approx([0.0, math.log1p(bet * 0.4)])
     bet = math.log(1.5 / 0.5) / 2
     expected = -bet * 0.25 - math.log((1 + math.exp(-2 * bet)) / 2)
-    assert nonnegative_wealth(np.array([0.25]), 1.0) == pytest.approx([expected])
+    assert nonnegative_wealth(np.array([0.25]), 1.0, CV) == pytest.approx([expected])
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=30), st.floats(0.05, 0.95))

@@ -311,8 +311,8 @@ def _add_what_comes_of_it(add: Callable[..., None]) -> None:
         help="decide gates together, by Holm's correction over all of the run: their tests fail at its end "
         "(default: off, each gate by itself)")  # fmt: skip
     add("--gguf-until-decided", action="store_true", default=False,
-        help="stop a candidate's pass over the corpus when all gates that it feeds are decided, with tests that allow "
-        "for it; --gguf-chunks is the most (default: off, all windows)")  # fmt: skip
+        help="stop a candidate's pass over the corpus when one of its gates has failed or all are decided, with tests "
+        "that allow for it; --gguf-chunks is the most (default: off, all windows)")  # fmt: skip
     add("--gguf-baseline", metavar="NAME|FILE", default=None,
         help="fail candidates that are worse than this baseline says they were (default: none)")  # fmt: skip
     add("--gguf-baseline-map", action="append", metavar="OLD=NEW[,OLD=NEW...]", default=None,

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from gguf_harness.metrics.sequential import EarlyDecision
     from gguf_harness.metrics.stats import MeanEstimate
 
-__all__ = ["Outcome", "Verdict", "adjust", "decide", "name_briefly"]
+__all__ = ["Outcome", "Verdict", "adjust", "decide", "name_briefly", "stopped_by"]
 
 Outcome = Literal["pass", "fail", "inconclusive"]
 
@@ -123,6 +123,7 @@ def decide(
     ratio: Estimate | None = None,
     watched: bool = False,
     early: EarlyDecision | None = None,
+    stopped: str | None = None,
     text: TextSize | None = None,
 ) -> Verdict:
     """Decide a gate: pass if the confidence bound is on the good side of the limit, fail if it is beyond it.
@@ -141,6 +142,8 @@ def decide(
             two estimates as independent, by the delta method.
         watched: whether the gate could be decided early: half of its error probability is for early decisions.
         early: the early decision; it is final, whatever the bound is.
+        stopped: why the measurement ended before this gate was decided, worded to follow a colon: then it is not, since
+            when it ended depended on what was measured.
         text: the text that windows are taken from, for advice.
 
     Raises:
@@ -151,7 +154,8 @@ def decide(
 
     tested = _tested(gate, estimate, reference, ratio)
     held_against = [estimate] if gate.limit is not None else [ratio] if ratio is not None else [estimate, reference]
-    if doubt := next((known.doubt for known in held_against if known is not None and known.doubt), None):
+    doubt = next((known.doubt for known in held_against if known is not None and known.doubt), None)
+    if doubt := doubt or (stopped if early is None else None):
         return _undecided(gate, estimate, model, tested, doubt)
     bounded = gate.half_of_the_error() if watched else gate
     lower_is_better = gate.lower_is_better
@@ -188,6 +192,20 @@ def decide(
         more_clusters=more,
         **estimate.found_at._asdict(),
     )
+
+
+def stopped_by(watched: Mapping[str, EarlyDecision | None], metric: str) -> str | None:
+    """Why a pass ended before the gate of a metric was decided: another had failed; None if none had.
+
+    Args:
+        watched: early decisions of the pass, by gate.
+        metric: of the gate in question.
+    """
+    failed = [(one.windows, gate) for gate, one in watched.items() if one is not None and one.outcome == "fail"]
+    if watched.get(metric, ...) is not None or not failed:
+        return None
+    windows, gate = min(failed)
+    return f"the pass stopped after {windows} windows, when {metric_info(gate).title} had failed"
 
 
 def _undecided(gate: Gate, estimate: Estimate, model: str, tested: Tested, doubt: str) -> Verdict:

@@ -13,14 +13,15 @@ Assumptions:
     error is exact for any distribution: "KL is beyond its limit", since KL is never negative, and the same of shares.
     Nothing bounds KL from above, and without any assumption its mean has no upper confidence bound at all (Bahadur and
     Savage 1956): windows so far say nothing of rare terrible ones. "KL is within its limit" therefore assumes that the
-    standard deviation of window means is at most `MAX_CV` times their mean if that is at the limit or above. So does
+    standard deviation of window means is at most `max_cv` times their mean if that is at the limit or above. So does
     "the top token is the same often enough", of the share where it is not: that 1 bounds it is no help, as a window may
-    be all wrong. Of shares that are less than `RARE_TOKENS` tokens of a window only the bound is used: chance alone
-    spreads those further.
-    "The log-perplexity difference is beyond its limit" assumes that the standard deviation is at most `MAX_CV` times
+    be all wrong. Of shares that are less than `rare_tokens` tokens of a window only the bound is used: chance alone
+    spreads those further. Nothing passes while the windows so far spread by more than that at the limit.
+    "The log-perplexity difference is beyond its limit" assumes that the standard deviation is at most `max_cv` times
     the limit if the mean is at the limit or below: what bounds it, the reference's own loss, is many times as far.
     Measured on quantized models, with windows of 512 tokens: 0.08 to 0.16 for KL, 0.2 to 0.44 for log-perplexity
-    differences, 0.1 to 0.4 for tops that changed. It grows as windows get shorter, with the square root at most.
+    differences, 0.1 to 0.4 for tops that changed. At that length 0.75 is assumed. What is measured grows as windows get
+    shorter, with the square root at most, and so does what is assumed, up to 1.
 
 An asymptotic confidence sequence (Waudby-Smith, Arbour, Sinha, Kennedy and Ramdas 2024) and a t-test for every time
 would need neither, but err where window means are skewed: in simulations of 200 windows, nominally 5 %, they passed
@@ -37,22 +38,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
-    "MAX_CV",
-    "RARE_TOKENS",
     "EarlyDecision",
     "WindowSeries",
     "betting_wealth",
     "decide_early",
     "deviation_wealth",
+    "max_cv",
     "nonnegative_wealth",
+    "rare_tokens",
     "wealth",
 ]
 
-MAX_CV: Final = 1.0
-"""Largest standard deviation of window means, as a multiple of their mean, that is assumed of unbounded metrics."""
-
-RARE_TOKENS: Final = 4
-"""A share's mean, in tokens of a window, from which on chance spreads it by half of `MAX_CV` at most."""
+_CV: Final = 0.75
+_LARGEST_CV: Final = 1.0
+_CV_AT: Final = 255
+"""Scored tokens of a window of 512, for which `_CV` is meant."""
 
 _CUT: Final = 3.0
 _LARGEST_SLOPE: Final = 1.0
@@ -62,6 +62,23 @@ _LARGEST_GAP: Final = 0.9
 window is allowed. They see to it that no single window can lose all of the capital."""
 
 Values = NDArray[np.float64]
+
+
+def max_cv(tokens: int) -> float:
+    """Largest standard deviation of window means, as a multiple of their mean, that is assumed of unbounded metrics.
+
+    Args:
+        tokens: of a window that are scored.
+    """
+    return min(_LARGEST_CV, _CV * math.sqrt(max(1.0, _CV_AT / tokens)))
+
+
+def rare_tokens(tokens: int) -> float:
+    """A share's mean, in tokens of a window, from which on chance alone spreads it by half of `max_cv` at most.
+
+    A share of a few tokens has a binomial spread of 1 / sqrt(its tokens) times its mean.
+    """
+    return 4 / max_cv(tokens) ** 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +93,7 @@ class WindowSeries:
         ceiling: what no value is above; None for no bound.
         deviation: largest standard deviation of a window, if the mean is at the limit or better, that is assumed where
             the floor is too far to be of use; None to assume nothing. Only where lower is better.
+        cv: the same over the mean, if that is at the limit or worse, of values that have no ceiling; see `max_cv`.
     """
 
     values: Values
@@ -84,6 +102,7 @@ class WindowSeries:
     floor: float | Values | None = None
     ceiling: float | None = None
     deviation: float | None = None
+    cv: float = _CV
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +166,16 @@ def _wealth_of_success(series: WindowSeries, values: Values) -> Values:
         return betting_wealth(-values, -series.limit, -series.ceiling)
     if series.limit <= 0:
         return np.zeros_like(values)
-    return nonnegative_wealth(np.maximum(values, 0), series.limit)
+    held = np.maximum(values, 0)
+    too_far = _deviations(held) > series.cv * series.limit
+    return np.where(too_far, -math.inf, nonnegative_wealth(held, series.limit, series.cv))
+
+
+def _deviations(values: Values) -> Values:
+    """Standard deviation of the windows so far, after each, [..., windows]; 0 after the first."""
+    count = np.arange(1, values.shape[-1] + 1)
+    squares = np.cumsum(values**2, axis=-1) - np.cumsum(values, axis=-1) ** 2 / count
+    return np.asarray(np.sqrt(np.maximum(squares, 0) / np.maximum(count - 1, 1)))
 
 
 def betting_wealth(values: Values, mean: float, floor: float | Values) -> Values:
@@ -178,7 +206,7 @@ def betting_wealth(values: Values, mean: float, floor: float | Values) -> Values
     return np.cumsum(np.log1p(bets * excess), axis=-1)
 
 
-def nonnegative_wealth(values: Values, mean: float, max_cv: float = MAX_CV) -> Values:
+def nonnegative_wealth(values: Values, mean: float, cv: float) -> Values:
     """Log-capital of bets against "the mean is at least `mean`", for values that are not negative.
 
     Of all x >= 0 with mean m and a standard deviation of at most c m, E exp(-b x / m) is largest for the one that is
@@ -193,9 +221,9 @@ def nonnegative_wealth(values: Values, mean: float, max_cv: float = MAX_CV) -> V
     Args:
         values: [..., windows].
         mean: the hypothesis, positive.
-        max_cv: c.
+        cv: c.
     """
-    square = max_cv**2
+    square = cv**2
     before = np.arange(1, values.shape[-1] + 1)
     gap = np.clip((0.5 + _earlier(np.cumsum(1 - values / mean, axis=-1))) / before, 0, _LARGEST_GAP)
     bets = np.log((square + gap) / (square * (1 - gap))) / (1 + square)
@@ -237,6 +265,7 @@ def _lower_is_better(series: WindowSeries) -> WindowSeries:
         lower_is_better=True,
         floor=None if series.ceiling is None else -series.ceiling,
         ceiling=None if series.floor is None else float(-np.min(series.floor)),
+        cv=series.cv,
     )
 
 

@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 from gguf_harness.metrics.divergence import probability_change
 from gguf_harness.metrics.registry import compared_by_window, metric_info
 from gguf_harness.metrics.registry.entry import WindowMean
-from gguf_harness.metrics.sequential import MAX_CV, RARE_TOKENS, EarlyDecision, WindowSeries, decide_early
+from gguf_harness.metrics.sequential import EarlyDecision, WindowSeries, decide_early, max_cv, rare_tokens
 
 __all__ = [
     "EarlyDecisions",
     "WindowLimit",
     "decided_so_far",
     "from_mean",
+    "is_settled",
     "window_means",
     "window_series",
 ]
@@ -64,22 +65,24 @@ def window_series(limit: WindowLimit, candidate: Tokens, reference: Tokens) -> W
         below = _means(candidate[early.of] <= bound)
         return WindowSeries(below, early.share, lower_is_better=False, floor=0.0, ceiling=1.0)
     values, lower = _values(early, candidate, reference), metric.better == "lower"
+    tokens = candidate["top"].shape[-1]
+    cv = max_cv(tokens)
     if early.of == "agreement":
-        rare = (1 - bound) * candidate["top"].shape[-1] < RARE_TOKENS
-        return WindowSeries(values, 1 - bound, lower_is_better=True, floor=0.0, ceiling=1.0 if rare else None)
+        rare = (1 - bound) * tokens < rare_tokens(tokens)
+        return WindowSeries(values, 1 - bound, lower_is_better=True, floor=0.0, ceiling=1.0 if rare else None, cv=cv)
     if early.by == "exp":
         bound = _ln(bound)
     if early.of == "nll_difference":
         # A candidate's nll is never negative: the known reference's nll bounds how much better it can be.
         floor = -_means(reference["nll"])
-        deviation = MAX_CV * bound if bound > 0 else None
+        deviation = cv * bound if bound > 0 else None
         return WindowSeries(values, bound, lower_is_better=lower, floor=floor, deviation=deviation)
     if early.of == "change" and early.by == "mean":
         return WindowSeries(values, bound, lower_is_better=lower, floor=-1.0, ceiling=1.0)
     if early.by == "rms":
         # Squares are at most 1, a hundred times a usual limit: bets using that bound would need a thousand windows.
         bound *= abs(bound)
-    return WindowSeries(values, bound, lower_is_better=lower, floor=0.0)
+    return WindowSeries(values, bound, lower_is_better=lower, floor=0.0, cv=cv)
 
 
 def decided_so_far(
@@ -93,6 +96,13 @@ def decided_so_far(
         reference: the same of the reference, of the same windows.
     """
     return {limit.gate: decide_early(window_series(limit, candidate, reference), limit.confidence) for limit in limits}
+
+
+def is_settled(decisions: Mapping[str, EarlyDecision | None]) -> bool:
+    """Whether a pass can stop: all gates are decided, or one has failed, and with it the model."""
+    return (
+        any(one is not None and one.outcome == "fail" for one in decisions.values()) or None not in decisions.values()
+    )
 
 
 def _ln(value: float) -> float:

@@ -42,6 +42,8 @@ _DECIDED: Final = Measurement(
 FLOOR: Final = Measurement("passes/floor", TOKEN_VALUES_VERSION, run_candidate_pass, "windows", ARRAYS)
 MIXTURE: Final = Measurement("passes/mixture", TOKEN_VALUES_VERSION, run_mixture_pass, "windows", ARRAYS)
 _JOINT: Final = Measurement("passes/joint", TOKEN_VALUES_VERSION, run_joint_pass, "windows", ARRAYS)
+_STOPPING: Final = 2
+"""Raise it where `is_settled` or early decisions change: passes end elsewhere then."""
 _LOGPROBS: Final[Files[Arrays]] = Files("log-probabilities", has_codes)
 
 
@@ -156,7 +158,7 @@ class PassJobs:
             return job
         # In whatever order a file of gates has them.
         limits = sorted((asdict(limit) for limit in self._limits), key=str)
-        job = replace(job, key=job.key | {"until_decided": limits})
+        job = replace(job, key=job.key | {"until_decided": {"limits": limits, "rule": _STOPPING}})
         if self.is_beside(reference):
             return job
         growing = self.growing(reference)

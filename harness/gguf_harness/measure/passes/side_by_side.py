@@ -28,7 +28,7 @@ from gguf_harness.measure.passes.tasks import MIN_WINDOWS, PassRequest, cut_wind
 from gguf_harness.measure.prompt_inputs import check_context
 from gguf_harness.metrics.divergence import TOKEN_VALUES, DivergenceKernel
 from gguf_harness.metrics.kernels.log_softmax import shifted_exp
-from gguf_harness.metrics.windows import WindowLimit, decided_so_far
+from gguf_harness.metrics.windows import WindowLimit, decided_so_far, is_settled
 from gguf_harness.store.arrays import Arrays
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def lead(
         def decided(done: int) -> bool:
             so_far = {name: array[:done] for name, array in observer.arrays.items()}
             same = {name: so_far[f"{name}_reference"] for name in ("nll", "top")}
-            return done >= MIN_WINDOWS and None not in decided_so_far(limits, so_far, same).values()
+            return done >= MIN_WINDOWS and is_settled(decided_so_far(limits, so_far, same))
 
         plan = Plan(request, windows, alone=True)
         done = decode(worker, model, plan, observer, progress, decided if limits else None)

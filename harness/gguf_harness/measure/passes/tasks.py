@@ -18,7 +18,7 @@ from gguf_harness.measure.passes.decoding import CODES_FILE, Plan, Progress, dec
 from gguf_harness.measure.passes.logprobs import LogprobReader, LogprobWriter, logprob_bytes
 from gguf_harness.measure.passes.observers import DivergenceObserver, JointObserver, ReferenceObserver
 from gguf_harness.measure.prompt_inputs import check_context
-from gguf_harness.metrics.windows import WindowLimit, decided_so_far
+from gguf_harness.metrics.windows import WindowLimit, decided_so_far, is_settled
 from gguf_harness.store.arrays import Arrays
 
 if TYPE_CHECKING:
@@ -224,7 +224,7 @@ def continue_candidate_pass(
     def decided(done: int) -> bool:
         so_far = {name: array[:done] for name, array in observer.arrays.items()}
         same = {name: base[name][:done] for name in ("nll", "top")}
-        return done >= MIN_WINDOWS and None not in decided_so_far(limits, so_far, same).values()
+        return done >= MIN_WINDOWS and is_settled(decided_so_far(limits, so_far, same))
 
     plan = Plan(request, windows, {}, upto, total=shape[0])
     done = decode(worker, model, plan, observer, Progress(request.folder, request.key), decided if limits else None)
