@@ -266,7 +266,7 @@ class RunView:
                 )
                 continue
             notes.append(
-                f"{name}: all gates of its pass were decided after {share}; {part['saved_tokens']} tokens were saved,"
+                f"{name}: its gates were decided after {share}; {part['saved_tokens']} tokens were saved,"
                 " and its estimates are biased towards the decision"
             )
         return notes

@@ -50,7 +50,7 @@ def render_terminal(
     width = max(_MIN_WIDTH, min(width, _MAX_WIDTH))
     more = [*_warnings(view, told), *view.correction_notes()]
     notes = [*_notes(view), *(f"note: {visible(line)}" for line in more)]
-    described = [model for model in view.models if not model.is_reference or model.reasons]
+    described = [model for model in view.models if _is_told(view, model)]
     blocks = [
         [_table(view, width, color, encoding).rstrip("\n")] if view.models else [],
         [
@@ -61,6 +61,15 @@ def render_terminal(
         [_wrap(encodable(view.headline(), encoding), width)],
     ]
     return encodable("\n\n".join("\n".join(block) for block in blocks if block) + "\n", encoding)
+
+
+def _is_told(view: RunView, model: Candidate) -> bool:
+    """Whether a model gets a sentence: not one that only others of its file, run otherwise, were compared with."""
+    if model.is_reference or not model.facts:
+        return not model.is_reference or bool(model.reasons)
+    file = model.facts.get("file")
+    run_otherwise = any(other.facts.get("file") == file and other.facts.get("variant") for other in view.models)
+    return bool(model.verdict) or bool(model.facts.get("variant")) or not run_otherwise
 
 
 def verdict_line(view: RunView, model: Candidate, told: str = "") -> str:
@@ -117,6 +126,8 @@ def _gain_words(view: RunView, model: Candidate) -> list[str]:
     if reference is None or not reference.facts or not model.facts:
         return []
     words = [f"{model.facts['bytes'] / reference.facts['bytes']:.0%} of the reference's size"]
+    if model.facts.get("variant") and model.facts.get("file") == reference.facts.get("file"):
+        words = []  # the same file, run otherwise
     # Only for speeds timed in turns and undisturbed: speeds measured at different times have no valid ratio.
     ratio = speed_ratio(view.run, model.name)
     if ratio is not None:
