@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from tests.rewritten import rewrite_gguf
 
-__all__ = ["EVERY_MATRIX", "merge_lora", "write_random_lora"]
+__all__ = ["EVERY_MATRIX", "merge_lora", "write_lora", "write_random_lora"]
 
 EVERY_MATRIX = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
 _ALPHA = "adapter.lora.alpha"
@@ -46,19 +46,46 @@ def write_random_lora(
         activated: whether it is to be on after certain tokens only.
     """
     random = np.random.default_rng(seed)
-    writer = GGUFWriter(path, architecture)
-    writer.add_type("adapter")
-    writer.add_string("adapter.type", "lora")
-    writer.add_float32(_ALPHA, alpha)
-    if activated:
-        writer.add_key_value("adapter.alora.invocation_tokens", [5], GGUFValueType.ARRAY, GGUFValueType.UINT32)
+    factors: dict[str, NDArray[Any]] = {}
     for tensor in GGUFReader(model).tensors:
         if tensor.name.removesuffix(".weight").rpartition(".")[2] in matrices:
             rows, columns = tensor.data.shape
             a = random.standard_normal((rank, columns + too_wide), dtype=np.float32)
             b = random.standard_normal((rows, rank), dtype=np.float32) * np.float32(size / rank**0.5)
-            writer.add_tensor(f"{tensor.name}.lora_a", a)
-            writer.add_tensor(f"{tensor.name}.lora_b", b)
+            factors |= {f"{tensor.name}.lora_a": a, f"{tensor.name}.lora_b": b}
+    return write_lora(path, factors, alpha=alpha, architecture=architecture, activated=activated)
+
+
+def write_lora(
+    path: Path,
+    tensors: Mapping[str, NDArray[Any]],
+    *,
+    alpha: float | None = 8.0,
+    architecture: str = "llama",
+    activated: bool = False,
+    kind: str = "adapter",
+    adapter: str = "lora",
+) -> Path:
+    """Write an adapter of any tensors, whether they make sense or not.
+
+    Args:
+        path: destination.
+        tensors: by name, `.lora_a` or `.lora_b` at its end; [rank, in] and [out, rank].
+        alpha: as `adapter.lora.alpha`; None for none.
+        architecture: as `general.architecture`.
+        activated: whether it is to be on after certain tokens only.
+        kind: as `general.type`.
+        adapter: as `adapter.type`.
+    """
+    writer = GGUFWriter(path, architecture)
+    writer.add_type(kind)
+    writer.add_string("adapter.type", adapter)
+    if alpha is not None:
+        writer.add_float32(_ALPHA, alpha)
+    if activated:
+        writer.add_key_value("adapter.alora.invocation_tokens", [5], GGUFValueType.ARRAY, GGUFValueType.UINT32)
+    for name, values in tensors.items():
+        writer.add_tensor(name, values)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -39,6 +39,7 @@ __all__ = [
     "NoLanguageHead",
     "NoPrompt",
     "OptionError",
+    "PeerGone",
     "PromptError",
     "QuantizeError",
     "ShapeMismatch",
@@ -208,6 +209,10 @@ class EngineCrashed(EngineError):
 
 class EngineTimeout(EngineError):
     """The worker process sent nothing for longer than the timeout and was stopped."""
+
+
+class PeerGone(EngineError):
+    """Another worker that this one works with is gone; why, its own error says."""
 
 
 class TapNotFound(EngineError):

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -15,21 +16,22 @@ __all__ = ["build_tools"]
 TOOLS = ("llama-perplexity", "llama-bench", "llama-quantize")
 
 
-def build_tools(cache: Path) -> Path:
+def build_tools(cache: Path, tools: Sequence[str] = TOOLS) -> Path:
     """Folder with the tools; built on the first call (about five minutes on two cores).
 
     Args:
         cache: folder that outlives the call.
+        tools: which of them.
     """
     version = metadata.version("llama-cpp-python")
     build = cache / f"llama-cpp-python-{version}"
     folder = build / "build" / "bin"
-    if all((folder / tool).is_file() for tool in TOOLS):
+    if all((folder / tool).is_file() for tool in tools):
         return folder
     for program in ("cmake", "make"):
         if shutil.which(program) is None:
             sys.exit(f"{program} is needed to build llama.cpp's tools; install it and try again.")
-    print(f"Building {', '.join(TOOLS)} from the sdist of llama-cpp-python {version} (once, about five minutes) ...")
+    print(f"Building {', '.join(tools)} from the sdist of llama-cpp-python {version} (once, about five minutes) ...")
     build.mkdir(parents=True, exist_ok=True)
     log = build / "build.log"
     source = build / f"llama_cpp_python-{version}" / "vendor" / "llama.cpp"
@@ -47,5 +49,5 @@ def build_tools(cache: Path) -> Path:
         options = ["-DCMAKE_BUILD_TYPE=Release", "-DLLAMA_CURL=OFF", "-DLLAMA_OPENSSL=OFF"]
         options += [f"-DLLAMA_BUILD_{part}=OFF" for part in ("TESTS", "EXAMPLES", "SERVER")]
         run("cmake", "-S", str(source), "-B", "build", *options)
-        run("cmake", "--build", "build", "--parallel", str(os.cpu_count() or 1), "--target", *TOOLS)
+        run("cmake", "--build", "build", "--parallel", str(os.cpu_count() or 1), "--target", *tools)
     return folder

@@ -90,3 +90,29 @@ def test_another_context_outlives_nothing_of_the_first(llama_file: Path) -> None
             with Context(context.model, context.settings) as other:
                 assert (other.logits(tokens) == expected).all()
         assert (context.logits(tokens) == expected).all()
+
+
+@pytest.mark.parametrize("rows", [1, 40, 100])
+def test_numbers_do_not_depend_on_how_many_logits_a_batch_may_keep(llama_file: Path, rows: int) -> None:
+    """Fewer windows share a batch, and a window is cut where a physical batch ends."""
+    settings = SessionSettings(n_ctx=128, n_batch=256, n_ubatch=32)
+    with open_context((llama_file,), settings) as context:
+        tokens = context.model.tokenize(load_corpus("pydoc").text[:4000])
+        windows = tokens[: 3 * 128].reshape(3, 128).astype(np.int32)
+
+        def logits(most_bytes: int) -> tuple[int, dict[int, np.ndarray]]:
+            found: dict[int, list[np.ndarray]] = {}
+            largest = 0
+            for block in context.score(windows, most_bytes=most_bytes):
+                assert block.row == sum(map(len, found.get(block.window, [])))
+                found.setdefault(block.window, []).append(block.logits.copy())
+                largest = max(largest, len(block.logits))
+            return largest, {window: np.concatenate(parts) for window, parts in found.items()}
+
+        _, whole = logits(10**9)
+        largest, parts = logits(4 * rows * context.model.vocabulary.n_tokens)
+    assert largest <= max(rows, settings.n_ubatch)
+    assert whole.keys() == parts.keys() == {0, 1, 2}
+    for window, values in whole.items():
+        assert values.shape == (63, values.shape[1])
+        assert parts[window] == pytest.approx(values, abs=1e-4, rel=1e-4), window

@@ -200,6 +200,9 @@ def test_another_vocabulary_names_both(run_suite: RunSuite, llama_file: Path, tm
     result.stdout.fnmatch_lines(["other and its reference random-F32 have different vocabularies: *260*258*"])
 
 
+NEVER = ("--gguf-quants=Q8_0", "--gguf-side-by-side=never")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message", "status"),
     [
@@ -207,9 +210,9 @@ def test_another_vocabulary_names_both(run_suite: RunSuite, llama_file: Path, tm
         (["--gguf-corpus={folder}/missing.txt"], "neither a known name nor a file", 4),
         (["--gguf-corpus={folder}/empty.txt"], "is empty", 4),
         (["--gguf-corpus={folder}/some.txt", "--gguf-chunks=9999"], "--gguf-chunks asks for 9999", 4),
-        (["--gguf-logprobs-limit=1K", "--gguf-quants=Q8_0"], "--gguf-logprobs-limit is 0.001 MB", 1),
+        ([*NEVER, "--gguf-logprobs-limit=1K"], "--gguf-logprobs-limit is 0.001 MB", 1),
         (
-            ["--gguf-corpus={folder}/some.txt", "--gguf-cache-limit=100K", "--gguf-chunks=all", "--gguf-quants=Q8_0"],
+            [*NEVER, "--gguf-corpus={folder}/some.txt", "--gguf-cache-limit=100K", "--gguf-chunks=all"],
             "--gguf-cache-limit is 0.1 MB",
             1,
         ),

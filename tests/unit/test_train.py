@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,10 +14,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gguf_harness.fixtures.train import training_text as text
+from gguf_harness.fixtures.train import voyage_text as voyage
+from gguf_harness.fixtures.train.adapter_card import write_adapter_card
 from gguf_harness.fixtures.train.batches import Batches
 from gguf_harness.fixtures.train.card import write_card
 from gguf_harness.fixtures.train.tokenizer import BOS, EOS, SPECIAL, VOCABULARY, train_tokenizer
 from gguf_harness.fixtures.train.training_text import held_out_texts, held_out_topics, paragraphs, training_texts
+from gguf_harness.fixtures.train.voyage_text import voyage_text
+from gguf_harness.gguf.lora import read_lora
+from gguf_harness.inputs.adapters import VOYAGE_FILE, check_fits, load_adapter
 from gguf_harness.inputs.corpora import pydoc_topics
 from gguf_harness.inputs.models import load_info
 from gguf_harness.inputs.sources import TINY_FILE, expand
@@ -96,3 +102,42 @@ def test_the_card_is_what_was_measured(tmp_path: Path) -> None:
     card = (tmp_path / "card.md").read_text(encoding="utf-8")
     assert card == TINY_FILE.with_name("tiny.md").read_text(encoding="utf-8")
     assert "{" not in card
+
+
+def test_the_adapter_s_text_is_what_the_script_writes() -> None:
+    texts = {held_out: voyage_text(held_out=held_out) for held_out in (False, True)}
+    for held_out, name in ((False, "training"), (True, "held-out")):
+        assert texts[held_out] == TINY_FILE.with_name(f"voyage-{name}.txt").read_text(encoding="utf-8")
+    assert texts[True].isascii()
+    # The style is shared, not the entries: some sentences and names are in the held-out part only.
+    entries = [{entry.partition("\n")[2] for entry in text.strip().split("\n\n")} for text in texts.values()]
+    assert not entries[0] & entries[1]
+    kept = set(voyage._SENTENCES) - set(voyage._kept(voyage._SENTENCES, held_out=False))
+    pieces = [max(re.split(r"\{\w+\}", sentence), key=len) for sentence in kept]
+    assert 3 < len(kept) < 20
+    assert not any(piece in texts[False] for piece in pieces)
+    assert all(piece in texts[True] for piece in pieces)
+
+
+def test_the_adapter_s_card_is_what_was_measured(tmp_path: Path) -> None:
+    known = json.loads(VOYAGE_FILE.with_suffix(".json").read_text(encoding="utf-8"))
+    card = VOYAGE_FILE.with_suffix(".md").read_text(encoding="utf-8")
+    for losses in known["loss"].values():
+        change = losses["adapted"] - losses["base"]
+        assert f"{change:+.3f}" in card
+    assert known["loss"]["own"]["adapted"] < known["loss"]["own"]["base"] - 0.5
+    assert abs(known["loss"]["others"]["adapted"] - known["loss"]["others"]["base"]) < 0.05
+    assert f"{known['training_tokens']:,} tokens" in card
+    assert "{" not in card
+    write_adapter_card(tmp_path / VOYAGE_FILE.with_suffix(".md").name, known)
+    assert (tmp_path / VOYAGE_FILE.with_suffix(".md").name).read_text(encoding="utf-8") == card
+
+
+def test_the_adapter_is_small_sound_and_fits(tmp_path: Path) -> None:
+    known = json.loads(VOYAGE_FILE.with_suffix(".json").read_text(encoding="utf-8"))
+    assert VOYAGE_FILE.stat().st_size == known["bytes"] < 300_000
+    adapter = load_adapter(VOYAGE_FILE, tmp_path)
+    (source,) = expand("tiny")
+    check_fits(adapter, load_info(source))
+    lora = read_lora(VOYAGE_FILE)
+    assert (lora.rank, lora.alpha, len(lora.pairs)) == (known["recipe"]["rank"], known["recipe"]["alpha"], 35)

@@ -27,7 +27,11 @@ from gguf_harness.errors import EngineError
 if TYPE_CHECKING:
     from gguf_harness.engine.taps import Taps
 
-__all__ = ["Context", "LogitsBlock"]
+__all__ = ["MOST_OUTPUT_BYTES", "Context", "LogitsBlock"]
+
+MOST_OUTPUT_BYTES: Final = 256 * 2**20
+"""Logits of one batch of a scored window: llama.cpp keeps them all, which for 2048 tokens and a vocabulary of 256,000
+would be 2 GB."""
 
 _OPENING: Final = threading.Lock()
 
@@ -229,27 +233,35 @@ class Context:
         return np.concatenate([self.output_logits(rows).copy() for rows in self._decode_alone(tokens, every)])
 
     def score(
-        self, windows: Tokens, start: int = 0, stop: int | None = None, score_from: int | None = None
+        self,
+        windows: Tokens,
+        start: int = 0,
+        stop: int | None = None,
+        score_from: int | None = None,
+        most_bytes: int = MOST_OUTPUT_BYTES,
     ) -> Iterator[LogitsBlock]:
         """Decode windows of a corpus and yield the logits of their second halves.
 
         As llama-perplexity does it: each window is independent, BOS replaces its first token if the vocabulary requires
         it, and positions n_ctx/2 .. n_ctx-2 predict the tokens after them. `n_seq` windows share a batch; a window
-        longer than a batch is decoded in several.
+        longer than a batch is decoded in several, and so is one whose logits would take more than `most_bytes`.
 
         Args:
             windows: [windows, n_ctx] tokens.
             start: first window to decode.
             stop: the window after the last one; None for all.
             score_from: first position whose logits are yielded, below n_ctx - 1; None for n_ctx/2.
+            most_bytes: that the logits of a batch may take.
         """
         stop, n_ctx = len(windows) if stop is None else stop, windows.shape[1]
-        for first in range(start, stop, self.settings.n_seq):
-            group = range(first, min(first + self.settings.n_seq, stop))
+        rows = max(1, most_bytes // (4 * self.model.vocabulary.n_tokens))
+        scored = first_scored(n_ctx, score_from)
+        n_seq = max(1, min(self.settings.n_seq, rows // max(1, n_ctx - 1 - scored)))
+        for first in range(start, stop, n_seq):
+            group = range(first, min(first + n_seq, stop))
             self.clear()
-            for offset in range(0, n_ctx, self.settings.n_batch):
-                length = min(self.settings.n_batch, n_ctx - offset)
-                yield from self._score_slice(windows, group, offset, length, first_scored(n_ctx, score_from))
+            for part in _slices(n_ctx, self.settings, scored, rows // len(group)):
+                yield from self._score_slice(windows, group, part.start, len(part), scored)
 
     def _score_slice(
         self, windows: Tokens, group: range, offset: int, length: int, first: int
@@ -301,6 +313,22 @@ class Context:
                 return
             self.decode(np.array([token], dtype=np.int32), zero + position, zero, one)
             position += 1
+
+
+def _slices(n_ctx: int, settings: SessionSettings, scored: int, rows: int) -> Iterator[range]:
+    """A window's positions by batch: of at most `n_batch`, and from the first that is scored, of `rows` if possible.
+
+    A batch ends where one of llama.cpp's physical batches does, so that these, and the numbers, are always the same.
+    """
+    whole = settings.n_batch % settings.n_ubatch == 0
+    few = max(settings.n_ubatch, rows // settings.n_ubatch * settings.n_ubatch) if whole else settings.n_batch
+    start = 0
+    while start < n_ctx:
+        stop = min(start + settings.n_batch, n_ctx)
+        if stop - max(start, scored) > rows:
+            stop = min(stop, start + few)
+        yield range(start, stop)
+        start = stop
 
 
 def _check_blocks(model: Model, settings: SessionSettings) -> None:

@@ -44,6 +44,7 @@ class Lanes(Generic[LaneT]):
     """
 
     def __init__(self, count: int, open_lane: Callable[[], LaneT]) -> None:
+        self._count = count
         self._idle: SimpleQueue[LaneT] = SimpleQueue()
         with contextlib.ExitStack() as stack:
             for _ in range(count):
@@ -85,7 +86,9 @@ class Lanes(Generic[LaneT]):
 
         if progress is not None:
             progress(0, len(items))
-        for done, result in enumerate(self._pool.map(run, items), 1):
+        # One lane has nothing to do at the same time: no item is begun that nobody may ask for.
+        results = self._pool.map(run, items) if self._count > 1 else map(run, items)
+        for done, result in enumerate(results, 1):
             if progress is not None:
                 progress(done, len(items))
             yield result

@@ -15,10 +15,13 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import traceback
 import weakref
 from collections.abc import Callable, Hashable, Sequence
-from multiprocessing.connection import Connection
+from dataclasses import dataclass
+from multiprocessing import reduction
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, Final, Literal, NoReturn, ParamSpec, Protocol, Self, TypeVar
 
@@ -31,14 +34,14 @@ from gguf_harness.engine.child import (
     start_child,
     stop_child,
 )
-from gguf_harness.errors import EngineCrashed, EngineError, EngineTimeout, HarnessError
+from gguf_harness.errors import EngineCrashed, EngineError, EngineTimeout, HarnessError, PeerGone
 
 if TYPE_CHECKING:
     from gguf_harness.engine.context import Context
     from gguf_harness.engine.model import Model
     from gguf_harness.engine.settings import SessionSettings
 
-__all__ = ["ProgressCallback", "Worker", "WorkerContext", "leave", "serve"]
+__all__ = ["Call", "ProgressCallback", "Worker", "WorkerContext", "call_together", "leave", "serve"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -67,6 +70,7 @@ class WorkerContext:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._request = 0
+        self._sending = threading.Lock()
         self._model: Model | None = None
         # Least recently used first.
         self._contexts: dict[SessionSettings, Context] = {}
@@ -77,8 +81,13 @@ class WorkerContext:
         self._request = request
 
     def progress(self, done: int, total: int) -> None:
-        """Report progress to the parent. This also detects that the parent is gone, as sending fails."""
-        self._connection.send((self._request, "progress", (done, total)))
+        """Report progress to the parent, from any thread. This also detects that the parent is gone: sending fails."""
+        with self._sending:
+            self._connection.send((self._request, "progress", (done, total)))
+
+    def handles(self, count: int) -> list[int]:
+        """File descriptors that came with the request, to be closed by the task: `Call.handles`."""
+        return [reduction.recv_handle(self._connection) for _ in range(count)]
 
     def model(self, files: Sequence[Path], n_gpu_layers: int) -> Model:
         """The loaded model; kept until another one is requested, so that only one is in memory."""
@@ -177,12 +186,7 @@ class Worker:
             HarnessError: the error of the task.
         """
         try:
-            connection = self._connection or self._start()
-            request = next(self._requests)
-            try:
-                connection.send((request, task, args, kwargs))
-            except ConnectionError as error:
-                raise self._crashed() from error
+            connection, request = self._send(task, args, kwargs)
             kind, payload = self._answer(connection, request, progress)
         except BaseException:
             # If the wait was interrupted (Ctrl-C, a time limit of pytest, a failing progress bar), the child may still
@@ -192,6 +196,45 @@ class Worker:
         if kind == "error":
             raise payload
         return payload  # type: ignore[no-any-return]
+
+    def begin(self, task: Callable[..., object], args: tuple[object, ...], handles: Sequence[int]) -> Connection:
+        """Send a request whose answer `receive` will read, and file descriptors for it; see `call_together`.
+
+        Returns:
+            What becomes readable when there is something to receive.
+        """
+        connection, _ = self._send(task, args, {})
+        try:
+            for handle in handles:
+                reduction.send_handle(connection, handle, self.pid)
+        except (OSError, RuntimeError) as error:
+            raise self._crashed() from error
+        return connection
+
+    def receive(self) -> tuple[Literal["result", "error", "progress"], Any]:
+        """The next message on the request of `begin`.
+
+        Raises:
+            EngineCrashed: the child died.
+        """
+        if self._connection is None:
+            raise RuntimeError("nothing was begun")
+        _, kind, payload = self._receive(self._connection)
+        return kind, payload
+
+    def kill(self) -> None:
+        """Stop the child at once; never fails, in any state."""
+        self._kill()
+
+    def _send(
+        self, task: Callable[..., object], args: tuple[object, ...], kwargs: dict[str, Any]
+    ) -> tuple[Connection, int]:
+        connection, request = self._connection or self._start(), next(self._requests)
+        try:
+            connection.send((request, task, args, kwargs))
+        except ConnectionError as error:
+            raise self._crashed() from error
+        return connection, request
 
     def _answer(
         self, connection: Connection, request: int, progress: ProgressCallback | None
@@ -275,6 +318,80 @@ class Worker:
             f"Last lines of {self.log}:\n{log_tail(self.log, self._log_start)}",
             status,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A task for one of several workers.
+
+    Attributes:
+        worker: that runs it.
+        task: as for `Worker.call`.
+        args: its arguments.
+        handles: file descriptors that the task receives (`WorkerContext.handles`).
+    """
+
+    worker: Worker
+    task: Callable[..., object]
+    args: tuple[object, ...] = ()
+    handles: tuple[int, ...] = ()
+
+
+def call_together(calls: Sequence[Call], progress: ProgressCallback | None, timeout_s: float) -> list[Any]:
+    """Run tasks in several workers at once, which may talk to each other, and return their results.
+
+    One that fails ends all: the children of the others are stopped, so that none waits for what will not come. So does
+    whatever interrupts the wait, and a silence of all of them.
+
+    Args:
+        calls: each of a worker of its own. Their handles are closed here as soon as they are sent: each child then has
+            the only copy, and one end of a pair of sockets tells when the process with the other is gone.
+        progress: called with the progress of any of them.
+        timeout_s: longest silence of all of them.
+
+    Raises:
+        EngineCrashed: a child died.
+        EngineTimeout: none sent anything for the timeout.
+        HarnessError: of a task; where one reports that another is gone (`PeerGone`), that of the other.
+    """
+    try:
+        return _results(calls, progress, timeout_s)
+    except BaseException:
+        for call in calls:
+            call.worker.kill()
+        raise
+
+
+def _results(calls: Sequence[Call], progress: ProgressCallback | None, timeout_s: float) -> list[Any]:
+    try:
+        waiting = {call.worker.begin(call.task, call.args, call.handles): call for call in calls}
+    finally:
+        for handle in {handle for call in calls for handle in call.handles}:
+            os.close(handle)
+    results: dict[Worker, Any] = {}
+    gone: PeerGone | None = None
+    while waiting:
+        ready = wait(list(waiting), _GRACE_S if gone else timeout_s)
+        if not ready:
+            names = " and ".join(call.worker.label for call in waiting.values())
+            silent = f"{names}: the workers sent nothing for {timeout_s:g} s; they were stopped."
+            raise gone or EngineTimeout(silent, "Raise --gguf-timeout if the models are that slow.")
+        for connection in ready:
+            call = waiting[connection]  # type: ignore[index]
+            kind, payload = call.worker.receive()
+            if kind == "progress":
+                if progress is not None:
+                    progress(*payload)
+                continue
+            del waiting[connection]  # type: ignore[arg-type]
+            if isinstance(payload, PeerGone):
+                gone = payload  # The other one knows why.
+            elif kind == "error":
+                raise payload
+            results[call.worker] = payload
+    if gone is not None:
+        raise gone
+    return [results[call.worker] for call in calls]
 
 
 def serve(file_descriptor: int) -> None:

@@ -8,18 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import BinaryIO, Final
 
-from gguf_harness.errors import InvalidGGUF, ModelError, StoreError, write_error
-from gguf_harness.gguf.header import TENSOR_TYPES, GGUFHeader, TensorInfo, read_header
+from gguf_harness.errors import ModelError, StoreError, write_error
+from gguf_harness.gguf.header import GGUFHeader, TensorInfo, read_header
+from gguf_harness.gguf.rewritten import padded, read_blocks, stored, write_tensors
 
 __all__ = ["differing_tensors", "write_mixture"]
-
-_COPY_BLOCK: Final = 1 << 23
-_NUMBERS: Final = {kind.name: number for number, kind in TENSOR_TYPES.items()}
 
 Place = tuple[GGUFHeader, TensorInfo]
 
@@ -46,7 +42,10 @@ def write_mixture(files: Sequence[Path], other: Sequence[Path], names: Iterable[
     plans = [[taken.get(info.name, (header, info)) for info in header.tensors] for header in headers]
     try:
         _check_room(headers, plans, folder)
-        return tuple(_write(header, plan, folder) for header, plan in zip(headers, plans, strict=True))
+        return tuple(
+            write_tensors(header, [stored(*place) for place in plan], folder / header.path.name)
+            for header, plan in zip(headers, plans, strict=True)
+        )
     except OSError as error:
         raise write_error(folder, error) from error
 
@@ -70,7 +69,7 @@ def _same(one: Place, other: Place) -> bool:
     places = [(header, header.data_offset + info.offset, info.bytes) for header, info in (one, other)]
     with contextlib.ExitStack() as stack:
         streams = [stack.enter_context(header.path.open("rb")) for header, _, _ in places]
-        blocks = [_blocks(stream, place[1], place[2]) for stream, place in zip(streams, places, strict=True)]
+        blocks = [read_blocks(stream, place[1], place[2]) for stream, place in zip(streams, places, strict=True)]
         return all(a == b for a, b in zip(*blocks, strict=True))
 
 
@@ -92,52 +91,10 @@ def _find(headers: Sequence[GGUFHeader], others: Sequence[GGUFHeader], names: se
 
 def _check_room(headers: Sequence[GGUFHeader], plans: Sequence[Sequence[Place]], folder: Path) -> None:
     needed = sum(header.data_offset for header in headers)
-    needed += sum(_padded(info.bytes, header.alignment) for plan in plans for header, info in plan)
+    needed += sum(padded(info.bytes, header.alignment) for plan in plans for header, info in plan)
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise StoreError(
             f"A mixture of two models needs {needed / 1e9:.1f} GB in {folder}, {free / 1e9:.1f} GB are free.",
             "Free some space, or choose another --gguf-cache folder.",
         )
-
-
-def _write(header: GGUFHeader, plan: Sequence[Place], folder: Path) -> Path:
-    path = folder / header.path.name
-    with header.path.open("rb") as source, path.open("xb") as out:
-        _copy(source, 0, header.tensors_offset, out)
-        offset = 0
-        for _, info in plan:
-            name = info.name.encode()
-            out.write(struct.pack(f"<Q{len(name)}sI{len(info.shape)}Q", len(name), name, len(info.shape), *info.shape))
-            out.write(struct.pack("<IQ", _NUMBERS[info.type], offset))
-            offset += _padded(info.bytes, header.alignment)
-        _pad(out, header.alignment)
-        for owner, info in plan:
-            with owner.path.open("rb") as data:
-                _copy(data, owner.data_offset + info.offset, info.bytes, out)
-            _pad(out, header.alignment)
-    return path
-
-
-def _copy(source: BinaryIO, offset: int, size: int, out: BinaryIO) -> None:
-    out.writelines(_blocks(source, offset, size))
-
-
-def _blocks(source: BinaryIO, offset: int, size: int) -> Iterator[bytes]:
-    source.seek(offset)
-    for start in range(0, size, _COPY_BLOCK):
-        wanted = min(size - start, _COPY_BLOCK)
-        block = source.read(wanted)
-        if len(block) != wanted:
-            raise InvalidGGUF(
-                f"{Path(source.name).name} has shrunk since its header was read.", "Download or create it again."
-            )
-        yield block
-
-
-def _padded(size: int, alignment: int) -> int:
-    return -(-size // alignment) * alignment
-
-
-def _pad(out: BinaryIO, alignment: int) -> None:
-    out.write(bytes(_padded(out.tell(), alignment) - out.tell()))

@@ -290,6 +290,9 @@ def _add_all(add: Callable[..., None]) -> None:
     add("--gguf-logprobs-limit", metavar="SIZE", type=size_in_bytes, default=size_in_bytes("8G"),
         help="most disk space for the log-probabilities of one reference, its activations or its hidden states, such "
         "as 500M or 8G (default: 8G)")  # fmt: skip
+    add("--gguf-side-by-side", choices=("auto", "always", "never"), default="auto",
+        help="decode a candidate and its reference in step, so that no log-probabilities are stored; auto: where "
+        "they would take more than --gguf-logprobs-limit or --gguf-cache-limit allows (default: auto)")  # fmt: skip
     add("--gguf-cache-limit", metavar="SIZE", type=size_in_bytes, default=DEFAULT_CACHE_LIMIT,
         help="most disk space for the whole cache; the least recently used entries are removed first (default: "
             "50G)")  # fmt: skip

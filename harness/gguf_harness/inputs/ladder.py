@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from gguf_harness.engine.settings import DEFAULT_KV, KVTypes
 from gguf_harness.errors import HarnessError, ModelNotFound, OptionError
-from gguf_harness.inputs.adapters import find_adapters
+from gguf_harness.inputs import adapters as lora
 from gguf_harness.inputs.cache_limits import why_not
 from gguf_harness.inputs.models import ModelInfo, choose_reference, load_info, shape_difference
 from gguf_harness.inputs.pairing import FAMILY, Identity
@@ -114,6 +114,16 @@ class Ladder:
         return (*((self.reference,) if self.reference else ()), *self.candidates)
 
     @property
+    def adapted_references(self) -> tuple[PlannedSubject, ...]:
+        """The reference with adapters."""
+        return tuple(each for each in self.adapted if self.reference is not None and each.model is self.reference.model)
+
+    @property
+    def adapted_candidates(self) -> tuple[PlannedSubject, ...]:
+        """All other files with adapters."""
+        return tuple(each for each in self.adapted if each not in self.adapted_references)
+
+    @property
     def subjects(self) -> tuple[PlannedSubject, ...]:
         """All that the tests of the session can be about, each once; those of one file together."""
         known = list(dict.fromkeys((*self.models, *self.cached, *self.adapted)))
@@ -165,7 +175,7 @@ def plan_ladder(options: Options) -> Ladder:
         cached=tuple(subject for subject in cached if subject not in refused),
         impossible=tuple(refused.items()),
         full_kv=options.kv_reference,
-        adapted=_adapted(reference, others, find_adapters(options, infos)),
+        adapted=_adapted(reference, others, lora.find_adapters(options, infos), infos),
     )
 
 
@@ -223,10 +233,18 @@ def _why_not(subject: PlannedSubject, infos: Mapping[str, ModelInfo], options: O
 
 
 def _adapted(
-    reference: PlannedModel | None, others: Sequence[PlannedModel], applied: Sequence[tuple[Adapter, ...]]
+    reference: PlannedModel | None,
+    others: Sequence[PlannedModel],
+    applied: Sequence[tuple[Adapter, ...]],
+    infos: Sequence[ModelInfo],
 ) -> tuple[PlannedSubject, ...]:
-    models = (*((reference,) if reference else ()), *others)
-    return tuple(PlannedSubject(model, adapters=adapters) for model in models for adapters in applied)
+    """Each model with each group of adapters that fits it. A model that cannot be read is left out."""
+    fitting = {info.name: [adapters for adapters in applied if lora.why_not(adapters, info) is None] for info in infos}
+    return tuple(
+        PlannedSubject(model, adapters=adapters)
+        for model in (*((reference,) if reference else ()), *others)
+        for adapters in fitting.get((model.base or model).name, [])
+    )
 
 
 def _planned(sources: Sequence[ModelSource]) -> dict[tuple[object, ...], PlannedModel]:

@@ -34,9 +34,10 @@ if TYPE_CHECKING:
 
     from gguf_harness.engine.settings import ServedRequest
 
-__all__ = ["MapMethod", "Options", "default_threads", "read_options", "whole_number"]
+__all__ = ["MapMethod", "Options", "SideBySide", "default_threads", "read_options", "whole_number"]
 
 MapMethod = Literal["pca", "umap", "tsne"]
+SideBySide = Literal["auto", "always", "never"]
 _SERVED_CLIENTS: Final = 8
 _SERVED_TOKENS: Final = 16
 _SERVED_CTX: Final = 2048
@@ -92,6 +93,7 @@ class Options:
     map: MapMethod = "pca"
     windows: WindowOrder = "sampled"
     beyond_context: bool = False
+    side_by_side: SideBySide = "auto"
     kv_reference: KVTypes = DEFAULT_KV
     rotate_kv: bool = True
     rope: tuple[RopeScaling, ...] = ()
@@ -228,6 +230,7 @@ def read_options(config: pytest.Config) -> Options:
         cache=(path_of("--gguf-cache") or results / "cache").absolute(),
         logprobs_limit=get("--gguf-logprobs-limit"),
         cache_limit=get("--gguf-cache-limit"),
+        side_by_side=get("--gguf-side-by-side"),
         timeout_s=get("--gguf-timeout"),
         gates=path_of("--gguf-gates"),
         inconclusive=get("--gguf-inconclusive"),

@@ -32,7 +32,12 @@ __all__ = [
 
 COMPARING_TEST: Final = "test_no_worse_than_the_baseline"
 _COMPARING_SUITE: Final = "quant"
-_SUBJECTS: Final = {"candidate": "candidates", "cached": "cached", "adapted": "adapted"}
+_SUBJECTS: Final = {
+    "candidate": "candidates",
+    "cached": "cached",
+    "adapted": "adapted",
+    "adapted_candidate": "adapted_candidates",
+}
 
 
 def gated_metrics(suite: str | None = None) -> dict[str, GatedBy]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from gguf_harness.engine.worker_tasks import quantize_task
 from gguf_harness.errors import ModelError
+from gguf_harness.inputs.adapters import check_fits
 from gguf_harness.inputs.models import load_info, twins
 from gguf_harness.inputs.sources import ModelSource
 from gguf_harness.inputs.subjects import Model, Subject
@@ -60,6 +62,9 @@ class ModelFiles:
         settings = planned.settings(self._core.options.session_settings)
         subject = Subject(self.model(planned.model), settings, planned.variant)
         self.check_adapters(subject)
+        for adapter in subject.adapters:
+            key = ("adapter fits", adapter.sha256, subject.model.name)
+            self._core.once(key, functools.partial(check_fits, adapter, subject.info))
         return subject
 
     def model(self, planned: PlannedModel) -> Model:

@@ -15,7 +15,7 @@ from gguf_harness.metrics.kernels.directions import cosine_of_products
 from gguf_harness.metrics.records import WHOLE, Estimate, Place
 from gguf_harness.metrics.stats import as_estimate, mean_of_clusters, mean_with_errors, require_samples
 
-__all__ = ["HeadPlace", "PatternComparison", "attention_estimates", "compare_patterns", "head_estimates"]
+__all__ = ["HeadPlace", "PatternComparison", "attention_estimates", "compare_patterns", "head_estimates", "moved_heads"]
 
 Pattern = NDArray[np.floating[Any]]
 Floats = NDArray[np.float64]
@@ -183,6 +183,28 @@ def head_estimates(prompts: Sequence[PatternComparison], heads: Sequence[HeadPla
         estimates.append(as_estimate("attn_cosine", mean_with_errors(cosines[:, index : index + 1]), place))
         estimates.append(_over_rows("attn_jsd", [each.jsd[index] for each in prompts], place))
     return estimates
+
+
+def moved_heads(metric: str, prompts: Sequence[PatternComparison], heads: Sequence[HeadPlace]) -> list[Estimate]:
+    """Mean Jensen-Shannon divergence of patterns: over all heads, of each layer, and of each head.
+
+    Args:
+        metric: its name.
+        prompts: a comparison per prompt, all of the same heads.
+        heads: layer and head of each entry of the head axis.
+
+    Raises:
+        NoData: there is no prompt, or a value is not finite.
+    """
+    _require_heads(prompts, heads)
+    layers: dict[int, list[int]] = {}
+    for index, (layer, _) in enumerate(heads):
+        layers.setdefault(layer, []).append(index)
+    return [
+        _over_rows(metric, [each.jsd for each in prompts]),
+        *(_over_rows(metric, [each.jsd[of] for each in prompts], Place(layer)) for layer, of in layers.items()),
+        *(_over_rows(metric, [each.jsd[i] for each in prompts], Place(*head)) for i, head in enumerate(heads)),
+    ]
 
 
 def _require_heads(prompts: Sequence[PatternComparison], heads: Sequence[HeadPlace]) -> None:

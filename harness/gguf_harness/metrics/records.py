@@ -22,7 +22,7 @@ class Place(NamedTuple):
     Attributes:
         layer: number of a layer.
         head: number of a head in that layer.
-        part: a group of tensors, such as the role `attn_q`.
+        part: a group of tensors, such as the role `attn_q`; a setting of a sweep, such as `scale 0.5`.
         prompt: id of a prompt.
     """
 

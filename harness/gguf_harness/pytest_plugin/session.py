@@ -34,12 +34,17 @@ from gguf_harness.store.run_draft import new_run_id
 
 _FIXTURES: Final = "gguf_harness.fixtures"
 _GROUPS: Final = "gguf_harness.pytest_plugin.distribution"
-_MODELS: Final = frozenset({"model", "candidate", "any_candidate", "cached", "adapted"})
+_MODELS: Final = frozenset(
+    {"model", "candidate", "any_candidate", "cached", "adapted", "adapted_reference", "adapted_candidate"}
+)
 _PARAMETERS: Final = _MODELS | {"prompt"}
 _NO_CANDIDATES: Final = "no candidates: give several --models, or --gguf-quants=default"
+_NO_ADAPTER: Final = "no LoRA adapter that fits: give --gguf-lora=FILE"
 _NOTHING: Final = {
     "cached": "no types of the KV cache to compare: give --gguf-kv=default, or pairs such as q8_0/q8_0",
-    "adapted": "no LoRA adapter: give --gguf-lora=FILE",
+    "adapted": _NO_ADAPTER,
+    "adapted_reference": _NO_ADAPTER,
+    "adapted_candidate": f"{_NO_ADAPTER}, and a quantized base: several --models, or --gguf-quants=default",
 }
 _BASELINE_TESTS: Final = "test_baseline.py"
 _BENCHMARK_TESTS: Final = "test_benchmark.py"
@@ -172,6 +177,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
                 ),
             ],
             "adapted": [pytest.param(model, id=model.name) for model in state.ladder.adapted],
+            "adapted_reference": [pytest.param(model, id=model.name) for model in state.ladder.adapted_references],
+            "adapted_candidate": [pytest.param(model, id=model.name) for model in state.ladder.adapted_candidates],
             "prompt": [pytest.param(prompt, id=prompt.id) for prompt in state.prompts.prompts],
         }
     except HarnessError as error:

@@ -31,7 +31,8 @@ _MEASURED_WIDTH: Final = 400
 
 _SETTINGS: Final = (
     "kv", "batch", "ubatch", "threads", "flash_attention", "gpu", "gpu_layers", "imatrix", "until_decided",
-    "gen_tokens", "pp", "tg", "repetitions", "words", "layers", "heads", "head_windows", "head_limit", "sensitivity",
+    "side_by_side", "gen_tokens", "pp", "tg", "repetitions", "words", "layers", "heads", "head_windows", "head_limit",
+    "sensitivity",
 )  # fmt: skip
 """Settings that numbers depend on, besides those in the description of the corpus."""
 

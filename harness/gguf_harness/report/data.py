@@ -10,6 +10,7 @@ from gguf_harness.errors import visible, visible_lines
 from gguf_harness.metrics.records import WHOLE, Place
 from gguf_harness.metrics.registry import Metric, metrics_of_run
 from gguf_harness.metrics.tradeoff import dominated_by, smallest_passing
+from gguf_harness.report.adapters import smallest_base
 from gguf_harness.report.caches import smallest_cache
 from gguf_harness.report.numbers import format_bytes
 from gguf_harness.report.standing import Standing, Standings, failures_of
@@ -197,6 +198,8 @@ class RunView:
             return f"Smallest candidate that passes every gate: {visible(best.name)}, {size}{more}"
         if not self._compared and (cache := smallest_cache(self)) is not None:
             return cache
+        if not self._compared and (base := smallest_base(self)) is not None:
+            return base
         return self._without_pass()
 
     def _without_pass(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from gguf_harness.errors import OptionError, PromptError, VocabularyMismatch
@@ -93,6 +94,11 @@ class Attention:
         self._keep(candidate, own)
         self._keep(reference, self.observe(reference))
         return AttentionDrift.of(drift)
+
+    def on_first(self, most: int) -> Attention:
+        """The same on the first prompts only, for comparisons that need no more."""
+        prompts = replace(self._prompts, prompts=self._prompts.prompts[:most])
+        return Attention(self._core, prompts, self._corpus, self._reference)
 
     def observe(self, model: Subject) -> Arrays:
         """Behaviour of each head; see `observe_attention`. The activations stay in the cache, for candidates."""

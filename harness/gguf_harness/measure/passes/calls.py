@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -12,23 +12,15 @@ import numpy as np
 
 from gguf_harness.errors import HarnessError
 from gguf_harness.inputs.subjects import Subject
-from gguf_harness.measure.measurement import ARRAYS, Files, Job, Measurement
-from gguf_harness.measure.passes.decoding import has_codes
-from gguf_harness.measure.passes.growing import GrowingReference, decide_in_turns, planned_windows
+from gguf_harness.measure.measurement import ARRAYS, Job, Measurement
+from gguf_harness.measure.passes.growing import planned_windows
+from gguf_harness.measure.passes.jobs import CANDIDATE, FLOOR, MIXTURE, PassJobs
 from gguf_harness.measure.passes.logprobs import logprob_bytes
+from gguf_harness.measure.passes.side_by_side import reference_part
 from gguf_harness.measure.passes.strip import read_pieces, strip_of, tokens_of, typical_window
 from gguf_harness.measure.passes.tasks import (
     MIN_WINDOWS,
-    CorpusText,
-    PassRequest,
-    check_room,
-    reference_shape,
-    run_candidate_pass,
-    run_joint_pass,
-    run_mixture_pass,
-    run_reference_pass,
 )
-from gguf_harness.metrics.divergence import TOKEN_VALUES_VERSION
 from gguf_harness.metrics.windows import EarlyDecisions, decided_so_far, window_means
 from gguf_harness.store.arrays import Arrays
 
@@ -40,16 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CorpusPass", "Mixture", "TextRead"]
 
-_REFERENCE: Final = Measurement("passes/reference", 2, run_reference_pass, "windows", ARRAYS)
-_CANDIDATE: Final = Measurement("passes/candidate", TOKEN_VALUES_VERSION, run_candidate_pass, "windows", ARRAYS)
-_DECIDED: Final = Measurement(
-    "passes/candidate", TOKEN_VALUES_VERSION, decide_in_turns, "windows", ARRAYS, runs="in the session"
-)
-_FLOOR: Final = Measurement("passes/floor", TOKEN_VALUES_VERSION, run_candidate_pass, "windows", ARRAYS)
-_MIXTURE: Final = Measurement("passes/mixture", TOKEN_VALUES_VERSION, run_mixture_pass, "windows", ARRAYS)
-_JOINT: Final = Measurement("passes/joint", TOKEN_VALUES_VERSION, run_joint_pass, "windows", ARRAYS)
 _PIECES: Final = Measurement("passes/pieces", 1, read_pieces, "tokens", ARRAYS, counted=False)
-_LOGPROBS: Final[Files[Arrays]] = Files("log-probabilities", has_codes)
 
 _FLOOR_WINDOWS: Final = 4
 """Windows of the noise floor: a check of llama.cpp and the machine, for which any few windows are enough."""
@@ -117,12 +100,12 @@ class CorpusPass:
         score_from: int | None = None,
     ) -> None:
         self.corpus = corpus
-        self._score_from = score_from
         self._core = core
         self._reference = reference
         self._divergence = divergence
         self._limits = limits
         self._text = text or TextRead()
+        self._jobs = PassJobs(core, corpus, limits, score_from)
 
     def __call__(self, model: Subject, *, against: Subject | None = None, windows_of: Arrays | None = None) -> Arrays:
         """Per-token values of a subject, each [windows, scored tokens].
@@ -142,6 +125,8 @@ class CorpusPass:
             arrays = self._compared(model, against)
             self._keep_curve(model.name, arrays)
             self._core.once(("token strip", model.name), lambda: self._keep_strip(model, against, arrays))
+        elif windows_of is not None and self._jobs.was_beside(model, windows_of):
+            arrays = reference_part(windows_of)
         else:
             arrays = self._alone(model)
         if windows_of is not None and len(windows_of["nll"]) < len(arrays["nll"]):
@@ -167,9 +152,9 @@ class CorpusPass:
             n_ubatch=max(8, min(settings.n_ubatch, settings.n_ctx) // 2),
         )
         chunks = min(_FLOOR_WINDOWS, options.chunks or _FLOOR_WINDOWS)
-        job = self._against(_FLOOR, replace(reference, settings=other), reference, chunks)
+        job = self._jobs.against(FLOOR, replace(reference, settings=other), reference, chunks)
         floor = self._core.measure(replace(job, label=f"noise floor of {reference.name}"))
-        base = self._base(reference, chunks)
+        base = self._base(reference, floor)
         return floor, {name: base[name][: len(floor["nll"])] for name in ("nll", "top")}
 
     def reference(self, model: Subject, *, logprobs: bool) -> Arrays:
@@ -179,29 +164,25 @@ class CorpusPass:
             model: the subject to decode.
             logprobs: also keep its distributions, for candidates to be compared with.
         """
-        return self._core.measure(self._by_itself(model, logprobs=logprobs))
+        return self._core.measure(self._jobs.by_itself(model, logprobs=logprobs))
 
     def candidate(self, model: Subject, reference: Subject) -> Arrays:
         """nll, top token and divergence in both directions of every scored token; see `run_candidate_pass`."""
-        return self._core.measure(self._of_candidate(model, reference))
+        arrays = self._core.measure(self._jobs.of_candidate(model, reference))
+        if "reference" in arrays:
+            self._jobs.beside.seen(arrays)
+        return arrays
 
     def joint(self, model: Subject, references: Sequence[Subject]) -> list[Arrays]:
-        """The same against each of several references, from one decode of all windows."""
-        options = self._core.options
-        jobs = tuple(self._by_itself(reference, logprobs=True) for reference in references)
-        bases = [self._core.entry(job) for job in jobs]
-        job = Job(
-            _JOINT,
-            f"{model.name} on {self.corpus.name}",
-            self._key(model, options.chunks) | {"references": [base.digest for base in bases]},
-            lambda entry: (
-                self._request(model, options.chunks, entry),
-                [(base.folder, base.arrays_file) for base in bases],
-            ),
-            subjects=(model,),
-            reads=jobs,
-        )
-        found = self._core.measure(job)
+        """The same against each of several references, from one decode of all windows.
+
+        From one for each reference, where their log-probabilities are not stored.
+        """
+        if any(self._jobs.is_beside(reference) for reference in references):
+            chunks = self._core.options.chunks
+            jobs = [self._jobs.against(CANDIDATE, model, reference, chunks) for reference in references]
+            return [self._core.measure(job) for job in jobs]
+        found = self._core.measure(self._jobs.joint(model, references))
         shared = {name: found[name] for name in ("window", "available")}
         return [
             {name.removesuffix(end): array for name, array in found.items() if name.endswith(end)} | shared
@@ -217,7 +198,8 @@ class CorpusPass:
             reference: what it is compared with.
             chunks: number of windows.
         """
-        job = self._against(_MIXTURE, of, reference, chunks)
+        worker = lambda: self._core.shared_worker(mixture.worker)  # noqa: E731 - sent nowhere
+        job = self._jobs.against(MIXTURE, of, reference, chunks, worker=worker)
         written: list[Path] = []
 
         @contextlib.contextmanager
@@ -225,6 +207,8 @@ class CorpusPass:
             with mixture.written() as files:
                 written[:] = files
                 yield
+                # What is mapped keeps its place on the disk.
+                self._core.stop_worker()
 
         def arguments(entry: Entry) -> tuple[object, ...]:
             request, *rest = job.arguments(entry)
@@ -238,98 +222,17 @@ class CorpusPass:
                 arguments=arguments,
                 subjects=(),
                 around=around,
-                worker=lambda: self._core.shared_worker(mixture.worker),
+                worker=worker,
             )
         )
 
-    # -- jobs -------------------------------------------------------------------------------------------------------
-
-    def _by_itself(self, model: Subject, *, logprobs: bool) -> Job[Arrays]:
-        options = self._core.options
-
-        def prepare(entry: Entry) -> None:
-            # Room for a reference's log-probabilities, or an error before anything is decoded.
-            request = self._request(model, options.chunks, entry)
-            shape = self._core.shared_worker(model.model.name).call(reference_shape, None, request)
-            check_room(shape, options.logprobs_limit, "--gguf-logprobs-limit")
-            check_room(shape, options.cache_limit, "--gguf-cache-limit")
-            self._core.cache.make_room(logprob_bytes(*shape), entry)
-
-        return Job(
-            _REFERENCE,
-            f"{model.name} on {self.corpus.name}",
-            self._key(model, options.chunks),
-            lambda entry: (self._request(model, options.chunks, entry), logprobs, options.logprobs_limit),
-            subjects=(model,),
-            files=_LOGPROBS if logprobs else None,
-            prepare=prepare if logprobs else None,
-        )
-
-    def _against(
-        self,
-        measurement: Measurement[Arrays],
-        model: Subject,
-        reference: Subject,
-        chunks: int | None,
-    ) -> Job[Arrays]:
-        base_job = self._by_itself(reference, logprobs=True)
-        base = self._core.entry(base_job)
-        return Job(
-            measurement,
-            f"{model.name} on {self.corpus.name}",
-            self._key(model, chunks) | {"reference": base.digest},
-            lambda entry: (self._request(model, chunks, entry), base.folder, base.arrays_file),
-            subjects=(model,),
-            reads=() if self._limits else (base_job,),
-            prepare=(lambda _: self._grow(reference, chunks)) if self._limits else None,
-        )
-
-    def _of_candidate(self, model: Subject, reference: Subject) -> Job[Arrays]:
-        """The pass of a candidate, which stops when all limits are decided."""
-        job = self._against(_CANDIDATE, model, reference, self._core.options.chunks)
-        if not self._limits:
-            return job
-        growing = self._growing(reference)
-
-        def arguments(entry: Entry) -> tuple[object, ...]:
-            request, *_ = job.arguments(entry)
-            return growing, model, lambda: self._core.shared_worker(model.model.name), request, self._limits
-
-        # In whatever order a file of gates has them.
-        limits = sorted((asdict(limit) for limit in self._limits), key=str)
-        key = job.key | {"until_decided": limits}
-        return replace(job, measurement=_DECIDED, key=key, arguments=arguments, prepare=None)
-
-    def _growing(self, reference: Subject) -> GrowingReference:
-        return GrowingReference(self._core, reference, self._by_itself(reference, logprobs=True))
-
-    def _grow(self, reference: Subject, windows: int | None) -> None:
-        self._growing(reference).first(windows)
-
-    def _base(self, reference: Subject, windows: int) -> Arrays:
-        """A reference's values of at least so many windows."""
+    def _base(self, reference: Subject, arrays: Arrays) -> Arrays:
+        """A reference's values of at least the windows of a candidate's."""
+        if "nll_reference" in arrays:
+            return reference_part(arrays)
         if self._limits:
-            return self._growing(reference).first(windows)
+            return self._jobs.growing(reference).first(len(arrays["nll"]))
         return self.reference(reference, logprobs=True)
-
-    def _key(self, model: Subject, chunks: int | None) -> dict[str, object]:
-        about = {"corpus": self.corpus.sha256, "chunks": chunks, "windows": self._core.options.windows}
-        # Left out where it is as ever, so that what was measured before keeps its key.
-        about |= {} if self._score_from is None else {"score_from": self._score_from}
-        return self._core.key(model) | about
-
-    def _request(self, model: Subject, chunks: int | None, entry: Entry) -> PassRequest:
-        return PassRequest(
-            model=model.name,
-            files=model.files,
-            settings=model.settings,
-            corpus=CorpusText(self.corpus.name, self.corpus.text),
-            chunks=chunks,
-            folder=entry.folder,
-            key=entry.digest,
-            order=self._core.options.windows,
-            score_from=self._score_from,
-        )
 
     # -- what the run is told ---------------------------------------------------------------------------------------
 
@@ -340,7 +243,7 @@ class CorpusPass:
             self._describe(arrays)
         if options.save_baseline is None and not self._limits:
             return arrays
-        base = self._base(reference, len(arrays["nll"]))
+        base = self._base(reference, arrays)
         same = {name: base[name][: len(arrays["nll"])] for name in ("nll", "top")}
         if options.save_baseline is not None:
             means = window_means(arrays, same) | {"window": arrays["window"]}
@@ -360,16 +263,20 @@ class CorpusPass:
                 return self._compared(model, self._reference)
             except HarnessError:
                 pass  # no reason to go without a perplexity, if this model itself is sound
-        keeps = self._divergence and is_reference
         arrays = (
-            self.reference(model, logprobs=keeps) if not (keeps and self._limits) else self._as_far_as_needed(model)
+            self._of_reference(model) if self._divergence and is_reference else self.reference(model, logprobs=False)
         )
         self._describe(arrays)
         return arrays
 
-    def _as_far_as_needed(self, reference: Subject) -> Arrays:
-        """Values of the windows that candidates needed so far; of all where there were none."""
-        growing = self._growing(reference)
+    def _of_reference(self, reference: Subject) -> Arrays:
+        """The reference's values; where passes stop early, of the windows that candidates needed so far, if any."""
+        if self._jobs.is_beside(reference):
+            seen = self._jobs.beside.reference(self._jobs.digest(reference))
+            return seen or self.reference(reference, logprobs=False)
+        if not self._limits:
+            return self.reference(reference, logprobs=True)
+        growing = self._jobs.growing(reference)
         return growing.read() or growing.first(None)
 
     def _describe(self, arrays: Arrays) -> None:
@@ -379,7 +286,7 @@ class CorpusPass:
         taken = {"windows": windows, "available": available, "order": options.windows, "n_ctx": options.ctx}
         counts = {"tokens": windows * options.ctx, "scored_tokens": windows * scored}
         self._core.notes.set("corpus", self.corpus.to_json() | taken | counts)
-        keeps = self._divergence and self._reference is not None
+        keeps = self._divergence and self._reference is not None and not self._jobs.is_beside(self._reference)
         vocabulary = self._reference.info.n_vocab if keeps and self._reference is not None else None
         text = self._text
         text.windows, text.window_bytes = available, logprob_bytes(1, scored, vocabulary or 0)
@@ -410,13 +317,15 @@ class CorpusPass:
 
     def _keep_strip(self, model: Subject, reference: Subject, arrays: Arrays) -> None:
         """One window of the text token by token, from passes that were made: none is made for it."""
-        stored = self._core.entry(self._by_itself(reference, logprobs=True)).load()
-        base = stored[1] if stored is not None else self._growing(reference).read()
+        stored = self._core.entry(self._jobs.by_itself(reference, logprobs=True)).load()
+        base: Arrays | None = stored[1] if stored is not None else self._jobs.growing(reference).read()
+        if "nll_reference" in arrays:
+            base = reference_part(arrays)
         if base is None or len(base["nll"]) < len(arrays["nll"]):
             # The candidate's pass came from the cache, and the reference's is there no more.
             return
         window = typical_window(base, MIN_WINDOWS if self._limits else None)
-        of = self._core.entry(self._of_candidate(model, reference))
+        of = self._core.entry(self._jobs.of_candidate(model, reference))
         job = Job(
             _PIECES,
             f"words of {model.name}",

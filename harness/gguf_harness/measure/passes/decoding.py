@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from gguf_harness.measure.passes.observers import Observer
     from gguf_harness.measure.passes.tasks import PassRequest
 
-__all__ = ["CODES_FILE", "Plan", "Progress", "decode", "has_codes", "load_base"]
+__all__ = ["CODES_FILE", "Plan", "Progress", "decode", "has_codes", "in_one_context", "load_base"]
 
 CODES_FILE: Final = "logprobs.u16"
 _PARTIAL_FILE: Final = "partial.npz"
@@ -47,6 +47,7 @@ class Plan:
         facts: arrays that are stored beside the observer's.
         upto: stop after so many windows, and leave contexts open for the next call; None for all.
         total: windows of the whole pass; None for all of `windows`.
+        alone: in one context with all threads, as for a pass that is in step with another one.
     """
 
     request: PassRequest
@@ -54,6 +55,7 @@ class Plan:
     facts: Arrays = field(default_factory=dict)
     upto: int | None = None
     total: int | None = None
+    alone: bool = False
 
 
 class Progress:
@@ -160,8 +162,10 @@ def decode(
     decided: Callable[[int], bool] | None = None,
 ) -> int:
     """Decode windows in their order until all are done, or `decided` says so of the first ones; how many are done."""
-    count = count_lanes(plan.request.settings)
-    settings = plan.request.settings.lane(count)
+    count, settings = 1, in_one_context(plan.request.settings)
+    if not plan.alone:
+        count = count_lanes(plan.request.settings)
+        settings = plan.request.settings.lane(count)
     total = plan.total or len(plan.windows)
     start, stop, size = progress.resume(observer), min(total, plan.upto or total, len(plan.windows)), settings.n_seq
 
@@ -192,6 +196,11 @@ def decode(
     else:
         progress.save(observer.arrays | plan.facts, done)
     return done
+
+
+def in_one_context(settings: SessionSettings) -> SessionSettings:
+    """Settings of a context with all threads, and the batches of one of several side by side: with their numbers."""
+    return replace(settings.lane(count_lanes(settings)), threads=settings.threads)
 
 
 @contextlib.contextmanager

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from gguf_harness.engine.context import LogitsBlock
     from gguf_harness.measure.passes.logprobs import LogprobReader, LogprobWriter
 
-__all__ = ["DivergenceObserver", "JointObserver", "Observer", "ReferenceObserver"]
+__all__ = ["DivergenceObserver", "JointObserver", "Observer", "ReferenceObserver", "RowObserver"]
 
 Scratch = TypeVar("Scratch")
 
@@ -41,7 +41,7 @@ class Observer(Protocol):
         """Take one block; its logits are a view that is valid only now."""
 
 
-class _RowObserver(Generic[Scratch]):
+class RowObserver(Generic[Scratch]):
     """Runs a function per row on a few threads: numpy lets go of the interpreter inside its loops.
 
     Args:
@@ -95,7 +95,7 @@ class _RowObserver(Generic[Scratch]):
                 )
 
 
-class ReferenceObserver(_RowObserver[tuple[RowCodec, NDArray[np.uint16]]]):
+class ReferenceObserver(RowObserver[tuple[RowCodec, NDArray[np.uint16]]]):
     """Negative log-likelihood and most likely token; also keeps the whole distribution if given a writer.
 
     Args:
@@ -139,7 +139,7 @@ class ReferenceObserver(_RowObserver[tuple[RowCodec, NDArray[np.uint16]]]):
             self._writer.write(block.window, block.row, codes)
 
 
-class DivergenceObserver(_RowObserver[tuple[RowCodec, DivergenceKernel]]):
+class DivergenceObserver(RowObserver[tuple[RowCodec, DivergenceKernel]]):
     """Negative log-likelihood, most likely token and KL divergence in both directions from a stored reference.
 
     Args:

@@ -21,6 +21,7 @@ from gguf_harness.metrics.registry import (
     heads,
     kv,
     layers,
+    lora,
     perplexity,
     serving,
     speed,
@@ -57,7 +58,7 @@ __all__ = [
 # Tables show their columns in this order.
 _FAMILIES: Final = (
     files, perplexity, divergence, texts, speed, serving, attention, heads, layers, embeddings, tensors,
-    kv, depth, cache,
+    kv, depth, cache, lora,
 )  # fmt: skip
 
 

@@ -23,11 +23,11 @@ __all__ = [
 ]
 
 Better = Literal["higher", "lower", "neutral"]
-Part = Literal["layer", "head", "tensors", "position", "prompt"]
+Part = Literal["layer", "head", "tensors", "position", "scale", "prompt"]
 Table = Literal["brief", "html", "markdown", "comparison"]
 Estimated = Literal[
     "corpus", "cache", "floor", "prompts", "repeats", "words", "vocabulary", "head windows", "group windows", "timing",
-    "requests", "memory", "file", "weights", "once", "positions", "needles",
+    "requests", "memory", "file", "weights", "once", "positions", "needles", "adapter windows", "adapter file",
 ]  # fmt: skip
 
 ESTIMATED: Final[Mapping[Estimated, str]] = {
@@ -46,6 +46,9 @@ ESTIMATED: Final[Mapping[Estimated, str]] = {
     "memory": "Read once, in a fresh process; it has no standard error.",
     "file": "A fact of the file; it has no standard error.",
     "weights": "Over all weights of the tensors that both files have; it has no standard error.",
+    "adapter windows": "Over the scored tokens of eight windows at most, of a text that the adapter is for"
+    " (--gguf-lora-corpus) or of the corpus; the standard error is clustered by window (CR1).",
+    "adapter file": "From the factors in the adapter's file; it has no standard error.",
     "once": "One value for the whole; it has no standard error.",
     "positions": "Over all positions of the corpus's windows but the first; the standard error is clustered by window.",
     "needles": "Over facts that were hidden in texts of the corpus; the standard error is clustered by fact.",
@@ -90,14 +93,14 @@ class GatedBy:
             model.
         relative: whether a limit may be relative to the reference's value.
         of: what is checked, as the test's fixture is called: candidates; files with other types of the KV cache; or
-            with adapters.
+            with adapters, all of them or those that are no reference.
     """
 
     suite: str
     test: str
     any_model: bool = False
     relative: bool = False
-    of: Literal["candidate", "cached", "adapted"] = "candidate"
+    of: Literal["candidate", "cached", "adapted", "adapted_candidate"] = "candidate"
 
 
 @dataclass(frozen=True, slots=True)

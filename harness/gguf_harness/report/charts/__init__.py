@@ -16,6 +16,7 @@ from gguf_harness.report.charts.kv_cache_charts import kv_cache_charts
 from gguf_harness.report.charts.kv_charts import kv_charts
 from gguf_harness.report.charts.kv_depth_charts import kv_depth_charts
 from gguf_harness.report.charts.layers_charts import layers_charts
+from gguf_harness.report.charts.lora_charts import lora_charts
 from gguf_harness.report.charts.pair_charts import pair_charts
 from gguf_harness.report.charts.quant_charts import quant_charts
 from gguf_harness.report.charts.step_charts import next_token_charts, step_charts
@@ -33,6 +34,7 @@ ChartBuilder = Callable[[RunView, Path], Iterable[Chart]]
 SECTIONS: Final = {
     "decide": "Decide",
     "cache": "KV cache",
+    "adapters": "Adapters",
     "attention": "Attention",
     "heads": "Heads",
     "layers": "Layers",
@@ -50,6 +52,7 @@ _BUILDERS: Final[tuple[tuple[str, ChartBuilder], ...]] = (
     ("cache", kv_charts),
     ("cache", kv_depth_charts),
     ("cache", kv_cache_charts),
+    ("adapters", lora_charts),
     ("attention", attention_charts),
     ("attention", step_charts),
     ("heads", head_charts),

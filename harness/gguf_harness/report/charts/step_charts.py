@@ -181,8 +181,10 @@ def _step_rows(data: Mapping[str, Any]) -> list[list[str]]:
 
 
 def next_token_charts(view: RunView, run_dir: Path) -> list[Chart]:
-    """The next tokens after some prompts, if the run has them."""
-    arrays = arrays_of(view, run_dir, "next_tokens")
+    """The next tokens after some prompts, if the run has them; not of files with adapters, which are no candidates."""
+    adapted = {model.name for model in view.models if model.facts.get("adapters")}
+    stored = arrays_of(view, run_dir, "next_tokens")
+    arrays = {name: each for name, each in stored.items() if name not in adapted}
     if not arrays or view.reference is None:
         return []
     models = Models(view, [view.reference, *arrays])

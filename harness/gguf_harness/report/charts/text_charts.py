@@ -15,7 +15,7 @@ from gguf_harness.report.numbers import format_metric
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["text_charts"]
+__all__ = ["text_chart", "text_charts"]
 
 _EQUAL: Final = "exact_prefix_tokens"
 _SCORES: Final = ("edit_similarity", "bleu", "rouge_l")
@@ -27,13 +27,32 @@ Row = Mapping[str, Any]
 
 
 def text_charts(view: RunView, _: Path) -> list[Chart]:
-    """The chart, if the run has texts."""
+    """The chart, if the run has texts. Files with adapters have one of their own."""
+    adapted = {model.name for model in view.models if model.facts.get("adapters")}
+    written = {row["model"] for rows in view.texts.values() for row in rows}
+    if written & adapted and len(written - adapted) < 2:
+        return []
+    names = [model.name for model in view.models if model.name not in adapted]
+    chart = text_chart(view, "texts", names, view.reference, "so a difference comes from the file")
+    return [] if chart is None else [chart]
+
+
+def text_chart(view: RunView, identifier: str, among: Sequence[str], base: str | None, why: str) -> Chart | None:
+    """Texts of some models beside those of one of them; None where none has written any.
+
+    Args:
+        view: the run.
+        identifier: of the chart.
+        among: names of the models.
+        base: the one that others are compared with; the first with texts if it has none.
+        why: what a difference means, for the end of a sentence.
+    """
     texts = view.texts
     written = {row["model"] for rows in texts.values() for row in rows}
-    names = [model.name for model in view.models if model.name in written]
-    if not names:
-        return []
-    base = view.reference if view.reference in names else names[0]
+    names = [model.name for model in view.models if model.name in written and model.name in {*among, base}]
+    if not any(name in among for name in names):
+        return None
+    base = base if base in names else names[0]
     candidates = [name for name in names if name != base]
     shown = Models(view, names)
     measured = _measured(view)
@@ -47,11 +66,11 @@ def text_charts(view: RunView, _: Path) -> list[Chart]:
         "prompts": prompts,
         "chosen": _first_choice(prompts),
     }
-    chart = make_chart(
-        "texts",
+    return make_chart(
+        identifier,
         _finding(view, candidates, prompts),
         f"Each prompt was continued by every model, always with its most likely token, and compared with"
-        f" {visible(base)}. The same model gives the same text, so a difference comes from the file.",
+        f" {visible(base)}. The same model gives the same text, {why}.",
         [make_panel("texts", "", data)],
         "; ".join(_told_of(view, name, at, prompts) for at, name in enumerate(candidates))
         or f"Texts of {visible(base)}.",
@@ -61,7 +80,6 @@ def text_charts(view: RunView, _: Path) -> list[Chart]:
         " not a worse text, it is another one. The scores say how alike the two are.",
         table=_table(base, prompts, candidates),
     )
-    return [chart]
 
 
 def _measured(view: RunView) -> dict[tuple[str, str, str], float]:

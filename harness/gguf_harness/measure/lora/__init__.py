@@ -1,0 +1,1 @@
+"""What LoRA adapters change in a model, and what of it a quantized model keeps."""

@@ -1,0 +1,1 @@
+"""What does a LoRA adapter change, and does it survive quantization?"""
