@@ -10,13 +10,10 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
-from gguf import GGMLQuantizationType
-from gguf.quants import dequantize, quantize
 from numpy.typing import NDArray
 from scipy import stats
 
@@ -30,16 +27,14 @@ from gguf_harness.measure.kv.depth import Depth
 from gguf_harness.metrics.records import Estimate
 from gguf_harness.pytest_plugin.progress import SilentProgress
 from tests.command_line import parse_command_line
-from tests.integration.attention_oracle import Rounded
-from tests.integration.live_oracle import Array, forward, log_softmax
+from tests.integration.live_oracle import Array
+from tests.integration.pass_oracle import TINY, Expected, cut, expect, in_coarse_f32, in_f32, stored
 from tests.rewritten import rewrite_gguf
 
 pytestmark = pytest.mark.model
 
-TINY = Path(__file__).parents[2] / "fixtures" / "data" / "tiny-F16.gguf"
 CONTEXT, WINDOWS = 64, 4
 PAIRS = ("q8_0/q8_0", "q4_0/q8_0")
-TYPES = {"q8_0": GGMLQuantizationType.Q8_0, "q4_0": GGMLQuantizationType.Q4_0, "f16": GGMLQuantizationType.F16}
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,25 +57,12 @@ class Session:
         return self.core.subject(self.ladder.with_full_cache(planned))
 
 
-def _f32(name: str, values: NDArray[np.float32]) -> NDArray[np.float32]:
-    return values.astype(np.float32)
-
-
-def _coarse(name: str, values: NDArray[np.float32]) -> NDArray[np.float32]:
-    values = values.astype(np.float32)
-    return _through(values, "q4_0") if values.ndim == 2 and name.startswith("blk.") else values
-
-
-def _through(values: NDArray[np.float32], kind: str) -> NDArray[np.float32]:
-    return np.asarray(dequantize(quantize(values.astype(np.float32), TYPES[kind]), TYPES[kind]), dtype=np.float32)
-
-
 @pytest.fixture(scope="module")
 def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
     folder = tmp_path_factory.mktemp("oracle")
     files = {
-        "plain": rewrite_gguf(TINY, folder / "plain.gguf", _f32),
-        "coarse": rewrite_gguf(TINY, folder / "coarse.gguf", _coarse),
+        "plain": rewrite_gguf(TINY, folder / "plain.gguf", in_f32),
+        "coarse": rewrite_gguf(TINY, folder / "coarse.gguf", in_coarse_f32),
     }
     options = read_options(
         parse_command_line(
@@ -90,52 +72,22 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
         )
     )  # fmt: skip
     core, ladder = Core(options, SilentProgress()), plan_ladder(options)
-    plain = core.subject(ladder.reference)
+    plain = core.subject(ladder.models[0])
     corpus = load_corpus("pydoc", held_out_topics=plain.info.held_out_topics)
-    depth = Depth(core, corpus)
-    windows = core.measure(depth._passes._by_itself(plain, logprobs=True))["tokens"].astype(np.int32)
-    windows[:, 0] = 0  # of each window, as llama-perplexity does: the token that begins a text
-    yield Session(core, ladder, CacheCost(core, depth, ladder), files, windows)
+    cost, first = CacheCost(core, Depth(core, corpus), ladder), core.subject(ladder.cached[0])
+    measured = cost.by_depth(first, core.subject(ladder.with_full_cache(ladder.cached[0])))
+    windows = cut(files["plain"], corpus.text, measured.candidate["window"], CONTEXT)
+    yield Session(core, ladder, cost, files, windows)
     core.close()
-
-
-def _stored(kinds: str) -> Rounded:
-    """What a cache of these types makes of q, k and v."""
-    k_kind, v_kind = kinds.split("/")
-
-    def rounded(q: Array, k: Array, v: Array) -> tuple[Array, Array, Array]:
-        rows = [
-            _through(each.reshape(len(each), -1).astype(np.float32), kind).reshape(each.shape).astype(np.float64)
-            for each, kind in ((k, k_kind), (v, v_kind))
-        ]
-        kind = "f16" if k_kind == "f16" else "q8_0"
-        queries = _through(q.reshape(len(q), -1).astype(np.float32), kind).reshape(q.shape).astype(np.float64)
-        return queries, rows[0], rows[1]
-
-    return rounded
-
-
-@dataclass(frozen=True, slots=True)
-class Expected:
-    """[windows, positions from 1 on, vocabulary] log-probabilities of the next token; [windows, positions] of those."""
-
-    logs: Array
-    nll: Array
-    top: NDArray[np.int64]
-
-    def kld(self, reference: Expected) -> Array:
-        return np.asarray((np.exp(reference.logs) * (reference.logs - self.logs)).sum(axis=2))
 
 
 @pytest.fixture(scope="module")
 def expected(session: Session) -> dict[tuple[str, str], Expected]:
-    def read(file: str, kinds: str) -> Expected:
-        exact = [forward(session.files[file], window, rounded=_stored(kinds)).logits for window in session.windows.tolist()]
-        logs = log_softmax(np.stack(exact))[:, 1:-1]
-        following = session.windows[:, 2:, None]
-        return Expected(logs, -np.take_along_axis(logs, following, axis=2)[..., 0], logs.argmax(axis=2))
-
-    return {(file, kinds): read(file, kinds) for file in session.files for kinds in ("f16/f16", *PAIRS)}
+    return {
+        (name, kinds): expect(file, session.windows, stored(kinds))
+        for name, file in session.files.items()
+        for kinds in ("f16/f16", *PAIRS)
+    }
 
 
 def _later(values: Array) -> Array:
@@ -166,8 +118,9 @@ def test_cost_of_a_cache(session: Session, expected: dict[tuple[str, str], Expec
     cached = session.subject(f"{file} [kv={kinds}]")
     tokens = session.cost.by_depth(cached, session.full(cached.name))
     want, full = expected[file, kinds], expected[file, "f16/f16"]
-    assert np.corrcoef(want.kld(full).ravel(), tokens.candidate["kld"].ravel())[0, 1] > 0.998
-    assert np.median(np.abs(want.nll - tokens.candidate["nll"])) < 1e-4
+    kld, nll = (tokens.candidate[name].astype(np.float64) for name in ("kld", "nll"))
+    assert np.corrcoef(want.kld(full).ravel(), kld.ravel())[0, 1] > 0.998
+    assert np.median(np.abs(want.nll - nll)) < 1e-4
     found = {each.metric: each for each in session.cost.alone(cached, session.full(cached.name))}
     kld, same = _later(want.kld(full)), _later((want.top == full.top).astype(np.float64))
     change = _later(np.exp(-want.nll) - np.exp(-full.nll))
@@ -230,5 +183,5 @@ def test_cost_by_depth(session: Session, expected: dict[tuple[str, str], Expecte
     log2 = np.log2(np.arange(16, 63))
     for name, values in (("nll_slope", loss), ("kld_slope", kld)):
         rises = np.array([stats.linregress(log2, window[15:]).slope for window in values])
-        ((slope, p_value),) = ((each, p) for each, p in found.slopes if each.metric == name)
+        (slope,) = (each for each, _ in found.slopes if each.metric == name)
         _close(slope, rises, rises.mean(), 1.0, 0.03, 2e-4)

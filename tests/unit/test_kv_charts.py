@@ -41,7 +41,7 @@ def _gate(model: str, metric: str, verdict: str, limit: float = 0.01, suite: str
     return {"model": model, "suite": suite, "metric": metric, "verdict": verdict, "limit": limit, "detail": ""}
 
 
-def _run(limit: float, files: tuple[str, ...] = ("tiny-F16",)) -> RunView:
+def _run(limit: float, files: tuple[str, ...] = ("tiny-F16",), **more: Any) -> RunView:
     models = [_model(file, file, reference=file == "tiny-F16") for file in files]
     estimates, gates = [], []
     for file in files:
@@ -51,7 +51,9 @@ def _run(limit: float, files: tuple[str, ...] = ("tiny-F16",)) -> RunView:
             estimates += [_estimate(name, "kv_kld", kld), _estimate(name, "kv_bytes_per_token", BYTES[k] + BYTES[v])]
             verdict = "pass" if kld <= limit else "fail"
             gates.append(_gate(name, "kv_kld", verdict, limit))
-    return RunView({"models": models, "estimates": estimates, "gates": gates, "tests": [], "reference": "tiny-F16"})
+    return RunView(
+        {"models": models, "estimates": estimates, "gates": gates, "tests": [], "reference": "tiny-F16"} | more
+    )
 
 
 def test_the_smallest_cache_that_passes_on_every_file() -> None:
@@ -82,14 +84,18 @@ def test_a_cache_that_fails_another_gate_of_the_suite_does_not_pass(metric: str)
 
 def test_a_cache_with_a_gate_that_was_not_decided_does_not_pass() -> None:
     """A test that was deselected, or a run that ended before it."""
-    view = _run(1.0)
-    view.run["planned"] = [
-        _gate("tiny-F16 [kv=q4_0/q4_0]", metric, "") | {"test": "test_it"} for metric in ("kv_kld", "nll_slope")
-    ]
+    names = [model.name for model in _run(1.0).candidates]
+
+    def planned(*subjects: str) -> list[dict[str, Any]]:
+        return [
+            {"model": name, "suite": "kv", "metric": metric, "test": "test_it"}
+            for name in subjects
+            for metric in ("kv_kld", "nll_slope")
+        ]
+
     told = "Smallest KV cache that passes on tiny-F16: q8_0/q8_0, 53% of f16/f16; 1 of 6 incomplete"
-    assert smallest_cache(view) == told
-    view.run["planned"] = [_gate(model.name, "nll_slope", "") | {"test": "test_it"} for model in view.candidates]
-    assert smallest_cache(view) is None
+    assert smallest_cache(_run(1.0, planned=planned("tiny-F16 [kv=q4_0/q4_0]"))) == told
+    assert smallest_cache(_run(1.0, planned=planned(*names))) is None
 
 
 def test_a_verdict_on_caches_recommends_no_file() -> None:
