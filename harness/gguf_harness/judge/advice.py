@@ -16,6 +16,8 @@ _MOST_PROMPTS: Final = 1000
 
 _MOST_HEAD_WINDOWS: Final = 10
 """Their distributions must fit into a gigabyte (`measure/ablation.py`), also with vocabularies of 256,000 tokens."""
+_MOST_ADAPTER_WINDOWS: Final = 8
+"""As many as `measure/lora/calls.py` decodes at most."""
 
 _OF_WINDOWS: Final = frozenset({"corpus", "cache", "positions"})
 """What --gguf-chunks says the number of."""
@@ -52,6 +54,10 @@ def what_would_decide(metric: str, clusters: int, total: int, tokens: int, text:
     estimated = metric_info(metric).estimated
     if estimated in _OF_WINDOWS:
         what = _windows(more, total, tokens, text)
+    elif estimated == "adapter windows":
+        if total > _MOST_ADAPTER_WINDOWS:
+            return f"more than {_MOST_ADAPTER_WINDOWS} windows would be needed: the value is too near its limit."
+        what = f"{more} more windows (--gguf-chunks={total}, of a text that has them)"
     elif estimated == "head windows":
         if total > _MOST_HEAD_WINDOWS:
             return f"more than {_MOST_HEAD_WINDOWS} windows would be needed: the value is too near its limit."
