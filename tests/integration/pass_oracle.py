@@ -40,20 +40,29 @@ def _through(values: NDArray[np.float32], kind: str) -> NDArray[np.float32]:
     return np.asarray(dequantize(quantize(values.astype(np.float32), _TYPES[kind]), _TYPES[kind]), dtype=np.float32)
 
 
-def stored(kinds: str) -> Rounded:
-    """What a cache of these types makes of q, k and v."""
+def stored(kinds: str, turn: Array | None = None) -> Rounded:
+    """What a cache of these types makes of q, k and v.
+
+    Args:
+        kinds: types of K and V.
+        turn: [d_head, d_head] orthogonal: by what heads are turned before they are rounded; None for nothing.
+    """
     k_kind, v_kind = kinds.split("/")
 
     def rounded(q: Array, k: Array, v: Array) -> tuple[Array, Array, Array]:
-        rows = [
-            _through(each.reshape(len(each), -1).astype(np.float32), kind).reshape(each.shape).astype(np.float64)
-            for each, kind in ((k, k_kind), (v, v_kind))
-        ]
-        kind = "f16" if k_kind == "f16" else "q8_0"
-        queries = _through(q.reshape(len(q), -1).astype(np.float32), kind).reshape(q.shape).astype(np.float64)
-        return queries, rows[0], rows[1]
+        kinds = "f16" if k_kind == "f16" else "q8_0", k_kind, v_kind
+        first, second, third = (_rounded(each, kind, turn) for each, kind in zip((q, k, v), kinds, strict=True))
+        return first, second, third
 
     return rounded
+
+
+def _rounded(heads: Array, kind: str, turn: Array | None) -> Array:
+    """[pos, head, d_head] turned, rounded by rows of a position, and turned back."""
+    turned = heads if turn is None else heads @ turn
+    rows = _through(turned.reshape(len(turned), -1).astype(np.float32), kind)
+    back = rows.reshape(heads.shape).astype(np.float64)
+    return back if turn is None else back @ turn.T
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +84,21 @@ class Expected:
         return np.asarray((np.exp(reference.logs) * (reference.logs - self.logs)).sum(axis=2))
 
 
-def cut(file: Path, text: bytes, which: NDArray[Any], length: int) -> NDArray[np.int32]:
-    """[windows, length] tokens of some windows of a text; each begins with the token that begins texts, tiny's 0."""
+def cut(file: Path, text: bytes, which: NDArray[Any], length: int, start: int | None = 0) -> NDArray[np.int32]:
+    """[windows, length] tokens of some windows of a text; each begins with the token that begins texts, tiny's 0.
+
+    Args:
+        file: a model.
+        text: to cut.
+        which: of its windows.
+        length: of each.
+        start: that token; None where a vocabulary has none.
+    """
     with Model([file], 0) as model:
         tokens = model.tokenize(text)
     windows: NDArray[np.int32] = tokens[: len(tokens) // length * length].reshape(-1, length)[which].astype(np.int32)
-    windows[:, 0] = 0
+    if start is not None:
+        windows[:, 0] = start
     return windows
 
 

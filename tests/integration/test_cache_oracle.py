@@ -6,6 +6,7 @@ quantized, queries are rounded as the product with such keys needs it (8 bits), 
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from scipy import stats
+from scipy.linalg import hadamard
 
 from gguf_harness.inputs.corpora import load_corpus
 from gguf_harness.inputs.ladder import Ladder, plan_ladder
@@ -29,6 +31,7 @@ from gguf_harness.pytest_plugin.progress import SilentProgress
 from tests.command_line import parse_command_line
 from tests.integration.live_oracle import Array
 from tests.integration.pass_oracle import TINY, Expected, cut, expect, in_coarse_f32, in_f32, stored
+from tests.random_llama import write_random_llama
 from tests.rewritten import rewrite_gguf
 
 pytestmark = pytest.mark.model
@@ -185,3 +188,30 @@ def test_cost_by_depth(session: Session, expected: dict[tuple[str, str], Expecte
         rises = np.array([stats.linregress(log2, window[15:]).slope for window in values])
         (slope,) = (each for each, _ in found.slopes if each.metric == name)
         _close(slope, rises, rises.mean(), 1.0, 0.03, 2e-4)
+
+
+@pytest.mark.parametrize("kinds", ["q4_0/q4_0", "q4_0/q4_0+norot"])
+def test_a_rotated_cache(tmp_path: Path, kinds: str) -> None:
+    """Heads of 64 values: llama.cpp turns them by a Walsh-Hadamard matrix before it rounds them, unless told not to."""
+    file = write_random_llama(tmp_path / "wide.gguf", text=True)
+    options = read_options(
+        parse_command_line(
+            f"--models={file}", f"--gguf-kv={kinds}", f"--gguf-cache={tmp_path / 'cache'}", f"--gguf-ctx={CONTEXT}",
+            f"--gguf-chunks={WINDOWS}",
+        )
+    )  # fmt: skip
+    ladder, corpus = plan_ladder(options), load_corpus("pydoc")
+    with contextlib.closing(Core(options, SilentProgress())) as core:
+        (cached,) = ladder.cached
+        found = Depth(core, corpus)(core.subject(cached), core.subject(ladder.with_full_cache(cached))).candidate
+    windows = cut(file, corpus.text, found["window"], CONTEXT, start=None)
+    turn = hadamard(64) / 8 if kinds == "q4_0/q4_0" else np.eye(64)
+    # The other way is farther from what is measured than this one.
+    full, want, other = (
+        expect(file, windows, rounded)
+        for rounded in (stored("f16/f16"), stored("q4_0/q4_0", turn), stored("q4_0/q4_0", hadamard(64) / 8 @ turn))
+    )
+    measured = found["kld"].astype(np.float64)
+    assert np.corrcoef(want.kld(full).ravel(), measured.ravel())[0, 1] > 0.995
+    assert measured.mean() == pytest.approx(want.kld(full).mean(), rel=0.02)
+    assert np.corrcoef(other.kld(full).ravel(), measured.ravel())[0, 1] < 0.95
