@@ -194,3 +194,25 @@ def test_scales(session: Session) -> None:
     assert (swept[0.0]["nll"] == swept[0.0]["nll_base"]).all()
     assert not swept[0.0]["kld"].any()
     assert (swept[1.0]["nll"] == session.effect("plain", "voyage")["nll"]).all()
+
+
+def test_sizes_of_changes(session: Session) -> None:
+    """|scale alpha / rank B A| and |W| of each matrix of each adapter, with its file's alpha and rank."""
+    subject = session.both["plain"]
+    weights = {tensor.name: tensor.data.astype(np.float64) for tensor in GGUFReader(subject.files[0]).tensors}
+    found = session.lora.changes(subject)
+    told = {(adapter, name): at for at, (adapter, name) in enumerate(zip(*_named(found), strict=True))}
+    factors = SCALE * ALPHA / RANK, OTHER_ALPHA / OTHER_RANK
+    for index, (adapter, factor) in enumerate(zip(subject.adapters, factors, strict=True)):
+        parts = {tensor.name: tensor.data.astype(np.float64) for tensor in GGUFReader(adapter.file).tensors}
+        for name in {each.rpartition(".")[0] for each in parts}:
+            at = told.pop((index, name))
+            change = factor * parts[f"{name}.lora_b"] @ parts[f"{name}.lora_a"]
+            assert found["norm"][at] == pytest.approx(np.linalg.norm(change), rel=1e-5)
+            assert found["weights"][at] == pytest.approx(np.linalg.norm(weights[name]), rel=1e-5)
+            assert found["rank"][at] == (RANK, OTHER_RANK)[index]
+    assert not told
+
+
+def _named(found: Arrays) -> tuple[list[int], list[str]]:
+    return found["adapter"].tolist(), found["tensor"].tolist()
