@@ -27,7 +27,7 @@ Where llama.cpp departs from the publication: it ignores the sliding window of p
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -39,7 +39,7 @@ from numpy.typing import NDArray
 
 from tests.integration.small_models import architecture_of
 
-__all__ = ["Attention", "Definition", "Model", "Rope", "Style"]
+__all__ = ["Attention", "Definition", "Model", "Rope", "Rounded", "Style"]
 
 Array = NDArray[np.float64]
 
@@ -56,6 +56,9 @@ _ROPE_BASE = 10000.0
 _LAYERS_OF_27B = {"gemma2": 46, "gemma3": 62}
 _NO_ROPE_EVERY = {"smollm3": 4}
 
+
+Rounded = Callable[[Array, Array, Array], tuple[Array, Array, Array]]
+"""From q [pos, head, d_head], k and v [pos, kv_head, d_head]; the same shapes."""
 
 Norm = Literal["layer", "rms"]
 Style = Literal["pairs", "halves"]
@@ -214,7 +217,12 @@ class Model:
         return Rope(style, dims, base, self._numbers.get("rope.scaling.factor", 1.0))
 
     def attend(
-        self, layer: int, residual: Array, definition: Definition | None = None, off: Collection[int] = ()
+        self,
+        layer: int,
+        residual: Array,
+        definition: Definition | None = None,
+        off: Collection[int] = (),
+        rounded: Rounded | None = None,
     ) -> Attention:
         """Attention of one layer over one sequence.
 
@@ -223,6 +231,7 @@ class Model:
             residual: [pos, d_model] input of the layer: `first_residual`, or the residual stream after the one before.
             definition: another than that of the model, to see what a part of it does.
             off: heads whose mixed values are zero.
+            rounded: takes q, k and v, after rope, and gives what a cache makes of them.
         """
         what = definition or self.definition(layer)
         block = f"blk.{layer}"
@@ -233,6 +242,8 @@ class Model:
             k = self._norm(f"{block}.attn_k_norm", k, "rms", what.eps)
         if what.rope is not None:
             q, k = _rotate(q, what.rope), _rotate(k, what.rope)
+        if rounded is not None:
+            q, k, v = rounded(q, k, v)
         groups = what.heads // what.kv_heads
         scores = np.einsum("qhd,khd->hqk", q, np.repeat(k, groups, axis=1))
         pattern = _softmax(_biased_and_masked(scores * what.scale, what))

@@ -20,7 +20,7 @@ from gguf_harness.engine.settings import SessionSettings
 from gguf_harness.inputs.models import load_info
 from gguf_harness.inputs.sources import expand
 from gguf_harness.measure.live.model import LiveModel
-from tests.integration.attention_oracle import Attention, Model
+from tests.integration.attention_oracle import Attention, Model, Rounded
 from tests.random_llama import write_random_llama
 
 __all__ = ["SETTINGS", "Exact", "file", "forward", "live", "log_softmax", "open_live"]
@@ -62,7 +62,11 @@ class Exact:
 
 
 def forward(
-    file: Path, tokens: Sequence[int], heads: Collection[tuple[int, int]] = (), layers: Collection[int] = ()
+    file: Path,
+    tokens: Sequence[int],
+    heads: Collection[tuple[int, int]] = (),
+    layers: Collection[int] = (),
+    rounded: Rounded | None = None,
 ) -> Exact:
     """Compute a text.
 
@@ -71,12 +75,13 @@ def forward(
         tokens: of the text.
         heads: (layer, head) of those that are off.
         layers: those that are off.
+        rounded: what a cache makes of q, k and v of each layer.
     """
     model = _llama(file)
     stream = model.embeddings(np.array(tokens, dtype=np.int32))
     exact = Exact(stream)
     for layer in range(model.n_layer):
-        attention = model.attend(layer, stream, off=[head for at, head in heads if at == layer])
+        attention = model.attend(layer, stream, off=[head for at, head in heads if at == layer], rounded=rounded)
         on = float(layer not in layers)
         attn_out = on * attention.attn_out
         middle = stream + attn_out

@@ -100,3 +100,13 @@ def test_depths_beyond_the_context_are_an_error(run_suite: RunSuite, llama_file:
     )
     result.assert_outcomes(failed=1, skipped=1)
     result.stdout.fnmatch_lines(["*was made for 512 tokens, but 600 (--gguf-depths)*"])
+
+
+def test_a_limit_asks_for_all_pairs_of_the_grid(run_suite: RunSuite, read_run: ReadRun, llama_file: Path) -> None:
+    """Otherwise it would never be decided for those that are skipped."""
+    limits = Path("texts.toml")
+    limits.write_text("[tokens_until_different]\nlimit = 0.5\n", encoding="utf-8")
+    arguments = [f"--models={llama_file}", "--gguf-kv=default", f"--gguf-gates={limits}", "-k", "q8_0/q4_0"]
+    run_suite(*arguments, suite="kv", tests="test_texts.py").assert_outcomes(passed=1, deselected=7)
+    gated = {gate["model"] for gate in read_run()["gates"] if gate["metric"] == "tokens_until_different"}
+    assert gated == {"random-F32 [kv=q8_0/q4_0]"}

@@ -54,6 +54,12 @@ def test_what_the_disk_may_take_is_asked_for_as_well() -> None:
         ("bleu", 10**6, "more than 1000 prompts would be needed"),
         ("head_top_overlap", 9, "about 6 more windows (--gguf-head-windows=9) would"),
         ("head_top_overlap", 500, "more than 10 windows would be needed: the value is too near its limit."),
+        ("kv_kld", 9, "about 6 more windows (6 more scored tokens, --gguf-chunks=9) would"),
+        ("kv_total_kld", 9, "about 6 more windows (6 more scored tokens, --gguf-chunks=9) would"),
+        ("nll_slope", 9, "about 6 more windows (6 more scored tokens, --gguf-chunks=9) would"),
+        ("lora_effect_retained", 6, "about 3 more windows (--gguf-chunks=6, of a text that has them) would"),
+        ("lora_effect_retained", 9, "more than 8 windows would be needed: the value is too near its limit."),
+        ("needle_change", 9, "more facts than the 3 would be needed; more texts for each (--gguf-haystacks) may"),
         ("word_purity", 12, "about 9 more groups of words (--gguf-words) would"),
     ],
 )

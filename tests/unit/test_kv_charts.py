@@ -37,7 +37,11 @@ def _model(name: str, file: str, k: str = "f16", v: str = "f16", *, reference: b
     }  # fmt: skip
 
 
-def _run(limit: float, files: tuple[str, ...] = ("tiny-F16",)) -> RunView:
+def _gate(model: str, metric: str, verdict: str, limit: float = 0.01, suite: str = "kv") -> dict[str, Any]:
+    return {"model": model, "suite": suite, "metric": metric, "verdict": verdict, "limit": limit, "detail": ""}
+
+
+def _run(limit: float, files: tuple[str, ...] = ("tiny-F16",), **more: Any) -> RunView:
     models = [_model(file, file, reference=file == "tiny-F16") for file in files]
     estimates, gates = [], []
     for file in files:
@@ -46,8 +50,10 @@ def _run(limit: float, files: tuple[str, ...] = ("tiny-F16",)) -> RunView:
             models.append(_model(name, file, k, v))
             estimates += [_estimate(name, "kv_kld", kld), _estimate(name, "kv_bytes_per_token", BYTES[k] + BYTES[v])]
             verdict = "pass" if kld <= limit else "fail"
-            gates.append({"model": name, "metric": "kv_kld", "verdict": verdict, "limit": limit, "detail": ""})
-    return RunView({"models": models, "estimates": estimates, "gates": gates, "tests": [], "reference": "tiny-F16"})
+            gates.append(_gate(name, "kv_kld", verdict, limit))
+    return RunView(
+        {"models": models, "estimates": estimates, "gates": gates, "tests": [], "reference": "tiny-F16"} | more
+    )
 
 
 def test_the_smallest_cache_that_passes_on_every_file() -> None:
@@ -64,6 +70,32 @@ def test_a_pair_that_fails_on_one_file_is_not_recommended() -> None:
     gate = next(gate for gate in view.run["gates"] if gate["model"] == "tiny-Q8_0 [kv=q8_0/q8_0]")
     gate["verdict"] = "inconclusive"
     assert smallest_cache(view) == "Smallest KV cache that passes on all 2 files: f16/q8_0, 77% of f16/f16"
+
+
+@pytest.mark.parametrize("metric", ["kv_total_kld", "nll_slope", "kv_same_top"])
+def test_a_cache_that_fails_another_gate_of_the_suite_does_not_pass(metric: str) -> None:
+    view = _run(0.01)
+    view.run["gates"].append(_gate("tiny-F16 [kv=q8_0/q8_0]", metric, "fail"))
+    assert smallest_cache(view) == "Smallest KV cache that passes on tiny-F16: f16/q8_0, 77% of f16/f16"
+    # Gates of other suites are about the file.
+    view.run["gates"].append(_gate("tiny-F16 [kv=f16/q8_0]", "kld_mean", "fail", suite="quant"))
+    assert smallest_cache(view) == "Smallest KV cache that passes on tiny-F16: f16/q8_0, 77% of f16/f16"
+
+
+def test_a_cache_with_a_gate_that_was_not_decided_does_not_pass() -> None:
+    """A test that was deselected, or a run that ended before it."""
+    names = [model.name for model in _run(1.0).candidates]
+
+    def planned(*subjects: str) -> list[dict[str, Any]]:
+        return [
+            {"model": name, "suite": "kv", "metric": metric, "test": "test_it"}
+            for name in subjects
+            for metric in ("kv_kld", "nll_slope")
+        ]
+
+    told = "Smallest KV cache that passes on tiny-F16: q8_0/q8_0, 53% of f16/f16; 1 of 6 incomplete"
+    assert smallest_cache(_run(1.0, planned=planned("tiny-F16 [kv=q4_0/q4_0]"))) == told
+    assert smallest_cache(_run(1.0, planned=planned(*names))) is None
 
 
 def test_a_verdict_on_caches_recommends_no_file() -> None:

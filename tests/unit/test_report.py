@@ -20,6 +20,7 @@ from gguf_harness.report.data import MOST_ESTIMATES, RunView, describe_windows, 
 from gguf_harness.report.html import write_html
 from gguf_harness.report.markdown import render_markdown
 from gguf_harness.report.numbers import format_bytes, format_estimate, format_percent, format_value
+from gguf_harness.report.prices import price_list
 from gguf_harness.report.tables import numbers_tables
 from gguf_harness.report.terminal import render_terminal, verdict_line
 
@@ -97,6 +98,23 @@ def test_the_smallest_that_passes_is_recommended(run: dict[str, Any]) -> None:
     }  # fmt: skip
     dominated = {model.name: model.dominated_by for model in view.models if model.dominated_by}
     assert dominated == {"smollm2-135m-Q5_K_M": "smollm2-135m-Q4_K_M"}
+
+
+def test_a_cache_is_not_weighed_against_the_size_of_its_file(run: dict[str, Any]) -> None:
+    """It loses more than the plain file, and what it saves is elsewhere."""
+    name = "smollm2-135m-Q4_K_M"
+    plain = next(model for model in run["models"] if model["name"] == name)
+    run["models"].append(plain | {"name": f"{name} [kv=q4_0/q4_0]", "variant": "kv=q4_0/q4_0", "file": name})
+    run["estimates"] += [
+        row | {"model": f"{name} [kv=q4_0/q4_0]", "value": 1.1 * row["value"]}
+        for row in run["estimates"]
+        if row["model"] == name
+    ]
+    view = RunView(run)
+    assert {model.name for model in view.models if model.dominated_by} == {"smollm2-135m-Q5_K_M"}
+    prices = price_list(view)
+    assert prices is not None
+    assert not [price.model for price in prices.prices if "kv=" in price.model]
 
 
 def test_a_model_that_keeps_all_limits_is_not_said_to_miss_one(run: dict[str, Any]) -> None:

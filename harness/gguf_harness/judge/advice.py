@@ -16,6 +16,11 @@ _MOST_PROMPTS: Final = 1000
 
 _MOST_HEAD_WINDOWS: Final = 10
 """Their distributions must fit into a gigabyte (`measure/ablation.py`), also with vocabularies of 256,000 tokens."""
+_MOST_ADAPTER_WINDOWS: Final = 8
+"""As many as `measure/lora/calls.py` decodes at most."""
+
+_OF_WINDOWS: Final = frozenset({"corpus", "cache", "positions"})
+"""What --gguf-chunks says the number of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,15 +45,19 @@ def what_would_decide(metric: str, clusters: int, total: int, tokens: int, text:
 
     Args:
         metric: of the gate.
-        clusters: number of windows, prompts or repetitions so far.
+        clusters: number of windows, prompts, facts or repetitions so far.
         total: number that would probably decide; more than `clusters`.
         tokens: scored tokens of a window.
         text: the text that windows are taken from; None if unknown.
     """
     more = total - clusters
     estimated = metric_info(metric).estimated
-    if estimated == "corpus":
+    if estimated in _OF_WINDOWS:
         what = _windows(more, total, tokens, text)
+    elif estimated == "adapter windows":
+        if total > _MOST_ADAPTER_WINDOWS:
+            return f"more than {_MOST_ADAPTER_WINDOWS} windows would be needed: the value is too near its limit."
+        what = f"{more} more windows (--gguf-chunks={total}, of a text that has them)"
     elif estimated == "head windows":
         if total > _MOST_HEAD_WINDOWS:
             return f"more than {_MOST_HEAD_WINDOWS} windows would be needed: the value is too near its limit."
@@ -59,6 +68,8 @@ def what_would_decide(metric: str, clusters: int, total: int, tokens: int, text:
         what = f"{more} more repetitions (--gguf-repetitions={total})"
     elif estimated == "words":
         what = f"{more} more groups of words (--gguf-words)"
+    elif estimated == "needles":
+        return f"more facts than the {clusters} would be needed; more texts for each (--gguf-haystacks) may decide it."
     elif total > _MOST_PROMPTS:
         return f"more than {_MOST_PROMPTS} prompts would be needed: the value is too near its limit."
     else:

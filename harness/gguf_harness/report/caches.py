@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
 __all__ = ["CacheOfRun", "cache_share", "caches_of", "smallest_cache"]
 
-_GATED: Final = "kv_kld"
+_SUITE: Final = "kv"
+_COSTS: Final = "kv_kld"
+_WORST_FIRST: Final = ("fail", "incomplete", "inconclusive", "pass")
 _BITS: Final = {kind.name.lower(): 8 * kind.block_bytes / kind.block for kind in TENSOR_TYPES.values()}
 _FULL: Final = ("f16", "f16")
 
@@ -29,7 +31,8 @@ class CacheOfRun:
         k: type of K.
         v: type of V.
         rotated: whether llama.cpp was left to rotate what is quantized.
-        verdict: of the gate on its KL; "" if none decided.
+        verdict: the worst of the suite's gates on it: "fail", "incomplete" (one that was planned was not decided),
+            "inconclusive" or "pass"; "" if none was planned or decided.
     """
 
     subject: str
@@ -47,16 +50,27 @@ class CacheOfRun:
 
 def caches_of(view: RunView) -> list[CacheOfRun]:
     """Subjects of suites/kv, in the order of the run."""
-    verdicts = {gate["model"]: gate["verdict"] for gate in view.run.get("gates", []) if gate["metric"] == _GATED}
     found = []
     for model in view.models:
-        if not model.facts or view.row(model.name, _GATED) is None:
+        if not model.facts or view.row(model.name, _COSTS) is None:
             continue
         context: Mapping[str, Any] = model.facts.get("context") or {}
         k, v = str(context.get("cache_type_k")), str(context.get("cache_type_v"))
         rotated = bool(context.get("rotate_kv", True))
-        found.append(CacheOfRun(model.name, model.facts["file"], k, v, rotated, verdicts.get(model.name, "")))
+        found.append(CacheOfRun(model.name, model.facts["file"], k, v, rotated, _verdict(view, model.name)))
     return found
+
+
+def _verdict(view: RunView, subject: str) -> str:
+    """Over the gates of suites/kv: those of other suites are about the file that the cache was made with."""
+    gates, planned = (
+        [gate for gate in view.run.get(table, []) if (gate["model"], gate.get("suite")) == (subject, _SUITE)]
+        for table in ("gates", "planned")
+    )
+    said = {gate["verdict"] for gate in gates}
+    if not {gate["metric"] for gate in planned} <= {gate["metric"] for gate in gates}:
+        said.add("incomplete")
+    return next((verdict for verdict in _WORST_FIRST if verdict in said), "")
 
 
 def cache_share(k: str, v: str) -> float | None:
@@ -67,10 +81,15 @@ def cache_share(k: str, v: str) -> float | None:
 
 
 def smallest_cache(view: RunView) -> str | None:
-    """The smallest cache that passes on each file that was run with it, as a sentence; None if no gate decided."""
+    """The smallest cache that passes on each file that was run with it, as a sentence.
+
+    None if nothing was gated, or nothing decided.
+    """
     caches = [cache for cache in caches_of(view) if cache.verdict]
-    if not caches:
+    incomplete = sum(cache.verdict == "incomplete" for cache in caches)
+    if incomplete == len(caches):
         return None
+    more = f"; {incomplete} of {len(caches)} incomplete" if incomplete else ""
     by_types: dict[str, list[CacheOfRun]] = {}
     for cache in caches:
         by_types.setdefault(cache.types, []).append(cache)
@@ -81,8 +100,8 @@ def smallest_cache(view: RunView) -> str | None:
         and (share := cache_share(alike[0].k, alike[0].v)) is not None
     }
     if not passing:
-        return f"No KV cache passes on every file that was run with it ({len(by_types)} tested)"
+        return f"No KV cache passes on every file that was run with it ({len(by_types)} tested{more})"
     best = min(passing, key=lambda types: (passing[types], types))
     files = by_types[best]
     where = visible(files[0].file) if len(files) == 1 else f"all {len(files)} files"
-    return f"Smallest KV cache that passes on {where}: {best}, {passing[best]:.0%} of f16/f16"
+    return f"Smallest KV cache that passes on {where}: {best}, {passing[best]:.0%} of f16/f16{more}"

@@ -15,7 +15,16 @@ from gguf_harness.report.caches import smallest_cache
 from gguf_harness.report.numbers import format_bytes
 from gguf_harness.report.standing import Standing, Standings, failures_of
 
-__all__ = ["MOST_ESTIMATES", "Candidate", "RunView", "describe_windows", "place", "visible", "visible_lines"]
+__all__ = [
+    "MOST_ESTIMATES",
+    "Candidate",
+    "RunView",
+    "describe_windows",
+    "place",
+    "saves_cache",
+    "visible",
+    "visible_lines",
+]
 
 MOST_ESTIMATES: Final = 2000
 """Most rows of a page, which a browser can still sort and filter. A run with many heads or prompts has tens of
@@ -295,11 +304,12 @@ class RunView:
         return f" ({share:.0%} of {visible(reference.name)})"
 
     def _points(self) -> dict[str, tuple[float, float]]:
+        """Size and loss of files, by name."""
         for metric in self.losses:
             points = {
                 name: (float(facts["bytes"]), float(row["value"]))
                 for name, facts in self._facts.items()
-                if facts and (row := self._rows.get((name, metric)))
+                if facts and not saves_cache(facts) and (row := self._rows.get((name, metric)))
             }
             if points:
                 return points
@@ -313,6 +323,11 @@ class RunView:
         measured = any(name == model for model, _ in (*self._rows, *self._placed))
         dominated_by = self._dominated.get(name)
         return Candidate(name, facts, is_reference, verdict, standing.reasons, standing, dominated_by, measured)
+
+
+def saves_cache(facts: Mapping[str, Any]) -> bool:
+    """Whether a subject has types of its KV cache of its own: what these save is not in the size of its file."""
+    return str(facts.get("variant") or "").startswith("kv=")
 
 
 def _detail_of(row: Mapping[str, Any]) -> int:

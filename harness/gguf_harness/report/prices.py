@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from gguf_harness.metrics.registry import metric_info
 from gguf_harness.metrics.tradeoff import Step, frontier_steps, halvings
-from gguf_harness.report.data import RunView, visible
+from gguf_harness.report.data import RunView, saves_cache, visible
 from gguf_harness.report.numbers import format_estimate, format_value
 
 __all__ = ["Price", "PriceList", "price_list", "price_note", "show_average", "show_step"]
@@ -73,7 +73,8 @@ def price_list(view: RunView) -> PriceList | None:
     rows = {
         model.name: (float(model.facts["bytes"]), row)
         for model in view.candidates
-        if model.facts and (row := view.row(model.name, metric)) and model.facts["bytes"] < size
+        if model.facts and not saves_cache(model.facts)
+        if (row := view.row(model.name, metric)) and model.facts["bytes"] < size
     }
     points = {name: (cost, float(row["value"])) for name, (cost, row) in rows.items()}
     steps = {step.end: step for step in frontier_steps(points | {reference.name: (size, 0.0)})}

@@ -51,7 +51,7 @@ ESTIMATED: Final[Mapping[Estimated, str]] = {
     "adapter file": "From the factors in the adapter's file; it has no standard error.",
     "once": "One value for the whole; it has no standard error.",
     "positions": "Over all positions of the corpus's windows but the first; the standard error is clustered by window.",
-    "needles": "Over facts that were hidden in texts of the corpus; the standard error is clustered by text.",
+    "needles": "Over facts that were hidden in texts of the corpus; the standard error is clustered by fact.",
 }
 """Ways of estimating metrics, a sentence each."""
 

@@ -9,7 +9,7 @@ from typing import Any, Final
 from gguf_harness.metrics.registry import Metric, metric_info
 from gguf_harness.metrics.tradeoff import pareto_frontier
 from gguf_harness.report.charts.base import Chart, Figure, Models, arrays_of, make_chart, make_panel, short_name
-from gguf_harness.report.data import Candidate, RunView, visible
+from gguf_harness.report.data import Candidate, RunView, saves_cache, visible
 from gguf_harness.report.numbers import doubt_mark, format_bytes, format_metric
 
 __all__ = ["quant_charts"]
@@ -86,7 +86,7 @@ def _finding(view: RunView) -> str:
     points = {
         model.name: (float(model.facts["bytes"]), float(row["value"]))
         for model in view.models
-        if model.facts and (row := view.row(model.name, "kld_mean"))
+        if model.facts and not saves_cache(model.facts) and (row := view.row(model.name, "kld_mean"))
     }
     beaten = [name for name in points if name not in pareto_frontier(points)]
     if len(points) > 1:
