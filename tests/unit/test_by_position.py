@@ -140,6 +140,16 @@ def test_without_skewness_the_p_value_is_students() -> None:
     assert growth_p_value(found) == pytest.approx(ttest_1samp(rises, 0, alternative="greater").pvalue, rel=1e-6)
 
 
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_the_p_value_is_that_of_the_interval_at_whose_lower_end_nothing_rises(sign: float) -> None:
+    """Of windows that are skewed to either side, whose intervals reach farther to one than to the other."""
+    rises = sign * np.array([0.01, 0.02, 0.03, 0.03, 0.05, 0.08, 0.3])
+    low = _known(slope(rises[:, None] * OCTAVES, 1).low)
+    shifted = as_estimate("nll_slope", slope((rises - low)[:, None] * OCTAVES, 1))
+    assert shifted.low == pytest.approx(0, abs=1e-9)
+    assert growth_p_value(shifted) == pytest.approx(0.025, rel=1e-3)
+
+
 @pytest.mark.parametrize("level", [0.0, 0.25])
 def test_no_difference_has_no_slope_and_is_no_evidence(level: float) -> None:
     """Exactly: candidates that compute the same to the bit."""
