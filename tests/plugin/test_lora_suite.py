@@ -72,6 +72,21 @@ def test_an_adapter_on_a_reference_and_a_quantized_base(
     assert read_run()["estimates"] == run["estimates"]
 
 
+def test_a_baseline_that_has_adapters_can_be_kept(
+    run_suite: RunSuite, read_run: ReadRun, llama_file: Path, lora: Path, own_text: Path
+) -> None:
+    """Each subject of the suite is compared with itself, or the session would fail for what it did not compare."""
+    given = [f"--gguf-lora={lora}", f"--gguf-lora-corpus={own_text}", f"--models={llama_file}", "--gguf-quants=Q4_0"]
+    for option in ("--gguf-save-baseline=before", "--gguf-baseline=before"):
+        result = run_suite(*given, option, "-k", "effect_on_its_own or survives", suite="lora")
+        result.assert_outcomes(passed=3, deselected=10)
+        assert result.ret == 0
+    made = {(one["model"], one["metric"]): one["outcome"] for one in read_run()["baseline"]["comparisons"]}
+    reference, base = (f"random-{kind} [lora=style]" for kind in ("F32", "Q4_0"))
+    assert {(reference, "lora_loss_change"), (base, "lora_effect_retained"), (base, "lora_loss_change")} <= made.keys()
+    assert set(made.values()) == {"same"}
+
+
 def test_two_adapters_together(
     run_suite: RunSuite, read_run: ReadRun, llama_file: Path, lora: Path, own_text: Path, tmp_path: Path
 ) -> None:

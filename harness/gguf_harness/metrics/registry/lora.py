@@ -45,7 +45,7 @@ def _of_text(
         values=values,
         parts=parts,
         gate=gate,
-        compared=False,
+        compared=not parts,
     )
 
 
