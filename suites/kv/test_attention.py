@@ -10,6 +10,7 @@ from gguf_harness.inputs.subjects import Subject
 from gguf_harness.measure.kv.cache_calls import CacheErrors, KVCache
 
 
+@pytest.mark.usefixtures("chosen_cache")
 @pytest.mark.metric("kv_key_error")
 def test_keys_and_values(cached: Subject, full_cache: Subject, kv_cache: KVCache, record: Record) -> None:
     """Keys and values as the cache holds them, against those of the full cache: overall, by layer and by head."""
@@ -18,6 +19,7 @@ def test_keys_and_values(cached: Subject, full_cache: Subject, kv_cache: KVCache
     assert all(estimate.value >= 0 for estimate in estimates if estimate.metric.endswith("error"))
 
 
+@pytest.mark.usefixtures("chosen_cache")
 @pytest.mark.metric("kv_pattern_cosine")
 def test_attention_with_the_cache(cached: Subject, full_cache: Subject, kv_cache: KVCache, record: Record) -> None:
     """Attention patterns from queries and cached keys, against those of the full cache: overall and by head."""

@@ -10,6 +10,7 @@ from gguf_harness.inputs.subjects import Subject
 from gguf_harness.measure.kv.cache_calls import KVCache
 
 
+@pytest.mark.usefixtures("chosen_cache")
 @pytest.mark.metric("kv_layer_kld")
 def test_layers_of_the_cache(cached: Subject, kv_cache: KVCache, record: Record) -> None:
     """KL divergence with one layer's keys and values stored in the types, and with those of all."""
@@ -23,6 +24,7 @@ def test_layers_of_the_cache(cached: Subject, kv_cache: KVCache, record: Record)
     assert all(estimate.value > -1e-4 for estimate in estimates)
 
 
+@pytest.mark.usefixtures("chosen_cache")
 @pytest.mark.metric("kv_layer_predicted")
 def test_predicted_layers(cached: Subject, full_cache: Subject, kv_cache: KVCache, record: Record) -> None:
     """Change of attention's output, and of the stream, by each layer's own cache, beside the KL that it causes."""

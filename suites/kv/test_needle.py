@@ -5,18 +5,14 @@ from __future__ import annotations
 import pytest
 
 from gguf_harness.fixtures.record import GateCheck, Record
-from gguf_harness.inputs.ladder import Ladder
 from gguf_harness.inputs.subjects import Subject
 from gguf_harness.measure.kv.needle import Needles
 
 
+@pytest.mark.usefixtures("chosen_file")
 @pytest.mark.metric("needle_lift")
-def test_facts_are_found(model: Subject, ladder: Ladder, needles: Needles, record: Record) -> None:
+def test_facts_are_found(model: Subject, needles: Needles, record: Record) -> None:
     """Facts hidden in long texts: log-probability and rank of the answer by depth, and what reading the fact adds."""
-    if model.name in {planned.name for planned in ladder.cached}:
-        pytest.skip("measured beside the same file with a full cache")
-    if model.model.name not in {planned.model.name for planned in ladder.cached}:
-        pytest.skip("no other cache of this file is compared")
     estimates = needles(model)
     record(estimates, detail=needles.detail)
     assert all(estimate.value >= 1 for estimate in estimates if estimate.metric == "needle_rank")

@@ -8,7 +8,6 @@ from dataclasses import replace
 import pytest
 
 from gguf_harness.fixtures.record import Record
-from gguf_harness.inputs.ladder import Ladder
 from gguf_harness.inputs.options import Options
 from gguf_harness.inputs.subjects import Subject
 from gguf_harness.measure.speed.calls import Speed
@@ -18,15 +17,12 @@ from gguf_harness.metrics.timings import Timing
 from gguf_harness.store.run_draft import RunPart
 
 
+@pytest.mark.usefixtures("chosen_file")
 @pytest.mark.metric("tg_at_depth")
 def test_speed_at_depth(
-    model: Subject, ladder: Ladder, speed: Speed, record: Record, harness_options: Options, run_part: RunPart
+    model: Subject, speed: Speed, record: Record, harness_options: Options, run_part: RunPart
 ) -> None:
     """Tokens per second of a prompt and of generation, after many tokens."""
-    if model.name in {planned.name for planned in ladder.cached}:
-        pytest.skip("timed beside the same file with a full cache")
-    if model.model.name not in {planned.model.name for planned in ladder.cached}:
-        pytest.skip("no other cache of this file is compared")
     _record_speeds(speed.at_depth(model), model, record, harness_options, run_part)
 
 
