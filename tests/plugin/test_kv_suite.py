@@ -69,3 +69,13 @@ def test_what_llama_cpp_cannot_run_is_skipped_with_its_reason(run_suite: RunSuit
     assert result.ret == 0
     told = " ".join(result.stdout.str().split())
     assert "A K cache of type q8_0 has blocks of 32 values, which do not divide the 16 of a head." in told
+
+
+def test_side_by_side_the_same_cache_is_exactly_zero(run_suite: RunSuite, read_run: ReadRun, llama_file: Path) -> None:
+    """Nothing is stored, so nothing is rounded: flash attention reads f32 in half precision, as it reads f16."""
+    models = (f"--models={llama_file}", "--gguf-kv=f16/f16", "--gguf-kv-reference=f32/f32")
+    result = run_suite(*models, "--gguf-side-by-side=always", suite="kv", tests="test_divergence.py")
+    result.assert_outcomes(passed=2)
+    assert {row["metric"]: row["value"] for row in read_run()["estimates"]} == {
+        "kv_kld": 0, "kv_kld_p99": 0, "kv_same_top": 1, "kv_delta_p_rms": 0, "kv_ppl_ratio": 1, "kv_total_kld": 0,
+    }  # fmt: skip
