@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from gguf_harness.metrics.registry import METRICS
+from gguf_harness.metrics.registry import METRICS, cache, depth, kv, lora
 from tests.unit.test_attention_charts import run_with_attention
 from tests.unit.test_report import STORED
 
@@ -14,6 +14,9 @@ __all__ = ["large_run"]
 
 TYPES = ("Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q4_K_M", "Q4_K_S", "Q3_K_M", "Q2_K")
 _LAYERS, _HEADS, _PROMPTS, _TESTS = 5, 8, 24, 120
+
+_OF_OTHERS = {metric.name for family in (cache, depth, kv, lora) for metric in family.METRICS}
+"""Of suites/kv and suites/lora, which are about other subjects than candidates."""
 
 
 def large_run(folder: Path) -> dict[str, Any]:
@@ -49,6 +52,8 @@ def large_run(folder: Path) -> dict[str, Any]:
 def _rows(model: str, place: int) -> list[dict[str, Any]]:
     rows = []
     for metric in METRICS.values():
+        if metric.name in _OF_OTHERS:
+            continue
         low, high = (end if abs(end) < 1e6 else None for end in metric.values)
         middle = 0.5 if low is None or high is None else (low + high) / 2
         row = {

@@ -209,7 +209,7 @@ def test_a_reader_that_has_enough_is_no_error(run_file: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "Which suite? Suites: attention, embeddings, heads, layers, quant; `all` runs every one."),
+        ([], "Which suite? Suites: attention, embeddings, heads, kv, layers, lora, quant; `all` runs every one."),
         (["nothing"], "There is no suite 'nothing'.\n  Suites: attention"),
         (["qaunt", "--models=missing.gguf"], "There is no suite 'qaunt'.\n  Did you mean 'quant'? Suites: attention"),
         (["attention", "al", "-x"], "There is no suite 'al'.\n  Did you mean 'all'?"),
@@ -241,7 +241,7 @@ def executed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     ("words", "suites", "options"),
     [
         (["quant", "attention", "-k", "heads or x"], ["quant", "attention"], ["-k", "heads or x"]),
-        (["all", "-x"], ["attention", "embeddings", "heads", "layers", "quant"], ["-x"]),
+        (["all", "-x"], ["attention", "embeddings", "heads", "kv", "layers", "lora", "quant"], ["-x"]),
         (["-v", "quant"], ["quant"], ["-v"]),
         (["quant", "--models=tiny", "heads", "quant"], ["quant", "heads"], ["--models=tiny"]),
         (["quant", "--", "--gguf-no"], ["quant"], ["--", "--gguf-no"]),

@@ -30,6 +30,7 @@ LIGHT = {
     "gguf_harness.inputs",
     "gguf_harness.inputs.command_line",
     "gguf_harness.inputs.option_values",
+    "gguf_harness.inputs.subject_values",
     "gguf_harness.pytest_plugin",
     PLUGIN,
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 
 from gguf_harness.cli.output import terminal_width, wants_color
 from gguf_harness.errors import OptionError
@@ -46,5 +47,5 @@ def _print_metrics(known: argparse.Namespace, _: list[str]) -> int:
     elif known.names:
         print("\n".join(render_metric(metric, width=width) for metric in chosen), end="")
     else:
-        print(render_glossary(chosen, width=width, color=wants_color()), end="")
+        print(render_glossary(chosen, width=width, color=wants_color(), encoding=sys.stdout.encoding), end="")
     return 0

@@ -5,6 +5,7 @@ Decoding follows llama-perplexity, so that numbers can be compared.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import threading
@@ -86,8 +87,7 @@ class Context:
         model.adapters.load(settings.adapters)
         log = EngineLog()
         # llama.cpp reads it from the environment, which threads share.
-        with _OPENING, log.capture():
-            os.environ[NO_ROTATION] = "0" if settings.rotate_kv else "1"
+        with _OPENING, _rotation(settings.rotate_kv), log.capture():
             self._pointer: Any = llama_cpp.llama_init_from_model(model.pointer, parameters)
         if not self._pointer:
             raise EngineError(
@@ -329,6 +329,20 @@ def _slices(n_ctx: int, settings: SessionSettings, scored: int, rows: int) -> It
             stop = min(stop, start + few)
         yield range(start, stop)
         start = stop
+
+
+@contextlib.contextmanager
+def _rotation(allowed: bool) -> Iterator[None]:
+    """The environment that tells llama.cpp whether it may rotate quantized K and V."""
+    before = os.environ.get(NO_ROTATION)
+    os.environ[NO_ROTATION] = "0" if allowed else "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[NO_ROTATION]
+        else:
+            os.environ[NO_ROTATION] = before
 
 
 def _check_blocks(model: Model, settings: SessionSettings) -> None:

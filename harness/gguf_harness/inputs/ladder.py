@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
@@ -326,9 +326,16 @@ def quantized_name(name: str, quant: str) -> str:
     return f"{_PRECISION.sub('', name)}-{quant}"
 
 
-def identities_of(ladder: Ladder) -> list[Identity]:
-    """Identities of the subjects of a session, for pairing with earlier ones. Reads headers only."""
-    return [_identity(planned, reference=planned is ladder.reference) for planned in ladder.subjects]
+def identities_of(ladder: Ladder, suites: Collection[str]) -> list[Identity]:
+    """Identities of the subjects of a session, for pairing with earlier ones. Reads headers only.
+
+    Args:
+        ladder: its subjects.
+        suites: those that may run: others have subjects of their own, which then are nobody's.
+    """
+    own = (*(ladder.cached if "kv" in suites else ()), *(ladder.adapted if "lora" in suites else ()))
+    subjects = [subject for subject in ladder.subjects if subject in {*ladder.models, *own}]
+    return [_identity(planned, reference=planned is ladder.reference) for planned in subjects]
 
 
 def _origin(model: PlannedModel) -> PlannedModel:

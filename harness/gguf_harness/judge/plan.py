@@ -28,9 +28,11 @@ __all__ = [
     "plan_gates",
     "planned_suite",
     "suite_of",
+    "suites_under",
 ]
 
 COMPARING_TEST: Final = "test_no_worse_than_the_baseline"
+_SUITES: Final = Path(__file__).parent.parent / "suites"
 _COMPARING_SUITE: Final = "quant"
 _SUBJECTS: Final = {
     "candidate": "candidates",
@@ -75,12 +77,22 @@ def check_planned(path: Path, test: str, metric: str) -> None:
 @cache
 def suite_of(path: Path) -> str | None:
     """Name of the bundled suite that a test file belongs to, in a checkout or installed."""
-    installed = Path(__file__).parent.parent / "suites"
     # In a checkout that is a link to the top-level folder, whose path users give.
-    for place in (installed, installed.resolve()):
+    for place in (_SUITES, _SUITES.resolve()):
         if path.is_relative_to(place) and path != place:
             return path.relative_to(place).parts[0]
     return None
+
+
+def suites_under(arguments: Iterable[str]) -> set[str]:
+    """Names of the bundled suites that arguments of pytest may lead to: files in one, or folders that contain it."""
+    places = [Path(argument.split("::")[0]).resolve() for argument in arguments]
+    folders = [folder.resolve() for folder in _SUITES.iterdir() if (folder / "__init__.py").is_file()]
+    return {
+        folder.name
+        for folder in folders
+        if any(folder.is_relative_to(place) or place.is_relative_to(folder) for place in places)
+    }
 
 
 def planned_suite(path: Path) -> str | None:

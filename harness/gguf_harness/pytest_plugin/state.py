@@ -155,9 +155,10 @@ class State:
         """The partner of each candidate in the baseline; empty without a baseline."""
         from gguf_harness.inputs.ladder import identities_of
         from gguf_harness.inputs.pairing import pair_up, read_pairs
+        from gguf_harness.judge.plan import suites_under
 
         earlier = self.baseline.identities if self.baseline is not None else []
-        now = identities_of(self.ladder) if earlier else []
+        now = identities_of(self.ladder, suites_under(self.config.args)) if earlier else []
         return pair_up(earlier, now, read_pairs(self.options.baseline_map, earlier, now))
 
     def compare(self, row: Row, gates: Mapping[str, Gate]) -> Comparison | None:

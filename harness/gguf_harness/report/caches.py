@@ -57,7 +57,9 @@ def caches_of(view: RunView) -> list[CacheOfRun]:
         context: Mapping[str, Any] = model.facts.get("context") or {}
         k, v = str(context.get("cache_type_k")), str(context.get("cache_type_v"))
         rotated = bool(context.get("rotate_kv", True))
-        found.append(CacheOfRun(model.name, model.facts["file"], k, v, rotated, _verdict(view, model.name)))
+        found.append(
+            CacheOfRun(model.name, model.facts.get("file", model.name), k, v, rotated, _verdict(view, model.name))
+        )
     return found
 
 

@@ -8,6 +8,7 @@ import textwrap
 from collections.abc import Iterable
 from typing import Final
 
+from gguf_harness.errors import encodable
 from gguf_harness.metrics.registry import ESTIMATED, Metric
 
 __all__ = ["render_glossary", "render_metric", "render_metrics_markdown"]
@@ -16,10 +17,13 @@ _TABLE_WIDTH: Final = 100
 """Less leaves the meanings a column of a few words."""
 
 
-def render_glossary(metrics: Iterable[Metric], *, width: int, color: bool) -> str:
-    """A list of metrics, one line each; a paragraph each where a line has no room for the meaning."""
+def render_glossary(metrics: Iterable[Metric], *, width: int, color: bool, encoding: str | None = None) -> str:
+    """A list of metrics, one line each; a paragraph each where a line has no room for the meaning.
+
+    Characters that the encoding of a terminal lacks are written out before lines are laid out.
+    """
     if width < _TABLE_WIDTH:
-        return "\n".join(_paragraph(metric, width) for metric in metrics)
+        return "\n".join(_paragraph(metric, width, encoding) for metric in metrics)
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -36,12 +40,12 @@ def render_glossary(metrics: Iterable[Metric], *, width: int, color: bool) -> st
     return file.getvalue()
 
 
-def _paragraph(metric: Metric, width: int) -> str:
+def _paragraph(metric: Metric, width: int, encoding: str | None) -> str:
     better = "" if metric.better == "neutral" else f"{metric.better} is better"
     facts = ", ".join(fact for fact in (metric.unit, better) if fact)
     head = f"{metric.name}: {metric.title}{f' ({facts})' if facts else ''}"
-    meaning = textwrap.fill(metric.meaning, width, initial_indent="  ", subsequent_indent="  ")
-    return f"{textwrap.fill(head, width)}\n{meaning}\n"
+    meaning = textwrap.fill(encodable(metric.meaning, encoding), width, initial_indent="  ", subsequent_indent="  ")
+    return f"{textwrap.fill(encodable(head, encoding), width)}\n{meaning}\n"
 
 
 def render_metric(metric: Metric, *, width: int) -> str:
