@@ -366,6 +366,8 @@ def test_suites_decide_what_the_plan_says(
     file = pytester.path / "all.toml"
     file.write_text("".join(f"[{name}]\nlimit = {limit}\n" for name, limit in limits.items()))
     quick = ["--gguf-head-windows=2", "--gguf-sensitivity=all", "--gguf-repetitions=1"]
+    # A text of suites/kv has room for a fact and its question.
+    quick += ["--gguf-ctx=512"]
     result = run_suite(*pair, f"--gguf-gates={file}", *quick, suite="", tests="")
     run = read_run()
     assert not [test for test in run["tests"] if test["kind"] not in {None, "undecided"}]
