@@ -25,6 +25,7 @@ __all__ = [
     "SessionSettings",
     "WindowOrder",
     "first_scored",
+    "scored_tokens",
 ]
 
 FlashAttention = Literal["auto", "on", "off"]
@@ -111,6 +112,11 @@ def first_scored(n_ctx: int, score_from: int | None = None) -> int:
         score_from: as asked for; None for n_ctx/2, as llama-perplexity does: half a window is before each.
     """
     return n_ctx // 2 if score_from is None else score_from
+
+
+def scored_tokens(n_ctx: int, score_from: int | None = None) -> int:
+    """Number of a window's tokens that are scored; arguments as for `first_scored`."""
+    return n_ctx - 1 - first_scored(n_ctx, score_from)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,17 +7,22 @@ Sources: `llama_init_from_model` (src/llama-context.cpp) for what it refuses, th
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 from gguf_harness.engine.settings import CACHE_BLOCK
 from gguf_harness.errors import NoData
 from gguf_harness.gguf.cache_layout import CacheShape, read_cache_layout
 from gguf_harness.gguf.header import read_header
+from gguf_harness.store.file_hashes import file_states
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from gguf_harness.engine.settings import SessionSettings
     from gguf_harness.gguf.cache_layout import CacheLayer, CacheLayout
     from gguf_harness.inputs.models import ModelInfo
+    from gguf_harness.store.file_hashes import FileState
 
 __all__ = ["Rotation", "cache_facts", "cache_layout", "cache_shape", "rotates", "rotation", "why_not"]
 
@@ -33,7 +38,20 @@ def cache_layout(info: ModelInfo) -> CacheLayout:
     Raises:
         NoData: it has none, or one of another kind.
     """
-    return read_cache_layout(read_header(info.files[0]).metadata)
+    file = info.files[0]
+    found = _layout_of(file, *file_states([file]))
+    if isinstance(found, NoData):
+        raise found
+    return found
+
+
+@lru_cache(maxsize=64)
+def _layout_of(file: Path, state: FileState | None) -> CacheLayout | NoData:  # noqa: ARG001 - a changed file is another
+    """Of a file in a state: a session asks for it once for each way in which the file is run."""
+    try:
+        return read_cache_layout(read_header(file).metadata)
+    except NoData as error:
+        return error
 
 
 def cache_shape(settings: SessionSettings, *, full_windows: bool = True) -> CacheShape:
@@ -55,6 +73,8 @@ def why_not(info: ModelInfo, settings: SessionSettings) -> str | None:
     Models whose caches `read_cache_layout` does not know are left to llama.cpp.
     """
     k, v = settings.cache_type_k, settings.cache_type_v
+    if k == v and not settings.has_quantized_k:
+        return None
     try:
         layout = cache_layout(info)
     except NoData:
@@ -112,6 +132,8 @@ def rotation(layout: CacheLayout, settings: SessionSettings, layer: CacheLayer) 
 
 def rotates(info: ModelInfo, settings: SessionSettings) -> tuple[bool, bool]:
     """Whether llama.cpp rotates the keys, and the values, of any layer in the cache."""
+    if not (settings.has_quantized_k or settings.has_quantized_v):
+        return False, False  # most files of a session, whose headers need not be read again
     if not (settings.has_quantized_k or settings.has_quantized_v):
         return False, False
     try:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from gguf_harness.metrics.registry import metric_info
+from gguf_harness.metrics.registry.lora import MOST_WINDOWS
 
 __all__ = ["TextSize", "what_would_decide"]
 
@@ -16,8 +17,6 @@ _MOST_PROMPTS: Final = 1000
 
 _MOST_HEAD_WINDOWS: Final = 10
 """Their distributions must fit into a gigabyte (`measure/ablation.py`), also with vocabularies of 256,000 tokens."""
-_MOST_ADAPTER_WINDOWS: Final = 8
-"""As many as `measure/lora/calls.py` decodes at most."""
 
 _OF_WINDOWS: Final = frozenset({"corpus", "cache", "positions"})
 """What --gguf-chunks says the number of."""
@@ -55,8 +54,8 @@ def what_would_decide(metric: str, clusters: int, total: int, tokens: int, text:
     if estimated in _OF_WINDOWS:
         what = _windows(more, total, tokens, text)
     elif estimated == "adapter windows":
-        if total > _MOST_ADAPTER_WINDOWS:
-            return f"more than {_MOST_ADAPTER_WINDOWS} windows would be needed: the value is too near its limit."
+        if total > MOST_WINDOWS:
+            return f"more than {MOST_WINDOWS} windows would be needed: the value is too near its limit."
         what = f"{more} more windows (--gguf-chunks={total}, of a text that has them)"
     elif estimated == "head windows":
         if total > _MOST_HEAD_WINDOWS:

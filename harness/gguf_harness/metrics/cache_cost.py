@@ -20,7 +20,7 @@ from gguf_harness.metrics.perplexity import compare_perplexity
 from gguf_harness.metrics.records import Estimate
 from gguf_harness.metrics.stats import as_estimate, exceedance_p_value, mean_with_errors, require_samples
 
-__all__ = ["summarize_cache", "summarize_interaction", "summarize_together"]
+__all__ = ["summarize_cache", "summarize_interaction", "summarize_together", "summarize_total"]
 
 Tokens = Mapping[str, NDArray[Any]]
 """Of a pass: nll, top and, against another, kld, each [windows, scored tokens]."""
@@ -58,10 +58,16 @@ def summarize_together(both: Tokens, weights: Tokens) -> list[Estimate]:
         both: a file with this cache, against the reference with a full one.
         weights: the file with a full cache, against the same.
     """
-    return [
-        as_estimate("kv_total_kld", mean_with_errors(require_samples(both["kld"], "KL"))),
-        as_estimate("kv_weights_kld", mean_with_errors(require_samples(weights["kld"], "KL"))),
-    ]
+    return [_mean("kv_total_kld", both), _mean("kv_weights_kld", weights)]
+
+
+def summarize_total(both: Tokens) -> Estimate:
+    """KL of weights and cache together; see `summarize_together`."""
+    return _mean("kv_total_kld", both)
+
+
+def _mean(metric: str, tokens: Tokens) -> Estimate:
+    return as_estimate(metric, mean_with_errors(require_samples(tokens["kld"], "KL")))
 
 
 def summarize_interaction(both: Tokens, weights: Tokens, cache: Tokens, reference: Tokens) -> list[Estimate]:

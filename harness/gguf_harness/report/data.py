@@ -158,7 +158,8 @@ class RunView:
     def recommended(self) -> Candidate | None:
         """The smallest candidate that passes every planned gate."""
         costs = {model.name: float(model.facts["bytes"]) for model in self.candidates if model.facts}
-        passing = (model.name for model in self.candidates if model.verdict == "pass" and model.name in self._compared)
+        compared = self._compared
+        passing = (model.name for model in self.candidates if model.verdict == "pass" and model.name in compared)
         name = smallest_passing(costs, passing)
         return next((model for model in self.candidates if model.name == name), None)
 

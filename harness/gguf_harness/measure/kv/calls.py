@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from gguf_harness.errors import HarnessError
 from gguf_harness.inputs.models import check_comparable
-from gguf_harness.metrics.cache_cost import summarize_cache, summarize_interaction, summarize_together
+from gguf_harness.metrics.cache_cost import summarize_cache, summarize_interaction, summarize_together, summarize_total
 
 if TYPE_CHECKING:
     from gguf_harness.inputs.ladder import Ladder
@@ -62,7 +62,7 @@ class CacheCost:
             reference: of the session.
         """
         if cached.sha256 == reference.sha256:
-            return [replace(self.alone(cached, full)[0], metric="kv_total_kld")]
+            return [summarize_total(self.by_depth(cached, full).second_half.candidate)]
         check_comparable(cached.info, reference.info, asked_for=self._ladder.asked_for)
         base = _run_as(reference, full)
         both = self._depth.joint(cached, (full, base))[1].second_half

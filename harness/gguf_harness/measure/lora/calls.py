@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from gguf_harness.engine.settings import scored_tokens
 from gguf_harness.errors import NoData, visible
 from gguf_harness.gguf.types import FTYPES
 from gguf_harness.inputs.adapters import own_text
@@ -19,6 +20,7 @@ from gguf_harness.measure.lora.weights import measure_changes, merge_and_quantiz
 from gguf_harness.measure.measurement import ARRAYS, Files, Job, Measurement
 from gguf_harness.measure.passes.logprobs import logprob_bytes
 from gguf_harness.measure.passes.tasks import CorpusText
+from gguf_harness.metrics.registry.lora import MOST_WINDOWS
 from gguf_harness.store.arrays import Arrays
 from gguf_harness.store.file_hashes import hash_files
 
@@ -36,8 +38,6 @@ _CHANGES: Final = Measurement("lora/changes", 1, measure_changes, "matrices", AR
 _CONTEXTS: Final = Measurement("lora/contexts", 1, read_contexts, "tokens", ARRAYS, counted=False)
 _CODES: Final[Files[Arrays]] = Files("log-probabilities", has_effect_codes)
 
-_WINDOWS: Final = 8
-"""Windows of each text at most: an adapter's effect is large, and its share that a base keeps is a paired estimate."""
 _SWEEP_WINDOWS: Final = 4
 """Of each scale: scales differ by more than these windows' errors."""
 SCALES: Final = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0)
@@ -211,7 +211,7 @@ class LoraEffects:
         *,
         keep: bool = False,
         reference: Job[Arrays] | None = None,
-        most: int = _WINDOWS,
+        most: int = MOST_WINDOWS,
     ) -> Job[Arrays]:
         windows = min(most, self._core.options.chunks or most)
         entry = None if reference is None else self._core.entry(reference)
@@ -225,8 +225,7 @@ class LoraEffects:
         }
 
         def make_room(own: Entry) -> None:
-            n_ctx = base.settings.n_ctx
-            size = logprob_bytes(2 * windows, n_ctx - 1 - n_ctx // 2, base.info.n_vocab or 0)
+            size = logprob_bytes(2 * windows, scored_tokens(base.settings.n_ctx), base.info.n_vocab or 0)
             self._core.cache.make_room(min(size, self._core.entry_limit), own)
 
         return Job(
@@ -241,7 +240,7 @@ class LoraEffects:
         )
 
     def _request(
-        self, adapted: Subject, base: Subject, text: Corpus, entry: Entry, windows: int = _WINDOWS
+        self, adapted: Subject, base: Subject, text: Corpus, entry: Entry, windows: int = MOST_WINDOWS
     ) -> EffectRequest:
         return EffectRequest(
             model=adapted.name,

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gguf_harness.engine.lanes import Lanes, count_lanes
-from gguf_harness.engine.settings import SessionSettings, WindowOrder
+from gguf_harness.engine.settings import SessionSettings, WindowOrder, scored_tokens
 from gguf_harness.errors import NOT_FINITE_HINT, EngineError, FilesLost
 from gguf_harness.measure.passes.logprobs import LogprobReader, LogprobWriter
 from gguf_harness.measure.passes.tasks import CorpusText, PassRequest, check_room, cut_windows, require_windows
@@ -93,7 +93,7 @@ def run_effect_pass(worker: WorkerContext, request: EffectRequest, keep: bool, r
     check_context(model, request.model, request.base)
     cut = request.windows_of(model)
     windows = cut["tokens"].astype(np.int32)
-    scored = request.base.n_ctx - 1 - request.base.n_ctx // 2
+    scored = scored_tokens(request.base.n_ctx)
     shape, vocabulary = (len(windows), scored), model.vocabulary.n_tokens
     if keep:
         check_room((2 * shape[0], scored, vocabulary), request.limit_bytes, "--gguf-logprobs-limit")
@@ -121,7 +121,7 @@ def run_merged_pass(worker: WorkerContext, request: EffectRequest, reference: St
     try:
         model = worker.model(request.files, request.base.n_gpu_layers)
         windows = load_arrays(reference[1])["tokens"].astype(np.int32)
-        shape = (len(windows), request.base.n_ctx - 1 - request.base.n_ctx // 2)
+        shape = (len(windows), scored_tokens(request.base.n_ctx))
         (reader,) = _readers(reference, shape, model.vocabulary.n_tokens, (CODES,))
         merged = _Merged(shape, model.vocabulary.n_tokens, reader)
         _decode(worker, model, (request.base,), windows, merged)

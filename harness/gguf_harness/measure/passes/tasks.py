@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gguf_harness.engine.lanes import count_lanes
-from gguf_harness.engine.settings import SessionSettings, WindowOrder, first_scored
+from gguf_harness.engine.settings import SessionSettings, WindowOrder, scored_tokens
 from gguf_harness.errors import CorpusError, VocabularyMismatch
 from gguf_harness.measure.passes.decoding import CODES_FILE, Plan, Progress, decode, load_base
 from gguf_harness.measure.passes.logprobs import LogprobReader, LogprobWriter, logprob_bytes
@@ -82,8 +82,7 @@ class PassRequest:
     @property
     def scored(self) -> int:
         """Number of a window's tokens that are scored."""
-        n_ctx = self.settings.n_ctx
-        return n_ctx - 1 - first_scored(n_ctx, self.score_from)
+        return scored_tokens(self.settings.n_ctx, self.score_from)
 
 
 def reference_shape(worker: WorkerContext, request: PassRequest) -> tuple[int, int, int]:

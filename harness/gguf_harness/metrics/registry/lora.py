@@ -10,7 +10,10 @@ from typing import Final
 
 from gguf_harness.metrics.registry.entry import Better, Estimated, GatedBy, Metric, Part
 
-__all__ = ["METRICS"]
+__all__ = ["METRICS", "MOST_WINDOWS"]
+
+MOST_WINDOWS: Final = 8
+"""Windows of each text at most: an adapter's effect is large, and its share that a base keeps is a paired estimate."""
 
 _LORA: Final = "Hu et al. (2022), LoRA: Low-Rank Adaptation of Large Language Models, arXiv:2106.09685"
 _OURS: Final = "This harness."
