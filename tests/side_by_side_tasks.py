@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from gguf_harness.measure.passes.tasks import PassRequest, cut_windows
 from gguf_harness.measure.speed.tasks import peak_resident
 from gguf_harness.store.arrays import Arrays, load_arrays, save_arrays
 
-__all__ = ["Peak", "decode_alone", "measured_peaks"]
+__all__ = ["Peak", "decode_alone", "follow_and_note", "lead_and_note", "measured_peaks"]
 
 _LEAD, _FOLLOW = side_by_side.lead, side_by_side.follow
 
@@ -67,6 +68,31 @@ def _lead(worker: WorkerContext, request: PassRequest, *rest: Any) -> Arrays:
 
 def _follow(worker: WorkerContext, request: PassRequest, *rest: Any) -> None:
     _note(request.folder / "follow.npz")
+    _FOLLOW(worker, request, *rest)
+
+
+def _note_decodes(file: Path) -> None:
+    """Write down start and end of each decode of this process, on the clock that all processes share."""
+    decode, times = Context.decode, list[float]()
+
+    def noting(self: Context, *args: Any) -> None:
+        times.append(time.monotonic())
+        decode(self, *args)
+        times.append(time.monotonic())
+        save_arrays(file, {"times": np.array(times)})
+
+    Context.decode = noting  # type: ignore[assignment,method-assign]
+
+
+def lead_and_note(worker: WorkerContext, request: PassRequest, *rest: Any) -> Arrays:
+    """`lead`, which leaves the times of its decodes in the folder of its pass."""
+    _note_decodes(request.folder / "decodes.npz")
+    return _LEAD(worker, request, *rest)
+
+
+def follow_and_note(worker: WorkerContext, request: PassRequest, *rest: Any) -> None:
+    """`follow`, likewise."""
+    _note_decodes(request.folder / "decodes.npz")
     _FOLLOW(worker, request, *rest)
 
 

@@ -26,10 +26,10 @@ from gguf_harness.metrics.codec import LEVELS
 from gguf_harness.metrics.divergence import DivergenceKernel
 from gguf_harness.metrics.kernels.log_softmax import log_softmax
 from gguf_harness.metrics.windows import WindowLimit
-from gguf_harness.store.arrays import Arrays, save_arrays
+from gguf_harness.store.arrays import Arrays, load_arrays, save_arrays
 from tests.loaded import open_context
 from tests.random_llama import write_random_llama
-from tests.side_by_side_tasks import measured_peaks
+from tests.side_by_side_tasks import follow_and_note, lead_and_note, measured_peaks
 
 pytestmark = pytest.mark.model
 
@@ -143,6 +143,18 @@ def test_both_sides_may_be_run_in_different_batches(together: Callable[..., Arra
     # Other physical batches round otherwise.
     assert other["kld"].astype(float).mean() == pytest.approx(same["kld"].astype(float).mean(), rel=0.01)
     assert (other["window"] == same["window"]).all()
+
+
+def test_one_decodes_at_a_time(
+    together: Callable[..., Arrays], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(side_by_side, "lead", lead_and_note)
+    monkeypatch.setattr(side_by_side, "follow", follow_and_note)
+    together(LONG)
+    decodes = [load_arrays(tmp_path / side / "decodes.npz")["times"].reshape(-1, 2) for side in ("side", "unused")]
+    assert len(decodes[0]) == len(decodes[1]) >= 4 * WINDOWS
+    start, end = np.sort(np.concatenate(decodes), axis=0).T
+    assert (start[1:] >= end[:-1]).all()
 
 
 def test_it_stops_when_all_is_decided(together: Callable[..., Arrays]) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ import pytest
 
 from gguf_harness.errors import StoreError
 from gguf_harness.measure.passes.logprobs import LogprobReader, LogprobWriter
-from gguf_harness.store.arrays import load_arrays, save_arrays
+from gguf_harness.store.arrays import load_arrays, map_array, save_arrays
 from gguf_harness.store.run_draft import new_run_id
 from gguf_harness.store.runs import find_run, load_run, prepare_folder, run_file, write_json
 
@@ -124,3 +126,26 @@ def test_files_of_a_run_are_in_its_folder(tmp_path: Path, name: object) -> None:
     # A folder that is itself reached by a link is a person's choice.
     (tmp_path / "short").symlink_to(folder)
     assert run_file(tmp_path / "short", "arrays/x.npz").parent.name == "arrays"
+
+
+def test_arrays_are_read_in_several_threads(tmp_path: Path) -> None:
+    # Python 3.11 fails where threads change in the middle of a header, as they may when garbage is collected there.
+    np.save(tmp_path / "x.npy", np.arange(3))
+    save_arrays(tmp_path / "x.npz", {"x": np.arange(3)})
+    threshold = gc.get_threshold()
+
+    def change_threads(_phase: str, _info: dict[str, int]) -> None:
+        time.sleep(1e-6)
+
+    def read(_: int) -> list[int]:
+        (array,) = load_arrays(tmp_path / "x.npz").values()
+        return [*map_array(tmp_path / "x.npy").tolist(), *array.tolist()]
+
+    gc.callbacks.append(change_threads)
+    try:
+        gc.set_threshold(5)
+        with ThreadPoolExecutor(4) as pool:
+            assert {tuple(result) for result in pool.map(read, range(1000))} == {(0, 1, 2, 0, 1, 2)}
+    finally:
+        gc.callbacks.remove(change_threads)
+        gc.set_threshold(*threshold)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from gguf_harness.errors import AnalyticsError, NoData
 from gguf_harness.metrics.kernels.directions import directions
+from gguf_harness.store.arrays import map_array
 
 __all__ = ["Metric", "Points", "count_distinct", "load_points", "open_points", "read_rows"]
 
@@ -46,12 +47,11 @@ def open_points(points: Points) -> NDArray[np.generic]:
 
 def _map(path: Path) -> NDArray[np.generic]:
     try:
-        loaded: NDArray[np.generic] = np.load(path, mmap_mode="r", allow_pickle=False)
+        return map_array(path)
     except (OSError, ValueError, EOFError) as error:
-        raise AnalyticsError(f"{path} cannot be read as points: {error}.", "Give a .npy file of numbers.") from error
-    if not isinstance(loaded, np.ndarray):
-        raise AnalyticsError(f"{path} contains several arrays.", "Give a .npy file with a single array.")
-    return loaded
+        raise AnalyticsError(
+            f"{path} cannot be read as points: {error}.", "Give a .npy file with one array of numbers."
+        ) from error
 
 
 def read_rows(points: Points, start: int, stop: int, metric: Metric) -> NDArray[np.floating]:

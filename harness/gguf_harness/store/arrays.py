@@ -1,8 +1,9 @@
-"""Arrays in .npz files, written atomically and checked when read."""
+"""Arrays in .npz files, written atomically and checked when read; and in .npy files, mapped into memory."""
 
 from __future__ import annotations
 
 import struct
+import threading
 import zipfile
 import zlib
 from pathlib import Path
@@ -14,11 +15,14 @@ from numpy.typing import NDArray
 from gguf_harness.errors import FilesLost, write_error
 from gguf_harness.store.atomic_file import replacing
 
-__all__ = ["Arrays", "checksums", "file_checksum", "load_arrays", "save_arrays"]
+__all__ = ["Arrays", "checksums", "file_checksum", "load_arrays", "map_array", "save_arrays"]
 
 Arrays = dict[str, NDArray[np.generic]]
 """The result of a measurement: arrays by name."""
 
+_READING: Final = threading.RLock()
+"""numpy parses headers with `ast`, which Python 3.11 may fail to do in two threads at a time: SystemError, "AST
+constructor recursion depth mismatch" (https://github.com/python/cpython/issues/106905)."""
 _UNREADABLE: Final = (
     *(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile),
     # What zipfile and numpy raise for damage that they notice before the checksum: wrong flags, types or sizes.
@@ -47,10 +51,24 @@ def load_arrays(path: Path) -> Arrays:
         FilesLost: the file is missing or damaged.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with _READING, np.load(path, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
     except _UNREADABLE as error:
         raise _lost(path, error) from error
+
+
+def map_array(path: Path) -> NDArray[np.generic]:
+    """The array of a .npy file as a memory map, to read. Any thread may call this.
+
+    Raises:
+        OSError, ValueError, EOFError: the file is missing, or not one array of numbers.
+    """
+    with _READING:
+        loaded = np.load(path, mmap_mode="r", allow_pickle=False)
+    if not isinstance(loaded, np.ndarray):
+        loaded.close()
+        raise ValueError("it contains several arrays, expected one")  # noqa: TRY004
+    return loaded
 
 
 def checksums(path: Path) -> dict[str, int]:

@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,7 @@ from gguf_harness.errors import CorpusError, FilesLost, ModelError, NoPrompt, Ta
 from gguf_harness.inputs.prompts import Prompt
 from gguf_harness.measure.layers.unembedding import ModelFile
 from gguf_harness.measure.prompt_inputs import prompt_inputs
-from gguf_harness.store.arrays import file_checksum
+from gguf_harness.store.arrays import file_checksum, map_array
 
 if TYPE_CHECKING:
     from gguf_harness.engine.model import Model, Tokens
@@ -163,10 +163,9 @@ class StateFiles(States):
         """
         file = self.folder / f"{name}.npy"
         try:
-            array: F32 = np.load(file, mmap_mode="r")
+            return cast("F32", map_array(file))
         except (OSError, ValueError, EOFError) as error:
             raise FilesLost(f"{file} cannot be read: {error}.", "Measure again with --gguf-fresh.") from error
-        return array
 
     @property
     def sizes(self) -> dict[str, int]:

@@ -193,19 +193,16 @@ def reference_part(arrays: Arrays) -> Arrays:
 
 
 class _SharingObserver(RowObserver[NDArray[np.float32]]):
-    """Writes rows of log-probabilities into the shared block, as often as the other worker asks."""
+    """Writes rows of log-probabilities into the shared block, and goes on when the other worker asks for more."""
 
     def __init__(self, shared: SharedRows, size: _Rows, threads: int) -> None:
         super().__init__((0, 0), {}, threads, 1, lambda: np.empty(size.vocabulary, dtype=np.float32))
         self._shared, self._size = shared, size
-        self._asked = True
 
     def observe(self, block: LogitsBlock) -> None:
         """Take one block: share it in parts."""
         for first in range(0, len(block.targets), self._size.rows):
             count = min(self._size.rows, len(block.targets) - first)
-            if not self._asked:
-                self._shared.receive()
             nll, top = np.empty(count), np.empty(count, dtype=np.int32)
 
             def work(weights: NDArray[np.float32], row: int, first: int = first) -> None:
@@ -222,7 +219,8 @@ class _SharingObserver(RowObserver[NDArray[np.float32]]):
                     NOT_FINITE_HINT,
                 )
             self._shared.send((block.window, block.row + first, nll, top))
-            self._asked = False
+            # Also after the last rows of a block: what follows is a decode, and the other worker has its turn for one.
+            self._shared.receive()
 
 
 @dataclass(frozen=True, slots=True)
