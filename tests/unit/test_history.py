@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from gguf_harness.errors import OptionError, StoreError
 from gguf_harness.judge.history import History, Series, build_history, read_history
@@ -74,10 +76,12 @@ def test_two_files_of_a_type_are_told_apart_by_name_in_every_run() -> None:
     assert not [one for family in history for one in family.series if one.role == "Q4_K_M"]
 
 
-def test_order_is_that_of_time_however_runs_are_given() -> None:
+@settings(max_examples=20)
+@given(st.permutations(range(6)))
+def test_order_is_that_of_time_however_runs_are_given(order: list[int]) -> None:
     runs = [content(number, [Measured(FLAT, sha256=str(number) * 64)]) for number in range(6)]
     runs[3]["started"] = "2026-11-04T22:30:00+10:00"  # 12:30 UTC, half an hour after noon of its day
-    shuffled = [runs[place] for place in (3, 0, 5, 1, 4, 2)]
+    shuffled = [runs[place] for place in order]
     (family,) = build(*shuffled)
     assert [moment.run for moment in family.moments] == [run["id"] for run in runs]
     assert build(*shuffled) == build(*runs)
@@ -169,7 +173,15 @@ def test_a_run_whose_files_have_no_hash_is_left_out() -> None:
         del model["sha256"]
     history = build(run)
     assert history.families == ()
-    assert history.left_out == (f"{run['id']}: it has no subject whose content is known",)
+    assert history.left_out == (f"{run['id']}: the content of its reference, or of its files, is not known",)
+
+
+def test_a_run_that_ended_before_its_reference_was_read_belongs_nowhere() -> None:
+    run = content(1, [Measured(FLAT)]) | {"reference": "toy-F16"}
+    run["models"] = run["models"][1:]
+    history = build(content(0, [Measured(FLAT)]), run)
+    assert [len(family.moments) for family in history] == [1]
+    assert history.left_out == (f"{run['id']}: the content of its reference, or of its files, is not known",)
 
 
 def test_limits_are_those_of_gates_on_whole_models_that_agree() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -17,6 +18,7 @@ from gguf_harness.judge.history.verdicts import judge_series
 from gguf_harness.metrics.kernels.standard_errors import clustered_se
 from gguf_harness.metrics.registry import METRICS
 from gguf_harness.metrics.windows import from_mean, to_mean
+from gguf_harness.store.arrays import load_arrays, save_arrays
 from tests.history_runs import Measured, write_run_of
 
 Floats = NDArray[np.float64]
@@ -67,8 +69,6 @@ def test_without_stored_windows_the_values_are_independent(tmp_path: Path) -> No
 
 
 def test_other_windows_are_not_paired(tmp_path: Path) -> None:
-    from gguf_harness.store.arrays import load_arrays, save_arrays
-
     write_run_of(tmp_path, 0, [Measured(TEXT)])
     file = write_run_of(tmp_path, 1, [Measured(TEXT + 0.002, sha256=hashed(2))]).parent / "arrays" / "0.npz"
     save_arrays(file, load_arrays(file) | {"window": np.arange(16)})
@@ -77,10 +77,6 @@ def test_other_windows_are_not_paired(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("damage", ["missing", "broken", "shape", "nan", "outside"])
 def test_arrays_that_cannot_be_used_only_cost_the_pairing(tmp_path: Path, damage: str) -> None:
-    import json
-
-    from gguf_harness.store.arrays import load_arrays, save_arrays
-
     write_run_of(tmp_path, 0, [Measured(TEXT)])
     run = write_run_of(tmp_path, 1, [Measured(TEXT + 0.002, sha256=hashed(2))])
     file = run.parent / "arrays" / "0.npz"
@@ -185,8 +181,6 @@ def test_a_fact_of_a_file_that_changed_is_certain(tmp_path: Path) -> None:
 def test_what_decides_nothing_is_not_judged(
     tmp_path: Path, metric: str, se: float | None, doubt: str | None, reason: str
 ) -> None:
-    import json
-
     for number, value in enumerate((0.5, 0.9)):
         file = write_run_of(tmp_path, number, [Measured(None, more=[(metric, value, se)], sha256=hashed(number))])
         run = json.loads(file.read_text())

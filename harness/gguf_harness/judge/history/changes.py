@@ -9,18 +9,14 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from gguf_harness.judge.history.identity import FACTS, SAMPLED, describe_differences
+from gguf_harness.judge.history.identity import SAMPLED, describe_differences
 from gguf_harness.judge.history.records import Change, How, Moment, Outcome, Point
 from gguf_harness.judge.regressions import p_values
 from gguf_harness.metrics.kernels.standard_errors import clustered_se
 from gguf_harness.metrics.registry import METRICS, Metric
 from gguf_harness.metrics.windows import from_mean, to_mean
 
-__all__ = ["TIMED_UNITS", "change_between"]
-
-TIMED_UNITS: Final = frozenset({"tokens/s", "s"})
-"""Times and speeds, not their ratios: what else a machine did differs from run to run, which the repetitions within one
-run do not show."""
+__all__ = ["change_between"]
 
 _MISMATCH: Final = 0.05
 """Most that a difference of stored means may be off from that of the recorded values, in standard errors."""
@@ -79,7 +75,7 @@ class _Error:
 
 
 def _error_of(metric: Metric, before: Point, after: Point) -> _Error:
-    if metric.estimated in FACTS:
+    if metric.is_fact:
         return _Error(0.0, None, "fact")
     paired = _paired(metric, before, after)
     if paired is not None:
@@ -94,7 +90,7 @@ def _not_judged(metric: Metric, before: Point, after: Point) -> str:
     """Why a change decides nothing; "" if it may."""
     if metric.better == "neutral":
         return "neither direction is better"
-    if metric.unit in TIMED_UNITS:
+    if metric.is_time:
         return "times of two runs are not compared; ratios to the reference are"
     doubt = before.doubt or after.doubt
     return f"in doubt: {doubt}" if doubt else ""

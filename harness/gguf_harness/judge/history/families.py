@@ -75,7 +75,7 @@ def build_history(
     for run in ordered:
         keys = family_keys(run.content)
         if not keys:
-            missing.append(f"{run.content['id']}: it has no subject whose content is known")
+            missing.append(f"{run.content['id']}: the content of its reference, or of its files, is not known")
         for key in keys:
             # The latest family last.
             by_family[key] = [*by_family.pop(key, []), run]

@@ -9,7 +9,6 @@ from gguf_harness.inputs.subjects import subject_name
 from gguf_harness.metrics.registry import Estimated, Metric
 
 __all__ = [
-    "FACTS",
     "OF_PASS",
     "SAMPLED",
     "circumstances_of",
@@ -22,9 +21,6 @@ __all__ = [
 
 Run = Mapping[str, Any]
 Model = Mapping[str, Any]
-
-FACTS: Final[frozenset[Estimated]] = frozenset({"file", "weights", "adapter file"})
-"""Kinds of estimates that are facts: any change is one."""
 
 SAMPLED: Final[frozenset[Estimated]] = frozenset({"timing", "requests", "memory"})
 """Kinds that are not the same when they are measured again, with the same file on the same machine."""
@@ -80,12 +76,14 @@ def family_keys(run: Run) -> dict[str, list[str]]:
     """By hash of a family, the names of the run's subjects that belong to it.
 
     All of them, where the run has a reference; else each by the content of its own file. Subjects without a hash
-    belong to none.
+    belong to none, nor do those of a run that ended before its reference was read.
     """
     models = run.get("models") or []
     reference = next((model for model in models if model.get("reference")), None)
     if reference is not None:
         return {reference["sha256"]: [model["name"] for model in models]} if reference.get("sha256") else {}
+    if run.get("reference") is not None:
+        return {}
     families: dict[str, list[str]] = {}
     for model in models:
         if model.get("sha256"):
