@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-import gguf_harness
-from gguf_harness.cli import main
 from tests.plugin.conftest import ReadRun, RunSuite
 from tests.random_llama import write_random_llama
 
@@ -34,7 +33,6 @@ def test_a_release_that_became_worse_is_marked_where_it_did(
     pytester: pytest.Pytester,
     llama_file: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
 ) -> None:
     for variable in ("GITHUB_SHA", "CI_COMMIT_SHA"):
         monkeypatch.delenv(variable, raising=False)
@@ -52,27 +50,25 @@ def test_a_release_that_became_worse_is_marked_where_it_did(
         result = run_suite(*arguments, "--gguf-chunks=8", "-k", "stays_close_to_reference", tests="test_divergence.py")
         assert result.ret == 0
         assert read_run()["git"] == {"commit": commits[-1], "dirty": False}
-    capsys.readouterr()
-
-    results = pytester.path / "results"
-    frame = gguf_harness.history(results)
-    assert frame["family"].nunique() == 1
-    series = frame[(frame["metric"] == "kld_mean") & (frame["model"] == "mine")]
-    assert series["commit"].tolist() == commits
-    assert series["previous_outcome"].tolist()[1:] == ["same", "worse"]
-    assert series["previous_how"].tolist()[1:] == ["same file", "paired"]
-    assert series["previous_windows"].tolist()[2] == 8
-    assert series["mark"].tolist()[2] == "worse"
-    assert series["limit"].tolist() == [100] * 3
-    stored = [json.loads(file.read_text()) for file in sorted(results.glob("runs/*/run.json"))]
-    values = [row["value"] for run in stored for row in run["estimates"] if row["metric"] == "kld_mean"]
-    assert series["value"].tolist() == values
-
     page = pytester.path / "history.html"
-    assert main(["history", f"--gguf-results={results}", f"--html={page}"]) == 0
-    output = capsys.readouterr().out
-    assert f"got worse at {commits[2][:7]}: KL mean" in output
+    told = pytester.run(sys.executable, "-m", "gguf_harness.cli", "history", "--json", f"--html={page}")
+    assert told.ret == 0
+    found = json.loads(str(told.stdout))
+    (family,) = found["families"]
+    assert [run["commit"] for run in family["runs"]] == commits
+    series = [row for row in found["rows"] if (row["metric"], row["model"]) == ("kld_mean", "mine")]
+    assert [row["commit"] for row in series] == commits
+    assert [row["previous_outcome"] for row in series] == [None, "same", "worse"]
+    assert [row["previous_how"] for row in series] == [None, "same file", "paired"]
+    assert [row["previous_windows"] for row in series] == [None, None, 8]
+    assert [row["mark"] for row in series] == [None, None, "worse"]
+    assert [row["limit"] for row in series] == [100] * 3
+    stored = [json.loads(file.read_text()) for file in sorted(pytester.path.glob("results/runs/*/run.json"))]
+    values = [row["value"] for run in stored for row in run["estimates"] if row["metric"] == "kld_mean"]
+    assert [row["value"] for row in series] == values
+
+    assert f"got worse at {commits[2][:7]}: KL mean" in family["finding"]
     text = page.read_text(encoding="utf-8")
     assert text.count(f"runs/{stored[0]['id']}/report.html") >= 2, "from the table and from a point"
-    report = (results / "runs" / stored[0]["id"] / "report.html").read_text(encoding="utf-8")
-    assert commits[0] in report
+    report = pytester.path / "results" / "runs" / stored[0]["id"] / "report.html"
+    assert commits[0] in report.read_text(encoding="utf-8")
