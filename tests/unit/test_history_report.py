@@ -11,15 +11,22 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import gguf_harness
 from gguf_harness.cli import main
 from gguf_harness.errors import StoreError
-from gguf_harness.judge.history import History, read_history
+from gguf_harness.judge.history import History, build_history, read_history
+from gguf_harness.judge.history.families import StoredContent
 from gguf_harness.report.history import COLUMNS, history_csv, history_json, history_rows, render_history, write_history
+from gguf_harness.report.history.charts import metric_chart
 from gguf_harness.report.history.terminal import sparkline
 from gguf_harness.report.history.words import findings, headline, verdict
-from tests.history_runs import Measured, write_run_of
+from gguf_harness.report.html import embed_json
+from gguf_harness.store.run_content import content_problem
+from tests.history_runs import Measured, content, row, write_run_of
+from tests.stored_runs import any_run
 from tests.unit.test_report import HOSTILE
 
 TEXT = np.random.default_rng(1).gamma(9.0, 0.03 / 9, 16)
@@ -131,9 +138,8 @@ def test_rows_have_all_columns_and_the_numbers_of_the_runs(history: History, res
     assert (worse["role"], worse["commit"], worse["previous_how"]) == ("Q4_K_M", commit(3), "paired")
     assert (worse["limit"], worse["segment"], worse["previous_windows"]) == (0.1, 0, 16)
     stored = json.loads((results / "runs" / worse["run"] / "run.json").read_text())
-    value = next(
-        row["value"] for row in stored["estimates"] if (row["model"], row["metric"]) == ("toy-Q4_K_M", "kld_mean")
-    )
+    found = [one for one in stored["estimates"] if (one["model"], one["metric"]) == ("toy-Q4_K_M", "kld_mean")]
+    value = found[0]["value"]
     assert worse["value"] == value
     same = next(row for row in rows if row["role"] == "Q8_0" and row["previous_run"])
     assert (same["previous_outcome"], same["previous_change"], same["previous_p"]) == ("same", 0.0, None)
@@ -265,3 +271,35 @@ def test_hostile_names_stay_text(tmp_path: Path) -> None:
     assert page.count("</script>") == page.count("<script")
     history_csv(history).encode()
     json.dumps(history_json(history))
+
+
+NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
+ROWS = st.fixed_dictionaries(
+    {
+        "metric": st.sampled_from(["kld_mean", "same_top", "ppl_ratio", "file_bytes", "tg_tokens_per_s", "unknown"]),
+        "value": NUMBERS,
+        "se": st.none() | NUMBERS,
+        "clusters": st.none() | st.integers(-(2**63) + 1, 2**63 - 1),
+        "n": st.none() | st.integers(-(2**63) + 1, 2**63 - 1),
+        "doubt": st.none() | st.text(max_size=5),
+    }
+)
+
+
+@settings(max_examples=40)
+@given(st.lists(st.lists(ROWS, max_size=3), min_size=1, max_size=4), st.lists(any_run(), max_size=1))
+def test_whatever_runs_hold_is_shown(rows: list[list[dict[str, Any]]], others: list[dict[str, Any]]) -> None:
+    """All that the check of a run's content lets through."""
+    runs = [content(number, [Measured(None, sha256=f"{number:064x}")]) for number in range(len(rows))]
+    for run, of_run in zip(runs, rows, strict=True):
+        run["estimates"] = [row("toy-Q4_K_M", "kld_mean", 0, None) | one for one in of_run]
+        assert content_problem(run) is None
+    history = build_history(
+        [StoredContent(Path(f"{place}/run.json"), run) for place, run in enumerate([*runs, *others])]
+    )
+    render_history(history, width=80, color=False, encoding="ascii").encode("ascii")
+    json.dumps(history_json(history), allow_nan=False)
+    history_csv(history).encode()
+    for family in history:
+        for metric in family.metrics:
+            embed_json(metric_chart(family, metric, "chart", [None] * len(family.moments)))

@@ -25,6 +25,8 @@ from gguf_harness.metrics.registry import METRICS, Metric, metrics_of_run
 
 __all__ = ["StoredContent", "build_history"]
 
+_MOST: Final = 1e100
+"""Of a value: a run from elsewhere may hold any number, and differences of such ones overflow."""
 _BIASED: Final = "the pass stopped when its gates were decided, and leans towards that decision"
 
 
@@ -151,10 +153,10 @@ def _name(key: str, subjects: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _whole_rows(content: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Rows of whole subjects; of several of one metric the first, as in reports."""
+    """Rows of whole subjects, without absurd numbers; of several of one metric the first, as in reports."""
     rows: dict[tuple[str, str], Mapping[str, Any]] = {}
     for row in content["estimates"]:
-        if Place.of(row) == WHOLE:
+        if Place.of(row) == WHOLE and max(abs(row["value"]), abs(row["se"] or 0)) < _MOST:
             rows.setdefault((row["model"], row["metric"]), row)
     return list(rows.values())
 
