@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from gguf_harness.api import compare as compare
     from gguf_harness.api import heads as heads
     from gguf_harness.api import hidden_states as hidden_states
+    from gguf_harness.api import history as history
     from gguf_harness.api import load_run as load_run
     from gguf_harness.api import off as off
     from gguf_harness.api import open as open  # noqa: A004 - an attribute, as gzip.open
@@ -64,6 +65,7 @@ __all__ = [
     "compare",
     "heads",
     "hidden_states",
+    "history",
     "load_run",
     "off",
     "pictures",

@@ -10,10 +10,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import gguf_harness as gh
+from gguf_harness.judge.history import read_history
+from gguf_harness.metrics.registry import METRICS
+from gguf_harness.report.history.charts import metric_chart
 from tests.integration.notebook_host import FIRST, open_notebook, open_widget
 from tests.integration.report_pages import browser, serious
 from tests.large_run import large_run
 from tests.unit.test_embedding_charts import run_with_maps
+from tests.unit.test_history_report import write_regression
 from tests.unit.test_report import STORED
 
 if TYPE_CHECKING:
@@ -36,6 +40,10 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, gh.Picture]:
         (folder / "run.json").write_text(json.dumps(content), encoding="utf-8")
         found |= {each.view: each for each in gh.report_pictures(gh.load_run(folder)).values()}
     found |= {each.view: each for each in gh.report_pictures(gh.load_run(STORED)).values()}
+    (family,) = read_history(write_regression(tmp_path_factory.mktemp("history")))
+    chart = metric_chart(family, METRICS["kld_mean"], "kl", [None] * len(family.moments))
+    (panel,) = chart["figures"]
+    found["history"] = gh.Picture(chart["view"], panel["data"], chart["title"], panel["meaning"])
     with gh.open("tiny", threads=2, gpu=-1) as model:
         compared = gh.compare(model, model, PROMPT, off=gh.off(heads=[(4, 4)]))
         for each in (compared.plot(), compared.steps(4, 4), compared.next_tokens(), model.structure().plot()):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from gguf_harness.api import pictures
 from gguf_harness.api.attention_results import Attention
-from gguf_harness.api.calls import attention, heads, hidden_states, load_run, word_embeddings
+from gguf_harness.api.calls import attention, heads, hidden_states, history, load_run, word_embeddings
 from gguf_harness.api.checks import off
 from gguf_harness.api.comparing import Comparison, compare
 from gguf_harness.api.generated import Generated, StreamedToken
@@ -50,6 +50,7 @@ __all__ = [
     "compare",
     "heads",
     "hidden_states",
+    "history",
     "load_run",
     "off",
     "open",

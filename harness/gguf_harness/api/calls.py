@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gguf_harness.api.attention_results import Attention
 from gguf_harness.api.checks import AnyPrompt
@@ -13,11 +14,14 @@ from gguf_harness.api.opened import open as open_model
 from gguf_harness.api.state_results import HiddenStates
 from gguf_harness.api.word_results import WordEmbeddings
 from gguf_harness.measure.live.requests import Ablation
-from gguf_harness.store.frames import StoredRun, open_run
+from gguf_harness.store.frames import StoredRun, frame_of, open_run
 from gguf_harness.store.paths import option_path
 from gguf_harness.store.runs import find_run
 
-__all__ = ["attention", "heads", "hidden_states", "load_run", "word_embeddings"]
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["attention", "heads", "hidden_states", "history", "load_run", "word_embeddings"]
 
 
 def attention(
@@ -88,3 +92,43 @@ def load_run(run: str | Path = "last", results: str | Path = "results") -> Store
         StoreError: no run matches, or several do; it cannot be read, or is not a run; or pandas is not installed.
     """
     return open_run(find_run(os.fspath(run), option_path(results)))
+
+
+def history(
+    results: str | Path = "results",
+    runs: Sequence[str | Path] = (),
+    *,
+    models: Sequence[str] = (),
+    metrics: Sequence[str] = (),
+) -> pd.DataFrame:
+    """Metrics over many runs, as `gguf-harness history` shows them: a row for each value of each file in each run.
+
+        history = gguf_harness.history()
+        history.query("mark == 'worse'")[["role", "metric", "commit", "previous_change", "previous_se"]]
+
+    Runs belong to one family if their reference has the same content, whatever its name. A change from an earlier
+    value is paired by window where both runs stored the means of the same ones, and all changes are judged together.
+    Columns are those of `gguf_harness.report.history.COLUMNS`; `started` is a time with its zone. What was left out,
+    and why, is in `history.attrs["left_out"]`.
+
+    Args:
+        results: folder of the runs, as --gguf-results.
+        runs: each a run.json, a run's folder, its id or the start of it, or `last`; all in `results` if none is given,
+            of which those that cannot be read are left out.
+        models: roles (`Q4_K_M`) or names of models, with `*` and `?`; all if none is given.
+        metrics: names of metrics, or "all"; the main ones if none is given.
+
+    Raises:
+        StoreError: there are no runs; one that was named cannot be found or read; or pandas is not installed.
+        OptionError: no run has such a model or metric.
+    """
+    from gguf_harness.judge.history import read_history
+    from gguf_harness.report.history import COLUMNS, history_rows
+
+    found = read_history(option_path(results), [os.fspath(run) for run in runs], models=models, metrics=metrics)
+    frame = frame_of(history_rows(found), COLUMNS)
+    import pandas as pd
+
+    frame["started"] = pd.to_datetime(frame["started"], format="ISO8601", utc=True)
+    frame.attrs["left_out"] = list(found.left_out)
+    return frame

@@ -10,6 +10,7 @@ import gguf_harness
 from gguf_harness.cli.cache_command import add_cache_command
 from gguf_harness.cli.explore_command import add_explore_command
 from gguf_harness.cli.export_command import add_export_command
+from gguf_harness.cli.history_command import add_history_command
 from gguf_harness.cli.metrics_command import add_metrics_command
 from gguf_harness.cli.output import can_overwrite, terminal_width, wants_color
 from gguf_harness.cli.run_command import run_suites
@@ -99,6 +100,7 @@ def _add_run_commands(commands: argparse._SubParsersAction[argparse.ArgumentPars
     compare.add_argument("--json", action="store_true", help="print a list of differences as JSON")
     compare.set_defaults(function=_compare)
 
+    add_history_command(commands)
     add_metrics_command(commands)
     for command in (report, badge, compare, add_export_command(commands), add_cache_command(commands)):
         command.add_argument(

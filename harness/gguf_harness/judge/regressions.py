@@ -30,6 +30,7 @@ __all__ = [
     "compare_row",
     "is_compared",
     "judge",
+    "p_values",
 ]
 
 CONFIDENCE: Final = 0.95
@@ -210,10 +211,7 @@ def _comparison(
     place: Place = WHOLE,
 ) -> Comparison:
     worse_by = (1 if metric_info(metric).better == "lower" else -1) * (change.new - change.old)
-    material = MATERIAL * abs(change.old)
-    p_worse, p_better = (
-        exceedance_p_value(amount, change.se, change.clusters, material) for amount in (worse_by, -worse_by)
-    )
+    p_worse, p_better = p_values(worse_by, change.se, change.clusters, change.old)
     origin = repr(baseline.name) + ("" if partner == model else f" ({some_names([partner])})")
     return Comparison(
         model=model,
@@ -231,6 +229,22 @@ def _comparison(
         changes=changes,
         detail=_explain(metric, origin, change, worse_by, place),
         **place._asdict(),
+    )
+
+
+def p_values(worse_by: float, se: float, clusters: int | None, old: float) -> tuple[float, float]:
+    """One-sided p-values of the hypotheses that a value is not materially worse, and not materially better.
+
+    Args:
+        worse_by: how much worse it became, in the metric's unit; negative if it became better.
+        se: its standard error; 0 for a fact.
+        clusters: behind `se`; None for a normal quantile.
+        old: the earlier value, of which `MATERIAL` is a share.
+    """
+    material = MATERIAL * abs(old)
+    return (
+        exceedance_p_value(worse_by, se, clusters, material),
+        exceedance_p_value(-worse_by, se, clusters, material),
     )
 
 

@@ -21,6 +21,7 @@ __all__ = [
     "decided_so_far",
     "from_mean",
     "is_settled",
+    "to_mean",
     "window_means",
     "window_series",
 ]
@@ -156,3 +157,14 @@ def from_mean(metric: str, mean: float) -> tuple[float, float]:
         root = math.sqrt(mean)
         return root, 1 / (2 * root) if root > 0 else 0.0
     return mean, 1.0
+
+
+def to_mean(metric: str, value: float) -> float:
+    """The mean of window means from the value of a metric: the inverse of `from_mean`.
+
+    Raises:
+        ValueError: no mean has this value: a perplexity that is not above 0.
+    """
+    early = metric_info(metric).early
+    by = "mean" if early is None else early.by
+    return math.log(value) if by == "exp" else value**2 if by == "rms" else value

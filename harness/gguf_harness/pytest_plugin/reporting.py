@@ -319,6 +319,7 @@ class Reporting:
 
 def _new_draft(state: State, course: Course) -> RunDraft:
     from gguf_harness.engine.machine import describe_machine
+    from gguf_harness.inputs.commit import commit_of
 
     state.extend()  # xdist's controller collects nothing, and may only now learn that the session is ours
     ladder = state.ladder
@@ -330,6 +331,7 @@ def _new_draft(state: State, course: Course) -> RunDraft:
         reference_reason=ladder.reason,
         reference=ladder.reference.name if ladder.reference else None,
         baseline=state.baseline.name if state.baseline else None,
+        git=commit_of(Path(state.config.invocation_params.dir)),
         course=course,
     )
 

@@ -21,11 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Comparison", "Difference", "compare_runs", "render_comparison"]
 
-_TIMED_UNITS: Final = frozenset({"tokens/s", "s"})
 _BEYOND_ERROR: Final = 2.0
 """Of z: a smaller difference is no difference that the runs could show."""
-_EXACT: Final = frozenset({"file", "weights"})
-"""Of `Metric.estimated`: facts. Other values without an error are not known to differ by more than it."""
 _MIN_WIDTH: Final = 60
 _MEASURED_WIDTH: Final = 400
 
@@ -242,7 +239,7 @@ def _drawn(shown: list[tuple[Difference, Metric]], optional: list[str], *, is_na
     table.add_column("", no_wrap=True)
     styles, above = {"better": "green", "worse": "red"}, Text()
     for difference, metric in shown:
-        is_comparable = difference.old and not _is_timed(metric)
+        is_comparable = difference.old and not metric.is_time
         cells: dict[str, Text | str] = {
             "where": Text(difference.where),
             "change": f"{difference.new / difference.old - 1:+.2%}" if is_comparable else "-",
@@ -289,7 +286,7 @@ def _conclusions(comparison: Comparison, shown: list[tuple[Difference, Metric]])
             f"within error: no difference beyond the error. It is less than {_BEYOND_ERROR:g} times its standard error"
             " (z), taking the runs as independent"
         )
-    if any(_is_timed(metric) for _, metric in shown):
+    if any(metric.is_time for _, metric in shown):
         lines.append(
             "times and speeds are not compared, since they were measured at different times; "
             "ratios to the reference are"
@@ -314,7 +311,7 @@ def _rows(run: Mapping[str, Any]) -> dict[tuple[Any, ...], Mapping[str, Any]]:
 
 def _difference(old: Mapping[str, Any], new: Mapping[str, Any], metric: Metric | None) -> Difference:
     change = new["value"] - old["value"]
-    z, timed = None, metric is not None and _is_timed(metric)
+    z, timed = None, metric is not None and metric.is_time
     if not timed and None not in {old["se"], new["se"]} and (error := math.hypot(old["se"], new["se"])) > 0:
         z = change / error
     better = {"higher": change > 0, "lower": change < 0}.get(new["better"])
@@ -325,7 +322,7 @@ def _difference(old: Mapping[str, Any], new: Mapping[str, Any], metric: Metric |
         verdict = "same"
     elif z is not None and abs(z) < _BEYOND_ERROR:
         verdict = "within error"
-    elif z is None and (metric is None or metric.estimated not in _EXACT):
+    elif z is None and (metric is None or not metric.is_fact):
         verdict = "changed"  # by an unknown number of errors
     direction = verdict if verdict in {"better", "worse"} else ""
     where = Place.of(new)._asdict()
@@ -342,11 +339,6 @@ def _short_of(run: Mapping[str, Any]) -> str:
         return view.interrupted
     names = [model.name for model in view.models if model.standing.undecided]
     return f"incomplete: not all planned gates were decided of {', '.join(names)}" if names else ""
-
-
-def _is_timed(metric: Metric) -> bool:
-    """Whether a metric is a time or a speed, not a ratio."""
-    return metric.unit in _TIMED_UNITS
 
 
 def _changes(old: Mapping[str, Any], new: Mapping[str, Any], partners: Mapping[str, Partner]) -> list[str]:

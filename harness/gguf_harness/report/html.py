@@ -28,9 +28,10 @@ from gguf_harness.views.bundle import report_script, views_style
 if TYPE_CHECKING:
     import jinja2
 
-__all__ = ["embed_json", "page_style", "plotly_js", "write_html"]
+__all__ = ["embed_json", "page_style", "page_template", "plotly_js", "write_html"]
 
 _TEMPLATE: Final = "report.html.j2"
+_PICTURE: Final = "picture.html.j2"
 _PLOTLY_KEYS: Final = ("traces", "layout", "height")
 
 
@@ -47,19 +48,7 @@ def write_html(run: Mapping[str, Any], run_dir: Path, destination: Path) -> None
     """
     from markupsafe import Markup
 
-    assets = resources.files("gguf_harness.report") / "assets"
-    environment = _environment((assets / _TEMPLATE).read_text(encoding="utf-8"))
-    # Only our own files, and JSON from embed_json, are marked as markup: everything else is escaped.
-    environment.filters |= {
-        "visible": visible,
-        "lines": visible_lines,
-        "size": format_bytes,
-        "number": format_value,
-        "shell": shlex.join,
-        "embedded": lambda data: Markup(embed_json(data)),  # noqa: S704
-        "for_its_view": _for_its_view,
-    }
-    template = environment.get_template(_TEMPLATE)
+    template = page_template(_TEMPLATE)
     view = RunView(run)
     charts = build_charts(view, run_dir)
     drawn_by_plotly = any(chart["view"] == PLOTLY for section in charts.values() for chart in section)
@@ -95,26 +84,42 @@ def write_html(run: Mapping[str, Any], run_dir: Path, destination: Path) -> None
     write_text(destination, page)
 
 
-def _environment(source: str) -> jinja2.Environment:
-    """Jinja with the template.
+def page_template(name: str) -> jinja2.Template:
+    """A template of our pages, which escape everything but our own files and JSON from `embed_json`.
 
-    What it compiles is kept in its own folder of temporary files: compiling takes longer than rendering a small report.
+    What Jinja compiles is kept in its own folder of temporary files: compiling takes longer than rendering a small
+    report.
+
+    Args:
+        name: of its file in `assets`.
     """
     import jinja2
+    from markupsafe import Markup
 
     try:
         kept = jinja2.FileSystemBytecodeCache()
     except (OSError, RuntimeError):
         # No folder that only this user can write.
         kept = None
-    return jinja2.Environment(
+    assets = resources.files("gguf_harness.report") / "assets"
+    environment = jinja2.Environment(
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        loader=jinja2.DictLoader({_TEMPLATE: source}),
+        loader=jinja2.DictLoader({file: (assets / file).read_text(encoding="utf-8") for file in (name, _PICTURE)}),
         bytecode_cache=kept,
     )
+    environment.filters |= {
+        "visible": visible,
+        "lines": visible_lines,
+        "size": format_bytes,
+        "number": format_value,
+        "shell": shlex.join,
+        "embedded": lambda data: Markup(embed_json(data)),  # noqa: S704
+        "for_its_view": _for_its_view,
+    }
+    return environment.get_template(name)
 
 
 def _for_its_view(chart: Chart) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from gguf_harness.store.runs import load_run, run_file
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["FRAMES", "RunArrays", "StoredRun", "open_run"]
+__all__ = ["FRAMES", "RunArrays", "StoredRun", "frame_of", "open_run"]
 
 FRAMES: Final = tuple(name for name in TABLES if name != "arrays")
 """Tables of a run that are DataFrames; arrays are arrays."""
@@ -111,12 +111,8 @@ def open_run(path: Path) -> StoredRun:
     Raises:
         StoreError: unreadable, not a run, damaged, or written by a newer version; or pandas is not installed.
     """
-    try:
-        import pandas as pd
-    except ImportError as error:
-        raise StoreError(
-            f"The tables of a run need the package pandas, which cannot be imported: {error}.", "pip install pandas"
-        ) from error
+    _require_pandas()
+    import pandas as pd
 
     run = load_run(path)
     started = run.get("started")
@@ -128,12 +124,22 @@ def open_run(path: Path) -> StoredRun:
         settings=run.get("settings") or {},
         machine=run.get("machine") or {},
         arrays=RunArrays(path.parent, files),
-        **{name: _frame(rows_of(run, name) or [], TABLES[name]) for name in FRAMES},
+        **{name: frame_of(rows_of(run, name) or [], TABLES[name]) for name in FRAMES},
         raw=run,
     )
 
 
-def _frame(rows: Sequence[Mapping[str, Any]], kinds: Mapping[str, Kind]) -> pd.DataFrame:
+def frame_of(rows: Sequence[Mapping[str, Any]], kinds: Mapping[str, Kind]) -> pd.DataFrame:
+    """Rows as a DataFrame whose columns, and their types, do not depend on what is in them.
+
+    Args:
+        rows: what they do not have is missing, never 0.
+        kinds: of the columns, in their order.
+
+    Raises:
+        StoreError: pandas is not installed.
+    """
+    _require_pandas()
     import pandas as pd
 
     # Python strings: Arrow strings cannot hold file names with bytes that are not UTF-8.
@@ -144,3 +150,12 @@ def _frame(rows: Sequence[Mapping[str, Any]], kinds: Mapping[str, Kind]) -> pd.D
             for name, kind in kinds.items()
         }
     )
+
+
+def _require_pandas() -> None:
+    try:
+        import pandas  # noqa: F401, ICN001 - only whether it is there
+    except ImportError as error:
+        raise StoreError(
+            f"The tables of a run need the package pandas, which cannot be imported: {error}.", "pip install pandas"
+        ) from error

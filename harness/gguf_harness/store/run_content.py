@@ -38,7 +38,7 @@ _RUN: Final[_Kinds] = {
     "reference_reason": TEXT.or_null,
     "command": LIST,
     "warnings": LIST,
-    **dict.fromkeys(("machine", "engine", "corpus", "settings", "cache", "baseline"), TABLE.or_null),
+    **dict.fromkeys(("machine", "engine", "git", "corpus", "settings", "cache", "baseline"), TABLE.or_null),
     **dict.fromkeys(("models", "tests", "estimates", "gates", "arrays"), LIST),
     **dict.fromkeys(("planned", "texts", "heads", "metrics"), LIST.or_null),
 }
@@ -47,6 +47,7 @@ _RUN: Final[_Kinds] = {
 _PARTS: Final[Mapping[str, _Kinds]] = {
     "corpus": {"name": TEXT, "sha256": TEXT, **dict.fromkeys(("windows", "n_ctx", "scored_tokens"), NUMBER)},
     "cache": {"hits": NUMBER, "misses": NUMBER},
+    "git": {"commit": TEXT, "dirty": TRUTH.or_null},
     "baseline": {"comparisons": LIST},
 }
 """The same for tables that occur once."""

@@ -208,6 +208,7 @@ class RunDraft:
         findings: by test id; a later attempt at a test replaces the earlier one.
         planned: gates that the suites must decide, as `gguf_harness.judge.plan.plan_gates` gives them.
         planned_comparisons: the same for comparisons with the baseline.
+        git: commit of the folder that the session ran in, as `gguf_harness.inputs.commit.commit_of` gives it.
         warnings: of the session as a whole.
     """
 
@@ -223,6 +224,7 @@ class RunDraft:
     planned: list[dict[str, Any]] = field(default_factory=list)
     planned_comparisons: list[dict[str, Any]] = field(default_factory=list)
     baseline: str | None = None
+    git: dict[str, Any] | None = None
     warnings: list[str] = field(default_factory=list)
     course: Course = field(default_factory=Course)
     baseline_notes: list[str] = field(default_factory=list)
@@ -286,6 +288,7 @@ class RunDraft:
             "finished": finished,
             "session": self.course.to_json(),
             "harness": __version__,
+            "git": self.git,
             "machine": self.machine,
             "engine": next((part["engine"] for part in parts if part["engine"]), None),
             "models": [model | {"reference": model["name"] == self.reference} for model in models.values()],

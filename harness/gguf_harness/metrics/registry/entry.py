@@ -55,6 +55,8 @@ ESTIMATED: Final[Mapping[Estimated, str]] = {
 }
 """Ways of estimating metrics, a sentence each."""
 
+_TIMED: Final = frozenset({"tokens/s", "s"})
+_FACTS: Final[frozenset[Estimated]] = frozenset({"file", "weights", "adapter file"})
 _NAME: Final = re.compile(r"[a-z][a-z0-9_]{1,63}")
 _MOST_CHARACTERS: Final = 1000
 _TEXTS: Final = ("title", "unit", "meaning", "definition", "source")
@@ -175,6 +177,20 @@ class Metric:
     def of_corpus(self) -> bool:
         """Whether it comes from the pass over the corpus: then a pass must not stop before its gate is decided."""
         return self.estimated == "corpus"
+
+    @property
+    def is_time(self) -> bool:
+        """Whether it is a time or a speed, not a ratio of two.
+
+        These are not compared between runs: what else a machine did differs, which the repetitions of one run do not
+        show.
+        """
+        return self.unit in _TIMED
+
+    @property
+    def is_fact(self) -> bool:
+        """Whether it is certain: a difference of two values is one, without any error."""
+        return self.estimated in _FACTS
 
     def check(self) -> None:
         """Check the entry of a plugin.

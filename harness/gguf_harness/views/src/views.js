@@ -5,6 +5,7 @@ import bars from "./bars.js";
 import cosines from "./cosines.js";
 import dots from "./dots.js";
 import figure from "./figure.js";
+import history from "./history.js";
 import lines from "./lines.js";
 import matrix from "./matrix.js";
 import next_tokens from "./next_tokens.js";
@@ -15,4 +16,4 @@ import texts from "./texts.js";
 import tokens from "./tokens.js";
 import tradeoff from "./tradeoff.js";
 
-export const VIEWS = { analogies, attention, bars, cosines, dots, figure, lines, matrix, next_tokens, qkv, space, structure, texts, tokens, tradeoff };
+export const VIEWS = { analogies, attention, bars, cosines, dots, figure, history, lines, matrix, next_tokens, qkv, space, structure, texts, tokens, tradeoff };
