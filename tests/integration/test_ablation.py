@@ -18,15 +18,10 @@ from gguf_harness.engine.worker import Worker
 from gguf_harness.errors import CorpusError, EngineError, ModelError, VocabularyMismatch
 from gguf_harness.inputs.corpora import Corpus, load_corpus
 from gguf_harness.inputs.sources import expand
-from gguf_harness.measure.heads.patched import (
-    Change,
-    Distributions,
-    HeadLayout,
-    Patched,
-    Variant,
-    read_layout,
-    read_values,
-)
+from gguf_harness.measure.heads.distributions import Distributions
+from gguf_harness.measure.heads.layout import HeadLayout, read_layout
+from gguf_harness.measure.heads.patched import Change, Patched, Variant
+from gguf_harness.measure.heads.states import read_states
 from gguf_harness.measure.heads.tasks import (
     HeadRequest,
     run_head_interchange,
@@ -129,7 +124,7 @@ def test_changing_nothing_changes_no_bit(llama_file: Path, corpus: Corpus) -> No
     with open_context([llama_file], _settings()) as context:
         windows = _windows(context, corpus)
         kept = Distributions(windows, context.model.vocabulary.n_tokens)
-        read_values(context.model, context.settings, read_layout(llama_file), kept)
+        read_states(context.model, context.settings, read_layout(llama_file), kept)
     variants = [Variant(window) for window in range(WINDOWS)]
     untapped = _logits(llama_file, windows, variants, 3)
     tapped = _logits(llama_file, windows, variants, 3)
@@ -269,7 +264,7 @@ def test_interchange_finds_the_head_that_differs(corpus: Corpus, tmp_path: Path)
 def test_removal_and_path_decode_what_they_say(llama_file: Path, corpus: Corpus, tmp_path: Path) -> None:
     sweep = _run(tmp_path, run_head_sweep, llama_file, corpus, HEADS)
     costs = dict(zip(HEADS, window_rises(sweep["nll_zero"], sweep["nll"]).mean(axis=1).tolist(), strict=True))
-    result = _run(tmp_path, run_head_removal, llama_file, corpus, costs, 2, 100.0)
+    result = _run(tmp_path, run_head_removal, llama_file, corpus, costs, 2, 100.0, 100.0)
     path: list[Head] = [(int(layer), int(head)) for layer, head in result["heads"].tolist()]
     assert sorted(path) == sorted(HEADS)
     assert path[0] == min(costs, key=lambda head: costs[head])
@@ -283,7 +278,7 @@ def test_removal_and_path_decode_what_they_say(llama_file: Path, corpus: Corpus,
     (logits,) = _logits(llama_file, windows, [Variant(1, tuple(columns))], 1)
     nll = -_softmax(logits)[np.arange(N - 17), windows[1, 17:]]
     assert np.abs(result["nll"][4][1] - nll).max() < 1e-4
-    none = _run(tmp_path, run_head_removal, llama_file, corpus, costs, 2, 1e-9)
+    none = _run(tmp_path, run_head_removal, llama_file, corpus, costs, 2, 1e-9, 100.0)
     assert len(none["nll"]) == len(none["heads"]) + 1
 
 

@@ -5,7 +5,7 @@ Per-token values come as [..., windows, scored tokens]; a window is a cluster.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Final
 
@@ -180,23 +180,27 @@ def top_overlap(first: ArrayLike, second: ArrayLike, top: int) -> Estimate:
 
 def greedy_removal(
     costs: Mapping[Head, float],
-    losses: Callable[[list[tuple[Head, ...]]], Sequence[float]],
-    start: float,
+    losses: Callable[[tuple[Head, ...]], NDArray[np.float64]],
+    start: NDArray[np.float64],
     *,
     tries: int,
-    limit: float,
+    most: float,
+    enough: float,
 ) -> list[Head]:
-    """Remove heads one by one, always the one that costs least, until the loss has risen by `limit` or none is left.
+    """Remove heads one by one, always the one that costs least, until the loss has risen far enough or none is left.
 
-    Of the remaining heads, only the `tries` cheapest by the last known costs are measured again: costs change slowly
-    (after Minoux 1978, Accelerated greedy algorithms, without its guarantee: the loss is not submodular).
+    Costs change slowly. The remaining heads are measured again in the order of their last known costs, `tries` at most
+    at each step, and no more once one costs no more than the next is known to: Minoux (1978), Accelerated greedy
+    algorithms. That finds the cheapest of all if costs never fall as heads are removed; they may, so this is a path on
+    which little is lost, and not always the best one.
 
     Args:
         costs: cost of removing each head alone, in nats.
-        losses: the loss with each of several sets of heads removed.
-        start: the loss with all heads.
+        losses: [windows] the loss with a set of heads removed.
+        start: [windows] the loss with all heads.
         tries: how many heads are measured again at each step.
-        limit: rise of the loss, in nats, at which to stop.
+        most: rise of the mean loss, in nats, at which to stop.
+        enough: rise, in nats, at which to stop once the loss of every window has risen so far.
 
     Returns:
         The heads in the order of their removal.
@@ -204,11 +208,15 @@ def greedy_removal(
     known = dict(costs)
     removed: list[Head] = []
     loss = start
-    while known and loss - start < limit:
-        tried = sorted(known, key=lambda head: (known[head], head))[:tries]
-        tried_losses = list(losses([(*removed, head) for head in tried]))
-        known.update({head: value - loss for head, value in zip(tried, tried_losses, strict=True)})
-        loss, best = min(zip(tried_losses, tried, strict=True))
+    while known and (loss - start).mean() < most and (loss - start).min() < enough:
+        tried: dict[Head, NDArray[np.float64]] = {}
+        for head in sorted(known, key=lambda head: (known[head], head))[:tries]:
+            if tried and min(known[other] for other in tried) <= known[head]:
+                break
+            tried[head] = losses((*removed, head))
+            known[head] = float((tried[head] - loss).mean())
+        best = min(tried, key=lambda head: (known[head], head))
+        loss = tried[best]
         removed.append(best)
         del known[best]
     return removed

@@ -7,10 +7,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from gguf_harness.measure.heads import tasks
-from gguf_harness.measure.heads.patched import read_layout
+from gguf_harness.measure.heads.layout import read_layout
 from gguf_harness.measure.measurement import ARRAYS, Files, Job, Measurement
 from gguf_harness.measure.passes.tasks import CorpusText
-from gguf_harness.metrics.importance import Head, main_effects, window_rises
+from gguf_harness.metrics.importance import NEGLIGIBLE_RISE, Head, main_effects, window_rises
 from gguf_harness.store.arrays import Arrays
 
 if TYPE_CHECKING:
@@ -35,18 +35,22 @@ _MOST_SEQUENCES: Final = 64
 
 _TRIES: Final = 4
 _MOST_RISE: Final = 1.0
-"""Greedy removal: heads measured again at each step, and the rise of the loss in nats at which it ends."""
+_ENOUGH_RISE: Final = 4 * NEGLIGIBLE_RISE
+"""Greedy removal: most heads measured again at each step, and rises of the loss in nats at which it ends: of the mean,
+and of each window. Once the loss of every window has risen by more than NEGLIGIBLE_RISE, the number of heads that can
+go is known, and so is its error. Candidates, which follow the same path, have some more steps for that.
+"""
 
 
-def _measurement(name: str, task: Callable[..., Arrays]) -> Measurement[Arrays]:
-    return Measurement(f"heads/{name}", 2, task, "sequences", ARRAYS)
+def _measurement(name: str, task: Callable[..., Arrays], version: int = 2) -> Measurement[Arrays]:
+    return Measurement(f"heads/{name}", version, task, "sequences", ARRAYS)
 
 
 _SCREEN: Final = _measurement("screen", tasks.run_head_screen)
 _SWEEP: Final = _measurement("sweep", tasks.run_head_sweep)
 _VALUES: Final = _measurement("values", tasks.run_head_values)
 _INTERCHANGE: Final = _measurement("interchange", tasks.run_head_interchange)
-_REMOVAL: Final = _measurement("removal", tasks.run_head_removal)
+_REMOVAL: Final = _measurement("removal", tasks.run_head_removal, 3)
 _PATH: Final = _measurement("path", tasks.run_head_path)
 _IN_PLACE: Final[Files[Arrays]] = Files("values", lambda *_: True)
 """The reference's values are read from the entry's own arrays."""
@@ -147,10 +151,11 @@ class HeadAblation:
             sweep = self._core.measure(sweep_job)
             rises = window_rises(sweep["nll_zero"], sweep["nll"]).mean(axis=1)
             costs = {head: float(rise) for head, rise in zip(heads, rises, strict=True)}
-            return request, costs, _TRIES, _MOST_RISE
+            return request, costs, _TRIES, _MOST_RISE, _ENOUGH_RISE
 
         sweep = self._core.entry(sweep_job).digest
-        more = {"heads": heads, "sweep": sweep, "tries": _TRIES, "most_rise": _MOST_RISE}
+        rises = {"most_rise": _MOST_RISE, "enough_rise": _ENOUGH_RISE}
+        more = {"heads": heads, "sweep": sweep, "tries": _TRIES, **rises}
         return self._job(_REMOVAL, label, model, arguments, **more)
 
     def _job(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,11 @@ from numpy.typing import NDArray
 
 from gguf_harness.engine.settings import SessionSettings
 from gguf_harness.errors import CorpusError, EngineError, VocabularyMismatch
-from gguf_harness.measure.heads.patched import Change, Distributions, Job, Patched, Variant, read_layout, read_values
+from gguf_harness.measure.heads.distributions import Distributions
+from gguf_harness.measure.heads.layout import read_layout
+from gguf_harness.measure.heads.patched import Change, Job, Patched, Variant
+from gguf_harness.measure.heads.removing import Removal
+from gguf_harness.measure.heads.states import read_states
 from gguf_harness.measure.passes.tasks import CorpusText
 from gguf_harness.measure.prompt_inputs import check_context
 from gguf_harness.metrics.importance import Head, greedy_removal, random_subsets
@@ -22,7 +26,7 @@ from gguf_harness.store.arrays import load_arrays
 if TYPE_CHECKING:
     from gguf_harness.engine.model import Model, Tokens
     from gguf_harness.engine.worker import WorkerContext
-    from gguf_harness.measure.heads.patched import Values
+    from gguf_harness.measure.heads.distributions import Values
     from gguf_harness.store.arrays import Arrays
 
 __all__ = [
@@ -79,14 +83,15 @@ class _Measurement:
         vocabulary = self.loaded.vocabulary.n_tokens
         _check_memory(len(windows) * windows.shape[1] * vocabulary * 4, "Next-token distributions")
         self.clean = Distributions(windows, vocabulary)
-        self.values = read_values(self.loaded, self.settings, self.layout, self.clean)
+        self.states = read_states(self.loaded, self.settings, self.layout, self.clean)
+        self.values = self.states.z
 
     def patched(self) -> Patched:
         return Patched(self.loaded, self.settings, self.layout)
 
     def nll(self) -> NDArray[np.float64]:
         """[windows, scored] of the unchanged model."""
-        return np.stack([self.clean.compare(window, logs)[0] for window, logs in enumerate(self.clean.logs)])
+        return np.stack([self.clean.losses(window, logs) for window, logs in enumerate(self.clean.logs)])
 
     def zeros(self, window: int, heads: Sequence[Head]) -> Variant:
         """A window with heads that contribute nothing."""
@@ -228,23 +233,24 @@ def run_head_screen(worker: WorkerContext, request: HeadRequest) -> Arrays:
     subsets = random_subsets(len(heads), size, _ROWS_PER_HEAD * len(heads))
     drawn = np.random.default_rng(_SEED).integers(windows, size=len(subsets))
     nll = np.empty((len(subsets), model.clean.shape[1]))
+    # Heads are numbered layer by layer: batches of subsets that begin at about the same layer.
     jobs: list[Job] = [
         (
-            model.zeros(int(window), [heads[place] for place in np.flatnonzero(subset)]),
-            partial(_keep, model.clean, int(window), nll[row], None),
+            model.zeros(int(drawn[row]), [heads[place] for place in np.flatnonzero(subsets[row])]),
+            partial(_keep_losses, model.clean, int(drawn[row]), nll[row]),
         )
-        for row, (window, subset) in enumerate(zip(drawn, subsets, strict=True))
+        for row in np.argsort(subsets.argmax(axis=1), kind="stable").tolist()
     ]
     with model.patched() as patched:
-        for done in patched.decode(model.clean, jobs):
+        for done in patched.decode(model.clean, jobs, model.states):
             worker.progress(done, len(jobs))
     return {"heads": _pairs(heads), "subsets": subsets, "rises": nll.mean(axis=1) - base[drawn]}
 
 
 def run_head_removal(
-    worker: WorkerContext, request: HeadRequest, costs: dict[Head, float], tries: int, limit: float
+    worker: WorkerContext, request: HeadRequest, costs: dict[Head, float], tries: int, most: float, enough: float
 ) -> Arrays:
-    """Remove heads (their z becomes zero) until the loss has risen by `limit` nats; see `greedy_removal`.
+    """Remove heads (their z becomes zero) until the loss has risen far enough; see `greedy_removal`.
 
     Returns:
         heads, [removed, 2] in their order; nll, [removed + 1, windows, scored], starting with none removed.
@@ -253,14 +259,16 @@ def run_head_removal(
     base = model.nll()
     measured: dict[tuple[Head, ...], NDArray[np.float64]] = {}
     with model.patched() as patched:
+        removal = Removal(patched, model.clean, model.states, model.layout)
 
-        def losses(sets: list[tuple[Head, ...]]) -> list[float]:
-            nll = _without(model, patched, sets)
-            measured.update(zip(sets, nll, strict=True))
-            worker.progress(len(sets[0]), len(costs))
-            return [float(values.mean()) for values in nll]
+        def losses(heads: tuple[Head, ...]) -> NDArray[np.float64]:
+            worker.progress(len(heads) - 1, len(costs))
+            removal.go_on(heads[:-1])
+            measured[heads] = removal.losses(heads[-1])
+            means: NDArray[np.float64] = measured[heads].mean(axis=1)
+            return means
 
-        path = greedy_removal(costs, losses, float(base.mean()), tries=tries, limit=limit)
+        path = greedy_removal(costs, losses, base.mean(axis=1), tries=tries, most=most, enough=enough)
     curve = [base, *(measured[tuple(path[:count])] for count in range(1, len(path) + 1))]
     return {"heads": _pairs(path), "nll": np.stack(curve)}
 
@@ -269,38 +277,22 @@ def run_head_path(worker: WorkerContext, request: HeadRequest, path: Sequence[He
     """Remove heads in a given order, such as another model's; returns the same as `run_head_removal`."""
     model = _Measurement(worker, request)
     _check_heads(model, path)
-    sets = [tuple(path[:count]) for count in range(len(path) + 1)]
+    curve = [model.nll()]
     with model.patched() as patched:
-        curve = _without(model, patched, sets, worker.progress)
-    return {"heads": _pairs(path), "nll": curve}
-
-
-def _without(
-    model: _Measurement,
-    patched: Patched,
-    sets: Sequence[tuple[Head, ...]],
-    progress: Callable[[int, int], None] | None = None,
-) -> NDArray[np.float64]:
-    """[sets, windows, scored] negative log-likelihood without each set of heads."""
-    windows, scored = model.clean.shape
-    nll = np.empty((len(sets), windows, scored))
-    jobs: list[Job] = [
-        (model.zeros(window, heads), partial(_keep, model.clean, window, nll[row, window], None))
-        for row, heads in enumerate(sets)
-        for window in range(windows)
-    ]
-    for done in patched.decode(model.clean, jobs):
-        if progress is not None:
-            progress(done, len(jobs))
-    return nll
+        removal = Removal(patched, model.clean, model.states, model.layout)
+        for done, head in enumerate(path):
+            removal.go_on(path[:done])
+            curve.append(removal.losses(head))
+            worker.progress(done + 1, len(path))
+    return {"heads": _pairs(path), "nll": np.stack(curve)}
 
 
 def _work(model: _Measurement, jobs: Mapping[int, Sequence[Job]]) -> None:
-    """Do the jobs layer by layer: llama.cpp stops at the layers that a batch changes."""
+    """Do the jobs layer by layer: a batch is computed from the first layer on that it changes."""
     before, total = 0, sum(len(of_layer) for of_layer in jobs.values())
     with model.patched() as patched:
         for of_layer in jobs.values():
-            for done in patched.decode(model.clean, of_layer):
+            for done in patched.decode(model.clean, of_layer, model.states):
                 model.worker.progress(before + done, total)
             before += len(of_layer)
 
@@ -316,6 +308,10 @@ def _keep(
     for into, values in zip((nll, kld), comparison, strict=True):
         if into is not None:
             into[:] = values
+
+
+def _keep_losses(kept: Distributions, window: int, nll: NDArray[np.float64], logits: Values) -> None:
+    nll[:] = kept.losses(window, logits)
 
 
 def _check_heads(model: _Measurement, heads: Sequence[Head]) -> None:
