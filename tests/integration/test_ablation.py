@@ -69,6 +69,10 @@ def _run(
         return worker.call(task, None, _request(file, corpus, **settings), *more)
 
 
+def _floats(arrays: Arrays) -> dict[str, NDArray[np.float64]]:
+    return {name: values.astype(np.float64) for name, values in arrays.items()}
+
+
 def _windows(context: Context, corpus: Corpus) -> Tokens:
     """The windows that the tasks should take: the first, the middle and the last one of the corpus."""
     tokens = context.model.tokenize(corpus.text)
@@ -282,21 +286,33 @@ def test_removal_and_path_decode_what_they_say(llama_file: Path, corpus: Corpus,
     assert len(none["nll"]) == len(none["heads"]) + 1
 
 
-def test_the_screen_ablates_the_subsets_that_it_says(llama_file: Path, corpus: Corpus, tmp_path: Path) -> None:
-    result = _run(tmp_path, run_head_screen, llama_file, corpus)
-    subsets, rises = result["subsets"], result["rises"].astype(np.float64)
-    assert subsets.shape == (16, 8)
-    assert (subsets.sum(axis=0) == 4).all()
+def test_a_screen_is_the_sweep_on_some_windows(llama_file: Path, corpus: Corpus, tmp_path: Path) -> None:
+    screen = _floats(_run(tmp_path, run_head_screen, llama_file, corpus, 2))
     every: list[Head] = [(layer, head) for layer in range(2) for head in range(4)]
-    assert result["heads"].tolist() == [list(head) for head in every]
-    windows_met = set()
-    for subset, rise in zip(subsets[:6], rises[:6], strict=True):
-        path = [every[place] for place in np.flatnonzero(subset)]
-        curve = _run(tmp_path, run_head_path, llama_file, corpus, path)["nll"].astype(np.float64)
-        off = np.abs((curve[-1] - curve[0]).mean(axis=1) - rise)
-        assert off.min() < 1e-4
-        windows_met.add(int(off.argmin()))
-    assert len(windows_met) > 1
+    assert screen["heads"].tolist() == [list(head) for head in every]
+    assert screen["windows"].tolist() == [0, WINDOWS - 1]
+    sweep = _floats(_run(tmp_path, run_head_sweep, llama_file, corpus, every))
+    assert np.abs(screen["nll"] - sweep["nll"][[0, 2]]).max() < 1e-6
+    for kind in ("nll_zero", "kld_zero"):
+        assert np.abs(screen[kind] - sweep[kind][:, [0, 2]]).max() < 1e-4
+    assert np.abs(screen["nll_zero"] - screen["nll"]).mean(axis=(1, 2)).min() > 1e-3
+
+
+def test_a_sweep_takes_what_a_screen_has_found(llama_file: Path, corpus: Corpus, tmp_path: Path) -> None:
+    """Marked values of the screen arrive where they belong, and everything else is decoded."""
+    screen = _run(tmp_path, run_head_screen, llama_file, corpus, 2)
+    floats = _floats(screen)
+    marked = {**floats, "nll_zero": floats["nll_zero"] + 100, "kld_zero": floats["kld_zero"] + 200}
+    whole = {**screen, **{name: marked[name] for name in ("nll_zero", "kld_zero")}}
+    without, within = (
+        _floats(_run(tmp_path, run_head_sweep, llama_file, corpus, HEADS, known)) for known in (None, whole)
+    )
+    places = [4 * layer + head for layer, head in HEADS]
+    for kind in ("nll_zero", "kld_zero"):
+        assert (within[kind][:, [0, 2]] == marked[kind][places]).all()
+        assert np.abs(within[kind][:, 1] - without[kind][:, 1]).max() < 1e-4
+    for kind in ("nll", "nll_mean", "kld_mean"):
+        assert np.abs(within[kind] - without[kind]).max() < 1e-4
 
 
 def test_heads_of_each_layer_are_counted(tmp_path: Path) -> None:

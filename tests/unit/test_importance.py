@@ -11,7 +11,6 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
-from scipy import stats as scipy_stats
 
 from gguf_harness.errors import NoData
 from gguf_harness.metrics.importance import (
@@ -22,8 +21,6 @@ from gguf_harness.metrics.importance import (
     importance_of_heads,
     interchange_share,
     interchange_shares,
-    main_effects,
-    random_subsets,
     rank_correlation,
     removable,
     screened_importance,
@@ -205,34 +202,6 @@ def test_removable_heads_are_counted_up_to_the_first_rise() -> None:
         removable(curve * np.nan)
 
 
-@given(st.integers(1, 40), st.integers(1, 12), st.integers(1, 100))
-def test_subsets_are_balanced(heads: int, size: int, rows: int) -> None:
-    subsets = random_subsets(heads, size, rows)
-    assert subsets.shape == (rows, heads)
-    assert subsets.sum(axis=1).max() <= size
-    assert np.ptp(subsets.sum(axis=0)) <= 1
-    assert (subsets == random_subsets(heads, size, rows)).all()
-
-
-def test_main_effects_of_effects_that_add_up() -> None:
-    random = np.random.default_rng(3)
-    effects = random.normal(0, 1, 20)
-    subsets = random_subsets(20, 4, 400)
-    rises = subsets @ effects + random.normal(0, 0.1, 400)
-    found = main_effects("head_importance_screen", subsets, rises)
-    x = subsets.astype(np.float64)
-    # Ridge as least squares with three pseudo-observations of zero for each head.
-    padded = np.vstack([x, np.sqrt(3.0) * np.eye(20)])
-    expected = np.linalg.lstsq(padded, np.concatenate([rises, np.zeros(20)]), rcond=None)[0]
-    values = np.array([estimate.value for estimate in found])
-    assert np.abs(values - expected).max() < 1e-9
-    assert scipy_stats.spearmanr(values, effects)[0] > 0.97
-    assert {estimate.n for estimate in found} == {80}
-    assert all(estimate.se is not None and 0 < estimate.se < 0.2 for estimate in found)
-    with pytest.raises(NoData, match="do not belong"):
-        main_effects("head_importance_screen", subsets, rises[:-1])
-
-
 def _at(estimates: list[Estimate]) -> dict[tuple[str, Place], float]:
     return {(estimate.metric, estimate.place): estimate.value for estimate in estimates}
 
@@ -255,9 +224,24 @@ def test_values_of_heads_are_at_their_heads() -> None:
         ("head_interchange_share", Place(2, 1)): 0.5,
     }
 
-    subsets = random_subsets(2, 1, 40).astype(np.int64)
-    screen = {"heads": heads, "subsets": subsets, "rises": subsets @ np.array([0.25, 0.5])}
-    effects = screened_importance(screen)
-    assert [effect.place for effect in effects] == [Place(0, 3), Place(2, 1)]
-    plain = main_effects("head_importance_screen", subsets != 0, screen["rises"])
-    assert [effect.value for effect in effects] == [effect.value for effect in plain]
+    effects = screened_importance({"heads": heads, "nll": nll, "nll_zero": 1 + rises})
+    assert _at(effects) == {
+        ("head_importance_screen", Place(0, 3)): 0.25,
+        ("head_importance_screen", Place(2, 1)): 0.5,
+    }
+
+
+def test_the_error_of_a_screen_is_that_of_its_windows() -> None:
+    """Its intervals cover the mean over all windows as often as two windows can tell."""
+    random = np.random.default_rng(7)
+    covered = []
+    for _ in range(400):
+        shifts = random.normal(0.3, 0.1, (2, 1))
+        base = random.normal(3, 1, (2, 20))
+        screen = {"heads": np.array([[0, 0]]), "nll": base, "nll_zero": (base + shifts)[None]}
+        (effect,) = screened_importance(screen)
+        assert effect.clusters == 2
+        assert effect.se is not None
+        # Student's t with one degree of freedom: 12.7 standard errors hold 95 %.
+        covered.append(abs(effect.value - 0.3) <= 12.706 * effect.se)
+    assert 0.91 < np.mean(covered) < 0.99

@@ -6,7 +6,6 @@ Per-token values come as [..., windows, scored tokens]; a window is a cluster.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
@@ -27,8 +26,6 @@ __all__ = [
     "importance_of_heads",
     "interchange_share",
     "interchange_shares",
-    "main_effects",
-    "random_subsets",
     "rank_correlation",
     "removable",
     "screened_importance",
@@ -41,9 +38,6 @@ Head = tuple[int, int]
 
 NEGLIGIBLE_RISE: Final = 0.05
 """Nats per token: perplexity grows by 5 %."""
-
-_RIDGE: Final = 3.0
-"""As if each head had been in three more subsets, which cost nothing."""
 
 
 def importance(metric: str, values: ArrayLike, base: ArrayLike | None = None, place: Place = WHOLE) -> Estimate:
@@ -245,53 +239,18 @@ def removable(curve: ArrayLike, rise: float = NEGLIGIBLE_RISE) -> Estimate:
     return Estimate("heads_removable", of(np.arange(count)), losses[0].size, bootstrap_se(of, count), None, count)
 
 
-def random_subsets(heads: int, size: int, rows: int, seed: int = 0) -> NDArray[np.bool_]:
-    """[rows, heads] random subsets of about `size` heads; all heads occur equally often, except in the last few.
-
-    Each run of heads / size rows is a random partition of the heads.
-    """
-    random = np.random.default_rng(seed)
-    parts = max(1, -(-heads // size))
-    chosen = np.zeros((-(-rows // parts) * parts, heads), dtype=np.bool_)
-    for first in range(0, len(chosen), parts):
-        for row, part in enumerate(np.array_split(random.permutation(heads), parts)):
-            chosen[first + row, part] = True
-    return chosen[:rows]
-
-
-def main_effects(metric: str, subsets: NDArray[np.bool_], rises: ArrayLike) -> list[Estimate]:
-    """Cost of each head, to first order, from the costs of subsets of heads: a ridge regression.
-
-    Effects b of rises y on indicators X: b = (X'X + r I)^-1 X'y, with the residuals' variance for their errors. Hoerl
-    and Kennard (1970), Ridge Regression. Measuring in groups is more exact than one by one if effects are additive:
-    Hotelling (1944), Some Improvements in Weighing. Effects of heads are only partly additive, so this is an estimate
-    for selecting heads.
-
-    Args:
-        metric: its name.
-        subsets: [rows, heads] which heads each row lacks.
-        rises: [rows] rise of the loss of each row, in nats.
-    """
-    x, y = subsets.astype(np.float64), require_samples(rises, metric)[0]
-    if x.shape[0] != len(y) or x.shape[1] < 1:
-        raise NoData(f"{len(y)} rises of the loss do not belong to {x.shape[0]} subsets of {x.shape[1]} heads.")
-    inverse = np.linalg.inv(x.T @ x + _RIDGE * np.eye(x.shape[1]))
-    effects = inverse @ (x.T @ y)
-    freedom = len(y) - float(np.trace(x @ inverse @ x.T))
-    residuals = y - x @ effects
-    spread = np.sqrt(np.diag(inverse @ (x.T @ x) @ inverse) * float(residuals @ residuals) / freedom)
-    return [
-        Estimate(metric, value, int(count), error if count > 1 else None)
-        for value, error, count in zip(effects.tolist(), spread.tolist(), x.sum(axis=0).tolist(), strict=True)
-    ]
-
-
 def screened_importance(screen: Mapping[str, NDArray[Any]]) -> list[Estimate]:
-    """`main_effects` of a screen, each at its head.
+    """`importance` of each head on some of the windows, of which it is an estimate.
+
+    Heads that are ablated together, in random subsets of which a regression would find what each costs (Hotelling 1944,
+    Some Improvements in Weighing), tell less at the same number of decodes: what differs between measurements is not
+    noise, of which more weighings in groups would be rid, but what heads do in each window, which the groups add up.
 
     Args:
-        screen: heads, [n, 2] layers and heads; subsets, [rows, n] which heads each row lacks; rises, [rows].
+        screen: heads, [n, 2] layers and heads; nll, [windows, scored tokens] of the whole model, and nll_zero,
+            [n, windows, scored tokens] without each of them.
     """
-    effects = main_effects("head_importance_screen", screen["subsets"] != 0, screen["rises"])
-    heads = screen["heads"].tolist()
-    return [replace(effect, place=Place(*head)) for effect, head in zip(effects, heads, strict=True)]
+    return [
+        importance("head_importance_screen", values, screen["nll"], Place(*head))
+        for head, values in zip(screen["heads"].tolist(), screen["nll_zero"], strict=True)
+    ]

@@ -10,7 +10,7 @@ from gguf_harness.measure.heads import tasks
 from gguf_harness.measure.heads.layout import read_layout
 from gguf_harness.measure.measurement import ARRAYS, Files, Job, Measurement
 from gguf_harness.measure.passes.tasks import CorpusText
-from gguf_harness.metrics.importance import NEGLIGIBLE_RISE, Head, main_effects, window_rises
+from gguf_harness.metrics.importance import NEGLIGIBLE_RISE, Head, screened_importance, window_rises
 from gguf_harness.store.arrays import Arrays
 
 if TYPE_CHECKING:
@@ -33,6 +33,9 @@ _MOST_LOGITS: Final = 1 << 28
 _MOST_SEQUENCES: Final = 64
 """Most sequences of a batch: llama.cpp allows 256."""
 
+_SCREENED_WINDOWS: Final = 2
+"""Of a screen: fewer have no error."""
+
 _TRIES: Final = 4
 _MOST_RISE: Final = 1.0
 _ENOUGH_RISE: Final = 4 * NEGLIGIBLE_RISE
@@ -46,7 +49,7 @@ def _measurement(name: str, task: Callable[..., Arrays], version: int = 2) -> Me
     return Measurement(f"heads/{name}", version, task, "sequences", ARRAYS)
 
 
-_SCREEN: Final = _measurement("screen", tasks.run_head_screen)
+_SCREEN: Final = _measurement("screen", tasks.run_head_screen, 3)
 _SWEEP: Final = _measurement("sweep", tasks.run_head_sweep)
 _VALUES: Final = _measurement("values", tasks.run_head_values)
 _INTERCHANGE: Final = _measurement("interchange", tasks.run_head_interchange)
@@ -97,9 +100,8 @@ class HeadAblation:
         return arrays
 
     def screen(self, model: Subject) -> Arrays:
-        """Random subsets of heads ablated together; see `run_head_screen`."""
-        label = f"screen of heads of {model.name}"
-        return self._core.measure(self._job(_SCREEN, label, model, lambda request: (request,)))
+        """Every head ablated alone on a few windows; see `run_head_screen`."""
+        return self._core.measure(self._screen(model))
 
     def interchange(self, candidate: Subject, reference: Subject) -> Arrays:
         """The reference's heads in a candidate; see `run_head_interchange`."""
@@ -140,9 +142,18 @@ class HeadAblation:
         )
         return arrays
 
+    def _screen(self, model: Subject) -> Job[Arrays]:
+        count = min(_SCREENED_WINDOWS, self._core.options.head_windows)
+        label = f"screen of heads of {model.name}"
+        return self._job(_SCREEN, label, model, lambda request: (request, count), screened=count)
+
     def _sweep(self, model: Subject, heads: list[Head]) -> Job[Arrays]:
-        label = f"ablating heads of {model.name}"
-        return self._job(_SWEEP, label, model, lambda request: (request, heads), heads=heads)
+        screened = self._is_screened(model)
+
+        def arguments(request: tasks.HeadRequest) -> tuple[Any, ...]:
+            return request, heads, self.screen(model) if screened else None
+
+        return self._job(_SWEEP, f"ablating heads of {model.name}", model, arguments, heads=heads)
 
     def _removal(self, model: Subject, heads: list[Head], label: str) -> Job[Arrays]:
         sweep_job = self._sweep(model, heads)
@@ -176,9 +187,7 @@ class HeadAblation:
 
     def _heads(self, model: Subject) -> list[Head]:
         """The same heads for all subjects with the reference's shape, so that they can be compared."""
-        every, chooser = self._all(model), model
-        if self._reference is not None and self._all(self._reference) == every:
-            chooser = self._reference
+        every, chooser = self._all(model), self._chooser(model)
         heads = self._chosen(chooser)
         if len(heads) < len(every):
             self._core.notes.warn(
@@ -186,6 +195,16 @@ class HeadAblation:
                 f"{chooser.name}; --gguf-head-limit=all takes all."
             )
         return heads
+
+    def _chooser(self, model: Subject) -> Subject:
+        """Whose screen chooses the heads of a model."""
+        reference = self._reference
+        return model if reference is None or self._all(reference) != self._all(model) else reference
+
+    def _is_screened(self, model: Subject) -> bool:
+        """Whether a model's own screen chooses its heads."""
+        limit = self._core.options.head_limit
+        return limit is not None and len(self._all(model)) > limit and self._chooser(model).key() == model.key()
 
     def _all(self, model: Subject) -> list[Head]:
         """(layer, head) of every head of a model."""
@@ -196,8 +215,7 @@ class HeadAblation:
         heads, limit = self._all(model), self._core.options.head_limit
         if limit is None or len(heads) <= limit:
             return heads
-        screen = self.screen(model)
-        effects = [e.value for e in main_effects("head_importance_screen", screen["subsets"] != 0, screen["rises"])]
+        effects = [effect.value for effect in screened_importance(self.screen(model))]
         best = sorted(zip(effects, heads, strict=True), reverse=True)[:limit]
         return sorted(head for _, head in best)
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,7 @@ from gguf_harness.measure.heads.removing import Removal
 from gguf_harness.measure.heads.states import read_states
 from gguf_harness.measure.passes.tasks import CorpusText
 from gguf_harness.measure.prompt_inputs import check_context
-from gguf_harness.metrics.importance import Head, greedy_removal, random_subsets
+from gguf_harness.metrics.importance import Head, greedy_removal
 from gguf_harness.store.arrays import load_arrays
 
 if TYPE_CHECKING:
@@ -41,14 +41,6 @@ __all__ = [
 
 _MOST_BYTES: Final = 1 << 30
 """Most bytes of distributions and activations in memory."""
-
-_SUBSET, _SHARE, _ROWS_PER_HEAD, _SEED = 8, 4, 2, 1
-"""Screen: heads ablated together, up to a quarter of all, and sequences decoded per head.
-
-On the model tiny, eight together order the heads better than four or two, at the same cost. A gradient along the direct
-path (each head's output through the final norm and the output matrix) misses the effect of first-layer heads through
-later layers, which is the largest in that model.
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,8 +121,16 @@ def spread_windows(model: Model, request: HeadRequest) -> Tokens:
     return windows
 
 
-def run_head_sweep(worker: WorkerContext, request: HeadRequest, heads: Sequence[Head]) -> Arrays:
+def run_head_sweep(
+    worker: WorkerContext, request: HeadRequest, heads: Sequence[Head], known: Arrays | None = None
+) -> Arrays:
     """Ablate each head alone: its z becomes zero, or its mean over all tokens of the windows.
+
+    Args:
+        worker: that the task runs in.
+        request: the model.
+        heads: to ablate.
+        known: what `run_head_screen` has found on some of the windows, which is not decoded again.
 
     Returns:
         heads, [heads, 2] layer and head; nll, [windows, scored] of the unchanged model; nll_zero, kld_zero, nll_mean
@@ -142,16 +142,56 @@ def run_head_sweep(worker: WorkerContext, request: HeadRequest, heads: Sequence[
     arrays = {
         name: np.empty((len(heads), windows, scored)) for name in ("nll_zero", "kld_zero", "nll_mean", "kld_mean")
     }
+    screened = _screened(known)
     jobs: dict[int, list[Job]] = {layer: [] for layer, _ in heads}
     for place, head in enumerate(heads):
         mean = model.values[head[0]][..., model.columns(head)].mean(axis=(0, 1))
         for kind, values in (("zero", np.zeros_like(mean)), ("mean", mean)):
             for window in range(windows):
                 into = (arrays[f"nll_{kind}"][place, window], arrays[f"kld_{kind}"][place, window])
+                if kind == "zero" and (found := screened.get((head, window))) is not None:
+                    into[0][:], into[1][:] = found
+                    continue
                 variant = Variant(window, (model.change(head, values),))
                 jobs[head[0]].append((variant, partial(_keep, model.clean, window, *into)))
     _work(model, jobs)
     return {"heads": _pairs(heads), "nll": model.nll(), **arrays}
+
+
+def run_head_screen(worker: WorkerContext, request: HeadRequest, count: int) -> Arrays:
+    """Ablate every head alone on some of the windows: its z becomes zero.
+
+    Args:
+        worker: that the task runs in.
+        request: the model.
+        count: how many of its windows, from the first to the last.
+
+    Returns:
+        heads, [heads, 2] of all; windows, [count] which of the requested ones; nll, [count, scored] of the unchanged
+        model; nll_zero and kld_zero, [heads, count, scored].
+    """
+    model = _Measurement(worker, request)
+    heads = model.layout.all
+    chosen = np.unique(np.linspace(0, model.clean.shape[0] - 1, count).round().astype(np.int64))
+    nll, kld = np.empty((2, len(heads), len(chosen), model.clean.shape[1]))
+    jobs: dict[int, list[Job]] = {layer: [] for layer in model.layout.layers}
+    for place, head in enumerate(heads):
+        for at, window in enumerate(chosen.tolist()):
+            keep = partial(_keep, model.clean, window, nll[place, at], kld[place, at])
+            jobs[head[0]].append((model.zeros(window, [head]), keep))
+    _work(model, jobs)
+    return {"heads": _pairs(heads), "windows": chosen, "nll": model.nll()[chosen], "nll_zero": nll, "kld_zero": kld}
+
+
+def _screened(known: Arrays | None) -> dict[tuple[Head, int], tuple[NDArray[Any], NDArray[Any]]]:
+    """(nll, KL) of each head and window of a screen."""
+    if known is None:
+        return {}
+    return {
+        ((layer, head), window): (known["nll_zero"][place, at], known["kld_zero"][place, at])
+        for place, (layer, head) in enumerate(known["heads"].tolist())
+        for at, window in enumerate(known["windows"].tolist())
+    }
 
 
 def run_head_values(worker: WorkerContext, request: HeadRequest) -> Arrays:
@@ -219,34 +259,6 @@ def run_head_interchange(worker: WorkerContext, request: HeadRequest, reference:
     }
 
 
-def run_head_screen(worker: WorkerContext, request: HeadRequest) -> Arrays:
-    """Ablate random subsets of heads together, each in one window: two sequences per head for any number of windows.
-
-    Returns:
-        heads, [heads, 2]; subsets, [rows, heads] which heads were zero; rises, [rows] of the mean negative
-        log-likelihood of that window. See `main_effects`.
-    """
-    model = _Measurement(worker, request)
-    heads = model.layout.all
-    windows, base = model.clean.shape[0], model.nll().mean(axis=1)
-    size = max(1, min(_SUBSET, len(heads) // _SHARE))
-    subsets = random_subsets(len(heads), size, _ROWS_PER_HEAD * len(heads))
-    drawn = np.random.default_rng(_SEED).integers(windows, size=len(subsets))
-    nll = np.empty((len(subsets), model.clean.shape[1]))
-    # Heads are numbered layer by layer: batches of subsets that begin at about the same layer.
-    jobs: list[Job] = [
-        (
-            model.zeros(int(drawn[row]), [heads[place] for place in np.flatnonzero(subsets[row])]),
-            partial(_keep_losses, model.clean, int(drawn[row]), nll[row]),
-        )
-        for row in np.argsort(subsets.argmax(axis=1), kind="stable").tolist()
-    ]
-    with model.patched() as patched:
-        for done in patched.decode(model.clean, jobs, model.states):
-            worker.progress(done, len(jobs))
-    return {"heads": _pairs(heads), "subsets": subsets, "rises": nll.mean(axis=1) - base[drawn]}
-
-
 def run_head_removal(
     worker: WorkerContext, request: HeadRequest, costs: dict[Head, float], tries: int, most: float, enough: float
 ) -> Arrays:
@@ -308,10 +320,6 @@ def _keep(
     for into, values in zip((nll, kld), comparison, strict=True):
         if into is not None:
             into[:] = values
-
-
-def _keep_losses(kept: Distributions, window: int, nll: NDArray[np.float64], logits: Values) -> None:
-    nll[:] = kept.losses(window, logits)
 
 
 def _check_heads(model: _Measurement, heads: Sequence[Head]) -> None:
