@@ -38,7 +38,7 @@ _SCREENED_WINDOWS: Final = 2
 
 _TRIES: Final = 4
 _MOST_RISE: Final = 1.0
-_ENOUGH_RISE: Final = 4 * NEGLIGIBLE_RISE
+_ENOUGH_RISE: Final = 2 * NEGLIGIBLE_RISE
 """Greedy removal: most heads measured again at each step, and rises of the loss in nats at which it ends: of the mean,
 and of each window. Once the loss of every window has risen by more than NEGLIGIBLE_RISE, the number of heads that can
 go is known, and so is its error. Candidates, which follow the same path, have some more steps for that.
