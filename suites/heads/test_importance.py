@@ -44,10 +44,10 @@ def test_the_same_heads_matter(
 
 @pytest.mark.metric("head_screen_rank_correlation")
 def test_screen_of_heads(reference: Subject, head_ablation: HeadAblation, record: Record) -> None:
-    """A cheap estimate of importance, from ablations of random subsets, and how well it orders the heads."""
+    """A cheap estimate of the importance of all heads, from two windows, and how well it orders them."""
     screen = head_ablation.screen(reference)
     effects = screened_importance(screen)
-    record(effects, detail=f"{len(screen['rises'])} random subsets, an estimate")
+    record(effects, detail=f"{len(screen['windows'])} of {head_ablation.detail}, an estimate")
     sweep = head_ablation.sweep(reference)
     by_place = {effect.place: effect.value for effect in effects}
     screened = [by_place[Place(*head)] for head in sweep["heads"].tolist()]

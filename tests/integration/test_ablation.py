@@ -18,15 +18,10 @@ from gguf_harness.engine.worker import Worker
 from gguf_harness.errors import CorpusError, EngineError, ModelError, VocabularyMismatch
 from gguf_harness.inputs.corpora import Corpus, load_corpus
 from gguf_harness.inputs.sources import expand
-from gguf_harness.measure.heads.patched import (
-    Change,
-    Distributions,
-    HeadLayout,
-    Patched,
-    Variant,
-    read_layout,
-    read_values,
-)
+from gguf_harness.measure.heads.distributions import Distributions
+from gguf_harness.measure.heads.layout import HeadLayout, read_layout
+from gguf_harness.measure.heads.patched import Change, Patched, Variant
+from gguf_harness.measure.heads.states import read_states
 from gguf_harness.measure.heads.tasks import (
     HeadRequest,
     run_head_interchange,
@@ -72,6 +67,10 @@ def _run(
 ) -> Arrays:
     with Worker("m", tmp_path / "log") as worker:
         return worker.call(task, None, _request(file, corpus, **settings), *more)
+
+
+def _floats(arrays: Arrays) -> dict[str, NDArray[np.float64]]:
+    return {name: values.astype(np.float64) for name, values in arrays.items()}
 
 
 def _windows(context: Context, corpus: Corpus) -> Tokens:
@@ -129,7 +128,7 @@ def test_changing_nothing_changes_no_bit(llama_file: Path, corpus: Corpus) -> No
     with open_context([llama_file], _settings()) as context:
         windows = _windows(context, corpus)
         kept = Distributions(windows, context.model.vocabulary.n_tokens)
-        read_values(context.model, context.settings, read_layout(llama_file), kept)
+        read_states(context.model, context.settings, read_layout(llama_file), kept)
     variants = [Variant(window) for window in range(WINDOWS)]
     untapped = _logits(llama_file, windows, variants, 3)
     tapped = _logits(llama_file, windows, variants, 3)
@@ -269,7 +268,7 @@ def test_interchange_finds_the_head_that_differs(corpus: Corpus, tmp_path: Path)
 def test_removal_and_path_decode_what_they_say(llama_file: Path, corpus: Corpus, tmp_path: Path) -> None:
     sweep = _run(tmp_path, run_head_sweep, llama_file, corpus, HEADS)
     costs = dict(zip(HEADS, window_rises(sweep["nll_zero"], sweep["nll"]).mean(axis=1).tolist(), strict=True))
-    result = _run(tmp_path, run_head_removal, llama_file, corpus, costs, 2, 100.0)
+    result = _run(tmp_path, run_head_removal, llama_file, corpus, costs, 2, 100.0, 100.0)
     path: list[Head] = [(int(layer), int(head)) for layer, head in result["heads"].tolist()]
     assert sorted(path) == sorted(HEADS)
     assert path[0] == min(costs, key=lambda head: costs[head])
@@ -283,25 +282,37 @@ def test_removal_and_path_decode_what_they_say(llama_file: Path, corpus: Corpus,
     (logits,) = _logits(llama_file, windows, [Variant(1, tuple(columns))], 1)
     nll = -_softmax(logits)[np.arange(N - 17), windows[1, 17:]]
     assert np.abs(result["nll"][4][1] - nll).max() < 1e-4
-    none = _run(tmp_path, run_head_removal, llama_file, corpus, costs, 2, 1e-9)
+    none = _run(tmp_path, run_head_removal, llama_file, corpus, costs, 2, 1e-9, 100.0)
     assert len(none["nll"]) == len(none["heads"]) + 1
 
 
-def test_the_screen_ablates_the_subsets_that_it_says(llama_file: Path, corpus: Corpus, tmp_path: Path) -> None:
-    result = _run(tmp_path, run_head_screen, llama_file, corpus)
-    subsets, rises = result["subsets"], result["rises"].astype(np.float64)
-    assert subsets.shape == (16, 8)
-    assert (subsets.sum(axis=0) == 4).all()
+def test_a_screen_is_the_sweep_on_some_windows(llama_file: Path, corpus: Corpus, tmp_path: Path) -> None:
+    screen = _floats(_run(tmp_path, run_head_screen, llama_file, corpus, 2))
     every: list[Head] = [(layer, head) for layer in range(2) for head in range(4)]
-    assert result["heads"].tolist() == [list(head) for head in every]
-    windows_met = set()
-    for subset, rise in zip(subsets[:6], rises[:6], strict=True):
-        path = [every[place] for place in np.flatnonzero(subset)]
-        curve = _run(tmp_path, run_head_path, llama_file, corpus, path)["nll"].astype(np.float64)
-        off = np.abs((curve[-1] - curve[0]).mean(axis=1) - rise)
-        assert off.min() < 1e-4
-        windows_met.add(int(off.argmin()))
-    assert len(windows_met) > 1
+    assert screen["heads"].tolist() == [list(head) for head in every]
+    assert screen["windows"].tolist() == [0, WINDOWS - 1]
+    sweep = _floats(_run(tmp_path, run_head_sweep, llama_file, corpus, every))
+    assert np.abs(screen["nll"] - sweep["nll"][[0, 2]]).max() < 1e-6
+    for kind in ("nll_zero", "kld_zero"):
+        assert np.abs(screen[kind] - sweep[kind][:, [0, 2]]).max() < 1e-4
+    assert np.abs(screen["nll_zero"] - screen["nll"]).mean(axis=(1, 2)).min() > 1e-3
+
+
+def test_a_sweep_takes_what_a_screen_has_found(llama_file: Path, corpus: Corpus, tmp_path: Path) -> None:
+    """Marked values of the screen arrive where they belong, and everything else is decoded."""
+    screen = _run(tmp_path, run_head_screen, llama_file, corpus, 2)
+    floats = _floats(screen)
+    marked = {**floats, "nll_zero": floats["nll_zero"] + 100, "kld_zero": floats["kld_zero"] + 200}
+    whole = {**screen, **{name: marked[name] for name in ("nll_zero", "kld_zero")}}
+    without, within = (
+        _floats(_run(tmp_path, run_head_sweep, llama_file, corpus, HEADS, known)) for known in (None, whole)
+    )
+    places = [4 * layer + head for layer, head in HEADS]
+    for kind in ("nll_zero", "kld_zero"):
+        assert (within[kind][:, [0, 2]] == marked[kind][places]).all()
+        assert np.abs(within[kind][:, 1] - without[kind][:, 1]).max() < 1e-4
+    for kind in ("nll", "nll_mean", "kld_mean"):
+        assert np.abs(within[kind] - without[kind]).max() < 1e-4
 
 
 def test_heads_of_each_layer_are_counted(tmp_path: Path) -> None:

@@ -91,6 +91,10 @@ def test_of_many_heads_those_that_a_screen_puts_first(run_suite: RunSuite, read_
     best = sorted(screened, key=lambda place: -screened[place])[:3]
     assert ablated.keys() == {(m, layer, head) for _, layer, head in best for m in ("random-F32", "random-Q8_0")}
     assert len(screened) == 8
+    # Both windows were screened: what the reference's sweep needs of them is known.
+    assert all(ablated[place] == screened[place] for place in ablated if place[0] == "random-F32")
+    rows = [row for row in run["estimates"] if row["metric"] == "head_importance_screen"]
+    assert all(row["se"] > 0 and row["clusters"] == 2 for row in rows)
     assert sum("3 of 8 heads were ablated" in warning for warning in run["warnings"]) == 2
 
 

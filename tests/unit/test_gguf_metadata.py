@@ -18,7 +18,7 @@ from gguf_harness.inputs.ladder import plan_ladder
 from gguf_harness.inputs.models import HELD_OUT_TOPICS, load_info
 from gguf_harness.inputs.options import read_options
 from gguf_harness.inputs.sources import ModelSource
-from gguf_harness.measure.heads.patched import read_layout
+from gguf_harness.measure.heads.layout import read_layout
 from gguf_harness.measure.layers.unembedding import ModelFile
 from gguf_harness.report.inspect import render_info
 from tests.command_line import parse_command_line

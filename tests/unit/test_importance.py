@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
-from scipy import stats as scipy_stats
 
 from gguf_harness.errors import NoData
 from gguf_harness.metrics.importance import (
+    NEGLIGIBLE_RISE,
     Head,
     greedy_removal,
     importance,
     importance_of_heads,
     interchange_share,
     interchange_shares,
-    main_effects,
-    random_subsets,
     rank_correlation,
     removable,
     screened_importance,
@@ -111,43 +110,84 @@ def test_overlap_of_the_top() -> None:
             top_overlap(a, a, top)
 
 
+def _greedy(
+    costs: Mapping[Head, float], loss: Callable[[tuple[Head, ...]], float], tries: int, most: float = 1e9
+) -> tuple[list[Head], int]:
+    """The path, and how many sets were measured; two windows that differ by a constant."""
+    measured = []
+
+    def losses(removed: tuple[Head, ...]) -> Array:
+        measured.append(removed)
+        return np.array([0.0, 1.0]) + loss(removed)
+
+    start = np.array([0.0, 1.0]) + loss(())
+    path = greedy_removal(costs, losses, start, tries=tries, most=most, enough=1e9)
+    assert len(set(measured)) == len(measured)
+    return path, len(measured)
+
+
 def test_removal_takes_the_cheapest_and_stops_at_the_limit() -> None:
     costs: dict[Head, float] = {(0, 0): 0.4, (0, 1): 0.1, (1, 0): -0.2, (1, 1): 0.3}
 
-    def additive(sets: list[tuple[Head, ...]]) -> list[float]:
-        return [2 + sum(costs[head] for head in heads) for heads in sets]
+    def additive(heads: tuple[Head, ...]) -> float:
+        return 2 + sum(costs[head] for head in heads)
 
-    assert greedy_removal(costs, additive, 2.0, tries=1, limit=9) == [(1, 0), (0, 1), (1, 1), (0, 0)]
-    assert greedy_removal(costs, additive, 2.0, tries=2, limit=0.15) == [(1, 0), (0, 1), (1, 1)]
-    assert greedy_removal(costs, additive, 2.0, tries=2, limit=0.0) == []
+    everything: list[Head] = [(1, 0), (0, 1), (1, 1), (0, 0)]
+    # Costs that do not change are measured once each, however many tries there are.
+    assert _greedy(costs, additive, 1) == (everything, 4)
+    assert _greedy(costs, additive, 3) == (everything, 4)
+    assert _greedy(costs, additive, 2, 0.15) == (everything[:3], 3)
+    assert _greedy(costs, additive, 2, 0.0) == ([], 0)
+
+
+def test_removal_stops_when_the_loss_of_each_window_has_risen() -> None:
+    def losses(heads: tuple[Head, ...]) -> Array:
+        return np.array([0.1, 0.3, 0.2]) * len(heads)
+
+    costs: dict[Head, float] = dict.fromkeys(((0, head) for head in range(9)), 0.2)
+    for enough, removed in ((0.05, 1), (0.1, 1), (0.15, 2), (0.45, 5), (9.0, 9)):
+        path = greedy_removal(costs, losses, np.zeros(3), tries=2, most=9.0, enough=enough)
+        assert len(path) == removed
 
 
 def test_removal_measures_again_what_has_become_dear() -> None:
     """Two heads that stand in for each other: each is free, both together are not."""
     costs: dict[Head, float] = {(0, 0): 0.0, (0, 1): 0.01, (1, 0): 0.1}
 
-    def losses(sets: list[tuple[Head, ...]]) -> list[float]:
-        return [0.1 * ((1, 0) in heads) + 5.0 * ({(0, 0), (0, 1)} <= set(heads)) for heads in sets]
+    def loss(heads: tuple[Head, ...]) -> float:
+        return 0.1 * ((1, 0) in heads) + 5.0 * ({(0, 0), (0, 1)} <= set(heads))
 
-    assert greedy_removal(costs, losses, 0.0, tries=2, limit=1.0) == [(0, 0), (1, 0), (0, 1)]
+    assert _greedy(costs, loss, 2, 1.0) == ([(0, 0), (1, 0), (0, 1)], 4)
 
 
-@given(hnp.arrays(np.float64, (3, 3), elements=st.floats(-1, 1)), st.integers(1, 9))
-def test_with_all_tries_each_step_is_the_best_one(values: Array, tries: int) -> None:
+@given(hnp.arrays(np.float64, (3, 3), elements=st.floats(-1, 1)), st.booleans())
+def test_where_costs_only_grow_each_step_is_the_best_one(values: Array, grow: bool) -> None:
+    """Pairs of heads that stand in for each other; without them, costs do not change."""
     heads = [(int(layer), int(head)) for layer, head in itertools.product(range(3), range(3))]
 
     def loss(removed: tuple[Head, ...]) -> float:
-        total = sum(values[head] for head in removed)
-        return float(total + 0.3 * sum(values[a] * values[b] for a, b in itertools.combinations(sorted(removed), 2)))
+        pairs = itertools.combinations(sorted(removed), 2)
+        return float(
+            sum(values[head] for head in removed) + grow * 0.3 * sum(abs(values[a] * values[b]) for a, b in pairs)
+        )
 
-    path = greedy_removal(
-        {head: loss((head,)) for head in heads}, lambda sets: [loss(s) for s in sets], 0.0, tries=tries, limit=1e9
-    )
+    path, measured = _greedy({head: loss((head,)) for head in heads}, loss, len(heads))
     assert sorted(path) == heads
-    if tries == 9:
-        for count in range(9):
-            best = min(loss((*path[:count], head)) for head in heads if head not in path[:count])
-            assert loss(tuple(path[: count + 1])) == pytest.approx(best)
+    assert len(heads) <= measured <= 45
+    for count in range(9):
+        best = min(loss((*path[:count], head)) for head in heads if head not in path[:count])
+        assert loss(tuple(path[: count + 1])) == pytest.approx(best, abs=1e-9)
+
+
+@given(hnp.arrays(np.float64, (7, 4), elements=st.floats(-0.1, 0.2)))
+def test_what_is_removable_is_final_once_every_window_has_risen(steps: Array) -> None:
+    """Whatever comes after that, number and error stay the same."""
+    rises = np.concatenate([np.zeros((1, 4)), steps.cumsum(axis=0)])
+    (risen,) = np.nonzero((rises > NEGLIGIBLE_RISE + 1e-9).all(axis=1))
+    assume(risen.size)
+    curve = np.repeat(3 + rises[:, :, None], 5, axis=2)
+    whole, stopped = removable(curve), removable(curve[: risen[0] + 1])
+    assert (stopped.value, stopped.se) == (whole.value, whole.se)
 
 
 def test_removable_heads_are_counted_up_to_the_first_rise() -> None:
@@ -160,34 +200,6 @@ def test_removable_heads_are_counted_up_to_the_first_rise() -> None:
     assert removable(curve[:1]).value == 0
     with pytest.raises(NoData):
         removable(curve * np.nan)
-
-
-@given(st.integers(1, 40), st.integers(1, 12), st.integers(1, 100))
-def test_subsets_are_balanced(heads: int, size: int, rows: int) -> None:
-    subsets = random_subsets(heads, size, rows)
-    assert subsets.shape == (rows, heads)
-    assert subsets.sum(axis=1).max() <= size
-    assert np.ptp(subsets.sum(axis=0)) <= 1
-    assert (subsets == random_subsets(heads, size, rows)).all()
-
-
-def test_main_effects_of_effects_that_add_up() -> None:
-    random = np.random.default_rng(3)
-    effects = random.normal(0, 1, 20)
-    subsets = random_subsets(20, 4, 400)
-    rises = subsets @ effects + random.normal(0, 0.1, 400)
-    found = main_effects("head_importance_screen", subsets, rises)
-    x = subsets.astype(np.float64)
-    # Ridge as least squares with three pseudo-observations of zero for each head.
-    padded = np.vstack([x, np.sqrt(3.0) * np.eye(20)])
-    expected = np.linalg.lstsq(padded, np.concatenate([rises, np.zeros(20)]), rcond=None)[0]
-    values = np.array([estimate.value for estimate in found])
-    assert np.abs(values - expected).max() < 1e-9
-    assert scipy_stats.spearmanr(values, effects)[0] > 0.97
-    assert {estimate.n for estimate in found} == {80}
-    assert all(estimate.se is not None and 0 < estimate.se < 0.2 for estimate in found)
-    with pytest.raises(NoData, match="do not belong"):
-        main_effects("head_importance_screen", subsets, rises[:-1])
 
 
 def _at(estimates: list[Estimate]) -> dict[tuple[str, Place], float]:
@@ -212,9 +224,24 @@ def test_values_of_heads_are_at_their_heads() -> None:
         ("head_interchange_share", Place(2, 1)): 0.5,
     }
 
-    subsets = random_subsets(2, 1, 40).astype(np.int64)
-    screen = {"heads": heads, "subsets": subsets, "rises": subsets @ np.array([0.25, 0.5])}
-    effects = screened_importance(screen)
-    assert [effect.place for effect in effects] == [Place(0, 3), Place(2, 1)]
-    plain = main_effects("head_importance_screen", subsets != 0, screen["rises"])
-    assert [effect.value for effect in effects] == [effect.value for effect in plain]
+    effects = screened_importance({"heads": heads, "nll": nll, "nll_zero": 1 + rises})
+    assert _at(effects) == {
+        ("head_importance_screen", Place(0, 3)): 0.25,
+        ("head_importance_screen", Place(2, 1)): 0.5,
+    }
+
+
+def test_the_error_of_a_screen_is_that_of_its_windows() -> None:
+    """Its intervals cover the mean over all windows as often as two windows can tell."""
+    random = np.random.default_rng(7)
+    covered = []
+    for _ in range(400):
+        shifts = random.normal(0.3, 0.1, (2, 1))
+        base = random.normal(3, 1, (2, 20))
+        screen = {"heads": np.array([[0, 0]]), "nll": base, "nll_zero": (base + shifts)[None]}
+        (effect,) = screened_importance(screen)
+        assert effect.clusters == 2
+        assert effect.se is not None
+        # Student's t with one degree of freedom: 12.7 standard errors hold 95 %.
+        covered.append(abs(effect.value - 0.3) <= 12.706 * effect.se)
+    assert 0.91 < np.mean(covered) < 0.99

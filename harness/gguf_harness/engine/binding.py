@@ -85,6 +85,7 @@ _SIGNATURES: Final[dict[str, tuple[list[Any], Any]]] = {
         [ctypes.c_void_p, ctypes.POINTER(Tensor), *[ctypes.c_int64] * 4, *[ctypes.c_size_t] * 4],
         ctypes.POINTER(Tensor),
     ),
+    "ggml_set_input": ([ctypes.POINTER(Tensor)], None),
     "ggml_set_name": ([ctypes.POINTER(Tensor), ctypes.c_char_p], ctypes.POINTER(Tensor)),
     "ggml_commit": ([], ctypes.c_char_p),
     "ggml_version": ([], ctypes.c_char_p),
@@ -163,6 +164,7 @@ def check_layout() -> None:
     try:
         source = ggml.ggml_new_tensor_4d(context, 0, 7, 5, 3, 2)
         ggml.ggml_set_name(source, b"layout-probe")
+        ggml.ggml_set_input(source)
         view = ggml.ggml_view_4d(context, source, 3, 2, 2, 1, 28, 140, 420, 56)
         tensor, seen = source.contents, view.contents
         layout = {
@@ -170,6 +172,7 @@ def check_layout() -> None:
             "ne": list(tensor.ne),
             "nb": list(tensor.nb),
             "name": tensor.name,
+            "flags": tensor.flags,
             "size": ctypes.sizeof(Tensor) <= ggml.ggml_tensor_overhead(),
             "view_src": seen.view_src == ctypes.addressof(tensor),
             "view_offs": seen.view_offs,
@@ -183,6 +186,7 @@ def check_layout() -> None:
         "ne": [7, 5, 3, 2],
         "nb": [4, 28, 140, 420],
         "name": b"layout-probe",
+        "flags": 1,
         "size": True,
         "view_src": True,
         "view_offs": 56,

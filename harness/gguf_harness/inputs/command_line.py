@@ -328,8 +328,8 @@ def _add_what_comes_of_it(add: Callable[..., None]) -> None:
     add("--gguf-head-windows", metavar="N", type=at_least(2), default=4,
         help="windows of 96 tokens, spread over the corpus, on which heads are ablated (default: 4)")  # fmt: skip
     add("--gguf-head-limit", metavar="N|all", type=all_or_at_least(2), default=64,
-        help="most heads of a model that are ablated one by one; of more, those that ablations of random subsets put "
-        "first (default: 64)")  # fmt: skip
+        help="most heads of a model that are ablated one by one; of more, those that cost most when they "
+        "are ablated on two windows (default: 64)")  # fmt: skip
     add("--gguf-analytics-gpu", metavar="INDEX", type=at_least(-1), default=None,
         help="NVIDIA GPU for analyses of activations and embeddings, -1 for none; used where cuML is installed "
         "(default: the second, or else the first)")  # fmt: skip

@@ -5,8 +5,7 @@ Per-token values come as [..., windows, scored tokens]; a window is a cluster.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import numpy as np
@@ -27,8 +26,6 @@ __all__ = [
     "importance_of_heads",
     "interchange_share",
     "interchange_shares",
-    "main_effects",
-    "random_subsets",
     "rank_correlation",
     "removable",
     "screened_importance",
@@ -41,9 +38,6 @@ Head = tuple[int, int]
 
 NEGLIGIBLE_RISE: Final = 0.05
 """Nats per token: perplexity grows by 5 %."""
-
-_RIDGE: Final = 3.0
-"""As if each head had been in three more subsets, which cost nothing."""
 
 
 def importance(metric: str, values: ArrayLike, base: ArrayLike | None = None, place: Place = WHOLE) -> Estimate:
@@ -180,23 +174,27 @@ def top_overlap(first: ArrayLike, second: ArrayLike, top: int) -> Estimate:
 
 def greedy_removal(
     costs: Mapping[Head, float],
-    losses: Callable[[list[tuple[Head, ...]]], Sequence[float]],
-    start: float,
+    losses: Callable[[tuple[Head, ...]], NDArray[np.float64]],
+    start: NDArray[np.float64],
     *,
     tries: int,
-    limit: float,
+    most: float,
+    enough: float,
 ) -> list[Head]:
-    """Remove heads one by one, always the one that costs least, until the loss has risen by `limit` or none is left.
+    """Remove heads one by one, always the one that costs least, until the loss has risen far enough or none is left.
 
-    Of the remaining heads, only the `tries` cheapest by the last known costs are measured again: costs change slowly
-    (after Minoux 1978, Accelerated greedy algorithms, without its guarantee: the loss is not submodular).
+    Costs change slowly. The remaining heads are measured again in the order of their last known costs, `tries` at most
+    at each step, and no more once one costs no more than the next is known to: Minoux (1978), Accelerated greedy
+    algorithms. That finds the cheapest of all if costs never fall as heads are removed; they may, so this is a path on
+    which little is lost, and not always the best one.
 
     Args:
         costs: cost of removing each head alone, in nats.
-        losses: the loss with each of several sets of heads removed.
-        start: the loss with all heads.
+        losses: [windows] the loss with a set of heads removed.
+        start: [windows] the loss with all heads.
         tries: how many heads are measured again at each step.
-        limit: rise of the loss, in nats, at which to stop.
+        most: rise of the mean loss, in nats, at which to stop.
+        enough: rise, in nats, at which to stop once the loss of every window has risen so far.
 
     Returns:
         The heads in the order of their removal.
@@ -204,11 +202,15 @@ def greedy_removal(
     known = dict(costs)
     removed: list[Head] = []
     loss = start
-    while known and loss - start < limit:
-        tried = sorted(known, key=lambda head: (known[head], head))[:tries]
-        tried_losses = list(losses([(*removed, head) for head in tried]))
-        known.update({head: value - loss for head, value in zip(tried, tried_losses, strict=True)})
-        loss, best = min(zip(tried_losses, tried, strict=True))
+    while known and (loss - start).mean() < most and (loss - start).min() < enough:
+        tried: dict[Head, NDArray[np.float64]] = {}
+        for head in sorted(known, key=lambda head: (known[head], head))[:tries]:
+            if tried and min(known[other] for other in tried) <= known[head]:
+                break
+            tried[head] = losses((*removed, head))
+            known[head] = float((tried[head] - loss).mean())
+        best = min(tried, key=lambda head: (known[head], head))
+        loss = tried[best]
         removed.append(best)
         del known[best]
     return removed
@@ -237,53 +239,18 @@ def removable(curve: ArrayLike, rise: float = NEGLIGIBLE_RISE) -> Estimate:
     return Estimate("heads_removable", of(np.arange(count)), losses[0].size, bootstrap_se(of, count), None, count)
 
 
-def random_subsets(heads: int, size: int, rows: int, seed: int = 0) -> NDArray[np.bool_]:
-    """[rows, heads] random subsets of about `size` heads; all heads occur equally often, except in the last few.
-
-    Each run of heads / size rows is a random partition of the heads.
-    """
-    random = np.random.default_rng(seed)
-    parts = max(1, -(-heads // size))
-    chosen = np.zeros((-(-rows // parts) * parts, heads), dtype=np.bool_)
-    for first in range(0, len(chosen), parts):
-        for row, part in enumerate(np.array_split(random.permutation(heads), parts)):
-            chosen[first + row, part] = True
-    return chosen[:rows]
-
-
-def main_effects(metric: str, subsets: NDArray[np.bool_], rises: ArrayLike) -> list[Estimate]:
-    """Cost of each head, to first order, from the costs of subsets of heads: a ridge regression.
-
-    Effects b of rises y on indicators X: b = (X'X + r I)^-1 X'y, with the residuals' variance for their errors. Hoerl
-    and Kennard (1970), Ridge Regression. Measuring in groups is more exact than one by one if effects are additive:
-    Hotelling (1944), Some Improvements in Weighing. Effects of heads are only partly additive, so this is an estimate
-    for selecting heads.
-
-    Args:
-        metric: its name.
-        subsets: [rows, heads] which heads each row lacks.
-        rises: [rows] rise of the loss of each row, in nats.
-    """
-    x, y = subsets.astype(np.float64), require_samples(rises, metric)[0]
-    if x.shape[0] != len(y) or x.shape[1] < 1:
-        raise NoData(f"{len(y)} rises of the loss do not belong to {x.shape[0]} subsets of {x.shape[1]} heads.")
-    inverse = np.linalg.inv(x.T @ x + _RIDGE * np.eye(x.shape[1]))
-    effects = inverse @ (x.T @ y)
-    freedom = len(y) - float(np.trace(x @ inverse @ x.T))
-    residuals = y - x @ effects
-    spread = np.sqrt(np.diag(inverse @ (x.T @ x) @ inverse) * float(residuals @ residuals) / freedom)
-    return [
-        Estimate(metric, value, int(count), error if count > 1 else None)
-        for value, error, count in zip(effects.tolist(), spread.tolist(), x.sum(axis=0).tolist(), strict=True)
-    ]
-
-
 def screened_importance(screen: Mapping[str, NDArray[Any]]) -> list[Estimate]:
-    """`main_effects` of a screen, each at its head.
+    """`importance` of each head on some of the windows, of which it is an estimate.
+
+    Heads that are ablated together, in random subsets of which a regression would find what each costs (Hotelling 1944,
+    Some Improvements in Weighing), tell less at the same number of decodes: what differs between measurements is not
+    noise, of which more weighings in groups would be rid, but what heads do in each window, which the groups add up.
 
     Args:
-        screen: heads, [n, 2] layers and heads; subsets, [rows, n] which heads each row lacks; rises, [rows].
+        screen: heads, [n, 2] layers and heads; nll, [windows, scored tokens] of the whole model, and nll_zero,
+            [n, windows, scored tokens] without each of them.
     """
-    effects = main_effects("head_importance_screen", screen["subsets"] != 0, screen["rises"])
-    heads = screen["heads"].tolist()
-    return [replace(effect, place=Place(*head)) for effect, head in zip(effects, heads, strict=True)]
+    return [
+        importance("head_importance_screen", values, screen["nll"], Place(*head))
+        for head, values in zip(screen["heads"].tolist(), screen["nll_zero"], strict=True)
+    ]

@@ -7,10 +7,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from gguf_harness.measure.heads import tasks
-from gguf_harness.measure.heads.patched import read_layout
+from gguf_harness.measure.heads.layout import read_layout
 from gguf_harness.measure.measurement import ARRAYS, Files, Job, Measurement
 from gguf_harness.measure.passes.tasks import CorpusText
-from gguf_harness.metrics.importance import Head, main_effects, window_rises
+from gguf_harness.metrics.importance import NEGLIGIBLE_RISE, Head, screened_importance, window_rises
 from gguf_harness.store.arrays import Arrays
 
 if TYPE_CHECKING:
@@ -33,20 +33,27 @@ _MOST_LOGITS: Final = 1 << 28
 _MOST_SEQUENCES: Final = 64
 """Most sequences of a batch: llama.cpp allows 256."""
 
+_SCREENED_WINDOWS: Final = 2
+"""Of a screen: fewer have no error."""
+
 _TRIES: Final = 4
 _MOST_RISE: Final = 1.0
-"""Greedy removal: heads measured again at each step, and the rise of the loss in nats at which it ends."""
+_ENOUGH_RISE: Final = 2 * NEGLIGIBLE_RISE
+"""Greedy removal: most heads measured again at each step, and rises of the loss in nats at which it ends: of the mean,
+and of each window. Once the loss of every window has risen by more than NEGLIGIBLE_RISE, the number of heads that can
+go is known, and so is its error. Candidates, which follow the same path, have some more steps for that.
+"""
 
 
-def _measurement(name: str, task: Callable[..., Arrays]) -> Measurement[Arrays]:
-    return Measurement(f"heads/{name}", 2, task, "sequences", ARRAYS)
+def _measurement(name: str, task: Callable[..., Arrays], version: int = 2) -> Measurement[Arrays]:
+    return Measurement(f"heads/{name}", version, task, "sequences", ARRAYS)
 
 
-_SCREEN: Final = _measurement("screen", tasks.run_head_screen)
+_SCREEN: Final = _measurement("screen", tasks.run_head_screen, 3)
 _SWEEP: Final = _measurement("sweep", tasks.run_head_sweep)
 _VALUES: Final = _measurement("values", tasks.run_head_values)
 _INTERCHANGE: Final = _measurement("interchange", tasks.run_head_interchange)
-_REMOVAL: Final = _measurement("removal", tasks.run_head_removal)
+_REMOVAL: Final = _measurement("removal", tasks.run_head_removal, 3)
 _PATH: Final = _measurement("path", tasks.run_head_path)
 _IN_PLACE: Final[Files[Arrays]] = Files("values", lambda *_: True)
 """The reference's values are read from the entry's own arrays."""
@@ -93,9 +100,8 @@ class HeadAblation:
         return arrays
 
     def screen(self, model: Subject) -> Arrays:
-        """Random subsets of heads ablated together; see `run_head_screen`."""
-        label = f"screen of heads of {model.name}"
-        return self._core.measure(self._job(_SCREEN, label, model, lambda request: (request,)))
+        """Every head ablated alone on a few windows; see `run_head_screen`."""
+        return self._core.measure(self._screen(model))
 
     def interchange(self, candidate: Subject, reference: Subject) -> Arrays:
         """The reference's heads in a candidate; see `run_head_interchange`."""
@@ -136,9 +142,18 @@ class HeadAblation:
         )
         return arrays
 
+    def _screen(self, model: Subject) -> Job[Arrays]:
+        count = min(_SCREENED_WINDOWS, self._core.options.head_windows)
+        label = f"screen of heads of {model.name}"
+        return self._job(_SCREEN, label, model, lambda request: (request, count), screened=count)
+
     def _sweep(self, model: Subject, heads: list[Head]) -> Job[Arrays]:
-        label = f"ablating heads of {model.name}"
-        return self._job(_SWEEP, label, model, lambda request: (request, heads), heads=heads)
+        screened = self._is_screened(model)
+
+        def arguments(request: tasks.HeadRequest) -> tuple[Any, ...]:
+            return request, heads, self.screen(model) if screened else None
+
+        return self._job(_SWEEP, f"ablating heads of {model.name}", model, arguments, heads=heads)
 
     def _removal(self, model: Subject, heads: list[Head], label: str) -> Job[Arrays]:
         sweep_job = self._sweep(model, heads)
@@ -147,10 +162,11 @@ class HeadAblation:
             sweep = self._core.measure(sweep_job)
             rises = window_rises(sweep["nll_zero"], sweep["nll"]).mean(axis=1)
             costs = {head: float(rise) for head, rise in zip(heads, rises, strict=True)}
-            return request, costs, _TRIES, _MOST_RISE
+            return request, costs, _TRIES, _MOST_RISE, _ENOUGH_RISE
 
         sweep = self._core.entry(sweep_job).digest
-        more = {"heads": heads, "sweep": sweep, "tries": _TRIES, "most_rise": _MOST_RISE}
+        rises = {"most_rise": _MOST_RISE, "enough_rise": _ENOUGH_RISE}
+        more = {"heads": heads, "sweep": sweep, "tries": _TRIES, **rises}
         return self._job(_REMOVAL, label, model, arguments, **more)
 
     def _job(
@@ -171,9 +187,7 @@ class HeadAblation:
 
     def _heads(self, model: Subject) -> list[Head]:
         """The same heads for all subjects with the reference's shape, so that they can be compared."""
-        every, chooser = self._all(model), model
-        if self._reference is not None and self._all(self._reference) == every:
-            chooser = self._reference
+        every, chooser = self._all(model), self._chooser(model)
         heads = self._chosen(chooser)
         if len(heads) < len(every):
             self._core.notes.warn(
@@ -181,6 +195,16 @@ class HeadAblation:
                 f"{chooser.name}; --gguf-head-limit=all takes all."
             )
         return heads
+
+    def _chooser(self, model: Subject) -> Subject:
+        """Whose screen chooses the heads of a model."""
+        reference = self._reference
+        return model if reference is None or self._all(reference) != self._all(model) else reference
+
+    def _is_screened(self, model: Subject) -> bool:
+        """Whether a model's own screen chooses its heads."""
+        limit = self._core.options.head_limit
+        return limit is not None and len(self._all(model)) > limit and self._chooser(model).key() == model.key()
 
     def _all(self, model: Subject) -> list[Head]:
         """(layer, head) of every head of a model."""
@@ -191,8 +215,7 @@ class HeadAblation:
         heads, limit = self._all(model), self._core.options.head_limit
         if limit is None or len(heads) <= limit:
             return heads
-        screen = self.screen(model)
-        effects = [e.value for e in main_effects("head_importance_screen", screen["subsets"] != 0, screen["rises"])]
+        effects = [effect.value for effect in screened_importance(self.screen(model))]
         best = sorted(zip(effects, heads, strict=True), reverse=True)[:limit]
         return sorted(head for _, head in best)
 

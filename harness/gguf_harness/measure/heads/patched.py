@@ -1,94 +1,31 @@
 """Decodes with changed heads: a batch contains several variants of a model's windows, each with its own changes.
 
 A change replaces columns of `blocks.{i}.attn.z`, the mixed values of one head before the output projection, in the
-rows of one sequence. llama.cpp stops only at the changed layers.
+rows of one sequence. llama.cpp stops only at the changed layers. What comes before the first of them is as in a decode
+without the change: it is taken from that one, and not computed again.
 """
 
 from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Final
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING
 
 from gguf_harness.engine.lanes import Lanes, count_lanes
 from gguf_harness.engine.settings import SessionSettings
-from gguf_harness.errors import NOT_FINITE_HINT, EngineError, ModelError
-from gguf_harness.gguf.header import read_header
-from gguf_harness.metrics.divergence import DivergenceKernel
+from gguf_harness.errors import EngineError
+from gguf_harness.measure.heads.distributions import Distributions, Values
+from gguf_harness.measure.heads.layout import HeadLayout, stream_tap, z_tap
+from gguf_harness.measure.heads.states import States, decode_windows
 
 if TYPE_CHECKING:
-    from gguf_harness.engine.context import Context
+    from gguf_harness.engine.graph_record import GraphRecord
     from gguf_harness.engine.model import Model, Tokens
+    from gguf_harness.engine.taps import Given
 
-__all__ = ["Change", "Distributions", "HeadLayout", "Job", "Patched", "Values", "Variant", "read_layout", "read_values"]
-
-Values = NDArray[np.float32]
-
-_FIRST: Final = 16
-"""Positions before this one are not scored: heads have too little context there. All later ones are scored, not only
-the second half as in a pass, since a model is compared with itself on the same tokens.
-"""
-
-
-_MOST_HEADS: Final = 1 << 17
-"""Most heads of a model: the largest models have 16 thousand."""
-
-
-@dataclass(frozen=True, slots=True)
-class HeadLayout:
-    """Layout of the query heads of a model; `heads` is their number by layer, 0 for a layer without attention."""
-
-    architecture: str
-    heads: tuple[int, ...]
-
-    @property
-    def all(self) -> list[tuple[int, int]]:
-        """(layer, head) of every head."""
-        return [(layer, head) for layer, count in enumerate(self.heads) for head in range(count)]
-
-    @property
-    def layers(self) -> list[int]:
-        """Layers that have heads."""
-        return [layer for layer, count in enumerate(self.heads) if count]
-
-    def columns(self, layer: int, head: int, width: int) -> slice:
-        """The columns of z that belong to a head; heads that share keys and values have separate columns."""
-        size, rest = divmod(width, self.heads[layer])
-        if rest:
-            raise EngineError(
-                f"Layer {layer} mixes {width} values, which {self.heads[layer]} heads cannot share.",
-                f"Heads of the architecture {self.architecture} cannot be distinguished here.",
-            )
-        return slice(head * size, (head + 1) * size)
-
-
-def read_layout(file: Path) -> HeadLayout:
-    """The heads of a model, from the header of its (first) file.
-
-    Raises:
-        ModelError: the file does not say how many heads its layers have.
-    """
-    metadata = read_header(file).metadata
-    architecture = metadata.name("general.architecture") or "none"
-    # Checked before use: a header may claim anything.
-    layers = metadata.integer(f"{architecture}.block_count", most=_MOST_HEADS)
-    heads = metadata.by_layer(f"{architecture}.attention.head_count", layers or 0)
-    kv_heads = metadata.by_layer(f"{architecture}.attention.head_count_kv", layers or 0)
-    if heads is not None and kv_heads is not None:
-        # A layer without keys and values has another mixer, or none: it has no heads.
-        heads = tuple(count if kv else 0 for count, kv in zip(heads, kv_heads, strict=True))
-    if heads is None or not 0 < sum(heads) <= _MOST_HEADS:
-        raise ModelError(
-            f"{file.name} has {layers} layers and {heads} heads by its header, expected plausible numbers.",
-            "Heads can be measured in models with attention only.",
-        )
-    return HeadLayout(architecture, heads)
+__all__ = ["Change", "Job", "Patched", "Variant"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,46 +45,25 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """A window to decode with some changes."""
+    """A window to decode with some changes.
+
+    Attributes:
+        window: its number.
+        changes: all that it is decoded with.
+        since: the first layer whose z differs from the states that the decode begins with, where some of the changes
+            are in these already; None for the first changed layer.
+        into: by tap, [windows, n_ctx, width] arrays: what later layers work on is written into this window's part.
+    """
 
     window: int
     changes: tuple[Change, ...] = ()
+    since: int | None = None
+    into: Mapping[str, Values] | None = None
 
-
-class Distributions:
-    """Next-token distributions of all scored positions, in memory, for comparisons.
-
-    Args:
-        windows: [windows, n_ctx] tokens.
-        vocabulary: length of a row.
-        logs: [windows, scored, vocabulary] log-probabilities up to a constant, the largest 0; empty if not given.
-    """
-
-    def __init__(self, windows: Tokens, vocabulary: int, logs: Values | None = None) -> None:
-        self.windows = windows
-        self.first = min(_FIRST, windows.shape[1] // 2)
-        self.shape = (len(windows), windows.shape[1] - 1 - self.first)
-        self.logs = np.empty((*self.shape, vocabulary), dtype=np.float32) if logs is None else logs
-
-    def keep(self, window: int, logits: Values) -> None:
-        """Keep the distributions of a window, [scored, vocabulary] logits."""
-        np.subtract(logits, logits.max(axis=1, keepdims=True), out=self.logs[window])
-
-    def compare(self, window: int, logits: Values) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """(negative log-likelihood of the tokens that follow, KL(kept || these)), each [scored], in nats."""
-        kernel = DivergenceKernel(logits.shape[1])
-        targets = self.windows[window, self.first + 1 :]
-        nll, kld = np.empty(self.shape[1]), np.empty(self.shape[1])
-        for row, (kept, row_logits, target) in enumerate(zip(self.logs[window], logits, targets, strict=True)):
-            compared = kernel(kept, row_logits)
-            kld[row] = compared.values[0]
-            nll[row] = compared.log_normalizer - float(row_logits[target])
-        if not (np.isfinite(nll).all() and np.isfinite(kld).all()):
-            raise EngineError(
-                f"The logits of window {window} are not finite: the model computes NaN or infinity there.",
-                NOT_FINITE_HINT,
-            )
-        return nll, kld
+    @property
+    def begins(self) -> int | None:
+        """The first layer that differs from the states; None if nothing is changed."""
+        return min((change.layer for change in self.changes), default=None) if self.since is None else self.since
 
 
 Job = tuple[Variant, Callable[[Values], None]]
@@ -155,39 +71,113 @@ Job = tuple[Variant, Callable[[Values], None]]
 any thread.
 """
 
+_Records = dict[int, "GraphRecord | None"]
+"""Graphs by number of windows in a batch; None where they cannot be shortened."""
+
 
 class _Lane(contextlib.AbstractContextManager["_Lane"]):
-    """A context whose patches are set before each decode."""
+    """A context whose patches are set before each decode.
 
-    def __init__(self, model: Model, settings: SessionSettings, layout: HeadLayout) -> None:
+    Args:
+        model: the loaded model.
+        settings: of this context.
+        layout: the model's heads.
+        records: which all lanes share; None if every layer is to be computed.
+    """
+
+    def __init__(self, model: Model, settings: SessionSettings, layout: HeadLayout, records: _Records | None) -> None:
         from gguf_harness.engine.context import Context
         from gguf_harness.engine.taps import Taps
 
-        self._changes: dict[str, list[tuple[slice, slice, Values]]] = {}
         self._rows = 0
+        self._changes: dict[str, list[tuple[slice, slice, Values]]] = {}
+        self._receivers: dict[str, list[tuple[slice, Values]]] = {}
+        self._records = records
+        self._known = [tap(layer) for layer in layout.layers for tap in (z_tap, stream_tap) if layer or tap is z_tap]
         self._taps = Taps(layout.architecture, len(layout.heads), changing=True)
         self._context = Context(model, settings, self._taps)
 
-    def decode(self, windows: Tokens, variants: Sequence[Variant], first: int) -> list[Values]:
-        """[scored, vocabulary] logits of each variant: views, valid until the next decode."""
-        n = windows.shape[1]
-        self._changes, self._rows = {}, n * len(variants)
+    def decode(self, windows: Tokens, variants: Sequence[Variant], first: int, states: States | None) -> list[Values]:
+        """[scored, vocabulary] logits of each variant: views, valid until the next decode.
+
+        Args:
+            windows: [windows, n_ctx] tokens.
+            variants: what to decode.
+            first: first scored position.
+            states: what is known before the first layer that differs; None for nothing.
+        """
+        from gguf_harness.engine.graph_record import GraphChanged
+
+        tokens = windows[[variant.window for variant in variants]]
+        self._prepare(variants, windows.shape[1])
+        given = None if states is None else self._given(variants, states)
+        if given is not None:
+            spared = given.record.spared(given.values)
+            places = given.record.places
+            self._watch([tap for tap in self._changes if places[tap] not in spared], given)
+            try:
+                return decode_windows(self._context, tokens, first)
+            except GraphChanged:
+                self._keep(len(variants), None)
+        self._watch(list(self._changes), None)
+        logits = decode_windows(self._context, tokens, first)
+        if self._records is not None and len(variants) not in self._records:
+            self._keep(len(variants), self._taps.record(self._known))
+        return logits
+
+    def _prepare(self, variants: Sequence[Variant], n: int) -> None:
+        self._rows = n * len(variants)
+        self._changes, self._receivers = {}, {}
         for place, variant in enumerate(variants):
             rows = slice(place * n, (place + 1) * n)
             for change in variant.changes:
-                self._changes.setdefault(_z(change.layer), []).append((rows, change.columns, change.values))
-        self._taps.watch(patch=dict.fromkeys(self._changes, self._patch))
-        return _decode(self._context, windows[[variant.window for variant in variants]], first)
+                self._changes.setdefault(z_tap(change.layer), []).append((rows, change.columns, change.values))
+            for tap, into in (variant.into or {}).items():
+                self._receivers.setdefault(tap, []).append((rows, into[variant.window]))
+
+    def _watch(self, patched: Sequence[str], given: Given | None) -> None:
+        self._taps.watch(
+            read=dict.fromkeys(self._receivers, self._read), patch=dict.fromkeys(patched, self._patch), given=given
+        )
+
+    def _given(self, variants: Sequence[Variant], states: States) -> Given | None:
+        """What is known of a batch before its first changed layer, and z of that layer with its changes."""
+        from gguf_harness.engine.taps import Given
+
+        record = None if self._records is None else self._records.get(len(variants))
+        begins = [variant.begins for variant in variants]
+        layers = [layer for layer in begins if layer is not None]
+        if record is None or len(layers) < len(begins):
+            return None
+        layer = min(layers)
+        values = states.known(layer, [variant.window for variant in variants])
+        if not (values.keys() | self._changes.keys()) <= record.places.keys():
+            return None
+        tap = z_tap(layer)
+        values[tap] = self._patch(tap, values[tap])
+        return Given(record, values)
+
+    def _keep(self, count: int, record: GraphRecord | None) -> None:
+        if self._records is not None:
+            self._records[count] = record
 
     def _patch(self, tap: str, values: Values) -> Values:
+        self._check(tap, values)
+        for rows, columns, new in self._changes[tap]:
+            values[rows, columns] = new
+        return values
+
+    def _read(self, tap: str, values: Values) -> None:
+        self._check(tap, values)
+        for rows, into in self._receivers[tap]:
+            into[:] = values[rows]
+
+    def _check(self, tap: str, values: Values) -> None:
         if len(values) != self._rows:
             raise EngineError(
                 f"{tap} has {len(values)} rows, expected the {self._rows} of the whole batch.",
                 "The physical batch has to hold the logical one.",
             )
-        for rows, columns, new in self._changes[tap]:
-            values[rows, columns] = new
-        return values
 
     def __exit__(self, *_: object) -> None:
         self._context.close()
@@ -200,67 +190,40 @@ class Patched(contextlib.AbstractContextManager["Patched"]):
         model: the loaded model.
         settings: of all contexts together; the physical batch holds the logical one.
         layout: the model's heads.
+
+    Attributes:
+        shortens: whether decodes can begin at the layers that they change. Not where a GPU takes part: its graph has
+            parts that cannot be told from one another (`GraphRecord.of`).
     """
 
     def __init__(self, model: Model, settings: SessionSettings, layout: HeadLayout) -> None:
-        count = count_lanes(settings)
-        lane = settings.lane(count)
+        self._count = count_lanes(settings)
+        lane = settings.lane(self._count)
         self._size = lane.n_seq
-        self._lanes = Lanes(count, lambda: _Lane(model, lane, layout))
+        self.shortens = not model.offloads
+        records: _Records | None = {} if self.shortens else None
+        self._lanes = Lanes(self._count, lambda: _Lane(model, lane, layout, records))
 
-    def decode(self, kept: Distributions, jobs: Sequence[Job]) -> Iterator[int]:
-        """Do all jobs on windows of `kept`, and yield the number of finished jobs now and then."""
+    def decode(self, kept: Distributions, jobs: Sequence[Job], states: States | None = None) -> Iterator[int]:
+        """Do all jobs on windows of `kept`, and yield the number of finished jobs now and then.
+
+        Args:
+            kept: has the windows.
+            jobs: what to decode. A batch is computed from the first layer on that one of its jobs changes, so jobs of
+                one layer should follow each other.
+            states: what is known of all windows before the first layer that a job changes; None to compute all layers.
+        """
 
         def work(lane: _Lane, group: Sequence[Job]) -> int:
-            logits = lane.decode(kept.windows, [variant for variant, _ in group], kept.first)
+            logits = lane.decode(kept.windows, [variant for variant, _ in group], kept.first, states)
             for (_, take), rows in zip(group, logits, strict=True):
                 take(rows)
             return len(group)
 
-        groups = [jobs[at : at + self._size] for at in range(0, len(jobs), self._size)]
+        # Few jobs are shared by all lanes.
+        size = min(self._size, max(1, -(-len(jobs) // self._count)))
+        groups = [jobs[at : at + size] for at in range(0, len(jobs), size)]
         yield from itertools.accumulate(self._lanes.map(work, groups))
 
     def __exit__(self, *exception: object) -> None:
         self._lanes.__exit__(*exception)
-
-
-def read_values(model: Model, settings: SessionSettings, layout: HeadLayout, kept: Distributions) -> dict[int, Values]:
-    """Decode the unchanged windows: fill the distributions, and yield z by layer, each [windows, n_ctx, width].
-
-    Args:
-        model: the loaded model.
-        settings: as for `Patched`; batches are those of one of its contexts.
-        layout: the model's heads.
-        kept: has the windows, and takes the distributions.
-    """
-    from gguf_harness.engine.context import Context
-    from gguf_harness.engine.taps import Taps
-
-    z: dict[int, list[Values]] = {layer: [] for layer in layout.layers}
-    taps = {_z(layer): layer for layer in layout.layers}
-    reading = Taps(
-        layout.architecture,
-        len(layout.heads),
-        read=dict.fromkeys(taps, lambda tap, values: z[taps[tap]].append(values)),
-    )
-    count, n = kept.windows.shape
-    settings = settings.lane(count_lanes(settings))
-    with Context(model, settings, reading) as context:
-        for start in range(0, count, settings.n_seq):
-            group = range(start, min(start + settings.n_seq, count))
-            for window, logits in zip(group, _decode(context, kept.windows[group], kept.first), strict=True):
-                kept.keep(window, logits)
-    return {layer: np.concatenate(parts).reshape(count, n, -1) for layer, parts in z.items()}
-
-
-def _decode(context: Context, tokens: Tokens, first: int) -> list[Values]:
-    count, n = tokens.shape
-    positions = np.tile(np.arange(n, dtype=np.int32), count)
-    outputs = (positions >= first) & (positions < n - 1)
-    context.clear()
-    context.decode(tokens.ravel(), positions, np.repeat(np.arange(count, dtype=np.int32), n), outputs)
-    return list(context.output_logits(int(outputs.sum())).reshape(count, n - 1 - first, -1))
-
-
-def _z(layer: int) -> str:
-    return f"blocks.{layer}.attn.z"

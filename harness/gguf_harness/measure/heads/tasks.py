@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gguf_harness.engine.settings import SessionSettings
 from gguf_harness.errors import CorpusError, EngineError, VocabularyMismatch
-from gguf_harness.measure.heads.patched import Change, Distributions, Job, Patched, Variant, read_layout, read_values
+from gguf_harness.measure.heads.distributions import Distributions
+from gguf_harness.measure.heads.layout import read_layout
+from gguf_harness.measure.heads.patched import Change, Job, Patched, Variant
+from gguf_harness.measure.heads.removing import Removal
+from gguf_harness.measure.heads.states import read_states
 from gguf_harness.measure.passes.tasks import CorpusText
 from gguf_harness.measure.prompt_inputs import check_context
-from gguf_harness.metrics.importance import Head, greedy_removal, random_subsets
+from gguf_harness.metrics.importance import Head, greedy_removal
 from gguf_harness.store.arrays import load_arrays
 
 if TYPE_CHECKING:
     from gguf_harness.engine.model import Model, Tokens
     from gguf_harness.engine.worker import WorkerContext
-    from gguf_harness.measure.heads.patched import Values
+    from gguf_harness.measure.heads.distributions import Values
     from gguf_harness.store.arrays import Arrays
 
 __all__ = [
@@ -37,14 +41,6 @@ __all__ = [
 
 _MOST_BYTES: Final = 1 << 30
 """Most bytes of distributions and activations in memory."""
-
-_SUBSET, _SHARE, _ROWS_PER_HEAD, _SEED = 8, 4, 2, 1
-"""Screen: heads ablated together, up to a quarter of all, and sequences decoded per head.
-
-On the model tiny, eight together order the heads better than four or two, at the same cost. A gradient along the direct
-path (each head's output through the final norm and the output matrix) misses the effect of first-layer heads through
-later layers, which is the largest in that model.
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,14 +75,15 @@ class _Measurement:
         vocabulary = self.loaded.vocabulary.n_tokens
         _check_memory(len(windows) * windows.shape[1] * vocabulary * 4, "Next-token distributions")
         self.clean = Distributions(windows, vocabulary)
-        self.values = read_values(self.loaded, self.settings, self.layout, self.clean)
+        self.states = read_states(self.loaded, self.settings, self.layout, self.clean)
+        self.values = self.states.z
 
     def patched(self) -> Patched:
         return Patched(self.loaded, self.settings, self.layout)
 
     def nll(self) -> NDArray[np.float64]:
         """[windows, scored] of the unchanged model."""
-        return np.stack([self.clean.compare(window, logs)[0] for window, logs in enumerate(self.clean.logs)])
+        return np.stack([self.clean.losses(window, logs) for window, logs in enumerate(self.clean.logs)])
 
     def zeros(self, window: int, heads: Sequence[Head]) -> Variant:
         """A window with heads that contribute nothing."""
@@ -124,8 +121,16 @@ def spread_windows(model: Model, request: HeadRequest) -> Tokens:
     return windows
 
 
-def run_head_sweep(worker: WorkerContext, request: HeadRequest, heads: Sequence[Head]) -> Arrays:
+def run_head_sweep(
+    worker: WorkerContext, request: HeadRequest, heads: Sequence[Head], known: Arrays | None = None
+) -> Arrays:
     """Ablate each head alone: its z becomes zero, or its mean over all tokens of the windows.
+
+    Args:
+        worker: that the task runs in.
+        request: the model.
+        heads: to ablate.
+        known: what `run_head_screen` has found on some of the windows, which is not decoded again.
 
     Returns:
         heads, [heads, 2] layer and head; nll, [windows, scored] of the unchanged model; nll_zero, kld_zero, nll_mean
@@ -137,16 +142,56 @@ def run_head_sweep(worker: WorkerContext, request: HeadRequest, heads: Sequence[
     arrays = {
         name: np.empty((len(heads), windows, scored)) for name in ("nll_zero", "kld_zero", "nll_mean", "kld_mean")
     }
+    screened = _screened(known)
     jobs: dict[int, list[Job]] = {layer: [] for layer, _ in heads}
     for place, head in enumerate(heads):
         mean = model.values[head[0]][..., model.columns(head)].mean(axis=(0, 1))
         for kind, values in (("zero", np.zeros_like(mean)), ("mean", mean)):
             for window in range(windows):
                 into = (arrays[f"nll_{kind}"][place, window], arrays[f"kld_{kind}"][place, window])
+                if kind == "zero" and (found := screened.get((head, window))) is not None:
+                    into[0][:], into[1][:] = found
+                    continue
                 variant = Variant(window, (model.change(head, values),))
                 jobs[head[0]].append((variant, partial(_keep, model.clean, window, *into)))
     _work(model, jobs)
     return {"heads": _pairs(heads), "nll": model.nll(), **arrays}
+
+
+def run_head_screen(worker: WorkerContext, request: HeadRequest, count: int) -> Arrays:
+    """Ablate every head alone on some of the windows: its z becomes zero.
+
+    Args:
+        worker: that the task runs in.
+        request: the model.
+        count: how many of its windows, from the first to the last.
+
+    Returns:
+        heads, [heads, 2] of all; windows, [count] which of the requested ones; nll, [count, scored] of the unchanged
+        model; nll_zero and kld_zero, [heads, count, scored].
+    """
+    model = _Measurement(worker, request)
+    heads = model.layout.all
+    chosen = np.unique(np.linspace(0, model.clean.shape[0] - 1, count).round().astype(np.int64))
+    nll, kld = np.empty((2, len(heads), len(chosen), model.clean.shape[1]))
+    jobs: dict[int, list[Job]] = {layer: [] for layer in model.layout.layers}
+    for place, head in enumerate(heads):
+        for at, window in enumerate(chosen.tolist()):
+            keep = partial(_keep, model.clean, window, nll[place, at], kld[place, at])
+            jobs[head[0]].append((model.zeros(window, [head]), keep))
+    _work(model, jobs)
+    return {"heads": _pairs(heads), "windows": chosen, "nll": model.nll()[chosen], "nll_zero": nll, "kld_zero": kld}
+
+
+def _screened(known: Arrays | None) -> dict[tuple[Head, int], tuple[NDArray[Any], NDArray[Any]]]:
+    """(nll, KL) of each head and window of a screen."""
+    if known is None:
+        return {}
+    return {
+        ((layer, head), window): (known["nll_zero"][place, at], known["kld_zero"][place, at])
+        for place, (layer, head) in enumerate(known["heads"].tolist())
+        for at, window in enumerate(known["windows"].tolist())
+    }
 
 
 def run_head_values(worker: WorkerContext, request: HeadRequest) -> Arrays:
@@ -214,37 +259,10 @@ def run_head_interchange(worker: WorkerContext, request: HeadRequest, reference:
     }
 
 
-def run_head_screen(worker: WorkerContext, request: HeadRequest) -> Arrays:
-    """Ablate random subsets of heads together, each in one window: two sequences per head for any number of windows.
-
-    Returns:
-        heads, [heads, 2]; subsets, [rows, heads] which heads were zero; rises, [rows] of the mean negative
-        log-likelihood of that window. See `main_effects`.
-    """
-    model = _Measurement(worker, request)
-    heads = model.layout.all
-    windows, base = model.clean.shape[0], model.nll().mean(axis=1)
-    size = max(1, min(_SUBSET, len(heads) // _SHARE))
-    subsets = random_subsets(len(heads), size, _ROWS_PER_HEAD * len(heads))
-    drawn = np.random.default_rng(_SEED).integers(windows, size=len(subsets))
-    nll = np.empty((len(subsets), model.clean.shape[1]))
-    jobs: list[Job] = [
-        (
-            model.zeros(int(window), [heads[place] for place in np.flatnonzero(subset)]),
-            partial(_keep, model.clean, int(window), nll[row], None),
-        )
-        for row, (window, subset) in enumerate(zip(drawn, subsets, strict=True))
-    ]
-    with model.patched() as patched:
-        for done in patched.decode(model.clean, jobs):
-            worker.progress(done, len(jobs))
-    return {"heads": _pairs(heads), "subsets": subsets, "rises": nll.mean(axis=1) - base[drawn]}
-
-
 def run_head_removal(
-    worker: WorkerContext, request: HeadRequest, costs: dict[Head, float], tries: int, limit: float
+    worker: WorkerContext, request: HeadRequest, costs: dict[Head, float], tries: int, most: float, enough: float
 ) -> Arrays:
-    """Remove heads (their z becomes zero) until the loss has risen by `limit` nats; see `greedy_removal`.
+    """Remove heads (their z becomes zero) until the loss has risen far enough; see `greedy_removal`.
 
     Returns:
         heads, [removed, 2] in their order; nll, [removed + 1, windows, scored], starting with none removed.
@@ -253,14 +271,16 @@ def run_head_removal(
     base = model.nll()
     measured: dict[tuple[Head, ...], NDArray[np.float64]] = {}
     with model.patched() as patched:
+        removal = Removal(patched, model.clean, model.states, model.layout)
 
-        def losses(sets: list[tuple[Head, ...]]) -> list[float]:
-            nll = _without(model, patched, sets)
-            measured.update(zip(sets, nll, strict=True))
-            worker.progress(len(sets[0]), len(costs))
-            return [float(values.mean()) for values in nll]
+        def losses(heads: tuple[Head, ...]) -> NDArray[np.float64]:
+            worker.progress(len(heads) - 1, len(costs))
+            removal.go_on(heads[:-1])
+            measured[heads] = removal.losses(heads[-1])
+            means: NDArray[np.float64] = measured[heads].mean(axis=1)
+            return means
 
-        path = greedy_removal(costs, losses, float(base.mean()), tries=tries, limit=limit)
+        path = greedy_removal(costs, losses, base.mean(axis=1), tries=tries, most=most, enough=enough)
     curve = [base, *(measured[tuple(path[:count])] for count in range(1, len(path) + 1))]
     return {"heads": _pairs(path), "nll": np.stack(curve)}
 
@@ -269,38 +289,22 @@ def run_head_path(worker: WorkerContext, request: HeadRequest, path: Sequence[He
     """Remove heads in a given order, such as another model's; returns the same as `run_head_removal`."""
     model = _Measurement(worker, request)
     _check_heads(model, path)
-    sets = [tuple(path[:count]) for count in range(len(path) + 1)]
+    curve = [model.nll()]
     with model.patched() as patched:
-        curve = _without(model, patched, sets, worker.progress)
-    return {"heads": _pairs(path), "nll": curve}
-
-
-def _without(
-    model: _Measurement,
-    patched: Patched,
-    sets: Sequence[tuple[Head, ...]],
-    progress: Callable[[int, int], None] | None = None,
-) -> NDArray[np.float64]:
-    """[sets, windows, scored] negative log-likelihood without each set of heads."""
-    windows, scored = model.clean.shape
-    nll = np.empty((len(sets), windows, scored))
-    jobs: list[Job] = [
-        (model.zeros(window, heads), partial(_keep, model.clean, window, nll[row, window], None))
-        for row, heads in enumerate(sets)
-        for window in range(windows)
-    ]
-    for done in patched.decode(model.clean, jobs):
-        if progress is not None:
-            progress(done, len(jobs))
-    return nll
+        removal = Removal(patched, model.clean, model.states, model.layout)
+        for done, head in enumerate(path):
+            removal.go_on(path[:done])
+            curve.append(removal.losses(head))
+            worker.progress(done + 1, len(path))
+    return {"heads": _pairs(path), "nll": np.stack(curve)}
 
 
 def _work(model: _Measurement, jobs: Mapping[int, Sequence[Job]]) -> None:
-    """Do the jobs layer by layer: llama.cpp stops at the layers that a batch changes."""
+    """Do the jobs layer by layer: a batch is computed from the first layer on that it changes."""
     before, total = 0, sum(len(of_layer) for of_layer in jobs.values())
     with model.patched() as patched:
         for of_layer in jobs.values():
-            for done in patched.decode(model.clean, of_layer):
+            for done in patched.decode(model.clean, of_layer, model.states):
                 model.worker.progress(before + done, total)
             before += len(of_layer)
 

@@ -18,7 +18,7 @@ from gguf_harness.engine.settings import SessionSettings
 from gguf_harness.errors import NOT_FINITE_HINT, CorpusError, EngineError, PromptError
 from gguf_harness.inputs.prompts import Prompt
 from gguf_harness.measure.attention.behaviour import LayerParts
-from gguf_harness.measure.heads.patched import HeadLayout
+from gguf_harness.measure.heads.layout import HeadLayout
 from gguf_harness.measure.layers.states import HeldStates, complete_states
 from gguf_harness.measure.live.requests import NOTHING_OFF, Ablation, ModelFacts, ReadRequest
 from gguf_harness.measure.prompt_inputs import check_room, prompt_inputs
