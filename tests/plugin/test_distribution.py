@@ -219,3 +219,14 @@ def test_a_model_is_loaded_twice_where_its_suites_take_longer_than_that(
     run_own("one", "two", "-n", "2", "-p", "watch", files=1).assert_outcomes(passed=4)
     _read(pytester, workers_of)
     assert len(workers_of["a"]) == processes
+
+
+def test_what_the_last_process_leaves_is_done_by_the_one_in_its_place(
+    run_own: RunOwn, pytester: pytest.Pytester
+) -> None:
+    """The other process has gone: two short suites of a single model were not worth another loading."""
+    kill = "import os, signal\n\ndef test_killed(candidate): os.kill(os.getpid(), signal.SIGKILL)\n\n"
+    for suite, before in (("one", kill), ("two", "")):
+        after = "def test_first(candidate): pass\n\ndef test_second(candidate): pass\n"
+        pytester.mkdir(suite).joinpath(f"test_{suite}.py").write_text(before + after)
+    run_own("one", "two", "-n", "2", files=1).assert_outcomes(passed=4, failed=1)

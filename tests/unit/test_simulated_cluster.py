@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Hashable
 from dataclasses import replace
 from itertools import product
@@ -16,7 +17,7 @@ from gguf_harness.pytest_plugin.schedule import Piece, Schedule
 from tests.bench.cluster import Cluster, Work, simulate
 from tests.bench.lower_bounds import lower_bounds
 from tests.bench.random_plans import random_plan
-from tests.bench.simulate_cluster import BITS, PAGE, Family, family_work, with_tables
+from tests.bench.simulate_cluster import BITS, PAGE, Family, family_work, surprising, with_tables
 
 RANK, END = Schedule._rank, Schedule.end
 PLANS = 1000
@@ -115,6 +116,15 @@ def _judge(number: int) -> list[float]:
     assert max(divisible) <= LIMIT
     assert sum(ratio <= LIMIT for ratio in ratios) >= 0.97 * number
     return ratios
+
+
+def test_wrong_expectations_cost_little() -> None:
+    """Each piece takes half to twice what the scheduler expects."""
+    plans = [random_plan(seed) for seed in range(100)]
+    expected = [_ratio(*plan) for plan in plans]
+    surprised = [_ratio(surprising(work, seed), cluster) for seed, (work, cluster) in enumerate(plans)]
+    assert statistics.mean(expected) < statistics.mean(surprised) < 1.08
+    assert max(surprised) < 1.6
 
 
 def _shortest_first(schedule: Schedule, me: Any, choice: Any) -> tuple[float, bool, bool, float]:
