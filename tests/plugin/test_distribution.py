@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -31,6 +33,29 @@ def workers_of(pytester: pytest.Pytester) -> dict[str, set[str]]:
     pytester.makepyfile(watch=WATCH)
     pytester.syspathinsert()
     return {}
+
+
+RunOwn = Callable[..., pytest.RunResult]
+
+
+@pytest.fixture
+def run_own(pytester: pytest.Pytester, workers_of: dict[str, set[str]]) -> RunOwn:
+    """`run_own("test_own.py", "-n", "2", files=3)`: tests of a project, for candidates `a`, `b` and so on."""
+
+    def run(*arguments: str, files: int) -> pytest.RunResult:
+        folder = pytester.path / "models"
+        folder.mkdir(exist_ok=True)
+        for number, name in enumerate(["reference", *"abcdefgh"[:files]]):
+            # Of different sizes: what a test took is known by that.
+            write_random_llama(folder / f"{name}.gguf", n_layer=number + 1)
+        models = [f"--models={folder}", f"--reference={folder}/reference.gguf"]
+        return pytester.runpytest_subprocess("-p", "no:cacheprovider", *arguments, *models, timeout=60)
+
+    return run
+
+
+def _model_of(test: str) -> str:
+    return test.partition("[")[2].removesuffix("]")
 
 
 def _read(pytester: pytest.Pytester, workers_of: dict[str, set[str]]) -> None:
@@ -157,3 +182,51 @@ def test_threads_do_not_spin_while_other_processes_measure(
         f"import os\n\ndef test_policy():\n    assert os.environ.get('OMP_WAIT_POLICY') == {policy!r}\n"
     )
     pytester.runpytest_subprocess("-n", processes, f"--models={llama_file}").assert_outcomes(passed=1)
+
+
+def test_what_took_longest_in_an_earlier_run_starts_first(run_own: RunOwn, pytester: pytest.Pytester) -> None:
+    """Collected are a, b, c, d."""
+    pytester.makepyfile(
+        test_own="import time\n\ndef test_own(candidate):\n    time.sleep(0.3 if candidate.name in 'cd' else 0)\n"
+    )
+    run_own("test_own.py", files=4).assert_outcomes(passed=4)
+    run_own("test_own.py", "-n", "2", "-p", "watch", files=4).assert_outcomes(passed=4)
+    # Workers and their controller tell of each.
+    started = list(dict.fromkeys(map(_model_of, pytester.path.joinpath("started.txt").read_text().splitlines())))
+    assert sorted(started) == ["a", "b", "c", "d"]
+    assert sorted(started[:2]) == ["c", "d"]
+
+
+@pytest.mark.parametrize(("seconds", "processes"), [(0.1, 1), (60.0, 2)])
+def test_a_model_is_loaded_twice_where_its_suites_take_longer_than_that(
+    run_own: RunOwn,
+    pytester: pytest.Pytester,
+    workers_of: dict[str, set[str]],
+    seconds: float,
+    processes: int,
+) -> None:
+    for suite in ("one", "two"):
+        pytester.mkdir(suite).joinpath(f"test_{suite}.py").write_text(
+            "def test_first(candidate): pass\n\ndef test_second(candidate): pass\n"
+        )
+    run_own("one", "two", files=1).assert_outcomes(passed=4)
+    # As if it had taken so long.
+    (path,) = pytester.path.glob("results/runs/*/run.json")
+    content = json.loads(path.read_text())
+    for test in content["tests"]:
+        test["duration_s"] = seconds
+    path.write_text(json.dumps(content))
+    run_own("one", "two", "-n", "2", "-p", "watch", files=1).assert_outcomes(passed=4)
+    _read(pytester, workers_of)
+    assert len(workers_of["a"]) == processes
+
+
+def test_what_the_last_process_leaves_is_done_by_the_one_in_its_place(
+    run_own: RunOwn, pytester: pytest.Pytester
+) -> None:
+    """The other process has gone: two short suites of a single model were not worth another loading."""
+    kill = "import os, signal\n\ndef test_killed(candidate): os.kill(os.getpid(), signal.SIGKILL)\n\n"
+    for suite, before in (("one", kill), ("two", "")):
+        after = "def test_first(candidate): pass\n\ndef test_second(candidate): pass\n"
+        pytester.mkdir(suite).joinpath(f"test_{suite}.py").write_text(before + after)
+    run_own("one", "two", "-n", "2", files=1).assert_outcomes(passed=4, failed=1)

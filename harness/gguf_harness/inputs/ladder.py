@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
 from gguf_harness.engine.settings import DEFAULT_KV, KVTypes
@@ -96,6 +96,7 @@ class Ladder:
         impossible: those of them that llama.cpp cannot run, each with the reason as a sentence.
         full_kv: types of the cache that these are compared with.
         adapted: files with LoRA adapters, for suites/lora.
+        infos: facts from the headers of the given files that are valid, by name.
     """
 
     reference: PlannedSubject | None
@@ -107,6 +108,7 @@ class Ladder:
     impossible: tuple[tuple[PlannedSubject, str], ...] = ()
     full_kv: KVTypes = DEFAULT_KV
     adapted: tuple[PlannedSubject, ...] = ()
+    infos: Mapping[str, ModelInfo] = field(default_factory=dict, hash=False)
 
     @property
     def models(self) -> tuple[PlannedSubject, ...]:
@@ -176,6 +178,7 @@ def plan_ladder(options: Options) -> Ladder:
         impossible=tuple(refused.items()),
         full_kv=options.kv_reference,
         adapted=_adapted(reference, others, lora.find_adapters(options, infos), infos),
+        infos=sizes,
     )
 
 

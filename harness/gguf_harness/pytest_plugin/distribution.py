@@ -1,18 +1,29 @@
-"""Scheduling for `pytest -n`: all tests of a model run in one process, which loads it once.
+"""Scheduling for `pytest -n`: a model's tests run in the process that has loaded it, those that take longest first.
 
 The controller of pytest-xdist makes the schedule, but only its workers know the model of each test. xdist's own mark,
 whose name is appended to the test id, does not work with pytest 9.2 and would show in every id. Here workers append the
 group only in the message about collected tests, and the controller removes it before anyone else reads the ids.
+
+What is given out is a model's tests of one suite; `schedule.py` decides which and to whom.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Final
+import re
+from collections.abc import Iterable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-__all__ = ["ModelGroups", "can_group", "send_groups"]
+from gguf_harness.pytest_plugin.durations import History, expected_seconds, read_history
+from gguf_harness.pytest_plugin.schedule import Piece, Schedule
+
+if TYPE_CHECKING:
+    from gguf_harness.inputs.ladder import Ladder, PlannedModel
+    from gguf_harness.pytest_plugin.state import State
+
+__all__ = ["ModelGroups", "can_group", "schedule_of", "send_groups"]
 
 _SEPARATOR: Final = "\x1f"
 """Separator between id, group and suite. pytest escapes it in ids."""
@@ -25,9 +36,14 @@ def can_group(config: pytest.Config) -> bool:
 
 
 class ModelGroups:
-    """Plugin for xdist's controller: makes a schedule from the groups that workers send."""
+    """Plugin for xdist's controller: makes a schedule from the groups that workers send.
 
-    def __init__(self) -> None:
+    Args:
+        state: of the session.
+    """
+
+    def __init__(self, state: State) -> None:
+        self._state = state
         self._groups: dict[str, str] = {}
         self._suites: dict[str, str] = {}
 
@@ -45,49 +61,83 @@ class ModelGroups:
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_make_scheduler(self, config: pytest.Config, log: Any) -> Any:
-        """Make a schedule whose units are groups; a test without one is a unit by itself, or in the group of its mark.
+        """Make a schedule whose units are a model's tests of a suite.
 
-        The group schedule of xdist 3.8 gives a test that crashed its worker to the next worker, which crashes too, and
-        it waits forever for a worker whose last unit is a single test.
+        A test without a model is a unit by itself, or in the group of its mark.
         """
-        from xdist.scheduler import LoadGroupScheduling
+        from gguf_harness.pytest_plugin.model_scheduling import ModelScheduling
 
-        groups, by_mark = self._groups, config.getoption("dist") == "loadgroup"
+        by_mark = config.getoption("dist") == "loadgroup"
 
-        class ModelScheduling(LoadGroupScheduling):  # type: ignore[misc]  # xdist is untyped
-            def _split_scope(self, nodeid: str) -> str:
-                return groups.get(nodeid) or (super()._split_scope(nodeid) if by_mark else nodeid)
+        def unit_of(test: str) -> str | None:
+            if test in self._groups:
+                return f"{self._groups[test]}{_SEPARATOR}{self._suites[test]}"
+            return None if by_mark else test
 
-            def remove_node(self, node: Any) -> str | None:
-                work = self.assigned_work.pop(node)
-                crashed: str | None = next(
-                    (test for unit in work.values() for test, ended in unit.items() if not ended), None
-                )
-                if crashed is None:
-                    return None
-                left = {
-                    name: {test: ended or test == crashed for test, ended in unit.items()}
-                    for name, unit in work.items()
-                }
-                self.workqueue.update({name: unit for name, unit in left.items() if not all(unit.values())})
-                for other in self.nodes:
-                    self._reschedule(other)
-                return crashed
+        return ModelScheduling(config, log, unit_of, partial(_plan, state=self._state))
 
-            def schedule(self) -> None:
-                begun = self.collection is not None
-                super().schedule()
-                # A worker starts its last test only when it knows that none follows: tell workers that replaced
-                # another.
-                for node in self.nodes if begun else ():
-                    self._reschedule(node)
 
-            def _reschedule(self, node: Any) -> None:
-                # A replacement worker may not have reported its collection yet.
-                if node in self.registered_collections:
-                    super()._reschedule(node)
+def _plan(units: Iterable[str], state: State) -> Schedule:
+    """The schedule of a session's units, by their names."""
+    about = {unit: _model_and_suite(unit) for unit in units}
+    if not any(model for model, _ in about.values()):
+        # No models: none are planned for this.
+        return Schedule((Piece(unit, None, 0.0) for unit in units), {})
+    ladder, options = state.ladder, state.options
+    return schedule_of(about, ladder, read_history(options.results), until_decided=bool(state.early_limits))
 
-        return ModelScheduling(config, log)
+
+def schedule_of(
+    units: Mapping[str, tuple[str, str]], ladder: Ladder, history: History, *, until_decided: bool = False
+) -> Schedule:
+    """The schedule of tests of the models of a ladder.
+
+    Candidates read what the reference's tests of their suite have measured. With --gguf-until-decided it is the other
+    way round: the reference's pass goes as far as candidates need, and how far is known of none of them.
+
+    Args:
+        units: (name of the subject, suite) by a unit's name, in the order of collection; the subject is "" for none.
+        ladder: of the session.
+        history: what earlier runs took.
+        until_decided: passes over the corpus stop early.
+    """
+    files = {subject.name: subject.model for subject in ladder.subjects}
+    reference = None if ladder.reference is None else ladder.reference.name
+    first = {suite: unit for unit, (subject, suite) in units.items() if subject == reference and not until_decided}
+    pieces = []
+    for place, (unit, (subject, suite)) in enumerate(units.items()):
+        if subject not in files:
+            pieces.append(Piece(unit, None, 0.0))
+            continue
+        parameters, size = _parameters(files[subject], ladder), _bytes(files[subject], ladder)
+        seconds = expected_seconds(parameters, size, suite, history)
+        if until_decided:
+            # Candidates in the order of collection, see `order_of_models`: as if each took an hour more than the next,
+            # beside which no loading counts. The reference last.
+            seconds = 0.0 if subject == reference else 3600.0 * (len(units) - place)
+        before = first.get(suite)
+        pieces.append(Piece(unit, files[subject].name, seconds, None if before == unit else before))
+    return Schedule(pieces, {model.name: _bytes(model, ladder) for model in files.values()})
+
+
+def _model_and_suite(unit: str) -> tuple[str, str]:
+    group, _, suite = unit.partition(_SEPARATOR)
+    return (group.removeprefix(_PREFIX), suite) if suite else ("", "")
+
+
+def _parameters(model: PlannedModel, ladder: Ladder) -> int:
+    """Of the file, or of the one that it is quantized from; 0 for a file that cannot be read."""
+    info = ladder.infos.get(model.base.name if model.base is not None else model.name)
+    return 0 if info is None else info.parameters
+
+
+def _bytes(model: PlannedModel, ladder: Ladder) -> int:
+    """Of the file; about, for one that is still to be quantized: the number in its type's name is that of its bits."""
+    info = ladder.infos.get(model.name)
+    if info is not None:
+        return info.bytes
+    bits = re.search(r"\d+", model.quant or "")
+    return int(_parameters(model, ladder) * (float(bits[0]) + 1 if bits else 16) / 8)
 
 
 def send_groups(config: pytest.Config, tests: Mapping[str, tuple[str, str]]) -> None:

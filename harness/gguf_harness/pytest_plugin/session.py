@@ -78,7 +78,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if given_options(config) or any(suite_of(Path(argument.split("::")[0]).absolute()) for argument in config.args):
         state.extend()
     if can_group(config):
-        config.pluginmanager.register(ModelGroups(), _GROUPS)
+        config.pluginmanager.register(ModelGroups(state), _GROUPS)
     _compare_by_name(config)
     _refuse_names_for_xdist(config)
     if given_options(config) and not _only_informs(config):
