@@ -23,7 +23,7 @@ from gguf_harness.store.runs import load_run
 from tests.random_llama import write_random_llama
 
 EXAMPLES = Path(__file__).parent.parent.parent / "examples"
-QUICK = "--gguf-ctx=32 --gguf-chunks=4 --gguf-batch=64 -k 'file or divergence' -p no:cacheprovider"
+QUICK = "--gguf-ctx=32 --gguf-chunks=12 --gguf-batch=64 -k 'not served and not text and not speed' -p no:cacheprovider"
 SLURM = EXAMPLES / "slurm-shards.sbatch"
 
 
@@ -106,7 +106,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
     release = tmp_path / "release"
     release.mkdir()
     model = write_random_llama(tmp_path / "model-F32.gguf", text=True)
-    assert main(["quantize", str(model), "F16,Q8_0,Q4_0", "--out", str(release)]) == 0
+    assert main(["quantize", str(model), "F16,Q8_0,Q6_K", "--out", str(release)]) == 0
     path = ":".join([str(EXAMPLES.parent / "harness"), str(EXAMPLES.parent)])
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("GITHUB", "SLURM"))}
     return kept | {
@@ -149,7 +149,7 @@ def test_the_tasks_of_a_slurm_array_are_merged(tmp_path: Path, environment: dict
     (merged,) = work.glob("results/17/whole/runs/*/run.json")
     run = load_run(merged)
     assert run["finished"]
-    assert [model["name"] for model in run["models"]] == ["model-F16", "model-Q4_0", "model-Q8_0"]
+    assert [model["name"] for model in run["models"]] == ["model-F16", "model-Q6_K", "model-Q8_0"]
     # The second task found the reference's pass in the cache that both share.
     second = next(work.glob("results/17/parts/2/runs/*/run.json"))
     assert load_run(second)["cache"]["misses"] == 0
@@ -173,9 +173,9 @@ def test_the_shards_of_the_workflow_are_merged(
     told = {"GITHUB_ACTIONS": "true", "GITHUB_STEP_SUMMARY": str(tmp_path / "summary.md")}
     done = _bash([*shell, _script(workflow, "Merge")], whole, environment | told)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert (tmp_path / "summary.md").read_text().startswith("## Smallest candidate that passes every gate: model-Q4_0")
+    assert (tmp_path / "summary.md").read_text().startswith("## Smallest candidate that passes every gate: model-Q6_K")
     baseline = json.loads((whole / "results" / "baselines" / "measured.json").read_text())
-    assert set(baseline["models"]) == {"model-F16", "model-Q8_0", "model-Q4_0"}
+    assert set(baseline["models"]) == {"model-F16", "model-Q8_0", "model-Q6_K"}
     # A shard that is missing fails the job.
     shutil.rmtree(whole / "shards" / "shard-2")
     done = _bash([*shell, _script(workflow, "Merge")], whole, environment | told)

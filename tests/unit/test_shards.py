@@ -20,7 +20,6 @@ from gguf_harness.report.badge import badge_message
 from gguf_harness.report.data import RunView
 from gguf_harness.report.shard_runs import check_parts, find_parts
 from gguf_harness.report.standing import undecided_gates
-from gguf_harness.store.migrations import migrate
 from gguf_harness.store.run_content import content_problem
 from gguf_harness.store.runs import load_run
 
@@ -204,12 +203,16 @@ def test_a_part_with_nothing_to_do_says_so() -> None:
     assert view.headline() == "Shard 3 of 3: nothing to do, since the run has 2 files; merge the others"
 
 
-def test_older_runs_were_measured_at_once() -> None:
+def test_older_runs_were_measured_at_once(tmp_path: Path) -> None:
     run = _part(1, "Q8_0")
     del run["shard"], run["merged"]
-    read = migrate(run)
-    assert (read["shard"], read["merged"]) == (None, None)
-    assert migrate(_part(1))["shard"]["index"] == 1
+    path = _write(tmp_path, run)
+    read = load_run(path)
+    assert RunView(read).part is None
+    assert len(planned_here(read, read["planned"])) == 2
+    assert machines_of(read) == {}
+    with pytest.raises(OptionError, match="is a whole run"):
+        find_parts([str(path)], tmp_path)
 
 
 @pytest.mark.parametrize(

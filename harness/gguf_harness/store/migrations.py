@@ -2,7 +2,7 @@
 
 Version 2: an entry of `models` is a subject, a model file and how it is run (`file`, `variant`, `context`, `adapters`).
 Estimates, gates and comparisons give their place by the same four keys: prompt, layer, head, part. `shard` and `merged`
-came later: which part of a run it is, and the parts that it was merged from.
+came later and may be missing, which means null: which part of a run it is, and the parts that it was merged from.
 """
 
 from __future__ import annotations
@@ -14,9 +14,6 @@ from gguf_harness.errors import StoreError
 from gguf_harness.metrics.records import SCHEMA_VERSION, Place
 
 __all__ = ["migrate"]
-
-_ABSENT: Final[Mapping[str, Any]] = {"shard": None, "merged": None}
-"""What runs of this version may lack, since it came later, and what that means: such a run was measured at once."""
 
 
 def migrate(content: Mapping[str, Any], source: str = "The run") -> dict[str, Any]:
@@ -47,7 +44,7 @@ def migrate(content: Mapping[str, Any], source: str = "The run") -> dict[str, An
     migrated = dict(content)
     for earlier in range(version, SCHEMA_VERSION):
         migrated = _STEPS[earlier](migrated) | {"schema_version": earlier + 1}
-    return {**_ABSENT, **migrated}
+    return migrated
 
 
 def _to_version_2(content: dict[str, Any]) -> dict[str, Any]:
