@@ -331,13 +331,15 @@ def test_more_parts_than_files(run_suite: RunSuite, pytester: pytest.Pytester, p
     assert runs[2]["finished"]
     assert RunView(runs[2]).headline() == "Shard 3 of 3: nothing to do, since the run has 2 files; merge the others"
     done = _merge(pytester.path, *map(str, parts), "--gguf-results=merged")
-    assert done.returncode == 0, done.stdout + done.stderr
+    # Of suites/quant only the sizes of files were measured: its gates are open.
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "Incomplete: planned gates were not decided" in done.stdout
     merged = load_run(_only_run(pytester.path / "merged"))
     assert [test["model"] for test in merged["tests"]] == ["tiny-F16", "tiny-Q8_0"]
     assert merged["finished"]
     # The empty one is not missed.
     done = _merge(pytester.path, *map(str, parts[:2]), "--gguf-results=again")
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert load_run(_only_run(pytester.path / "again"))["finished"]
     assert "shard 3 of 3 is not there: it had nothing to do" in done.stdout
 
 

@@ -151,6 +151,14 @@ def test_a_digest_is_of_the_content_and_not_of_the_order_of_files() -> None:
         ({"of": 4}, "the number of shards differs (3 and 4)"),
         ({"tests": {"count": 5, "sha256": "c"}}, "the selected tests differ (9 and 5 tests)"),
         ({"tests": {"count": 9, "sha256": "c"}}, "the selected tests differ (9 each, and not the same ones)"),
+        (
+            {"models": [_model(f"{name}", 1) for name in ("F16", "Q8_0", "Q4_0")], "of": 3, "suites": []},
+            "the suites differ (quant and )",
+        ),
+        (
+            {"models": [_model("F16", 1), _model("Q8_0", 2), _model("Q4_0", 3), _model("Q4_0 [kv=a]", 3, "Q4_0")]},
+            "the models differ (Q4_0: another file)",
+        ),
         ({"models": [_model("F16", 1)]}, "the models differ (Q4_0: in one of them only; Q8_0: in one of them only)"),
         ({"texts": {"corpus": "c" * 64}}, f"the texts differ (corpus: {'a' * 12} and {'c' * 12})"),
         ({"baseline": "d" * 64}, f"the baseline differs (none and {'d' * 12})"),

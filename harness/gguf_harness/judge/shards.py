@@ -180,11 +180,20 @@ def difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
     for name, called in _SECTIONS.items():
         ours, theirs = (plan.get(name) for plan in (one, other))
         if name == "models":
-            ours, theirs = ({m["name"]: m for m in models or []} for models in (ours, theirs))
+            ours, theirs = (_by_file(models) for models in (ours, theirs))
         if ours != theirs:
             verb = "differs" if name in _SINGULAR else "differ"
             return f"{called} {verb} ({_told(name, ours, theirs)})"
     return "their plans differ"
+
+
+def _by_file(models: Sequence[Mapping[str, Any]] | None) -> dict[str, list[Mapping[str, Any]]]:
+    """The subjects of each file of a plan, without their shard, which follows from the rest."""
+    files: dict[str, list[Mapping[str, Any]]] = {}
+    for model in sorted(models or [], key=lambda model: str(model["name"])):
+        facts = {name: value for name, value in model.items() if name != "shard"}
+        files.setdefault(model["file"], []).append(facts)
+    return files
 
 
 def _told(name: str, ours: Any, theirs: Any) -> str:
@@ -207,10 +216,11 @@ def _told(name: str, ours: Any, theirs: Any) -> str:
     return "; ".join(parts[:_MOST_NAMES]) + more
 
 
-def _of_model(ours: Mapping[str, Any] | None, theirs: Mapping[str, Any] | None) -> str:
+def _of_model(ours: Sequence[Mapping[str, Any]] | None, theirs: Sequence[Mapping[str, Any]] | None) -> str:
     if ours is None or theirs is None:
         return "in one of them only"
-    return "another file" if ours["content"] != theirs["content"] else "other facts"
+    samples = [{model["content"]["sample"] for model in models} for models in (ours, theirs)]
+    return "another file" if samples[0] != samples[1] else "run otherwise"
 
 
 def _short(value: Any) -> str:

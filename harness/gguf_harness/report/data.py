@@ -229,9 +229,11 @@ class RunView:
     def _of_part(self) -> str:
         """What a part of a run says: its verdicts are those of its own models, and none is on the whole."""
         shard, planned = self.run["shard"], self.run.get("planned") or []
-        if not self.run.get("tests") and not part_models(shard["plan"], shard["index"]):
+        if not (self.run.get("session") or {}).get("selected"):
             files = len({model["file"] for model in shard["plan"]["models"]})
-            return f"nothing to do, since the run has {files} {'file' if files == 1 else 'files'}; merge the others"
+            why = f"the run has {files} {'file' if files == 1 else 'files'}"
+            why = "no selected test is about its files" if part_models(shard["plan"], shard["index"]) else why
+            return f"nothing to do, since {why}; merge the others"
         own = len(planned_here(self.run, planned))
         decided = own - len(undecided_gates(self.run))
         told = f"{decided} of {len(planned)} gates are decided here" if planned else "measured, not gated"
