@@ -11,6 +11,7 @@ from gguf_harness.cli.cache_command import add_cache_command
 from gguf_harness.cli.explore_command import add_explore_command
 from gguf_harness.cli.export_command import add_export_command
 from gguf_harness.cli.history_command import add_history_command
+from gguf_harness.cli.merge_command import add_merge_command
 from gguf_harness.cli.metrics_command import add_metrics_command
 from gguf_harness.cli.output import can_overwrite, terminal_width, wants_color
 from gguf_harness.cli.run_command import run_suites
@@ -30,7 +31,7 @@ exit codes of run, which are pytest's:
   4  a mistake on the command line: nothing was measured
   5  no tests: nothing was measured
 exit codes of the other commands: 0; 2 for an invalid request, and if `compare` finds nothing that both runs have; 130
-after Ctrl-C, 143 after SIGTERM
+after Ctrl-C, 143 after SIGTERM; `merge` ends with 1 where the run that it makes does not pass
 """
 
 
@@ -52,6 +53,7 @@ def run_command(arguments: Sequence[str] | None = None) -> int:
     unknown = [word for word in rest if known.command != "cache" or word.startswith("-")]
     if unknown:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    known.typed = words
     return int(known.function(known, rest))
 
 
@@ -101,6 +103,7 @@ def _add_run_commands(commands: argparse._SubParsersAction[argparse.ArgumentPars
     compare.set_defaults(function=_compare)
 
     add_history_command(commands)
+    add_merge_command(commands)
     add_metrics_command(commands)
     for command in (report, badge, compare, add_export_command(commands), add_cache_command(commands)):
         command.add_argument(

@@ -19,6 +19,7 @@ from gguf_harness.inputs.option_values import (
     parse_layers,
     path_text,
     seconds,
+    shard_text,
     size_in_bytes,
 )
 from gguf_harness.inputs.subject_values import kv_list, kv_types, lora_list, rope_list
@@ -320,6 +321,10 @@ def _add_what_comes_of_it(add: Callable[..., None]) -> None:
         "tell; repeatable (default: the same name, or else the only one of the same type and family)")  # fmt: skip
     add("--gguf-save-baseline", metavar="NAME", default=None,
         help="save what this run measures as results/baselines/NAME.json (default: off)")  # fmt: skip
+    add("--gguf-shard", metavar="I/N", type=shard_text, default=None,
+        help="measure part I of N of the run, counted from 1: each model file belongs to one part, tests of no model "
+        "to the first; every part runs the same command, and decodes the reference for itself unless they share a "
+        "cache; `gguf-harness merge` makes one run of them (default: off, everything)")  # fmt: skip
     add("--gguf-fresh", action="store_true", default=False,
         help="measure again even where the cache has the result (default: off)")  # fmt: skip
     add("--gguf-sensitivity", metavar="N|all", type=all_or_at_least(0), default=2,

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from gguf_harness.engine.settings import Adapter, RopeScaling, SessionSettings
     from gguf_harness.inputs.options import Options
 
-__all__ = ["Ladder", "PlannedModel", "PlannedSubject", "identities_of", "plan_ladder", "quantized_name"]
+__all__ = ["Ladder", "PlannedModel", "PlannedSubject", "identities_of", "origin_of", "plan_ladder", "quantized_name"]
 
 _PRECISION: Final = re.compile(r"[-_.](F32|F16|BF16)$", re.IGNORECASE)
 _EXPANDED_BITS: Final = 16.0
@@ -231,7 +231,7 @@ def _why_not(subject: PlannedSubject, infos: Mapping[str, ModelInfo], options: O
         settings = subject.settings(options.session_settings)
     except OptionError as error:
         return error.message
-    info = infos.get(_origin(subject.model).name)
+    info = infos.get(origin_of(subject.model).name)
     return None if info is None else why_not(info, settings)
 
 
@@ -341,7 +341,7 @@ def identities_of(ladder: Ladder, suites: Collection[str]) -> list[Identity]:
     return [_identity(planned, reference=planned is ladder.reference) for planned in subjects]
 
 
-def _origin(model: PlannedModel) -> PlannedModel:
+def origin_of(model: PlannedModel) -> PlannedModel:
     """The model whose file there is already, from which this one is made."""
     while model.base is not None:
         model = model.base
@@ -349,7 +349,7 @@ def _origin(model: PlannedModel) -> PlannedModel:
 
 
 def _identity(planned: PlannedSubject, *, reference: bool) -> Identity:
-    origin = _origin(planned.model)
+    origin = origin_of(planned.model)
     try:
         info = load_info(origin.source) if origin.source is not None else None
     except HarnessError:

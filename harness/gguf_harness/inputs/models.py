@@ -22,6 +22,7 @@ __all__ = [
     "check_comparable",
     "check_same_vocabulary",
     "choose_reference",
+    "least_bits",
     "load_info",
     "shape_difference",
     "twins",
@@ -243,7 +244,7 @@ def _warnings(
         kinds = ", ".join(_histogram(tensors))
         warnings.append(f"The file says that it is {quantization}, and holds none of that type, but {kinds}.")
     for label in dict.fromkeys(filter(None, (named, quantization))):
-        least = _least_bits(label)
+        least = least_bits(label)
         if least is not None and bits < 0.97 * least:
             warnings.append(f"{label} holds at least {least:.2f} bits per weight, this file only {bits:.2f}.")
     return warnings
@@ -257,7 +258,7 @@ def _named_quantization(file_name: str) -> str | None:
     return str(named[-1]).upper() if named else None
 
 
-def _least_bits(label: str) -> float | None:
+def least_bits(label: str) -> float | None:
     """Bits per weight of the smallest tensor type in a label's family: Q4_K for Q4_K_M, IQ3_XXS for IQ3_M."""
     family = _type_family(label)
     sizes = [8 * kind.block_bytes / kind.block for kind in TENSOR_TYPES.values() if kind.name.startswith(family)]

@@ -8,9 +8,10 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 __all__ = [
+    "Shard",
     "all_or_at_least",
     "at_least",
     "checked_value",
@@ -19,6 +20,7 @@ __all__ = [
     "parse_layers",
     "path_text",
     "seconds",
+    "shard_text",
     "size_in_bytes",
 ]
 
@@ -28,7 +30,24 @@ _MOST_LAYERS: Final = 10_000
 _MOST: Final = 2**31 - 1
 # poll() takes milliseconds in 32 bits.
 _MOST_SECONDS: Final = 1_728_000
+_MOST_SHARDS: Final = 10_000
 _SIZE_UNITS: Final = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+
+
+class Shard(NamedTuple):
+    """A part of a run that is measured in several sessions.
+
+    Attributes:
+        number: which part, from 1.
+        of: how many there are.
+    """
+
+    number: int
+    of: int
+
+    def __str__(self) -> str:
+        """`shard 2 of 3`."""
+        return f"shard {self.number} of {self.of}"
 
 
 def at_least(minimum: int, most: int = _MOST) -> Callable[[str], int]:
@@ -88,6 +107,18 @@ def size_in_bytes(text: str) -> int:
     if not 1 <= value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text!r} is not a size in bytes, expected a size such as 500M or 8G")
     return int(value)
+
+
+def shard_text(text: str) -> Shard:
+    """Option type for a part of a run, `2/3`: the second of three."""
+    index, slash, of = text.partition("/")
+    if not (slash and index.isascii() and index.isdecimal() and of.isascii() and of.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a shard such as 2/3, the second of three")
+    if not 1 <= len(of) <= len(str(_MOST_SHARDS)) or not 1 <= int(of) <= _MOST_SHARDS:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} has {of[:20]} shards, expected 1 to {_MOST_SHARDS}")
+    if not 1 <= len(index) <= len(of) or not 1 <= int(index) <= int(of):
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not one of {of} shards, which are counted from 1 to {of}")
+    return Shard(int(index), int(of))
 
 
 def parse_layers(text: str) -> tuple[int, ...]:

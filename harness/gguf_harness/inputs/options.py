@@ -25,7 +25,7 @@ from gguf_harness.errors import OptionError, require_extra, visible
 from gguf_harness.gguf.types import parse_quants
 from gguf_harness.inputs.baseline_names import check_name, find_baseline
 from gguf_harness.inputs.command_line import DEFAULT_MODEL, option_attributes, option_value, short_name
-from gguf_harness.inputs.option_values import checked_value
+from gguf_harness.inputs.option_values import Shard, checked_value
 from gguf_harness.inputs.subject_values import AdapterSpec
 from gguf_harness.store.paths import option_path
 
@@ -99,6 +99,7 @@ class Options:
     rope: tuple[RopeScaling, ...] = ()
     lora: tuple[tuple[AdapterSpec, ...], ...] = ()
     lora_corpus: Path | None = None
+    shard: Shard | None = None
 
     @property
     def session_settings(self) -> SessionSettings:
@@ -240,6 +241,7 @@ def read_options(config: pytest.Config) -> Options:
         baseline_map=tuple(get("--gguf-baseline-map") or ()),
         save_baseline=saved,
         fresh=get("--gguf-fresh"),
+        shard=get("--gguf-shard"),
         sensitivity=get("--gguf-sensitivity"),
         head_windows=get("--gguf-head-windows"),
         haystacks=get("--gguf-haystacks"),
@@ -256,6 +258,11 @@ def read_options(config: pytest.Config) -> Options:
             "--gguf-until-decided cannot be used with --gguf-windows=first: the first windows are not a sample of "
             "the text, so an early decision would only be about them.",
             "Leave out one of them.",
+        )
+    if options.shard is not None and options.save_baseline is not None:
+        raise OptionError(
+            "--gguf-save-baseline cannot be used with --gguf-shard: a baseline of one part lacks the other models.",
+            "Give it to `gguf-harness merge`, which saves that of all parts.",
         )
     if options.map == "umap":
         require_extra("maps", "--gguf-map=umap")

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
+from gguf_harness.judge.shards import machines_of
 from gguf_harness.metrics.timings import streams_disagree
 
 __all__ = ["CLAIMS", "Claim", "ClaimFinding", "ClaimVerdict", "Range", "judge_claims", "speed_ratio"]
@@ -107,6 +108,7 @@ class _Run:
     def __init__(self, run: Mapping[str, Any]) -> None:
         models = run.get("models") or []
         self.models: list[Mapping[str, Any]] = sorted(models, key=lambda model: model.get("order", 0))
+        self._machines = machines_of(run)
         self._rows = {
             (row["model"], row["metric"]): row
             for row in reversed(run.get("estimates") or [])
@@ -155,6 +157,10 @@ class _Run:
         Each ratio was timed in turns with the reference, so they share no repetition: squared errors of the logarithms
         add up.
         """
+        if not (model.get("reference") or base.get("reference")):
+            ours, theirs = (self._machines.get(which["name"]) for which in (model, base))
+            if ours != theirs:
+                return f"{model['name']}: it was timed on {ours}, {base['name']} on {theirs}"
         value, errors, clusters = 0.0, [], []
         for which, sign in ((model, 1), (base, -1)):
             if which.get("reference"):

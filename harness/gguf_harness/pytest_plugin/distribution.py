@@ -10,7 +10,7 @@ What is given out is a model's tests of one suite; `schedule.py` decides which a
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from gguf_harness.inputs.ladder import Ladder, PlannedModel
     from gguf_harness.pytest_plugin.state import State
 
-__all__ = ["ModelGroups", "can_group", "schedule_of", "send_groups"]
+__all__ = ["ModelGroups", "append_id", "can_group", "schedule_of", "send_groups"]
 
 _SEPARATOR: Final = "\x1f"
 """Separator between id, group and suite. pytest escapes it in ids."""
@@ -148,18 +148,26 @@ def send_groups(config: pytest.Config, tests: Mapping[str, tuple[str, str]]) -> 
         tests: name of the model ("" for none) and suite by a test's id.
     """
     groups = {test: f"{_PREFIX}{model}{_SEPARATOR}{suite}" for test, (model, suite) in tests.items()}
+    _change_ids(config, lambda ids: [f"{i}{_SEPARATOR}{groups[i]}" if i in groups else i for i in ids])
+
+
+def append_id(config: pytest.Config, text: str) -> None:
+    """Append a text to the ids in the message about collected tests of an xdist worker; its controller removes it."""
+    _change_ids(config, lambda ids: [*ids, text])
+
+
+def _change_ids(config: pytest.Config, change: Callable[[list[str]], list[str]]) -> None:
     # xdist runs the class in a module without a name, so that it cannot be imported.
-    interactors = [plugin for plugin in config.pluginmanager.get_plugins() if hasattr(plugin, "sendevent")]
-    for interactor in interactors:
-        _append_groups(interactor, groups)
+    for interactor in [plugin for plugin in config.pluginmanager.get_plugins() if hasattr(plugin, "sendevent")]:
+        _wrap(interactor, change)
 
 
-def _append_groups(interactor: Any, groups: Mapping[str, str]) -> None:
+def _wrap(interactor: Any, change: Callable[[list[str]], list[str]]) -> None:
     send = interactor.sendevent
 
     def sendevent(name: str, **content: Any) -> None:
         if name == "collectionfinish":
-            content["ids"] = [f"{i}{_SEPARATOR}{groups[i]}" if i in groups else i for i in content["ids"]]
+            content["ids"] = change(content["ids"])
         send(name, **content)
 
     interactor.sendevent = sendevent

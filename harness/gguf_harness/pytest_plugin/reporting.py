@@ -11,12 +11,14 @@ from typing import Any, Final
 
 import pytest
 
-from gguf_harness.errors import HarnessError
+from gguf_harness.errors import HarnessError, StoreError
 from gguf_harness.judge.outcomes import FailedLater, Kind, message_of
 from gguf_harness.pytest_plugin.junit import add_suite_properties, readable, writes_junit
 from gguf_harness.pytest_plugin.state import BASELINE_PROPERTY, ESTIMATE_PROPERTY, GATE_PROPERTY, State, only_plans
 from gguf_harness.pytest_plugin.summary import write_summary
 from gguf_harness.store.run_draft import Course, Findings, RunDraft, TestRecord
+from gguf_harness.store.runs import BASELINE_COPY, write_bytes
+from gguf_harness.store.text_files import read_bytes
 
 __all__ = ["Reporting"]
 
@@ -113,6 +115,7 @@ class Reporting:
     @pytest.hookimpl(wrapper=True, trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> Generator[None, None, None]:
         """Decide what needs the whole run; after all workers are closed, write run.json and the report."""
+        self._begin_empty_part(session)
         draft = self._state.draft
         self._hold_against_baseline(session, draft)
         if draft is not None:
@@ -129,48 +132,42 @@ class Reporting:
         elif (name := session.config.getoption("--gguf-save-baseline")) and not session.config.option.collectonly:
             self._end_badly(session, [f"The baseline {name!r} was not saved: this run measured nothing."])
 
-    def _settle(self, session: pytest.Session, draft: RunDraft) -> None:
-        """Decide what needs the whole run, and fail the tests that fail only by that.
+    def _begin_empty_part(self, session: pytest.Session) -> None:
+        """Begin the run of a part, with --gguf-shard, that none of our tests belongs to: it can be merged all the same.
 
-        These are Holm's correction over gates and over comparisons with a baseline, and planned gates that a test did
-        not decide.
+        Such a part is no failure: pytest's exit code for "no tests" would break an array of jobs.
         """
-        from gguf_harness.judge.verdicts import adjust
+        shard = self._state.shard
+        if shard is None or only_plans(session.config):
+            return
+        if self._state.draft is None:
+            self._state.draft = _new_draft(self._state, self._course)
+            self._plan(self._state.draft, shard["plan"]["suites"])
+        if session.exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED and shard["plan"]["tests"]["count"]:
+            session.exitstatus = pytest.ExitCode.OK
+
+    def _settle(self, session: pytest.Session, draft: RunDraft) -> None:
+        """Decide what needs the whole run, and fail the tests that fail only by that."""
+        from gguf_harness.report.settling import left_undecided, settle
 
         options = self._state.options
-        gates, comparisons = adjust(draft.gates, enforce=options.holm), draft.comparisons
-        wrong = [gate for gate in gates if options.holm and gate["verdict"] in options.failing_verdicts]
-        wrong += [comparison for comparison in comparisons if comparison.get("outcome") == "worse"]
-        draft.settle(gates, comparisons)
-        messages: dict[str, list[str]] = {}
-        for finding in wrong:
-            messages.setdefault(finding["test"], []).append(f"{finding['model']}: {finding['detail']}")
-        for test, lines in messages.items():
-            if draft.tests[test].outcome == "passed":
-                properties = [(GATE_PROPERTY, json.dumps(gate)) for gate in gates if gate["test"] == test]
-                kind: Kind = "gate" if properties else "baseline"
-                self._fail(session, draft.tests[test], kind, "\n".join(lines), properties)
-        self._fail_undecided(session, draft)
+        # Those of a part would be decided over too few.
+        late = [] if draft.shard else settle(draft, holm=options.holm, failing=options.failing_verdicts)
+        for failure in late:
+            properties = [(GATE_PROPERTY, json.dumps(gate)) for gate in failure.gates]
+            self._fail(session, draft.tests[failure.test], failure.kind, failure.message, properties)
+        for failure in left_undecided(draft):
+            self._fail(session, draft.tests[failure.test], failure.kind, failure.message, [])
+        self._end_without_check(session, draft)
 
-    def _fail_undecided(self, session: pytest.Session, draft: RunDraft) -> None:
-        from gguf_harness.judge.gates import load_gates
-        from gguf_harness.judge.plan import homeless, of_other_suites
-        from gguf_harness.report.standing import undecided_gates
+    def _end_without_check(self, session: pytest.Session, draft: RunDraft) -> None:
+        """Fail the session where something that was asked for was checked by no test."""
+        from gguf_harness.report.settling import unchecked
 
-        messages: dict[str, list[str]] = {}
-        for gate in undecided_gates({"planned": draft.planned, "gates": draft.gates, "tests": _tests(draft)}):
-            if gate.test is not None and gate.outcome in {"passed", "skipped"}:
-                messages.setdefault(gate.test, []).append(gate.sentence)
-        for test, lines in messages.items():
-            self._fail(session, draft.tests[test], "undecided", "\n".join(lines), [])
-        lost = homeless(self._state.gates, (gate["metric"] for gate in draft.gates))
-        problems = []
-        built_in = load_gates(None)
-        own = [metric for metric, limit in self._state.gates.items() if limit != built_in.get(metric)]
-        if elsewhere := of_other_suites(own, self._planned, (gate["metric"] for gate in draft.gates)):
-            draft.warnings.append(elsewhere)
-        if lost:
-            problems.append(f"--gguf-gates has a limit for {', '.join(lost)}, and no test checks it")
+        problems: list[str] = []
+        if draft.shard is None:
+            problems, elsewhere = unchecked(self._state.gates, self._planned, draft.gates)
+            draft.warnings += [elsewhere] if elsewhere else []
         if self._state.options.reference is not None and not self._state.ladder.candidates:
             problems.append("--reference was given, but there is no candidate to compare with it")
         if problems and self._planned and draft.course.complete:
@@ -187,7 +184,8 @@ class Reporting:
         from gguf_harness.judge.regressions import judge
 
         baseline, partners = self._state.baseline, self._state.partners
-        if baseline is None:
+        if baseline is None or self._state.shard is not None:
+            # The comparisons of all parts are judged together, with the copy of the baseline that goes along.
             return
         comparisons = judge(draft.comparisons) if draft is not None else []
         problems = []
@@ -220,7 +218,7 @@ class Reporting:
         from gguf_harness.judge.verdicts import name_briefly
         from gguf_harness.metrics.registry import METRICS
 
-        test.outcome, test.kind, test.message, test.summary = "failed", kind, message, message
+        test.fail(kind, message)
         location = (test.id.split("::")[0], None, test.id.split("::")[-1])
         gates = [json.loads(value) for name, value in properties if name == GATE_PROPERTY]
         failing = [gate for gate in gates if gate["verdict"] in self._state.options.failing_verdicts]
@@ -236,6 +234,8 @@ class Reporting:
 
     def _write(self, session: pytest.Session, draft: RunDraft) -> None:
         draft.course.exit_status = int(session.exitstatus)
+        if draft.shard is not None:
+            draft.shard = draft.shard | {"failed": session.testsfailed}
         run = self._save(draft, settled=True, last=True)
         if run is not None:
             from gguf_harness.report.badge import render_badge
@@ -243,6 +243,7 @@ class Reporting:
             from gguf_harness.store.runs import write_text
 
             try:
+                self._keep_baseline(draft)
                 self._draw_charts(session, run, draft.folder)
                 write_html(run, draft.folder, draft.folder / "report.html")
                 self._state.report = draft.folder / "report.html"
@@ -253,6 +254,12 @@ class Reporting:
             self._summarize(run)
         if self._problem is not None and session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def _keep_baseline(self, draft: RunDraft) -> None:
+        """Store the baseline with the run of a part: where parts are merged, it may not be at hand."""
+        if draft.shard is not None and self._state.options.baseline is not None:
+            content = read_bytes(self._state.options.baseline, "Baseline", StoreError)
+            write_bytes(draft.folder / BASELINE_COPY, content)
 
     def _draw_charts(self, session: pytest.Session, run: dict[str, Any], folder: Path) -> None:
         """Store the charts of other plugins with the run; a chart that cannot be drawn is left out with a warning."""
@@ -333,6 +340,7 @@ def _new_draft(state: State, course: Course) -> RunDraft:
         baseline=state.baseline.name if state.baseline else None,
         git=commit_of(Path(state.config.invocation_params.dir)),
         course=course,
+        shard=state.shard,
     )
 
 
@@ -364,7 +372,3 @@ def _findings(report: pytest.TestReport) -> Findings:
         elif name == BASELINE_PROPERTY:
             findings.comparisons.append({"test": identifier, **json.loads(str(value))})
     return findings
-
-
-def _tests(draft: RunDraft) -> list[dict[str, Any]]:
-    return [test.to_json() for test in draft.tests.values()]

@@ -13,7 +13,7 @@ import os
 import pkgutil
 import re
 import signal
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,6 +26,7 @@ from gguf_harness.judge.outcomes import attempt_of, begin_attempt, describe_fail
 from gguf_harness.judge.plan import planned_suite, suite_of
 from gguf_harness.pytest_plugin.distribution import ModelGroups, can_group, send_groups
 from gguf_harness.pytest_plugin.interrupts import absorbed
+from gguf_harness.pytest_plugin.items import PARAMETERS, model_name, ours_of
 from gguf_harness.pytest_plugin.order import order_of_models
 from gguf_harness.pytest_plugin.reporting import Reporting
 from gguf_harness.pytest_plugin.state import FINDINGS, STATE, State, only_plans
@@ -34,10 +35,7 @@ from gguf_harness.store.run_draft import new_run_id
 
 _FIXTURES: Final = "gguf_harness.fixtures"
 _GROUPS: Final = "gguf_harness.pytest_plugin.distribution"
-_MODELS: Final = frozenset(
-    {"model", "candidate", "any_candidate", "cached", "adapted", "adapted_reference", "adapted_candidate"}
-)
-_PARAMETERS: Final = _MODELS | {"prompt"}
+_SHARDING: Final = "gguf_harness.pytest_plugin.sharding"
 _NO_CANDIDATES: Final = "no candidates: give several --models, or --gguf-quants=default"
 _NO_ADAPTER: Final = "no LoRA adapter that fits: give --gguf-lora=FILE"
 _NOTHING: Final = {
@@ -51,15 +49,6 @@ _BENCHMARK_TESTS: Final = "test_benchmark.py"
 _BENCHMARK_OPTIONS: Final = tuple(
     f"benchmark_{name}" for name in ("only", "save", "autosave", "json", "compare", "compare_fail", "histogram")
 )
-_FIXTURE_NAMES: Final = _PARAMETERS | {
-    "reference",
-    "core",
-    "ladder",
-    "corpus_pass",
-    "analytics",
-    "embeddings",
-    "layers_of",
-}
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -79,6 +68,12 @@ def pytest_configure(config: pytest.Config) -> None:
         state.extend()
     if can_group(config):
         config.pluginmanager.register(ModelGroups(state), _GROUPS)
+    if config.getoption("--gguf-shard") is not None and not _only_informs(config):
+        from gguf_harness.pytest_plugin.sharding import Sharding
+
+        with _usage_errors():
+            if state.options.shard is not None:
+                config.pluginmanager.register(Sharding(state, state.options.shard), _SHARDING)
     _compare_by_name(config)
     _refuse_names_for_xdist(config)
     if given_options(config) and not _only_informs(config):
@@ -150,7 +145,7 @@ def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Ite
     """Show the tested models and their reference."""
     state = config.stash[STATE]
     # pytest calls this even when it ends the session because of that problem.
-    if state.problem is not None or not any(_ours(item) for item in items):
+    if state.problem is not None or not any(ours_of(item) for item in items):
         return []
     ladder = state.ladder
     candidates = ", ".join(visible(model.name) for model in ladder.candidates) or "none"
@@ -160,7 +155,7 @@ def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Ite
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Parametrize `model` over all models, `candidate` over all but the reference, and `prompt` over the prompts."""
-    wanted = _ours(metafunc.definition) & _PARAMETERS - _parametrized(metafunc)
+    wanted = ours_of(metafunc.definition) & PARAMETERS - _parametrized(metafunc)
     if not wanted:
         return
     state = metafunc.config.stash[STATE]
@@ -196,7 +191,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Order tests by model, and plan what the reference's pass must store."""
-    ours = [item for item in items if _ours(item)]
+    ours = [item for item in items if ours_of(item)]
     if not ours:
         return
     state = config.stash[STATE]
@@ -209,27 +204,27 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         check_metrics(ours)
         if _measures(config):
             check_folders(state.options)
-            if any("corpus_pass" in _ours(item) for item in ours):
+            if any("corpus_pass" in ours_of(item) for item in ours):
                 from gguf_harness.pytest_plugin.text_check import check_windows
 
                 check_windows(state.options, state.ladder)
     state.suites = {suite for item in items if (suite := planned_suite(item.path)) is not None}
     state.comparisons = sum("baseline" in item.fixturenames for item in ours if isinstance(item, pytest.Function))
-    state.divergence = any({"candidate", "corpus_pass"} <= _ours(item) for item in ours)
+    state.divergence = any({"candidate", "corpus_pass"} <= ours_of(item) for item in ours)
     order = order_of_models(state.ladder, until_decided=state.divergence and bool(state.early_limits))
     chosen = set(ours)
     places = [index for index, item in enumerate(items) if item in chosen]
-    ours.sort(key=lambda item: order.get(_model_name(item) or "", -1))
+    ours.sort(key=lambda item: order.get(model_name(item) or "", -1))
     for place, item in zip(places, ours, strict=True):
         items[place] = item
     if getattr(config, "workerinput", {}).get("gguf_groups"):
-        send_groups(config, {item.nodeid: (_model_name(item) or "", item.path.parent.name) for item in ours})
+        send_groups(config, {item.nodeid: (model_name(item) or "", item.path.parent.name) for item in ours})
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Start without results: those of an earlier attempt at this test do not count."""
-    if _ours(item):
+    if ours_of(item):
         begin_attempt(item, FINDINGS)
 
 
@@ -239,12 +234,12 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Show our own errors as plain messages without a traceback; add the model to the report."""
     report = yield
-    ours = _ours(item)
+    ours = ours_of(item)
     if ours or isinstance(call.excinfo and call.excinfo.value, HarnessError):
         describe_failure(report, call, of_prompt="prompt" in ours)
     if ours:
         # Attributes of a report travel to xdist's controller, unlike items.
-        report.gguf_model = _model_name(item)  # type: ignore[attr-defined]
+        report.gguf_model = model_name(item)  # type: ignore[attr-defined]
         report.gguf_suite = item.path.parent.name  # type: ignore[attr-defined]
         report.gguf_attempt = attempt_of(item)  # type: ignore[attr-defined]
         report.gguf_suites = sorted(item.config.stash[STATE].suites)  # type: ignore[attr-defined]
@@ -269,34 +264,6 @@ def _write_plainly(config: pytest.Config) -> None:
         stream.reconfigure(errors=PLAIN)
 
 
-def _ours(item: pytest.Item) -> set[str]:
-    """Our fixtures that a test uses.
-
-    Another project may have its own fixture `model`, or parametrize one directly: these are left alone. A directly
-    parametrized name has no definition, or one made by pytest.
-    """
-    if not isinstance(item, pytest.Function):
-        return set()
-    # The only way to determine the owner of a fixture. Names that a parameter replaced are left out.
-    definitions = item._fixtureinfo.name2fixturedefs  # noqa: SLF001
-    used = {name: definitions[name] for name in _FIXTURE_NAMES & {*item.fixturenames} if definitions.get(name)}
-    return {name for name, known in used.items() if _is_built_on_ours(known)}
-
-
-def _is_built_on_ours(definitions: Sequence[pytest.FixtureDef[Any]]) -> bool:
-    """Whether a fixture is ours, or overrides ours and requests it, as in `def model(model)`.
-
-    Args:
-        definitions: definitions of one name; each overrides those before it.
-    """
-    for definition in reversed(definitions):
-        if str(definition.func.__module__).startswith("gguf_harness.fixtures."):
-            return True
-        if definition.argname not in definition.argnames:
-            return False
-    return False
-
-
 def _parametrized(metafunc: pytest.Metafunc) -> set[str]:
     """Names that a test or its project parametrizes itself, such as models by name with `indirect=True`."""
     names = {name for call in metafunc._calls for name in call.params}  # noqa: SLF001 - no public API
@@ -305,21 +272,6 @@ def _parametrized(metafunc: pytest.Metafunc) -> set[str]:
         # Anything else is a mistake that pytest reports.
         names |= {str(name).strip() for name in (given.split(",") if isinstance(given, str) else tuple(given or ()))}
     return names
-
-
-def _model_name(item: pytest.Item) -> str | None:
-    from gguf_harness.inputs.ladder import PlannedSubject
-
-    callspec = getattr(item, "callspec", None)
-    ours = _ours(item) & _MODELS
-    # Another project's parameter may also be called `model`; and our own may be parametrized by name.
-    values = [callspec.params[name] for name in sorted(ours) if name in callspec.params] if callspec else []
-    model = next((value for value in values if value is not None), None)
-    if model is None and not ours:
-        model = item.config.stash[STATE].ladder.reference
-    if isinstance(model, PlannedSubject):
-        return model.name
-    return next((known.name for known in item.config.stash[STATE].ladder.subjects if known.name == model), None)
 
 
 def _refuse_names_for_xdist(config: pytest.Config) -> None:

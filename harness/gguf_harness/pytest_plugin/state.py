@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
@@ -58,6 +58,7 @@ class State:
         text_read: facts about the corpus; None if nothing reads it.
         command: what the person typed.
         charts: functions that draw charts of other plugins, by plugin.
+        shard: with --gguf-shard, once tests are collected: which part is measured, and the plan of the whole.
     """
 
     config: pytest.Config
@@ -73,6 +74,7 @@ class State:
     text_read: TextRead | None = None
     command: list[str] = field(default_factory=list)
     charts: dict[str, list[ChartBuilder]] = field(default_factory=dict)
+    shard: dict[str, Any] | None = None
     _extended: bool = False
 
     def extend(self) -> None:

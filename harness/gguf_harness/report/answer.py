@@ -157,7 +157,7 @@ def _together(view: RunView) -> str:
 
 def _cache(view: RunView) -> str:
     """The smallest KV cache that passes, where the headline is about something else."""
-    told = smallest_cache(view)
+    told = smallest_cache(view) if view.part is None else None
     return "" if told in {None, view.headline()} else f"{told}."
 
 

@@ -69,8 +69,8 @@ def badge_message(view: RunView) -> tuple[str, str]:
 
     A badge is green only if every candidate passes every planned gate and nothing else failed.
     """
-    if view.interrupted is not None:
-        return "interrupted", "none"
+    if (not_whole := _not_whole(view)) is not None:
+        return not_whole
     gated = [model for model in view.candidates if model.verdict]
     if not gated:
         return _alone(view)
@@ -86,6 +86,17 @@ def badge_message(view: RunView) -> tuple[str, str]:
         incomplete = any(model.verdict == "incomplete" for model in gated)
         return ("incomplete" if incomplete else "undecided", "some") if open_ended else ("fail", "fail")
     return f"{len(passing)} of {len(gated)} pass", "some"
+
+
+def _not_whole(view: RunView) -> tuple[str, str] | None:
+    """The message of a run that ended early, or of a part of one, which can fail, and not pass; None for others."""
+    if view.interrupted is not None:
+        return "incomplete" if view.run.get("merged") else "interrupted", "none"
+    if view.part is None:
+        return None
+    words = f"s{view.part[1:]}"
+    fails = view.others_failed or any(model.verdict in {"fail", "error"} for model in view.candidates)
+    return (f"{words} fails", "fail") if fails else (words, "none")
 
 
 def _alone(view: RunView) -> tuple[str, str]:

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from gguf_harness.errors import visible, visible_lines
+from gguf_harness.judge.shards import part_models, planned_here, shard_words
 from gguf_harness.metrics.records import WHOLE, Place
 from gguf_harness.metrics.registry import Metric, metrics_of_run
 from gguf_harness.metrics.tradeoff import dominated_by, smallest_passing
 from gguf_harness.report.adapters import smallest_base
 from gguf_harness.report.caches import smallest_cache
 from gguf_harness.report.numbers import format_bytes
-from gguf_harness.report.standing import Standing, Standings, failures_of
+from gguf_harness.report.standing import Standing, Standings, failures_of, undecided_gates
 
 __all__ = [
     "MOST_ESTIMATES",
@@ -156,7 +157,9 @@ class RunView:
 
     @property
     def recommended(self) -> Candidate | None:
-        """The smallest candidate that passes every planned gate."""
+        """The smallest candidate that passes every planned gate; None in a part of a run, which lacks the others."""
+        if self.run.get("shard") is not None:
+            return None
         costs = {model.name: float(model.facts["bytes"]) for model in self.candidates if model.facts}
         compared = self._compared
         passing = (model.name for model in self.candidates if model.verdict == "pass" and model.name in compared)
@@ -176,10 +179,12 @@ class RunView:
 
     @property
     def interrupted(self) -> str | None:
-        """`interrupted: 3 of 14 tests ran`, and why; None for a finished run."""
+        """`interrupted: 3 of 14 tests ran`, and why; of merged parts, which are missing; None for a finished run."""
         if self.run.get("finished", True):
             return None
         session = self.run.get("session") or {}
+        if self.run.get("merged"):
+            return f"incomplete: {visible(str(session.get('stopped') or 'tests are missing'))}"
         told = "interrupted"
         if session.get("selected"):
             told += f": {session['ran']} of {session['selected']} tests ran"
@@ -197,8 +202,11 @@ class RunView:
 
     def headline(self) -> str:
         """The answer in one sentence."""
+        part = self.part
         if self.interrupted is not None:
-            return f"I{self.interrupted[1:]}"
+            return f"{part}, {self.interrupted}" if part else f"I{self.interrupted[1:]}"
+        if part is not None:
+            return f"{part}: {self._of_part()}"
         best = self.recommended
         if best is not None:
             size = f"{format_bytes(best.facts['bytes'])}{self._share(best)}"
@@ -211,6 +219,32 @@ class RunView:
         if not self._compared and (base := smallest_base(self)) is not None:
             return base
         return self._without_pass()
+
+    @property
+    def part(self) -> str | None:
+        """`Shard 2 of 3`; None for a whole run."""
+        words = shard_words(self.run)
+        return None if words is None else f"S{words[1:]}"
+
+    def _of_part(self) -> str:
+        """What a part of a run says: its verdicts are those of its own models, and none is on the whole."""
+        shard, planned = self.run["shard"], self.run.get("planned") or []
+        if not (self.run.get("session") or {}).get("selected"):
+            files = len({model["file"] for model in shard["plan"]["models"]})
+            why = f"the run has {files} {'file' if files == 1 else 'files'}"
+            why = "no selected test is about its files" if part_models(shard["plan"], shard["index"]) else why
+            return f"nothing to do, since {why}; merge the others"
+        own = len(planned_here(self.run, planned))
+        decided = own - len(undecided_gates(self.run))
+        told = f"{decided} of {len(planned)} gates are decided here" if planned else "measured, not gated"
+        verdicts = [gate["verdict"] for gate in self.run.get("gates", [])]
+        for verdict, called in (("fail", "failed"), ("inconclusive", "inconclusive")):
+            told += f", {verdicts.count(verdict)} {called}" if verdict in verdicts else ""
+        told += f", {own - decided} of its own {'is' if own - decided == 1 else 'are'} not" if own > decided else ""
+        if (self.run.get("settings") or {}).get("holm"):
+            told += ", each by itself"
+        told += "; other tests failed" if self.others_failed else ""
+        return f"{told}; merge the runs to decide the rest"
 
     def _without_pass(self) -> str:
         gated = [model for model in self.candidates if model.verdict]
@@ -251,7 +285,10 @@ class RunView:
         worse, better, missing = (self._comparisons(outcome) for outcome in ("worse", "better", "missing"))
         changes = dict.fromkeys(f"{c['model']}: {change}" for c in baseline["comparisons"] for change in c["changes"])
         made = len(baseline["comparisons"]) - len(missing)
-        summary = f"baseline {baseline['name']}: {made} comparisons, {len(worse)} worse, {len(better)} better"
+        summary = f"baseline {baseline['name']}: {made} comparisons"
+        summary += (
+            ", judged with those of the other parts" if self.part else f", {len(worse)} worse, {len(better)} better"
+        )
         if missing:
             summary += f", {len(missing)} could not be made"
         if changes:

@@ -119,7 +119,7 @@ def annotation_lines(run: Mapping[str, Any]) -> list[str]:
         failed = any(one.outcome == "failed" for one in model.standing.undecided)
         titled = [(f"{model.name} is incomplete", sentence) for sentence in model.standing.missing]
         (errors if failed else incomplete).extend(titled)
-    errors += [("gguf-harness", f"I{view.interrupted[1:]}")] if view.interrupted else []
+    errors += [("gguf-harness", view.headline())] if view.interrupted else []
     undecided = [gate for gate in gates if gate["verdict"] == "inconclusive"]
     warnings = incomplete + [_gate(view, gate) for gate in undecided if not strict]
     told = tuple(f"{gate['model']}: {gate['metric']} is inconclusive." for gate in undecided)

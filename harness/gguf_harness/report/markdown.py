@@ -40,6 +40,8 @@ def render_markdown(run: Mapping[str, Any]) -> str:
     """
     view = RunView(run)
     interrupted = ["This run was interrupted: results up to then are shown.", ""]
+    if run.get("merged"):
+        interrupted = ["Parts of this run are missing: what there is is shown.", ""]
     lines = [f"## {_safe(view.headline())}", "", *(interrupted if view.interrupted else [])]
     lines += _table(view)
     good = _items(verdict_line(view, model) for model in view.candidates if model.verdict in {"pass", ""})
@@ -120,6 +122,11 @@ def _what_was_run(view: RunView) -> list[str]:
         lines.append(
             f"llama.cpp {engine.get('llama_cpp')} (llama-cpp-python {engine.get('llama_cpp_python')}), {backends}"
         )
+    merged = run.get("merged") or {}
+    lines += [
+        f"shard {part['index']} of {merged['of']}: run {part['run']}, {part['started']}"
+        for part in merged.get("shards", [])
+    ]
     if machine := run.get("machine"):
         gpus = [f"{gpu['name']} ({format_bytes(gpu['memory_bytes'])})" for gpu in machine.get("gpus", [])]
         parts = [machine["cpu"], f"{machine['cores']} cores", format_bytes(machine["memory_bytes"]), *gpus]

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from gguf_harness.judge.shards import planned_here
+
 __all__ = ["Failure", "Standing", "Standings", "Undecided", "failures_of", "undecided_gates"]
 
 Entry = Mapping[str, Any]
@@ -100,7 +102,6 @@ class Standings:
         baseline = run.get("baseline") or {}
         self._gates = _by_model(run.get("gates", []))
         self._comparisons = _by_model(baseline.get("comparisons", []))
-        self._planned = _by_model(run.get("planned", []))
         self._failures: dict[str | None, list[Failure]] = {}
         for failure in failures_of(run):
             self._failures.setdefault(failure.model, []).append(failure)
@@ -149,12 +150,15 @@ class Standings:
 
 
 def undecided_gates(run: Entry) -> list[Undecided]:
-    """Planned gates that no test decided, with the reason as far as the run has it."""
+    """Planned gates that no test decided, with the reason as far as the run has it.
+
+    Of a part of a run, those that this part has to decide.
+    """
     decided = {(gate["model"], gate.get("suite"), gate["metric"]) for gate in run.get("gates", [])}
     tests = _by_function(run)
     return [
         _undecided(gate, next(iter(tests.get(_function_of(gate), [])), None), run)
-        for gate in run.get("planned", [])
+        for gate in planned_here(run, run.get("planned") or [])
         if (gate["model"], gate["suite"], gate["metric"]) not in decided
     ]
 
@@ -178,7 +182,7 @@ def _undecided_comparisons(run: Entry) -> list[Undecided]:
     tests = _by_function(run)
     return [
         _undecided(one, None, run, compared=True)
-        for one in baseline.get("planned", [])
+        for one in planned_here(run, baseline.get("planned") or [])
         if (one["model"], one["metric"]) not in made
         and not any(one["metric"] in _parameters(test["id"]) for test in tests.get(_function_of(one), []))
     ]
@@ -189,7 +193,7 @@ def _undecided(planned: Entry, test: Entry | None, run: Entry, *, compared: bool
     outcome = test["outcome"] if test is not None else None
     ended = outcome in _ENDED
     if test is None or not ended:
-        why = f"{name} did not run." if run.get("finished", True) else "the run was interrupted."
+        why = f"{name} did not run." if run.get("finished", True) else _why_unfinished(planned["model"], run)
     elif test.get("kind") == "undecided":
         # The test failed for it, with this sentence after the others.
         why = str(test["message"]).rsplit(_UNDECIDED, maxsplit=1)[-1]
@@ -201,6 +205,14 @@ def _undecided(planned: Entry, test: Entry | None, run: Entry, *, compared: bool
     identifier = test["id"] if test is not None and ended else None
     metric = f"{planned['metric']} against the baseline" if compared else planned["metric"]
     return Undecided(planned["model"], metric, identifier, outcome, why, compared)
+
+
+def _why_unfinished(model: str, run: Entry) -> str:
+    merged = run.get("merged") or {}
+    for shard in merged.get("missing", []):
+        if model in shard["models"]:
+            return f"shard {shard['index']} of {merged['of']} is missing."
+    return "the run was interrupted."
 
 
 def _by_model(entries: Iterable[Entry]) -> dict[str, list[Entry]]:

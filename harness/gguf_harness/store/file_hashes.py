@@ -17,7 +17,7 @@ from typing import BinaryIO, Final
 from gguf_harness.errors import ModelError
 from gguf_harness.store.atomic_file import replacing
 
-__all__ = ["FileState", "file_states", "has_change_time", "hash_files"]
+__all__ = ["FileState", "file_states", "has_change_time", "hash_files", "sample_files"]
 
 _HASH_BLOCK: Final = 1 << 24
 _SMALL: Final = 1 << 23
@@ -90,6 +90,29 @@ def hash_files(files: Sequence[Path], cache: Path | None, progress: Callable[[in
     """
     digests = [_hash_file(file, cache, progress) for file in files]
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def sample_files(files: Sequence[Path]) -> str:
+    """SHA-256 of the size and of samples of a file, or of its splits: five megabytes are read of each, however large.
+
+    It tells files of a plan apart without reading them all. It is no hash of the content: a change between the samples
+    leaves it as it was.
+
+    Args:
+        files: a file, or all splits of one.
+
+    Raises:
+        ModelError: a file cannot be read.
+    """
+    hasher = hashlib.sha256()
+    for file in files:
+        try:
+            with file.open("rb") as stream:
+                size = os.fstat(stream.fileno()).st_size
+                hasher.update(f"{size}:{_sample(stream, size)};".encode())
+        except OSError as error:
+            raise ModelError(f"{file} cannot be read: {error.strerror or error}.", "Check its permissions.") from error
+    return hasher.hexdigest()
 
 
 def _hash_file(file: Path, cache: Path | None, progress: Callable[[int, int], None] | None) -> str:

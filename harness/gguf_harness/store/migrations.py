@@ -3,7 +3,8 @@
 Version 2: an entry of `models` is a subject, a model file and how it is run (`file`, `variant`, `context`, `adapters`).
 Estimates, gates and comparisons give their place by the same four keys: prompt, layer, head, part.
 
-A key that a version gained later is missing in its older runs, which means null: `git`.
+A key that a version gained later is missing in its older runs, which means null: `git`; `shard`, which part of a run it
+is; `merged`, the parts that it was merged from.
 """
 
 from __future__ import annotations

@@ -38,7 +38,8 @@ _RUN: Final[_Kinds] = {
     "reference_reason": TEXT.or_null,
     "command": LIST,
     "warnings": LIST,
-    **dict.fromkeys(("machine", "engine", "git", "corpus", "settings", "cache", "baseline"), TABLE.or_null),
+    **dict.fromkeys(("machine", "engine", "git", "corpus", "settings", "cache", "baseline", "session"), TABLE.or_null),
+    **dict.fromkeys(("shard", "merged"), TABLE.or_null),
     **dict.fromkeys(("models", "tests", "estimates", "gates", "arrays"), LIST),
     **dict.fromkeys(("planned", "texts", "heads", "metrics"), LIST.or_null),
 }
@@ -49,8 +50,24 @@ _PARTS: Final[Mapping[str, _Kinds]] = {
     "cache": {"hits": NUMBER, "misses": NUMBER},
     "git": {"commit": TEXT, "dirty": TRUTH.or_null},
     "baseline": {"comparisons": LIST},
+    "shard": {"index": WHOLE, "of": WHOLE, "plan": TABLE},
+    "merged": {"of": WHOLE, "shards": LIST, "missing": LIST},
 }
 """The same for tables that occur once."""
+
+_PLAN: Final[_Kinds] = {
+    "digest": TEXT,
+    "harness": TEXT,
+    "reference": TEXT.or_null,
+    **dict.fromkeys(("models", "suites", "comparisons"), LIST),
+    **dict.fromkeys(("settings", "gates", "texts", "tests", "compared_with"), TABLE),
+}
+_PLANNED_MODEL: Final[_Kinds] = {
+    "name": TEXT, "file": TEXT, "shard": WHOLE, "bytes": WHOLE, "content": TABLE, "identity": TABLE.or_null,
+}  # fmt: skip
+_PART: Final[_Kinds] = {"index": WHOLE, "run": TEXT, "started": TEXT, "duration_s": NUMBER, "machine": TABLE.or_null}
+_MISSING: Final[_Kinds] = {"index": WHOLE, "models": LIST}
+"""Of a part of a run, and of one that was merged from parts."""
 
 _ADAPTER: Final[_Kinds] = {"name": TEXT, "sha256": TEXT, "scale": NUMBER}
 
@@ -89,7 +106,22 @@ def content_problem(run: Mapping[str, Any]) -> str | None:
     for index, model in enumerate(run.get("models", []) if problem is None else []):
         place = f"models[{index}].adapters"
         problem = problem or _wrong_rows(model["adapters"], _ADAPTER, tuple(_ADAPTER), place)
-    return problem or _wrong_metric(run.get("metrics") or [])
+    return problem or _wrong_parts(run) or _wrong_metric(run.get("metrics") or [])
+
+
+def _wrong_parts(run: Mapping[str, Any]) -> str | None:
+    """The first problem in what tells of the parts of a run."""
+    problem = None
+    if (shard := run.get("shard")) is not None:
+        plan = shard["plan"]
+        problem = _wrong_table(plan, _PLAN, tuple(_PLAN), "shard.plan")
+        problem = problem or _wrong_rows(plan["models"], _PLANNED_MODEL, tuple(_PLANNED_MODEL), "shard.plan.models")
+        planned = TABLES["planned"]
+        problem = problem or _wrong_rows(plan["comparisons"], planned, tuple(planned), "shard.plan.comparisons")
+    if (merged := run.get("merged")) is not None:
+        problem = problem or _wrong_rows(merged["shards"], _PART, tuple(_PART), "merged.shards")
+        problem = problem or _wrong_rows(merged["missing"], _MISSING, tuple(_MISSING), "merged.missing")
+    return problem
 
 
 def _wrong_metric(entries: list[object]) -> str | None:

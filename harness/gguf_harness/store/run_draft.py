@@ -10,7 +10,7 @@ import json
 import secrets
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,7 +23,7 @@ from gguf_harness.store.runs import write_json
 
 _SHOWN_PROBLEMS: Final = 3
 
-__all__ = ["Course", "Findings", "RunDraft", "RunPart", "TestRecord", "new_run_id"]
+__all__ = ["Course", "CourseOfParts", "Findings", "RunDraft", "RunPart", "TestRecord", "new_run_id", "write_part"]
 
 
 def new_run_id() -> str:
@@ -133,6 +133,16 @@ class RunPart:
         write_json(self._file, self._content, lasting=False)
 
 
+def write_part(folder: Path, content: dict[str, Any]) -> None:
+    """Write what belongs to no single test of a run that was measured elsewhere.
+
+    Args:
+        folder: the run's.
+        content: as a `RunPart` collects it, with everything by model.
+    """
+    write_json(folder / "parts" / "merged.json", content, lasting=False)
+
+
 @dataclass(slots=True)
 class TestRecord:
     """One test's outcome.
@@ -155,6 +165,15 @@ class TestRecord:
     attempts: int = 1
 
     __test__ = False  # a record, not a test class
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> TestRecord:
+        """Inverse of `to_json`."""
+        return cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})
+
+    def fail(self, kind: str, message: str) -> None:
+        """Let it fail by what the whole run says, though it had passed."""
+        self.outcome, self.kind, self.message, self.summary = "failed", kind, message, message
 
     def to_json(self) -> dict[str, Any]:
         """A dictionary of JSON types only."""
@@ -192,6 +211,37 @@ class Course:
 
 
 @dataclass(slots=True)
+class CourseOfParts:
+    """The same for a run that was merged from parts, whose tests are counted.
+
+    Attributes:
+        selected: number of tests that were to run in all parts.
+        ran: number of those with a final outcome.
+        stopped: why parts are missing or unfinished; None where none is.
+        exit_status: of the merge.
+    """
+
+    selected: int
+    ran: int
+    stopped: str | None
+    exit_status: int | None = None
+
+    @property
+    def complete(self) -> bool:
+        """Whether all parts are there and ran to their end."""
+        return self.stopped is None
+
+    def to_json(self) -> dict[str, Any]:
+        """A dictionary of JSON types only."""
+        return {
+            "selected": self.selected,
+            "ran": self.ran,
+            "stopped": self.stopped,
+            "exit_status": self.exit_status,
+        }
+
+
+@dataclass(slots=True)
 class Findings:
     """The results of one test: rows, verdicts of gates, comparisons with a baseline."""
 
@@ -210,12 +260,15 @@ class RunDraft:
         planned_comparisons: the same for comparisons with the baseline.
         git: commit of the folder that the session ran in, as `gguf_harness.inputs.commit.commit_of` gives it.
         warnings: of the session as a whole.
+        shard: which part of a run it is, and the plan of the whole; None for a whole run.
+        merged: the parts that it was merged from; None for what one session measured.
+        measured_s: seconds that these took together.
     """
 
     folder: Path
     command: list[str]
     settings: dict[str, Any]
-    machine: dict[str, Any]
+    machine: dict[str, Any] | None
     reference_reason: str
     reference: str | None
     started: datetime = field(default_factory=lambda: datetime.now(UTC))
@@ -226,7 +279,10 @@ class RunDraft:
     baseline: str | None = None
     git: dict[str, Any] | None = None
     warnings: list[str] = field(default_factory=list)
-    course: Course = field(default_factory=Course)
+    course: Course | CourseOfParts = field(default_factory=Course)
+    shard: dict[str, Any] | None = None
+    merged: dict[str, Any] | None = None
+    measured_s: float | None = None
     baseline_notes: list[str] = field(default_factory=list)
     _clock: float = field(default_factory=time.monotonic)
 
@@ -263,6 +319,10 @@ class RunDraft:
             shutil.rmtree(self.folder / "parts", ignore_errors=True)
         return content
 
+    def rewrite(self, content: dict[str, Any]) -> None:
+        """Write run.json again, with what was found out only after it was complete."""
+        write_json(self.folder / "run.json", content)
+
     def _assemble(self, finished: bool) -> dict[str, Any]:
         parts = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(self.folder.glob("parts/*.json"))]
         models: dict[str, Any] = {}
@@ -284,9 +344,11 @@ class RunDraft:
             "id": self.folder.name,
             "command": self.command,
             "started": self.started.isoformat(timespec="seconds"),
-            "duration_s": round(time.monotonic() - self._clock, 3),
+            "duration_s": round(self.measured_s or time.monotonic() - self._clock, 3),
             "finished": finished,
             "session": self.course.to_json(),
+            "shard": self.shard,
+            "merged": self.merged,
             "harness": __version__,
             "git": self.git,
             "machine": self.machine,

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from gguf_harness.errors import StoreError, write_error
 from gguf_harness.store.atomic_file import replacing
@@ -20,7 +20,20 @@ from gguf_harness.store.paths import option_path
 from gguf_harness.store.run_content import content_problem
 from gguf_harness.store.text_files import read_json
 
-__all__ = ["find_run", "load_run", "prepare_folder", "run_file", "to_json", "write_bytes", "write_json", "write_text"]
+__all__ = [
+    "BASELINE_COPY",
+    "find_run",
+    "load_run",
+    "prepare_folder",
+    "run_file",
+    "to_json",
+    "write_bytes",
+    "write_json",
+    "write_text",
+]
+
+BASELINE_COPY: Final = "baseline.json"
+"""In the folder of a part of a run (--gguf-shard): the baseline that its models were compared with."""
 
 
 def write_json(path: Path, content: dict[str, Any], *, lasting: bool = True) -> None:

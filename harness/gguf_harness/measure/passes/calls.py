@@ -241,11 +241,13 @@ class CorpusPass:
         arrays = self.candidate(model, reference)
         if not self._limits:
             self._describe(arrays)
-        if options.save_baseline is None and not self._limits:
+        # A baseline may be compared with, or saved, when the parts of a run are merged.
+        keeps = options.save_baseline is not None or options.shard is not None
+        if not keeps and not self._limits:
             return arrays
         base = self._base(reference, arrays)
         same = {name: base[name][: len(arrays["nll"])] for name in ("nll", "top")}
-        if options.save_baseline is not None:
+        if keeps:
             means = window_means(arrays, same) | {"window": arrays["window"]}
             notes.add_arrays(model.name, "window_means", "Means of windows, for a baseline.", means)
         if self._limits and model.name not in self._text.early:
