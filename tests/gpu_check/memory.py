@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Reading", "buffers_by_device", "compare", "judge", "load_and_read"]
 
-_LENGTHS: Final = (512, 32_768)
+_LENGTHS: Final = (512, 65_536)
 _TOLERANCE: Final = 0.1
 _LEAST_TOLERANCE: Final = 64 * 2**20
 """Pools of CUDA grow in steps of 2 to 32 MiB, by device and stream."""
