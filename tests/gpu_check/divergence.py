@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,10 @@ def _compare(setup: Setup, model: str, quants: str, windows: int) -> Outcome:
 
 def _decode(setup: Setup, subject: Subject, text: CorpusText, windows: int) -> Compared:
     """The same windows on the CPU, and on the GPU or what stands in for it, decoded in step."""
+    print(f"decoding {subject.name} on both", flush=True)
+    if not setup.gpu:
+        # Two processes on one CPU: threads that spin while they wait would take it from each other.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     folder = setup.path / "numbers"
     on_cpu = replace(subject.settings, n_gpu_layers=0)
     # On the CPU nothing but the order of sums may change: smaller physical batches, and no flash attention.
