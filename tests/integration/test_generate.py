@@ -31,6 +31,7 @@ from gguf_harness.measure.texts.tasks import (
     generations_to_json,
     score_texts,
 )
+from tests.devices import near
 from tests.loaded import open_context
 from tests.random_llama import BOS, write_random_llama
 
@@ -107,7 +108,7 @@ def test_each_token_is_the_most_likely_one(worker: Worker, llama_file: Path) -> 
             chosen = generation.chosen
             assert logprobs[: len(chosen)].argmax(axis=-1).tolist() == chosen
             expected = [logprobs[row, token] for row, token in enumerate(generation.tokens)]
-            assert generation.logprobs == pytest.approx(expected, abs=1e-3)
+            assert generation.logprobs == pytest.approx(expected, abs=near(1e-3, "logits"))
             assert generation.text == context.model.detokenize(generation.tokens).decode("utf-8", "replace")
             assert generation.templated is None
 
@@ -162,7 +163,9 @@ def test_next_tokens_are_those_of_the_model(worker: Worker, llama_file: Path, no
                     weights = np.exp(kept[f"logprobs_{index}"][side].astype(np.float64) / temperature)
                     expected = np.exp(log_softmax(logits / temperature))[shown]
                     # Tokens are chosen one by one, but these logits come from a batch: 1e-3 of rounding, as above.
-                    np.testing.assert_allclose(weights / (weights.sum() + np.exp(rest)), expected, rtol=1e-2, atol=1e-6)
+                    np.testing.assert_allclose(
+                        weights / (weights.sum() + np.exp(rest)), expected, rtol=near(1e-2, "logits"), atol=1e-6
+                    )
 
 
 # -- scores under the reference ---------------------------------------------------------------------------------------
@@ -172,7 +175,7 @@ def test_the_same_model_agrees_everywhere(worker: Worker, llama_file: Path) -> N
     texts = _texts(worker, llama_file, TEXTS)
     for prompt, score in _scores(worker, llama_file, texts, texts).items():
         assert score.gap is None
-        assert score.nll == pytest.approx([-logprob for logprob in texts[prompt].logprobs], abs=1e-3)
+        assert score.nll == pytest.approx([-logprob for logprob in texts[prompt].logprobs], abs=near(1e-3, "logits"))
 
 
 def test_scores_are_those_of_the_logits(worker: Worker, llama_file: Path, noisy_file: Path) -> None:
@@ -186,14 +189,14 @@ def test_scores_are_those_of_the_logits(worker: Worker, llama_file: Path, noisy_
             logprobs = log_softmax(context.logits(tokens).astype(np.float64), axis=-1)
             logprobs = logprobs[len(own[prompt].prompt_tokens) - 1 :]
             nll = [-logprobs[row, token] for row, token in enumerate(other[prompt].tokens)]
-            assert math.exp(np.mean(score.nll)) == pytest.approx(math.exp(np.mean(nll)), rel=1e-3)
+            assert math.exp(np.mean(score.nll)) == pytest.approx(math.exp(np.mean(nll)), rel=near(1e-3, "logits"))
             place = parted[prompt]
             if place is None:
                 assert score.gap is None
                 continue
             probabilities = np.exp(logprobs[place])
             expected = probabilities[own[prompt].chosen[place]] - probabilities[other[prompt].chosen[place]]
-            assert score.gap == pytest.approx(expected, abs=1e-3)
+            assert score.gap == pytest.approx(expected, abs=near(1e-3, "logits"))
             assert expected > 0
 
 
@@ -202,7 +205,7 @@ def test_texts_longer_than_a_batch_are_scored_whole(worker: Worker, llama_file: 
     texts = _texts(worker, llama_file, long)
     assert len(texts["long"].prompt_tokens) > SETTINGS.n_batch
     score = _scores(worker, llama_file, texts, texts)["long"]
-    assert score.nll == pytest.approx([-logprob for logprob in texts["long"].logprobs], abs=1e-3)
+    assert score.nll == pytest.approx([-logprob for logprob in texts["long"].logprobs], abs=near(1e-3, "logits"))
 
 
 def test_an_end_parts_from_a_text_that_goes_on(worker: Worker, llama_file: Path) -> None:

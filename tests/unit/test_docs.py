@@ -12,6 +12,7 @@ import markdown
 import pytest
 
 from docs.hooks import DEMO_REPORT, anchor, as_markdown, concepts, concepts_markdown, metrics_markdown
+from gguf_harness.inputs.command_line import option_attributes
 from gguf_harness.metrics.registry import ESTIMATED, METRICS
 
 ROOT = Path(__file__).parent.parent.parent
@@ -118,3 +119,45 @@ def test_texts_are_shown_as_they_are() -> None:
     text = "p_a *is* `q` <i>or</i> [r](s) & __t__ \\u #v {w} x^2 ~y"
     shown = markdown.markdown(as_markdown(text), extensions=["attr_list"])
     assert html.unescape(shown.removeprefix("<p>").removesuffix("</p>")) == text
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_options_on_a_page_exist(path: Path) -> None:
+    """Options of ours, and of the check of GPUs; what follows the name is not looked at."""
+    text = path.read_text(encoding="utf-8")
+    ours = set(re.findall(r"--gguf-[a-z0-9-]*[a-z0-9]", text)) - {"--gguf-"}
+    if path.name == "CHANGELOG.md":
+        # It also tells of options that are gone.
+        return
+    assert not {name for name in ours if name not in option_attributes()}
+
+
+def test_options_of_the_check_of_gpus_are_explained() -> None:
+    known = set(re.findall(r'"(--[a-z-]+)", ', (ROOT / "tests/gpu_check/__main__.py").read_text("utf-8")))
+    text = (DOCS / "devices.md").read_text(encoding="utf-8")
+    named = {name for name in re.findall(r"--[a-z]+(?:-[a-z]+)*", text) if not name.startswith("--gguf")}
+    assert {"--wheels", "--sdist", "--cpu", "--only"} <= named <= known
+
+
+def test_the_cells_for_kaggle_are_python_or_shell() -> None:
+    """Cells of Python compile; lines for pip and the shell are taken out first."""
+    text = (DOCS / "kaggle.md").read_text(encoding="utf-8")
+    blocks = ["\n".join(line[4:] for line in block) for block in _indented(text)]
+    cells = [block for block in blocks if not block.startswith(("%%bash", "None of this"))]
+    assert len(cells) == 5
+    for cell in cells:
+        python = "\n".join(line for line in cell.splitlines() if not line.startswith(("%", "!")))
+        compile(python, "cell", "exec")
+    commands = [line[1:] for cell in cells for line in cell.splitlines() if line.startswith("!")]
+    assert [command.split()[:3] for command in commands] == [["gguf-harness", "run", "quant"]]
+
+
+def _indented(text: str) -> list[list[str]]:
+    """Blocks of lines that are indented by four spaces."""
+    blocks: list[list[str]] = [[]]
+    for line in text.splitlines():
+        if line.startswith("    "):
+            blocks[-1].append(line)
+        elif blocks[-1]:
+            blocks.append([])
+    return [block for block in blocks if block]

@@ -60,6 +60,8 @@ def test_settings_of_ggml_count(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ggml_environment()["GGML_CUDA_FORCE_CUBLAS"] == "1"
     monkeypatch.setenv("LLAMA_ATTN_ROT_DISABLE", "1")
     assert ggml_environment().keys() >= {"GGML_CUDA_FORCE_CUBLAS", "LLAMA_ATTN_ROT_DISABLE"}
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
+    assert ggml_environment()["NVIDIA_TF32_OVERRIDE"] == "0"
 
 
 def test_a_build_is_its_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,6 +38,8 @@ def context_parameters(settings: SessionSettings, model: Any, *, full_windows: b
     parameters.n_threads = parameters.n_threads_batch = settings.threads
     parameters.flash_attn_type = FLASH_TYPES[settings.flash_attention]
     parameters.swa_full = full_windows
+    # Without layers on the GPU, llama.cpp would still copy matrices to one that it sees, for products of large batches.
+    parameters.op_offload = settings.n_gpu_layers != 0
     parameters.type_k = GGML_TYPES[settings.cache_type_k]
     parameters.type_v = GGML_TYPES[settings.cache_type_v]
     if settings.rope is not None:

@@ -6,7 +6,7 @@ import importlib.util
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from gguf_harness.engine.gpu import driver_version
 from gguf_harness.errors import EngineError
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from gguf_harness.engine.worker import WorkerContext
 
 __all__ = ["build_files", "count_tokens", "describe_engine", "ggml_environment", "identify_engine", "quantize_task"]
+
+
+_OTHERS: Final = ("LLAMA_ATTN_ROT_DISABLE", "NVIDIA_TF32_OVERRIDE")
 
 
 def build_files(binary: Path | None = None) -> list[Path]:
@@ -69,14 +72,15 @@ def identify_engine(description: dict[str, Any], build: str) -> dict[str, Any]:
 
 
 def ggml_environment() -> dict[str, str]:
-    """Environment variables that change results: ggml's (GGML_CUDA_FORCE_MMQ), and one of llama.cpp's.
+    """Environment variables that change results: ggml's (GGML_CUDA_CUBLAS_COMPUTE_TYPE), and two of others.
 
-    LLAMA_ATTN_ROT_DISABLE controls whether K and V are rotated before they are quantized in the cache.
+    LLAMA_ATTN_ROT_DISABLE controls whether K and V are rotated before they are quantized in the cache,
+    NVIDIA_TF32_OVERRIDE whether cuBLAS rounds products of F32 matrices to TF32.
     """
     return {
         name: value
         for name, value in sorted(os.environ.items())
-        if (name.startswith("GGML_") and name != "GGML_NO_BACKTRACE") or name == "LLAMA_ATTN_ROT_DISABLE"
+        if (name.startswith("GGML_") and name != "GGML_NO_BACKTRACE") or name in _OTHERS
     }
 
 

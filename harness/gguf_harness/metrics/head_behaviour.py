@@ -185,12 +185,13 @@ class BehaviourKernel:
             "first_token": pattern[:, :, 0].astype(np.float64),
             "distance": np.maximum(offset - means[..., _OFFSET], 0),
             "distance_spread": np.sqrt(np.maximum(variance, 0)),
-            "local": _local(pattern, start, mass),
+            # Weights of a row add up to one, but for single precision: a share of them is never above it.
+            "local": np.minimum(_local(pattern, start, mass), 1),
             "entropy": entropy,
-            "entropy_normalized": entropy * self._per_uniform_entropy[here],
-            "punctuation": np.where(self._no_punctuation[here], np.nan, sums[..., _PUNCTUATION]),
-            "delimiter": np.where(self._no_delimiter[here], np.nan, sums[..., _DELIMITER]),
-            "same_word": np.where(self._new_word[here], np.nan, np.maximum(same - current, 0)),
+            "entropy_normalized": np.minimum(entropy * self._per_uniform_entropy[here], 1),
+            "punctuation": np.where(self._no_punctuation[here], np.nan, np.minimum(sums[..., _PUNCTUATION], 1)),
+            "delimiter": np.where(self._no_delimiter[here], np.nan, np.minimum(sums[..., _DELIMITER], 1)),
+            "same_word": np.where(self._new_word[here], np.nan, np.clip(same - current, 0, 1)),
             "rare_token": means[..., _RARITY] - self._mean_rarity[here],
         }
 
