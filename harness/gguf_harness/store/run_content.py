@@ -40,7 +40,7 @@ _RUN: Final[_Kinds] = {
     "warnings": LIST,
     **dict.fromkeys(("machine", "engine", "corpus", "settings", "cache", "baseline"), TABLE.or_null),
     **dict.fromkeys(("models", "tests", "estimates", "gates", "arrays"), LIST),
-    **dict.fromkeys(("planned", "texts", "heads", "metrics"), LIST.or_null),
+    **dict.fromkeys(("planned", "texts", "heads", "metrics", "nodes"), LIST.or_null),
 }
 """Expected kinds of a run's values, by place."""
 
