@@ -87,7 +87,7 @@ def ray_nodes(folder: Path, **cpus: int) -> Iterator[Nodes]:
                 nodes.add(name, count)
             yield nodes
         finally:
-            cluster.shutdown()
+            cluster.shutdown()  # type: ignore[no-untyped-call]
 
 
 def wait_until(condition: Callable[[], Any], what: str, seconds: float = 60) -> Any:

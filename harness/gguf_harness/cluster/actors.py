@@ -327,7 +327,7 @@ class Actors:
             return
         self._full_since = now
         with contextlib.suppress(Exception):
-            free = ray.available_resources()
+            free = ray.available_resources()  # type: ignore[no-untyped-call]
             if free.get("CPU", 0) < self._needs.cpus or free.get("GPU", 0) < self._needs.gpus:
                 self.close()
 

@@ -90,7 +90,7 @@ def alive_nodes() -> list[dict[str, Any]]:
     """Nodes of the cluster that this process is connected to, as `ray.nodes` gives them."""
     import ray
 
-    return [node for node in ray.nodes() if node["Alive"]]
+    return [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
 
 
 def _has(node: dict[str, Any], needs: Needs) -> bool:
@@ -184,6 +184,8 @@ def _answers(address: str) -> bool:
 def _init(address: str | None, runtime_env: dict[str, Any] | None) -> None:
     import ray
 
+    # What a node reports of workers that died: the session says so itself where it matters.
+    ray._private.worker._worker_logs_enabled = False  # noqa: SLF001 - there is no public way
     about: dict[str, Any] = {"address": address or "local"}
     if address is None:
         about |= {"include_dashboard": False}
@@ -261,7 +263,7 @@ def _looked_at(needs: Needs, setup: HostSetup) -> Cluster:
     if not isinstance(engine, dict):
         raise TypeError
     refused = [node for node in found if node not in keys[chosen]]
-    reasons = [
+    told = [
         f"The Ray node {node[:8]} was left out: "
         + (
             answer
@@ -272,7 +274,7 @@ def _looked_at(needs: Needs, setup: HostSetup) -> Cluster:
         for node in refused
     ]
     address: str = ray.get_runtime_context().gcs_address
-    return Cluster(address, needs, engine, tuple(keys[chosen]), tuple(refused), tuple(reasons))
+    return Cluster(address, needs, engine, tuple(keys[chosen]), tuple(refused), tuple(told))
 
 
 def _probe(nodes: list[dict[str, Any]], setup: HostSetup) -> dict[str, dict[str, Any] | str]:
@@ -282,7 +284,7 @@ def _probe(nodes: list[dict[str, Any]], setup: HostSetup) -> dict[str, dict[str,
 
     from gguf_harness.cluster.host import Host
 
-    host = ray.remote(Host)
+    host: Any = ray.remote(Host)
     asked: dict[str, tuple[Any, Any, Any]] = {}
     for node in nodes:
         name = node["NodeID"]

@@ -175,7 +175,6 @@ class NodeFiles:
                     self._use(what, path)
 
             return Incoming(path, what, stack.pop_all(), done)
-        return None
 
     def load(self, parcel: Parcel) -> Any:
         """The arguments, with paths that lead to the same here."""

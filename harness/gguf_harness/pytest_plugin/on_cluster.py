@@ -47,7 +47,7 @@ def join_cluster(state: State, warn: Callable[[str], None]) -> Actors | None:
     if options.ray is None:
         return None
     if state.cluster is None:
-        cluster = Cluster.from_text(told)
+        cluster = Cluster.from_text(str(told))
         join(cluster, _runtime_env(options.ray_runtime_env))
         state.cluster = cluster
     for sentence in state.cluster.left_out:
