@@ -96,7 +96,7 @@ def wait_until(condition: Callable[[], Any], what: str, seconds: float = 60) -> 
     while time.monotonic() < end:
         if value := condition():
             return value
-        time.sleep(0.02)
+        time.sleep(0.05)
     raise AssertionError(f"not within {seconds:g} s: {what}")
 
 

@@ -38,6 +38,7 @@ __all__ = [
     "NoData",
     "NoLanguageHead",
     "NoPrompt",
+    "NotWritten",
     "OptionError",
     "PeerGone",
     "PromptError",
@@ -225,6 +226,10 @@ class QuantizeError(EngineError):
 
 class StoreError(HarnessError):
     """Results cannot be read or written: permissions, disk space, an unknown schema version, damage."""
+
+
+class NotWritten(QuantizeError, StoreError):
+    """A quantized model has no room where it should be, or cannot be written there."""
 
 
 class FilesLost(StoreError):
