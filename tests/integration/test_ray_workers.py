@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.model, pytest.mark.xdist_group("ray")]
 
 @pytest.fixture(scope="module")
 def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
-    with ray_nodes(tmp_path_factory.mktemp("ray"), left=2, right=2) as nodes:
+    with ray_nodes(tmp_path_factory.mktemp("ray"), left=1, right=1) as nodes:
         yield nodes
 
 
@@ -225,11 +225,11 @@ def test_a_node_with_another_llama_cpp_is_left_out(
     try:
         actors = open_actors()
         actors.cluster.engine["key"]["environment"] = {"GGML_OTHER": "1"}
-        actors._checked.clear()
+        actors._avoided |= set(cluster.nodes)
         with pytest.raises(Exception, match="No node of the Ray cluster"), RayWorker(actors, "model", 0) as worker:
             _without_patience(actors, worker)
-        assert len(warnings_told) == 3
-        assert all("other GGML_ variables in its environment" in told for told in warnings_told)
+        (told,) = warnings_told
+        assert "other GGML_ variables in its environment" in told
     finally:
         actors.cluster.engine["key"]["environment"] = {}
         nodes.remove("unlike")
@@ -245,7 +245,7 @@ def _without_patience(actors: Actors, worker: RayWorker) -> None:
 
 def test_who_waits_for_another_process_gives_its_place_up(open_actors: OpenActors) -> None:
     """Otherwise those who hold all places could wait for one who has none."""
-    every = [open_actors() for _ in range(4)]
+    every = [open_actors() for _ in range(2)]
     workers = [RayWorker(actors, f"model {number}", 0) for number, actors in enumerate(every)]
     for worker in workers:
         assert worker.call(ray_tasks.double, None, 1) == 2
