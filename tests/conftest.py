@@ -16,6 +16,8 @@ from tests.rewritten import rewrite_gguf
 
 pytest_plugins = ["pytester"]
 
+_WITH_RAY = {"tests/plugin/test_ray.py", "tests/integration/test_ray_workers.py"}
+
 # A busy machine is no defect.
 settings.register_profile("harness", deadline=None)
 settings.load_profile("harness")
@@ -49,6 +51,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     class ModuleScheduling(LoadScopeScheduling):  # type: ignore[misc]  # xdist is untyped
         def _split_scope(self, nodeid: str) -> str:
             module, _, _ = nodeid.partition("::")
+            if module in _WITH_RAY:
+                return "ray"  # one cluster at a time
             return module if module.startswith("tests/integration/") else nodeid
 
     return ModuleScheduling(config, log)

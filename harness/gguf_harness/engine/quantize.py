@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from gguf_harness.engine.c_api import llama_cpp
 from gguf_harness.engine.logs import EngineLog
-from gguf_harness.errors import InvalidGGUF, QuantizeError
+from gguf_harness.errors import InvalidGGUF, NotWritten, QuantizeError
 from gguf_harness.gguf.header import TENSOR_TYPES, read_header
 from gguf_harness.gguf.types import FTYPES, NEEDS_IMATRIX
 
@@ -61,7 +61,8 @@ def quantize_file(
         progress: called with (tensors done, tensors).
 
     Raises:
-        QuantizeError: llama.cpp refused; no space; a type that needs an importance matrix has none.
+        QuantizeError: llama.cpp refused; a type that needs an importance matrix has none.
+        NotWritten: no space.
     """
     if quant in NEEDS_IMATRIX and imatrix is None:
         raise QuantizeError(
@@ -151,6 +152,7 @@ def _run(
             hint = _IMATRIX_HINT
         elif "iostream" in reason:
             hint = f"{destination.parent} could not be written to: its disk may be full."
+            raise NotWritten(f"llama.cpp could not quantize {source.name} to {quant}: {reason}", hint)
         raise QuantizeError(f"llama.cpp could not quantize {source.name} to {quant}: {reason}", hint)
     return log
 
@@ -162,7 +164,7 @@ def _check_written(file: Path, quant: str) -> None:
     try:
         read_header(file)
     except InvalidGGUF as error:
-        raise QuantizeError(
+        raise NotWritten(
             f"The {quant} file that llama.cpp wrote is damaged: {error.message}",
             f"The disk of {file.parent} may be full.",
         ) from error
@@ -211,13 +213,13 @@ def _reserve(destination: Path, needed: int, quant: str) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(folder).free
         if free < needed:
-            raise QuantizeError(
+            raise NotWritten(
                 f"Quantizing to {quant} needs {needed / 1e9:.1f} GB in {folder}, {free / 1e9:.1f} GB are free.",
                 "Free some space, or choose another --gguf-cache folder.",
             )
         descriptor, name = tempfile.mkstemp(dir=folder, prefix=f".{destination.stem[:40]}.", suffix=".gguf")
     except OSError as error:
-        raise QuantizeError(
+        raise NotWritten(
             f"{destination} cannot be written: {error.strerror}.", "Choose another --gguf-cache folder."
         ) from error
     os.close(descriptor)

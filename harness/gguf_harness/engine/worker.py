@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import errno
 import itertools
 import os
 import signal
@@ -34,7 +35,7 @@ from gguf_harness.engine.child import (
     start_child,
     stop_child,
 )
-from gguf_harness.errors import EngineCrashed, EngineError, EngineTimeout, HarnessError, PeerGone
+from gguf_harness.errors import EngineCrashed, EngineError, EngineTimeout, HarnessError, PeerGone, write_error
 
 if TYPE_CHECKING:
     from gguf_harness.engine.context import Context
@@ -57,6 +58,8 @@ class Closable(Protocol):
 C = TypeVar("C", bound=Closable)
 
 _GRACE_S: Final = 5.0
+_NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO})
+"""A disk's fault, not the task's."""
 _MOST_CONTEXTS: Final = 2
 """Contexts of a model kept for the next task: enough for two alternating settings without recreating caches."""
 
@@ -435,6 +438,11 @@ def _run(
     except MemoryError:
         traceback.print_exc()
         return "error", EngineError("Out of memory in the worker.", "Use a smaller --gguf-ctx or --gguf-batch.")
+    except OSError as error:
+        traceback.print_exc()
+        if error.errno in _NO_ROOM:
+            return "error", write_error(Path(os.fsdecode(error.filename or "A file of the worker")), error)
+        return "error", EngineError(f"{type(error).__name__} in the worker: {error}", "The traceback is in its log.")
     except Exception as error:  # a defect in a task fails this call, not the session
         traceback.print_exc()
         return "error", EngineError(f"{type(error).__name__} in the worker: {error}", "The traceback is in its log.")

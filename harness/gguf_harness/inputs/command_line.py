@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from gguf_harness.gguf.types import DEFAULT_QUANTS
 from gguf_harness.inputs.option_values import (
+    ANY_CLUSTER,
     all_or_at_least,
     at_least,
     depth_list,
@@ -300,6 +301,12 @@ def _add_what_is_measured(add: Callable[..., None]) -> None:
             "50G)")  # fmt: skip
     add("--gguf-timeout", metavar="SECONDS", type=seconds, default=1800.0,
         help="longest silence of a worker process before it is stopped (default: 1800)")  # fmt: skip
+    add("--gguf-ray", metavar="ADDRESS", nargs="?", const=ANY_CLUSTER, default=None,
+        help="measure on the nodes of a Ray cluster, in as many actors as pytest -n has processes: host:port, auto, or "
+        "local to start one; without an address RAY_ADDRESS, the cluster of this machine, or a new one "
+        "(default: measure on this machine)")  # fmt: skip
+    add("--gguf-ray-runtime-env", metavar="FILE", type=path_text, default=None,
+        help="runtime environment for Ray, in YAML or JSON, as for `ray job submit` (default: none)")  # fmt: skip
 
 
 def _add_what_comes_of_it(add: Callable[..., None]) -> None:

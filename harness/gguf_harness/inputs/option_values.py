@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
 __all__ = [
+    "ANY_CLUSTER",
     "Shard",
     "all_or_at_least",
     "at_least",
@@ -24,6 +25,8 @@ __all__ = [
     "size_in_bytes",
 ]
 
+ANY_CLUSTER: Final = "default"
+"""Value of --gguf-ray without an address."""
 _HINT: Final = "If it is not on the command line, a conftest or a plugin has set it."
 _MOST_LAYERS: Final = 10_000
 # llama.cpp uses 32 bits: larger values would overflow.

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 import psutil
 
+from gguf_harness.cluster.address import check_address
 from gguf_harness.engine.settings import (
     DEFAULT_KV,
     NO_ROTATION,
@@ -25,7 +26,7 @@ from gguf_harness.errors import OptionError, require_extra, visible
 from gguf_harness.gguf.types import parse_quants
 from gguf_harness.inputs.baseline_names import check_name, find_baseline
 from gguf_harness.inputs.command_line import DEFAULT_MODEL, option_attributes, option_value, short_name
-from gguf_harness.inputs.option_values import Shard, checked_value
+from gguf_harness.inputs.option_values import ANY_CLUSTER, Shard, checked_value
 from gguf_harness.inputs.subject_values import AdapterSpec
 from gguf_harness.store.paths import option_path
 
@@ -100,6 +101,8 @@ class Options:
     lora: tuple[tuple[AdapterSpec, ...], ...] = ()
     lora_corpus: Path | None = None
     shard: Shard | None = None
+    ray: str | None = None
+    ray_runtime_env: Path | None = None
 
     @property
     def session_settings(self) -> SessionSettings:
@@ -142,7 +145,9 @@ class Options:
 
     def to_json(self) -> dict[str, Any]:
         """A dictionary of JSON types only, for run.json; paths as file names, without folders."""
-        return {field.name: _storable(getattr(self, field.name)) for field in fields(self)}
+        values = {field.name: _storable(getattr(self, field.name)) for field in fields(self)}
+        # Where a cluster is, is nobody's business who reads a run.
+        return values | {"ray": self.ray is not None}
 
 
 def _storable(value: Any) -> Any:
@@ -192,7 +197,7 @@ def read_options(config: pytest.Config) -> Options:
         return None if written is None else option_path(written, start)
 
     results = path_of("--gguf-results") or config.rootpath / "results"
-    for name in ("--gguf-imatrix", "--gguf-gates", "--gguf-lora-corpus"):
+    for name in ("--gguf-imatrix", "--gguf-gates", "--gguf-lora-corpus", "--gguf-ray-runtime-env"):
         if (path := path_of(name)) is not None and not path.is_file():
             problem = "a folder, a pipe or a device" if path.exists() else "no such file"
             raise OptionError(f"{name}={path}: {problem}.", "Give the path of an existing file.")
@@ -252,7 +257,10 @@ def read_options(config: pytest.Config) -> Options:
         map=get("--gguf-map"),
         layers=get("--gguf-layers"),
         heads=get("--gguf-heads"),
+        ray=_cluster(get("--gguf-ray")),
+        ray_runtime_env=path_of("--gguf-ray-runtime-env"),
     )
+    _check_ray(options)
     if options.until_decided and options.windows == "first":
         raise OptionError(
             "--gguf-until-decided cannot be used with --gguf-windows=first: the first windows are not a sample of "
@@ -268,6 +276,25 @@ def read_options(config: pytest.Config) -> Options:
         require_extra("maps", "--gguf-map=umap")
     options.session_settings  # noqa: B018 - report an impossible combination now, not at the first model
     return options
+
+
+def _cluster(asked: str | None) -> str | None:
+    return asked if asked is None or asked == ANY_CLUSTER else check_address(asked)
+
+
+def _check_ray(options: Options) -> None:
+    """Refuse what cannot be done on a cluster, or not without one."""
+    if options.ray is None:
+        if options.ray_runtime_env is not None:
+            raise OptionError("--gguf-ray-runtime-env without --gguf-ray does nothing.", "Give --gguf-ray, too.")
+        return
+    require_extra("ray", "--gguf-ray", "ray")
+    if options.side_by_side == "always":
+        raise OptionError(
+            "--gguf-side-by-side=always cannot be used with --gguf-ray: reference and candidate would share memory, and"
+            " a place on the cluster is for one of them.",
+            "Leave one of them out; a larger --gguf-logprobs-limit lets the reference's log-probabilities be stored.",
+        )
 
 
 def _seen_from(start: Path, spec: AdapterSpec) -> AdapterSpec:

@@ -12,6 +12,7 @@ from gguf_harness.measure.measuring import Measuring, Progress
 from gguf_harness.measure.model_files import ModelFiles
 
 if TYPE_CHECKING:
+    from gguf_harness.cluster.actors import Actors
     from gguf_harness.inputs.ladder import PlannedSubject
     from gguf_harness.inputs.options import Options
     from gguf_harness.inputs.prompts import PromptSet
@@ -28,9 +29,14 @@ class Core(Measuring):
     """Runs measurements of subjects; arguments as for `Measuring`."""
 
     def __init__(
-        self, options: Options, progress: Progress, session: str | None = None, notes: Notes | None = None
+        self,
+        options: Options,
+        progress: Progress,
+        session: str | None = None,
+        notes: Notes | None = None,
+        actors: Actors | None = None,
     ) -> None:
-        super().__init__(options, progress, session, notes)
+        super().__init__(options, progress, session, notes, actors)
         self.llama_cpp = LlamaCpp(self)
         self.models = ModelFiles(self, self.llama_cpp)
 
@@ -71,6 +77,10 @@ class Core(Measuring):
         if "engine" in job.key:
             self.notes.set("engine", self.llama_cpp.description)
         return super().measure(job)
+
+    def bytes_of(self, model: str) -> int:
+        """Size of a model's files; of a worker for parts of models, the largest one's."""
+        return self.models.bytes_of(model)
 
     def will_read(self, model: str) -> None:
         """Note that a worker was asked for a model."""

@@ -17,20 +17,24 @@ if TYPE_CHECKING:
 __all__ = ["LlamaCpp"]
 
 _DESCRIPTION: Final = Measurement(
-    "engine/description", 2, describe_engine, "steps", as_json(dict, dict), runs="in its own worker", counted=False
-)
+    "engine/description", 2, describe_engine, "steps", as_json(dict, dict), runs="in its own worker", counted=False,
+    about_machine=True,
+)  # fmt: skip
 
 
 class LlamaCpp:
-    """llama.cpp, described once per installation."""
+    """llama.cpp, described once per installation: this machine's, or with --gguf-ray that of the cluster's nodes."""
 
     def __init__(self, core: Measuring) -> None:
         self._core = core
 
     @property
     def description(self) -> dict[str, Any]:
-        """llama.cpp's build and backends."""
-        return self._core.once(("engine description",), self._describe)
+        """Build and backends of the llama.cpp that measures."""
+        if self._core.actors is not None:
+            engine: dict[str, Any] = self._core.actors.cluster.engine["description"]
+            return engine
+        return self._own_description
 
     def _describe(self) -> dict[str, Any]:
         # It names the processor and the memory, so it is valid for this machine only.
@@ -46,7 +50,23 @@ class LlamaCpp:
     @property
     def key(self) -> dict[str, Any]:
         """The properties of llama.cpp that numbers depend on, for the keys of measurements."""
-        return self._core.once(("engine key",), lambda: identify_engine(self.description, self.build_hash()))
+        if self._core.actors is not None:
+            key: dict[str, Any] = self._core.actors.cluster.engine["key"]
+            return key
+        return self._own_key
+
+    @property
+    def is_own(self) -> bool:
+        """Whether the llama.cpp that measures is that of this machine: otherwise nothing is timed here."""
+        return self._core.actors is None or self.key == self._own_key
+
+    @property
+    def _own_key(self) -> dict[str, Any]:
+        return self._core.once(("engine key",), lambda: identify_engine(self._own_description, self.build_hash()))
+
+    @property
+    def _own_description(self) -> dict[str, Any]:
+        return self._core.once(("engine description",), self._describe)
 
     def build_hash(self, binary: Path | None = None) -> str:
         """Hash of a build of llama.cpp: of a program, or of llama-cpp-python."""

@@ -12,7 +12,7 @@ from gguf_harness.store.arrays import Arrays
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from gguf_harness.engine.worker import Worker
+    from gguf_harness.engine.calling import TaskWorker
     from gguf_harness.inputs.subjects import Subject
     from gguf_harness.store.cache import Entry
 
@@ -71,6 +71,7 @@ class Measurement(Generic[R]):
         keep: whether later sessions may use this result.
         remembered: whether a session remembers the result; otherwise each call looks in the cache, and a failure is
             retried.
+        about_machine: whether it is about the machine of the session: then it runs there, with --gguf-ray too.
         counted: whether it counts in the run's numbers of cached and new measurements.
     """
 
@@ -84,6 +85,7 @@ class Measurement(Generic[R]):
     keep: Callable[[R], bool] = _always
     remembered: bool = True
     counted: bool = True
+    about_machine: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,4 +131,4 @@ class Job(Generic[R]):
     prepare: Callable[[Entry], None] | None = None
     check: Callable[[], None] | None = None
     around: Callable[[], contextlib.AbstractContextManager[object]] = field(default=contextlib.nullcontext)
-    worker: Callable[[], Worker] | None = None
+    worker: Callable[[], TaskWorker] | None = None

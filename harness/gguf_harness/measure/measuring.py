@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from gguf_harness.engine.calling import TaskWorker
 from gguf_harness.engine.server import ServerPool
 from gguf_harness.engine.worker import ProgressCallback, Worker
 from gguf_harness.errors import FilesLost, HarnessError
@@ -16,6 +17,7 @@ from gguf_harness.store.cache_space import cap_log
 from gguf_harness.store.paths import file_name
 
 if TYPE_CHECKING:
+    from gguf_harness.cluster.actors import Actors
     from gguf_harness.inputs.options import Options
     from gguf_harness.inputs.subjects import Subject
     from gguf_harness.measure.measurement import Job
@@ -48,20 +50,27 @@ class Measuring:
         progress: where progress is shown.
         session: name that all processes of a session share; None for one of its own.
         notes: receives notes on the run besides its numbers.
+        actors: run the workers on a Ray cluster; None for child processes.
     """
 
     def __init__(
-        self, options: Options, progress: Progress, session: str | None = None, notes: Notes | None = None
+        self,
+        options: Options,
+        progress: Progress,
+        session: str | None = None,
+        notes: Notes | None = None,
+        actors: Actors | None = None,
     ) -> None:
         self.options = options
         self.progress = progress
         self.notes: Notes = notes or NoNotes()
+        self.actors = actors
         self.cache = Cache(options.cache, options.cache_limit, session)
         self.hits = 0
         self.misses = 0
         self.servers = ServerPool()
         self._done: dict[tuple[str, ...], object | HarnessError] = {}
-        self._worker: Worker | None = None
+        self._worker: TaskWorker | None = None
         self._at_close: list[Callable[[], None]] = []
 
     # -- measuring --------------------------------------------------------------------------------------------------
@@ -83,7 +92,7 @@ class Measuring:
         return self.once(("measured", str(entry.folder), what), lambda: self._cached(job, entry))
 
     def _cached(self, job: Job[R], entry: Entry) -> R:
-        with entry.lock():
+        with entry.lock(self.actors.wait_for_others if self.actors is not None else None):
             self.forget_if_stale(entry)
             stored = self._load(job, entry)
             if stored is not None:
@@ -152,7 +161,8 @@ class Measuring:
             if measurement.runs == "in the session":
                 return measurement.task(show, *arguments)
             if measurement.runs == "in its own worker":
-                worker = stack.enter_context(self.new_worker(self._worker_name(job)))
+                start = self.own_worker if measurement.about_machine else self.new_worker
+                worker = stack.enter_context(start(self._worker_name(job)))
             else:
                 worker = job.worker() if job.worker is not None else self.shared_worker(self._worker_name(job))
             return worker.call(measurement.task, show, *arguments)
@@ -193,7 +203,7 @@ class Measuring:
 
     # -- processes --------------------------------------------------------------------------------------------------
 
-    def shared_worker(self, model: str) -> Worker:
+    def shared_worker(self, model: str) -> TaskWorker:
         """The worker of a model; only one model is kept in memory."""
         self.will_read(model)
         if self._worker is None or self._worker.label != model:
@@ -201,8 +211,17 @@ class Measuring:
             self._worker = self.new_worker(model)
         return self._worker
 
-    def new_worker(self, model: str) -> Worker:
+    def new_worker(self, model: str) -> TaskWorker:
         """A separate worker process, to be closed by the caller."""
+        if self.actors is None:
+            return self.own_worker(model)
+        from gguf_harness.cluster.ray_worker import RayWorker
+
+        self.will_read(model)
+        return RayWorker(self.actors, model, self.bytes_of(model))
+
+    def own_worker(self, model: str) -> Worker:
+        """A separate worker process on this machine, whatever measures the rest: for timings."""
         self.will_read(model)
         return Worker(model, self.log(model), gpu=self.options.gpu, timeout_s=self.options.timeout_s)
 
@@ -218,6 +237,10 @@ class Measuring:
             self._worker.close()
             self._worker = None
 
+    def bytes_of(self, model: str) -> int:  # noqa: ARG002 - for those who know models
+        """Size of the files that a worker of this name will load."""
+        return 0
+
     def will_read(self, model: str) -> None:
         """Note that a worker was asked for a model."""
 
@@ -231,6 +254,8 @@ class Measuring:
     def close(self) -> None:
         """Stop the worker, the servers and everything else that runs."""
         self.stop_worker()
+        if self.actors is not None:
+            self.actors.close()
         self.servers.close()
         for close in self._at_close:
             close()

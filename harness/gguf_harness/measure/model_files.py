@@ -185,6 +185,11 @@ class ModelFiles:
                 )
         self._states[model.files] = now
 
+    def bytes_of(self, name: str) -> int:
+        """Size of a model's files; of a name that is none of a model, that of the largest so far."""
+        sizes = {known: model.info.bytes for known, model in self._loaded.items()}
+        return sizes.get(name, max(sizes.values(), default=0))
+
     def use(self, model: str) -> None:
         """Note that a worker is asked for a model."""
         self._used.add(model)

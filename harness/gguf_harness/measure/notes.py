@@ -15,7 +15,7 @@ class Notes(Protocol):
     """Stores notes on a run: `store.run_draft.RunPart` in a session, `NoNotes` in a script."""
 
     def set(self, name: str, value: object) -> None:
-        """Set `corpus`, `engine`, `prompts`, `cache` or `analytics`."""
+        """Set `corpus`, `engine`, `prompts`, `cache`, `analytics` or `nodes`."""
 
     def warn(self, message: str) -> None:
         """Add a warning to be shown after the run."""

@@ -81,6 +81,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
         with _usage_errors():
             check_options(state, measures=_measures(config))
+            if state.options.ray is not None and _measures(config):
+                from gguf_harness.pytest_plugin.on_cluster import start_cluster
+
+                start_cluster(state)
 
 
 def _register_fixtures(pluginmanager: pytest.PytestPluginManager) -> None:
@@ -108,11 +112,22 @@ def pytest_sessionfinish(session: pytest.Session) -> Generator[None, None, None]
     return None
 
 
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Leave the Ray cluster; one that the session has started ends."""
+    state = config.stash.get(STATE, None)
+    if state is not None and state.cluster is not None:
+        from gguf_harness.pytest_plugin.on_cluster import end_cluster
+
+        end_cluster(state)
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
     """Tell an xdist worker its run, and whether to send the models of its tests."""
     node.workerinput["gguf_run_id"] = node.config.stash[STATE].run_id
     node.workerinput["gguf_start"] = str(node.config.invocation_params.dir)
+    cluster = node.config.stash[STATE].cluster
+    node.workerinput["gguf_cluster"] = cluster.to_text() if cluster is not None else None
     node.workerinput["gguf_groups"] = node.config.pluginmanager.hasplugin(_GROUPS)
 
 

@@ -16,6 +16,7 @@ from gguf_harness.store.run_draft import RunDraft
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from gguf_harness.cluster.connection import Cluster
     from gguf_harness.inputs.ladder import Ladder
     from gguf_harness.inputs.pairing import Partner
     from gguf_harness.inputs.prompts import PromptSet
@@ -57,6 +58,7 @@ class State:
         draft: the run, in the reporting process; None until one of our tests was reported.
         text_read: facts about the corpus; None if nothing reads it.
         command: what the person typed.
+        cluster: of --gguf-ray; None without it, and in processes of xdist until they measure.
         charts: functions that draw charts of other plugins, by plugin.
         shard: with --gguf-shard, once tests are collected: which part is measured, and the plan of the whole.
     """
@@ -75,6 +77,7 @@ class State:
     command: list[str] = field(default_factory=list)
     charts: dict[str, list[ChartBuilder]] = field(default_factory=dict)
     shard: dict[str, Any] | None = None
+    cluster: Cluster | None = None
     _extended: bool = False
 
     def extend(self) -> None:

@@ -20,7 +20,7 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -49,6 +49,7 @@ __all__ = ["Cache", "Entry"]
 
 _BEGUN_FILE: Final = ".begun"
 _WORD: Final = re.compile(r"[a-z][a-z_]*")
+_LOOK_EVERY_S: Final = 0.05
 _COUNT_EVERY_S: Final = 60.0
 """Other processes also add to a cache: its size is counted again after this time."""
 
@@ -151,15 +152,18 @@ class Entry:
         self._cache.grown(self)
 
     @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self, waiting: Callable[[], None] | None = None) -> Iterator[None]:
         """Lock the entry while it is being measured: with `pytest -n`, other processes wait and then load the result.
+
+        Args:
+            waiting: called now and then while another process has it.
 
         Raises:
             StoreError: the lock cannot be taken. Errors of the block pass through.
         """
         try:
             self.folder.parent.mkdir(parents=True, exist_ok=True)
-            lock = hold(entry_lock(self.folder))
+            lock = hold(entry_lock(self.folder)) if waiting is None else _hold_when_free(self.folder, waiting)
         except OSError as error:
             raise write_error(self.folder, error) from error
         try:
@@ -173,6 +177,13 @@ class Entry:
         with contextlib.suppress(OSError):
             (self.folder / META_FILE).unlink()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _hold_when_free(folder: Path, waiting: Callable[[], None]) -> HeldLock:
+    while (lock := hold(entry_lock(folder), wait=False)) is None:
+        waiting()
+        time.sleep(_LOOK_EVERY_S)
+    return lock
 
 
 class Cache:

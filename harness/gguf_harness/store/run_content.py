@@ -41,7 +41,7 @@ _RUN: Final[_Kinds] = {
     **dict.fromkeys(("machine", "engine", "git", "corpus", "settings", "cache", "baseline", "session"), TABLE.or_null),
     **dict.fromkeys(("shard", "merged"), TABLE.or_null),
     **dict.fromkeys(("models", "tests", "estimates", "gates", "arrays"), LIST),
-    **dict.fromkeys(("planned", "texts", "heads", "metrics"), LIST.or_null),
+    **dict.fromkeys(("planned", "texts", "heads", "metrics", "nodes"), LIST.or_null),
 }
 """Expected kinds of a run's values, by place."""
 

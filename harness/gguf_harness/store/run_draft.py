@@ -10,7 +10,7 @@ import json
 import secrets
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -55,6 +55,7 @@ class RunPart:
             "early": {},
             "heads": {},
             "analytics": [],
+            "nodes": [],
         }
 
     def add_early(self, model: str, windows: int, planned: int, n_ctx: int) -> None:
@@ -79,7 +80,7 @@ class RunPart:
             self._save()
 
     def set(self, name: str, value: object) -> None:
-        """Set `corpus`, `engine`, `prompts`, `cache` or `analytics`."""
+        """Set `corpus`, `engine`, `prompts`, `cache`, `analytics` or `nodes`."""
         if self._content[name] != value:
             self._content[name] = value
             self._save()
@@ -368,6 +369,7 @@ class RunDraft:
             "gates": self.gates,
             "early": list(early.values()),
             "heads": [row for rows in heads.values() for row in rows],
+            "nodes": _together(part["nodes"] for part in parts),
             "analytics": sorted({backend for part in parts for backend in part["analytics"]}),
             "baseline": self._compared() if self.baseline else None,
             "warnings": list(dict.fromkeys([*(w for part in parts for w in part["warnings"]), *self._warnings()])),
@@ -393,3 +395,12 @@ class RunDraft:
         undecided = (gate for gate in self.gates if gate["verdict"] == "inconclusive")
         told = (f"{gate['model']}: {gate['metric']} is inconclusive. {gate['detail']}" for gate in undecided)
         return [*told, *self.warnings]
+
+
+def _together(parts: Iterable[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Nodes of a cluster that have measured, each once, with the calls of all processes."""
+    nodes: dict[str, dict[str, Any]] = {}
+    for node in (node for part in parts for node in part):
+        known = nodes.setdefault(node["node"], node | {"calls": 0})
+        known["calls"] += node["calls"]
+    return list(nodes.values())

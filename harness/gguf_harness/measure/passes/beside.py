@@ -14,7 +14,7 @@ from gguf_harness.metrics.divergence import TOKEN_VALUES_VERSION
 from gguf_harness.store.arrays import Arrays
 
 if TYPE_CHECKING:
-    from gguf_harness.engine.worker import Worker
+    from gguf_harness.engine.calling import TaskWorker
     from gguf_harness.inputs.subjects import Subject
     from gguf_harness.measure.core import Core
     from gguf_harness.measure.measurement import Job
@@ -54,6 +54,12 @@ class Beside:
             check_room(shape(), options.logprobs_limit, "--gguf-logprobs-limit")
             check_room(shape(), options.cache_limit, "--gguf-cache-limit")
         except CorpusError as error:
+            if self._core.actors is not None:
+                raise CorpusError(
+                    f"{error.message} With --gguf-ray nothing is decoded side by side with its reference.",
+                    "Raise --gguf-logprobs-limit and --gguf-cache-limit, or lower --gguf-chunks; or run without"
+                    " --gguf-ray.",
+                ) from None
             self._core.notes.warn(
                 f"{error.message} So nothing of it is stored: each candidate was decoded side by side with"
                 f" {reference.name}, which took longer, as the reference is decoded again for each."
@@ -67,7 +73,7 @@ class Beside:
         key: dict[str, Any],
         reference: Subject,
         request: PassRequest,
-        worker: Callable[[], Worker],
+        worker: Callable[[], TaskWorker],
         limits: Sequence[WindowLimit],
     ) -> Job[Arrays]:
         """A pass against a stored reference as one side by side with it.

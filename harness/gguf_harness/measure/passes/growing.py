@@ -20,7 +20,8 @@ from gguf_harness.measure.passes.tasks import PassRequest, continue_candidate_pa
 from gguf_harness.store.arrays import Arrays
 
 if TYPE_CHECKING:
-    from gguf_harness.engine.worker import ProgressCallback, Worker
+    from gguf_harness.engine.calling import TaskWorker
+    from gguf_harness.engine.worker import ProgressCallback
     from gguf_harness.inputs.subjects import Subject
     from gguf_harness.measure.core import Core
     from gguf_harness.measure.measurement import Job
@@ -53,7 +54,7 @@ class GrowingReference:
         self._core = core
         self._subject = subject
         self._job = job
-        self._worker: Worker | None = None
+        self._worker: TaskWorker | None = None
         self.entry = core.entry(job)
         with self.entry.lock():
             core.forget_if_stale(self.entry)
@@ -97,7 +98,7 @@ class GrowingReference:
         )
 
     @property
-    def _loaded(self) -> Worker:
+    def _loaded(self) -> TaskWorker:
         if self._worker is None:
             raise RuntimeError("used outside of `beside`")
         return self._worker
@@ -110,7 +111,12 @@ class GrowingReference:
             Whether it does. Otherwise models can only be loaded in turn, and all windows are decoded first.
         """
         files = (*model.files, *self._subject.files)
-        if not hold_together(files, on_gpu=model.settings.n_gpu_layers != 0):
+        actors = self._core.actors
+        if actors is not None:
+            both = actors.has_room(model.info.bytes + self._subject.info.bytes)
+        else:
+            both = hold_together(files, on_gpu=model.settings.n_gpu_layers != 0)
+        if not both:
             yield False
             return
         with self._core.new_worker(self._subject.model.name) as worker:
@@ -130,7 +136,7 @@ def decide_in_turns(
     show: ProgressCallback,
     growing: GrowingReference,
     model: Subject,
-    worker: Callable[[], Worker],
+    worker: Callable[[], TaskWorker],
     request: PassRequest,
     limits: tuple[WindowLimit, ...],
 ) -> Arrays:
@@ -164,7 +170,7 @@ def decide_in_turns(
 def _in_turns(
     show: ProgressCallback,
     growing: GrowingReference,
-    worker: Callable[[], Worker],
+    worker: Callable[[], TaskWorker],
     request: PassRequest,
     limits: tuple[WindowLimit, ...],
     step: int | None,

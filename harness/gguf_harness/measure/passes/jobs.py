@@ -25,7 +25,7 @@ from gguf_harness.metrics.divergence import TOKEN_VALUES_VERSION
 from gguf_harness.store.arrays import Arrays
 
 if TYPE_CHECKING:
-    from gguf_harness.engine.worker import Worker
+    from gguf_harness.engine.calling import TaskWorker
     from gguf_harness.inputs.corpora import Corpus
     from gguf_harness.inputs.subjects import Subject
     from gguf_harness.measure.core import Core
@@ -97,7 +97,7 @@ class PassJobs:
         chunks: int | None,
         *,
         limits: tuple[WindowLimit, ...] = (),
-        worker: Callable[[], Worker] | None = None,
+        worker: Callable[[], TaskWorker] | None = None,
     ) -> Job[Arrays]:
         """A pass that is compared with a reference, token by token.
 

@@ -138,7 +138,7 @@ class Speed:
         return Job(measurement, label, key, lambda _: (ours, theirs, request), subjects=subjects)
 
     def _timed(self, model: Subject) -> Timed:
-        return Timed(model.files, lambda: self._core.new_worker(model.model.name), model.settings)
+        return Timed(model.files, lambda: self._core.own_worker(model.model.name), model.settings)
 
 
 def _doubts(result: SpeedResult) -> Iterator[str]:

@@ -143,7 +143,7 @@ class Rounds:
         self._core.close()
         with (
             self._core.progress.task(f"benchmark {name} of {model.name}", "rounds") as show,
-            self._core.new_worker(model.model.name) as worker,
+            self._core.own_worker(model.model.name) as worker,
         ):
 
             def load() -> None:
