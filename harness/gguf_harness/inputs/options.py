@@ -99,6 +99,7 @@ class Options:
     rope: tuple[RopeScaling, ...] = ()
     lora: tuple[tuple[AdapterSpec, ...], ...] = ()
     lora_corpus: Path | None = None
+    budget_s: float | None = None
 
     @property
     def session_settings(self) -> SessionSettings:
@@ -240,6 +241,7 @@ def read_options(config: pytest.Config) -> Options:
         baseline_map=tuple(get("--gguf-baseline-map") or ()),
         save_baseline=saved,
         fresh=get("--gguf-fresh"),
+        budget_s=get("--gguf-budget"),
         sensitivity=get("--gguf-sensitivity"),
         head_windows=get("--gguf-head-windows"),
         haystacks=get("--gguf-haystacks"),

@@ -38,6 +38,11 @@ def check_options(state: State, *, measures: bool) -> None:
         HarnessError: the first mistake.
     """
     options = state.options
+    if options.budget_s is not None and getattr(state.config.option, "dist", "no") != "no":
+        raise OptionError(
+            "--gguf-budget plans the time of one process, and pytest -n starts several.",
+            "Leave out one of them.",
+        )
     _ = state.prompts, state.partners, state.words
     load_gates(options.gates)
     _check_imatrix(options)

@@ -105,7 +105,7 @@ class Reporting:
         from gguf_harness.judge.plan import plan_comparisons, plan_gates
 
         self._planned |= set(suites)
-        ladder = self._state.ladder
+        ladder = self._state.planned_ladder
         draft.planned = plan_gates(self._planned, ladder, self._state.gates)
         if self._state.options.baseline is not None:
             draft.planned_comparisons = plan_comparisons(self._planned, ladder)
@@ -137,6 +137,7 @@ class Reporting:
         """
         from gguf_harness.judge.verdicts import adjust
 
+        self._look_back(draft)
         options = self._state.options
         gates, comparisons = adjust(draft.gates, enforce=options.holm), draft.comparisons
         wrong = [gate for gate in gates if options.holm and gate["verdict"] in options.failing_verdicts]
@@ -152,13 +153,26 @@ class Reporting:
                 self._fail(session, draft.tests[test], kind, "\n".join(lines), properties)
         self._fail_undecided(session, draft)
 
+    def _look_back(self, draft: RunDraft) -> None:
+        """Store what was forecast beside what it took, and what the budget left out."""
+        foresight = self._state.foresight
+        if foresight is None:
+            return
+        if draft.course.complete:
+            foresight.forecast.learn()
+        draft.forecast, draft.budget = foresight.forecast.to_json(), foresight.to_json()
+        draft.warnings += foresight.warnings()
+
     def _fail_undecided(self, session: pytest.Session, draft: RunDraft) -> None:
         from gguf_harness.judge.gates import load_gates
         from gguf_harness.judge.plan import homeless, of_other_suites
         from gguf_harness.report.standing import undecided_gates
 
         messages: dict[str, list[str]] = {}
-        for gate in undecided_gates({"planned": draft.planned, "gates": draft.gates, "tests": _tests(draft)}):
+        run = {"planned": draft.planned, "gates": draft.gates, "tests": _tests(draft), "budget": draft.budget}
+        for gate in undecided_gates(run):
+            if gate.left_out:
+                continue
             if gate.test is not None and gate.outcome in {"passed", "skipped"}:
                 messages.setdefault(gate.test, []).append(gate.sentence)
         for test, lines in messages.items():

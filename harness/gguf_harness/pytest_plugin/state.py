@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from gguf_harness.measure.passes.calls import TextRead
     from gguf_harness.metrics.records import Row
     from gguf_harness.metrics.windows import WindowLimit
+    from gguf_harness.pytest_plugin.foresight import Foresight
     from gguf_harness.report.charts import ChartBuilder
 
 __all__ = ["BASELINE_PROPERTY", "ESTIMATE_PROPERTY", "FINDINGS", "GATE_PROPERTY", "STATE", "State", "only_plans"]
@@ -58,6 +60,10 @@ class State:
         text_read: facts about the corpus; None if nothing reads it.
         command: what the person typed.
         charts: functions that draw charts of other plugins, by plugin.
+        is_ordered: whether the tests were collected without a problem, and are in order.
+        started: when the session began, by `time.monotonic`.
+        foresight: how long it will take, and what its budget leaves out; None for a session that is not foreseen.
+        whole_ladder: the models as they were asked for, where a budget leaves some out; None without one.
     """
 
     config: pytest.Config
@@ -73,6 +79,10 @@ class State:
     text_read: TextRead | None = None
     command: list[str] = field(default_factory=list)
     charts: dict[str, list[ChartBuilder]] = field(default_factory=dict)
+    is_ordered: bool = False
+    started: float = field(default_factory=time.monotonic)
+    foresight: Foresight | None = None
+    whole_ladder: Ladder | None = None
     _extended: bool = False
 
     def extend(self) -> None:
@@ -99,6 +109,11 @@ class State:
         from gguf_harness.inputs.ladder import plan_ladder
 
         return plan_ladder(self.options)
+
+    @property
+    def planned_ladder(self) -> Ladder:
+        """The models over which verdicts are: with those that a budget leaves out."""
+        return self.whole_ladder or self.ladder
 
     @cached_property
     def prompts(self) -> PromptSet:

@@ -38,7 +38,9 @@ _RUN: Final[_Kinds] = {
     "reference_reason": TEXT.or_null,
     "command": LIST,
     "warnings": LIST,
-    **dict.fromkeys(("machine", "engine", "corpus", "settings", "cache", "baseline"), TABLE.or_null),
+    **dict.fromkeys(
+        ("machine", "engine", "corpus", "settings", "cache", "baseline", "forecast", "budget"), TABLE.or_null
+    ),
     **dict.fromkeys(("models", "tests", "estimates", "gates", "arrays"), LIST),
     **dict.fromkeys(("planned", "texts", "heads", "metrics"), LIST.or_null),
 }
@@ -48,8 +50,17 @@ _PARTS: Final[Mapping[str, _Kinds]] = {
     "corpus": {"name": TEXT, "sha256": TEXT, **dict.fromkeys(("windows", "n_ctx", "scored_tokens"), NUMBER)},
     "cache": {"hits": NUMBER, "misses": NUMBER},
     "baseline": {"comparisons": LIST},
+    "forecast": {"predicted_s": NUMBER, "actual_s": NUMBER, "measurements": LIST},
+    "budget": {"seconds": NUMBER, "reduced": LIST, "left_out": LIST},
 }
 """The same for tables that occur once."""
+
+_ROWS: Final[Mapping[tuple[str, str], _Kinds]] = {
+    ("forecast", "measurements"): {"name": TEXT, "predicted_s": NUMBER, "actual_s": NUMBER},
+    ("budget", "reduced"): {"what": TEXT, "option": TEXT, "kept": NUMBER, "of": NUMBER.or_null},
+    ("budget", "left_out"): {"suite": TEXT, "test": TEXT, "model": TEXT},
+}
+"""Rows of these tables, all of whose values are needed."""
 
 _ADAPTER: Final[_Kinds] = {"name": TEXT, "sha256": TEXT, "scale": NUMBER}
 
@@ -80,6 +91,9 @@ def content_problem(run: Mapping[str, Any]) -> str | None:
     for name, kinds in _PARTS.items():
         if problem is None and run.get(name) is not None:
             problem = _wrong_table(run[name], kinds, tuple(kinds), name)
+    for (name, rows), kinds in _ROWS.items():
+        if problem is None and run.get(name) is not None:
+            problem = _wrong_rows(run[name][rows], kinds, tuple(kinds), f"{name}.{rows}")
     for name, kinds in TABLES.items():
         if problem is not None:
             break

@@ -209,6 +209,8 @@ class RunDraft:
         planned: gates that the suites must decide, as `gguf_harness.judge.plan.plan_gates` gives them.
         planned_comparisons: the same for comparisons with the baseline.
         warnings: of the session as a whole.
+        forecast: seconds that were predicted, and that it took; None for a session that was not foreseen.
+        budget: its time, and what was left out for it; None without one.
     """
 
     folder: Path
@@ -226,6 +228,8 @@ class RunDraft:
     warnings: list[str] = field(default_factory=list)
     course: Course = field(default_factory=Course)
     baseline_notes: list[str] = field(default_factory=list)
+    forecast: dict[str, Any] | None = None
+    budget: dict[str, Any] | None = None
     _clock: float = field(default_factory=time.monotonic)
 
     @property
@@ -305,6 +309,8 @@ class RunDraft:
             "heads": [row for rows in heads.values() for row in rows],
             "analytics": sorted({backend for part in parts for backend in part["analytics"]}),
             "baseline": self._compared() if self.baseline else None,
+            "forecast": self.forecast,
+            "budget": self.budget,
             "warnings": list(dict.fromkeys([*(w for part in parts for w in part["warnings"]), *self._warnings()])),
             "cache": {key: sum(part["cache"][key] for part in parts) for key in ("hits", "misses")},
         }
