@@ -7,8 +7,8 @@ and what the first run has taught: predicted against real seconds, of all and by
 aim, of the first run too. Then the last model's suites with --gguf-budget, from a cache that has learned nothing: the
 aim is that it ends within 15 % of its time, and that its numbers agree with those of the whole run.
 
-`--fit` prints `FACTORS` and `_TEST_S`, as `measure/forecast` has them, from the first runs. `--quick` is a smoke run on
-tiny, with few windows and prompts, whose times say nothing.
+`--fit` prints by how much `FITTED` and `TESTS_S` of `measure/forecast/efforts.py` are wrong, by the first runs.
+`--quick` is a smoke run on tiny, with few windows and prompts, whose times say nothing.
 """
 
 from __future__ import annotations
@@ -166,7 +166,7 @@ def _table(place: Path) -> list[dict[str, Any]]:
 
 
 def _fit(tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
-    """Print factors: the geometric mean over models of total seconds over total expected, and how far models differ."""
+    """Print total seconds over those expected before anything was learned, by measurement and model."""
     factors: dict[str, dict[str, float]] = {}
     for model, rows in tables.items():
         for name in dict.fromkeys(row["kind"] for row in rows):
@@ -176,7 +176,7 @@ def _fit(tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
     for name, by_model in sorted(factors.items()):
         mean = math.exp(sum(map(math.log, by_model.values())) / len(by_model))
         told = ", ".join(f"{model} {factor:.2f}" for model, factor in by_model.items())
-        print(f'    "{name}": {mean:.2g},  # {told}', flush=True)
+        print(f"    {name:24} {mean:5.2f}: {told}", flush=True)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from gguf_harness.inputs.ladder import Ladder, PlannedModel, PlannedSubject
 from gguf_harness.inputs.options import Options, read_options
 from gguf_harness.inputs.prompts import load_prompts
-from gguf_harness.measure.forecast.efforts import EFFORTS, FACTORS, Costs, Effort, Scale, TextSize
+from gguf_harness.measure.forecast.efforts import EFFORTS, FITTED, TESTS_S, Costs, Effort, Scale, TextSize
 from gguf_harness.measure.forecast.forecast import Expected, Forecast
 from gguf_harness.measure.forecast.needs import KINDS, NEEDS, UNFORESEEN, USES, Asked, pieces_of
 from gguf_harness.measure.forecast.stored import CALLS
@@ -58,7 +58,8 @@ def test_everything_needed_has_an_effort_and_a_place_in_the_cache() -> None:
     needed.add("models/quantized")
     assert needed == {*EFFORTS} == {*CALLS}
     assert {*KINDS} <= needed
-    assert {*FACTORS} <= needed
+    assert {*FITTED} <= needed
+    assert {*TESTS_S} == {*NEEDS}
     assert all(any(name.startswith(start) for name in needed) for start in USES)
 
 

@@ -11,5 +11,5 @@
 A forecast is effort times cost times a **factor**. The factor is what is learned: seconds that a measurement took over
 those that effort and cost gave. `store/durations.py` keeps them in the cache, by machine, kind of measurement and file.
 A measurement of a file that was measured here before takes its own factor; of a new file, that of its kind on this
-machine; of a kind that never ran here, the one in `efforts.py`, which came from two models on one machine.
+machine; a kind that never ran here takes 1, and what `efforts.py` has fitted to two models on one machine.
 """

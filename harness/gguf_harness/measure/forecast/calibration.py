@@ -32,14 +32,14 @@ _FIRST, _MOST = 4, 512
 """Tokens of each context: of the first try, and at most."""
 _LEAST_S, _MOST_S = 0.15, 5.0
 _SHARE: Final = 0.003
-"""Of what is to be forecast, that one decode takes; there are eight of them, and less than 3 % in all."""
+"""Of what is to be forecast, that one decode takes: all of them together take less than 3 %."""
 _ROWS: Final = 32
 _STEPS: Final = 8
 _WEIGHTS: Final = 1 << 20
 
 
 def measure_costs(
-    worker: WorkerContext, files: Sequence[Path], settings: SessionSettings, enough_s: float
+    worker: WorkerContext, files: Sequence[Path], settings: SessionSettings, output: float, enough_s: float
 ) -> dict[str, float]:
     """Seconds of a token, a row of logits, a token decoded alone, and a weight; see `Costs`.
 
@@ -47,6 +47,8 @@ def measure_costs(
         worker: that the task runs in.
         files: of the model.
         settings: of the session.
+        output: weights that a row of logits is multiplied with, over all others. Its time follows from this: that of a
+            batch with logits less that of one without is mostly noise.
         enough_s: seconds that one decode takes, if the context is long enough.
     """
     from gguf_harness.engine.context import Context
@@ -61,44 +63,46 @@ def measure_costs(
         tokens[0] = model.vocabulary.bos
     with Lanes(count, lambda: Context(model, lane)) as lanes:
 
-        def timed(length: int, rows: int) -> float:
-            """Seconds in which each context decodes a text, and compares its last rows of logits."""
+        def timed(length: int) -> float:
+            """Seconds in which each context decodes a text."""
             start = time.perf_counter()
-            for _ in lanes.map(lambda context, _: _decode(context, tokens[:length], rows), range(count)):
+            for _ in lanes.map(lambda context, _: context.prefill(tokens[:length]), range(count)):
                 pass
             return time.perf_counter() - start
 
         length = min(_FIRST, most)
-        timed(length, 1)
-        took = timed(length, 1)
+        timed(length)
+        took = timed(length)
         while took < enough_s and 2 * length <= most:
             length *= 2
-            took = timed(length, 1)
-        rows = min(_ROWS, length)
-        with_rows = min(timed(length, rows), timed(length, rows))
-        took = min(took, timed(length, 1))
+            took = timed(length)
+        # Others may have used the machine meanwhile.
+        took = min(took, timed(length), timed(length))
+        compared = min(_time_rows(lanes, count) for _ in range(2))
         start = time.perf_counter()
         steps = sum(lanes.map(lambda context, _: _step(context, tokens[:_STEPS]), range(count)))
         alone = time.perf_counter() - start
     return {
         "token": took / (count * length),
-        # More rows cannot take less time: what is below is noise.
-        "row": max(with_rows - took, 0.02 * took) / (count * max(1, rows - 1)),
+        "row": output * took / (count * length) + compared,
         "step": alone / steps,
         "weight": _time_weights(),
     }
 
 
-def _decode(context: Context, tokens: np.ndarray[Any, np.dtype[np.int32]], rows: int) -> None:
-    positions = np.arange(len(tokens), dtype=np.int32)
-    context.clear()
-    context.decode(tokens, positions, np.zeros_like(positions), positions >= len(tokens) - rows)
-    if rows > 1:
-        logits = context.output_logits(rows)
-        kernel = DivergenceKernel(logits.shape[1])
-        base = logits[0] - logits[0].max()
-        for row in logits:
+def _time_rows(lanes: Lanes[Context], count: int) -> float:
+    """Seconds in which a row of logits is compared with another, as passes do it; all contexts at once."""
+
+    def compare(context: Context, _: int) -> None:
+        row = context.output_logits(1)[0]
+        kernel, base = DivergenceKernel(len(row)), row - row.max()
+        for _ in range(_ROWS):
             kernel(base, row)
+
+    start = time.perf_counter()
+    for _ in lanes.map(compare, range(count)):
+        pass
+    return (time.perf_counter() - start) / (count * _ROWS)
 
 
 def _step(context: Context, tokens: np.ndarray[Any, np.dtype[np.int32]]) -> int:
@@ -134,11 +138,14 @@ def calibration_job(core: Core, subject: Subject, all_s: float) -> Job[dict[str,
         subject: the file, and how it is run.
         all_s: seconds of what is to be forecast, by a guess.
     """
-    enough_s = min(_MOST_S, max(_LEAST_S, _SHARE * all_s))
+    info, enough_s = subject.info, min(_MOST_S, max(_LEAST_S, _SHARE * all_s))
+    matrix = (info.n_vocab or 0) * (info.n_embd or 0)
+    # As much as all others, for a file whose header says what cannot be.
+    output = min(1.0, matrix / max(1, info.parameters - matrix))
     return Job(
         _COSTS,
         f"timing {subject.name}",
         core.key(subject) | {"machine": core.machine_key},
-        lambda _: (subject.files, subject.settings, enough_s),
+        lambda _: (subject.files, subject.settings, output, enough_s),
         subjects=(subject,),
     )

@@ -1,9 +1,10 @@
 """What each kind of measurement takes, by the options and the header of the subject's file; and what that costs.
 
 Efforts are counts that follow from what the tasks do: tokens decoded in batches, rows of logits that are computed and
-looked at, tokens decoded one by one, weights read. `FACTORS` says how much longer a kind takes than its counts at the
-costs of `calibration.py`: what taps, files and NumPy add. They are ratios of processor times, measured on tiny and
-SmolLM2-135M by `tests/bench/forecast.py --fit`; each machine learns its own.
+looked at, tokens decoded one by one, weights read. `FITTED` says what a kind takes beyond its counts at the costs of
+`calibration.py`: what taps, files and NumPy add. It was fitted to processor times of one thread, of tiny with all and
+SmolLM2-135M with few prompts and windows; `tests/bench/forecast.py --fit` prints what is left of it on other machines,
+and each machine learns that by itself.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from gguf_harness.inputs.options import Options
     from gguf_harness.inputs.prompts import PromptSet
 
-__all__ = ["EFFORTS", "FACTORS", "Costs", "Effort", "Scale", "TextSize"]
+__all__ = ["EFFORTS", "FITTED", "TESTS_S", "Costs", "Effort", "Fit", "Scale", "TextSize"]
 
 _CHARACTERS: Final = 3.5
 """Of a token, in prompts: subword vocabularies of English."""
@@ -34,7 +35,7 @@ _ROLES: Final = 8
 _LAYER_GROUPS: Final = 8
 _REPEATED: Final = 4 * 129
 """Tokens of the repeated random sequences of `observe_attention`."""
-_REMOVED: Final = 0.85
+_REMOVED: Final = 0.7
 """Share of the chosen heads that go until the loss has risen by 1 nat."""
 _TRIES: Final = 4
 _SAMPLED_ROWS: Final = 16384
@@ -214,10 +215,10 @@ def _scores(scale: Scale) -> Effort:
 
 
 def _timed(models: int) -> Callable[[Scale], Effort]:
-    """Repetitions of a prompt, of generation and of loading, each after a warm-up; each takes 0.2 s at least."""
+    """Repetitions of a prompt, of generation and of loading; each takes 0.2 s at least."""
 
     def effort(scale: Scale) -> Effort:
-        options, count = scale.options, models * (scale.options.repetitions + 1)
+        options, count = scale.options, models * scale.options.repetitions
         return Effort(tokens=count * options.pp, steps=count * options.tg, seconds=count * 0.6 + models * _START_S)
 
     return effort
@@ -226,15 +227,16 @@ def _timed(models: int) -> Callable[[Scale], Effort]:
 def _served(scale: Scale) -> Effort:
     request = scale.options.served_request
     rounds = request.requests + 1
-    return Effort(steps=rounds * request.max_tokens * (request.repetitions + 1), seconds=4.0)
+    return Effort(steps=rounds * request.max_tokens * (request.repetitions + 1))
 
 
 def _space(scale: Scale) -> Effort:
-    return Effort(weights=2.0 * scale.vocabulary * scale.width, seconds=_START_S)
+    return Effort(weights=2.0 * scale.vocabulary * scale.width)
 
 
 def _aligned(scale: Scale) -> Effort:
-    return Effort(weights=2.0 * min(scale.vocabulary, _SAMPLED_ROWS) * scale.width, seconds=0.1)
+    """Products of a sample of the tokens with itself."""
+    return Effort(weights=min(scale.vocabulary, _SAMPLED_ROWS) * scale.width**2)
 
 
 def _contexts(scale: Scale) -> Effort:
@@ -242,14 +244,14 @@ def _contexts(scale: Scale) -> Effort:
 
 
 EFFORTS: Final[Mapping[str, Callable[[Scale], Effort]]] = {
-    "models/quantized": lambda scale: Effort(weights=scale.parameters, seconds=_START_S),
+    "models/quantized": lambda scale: Effort(weights=scale.parameters),
     "passes/reference": lambda scale: _passed(scale.windows, scale),
     "passes/candidate": lambda scale: _passed(scale.windows, scale),
     "passes/floor": _floor,
     "passes/mixture": _mixtures,
     "texts/generations": _generations,
     "texts/scores": _scores,
-    "texts/compared": lambda scale: Effort(seconds=0.02 * scale.texts.prompts),
+    "texts/compared": lambda scale: Effort(seconds=0.003 * scale.texts.prompts),
     "speed/alone": _timed(1),
     "speed/beside": _timed(2),
     "speed/served": _served,
@@ -271,5 +273,47 @@ EFFORTS: Final[Mapping[str, Callable[[Scale], Effort]]] = {
 }
 """By kind of measurement."""
 
-FACTORS: Final[Mapping[str, float]] = {}
-"""Of kinds that differ from what their counts cost; 1 for all others."""
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """Seconds of a kind: `times` those of its counts, and `start_s`, such as a process and a file that is loaded."""
+
+    times: float = 1.0
+    start_s: float = 0.0
+
+
+FITTED: Final[Mapping[str, Fit]] = {
+    "models/quantized": Fit(5.6, 0.3),
+    "passes/reference": Fit(1.05, 0.5),
+    "passes/candidate": Fit(1.0, 0.1),
+    "passes/mixture": Fit(0.95),
+    "texts/generations": Fit(1.3, 0.4),
+    "texts/scores": Fit(1.0, 0.45),
+    "texts/compared": Fit(1.0, 0.1),
+    "speed/served": Fit(1.5, 3.0),
+    "attention/observed": Fit(1.4, 0.7),
+    "attention/compared": Fit(1.4, 1.1),
+    "heads/sweep": Fit(0.95),
+    "heads/screen": Fit(0.95),
+    "heads/interchange": Fit(0.95),
+    "heads/removal": Fit(0.9),
+    "heads/path": Fit(0.8),
+    "layers/alone": Fit(1.25, 0.6),
+    "layers/compared": Fit(1.25, 1.2),
+    "layers/importance": Fit(1.1, 0.2),
+    "layers/interchange": Fit(1.1, 0.2),
+    "weights/errors": Fit(3.0, 0.2),
+    "embeddings/space": Fit(12.0, 0.2),
+    "embeddings/contexts": Fit(1.0, 0.3),
+    "embeddings/aligned": Fit(0.12, 0.15),
+}
+"""Of kinds that take other than what their counts cost."""
+
+TESTS_S: Final[Mapping[str, float]] = {
+    "quant": 0.5,
+    "attention": 0.4,
+    "heads": 2.9,
+    "layers": 0.5,
+    "embeddings": 0.6,
+}
+"""Of a subject, what the tests of a suite take besides measurements."""

@@ -20,7 +20,7 @@ from gguf_harness.gguf.types import FTYPES
 from gguf_harness.inputs.ladder import PlannedSubject
 from gguf_harness.inputs.models import load_info
 from gguf_harness.measure.core import Core
-from gguf_harness.measure.forecast.efforts import EFFORTS, FACTORS, Costs, Effort, Scale, TextSize
+from gguf_harness.measure.forecast.efforts import EFFORTS, FITTED, TESTS_S, Costs, Effort, Fit, Scale, TextSize
 from gguf_harness.measure.forecast.needs import USES, Asked, Piece, is_foreseen, pieces_of
 from gguf_harness.measure.forecast.stored import Inputs, Looking, Stored
 from gguf_harness.metrics.number_format import format_clock, format_duration
@@ -40,9 +40,6 @@ _GUESSED_S: Final = 1e-10
 _MOST_TIMING_S, _MOST_TIMING_SHARE = 2.0, 0.03
 """Files after the first are timed while that takes no more than one of these."""
 _TESTS: Final = "tests/"
-_TEST_S: Final[Mapping[str, float]] = {}
-"""Of a suite and a subject: what tests take besides measurements; see `_OTHER_TEST_S`."""
-_OTHER_TEST_S: Final = 1.0
 _SHOWN_FROM_S: Final = 20.0
 
 
@@ -55,7 +52,7 @@ class Expected:
         subject: its name.
         suite: that is the first to need it.
         file: what its factor is remembered by.
-        plain_s: seconds by effort and cost alone.
+        plain_s: seconds by effort and cost alone, without what was learned.
         seconds: the same times the factor.
         kind: of the measurement, as jobs name it.
     """
@@ -298,12 +295,10 @@ class Forecaster:
 
     def _expect(self, piece: Piece, effort: Effort) -> Expected:
         model = piece.subject.model
-        plain = effort.at(self._cost(model))
-        file = self._file(model)
-        factor = self._factor(piece.name, file)
-        if factor is None:
-            factor = FACTORS.get(piece.name, 1.0)
-        return Expected(piece.name, piece.subject.name, piece.suite, file, plain, plain * factor, piece.kind)
+        fit, file = FITTED.get(piece.name, Fit()), self._file(model)
+        plain = fit.times * effort.at(self._cost(model)) + fit.start_s
+        seconds = plain * self._factor(piece.name, file)
+        return Expected(piece.name, piece.subject.name, piece.suite, file, plain, seconds, piece.kind)
 
     def _tests(self, asked: Sequence[Asked], ladder: Ladder) -> list[Expected]:
         """What tests take besides measurements: metrics, errors by bootstrap, pictures."""
@@ -311,13 +306,15 @@ class Forecaster:
         pairs = dict.fromkeys((each.suite, each.subject or ladder.reference) for each in asked if is_foreseen(each))
         for suite, subject in pairs:
             if subject is not None:
-                name, plain, file = f"{_TESTS}{suite}", _TEST_S.get(suite, _OTHER_TEST_S), self._file(subject.model)
-                factor = self._factor(name, file)
-                found.append(Expected(name, subject.name, suite, file, plain, plain * (factor or 1.0), name))
+                name, plain, file = f"{_TESTS}{suite}", TESTS_S[suite], self._file(subject.model)
+                seconds = plain * self._factor(name, file)
+                found.append(Expected(name, subject.name, suite, file, plain, seconds, name))
         return found
 
-    def _factor(self, name: str, file: str) -> float | None:
-        return None if self._durations is None else self._durations.factor(name, file)
+    def _factor(self, name: str, file: str) -> float:
+        """How much longer than expected it takes on this machine, as far as that is known."""
+        known = None if self._durations is None else self._durations.factor(name, file)
+        return 1.0 if known is None else known
 
     def _cost(self, model: PlannedModel) -> Costs:
         """Of a file, or of the one that it is made from; else of any that was timed, by the parameters; or guessed."""
