@@ -11,7 +11,7 @@ from tests.plugin.conftest import ReadRun, RunSuite
 
 pytestmark = pytest.mark.model
 
-SMALL = ("--models=tiny", "--gguf-quants=Q8_0,Q4_0,Q2_K", "--gguf-ctx=256")
+SMALL = ("--models=tiny", "--gguf-quants=Q8_0,Q4_0,Q2_K", "--gguf-ctx=64")
 AT_ONCE = """
 import gguf_harness.pytest_plugin.foresight as foresight
 import gguf_harness.measure.forecast.forecast as forecast
@@ -38,7 +38,7 @@ def test_a_short_session_is_not_foreseen(run_suite: RunSuite, read_run: ReadRun,
 def test_a_session_tells_what_it_will_take_and_learns(
     run_suite: RunSuite, read_run: ReadRun, pytester: pytest.Pytester, always_foreseen: tuple[str, ...]
 ) -> None:
-    arguments = (*SMALL, *always_foreseen)
+    arguments = ("--models=tiny", "--gguf-quants=Q8_0", "--gguf-ctx=64", *always_foreseen)
     first = run_suite(*arguments, tests="test_divergence.py")
     first.stdout.fnmatch_lines(["forecast: about * s: quant *"])
     run = read_run()
@@ -50,18 +50,17 @@ def test_a_session_tells_what_it_will_take_and_learns(
     assert sum(row["actual_s"] for row in by_name.values()) <= run["forecast"]["actual_s"] + 0.1
     (table,) = pytester.path.glob("results/cache/durations/*.jsonl")
     kinds = [json.loads(line)["kind"] for line in table.read_text().splitlines()]
-    assert kinds.count("passes/candidate") == 3
+    assert kinds.count("passes/candidate") == 1
 
     # What is in the cache takes no time; what it took is known now.
     run_suite(*arguments, tests="test_divergence.py")
     again = read_run()["forecast"]
     assert {row["name"] for row in again["measurements"]} == {"tests/quant"}
-    # Six windows of the same files take half as much again as four.
+    # Six windows of the same file take longer than four, and at most half as long again: its start comes on top.
     run_suite(*arguments, "--gguf-chunks=6", tests="test_divergence.py")
     more = {row["name"]: row for row in read_run()["forecast"]["measurements"]}
-    assert more["passes/candidate"]["predicted_s"] == pytest.approx(
-        1.5 * by_name["passes/candidate"]["actual_s"], rel=0.01
-    )
+    ratio = more["passes/candidate"]["predicted_s"] / by_name["passes/candidate"]["actual_s"]
+    assert 1.0 < ratio < 1.5
 
 
 def test_a_budget_leaves_out_and_says_so(run_suite: RunSuite, read_run: ReadRun, pytester: pytest.Pytester) -> None:
