@@ -13,6 +13,7 @@ from gguf_harness.errors import OptionError
 from gguf_harness.inputs.prompts import Prompt, PromptSet, load_prompts
 from gguf_harness.measure.forecast.budget import (
     AIM,
+    CHANGING,
     LEFT_OUT,
     OPTIONS,
     Choice,
@@ -22,7 +23,7 @@ from gguf_harness.measure.forecast.budget import (
     reduced,
 )
 
-FULL = Choice(candidates=6, chunks=16, prompts=24, head_windows=4, head_limit=64, sensitivity=2)
+FULL = Choice(candidates=6, chunks=16, prompts=24, ablations=1, head_windows=4, head_limit=64, sensitivity=2)
 NAMES = [field.name for field in fields(Choice)]
 
 _limit = st.none() | st.integers(2, 200)
@@ -31,6 +32,7 @@ _choices = st.builds(
     candidates=st.integers(0, 40),
     chunks=_limit,
     prompts=st.integers(1, 60),
+    ablations=st.just(1),
     head_windows=st.integers(2, 9),
     head_limit=_limit,
     sensitivity=st.none() | st.integers(0, 5),
@@ -84,9 +86,7 @@ def test_with_time_for_all_nothing_is_left_out() -> None:
 
 
 def test_too_little_time_for_the_least_says_what_that_is_and_what_would_do() -> None:
-    with pytest.raises(
-        OptionError, match=r"1 candidate, 4 windows, 6 prompts, 8 heads, 2 windows for heads, takes about 50 s"
-    ):
+    with pytest.raises(OptionError, match=r"1 candidate, 4 windows, 6 prompts, takes about 50 s"):
         choose(chain(FULL, ()), lambda _: 50.0, 30.0)
     with pytest.raises(OptionError) as raised:
         choose(chain(FULL, ()), lambda _: 50.0, 30.0)
@@ -114,6 +114,21 @@ def test_what_is_reduced_is_said_with_its_option() -> None:
         "8 of all heads, one by one (--gguf-head-limit)"
     )
     assert LEFT_OUT == "left out for the budget"
+
+
+def test_heads_are_changed_when_all_else_fits() -> None:
+    choices = chain(FULL, ())
+    without = [choice for choice in choices if choice.ablations == 0]
+    assert (without[-1].chunks, without[-1].prompts, without[-1].candidates) == (16, 24, 6)
+    told = [str(each) for each in reduced(without[-1], FULL, [*OPTIONS])]
+    assert told == [
+        "0 of 2 candidates by groups of tensors (--gguf-sensitivity)",
+        f"0 of {len(CHANGING)} tests that change heads (--gguf-head-limit)",
+    ]
+    assert "test_importance_of_heads" in CHANGING
+    assert "test_behaviour" not in CHANGING
+    # Whoever says how many wants them to be changed.
+    assert all(choice.ablations for choice in chain(FULL, {"--gguf-head-limit"}))
 
 
 @given(st.integers(1, 24), st.integers(1, 24))

@@ -21,6 +21,7 @@ from gguf_harness.inputs.corpora import Corpus, load_corpus
 from gguf_harness.inputs.models import load_info
 from gguf_harness.judge.plan import suite_of
 from gguf_harness.measure.forecast.budget import (
+    CHANGING,
     LEFT_OUT,
     OPTIONS,
     Choice,
@@ -216,6 +217,7 @@ class _Planning:
             candidates=len(self._candidates),
             chunks=options.chunks,
             prompts=len(state.prompts.prompts),
+            ablations=1,
             head_windows=options.head_windows,
             head_limit=options.head_limit,
             sensitivity=options.sensitivity,
@@ -275,6 +277,8 @@ class _Planning:
 
     def _is_kept(self, asked: Asked, choice: Choice, ladder: Ladder) -> bool:
         if choice.sensitivity == 0 != self._full.sensitivity and asked.test == "test_groups_of_tensors":
+            return False
+        if choice.ablations == 0 and asked.test in CHANGING:
             return False
         return asked.subject is None or asked.subject in ladder.subjects
 

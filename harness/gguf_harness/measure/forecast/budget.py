@@ -6,9 +6,10 @@ run to all that was asked for; the largest that fits is taken. So more time neve
 gave stay as they are.
 
 The order of the chain: some windows first, since every gate of suites/quant needs them; then candidates, the smallest
-first, then the largest, and so on towards the middle, since those are furthest from their limits; then prompts, heads
-and more windows in turn, as errors fall with the square root of each. Mixtures of tensors, which decide nothing unless
-somebody sets a limit, are decoded when all else is there.
+first, then the largest, and so on towards the middle, since those are furthest from their limits; then prompts and more
+windows in turn, as errors fall with the square root of each. Tests that change heads come after all that, with few
+heads first: to choose these takes longer than all other suites together. Mixtures of tensors, which decide nothing
+unless somebody sets a limit, are decoded when all else is there.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from gguf_harness.errors import OptionError
 from gguf_harness.inputs.prompts import PromptSet
+from gguf_harness.measure.forecast.needs import NEEDS
 from gguf_harness.metrics.number_format import format_duration
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AIM",
+    "CHANGING",
     "LEFT_OUT",
     "OPTIONS",
     "Choice",
@@ -45,11 +48,16 @@ AIM: Final = 0.85
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """How much is measured of each thing; None for all that there is."""
+    """How much is measured of each thing; None for all that there is.
+
+    Attributes:
+        ablations: whether heads are changed at all, 0 or 1.
+    """
 
     candidates: int
     chunks: int | None
     prompts: int
+    ablations: int
     head_windows: int
     head_limit: int | None
     sensitivity: int | None
@@ -59,6 +67,7 @@ _LEAST: Final[dict[str, int]] = {
     "candidates": 1,
     "chunks": 4,
     "prompts": 6,
+    "ablations": 0,
     "head_windows": 2,
     "head_limit": 8,
     "sensitivity": 0,
@@ -68,25 +77,26 @@ _STEPS: Final[tuple[tuple[str, int], ...]] = (
     ("chunks", 8),
     ("candidates", 2),
     ("prompts", 9),
-    ("head_limit", 12),
     ("candidates", 3),
-    ("head_limit", 16),
     ("prompts", 12),
     ("chunks", 10),
     ("candidates", 4),
-    ("head_limit", 24),
     ("candidates", 6),
     ("chunks", 12),
-    ("head_windows", 3),
     ("prompts", 18),
-    ("head_limit", 32),
     ("candidates", 10),
     ("chunks", 14),
-    ("head_limit", 48),
-    ("head_windows", 4),
     ("candidates", 20),
     ("prompts", 24),
     ("chunks", 16),
+    ("ablations", 1),
+    ("head_limit", 12),
+    ("head_limit", 16),
+    ("head_limit", 24),
+    ("head_windows", 3),
+    ("head_limit", 32),
+    ("head_limit", 48),
+    ("head_windows", 4),
     ("head_limit", 64),
 )
 """What is raised to what, one after the other; then all to what was asked for, mixtures last."""
@@ -107,6 +117,8 @@ def chain(full: Choice, given: Collection[str]) -> list[Choice]:
         given: names of options that a person gave, which keep their values.
     """
     fixed = {name for name, option in OPTIONS.items() if option in given}
+    if fixed & {"head_limit", "head_windows"}:
+        fixed.add("ablations")
 
     def least(name: str) -> int | None:
         value = getattr(full, name)
@@ -164,9 +176,10 @@ def _described(choice: Choice, used: Collection[str]) -> str:
     parts = {
         "chunks": "all windows" if choice.chunks is None else f"{choice.chunks} windows",
         "prompts": f"{choice.prompts} prompts",
-        "head_limit": "all heads" if choice.head_limit is None else f"{choice.head_limit} heads",
-        "head_windows": f"{choice.head_windows} windows for heads",
     }
+    if choice.ablations:
+        parts["head_limit"] = "all heads" if choice.head_limit is None else f"{choice.head_limit} heads"
+        parts["head_windows"] = f"{choice.head_windows} windows for heads"
     return ", ".join([candidates, *(words for name, words in parts.items() if name in used)])
 
 
@@ -217,6 +230,9 @@ class Reduced:
         return {"what": self.what, "option": self.option, "kept": self.kept, "of": self.of}
 
 
+CHANGING: Final = frozenset(test for test, needs in NEEDS["heads"].items() if any(" heads/" in need for need in needs))
+"""Tests that change heads."""
+
 _WORDS: Final = {
     "chunks": "windows of the text",
     "prompts": "prompts",
@@ -234,8 +250,13 @@ def reduced(choice: Choice, full: Choice, used: Collection[str]) -> list[Reduced
         full: what was asked for.
         used: names of what any test uses.
     """
+    if choice.ablations < full.ablations and "head_limit" in used:
+        used = {*used} - {"head_limit", "head_windows"}
+        without = [Reduced("tests that change heads", OPTIONS["head_limit"], 0, len(CHANGING))]
+    else:
+        without = []
     return [
         Reduced(words, OPTIONS[name], kept, getattr(full, name))
         for name, words in _WORDS.items()
         if name in used and (kept := getattr(choice, name)) is not None and kept != getattr(full, name)
-    ]
+    ] + without
