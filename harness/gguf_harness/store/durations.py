@@ -72,11 +72,9 @@ class Durations:
         """
         own = self._by_file.get((kind, file))
         if own is not None:
-            return statistics.median(own[-_NEWEST:])
+            return _typical(own)
         others = self._by_kind.get(kind)
-        if not others:
-            return None
-        return statistics.median(statistics.median(factors[-_NEWEST:]) for factors in others.values())
+        return statistics.median(map(_typical, others.values())) if others else None
 
     def knows(self, kind: str, file: str) -> bool:
         """Whether this kind of measurement of this file was timed."""
@@ -103,3 +101,8 @@ class Durations:
             with self._file.open("a", encoding="utf-8") as out:
                 out.write(f"{json.dumps(row)}\n")
             self._lines += 1
+
+
+def _typical(factors: list[float]) -> float:
+    """The median of the newest and of what was expected, 1: a single one may have been disturbed by other processes."""
+    return math.exp(statistics.median([0.0, *map(math.log, factors[-_NEWEST:])]))
