@@ -29,7 +29,7 @@ from gguf_harness.store.paths import path_argument
 
 __all__ = ["add_cache_command"]
 
-_ALWAYS: Final = ("engine", "hashes", "logs", "models")
+_ALWAYS: Final = ("durations", "engine", "hashes", "logs", "models")
 _ACTIONS: Final = ("show", "clear")
 _SECONDS: Final = {"h": 3600.0, "d": 86_400.0, "w": 604_800.0}
 

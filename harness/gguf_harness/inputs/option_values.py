@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
@@ -17,6 +18,7 @@ __all__ = [
     "at_least",
     "checked_value",
     "depth_list",
+    "duration",
     "head_list",
     "parse_layers",
     "path_text",
@@ -34,6 +36,8 @@ _MOST: Final = 2**31 - 1
 # poll() takes milliseconds in 32 bits.
 _MOST_SECONDS: Final = 1_728_000
 _MOST_SHARDS: Final = 10_000
+_NUMBER: Final = r"\d+(?:\.\d+)?"
+_DURATION: Final = re.compile(rf"({_NUMBER})|(?:({_NUMBER})h)?(?:({_NUMBER})m)?(?:({_NUMBER})s)?", re.ASCII)
 _SIZE_UNITS: Final = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
@@ -96,6 +100,15 @@ def seconds(text: str) -> float:
     if value > _MOST_SECONDS:
         raise argparse.ArgumentTypeError(f"{text} seconds are too many, expected at most {_MOST_SECONDS} (20 days)")
     return value
+
+
+def duration(text: str) -> float:
+    """Option type for a time that something may take: 600, 90s, 10m, 1h30m; in seconds."""
+    match = _DURATION.fullmatch(text.strip().lower())
+    if match is None or not any(match.groups()):
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a time such as 90s, 10m, 1h30m, or 600 for seconds")
+    plain, hours, minutes, left = (float(part or 0) for part in match.groups())
+    return seconds(str(plain + 3600 * hours + 60 * minutes + left))
 
 
 def size_in_bytes(text: str) -> int:

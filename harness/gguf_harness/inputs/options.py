@@ -103,6 +103,7 @@ class Options:
     shard: Shard | None = None
     ray: str | None = None
     ray_runtime_env: Path | None = None
+    budget_s: float | None = None
 
     @property
     def session_settings(self) -> SessionSettings:
@@ -247,6 +248,7 @@ def read_options(config: pytest.Config) -> Options:
         save_baseline=saved,
         fresh=get("--gguf-fresh"),
         shard=get("--gguf-shard"),
+        budget_s=get("--gguf-budget"),
         sensitivity=get("--gguf-sensitivity"),
         head_windows=get("--gguf-head-windows"),
         haystacks=get("--gguf-haystacks"),

@@ -40,7 +40,7 @@ __all__ = [
 LOCAL: Final = frozenset({
     "models", "reference", "results", "cache", "cache_limit", "timeout_s", "fresh", "threads", "gpu", "analytics_gpu",
     "shard", "save_baseline", "baseline", "gates", "imatrix", "prompts", "words", "corpus",
-    "lora_corpus",
+    "lora_corpus", "ray", "ray_runtime_env",
 })  # fmt: skip
 """Settings that may differ between the parts of a run: those of a machine, and paths, whose content is in the plan."""
 

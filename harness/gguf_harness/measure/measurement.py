@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from gguf_harness.engine.calling import TaskWorker
-    from gguf_harness.inputs.subjects import Subject
+    from gguf_harness.inputs.subjects import Model, Subject
     from gguf_harness.store.cache import Entry
 
 __all__ = ["ARRAYS", "Files", "Format", "Job", "Measurement", "as_json"]
@@ -119,6 +119,7 @@ class Job(Generic[R]):
         check: called after it, to refuse the result.
         around: context manager held during the measurement.
         worker: a worker to use instead of the first subject's.
+        about: the subject, or model, that the result is about, if that is not the first of `subjects`; see `topic`.
     """
 
     measurement: Measurement[R]
@@ -132,3 +133,9 @@ class Job(Generic[R]):
     check: Callable[[], None] | None = None
     around: Callable[[], contextlib.AbstractContextManager[object]] = field(default=contextlib.nullcontext)
     worker: Callable[[], TaskWorker] | None = None
+    about: Subject | Model | None = None
+
+    @property
+    def topic(self) -> Subject | Model | None:
+        """What the result is about; None for what is about none, or not known to be."""
+        return self.about or (self.subjects[0] if self.subjects else None)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -51,6 +52,9 @@ class Measuring:
         session: name that all processes of a session share; None for one of its own.
         notes: receives notes on the run besides its numbers.
         actors: run the workers on a Ray cluster; None for child processes.
+
+    Attributes:
+        on_measured: called with each job that was measured, not found, and the seconds that it took.
     """
 
     def __init__(
@@ -72,6 +76,8 @@ class Measuring:
         self._done: dict[tuple[str, ...], object | HarnessError] = {}
         self._worker: TaskWorker | None = None
         self._at_close: list[Callable[[], None]] = []
+        self.on_measured: Callable[[Job[Any], float], None] | None = None
+        self._within_s = 0.0
 
     # -- measuring --------------------------------------------------------------------------------------------------
 
@@ -116,7 +122,8 @@ class Measuring:
         return None
 
     def _measured(self, job: Job[R], entry: Entry) -> R:
-        measured = self._run_reading(job, entry) if job.reads else self._run(job, entry)
+        with self._timed(job):
+            measured = self._run_reading(job, entry) if job.reads else self._run(job, entry)
         self.check_read(job.subjects)
         if job.check is not None:
             job.check()
@@ -126,6 +133,21 @@ class Measuring:
         if job.measurement.keep(result):
             entry.save(value, arrays, job.label)
         return result
+
+    @contextlib.contextmanager
+    def _timed(self, job: Job[Any]) -> Iterator[None]:
+        """Tell `on_measured` how long a job took, without the jobs that it asked for meanwhile; not if it failed."""
+        outer, self._within_s = self._within_s, 0.0
+        begun = time.monotonic()
+        took = own = 0.0
+        try:
+            yield
+            took = time.monotonic() - begun
+            own = took - self._within_s
+        finally:
+            self._within_s = outer + (took or time.monotonic() - begun)
+        if self.on_measured is not None:
+            self.on_measured(job, own)
 
     def _run_reading(self, job: Job[R], entry: Entry) -> R:
         """Run a job that reads the files of others; retry once if these are missing or damaged.

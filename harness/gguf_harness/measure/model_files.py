@@ -139,6 +139,7 @@ class ModelFiles:
             files=Files("file", is_there),
             prepare=prepare,
             check=check,
+            about=replace(source, name=name),
         )
         self._core.measure(job)
         return self._read(name, made(self._core.entry(job).folder))

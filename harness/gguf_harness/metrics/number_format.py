@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import math
 
-__all__ = ["format_bytes", "format_estimate", "format_percent", "format_value"]
+__all__ = [
+    "format_bytes",
+    "format_clock",
+    "format_duration",
+    "format_estimate",
+    "format_percent",
+    "format_value",
+]
 
 
 def format_estimate(value: float, se: float | None) -> str:
@@ -53,3 +60,20 @@ def format_bytes(count: float) -> str:
                 else f"{amount:.0f} {unit}"
             )
     return f"{count:.0f} B"
+
+
+def format_clock(seconds: float) -> str:
+    """A time in minutes, or hours: `1:05`, `2:03:10`."""
+    whole = max(0, round(seconds))
+    hours, minutes = whole // 3600, whole // 60 % 60
+    return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"
+
+
+def format_duration(seconds: float) -> str:
+    """A time in words: `40 s`, `4 min 10 s`, `2 h 5 min`."""
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s" if whole % 60 else f"{whole // 60} min"
+    return f"{whole // 3600} h {whole // 60 % 60} min" if whole // 60 % 60 else f"{whole // 3600} h"

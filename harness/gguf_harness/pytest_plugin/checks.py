@@ -38,6 +38,8 @@ def check_options(state: State, *, measures: bool) -> None:
         HarnessError: the first mistake.
     """
     options = state.options
+    if options.budget_s is not None:
+        _check_alone(state)
     _ = state.prompts, state.partners, state.words
     load_gates(options.gates)
     _check_imatrix(options)
@@ -49,6 +51,19 @@ def check_options(state: State, *, measures: bool) -> None:
     _check_places(options, state.ladder)
     if on_hub and measures:
         load_corpus(options.corpus)
+
+
+def _check_alone(state: State) -> None:
+    """Refuse a budget where not all is measured by one process."""
+    several = {
+        "pytest -n": getattr(state.config.option, "dist", "no") != "no",
+        "--gguf-ray": state.options.ray is not None,
+        "--gguf-shard": state.options.shard is not None,
+    }
+    if chosen := [name for name, given in several.items() if given]:
+        raise OptionError(
+            f"--gguf-budget plans the time of one process, and {chosen[0]} is for several.", "Leave out one of them."
+        )
 
 
 def check_folders(options: Options) -> None:

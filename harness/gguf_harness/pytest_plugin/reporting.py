@@ -107,7 +107,7 @@ class Reporting:
         from gguf_harness.judge.plan import plan_comparisons, plan_gates
 
         self._planned |= set(suites)
-        ladder = self._state.ladder
+        ladder = self._state.planned_ladder
         draft.planned = plan_gates(self._planned, ladder, self._state.gates)
         if self._state.options.baseline is not None:
             draft.planned_comparisons = plan_comparisons(self._planned, ladder)
@@ -150,6 +150,7 @@ class Reporting:
         """Decide what needs the whole run, and fail the tests that fail only by that."""
         from gguf_harness.report.settling import left_undecided, settle
 
+        self._look_back(draft)
         options = self._state.options
         # Those of a part would be decided over too few.
         late = [] if draft.shard else settle(draft, holm=options.holm, failing=options.failing_verdicts)
@@ -159,6 +160,16 @@ class Reporting:
         for failure in left_undecided(draft):
             self._fail(session, draft.tests[failure.test], failure.kind, failure.message, [])
         self._end_without_check(session, draft)
+
+    def _look_back(self, draft: RunDraft) -> None:
+        """Store what was forecast beside what it took, and what the budget left out."""
+        foresight = self._state.foresight
+        if foresight is None:
+            return
+        if draft.course.complete:
+            foresight.forecast.learn()
+        draft.forecast, draft.budget = foresight.forecast.to_json(), foresight.to_json()
+        draft.warnings += foresight.warnings()
 
     def _end_without_check(self, session: pytest.Session, draft: RunDraft) -> None:
         """Fail the session where something that was asked for was checked by no test."""

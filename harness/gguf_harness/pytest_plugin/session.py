@@ -165,6 +165,7 @@ def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Ite
     ladder = state.ladder
     candidates = ", ".join(visible(model.name) for model in ladder.candidates) or "none"
     notes = [f"note: {visible(note)}" for note in ladder.notes]
+    notes += [] if state.foresight is None else state.foresight.lines()
     return [f"reference: {visible(ladder.reason)}", f"candidates: {candidates}", *notes]
 
 
@@ -234,6 +235,24 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[place] = item
     if getattr(config, "workerinput", {}).get("gguf_groups"):
         send_groups(config, {item.nodeid: (model_name(item) or "", item.path.parent.name) for item in ours})
+    state.is_ordered = True
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Forecast how long the selected tests will take, and leave out what --gguf-budget has no time for."""
+    config, state = session.config, session.config.stash[STATE]
+    # pytest calls this even when it ends the session because of a problem in collection.
+    if not (state.is_ordered and state.suites and state.process == "main" and _measures(config)):
+        return
+    from gguf_harness.pytest_plugin.foresight import foresee
+
+    ours = [item for item in session.items if isinstance(item, pytest.Function) and ours_of(item)]
+    with _usage_errors():
+        left_out = set(foresee(state, [(item, model_name(item)) for item in ours]))
+    if left_out:
+        config.hook.pytest_deselected(items=[item for item in session.items if item in left_out])
+        session.items[:] = [item for item in session.items if item not in left_out]
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -241,6 +260,9 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """Start without results: those of an earlier attempt at this test do not count."""
     if ours_of(item):
         begin_attempt(item, FINDINGS)
+        foresight = item.config.stash[STATE].foresight
+        if foresight is not None and (why := foresight.too_late_for(item.nodeid, model_name(item))) is not None:
+            pytest.skip(why)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -257,6 +279,9 @@ def pytest_runtest_makereport(
         report.gguf_model = model_name(item)  # type: ignore[attr-defined]
         report.gguf_suite = item.path.parent.name  # type: ignore[attr-defined]
         report.gguf_attempt = attempt_of(item)  # type: ignore[attr-defined]
+        foresight = item.config.stash[STATE].foresight
+        if foresight is not None:
+            foresight.reported(report)
         report.gguf_suites = sorted(item.config.stash[STATE].suites)  # type: ignore[attr-defined]
     return report
 

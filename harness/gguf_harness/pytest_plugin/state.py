@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from gguf_harness.measure.passes.calls import TextRead
     from gguf_harness.metrics.records import Row
     from gguf_harness.metrics.windows import WindowLimit
+    from gguf_harness.pytest_plugin.foresight import Foresight
     from gguf_harness.report.charts import ChartBuilder
 
 __all__ = ["BASELINE_PROPERTY", "ESTIMATE_PROPERTY", "FINDINGS", "GATE_PROPERTY", "STATE", "State", "only_plans"]
@@ -61,6 +63,10 @@ class State:
         cluster: of --gguf-ray; None without it, and in processes of xdist until they measure.
         charts: functions that draw charts of other plugins, by plugin.
         shard: with --gguf-shard, once tests are collected: which part is measured, and the plan of the whole.
+        is_ordered: whether the tests were collected without a problem, and are in order.
+        started: when the session began, by `time.monotonic`.
+        foresight: how long it will take, and what its budget leaves out; None for a session that is not foreseen.
+        whole_ladder: the models as they were asked for, where a budget leaves some out; None without one.
     """
 
     config: pytest.Config
@@ -78,6 +84,10 @@ class State:
     charts: dict[str, list[ChartBuilder]] = field(default_factory=dict)
     shard: dict[str, Any] | None = None
     cluster: Cluster | None = None
+    is_ordered: bool = False
+    started: float = field(default_factory=time.monotonic)
+    foresight: Foresight | None = None
+    whole_ladder: Ladder | None = None
     _extended: bool = False
 
     def extend(self) -> None:
@@ -104,6 +114,11 @@ class State:
         from gguf_harness.inputs.ladder import plan_ladder
 
         return plan_ladder(self.options)
+
+    @property
+    def planned_ladder(self) -> Ladder:
+        """The models over which verdicts are: with those that a budget leaves out."""
+        return self.whole_ladder or self.ladder
 
     @cached_property
     def prompts(self) -> PromptSet:

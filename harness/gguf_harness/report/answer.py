@@ -13,6 +13,7 @@ from gguf_harness.report.caches import smallest_cache
 from gguf_harness.report.charts.base import short_name
 from gguf_harness.report.data import RunView, visible
 from gguf_harness.report.numbers import format_metric, format_value
+from gguf_harness.report.times import budget_told
 
 __all__ = ["Fact", "answer_of", "noise_of"]
 
@@ -228,6 +229,7 @@ def _not_measured(view: RunView) -> str:
     absent = [suite for suite in _SUITES if suite not in ran]
     told = [f"The suites {', '.join(absent)} did not run"] if absent and ran else []
     told += _skipped(tests)
+    told += [f"For the budget of {budget}"] if (budget := budget_told(view.run)) else []
     corpus = view.run.get("corpus")
     if corpus and corpus.get("available") and corpus["windows"] < corpus["available"]:
         told.append(

@@ -87,6 +87,8 @@ class RunView:
                 self._parts.setdefault((row["model"], row["metric"]), []).append(row)
         models = sorted(run.get("models", []), key=lambda model: (-model["bytes"], model.get("order", 0)))
         tested = {test["model"] for test in run.get("tests", []) if test.get("model")}
+        # One that a budget had no time for has a line, too: its gates are open.
+        tested |= {row["model"] for row in (run.get("budget") or {}).get("left_out", []) if row["model"]}
         self._facts: dict[str, Mapping[str, Any]] = {model["name"]: model for model in models}
         # A model whose file never loaded has tests but no facts: it still gets a line.
         self._facts |= {name: {} for name in sorted(tested - set(self._facts))}

@@ -22,6 +22,7 @@ from gguf_harness.report.numbers import doubt_mark, format_bytes, format_metric,
 from gguf_harness.report.prices import price_list, show_average, show_step
 from gguf_harness.report.standing import failures_of
 from gguf_harness.report.tables import estimates_table, numbers_tables, tests_table
+from gguf_harness.report.times import budget_told, forecast_told
 from gguf_harness.store.runs import write_text
 from gguf_harness.views.bundle import report_script, views_style
 
@@ -67,6 +68,8 @@ def write_html(run: Mapping[str, Any], run_dir: Path, destination: Path) -> None
         metrics=view.metrics,
         glossary=view.used_metrics(),
         estimated=ESTIMATED,
+        forecast=forecast_told(run),
+        budget=budget_told(run),
         prices=price_list(view),
         show_average=show_average,
         show_step=show_step,

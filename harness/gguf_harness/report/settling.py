@@ -65,8 +65,10 @@ def left_undecided(draft: RunDraft) -> list[LateFailure]:
     """The tests that ran and did not decide their planned gate."""
     messages: dict[str, list[str]] = {}
     tests = [test.to_json() for test in draft.tests.values()]
-    content = {"planned": draft.planned, "gates": draft.gates, "tests": tests, "shard": draft.shard}
-    for gate in undecided_gates(content):
+    content = {"planned": draft.planned, "gates": draft.gates, "tests": tests}
+    for gate in undecided_gates(content | {"shard": draft.shard, "budget": draft.budget}):
+        if gate.left_out:
+            continue
         if gate.test is not None and gate.outcome in {"passed", "skipped"}:
             messages.setdefault(gate.test, []).append(gate.sentence)
     return [LateFailure(test, "undecided", "\n".join(lines)) for test, lines in messages.items()]

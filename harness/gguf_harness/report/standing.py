@@ -30,6 +30,7 @@ class Undecided:
         outcome: outcome of that test.
         why: a sentence.
         compared: whether it is a comparison with the baseline instead of a gate.
+        left_out: whether --gguf-budget had no time for it.
     """
 
     model: str
@@ -38,6 +39,7 @@ class Undecided:
     outcome: str | None
     why: str
     compared: bool = False
+    left_out: bool = False
 
     @property
     def sentence(self) -> str:
@@ -192,7 +194,12 @@ def _undecided(planned: Entry, test: Entry | None, run: Entry, *, compared: bool
     name = planned["test"]
     outcome = test["outcome"] if test is not None else None
     ended = outcome in _ENDED
-    if test is None or not ended:
+    left_out = outcome in {None, "skipped"} and _is_left_out(planned, run)
+    if left_out and test is None:
+        why = "left out for the budget."
+    elif left_out and test is not None:
+        why = test.get("summary") or _summary(test["message"])
+    elif test is None or not ended:
         why = f"{name} did not run." if run.get("finished", True) else _why_unfinished(planned["model"], run)
     elif test.get("kind") == "undecided":
         # The test failed for it, with this sentence after the others.
@@ -204,7 +211,13 @@ def _undecided(planned: Entry, test: Entry | None, run: Entry, *, compared: bool
         why = f"{name} {'was skipped' if outcome == 'skipped' else 'failed'}: {told}"
     identifier = test["id"] if test is not None and ended else None
     metric = f"{planned['metric']} against the baseline" if compared else planned["metric"]
-    return Undecided(planned["model"], metric, identifier, outcome, why, compared)
+    return Undecided(planned["model"], metric, identifier, outcome, why, compared, left_out)
+
+
+def _is_left_out(planned: Entry, run: Entry) -> bool:
+    """Whether --gguf-budget had no time for the test that decides."""
+    place = {key: planned[key] for key in ("suite", "test", "model")}
+    return place in (run.get("budget") or {}).get("left_out", [])
 
 
 def _why_unfinished(model: str, run: Entry) -> str:

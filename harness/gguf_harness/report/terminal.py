@@ -15,6 +15,7 @@ from gguf_harness.metrics.registry import Column, Metric
 from gguf_harness.report.data import Candidate, RunView, describe_windows, visible
 from gguf_harness.report.numbers import format_bytes, format_column, format_estimate, format_ratio
 from gguf_harness.report.prices import price_note
+from gguf_harness.report.times import wrong_forecast
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -160,6 +161,8 @@ def _notes(view: RunView) -> list[str]:
             if cache["hits"] == total
             else f"cache: {cache['hits']} of {total} measurements came from the cache"
         )
+    if (wrong := wrong_forecast(run)) is not None:
+        notes.append(wrong)
     if view.interrupted is not None:
         notes.append(f"{view.interrupted}: results up to then are shown")
     return notes + view.attempt_notes()

@@ -50,7 +50,7 @@ META_FILE: Final = "meta.json"
 USED_FILE: Final = ".used"
 SCRATCH: Final = "scratch"
 _RESULTS: Final = frozenset({ARRAYS_FILE, META_FILE, USED_FILE})
-_FILES: Final = ("hashes", "logs")
+_FILES: Final = ("hashes", "logs", "durations")
 OTHER_FOLDERS: Final = frozenset({*_FILES, SCRATCH})
 """Folders of the cache that do not hold entries."""
 

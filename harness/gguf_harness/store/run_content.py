@@ -39,7 +39,7 @@ _RUN: Final[_Kinds] = {
     "command": LIST,
     "warnings": LIST,
     **dict.fromkeys(("machine", "engine", "git", "corpus", "settings", "cache", "baseline", "session"), TABLE.or_null),
-    **dict.fromkeys(("shard", "merged"), TABLE.or_null),
+    **dict.fromkeys(("shard", "merged", "forecast", "budget"), TABLE.or_null),
     **dict.fromkeys(("models", "tests", "estimates", "gates", "arrays"), LIST),
     **dict.fromkeys(("planned", "texts", "heads", "metrics", "nodes"), LIST.or_null),
 }
@@ -52,6 +52,8 @@ _PARTS: Final[Mapping[str, _Kinds]] = {
     "baseline": {"comparisons": LIST},
     "shard": {"index": WHOLE, "of": WHOLE, "plan": TABLE},
     "merged": {"of": WHOLE, "shards": LIST, "missing": LIST},
+    "forecast": {"predicted_s": NUMBER, "actual_s": NUMBER, "measurements": LIST},
+    "budget": {"seconds": NUMBER, "reduced": LIST, "left_out": LIST},
 }
 """The same for tables that occur once."""
 
@@ -68,6 +70,13 @@ _PLANNED_MODEL: Final[_Kinds] = {
 _PART: Final[_Kinds] = {"index": WHOLE, "run": TEXT, "started": TEXT, "duration_s": NUMBER, "machine": TABLE.or_null}
 _MISSING: Final[_Kinds] = {"index": WHOLE, "models": LIST}
 """Of a part of a run, and of one that was merged from parts."""
+
+_ROWS: Final[Mapping[tuple[str, str], _Kinds]] = {
+    ("forecast", "measurements"): {"name": TEXT, "predicted_s": NUMBER, "actual_s": NUMBER},
+    ("budget", "reduced"): {"what": TEXT, "option": TEXT, "kept": NUMBER, "of": NUMBER.or_null},
+    ("budget", "left_out"): {"suite": TEXT, "test": TEXT, "model": TEXT},
+}
+"""Rows of these tables, all of whose values are needed."""
 
 _ADAPTER: Final[_Kinds] = {"name": TEXT, "sha256": TEXT, "scale": NUMBER}
 
@@ -98,6 +107,9 @@ def content_problem(run: Mapping[str, Any]) -> str | None:
     for name, kinds in _PARTS.items():
         if problem is None and run.get(name) is not None:
             problem = _wrong_table(run[name], kinds, tuple(kinds), name)
+    for (name, rows), kinds in _ROWS.items():
+        if problem is None and run.get(name) is not None:
+            problem = _wrong_rows(run[name][rows], kinds, tuple(kinds), f"{name}.{rows}")
     for name, kinds in TABLES.items():
         if problem is not None:
             break

@@ -264,6 +264,8 @@ class RunDraft:
         shard: which part of a run it is, and the plan of the whole; None for a whole run.
         merged: the parts that it was merged from; None for what one session measured.
         measured_s: seconds that these took together.
+        forecast: seconds that were predicted, and that it took; None for a session that was not foreseen.
+        budget: its time, and what was left out for it; None without one.
     """
 
     folder: Path
@@ -285,6 +287,8 @@ class RunDraft:
     merged: dict[str, Any] | None = None
     measured_s: float | None = None
     baseline_notes: list[str] = field(default_factory=list)
+    forecast: dict[str, Any] | None = None
+    budget: dict[str, Any] | None = None
     _clock: float = field(default_factory=time.monotonic)
 
     @property
@@ -372,6 +376,8 @@ class RunDraft:
             "nodes": _together(part["nodes"] for part in parts),
             "analytics": sorted({backend for part in parts for backend in part["analytics"]}),
             "baseline": self._compared() if self.baseline else None,
+            "forecast": self.forecast,
+            "budget": self.budget,
             "warnings": list(dict.fromkeys([*(w for part in parts for w in part["warnings"]), *self._warnings()])),
             "cache": {key: sum(part["cache"][key] for part in parts) for key in ("hits", "misses")},
         }

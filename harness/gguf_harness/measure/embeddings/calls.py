@@ -155,10 +155,14 @@ class Embeddings:
         """A candidate's space aligned with that of a reference with the same vocabulary; see `align_embeddings`."""
         check_same_vocabulary(candidate.info, reference.info)
         own, base = self._points(self(candidate)), self._points(self(reference))
-        arrays = self._core.measure(self._aligned(candidate, reference))
+        arrays = self.alignment(candidate, reference)
         if own is not None and base is not None and arrays["map_vectors"].shape[1] == base.vectors.shape[1]:
             self._keep_moved(candidate, own, base, arrays["map_vectors"])
         return arrays
+
+    def alignment(self, candidate: Subject, reference: Subject) -> Arrays:
+        """The same, without data for the report's map."""
+        return self._core.measure(self._aligned(candidate, reference))
 
     def _space(self, model: Subject) -> Job[Arrays]:
         model.require_no_adapters("token embeddings")

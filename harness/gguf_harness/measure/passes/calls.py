@@ -223,6 +223,7 @@ class CorpusPass:
                 subjects=(),
                 around=around,
                 worker=worker,
+                about=of,
             )
         )
 

@@ -123,7 +123,8 @@ class Texts:
         def arguments(_: object) -> tuple[Generations, Generations, dict[str, TextScore]]:
             return self.generations(reference), self.generations(candidate), self.scores(candidate, reference)
 
-        return self._core.measure(Job(_COMPARED, f"scores of texts of {candidate.name}", key, arguments))
+        label = f"scores of texts of {candidate.name}"
+        return self._core.measure(Job(_COMPARED, label, key, arguments, about=candidate))
 
     def part_times(self, candidate: Subject, reference: Subject) -> dict[str, tuple[int, bool]]:
         """Tokens up to and with the first that differs, by prompt, and whether one does; see `part_time`.
@@ -153,7 +154,7 @@ class Texts:
             return (tasks.ScoreRequest(reference.files, reference.settings, texts),)
 
         label = f"texts of {candidate.name} under {reference.name}"
-        return Job(_SCORES, label, {"of": of, "under": under}, arguments, subjects=(reference,))
+        return Job(_SCORES, label, {"of": of, "under": under}, arguments, subjects=(reference,), about=candidate)
 
     def _generations(self, model: Subject) -> Job[Written]:
         limit = self._core.options.gen_tokens
