@@ -1,5 +1,5 @@
 # make demo, make docs, make test, make coverage, make lint, make bench: on a machine with Python >= 3.11, a C++ compiler
-# and make.
+# and make. make gpu-check: with an NVIDIA GPU.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -18,7 +18,7 @@ export CXXFLAGS := $(NO_AMX) $(CXXFLAGS)
 # Nothing here loads libmtmd, llama.cpp's library for images and sound.
 INSTALL = CMAKE_ARGS="-DLLAVA_BUILD=OFF $$CMAKE_ARGS" $(PIP) install --constraint constraints.txt --editable
 
-.PHONY: demo docs test coverage lint bench views check-views clean
+.PHONY: demo docs test coverage lint bench gpu-check views check-views clean
 
 demo: $(VENV)/.demo
 	@echo "Measuring tiny, the model that comes along, and six quantizations of it."
@@ -73,6 +73,13 @@ bench: $(VENV)/.dev
 	$(BIN)/python -m tests.bench.time_to_verdict
 	$(BIN)/python -m tests.bench.side_by_side
 	$(BIN)/python -m tests.bench.compare_with_export_lora
+	$(BIN)/python -m tests.bench.forecast
+	$(BIN)/python -m tests.bench.ray_overhead
+	$(BIN)/python -m tests.bench.ray_two_nodes
+
+# On a machine with an NVIDIA GPU, without a network: make gpu-check GPU_CHECK="--wheels DIR --sdist FILE".
+gpu-check:
+	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m tests.gpu_check $(GPU_CHECK)
 
 # The pictures of reports, bundled with what they need from npm (Node 18 or newer). The bundle is stored in the package.
 views: $(NPM)
