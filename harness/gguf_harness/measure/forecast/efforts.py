@@ -35,9 +35,12 @@ _ROLES: Final = 8
 _LAYER_GROUPS: Final = 8
 _REPEATED: Final = 4 * 129
 """Tokens of the repeated random sequences of `observe_attention`."""
-_REMOVED: Final = 0.7
-"""Share of the chosen heads that go until the loss has risen by 1 nat."""
-_TRIES: Final = 4
+_REMOVED: Final = 0.25
+"""Share of the chosen heads that go until the loss of every window has risen enough."""
+_TRIES: Final = 1.6
+"""Heads that are tried before one goes."""
+_SCREENED: Final = 2
+"""Windows of a screen."""
 _SAMPLED_ROWS: Final = 16384
 _START_S: Final = 0.3
 """A process of its own that loads a small model."""
@@ -164,30 +167,45 @@ def _mixtures(scale: Scale) -> Effort:
 
 
 def _sequences(count: float, scale: Scale) -> Effort:
-    """Windows of a text of which most tokens are scored, decoded with changed heads."""
+    """Windows of a text of which most tokens are scored, decoded with changed heads: from the layer of these on.
+
+    On average that is half of the layers. (On a GPU it is all of them, as the machine's factor will tell.)
+    """
     window = min(_HEAD_WINDOW, scale.options.ctx)
+    share = (scale.layers + 1) / (2 * scale.layers)
+    return Effort(tokens=share * count * window, rows=count * max(1, window - _HEAD_UNSCORED))
+
+
+def _unchanged(scale: Scale) -> Effort:
+    """The windows of `_sequences` as they are."""
+    window, count = min(_HEAD_WINDOW, scale.options.ctx), scale.options.head_windows
     return Effort(tokens=count * window, rows=count * max(1, window - _HEAD_UNSCORED))
 
 
+def _changed(count: float, scale: Scale, unchanged: int = 1) -> Effort:
+    changed, whole = _sequences(count, scale), _unchanged(scale)
+    return Effort(changed.tokens + unchanged * whole.tokens, changed.rows + unchanged * whole.rows)
+
+
 def _screen(scale: Scale) -> Effort:
-    return _sequences(2 * scale.heads + scale.options.head_windows, scale)
+    return _changed(min(_SCREENED, scale.options.head_windows) * scale.heads, scale)
 
 
 def _sweep(scale: Scale) -> Effort:
-    return _sequences((2 * scale.chosen_heads + 1) * scale.options.head_windows, scale)
+    return _changed(2 * scale.chosen_heads * scale.options.head_windows, scale)
 
 
 def _heads_exchanged(scale: Scale) -> Effort:
     """A head or all heads of a layer at a time; and the windows unchanged, in both models."""
-    return _sequences((scale.chosen_heads + scale.layers + 2) * scale.options.head_windows, scale)
+    return _changed((scale.chosen_heads + scale.layers) * scale.options.head_windows, scale, 2)
 
 
 def _removal(scale: Scale) -> Effort:
-    return _sequences((_TRIES * _REMOVED * scale.chosen_heads + 1) * scale.options.head_windows, scale)
+    return _changed(_TRIES * _REMOVED * scale.chosen_heads * scale.options.head_windows, scale)
 
 
 def _path(scale: Scale) -> Effort:
-    return _sequences((_REMOVED * scale.chosen_heads + 1) * scale.options.head_windows, scale)
+    return _changed(_REMOVED * scale.chosen_heads * scale.options.head_windows, scale)
 
 
 def _attention(scale: Scale) -> Effort:
