@@ -128,7 +128,7 @@ class _Merge:
         settings = self._settings(results, holm=holm)
         self._holm = bool(settings["holm"])
         self._failing = frozenset({"fail", "inconclusive"} if settings.get("inconclusive") == "fail" else {"fail"})
-        machines = [run.get("machine") for run in self._runs]
+        machines, commits = ([run.get(name) for run in self._runs] for name in ("machine", "git"))
         self._draft = RunDraft(
             folder=results / "runs" / new_run_id(),
             command=list(command),
@@ -140,6 +140,7 @@ class _Merge:
             # One that was killed at once may not have begun to plan.
             planned=max((list(run.get("planned") or []) for run in self._runs), key=len),
             baseline=against.baseline.name if against is not None else None,
+            git=commits[0] if all(commit == commits[0] for commit in commits) else None,
             merged=self._merged(),
             measured_s=sum(run["duration_s"] for run in self._runs),
         )

@@ -67,6 +67,7 @@ class SumOfParts:
                 "warnings": self._warnings(),
                 "cache": {key: sum((run.get("cache") or {}).get(key, 0) for run in runs) for key in ("hits", "misses")},
                 "early": self._early(),
+                "nodes": [node for run in runs for node in run.get("nodes") or []],
                 "analytics": sorted({one for run in runs for one in run.get("analytics", [])}),
             },
         )
