@@ -325,6 +325,7 @@ def test_another_layout_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         "ggml_new_tensor_4d": (binding._SIGNATURES["ggml_new_tensor_4d"][0], pointer),
         "ggml_view_4d": ([ctypes.c_void_p, ctypes.c_void_p, *arguments[2:]], pointer),
         "ggml_set_name": ([ctypes.c_void_p, ctypes.c_char_p], ctypes.c_void_p),
+        "ggml_set_input": ([ctypes.c_void_p], None),
     }
     for name, signature in signatures.items():
         monkeypatch.setitem(binding._SIGNATURES, name, signature)
