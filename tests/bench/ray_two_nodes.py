@@ -40,15 +40,15 @@ def main() -> None:
         cpus = (known.processes + 1) // 2
         with ray_nodes(folder, left=cpus, right=cpus) as nodes:
             there, ray_s = _run(folder / "there", suites, [*more, f"--gguf-ray={nodes.address}"])
-    same = _rows(here) == _rows(there)
+    ours, theirs = _rows(here), _rows(there)
+    same = ours == theirs
     made = here["cache"]["misses"]
-    print(f"{len(here['models'])} models, {len(suites)} suites, {len(_rows(here))} numbers, {made} measurements")
+    print(f"{len(here['models'])} models, {len(suites)} suites, {len(ours)} numbers, {made} measurements")
     print(f"here {local_s:.0f} s, on two nodes {ray_s:.0f} s; numbers {'the same to the bit' if same else 'differ'}")
     for node in there["nodes"]:
         print(f"node {node['node']}: {node['calls']} calls")
-    for place, row in _rows(here).items():
-        if _rows(there).get(place) != row:
-            print(place, row, _rows(there).get(place))
+    for place in [place for place in ours.keys() | theirs.keys() if ours.get(place) != theirs.get(place)]:
+        print(place, ours.get(place), theirs.get(place))
     # With processes that wait for each other, what comes from the cache depends on who was first.
     sys.exit(0 if same and made == there["cache"]["misses"] else 1)
 

@@ -69,19 +69,19 @@ def test_a_budget_leaves_out_and_says_so(run_suite: RunSuite, read_run: ReadRun,
     pytester.makepyfile(slow=AT_ONCE + "forecast.TESTS_S = {'quant': 3000.0}\n")
     pytester.syspathinsert()
     # Tests of each subject seem to take 3000 s: there is time for the reference and one candidate.
-    result = run_suite(*SMALL, "--gguf-budget=10000s", "-p", "slow", "--gguf-chunks=6", tests="test_divergence.py")
+    result = run_suite(*SMALL, "--gguf-budget=9000s", "-p", "slow", "--gguf-chunks=6", tests="test_divergence.py")
     # Q2_K keeps no limit.
     result.assert_outcomes(passed=2, failed=3, deselected=8)
     result.stdout.fnmatch_lines(
-        ["candidates: tiny-Q2_K", "forecast: about *", "budget: 2 h 46 min: without tiny-Q8_0, tiny-Q4_0"]
+        ["candidates: tiny-Q2_K", "forecast: about *", "budget: 2 h 30 min: without tiny-Q8_0, tiny-Q4_0"]
     )
     run = read_run()
-    assert run["budget"]["seconds"] == 10000
+    assert run["budget"]["seconds"] == 9000
     assert {row["model"] for row in run["budget"]["left_out"]} == {"tiny-Q8_0", "tiny-Q4_0"}
     assert run["settings"]["chunks"] == 6
     assert {row["model"] for row in run["planned"]} == {"tiny-Q8_0", "tiny-Q4_0", "tiny-Q2_K"}
     assert {row["model"] for row in run["gates"]} == {"tiny-Q2_K"}
-    assert any("--gguf-budget=2 h 46 min: without tiny-Q8_0, tiny-Q4_0" in warning for warning in run["warnings"])
+    assert any("--gguf-budget=2 h 30 min: without tiny-Q8_0, tiny-Q4_0" in warning for warning in run["warnings"])
     report = next(pytester.path.glob("results/runs/*/report.html")).read_text()
     assert "left out for the budget" in report
     assert not list(pytester.path.glob("results/cache/models/*/Q4_0.gguf"))
@@ -94,8 +94,8 @@ def test_fewer_windows_are_the_first_of_more(run_suite: RunSuite, read_run: Read
     few = read_run()
     pytester.makepyfile(slow=AT_ONCE + COSTLY)
     pytester.syspathinsert()
-    result = run_suite(*arguments, "--gguf-budget=8000s", "-p", "slow", tests="test_perplexity.py", quick=False)
-    result.stdout.fnmatch_lines(["budget: 2 h 13 min: 4 of 16 windows of the text (--gguf-chunks)"])
+    result = run_suite(*arguments, "--gguf-budget=5600s", "-p", "slow", tests="test_perplexity.py", quick=False)
+    result.stdout.fnmatch_lines(["budget: 1 h 33 min: 4 of 16 windows of the text (--gguf-chunks)"])
     budgeted = read_run()
     assert budgeted["settings"]["chunks"] == 4
     assert budgeted["estimates"] == few["estimates"]

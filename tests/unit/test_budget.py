@@ -98,8 +98,8 @@ def test_time_that_is_spent_already_counts() -> None:
     seconds = {choice: 10.0 * (index + 1) for index, choice in enumerate(chain(FULL, ()))}
     all_at_once = choose([*seconds], seconds.__getitem__, 100.0)
     later = choose([*seconds], seconds.__getitem__, 100.0, spent=40.0)
-    assert seconds[all_at_once] == 80.0
-    assert seconds[later] == 40.0
+    assert seconds[all_at_once] == 90.0
+    assert seconds[later] == 50.0
 
 
 def test_what_is_reduced_is_said_with_its_option() -> None:
