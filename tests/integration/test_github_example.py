@@ -14,13 +14,13 @@ from typing import Any
 from xml.etree import ElementTree as ET
 
 import pytest
-import yaml
 
 import gguf_harness
 from gguf_harness.cli import main
 from gguf_harness.cli.commands import _parser
 from gguf_harness.inputs.command_line import short_name
 from tests.random_llama import write_random_llama
+from tests.workflows import read_workflow, script_of, steps_of
 
 ROOT = Path(__file__).parent.parent.parent
 QUICK = (
@@ -31,17 +31,7 @@ QUICK = (
 
 @pytest.fixture(scope="module")
 def workflow() -> dict[Any, Any]:
-    content: dict[Any, Any] = yaml.safe_load((ROOT / "examples" / "github-gate.yml").read_text(encoding="utf-8"))
-    return content
-
-
-def _steps(workflow: dict[Any, Any]) -> list[dict[str, Any]]:
-    return [step for job in workflow["jobs"].values() for step in job["steps"]]
-
-
-def _script(workflow: dict[Any, Any], name: str) -> str:
-    (script,) = [step["run"] for step in _steps(workflow) if step.get("name") == name]
-    return str(script)
+    return read_workflow("github-gate.yml")
 
 
 def test_it_asks_for_little_and_ends(workflow: dict[Any, Any]) -> None:
@@ -55,13 +45,13 @@ def test_it_asks_for_little_and_ends(workflow: dict[Any, Any]) -> None:
         "badge": {"contents": "write"},
     }
     assert all(0 < job["timeout-minutes"] <= 120 for job in jobs.values())
-    used = [step["uses"] for step in _steps(workflow) if "uses" in step]
+    used = [step["uses"] for step in steps_of(workflow) if "uses" in step]
     assert all(re.fullmatch(r"actions/[a-z/-]+@v\d+", action) for action in used), used
 
 
-def test_no_expression_stands_in_a_script(workflow: dict[Any, Any]) -> None:
+def test_no_expression_stands_in_ascript_of(workflow: dict[Any, Any]) -> None:
     """A tag is anybody's text: the shell gets it as a variable, and quotes it."""
-    scripts = [step["run"] for step in _steps(workflow) if "run" in step]
+    scripts = [step["run"] for step in steps_of(workflow) if "run" in step]
     assert len(scripts) == 5
     assert not [script for script in scripts if "${{" in script]
     for script in scripts:
@@ -73,7 +63,7 @@ def test_it_installs_this_version(workflow: dict[Any, Any]) -> None:
 
 
 def test_every_option_exists(workflow: dict[Any, Any]) -> None:
-    script = _script(workflow, "Gate")
+    script = script_of(workflow, "Gate")
     used = set(re.findall(r"(?<=[\s(\"])(--[a-z][a-z-]+)", script))
     assert {"--models", "--reference", "--junit-xml", "--gguf-baseline", "--gguf-save-baseline"} <= used
     done = subprocess.run(
@@ -87,7 +77,7 @@ def test_every_option_exists(workflow: dict[Any, Any]) -> None:
     heads = re.findall(r"(?m)^  (-\S.*?)(?:\s{2}|$)", done.stdout)
     known = {name for head in heads for name in re.findall(r"--[a-z][a-z-]+", head)}
     assert used <= known | {short_name(name) for name in known}
-    for line in _script(workflow, "Collect").splitlines():
+    for line in script_of(workflow, "Collect").splitlines():
         if line.startswith("gguf-harness"):
             _parser().parse_args(shlex.split(line)[1:])
 
@@ -137,7 +127,7 @@ def test_its_steps_gate_a_release(tmp_path: Path, workflow: dict[Any, Any], envi
 
     def run(name: str) -> subprocess.CompletedProcess[str]:
         # As GitHub starts a step with `shell: bash`.
-        shell = ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", _script(workflow, name)]
+        shell = ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", script_of(workflow, name)]
         return subprocess.run(
             shell, cwd=work, env=environment, capture_output=True, text=True, check=False, timeout=180
         )

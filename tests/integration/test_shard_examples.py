@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 import gguf_harness
 from gguf_harness.cli import main
@@ -21,32 +20,22 @@ from gguf_harness.cli.commands import _parser
 from gguf_harness.inputs.command_line import option_attributes, short_name
 from gguf_harness.store.runs import load_run
 from tests.random_llama import write_random_llama
+from tests.workflows import EXAMPLES, read_workflow, script_of, steps_of
 
-EXAMPLES = Path(__file__).parent.parent.parent / "examples"
 QUICK = "--gguf-ctx=32 --gguf-chunks=12 --gguf-batch=64 -k 'not served and not text and not speed' -p no:cacheprovider"
 SLURM = EXAMPLES / "slurm-shards.sbatch"
 
 
 @pytest.fixture(scope="module")
 def workflow() -> dict[Any, Any]:
-    content: dict[Any, Any] = yaml.safe_load((EXAMPLES / "github-matrix.yml").read_text(encoding="utf-8"))
-    return content
-
-
-def _steps(workflow: dict[Any, Any]) -> list[dict[str, Any]]:
-    return [step for job in workflow["jobs"].values() for step in job["steps"]]
-
-
-def _script(workflow: dict[Any, Any], name: str) -> str:
-    (script,) = [step["run"] for step in _steps(workflow) if step.get("name") == name]
-    return str(script)
+    return read_workflow("github-matrix.yml")
 
 
 def test_the_workflow_asks_for_little_and_ends(workflow: dict[Any, Any]) -> None:
     assert workflow["permissions"] == {}
     assert all(job["permissions"] == {"contents": "read"} for job in workflow["jobs"].values())
     assert all(0 < job["timeout-minutes"] <= 120 for job in workflow["jobs"].values())
-    used = [step["uses"] for step in _steps(workflow) if "uses" in step]
+    used = [step["uses"] for step in steps_of(workflow) if "uses" in step]
     assert all(re.fullmatch(r"actions/[a-z/-]+@v\d+", action) for action in used), used
     assert workflow["env"]["HARNESS"] == f"gguf-harness=={gguf_harness.__version__}"
 
@@ -68,8 +57,8 @@ def test_the_workflow_merges_all_that_it_measures(workflow: dict[Any, Any]) -> N
     assert shard == "${{ matrix.shard }}/${{ strategy.job-total }}"
 
 
-def test_no_expression_stands_in_a_script(workflow: dict[Any, Any]) -> None:
-    scripts = [step["run"] for step in _steps(workflow) if "run" in step]
+def test_no_expression_stands_in_ascript_of(workflow: dict[Any, Any]) -> None:
+    scripts = [step["run"] for step in steps_of(workflow) if "run" in step]
     assert not [script for script in scripts if "${{" in script]
     for script in scripts:
         assert "$" not in re.sub(r'"[^"]*"', "", script), script
@@ -79,10 +68,10 @@ def test_every_option_exists(workflow: dict[Any, Any]) -> None:
     known = {name for option in option_attributes() for name in (option, short_name(option))}
     merge_options = {"--gguf-results", "--gguf-save-baseline", "--gguf-baseline"}
     slurm = SLURM.read_text(encoding="utf-8")
-    for script in (_script(workflow, "Measure"), _script(workflow, "Merge"), slurm):
+    for script in (script_of(workflow, "Measure"), script_of(workflow, "Merge"), slurm):
         used = set(re.findall(r"(--(?:gguf-[a-z-]+|models|reference)\b)", script))
         assert used <= known, used - known
-    assert set(re.findall(r"(--gguf-[a-z-]+)", _script(workflow, "Merge"))) == merge_options
+    assert set(re.findall(r"(--gguf-[a-z-]+)", script_of(workflow, "Merge"))) == merge_options
     _parser().parse_args(["merge", "shards", *(f"{option}=a" for option in sorted(merge_options))])
     directives = dict(re.findall(r"(?m)^#SBATCH --([a-z-]+)(?:=(.+))?$", slurm))
     assert directives.keys() >= {"array", "cpus-per-task", "mem", "time"}
@@ -167,18 +156,20 @@ def test_the_shards_of_the_workflow_are_merged(
         # Each on a machine of its own, as far as folders can be that.
         machine = tmp_path / f"machine-{shard}"
         for name in ("Download", "Measure"):
-            done = _bash([*shell, _script(workflow, name)], machine, environment | {"SHARD": f"{shard}/{len(shards)}"})
+            done = _bash(
+                [*shell, script_of(workflow, name)], machine, environment | {"SHARD": f"{shard}/{len(shards)}"}
+            )
             assert done.returncode == 0, done.stdout + done.stderr
         shutil.copytree(machine / "results" / "runs", whole / "shards" / f"shard-{shard}")
     told = {"GITHUB_ACTIONS": "true", "GITHUB_STEP_SUMMARY": str(tmp_path / "summary.md")}
-    done = _bash([*shell, _script(workflow, "Merge")], whole, environment | told)
+    done = _bash([*shell, script_of(workflow, "Merge")], whole, environment | told)
     assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "summary.md").read_text().startswith("## Smallest candidate that passes every gate: model-Q6")
     baseline = json.loads((whole / "results" / "baselines" / "measured.json").read_text())
     assert set(baseline["models"]) == {"model-F16", "model-Q8_0", "model-Q6_K"}
     # A shard that is missing fails the job.
     shutil.rmtree(whole / "shards" / "shard-2")
-    done = _bash([*shell, _script(workflow, "Merge")], whole, environment | told)
+    done = _bash([*shell, script_of(workflow, "Merge")], whole, environment | told)
     assert done.returncode == 1
     assert "shard 2 of 3 is missing" in done.stdout
     assert "::error title=gguf-harness::Incomplete" in done.stdout

@@ -7,7 +7,6 @@ how many processes there are (`pytest -n`).
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import secrets
 import time
@@ -135,7 +134,7 @@ class Actors:
                 settled = self._try(label, progress, task)
             except _Lost as lost:
                 node, self._node = self._node, ""
-                self.kill()
+                self.close()
                 losses.append(f"{lost}")
                 if lost.of_node and node:
                     self._avoided.add(node)
@@ -147,7 +146,7 @@ class Actors:
                     ) from None
             except BaseException:
                 # Ctrl-C, a time limit of pytest: the actor may still answer, and nobody would take it for this call.
-                self.kill()
+                self.close()
                 raise
             else:
                 break
@@ -240,14 +239,13 @@ class Actors:
         needed = int(_HEADROOM * sum(self._open.values())) + _MARGIN
         if self._actor is not None and not needed <= self._memory <= 2 * needed:
             self.close()
-        for _ in itertools.count():
+        while True:
             if self._actor is None:
                 self._start(needed)
             if self._is_sound():
                 return self._actor
             self._avoided.add(self._node)
             self.close()
-        raise AssertionError
 
     def _start(self, memory: int) -> None:
         import ray
@@ -271,7 +269,7 @@ class Actors:
             possible = self.cluster.has_node_for(memory, self._avoided)
             impossible_since = None if possible else impossible_since or time.monotonic()
             if impossible_since is not None and time.monotonic() - impossible_since > _NEW_NODE_S:
-                self.kill()
+                self.close()
                 raise EngineError(
                     f"No node of the Ray cluster has {self._needs} and {memory / 2**30:.1f} GiB of memory"
                     + (f"; {len(avoided)} were left out." if avoided else "."),
@@ -332,13 +330,7 @@ class Actors:
                 self.close()
 
     def close(self) -> None:
-        """End the actor and its workers, which start again with the next call; never fails."""
-        actor = self._actor
-        if actor is not None:
-            self.kill()
-
-    def kill(self) -> None:
-        """The same at once, whatever it does."""
+        """End the actor and its workers at once, whatever they do; they start again with the next call; never fails."""
         import ray
 
         actor, self._actor = self._actor, None
@@ -350,7 +342,7 @@ class Actors:
 
     def end(self) -> None:
         """End the actor, and leave nothing behind in the session's cache."""
-        self.kill()
+        self.close()
         with contextlib.suppress(OSError):
             (self._files.cache / self._token).unlink()
 

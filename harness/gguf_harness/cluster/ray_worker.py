@@ -57,7 +57,7 @@ class RayWorker:
     def kill(self) -> None:
         """Stop it at once, with its actor; never fails, in any state."""
         self._actors.closed(self.label)
-        self._actors.kill()
+        self._actors.close()
 
     def __enter__(self) -> Self:
         return self

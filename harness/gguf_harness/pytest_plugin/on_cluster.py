@@ -37,15 +37,13 @@ def start_cluster(state: State) -> None:
     state.cluster = start(asked, needs, setup, _runtime_env(options.ray_runtime_env))
 
 
-def join_cluster(state: State, warn: Callable[[str], None]) -> Actors | None:
-    """The actors of this process; None without --gguf-ray.
+def join_cluster(state: State, warn: Callable[[str], None]) -> Actors:
+    """The actors of this process, in a session with --gguf-ray.
 
     Raises:
         OptionError: the cluster is gone.
     """
     options, told = state.options, getattr(state.config, "workerinput", {}).get("gguf_cluster")
-    if options.ray is None:
-        return None
     if state.cluster is None:
         cluster = Cluster.from_text(str(told))
         join(cluster, _runtime_env(options.ray_runtime_env))

@@ -166,25 +166,20 @@ def _mixtures(scale: Scale) -> Effort:
     return Effort(count * one.tokens, count * one.rows, seconds=count * (_START_S + 2 * scale.bytes / 1e9))
 
 
-def _sequences(count: float, scale: Scale) -> Effort:
+def _changed(count: float, scale: Scale, unchanged: int = 1) -> Effort:
     """Windows of a text of which most tokens are scored, decoded with changed heads: from the layer of these on.
 
     On average that is half of the layers. (On a GPU it is all of them, as the machine's factor will tell.)
+
+    Args:
+        count: of windows with changed heads.
+        scale: of the file.
+        unchanged: how often all windows are decoded as they are.
     """
     window = min(_HEAD_WINDOW, scale.options.ctx)
     share = (scale.layers + 1) / (2 * scale.layers)
-    return Effort(tokens=share * count * window, rows=count * max(1, window - _HEAD_UNSCORED))
-
-
-def _unchanged(scale: Scale) -> Effort:
-    """The windows of `_sequences` as they are."""
-    window, count = min(_HEAD_WINDOW, scale.options.ctx), scale.options.head_windows
-    return Effort(tokens=count * window, rows=count * max(1, window - _HEAD_UNSCORED))
-
-
-def _changed(count: float, scale: Scale, unchanged: int = 1) -> Effort:
-    changed, whole = _sequences(count, scale), _unchanged(scale)
-    return Effort(changed.tokens + unchanged * whole.tokens, changed.rows + unchanged * whole.rows)
+    whole = unchanged * scale.options.head_windows
+    return Effort(tokens=(share * count + whole) * window, rows=(count + whole) * max(1, window - _HEAD_UNSCORED))
 
 
 def _screen(scale: Scale) -> Effort:
