@@ -18,7 +18,7 @@ import heapq
 import math
 import random
 from collections.abc import Generator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import count
 
@@ -66,7 +66,7 @@ class Cluster:
     @property
     def rates(self) -> Rates:
         """What the scheduler is told: nothing about failures, or about how busy the store is."""
-        return Rates(self.start, self.disk, self.network)
+        return Rates(self.start, self.disk, self.network, self.sent_at_once)
 
     @property
     def sent_at_once(self) -> int:
@@ -176,7 +176,8 @@ class _Simulation:
         self._work = work
         self._cluster = cluster
         self._random = random.Random(seed)  # noqa: S311 - a simulation, not a secret
-        self._schedule = Schedule(work.pieces, work.sizes, cluster.rates)
+        pieces = (replace(piece, results=work.results.get(piece.name, 0)) for piece in work.pieces)
+        self._schedule = Schedule(pieces, work.sizes, cluster.rates)
         self._now = 0.0
         self._events: list[tuple[float, int, _Process | _Node, str]] = []
         self._order = count()

@@ -1,4 +1,7 @@
-"""Which piece of work a process gets next: files stay where they are, long work comes first, nothing is lost."""
+"""Which piece of work a process gets next: files stay where they are, long work comes first, nothing is lost.
+
+What is said about the order is about the rule; what must never happen is said about plans as well.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gguf_harness.pytest_plugin.list_scheduling import ListScheduling
 from gguf_harness.pytest_plugin.schedule import Piece, Rates, Schedule
+
+BOTH = pytest.mark.parametrize("kind", [ListScheduling, Schedule], ids=["rule", "plans"])
 
 FREE = Rates(start=0.0, disk=1e30)
 """Loading takes no time."""
@@ -25,20 +31,24 @@ def _pieces(seconds: Mapping[str, Sequence[float]], reference: str | None = None
 
 
 def _schedule(
-    seconds: Mapping[str, Sequence[float]], processes: int, rates: Rates = FREE, reference: str | None = None
-) -> Schedule:
-    schedule = Schedule(_pieces(seconds, reference), dict.fromkeys(seconds, 0), rates)
+    seconds: Mapping[str, Sequence[float]],
+    processes: int,
+    rates: Rates = FREE,
+    reference: str | None = None,
+    kind: type[ListScheduling] = ListScheduling,
+) -> ListScheduling:
+    schedule = kind(_pieces(seconds, reference), dict.fromkeys(seconds, 0), rates)
     for process in range(processes):
         schedule.join(process, f"node {process}")
     return schedule
 
 
-def _name(schedule: Schedule, process: int, now: float = 0.0) -> str | None:
+def _name(schedule: ListScheduling, process: int, now: float = 0.0) -> str | None:
     piece = schedule.next(process, now)
     return None if piece is None else piece.name
 
 
-def _makespan(schedule: Schedule, processes: int) -> float:
+def _makespan(schedule: ListScheduling, processes: int) -> float:
     """Of pieces that depend on nothing and load for free."""
     free = dict.fromkeys(range(processes), 0.0)
     has: dict[int, str] = {}
@@ -57,14 +67,17 @@ def _makespan(schedule: Schedule, processes: int) -> float:
     return last
 
 
+@BOTH
 @given(st.lists(st.integers(1, 20), min_size=1, max_size=7), st.integers(1, 3))
-def test_independent_work_is_within_grahams_bound(seconds: list[int], processes: int) -> None:
+def test_independent_work_is_within_grahams_bound(
+    kind: type[ListScheduling], seconds: list[int], processes: int
+) -> None:
     """4/3 - 1/(3m) of the best makespan, found by trying all."""
     best = min(
         max(sum(each for each, at in zip(seconds, places, strict=True) if at == one) for one in range(processes))
         for places in product(range(processes), repeat=len(seconds))
     )
-    schedule = _schedule({f"file {number}": [each] for number, each in enumerate(seconds)}, processes)
+    schedule = _schedule({f"file {number}": [each] for number, each in enumerate(seconds)}, processes, kind=kind)
     assert _makespan(schedule, processes) <= (4 / 3 - 1 / (3 * processes)) * best + 1e-9
 
 
@@ -99,7 +112,7 @@ def test_a_process_helps_with_the_reference_rather_than_wait_for_it(start: float
 
 def test_what_needs_no_reference_is_done_before_helping_with_it() -> None:
     pieces = [*_pieces({"candidate": [10, 40], "reference": [10, 40]}, "reference"), Piece("free", "candidate", 5.0)]
-    schedule = Schedule(pieces, {"candidate": 0, "reference": 0}, Rates(start=200.0))
+    schedule = ListScheduling(pieces, {"candidate": 0, "reference": 0}, Rates(start=200.0))
     schedule.join(0)
     schedule.join(1)
     assert [_name(schedule, 0), _name(schedule, 1)] == ["reference/0", "free"]
@@ -128,7 +141,7 @@ def test_help_goes_to_the_file_that_ends_last() -> None:
 def test_a_file_on_a_nodes_disk_comes_before_another_of_the_same_length() -> None:
     """Process 0 dies: its file is on the disk of its node, and no other waiting file is."""
     sizes = {"a": 10**9, "b": 10**9, "c": 10**9}
-    schedule = Schedule(_pieces({file: [100.0] for file in sizes}), sizes, Rates(network=1e9))
+    schedule = ListScheduling(_pieces({file: [100.0] for file in sizes}), sizes, Rates(network=1e9))
     schedule.join(0, "left")
     schedule.join(1, "right")
     assert [_name(schedule, 0), _name(schedule, 1)] == ["a/0", "b/0"]
@@ -149,7 +162,7 @@ def test_a_long_piece_is_not_put_off_to_the_end() -> None:
 
 def test_a_test_without_a_model_comes_when_no_model_waits_in_the_order_of_collection() -> None:
     plain = [Piece(name, None, 0.0) for name in ("z", "a", "m")]
-    schedule = Schedule([*plain, *_pieces({"file": [1, 1]})], {"file": 0})
+    schedule = ListScheduling([*plain, *_pieces({"file": [1, 1]})], {"file": 0})
     schedule.join("gw0")
     names = []
     while (piece := schedule.next("gw0", 0.0)) is not None:
@@ -182,11 +195,13 @@ def test_a_released_process_gets_nothing_and_does_not_keep_others_from_its_file(
         schedule.join(2)
 
 
+@BOTH
 @given(st.data())
-def test_nothing_is_lost_or_done_twice_whoever_dies_when(data: st.DataObject) -> None:
+def test_nothing_is_lost_or_done_twice_whoever_dies_when(kind: type[ListScheduling], data: st.DataObject) -> None:
     files = data.draw(st.dictionaries(st.sampled_from("abcdef"), st.lists(st.floats(0, 9), min_size=1, max_size=3)))
     reference = data.draw(st.sampled_from([None, *files]))
-    schedule = _schedule(files, 0, Rates(start=data.draw(st.sampled_from([0.0, 1.0, 50.0]))), reference)
+    rates = Rates(start=data.draw(st.sampled_from([0.0, 1.0, 50.0])))
+    schedule = _schedule(files, 0, rates, reference, kind)
     everything = schedule.waiting
     has: dict[int, list[str]] = {}
     now, joined = 0.0, 0

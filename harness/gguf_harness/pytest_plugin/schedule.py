@@ -1,105 +1,42 @@
-"""Which piece of work a free process gets next: one of the file that it has loaded, otherwise the longest file first.
+"""Which piece of work a process gets next: what a plan says, as long as a plan is better than the rule.
 
-The rule is list scheduling: a process never waits while it could do something useful. Longest first (LPT) is within
-4/3 - 1/(3m) of the best makespan for work of one piece per file that depends on nothing (R. L. Graham, "Bounds on
-multiprocessing timing anomalies", SIAM J. Appl. Math. 17, 1969). Here a process has to load a file before it works on
-it, and candidates read what the reference's pieces leave behind, so a choice is first judged by what it wastes:
+The rule of `list_scheduling.py` sees one process at a time, and what it wastes now. What that leads to is known before:
+when work begins, the whole schedule is gone through as expected, by the rule and with the reference divided among more
+processes than the rule takes. `plan_search.py` then looks for a better plan. It is followed if it ends clearly earlier
+than the rule would, otherwise the rule decides.
 
-- seconds that a process waits for the reference,
-- the loading of a file that another process has loaded already,
-- the loading once more of a file that a process leaves unfinished.
-
-Without waste it goes on with its own file, then comes the reference, then the file with most work left. A piece that
-takes more than half of the time that is left goes before shorter ones of any file. When every file has a process, a
-free one helps where the work ends last, if it would end a piece, loading included, before the others come to the end
-without it. Pieces of a process that is lost wait again.
-
-Knows no clock and neither pytest nor xdist: `tests/bench/simulate_cluster.py` runs the same code over simulated nodes.
+It is done again when a process comes or is lost, when pieces together took so much more or less time than expected that
+the plan is no longer worth much, and before a process is released that the plan has nothing for.
 """
 
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Hashable, Iterable, Mapping
-from dataclasses import dataclass, field
 from typing import Final
+
+from gguf_harness.pytest_plugin.list_scheduling import ListScheduling
+from gguf_harness.pytest_plugin.pieces import LOCAL, Piece, Rates
+from gguf_harness.pytest_plugin.plan_search import Plan, Seat, Situation, least_time, plan_ends, search
 
 __all__ = ["LOCAL", "Piece", "Rates", "Schedule"]
 
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """The smallest amount of work that is given out: the tests of one suite for one model.
-
-    Attributes:
-        name: unique.
-        file: what must be loaded for it; None for nothing.
-        seconds: that it is expected to take, without loading and waiting.
-        after: name of the piece whose results it reads, the reference's of the same suite; None if it reads none.
-    """
-
-    name: str
-    file: str | None
-    seconds: float
-    after: str | None = None
+_GAIN: Final = 0.02
+"""A plan is followed that takes so much less of the time that is left than the rule."""
+_ENOUGH: Final = 0.05
+"""Nothing better is looked for if the rule ends so near to what is possible."""
+_SURPRISE: Final = 0.1
+"""A plan is made again when the expected ends were wrong by so much of the work that was left, in all."""
+_STEPS: Final = 1_000_000
+_AGAIN: Final = 100_000
+"""Pieces that a search goes through, times the share of the time that could be gained: at the beginning, and when a
+plan is made again. 100,000 take about half a second."""
+_STEPS_PER_SECOND: Final = 10_000
+"""And for each second that could be gained at most: looking for them takes a twentieth of them."""
 
 
-@dataclass(frozen=True, slots=True)
-class Rates:
-    """How fast a file comes to a process.
-
-    Attributes:
-        start: seconds that loading takes whatever the size.
-        disk: bytes per second from the disk of a node into memory.
-        network: bytes per second to a node that has not got the file; None if every node has every file.
-    """
-
-    start: float = 2.0
-    disk: float = 1e9
-    network: float | None = None
-
-    def seconds(self, size: int, *, there: bool) -> float:
-        """How long it takes to load a file of so many bytes.
-
-        Args:
-            size: bytes.
-            there: it is on the node's disk.
-        """
-        fetching = 0.0 if there or self.network is None else size / self.network
-        return self.start + fetching + size / self.disk
-
-
-_LONG: Final = 0.5
-"""A piece is long if it takes more than this share of the time that is left: it cannot be put off much further."""
-
-LOCAL: Final = Rates()
-"""Processes of one machine: start of a worker and imports, and a disk as slow as the usual ones."""
-
-
-@dataclass(slots=True)
-class _Process:
-    node: Hashable
-    free_at: float = 0.0
-    loaded: str | None = None
-    given: dict[str, Piece] = field(default_factory=dict)
-    released: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class _Choice:
-    """A piece for a process, and what this costs.
-
-    Attributes:
-        load: seconds of loading before it begins.
-        waste: seconds that nobody would spend if all pieces of each file ran in one process without a break.
-    """
-
-    piece: Piece
-    load: float
-    waste: float = 0.0
-
-
-class Schedule:
+class Schedule(ListScheduling):
     """Gives pieces of work to processes, each once until it has ended.
 
     Args:
@@ -109,287 +46,134 @@ class Schedule:
     """
 
     def __init__(self, pieces: Iterable[Piece], sizes: Mapping[str, int], rates: Rates = LOCAL) -> None:
-        self._pieces = {piece.name: piece for piece in pieces}
-        self._sizes = sizes
-        self._rates = rates
-        self._waiting: dict[str | None, dict[str, Piece]] = {}
-        for piece in self._pieces.values():
-            self._wait(piece)
-        self._read = {piece.after for piece in self._pieces.values()}
-        self._expected: dict[str, float] = {}
-        self._owner: dict[str, Hashable] = {}
-        self._ended: set[str] = set()
-        self._processes: dict[Hashable, _Process] = {}
-        self._on_disk: dict[Hashable, set[str]] = {}
-        self._held: dict[str, list[_Process]] = {}
-
-    @property
-    def waiting(self) -> set[str]:
-        """Names of the pieces that no process has."""
-        return {name for pieces in self._waiting.values() for name in pieces}
-
-    @property
-    def ended(self) -> frozenset[str]:
-        """Names of the pieces that have ended."""
-        return frozenset(self._ended)
+        super().__init__(pieces, sizes, rates)
+        self._plan: dict[Hashable, list[Piece]] | None = None
+        self._is_planned = False
+        self._steps = _STEPS
+        self._takes: dict[str, float] = {}
+        self._left = self._wrong = 0.0
 
     def join(self, process: Hashable, node: Hashable = None) -> None:
-        """Add a process that is free.
+        """Add a process that is free; see `WorkState.join`."""
+        super().join(process, node)
+        self._is_planned = False
 
-        Args:
-            process: its name.
-            node: the machine that it is on, whose disk it shares with others. One that comes back without its disk
-                has another name.
-
-        Raises:
-            ValueError: it is there already.
-        """
-        if process in self._processes:
-            raise ValueError(f"Process {process!r} joined twice.")
-        self._processes[process] = _Process(node)
-
-    def knows(self, process: Hashable) -> bool:
-        """Whether a process has joined and is not lost."""
-        return process in self._processes
+    def lost(self, process: Hashable) -> list[str]:
+        """Take a process away. What it had and has not ended waits again; see `WorkState.lost`."""
+        self._is_planned = False
+        return super().lost(process)
 
     def release(self, process: Hashable) -> None:
         """Note that a process takes nothing more. What it has, it will still do."""
-        self._processes[process].released = True
-
-    def next(self, process: Hashable, now: float) -> Piece | None:
-        """Give a process its next piece; it may still be busy with earlier ones.
-
-        Args:
-            process: that has joined.
-            now: seconds, on a clock that all calls share.
-
-        Returns:
-            The piece; None if nothing is left that is worth doing there. The process is then released: it gets nothing
-            more, even if work comes back later.
-        """
-        me = self._processes[process]
-        me.free_at = max(me.free_at, now)
-        self._held = {}
-        for other in self._processes.values():
-            if not other.released and other.loaded is not None:
-                self._held.setdefault(other.loaded, []).append(other)
-        best = None if me.released else self._best(me, now)
-        if best is None:
-            me.released = True
-            return None
-        self._give(process, me, best, now)
-        return best.piece
+        if not self._processes[process].released:
+            self._is_planned = False
+        super().release(process)
 
     def end(self, name: str, now: float) -> None:
-        """Note that a piece that was given has ended, well or badly: it is not given again.
+        """Note that a piece that was given has ended; see `WorkState.end`."""
+        self._wrong += abs(now - self._expected.get(name, now))
+        super().end(name, now)
 
-        Raises:
-            ValueError: no process has it, or it has ended before.
-        """
-        if name not in self._owner:
-            raise ValueError(f"{name!r} ended, but {'had done so before' if name in self._ended else 'nobody had it'}.")
-        me = self._processes[self._owner.pop(name)]
-        del me.given[name]
-        self._ended.add(name)
-        # What it still has takes as long as before, from now on.
-        me.free_at = max(now + me.free_at - self._expected.pop(name), now)
-
-    def lost(self, process: Hashable) -> list[str]:
-        """Take a process away. What it had and has not ended waits again.
-
-        Returns:
-            Names of the pieces that wait again.
-        """
-        me = self._processes.pop(process)
-        for piece in me.given.values():
-            del self._expected[piece.name], self._owner[piece.name]
-            self._wait(piece)
-        return list(me.given)
-
-    def _wait(self, piece: Piece) -> None:
-        self._waiting.setdefault(piece.file, {})[piece.name] = piece
-
-    def _give(self, process: Hashable, me: _Process, choice: _Choice, now: float) -> None:
-        piece = choice.piece
-        del self._waiting[piece.file][piece.name]
-        if not self._waiting[piece.file]:
-            del self._waiting[piece.file]
-        me.free_at = max(me.free_at, self._ready(piece, now)) + choice.load + piece.seconds
-        me.given[piece.name] = piece
-        self._expected[piece.name] = me.free_at
-        self._owner[piece.name] = process
-        if piece.file is not None:
-            me.loaded = piece.file
-            self._on_disk.setdefault(me.node, set()).add(piece.file)
-
-    def _rank(self, me: _Process, choice: _Choice) -> tuple[float, bool, bool, float]:
-        """The least comes first: least waste, own file, what others read, most work less what it costs here."""
-        file = choice.piece.file
-        work = 0.0
-        if file is not None:
-            somewhere = any(file in files for files in self._on_disk.values())
-            load = self._rates.seconds(self._sizes[file], there=somewhere)
-            work = sum(piece.seconds for piece in self._waiting[file].values()) + 2 * load - choice.load
-        own = file is not None and file == me.loaded
-        # To the millisecond: sums of the same seconds differ in the last bits.
-        return round(choice.waste, 3), not own, choice.piece.name not in self._read, -work
-
-    # -- what there is to choose from ----------------------------------------------------------------------------------
-
-    def _choices(self, me: _Process, now: float) -> list[_Choice]:
-        """A piece of each file that nobody has, of the process' own, and of those whose results others read."""
-        leaving = self._leaving(me)
-        choices = []
-        for file in self._waiting:
-            if file is None:
-                # Tests without a model, in the order in which they were collected.
-                choices.append(_Choice(next(iter(self._waiting[None].values())), 0.0, leaving))
-            elif file == me.loaded or not self._holders(file, me):
-                load = self._load(me, file)
-                piece, idle = self._begin(file, me.free_at, load, now)
-                choices.append(_Choice(piece, load, idle + (0.0 if file == me.loaded else leaving)))
-            elif (help_ := self._helping(me, file, now, read=True)) is not None:
-                choices.append(_Choice(help_[1], help_[2], help_[2] + leaving))
-        return choices
-
-    def _best(self, me: _Process, now: float) -> _Choice | None:
-        """What a process does next; None if nothing is worth it."""
-        choices = self._choices(me, now)
-        if not choices:
-            return self._help(me, now)
-        best = min(choices, key=lambda choice: self._rank(me, choice))
-        longest = self._longest(me, max(me.free_at, self._ready(best.piece, now)), now)
-        if longest is not None:
-            gained = longest.piece.seconds - best.piece.seconds - longest.load - self._leaving(me)
-            left = self._horizon(now) - now
-            if gained > 0 and longest.load + longest.piece.seconds > _LONG * left:
-                return longest
-        return best
-
-    def _help(self, me: _Process, now: float) -> _Choice | None:
-        """A piece of the file whose work ends last, of those where help is worth a loading."""
-        found = [help_ for file in self._waiting if file is not None if (help_ := self._helping(me, file, now))]
-        if not found:
+    def next(self, process: Hashable, now: float) -> Piece | None:
+        """Give a process its next piece, see `ListScheduling.next`."""
+        me = self._processes[process]
+        if me.released:
             return None
-        _, piece, load = max(found, key=lambda help_: help_[0])
-        return _Choice(piece, load)
-
-    def _longest(self, me: _Process, start: float, now: float) -> _Choice | None:
-        """The longest piece of another file that could begin at a time."""
-        found = [
-            piece
-            for file, pieces in self._waiting.items()
-            if file is not None and file != me.loaded
-            for piece in pieces.values()
-            if piece.name not in self._read and self._ready(piece, now) <= start
-        ]
-        if not found:
+        me.free_at = max(me.free_at, now)
+        has_nothing = self._plan is not None and not self._plan.get(process)
+        if not self._is_planned or self._wrong > (_SURPRISE**2 if has_nothing else _SURPRISE) * self._left:
+            self._make_plan(now)
+        if self._plan is None:
+            return super().next(process, now)
+        if not self._plan[process]:
+            me.released = True
             return None
-        piece = max(found, key=lambda piece: piece.seconds)
-        return _Choice(piece, self._load(me, str(piece.file)))
+        piece = self._plan[process].pop(0)
+        self._give(process, piece, now, self._takes[piece.name])
+        return piece
 
-    def _horizon(self, now: float) -> float:
-        """When all work would end if it could be divided at will."""
-        there = [other for other in self._processes.values() if not other.released]
-        left = sum(piece.seconds for pieces in self._waiting.values() for piece in pieces.values())
-        return now + (left + sum(max(other.free_at - now, 0.0) for other in there)) / len(there)
+    # -- plans ---------------------------------------------------------------------------------------------------------
 
-    def _helping(self, me: _Process, file: str, now: float, *, read: bool = False) -> tuple[float, Piece, float] | None:
-        """How a process can help those that have a file.
+    def _make_plan(self, now: float) -> None:
+        """Make a plan, or leave it to the rule."""
+        waiting = [piece for pieces in self._waiting.values() for piece in pieces.values()]
+        before = self._plan
+        self._plan, self._is_planned, self._wrong = None, True, 0.0
+        self._left = sum(piece.seconds for piece in waiting)
+        names = [name for name, process in self._processes.items() if not process.released]
+        if len(names) < 2 or len(waiting) < 2:
+            return
+        situation = self._situation(names, now)
+        rule = self._forecast(names, now)
+        enough = now + (1 + _ENOUGH) * (least_time(rule, situation) - now)
+        by_rule = max(plan_ends(rule, situation))
+        if by_rule <= enough:
+            return
+        plans = [rule]
+        first = sum(piece.name in self._read for piece in waiting) if self._steps == _STEPS else 0
+        plans += [self._forecast(names, now, among) for among in range(1, min(first, len(names)) + 1)]
+        if before is not None and sum(len(pieces) for pieces in before.values()) == len(waiting):
+            plans.append([before.get(name, []) for name in names])
+        steps = min(self._steps * (by_rule - enough) / (enough - now), _STEPS_PER_SECOND * (by_rule - enough))
+        plan = search(plans, situation, int(steps) // len(waiting), enough)
+        self._steps = _AGAIN
+        if max(plan_ends(plan, situation)) - now < (1 - _GAIN) * (by_rule - now):
+            self._plan = {name: list(pieces) for name, pieces in zip(names, plan, strict=True)}
+            self._takes = _takes(plan, situation)
 
-        Args:
-            me: the process.
-            file: with waiting pieces.
-            now: the time.
-            read: only with pieces that others read, even if loading takes longer than its share of them.
-
-        Returns:
-            When they would end without it, the piece with which it helps most, and the seconds of loading; None if it
-            would not have ended any by then, or its share of what is left takes less than loading.
-        """
-        waiting = [piece for piece in self._waiting[file].values() if not read or piece.name in self._read]
-        if not waiting:
-            return None
-        load = self._load(me, file)
-        share = sum(piece.seconds for piece in waiting) / (len(self._holders(file)) + 1)
-        if share < load and not read:
-            return None
-        without = max(self._ends(file, now).values())
-        best: tuple[float, Piece] | None = None
-        for piece in waiting:
-            idle = max(self._ready(piece, now) - me.free_at, 0.0)
-            end = me.free_at + idle + load + piece.seconds
-            if end < without:
-                together = max([end, *self._ends(file, now, but=piece.name).values()])
-                if best is None or together + idle < best[0]:
-                    best = together + idle, piece
-        return None if best is None else (without, best[1], load)
-
-    def _begin(self, file: str, free_at: float, load: float, now: float) -> tuple[Piece, float]:
-        """The piece to begin a file with, and how long its process will wait for others until the file is done.
-
-        A measurement waits for what it reads before it loads its own file.
-        """
-        ready = [(self._ready(piece, now), piece) for piece in self._in_order(file)]
-        first = min(ready, key=lambda one: max(one[0], free_at))[1]
-        clock, idle = free_at, 0.0
-        for time, piece in sorted(ready, key=lambda one: one[0]):
-            idle += max(time - clock, 0.0)
-            clock = max(clock, time) + load + piece.seconds
-            load = 0.0
-        return first, idle
-
-    def _leaving(self, me: _Process) -> float:
-        """What leaving its file costs: another loading, unless nothing of it is left or others go on with it."""
-        file = me.loaded
-        if file not in self._waiting or file is None or self._holders(file, me):
-            return 0.0
-        return self._rates.seconds(self._sizes[file], there=True)
-
-    # -- what is expected ----------------------------------------------------------------------------------------------
-
-    def _load(self, me: _Process, file: str) -> float:
-        if file == me.loaded:
-            return 0.0
-        return self._rates.seconds(self._sizes[file], there=file in self._on_disk.get(me.node, ()))
-
-    def _holders(self, file: str, me: _Process | None = None) -> list[_Process]:
-        """Processes that have a file and will go on with it, but for one."""
-        return [other for other in self._held.get(file, ()) if other is not me]
-
-    def _ready(self, piece: Piece, now: float) -> float:
-        """When what a piece reads will be there."""
-        if piece.after is None or piece.after in self._ended or piece.after not in self._pieces:
-            return now
-        expected = self._expected.get(piece.after)
-        if expected is None:
-            file = self._pieces[piece.after].file
-            expected = now if file is None else self._ends(file, now)[piece.after]
-        return max(expected, now)
-
-    def _ends(self, file: str, now: float, but: str = "") -> dict[str, float]:
-        """When each waiting piece of a file will end if only those work on it that do so now.
-
-        Args:
-            file: with waiting pieces.
-            now: the time.
-            but: name of a piece that somebody else does.
-        """
-        holders = self._holders(file)
-        # One that nobody has begun could be begun now.
-        alone = now + self._rates.seconds(self._sizes[file], there=False)
-        free = [max(holder.free_at, now) for holder in holders] or [alone]
-        heapq.heapify(free)
-        ends = {}
-        for piece in self._in_order(file):
-            if piece.name != but:
-                ends[piece.name] = free[0] + piece.seconds
-                heapq.heapreplace(free, ends[piece.name])
-        return ends
-
-    def _in_order(self, file: str) -> list[Piece]:
-        """The waiting pieces of a file: first what others read, the shortest first; then the longest first."""
-        return sorted(
-            self._waiting[file].values(),
-            key=lambda piece: (False, piece.seconds) if piece.name in self._read else (True, -piece.seconds),
+    def _situation(self, names: list[Hashable], now: float) -> Situation:
+        seats = [self._processes[name] for name in names]
+        on_disk = {node: dict(has) for node, has in self._on_disk.items()}
+        return Situation(
+            now,
+            [Seat(max(seat.free_at, now), seat.node, seat.loaded) for seat in seats],
+            self._sizes,
+            self._rates,
+            on_disk,
+            self._sending,
+            {name: piece for name, piece in self._pieces.items() if name in self._read},
+            dict.fromkeys(self._ended, now) | {name: max(end, now) for name, end in self._expected.items()},
         )
+
+    def _forecast(self, names: list[Hashable], now: float, among: int = 0) -> Plan:
+        """What the rule will do if all goes as expected.
+
+        Args:
+            names: of the processes that get something.
+            now: the time.
+            among: so many processes begin with what others read, whatever the rule says about that.
+        """
+        then = self.copied()
+        vars(then).update(_plan=None, _is_planned=True, _left=math.inf)
+        return then.run_to_the_end(names, now, among)
+
+    def run_to_the_end(self, names: list[Hashable], now: float, among: int) -> Plan:
+        """Give all that waits, as if all went as expected; see `_forecast`."""
+        plan: dict[Hashable, list[Piece]] = {name: [] for name in names}
+        first = [piece for pieces in self._waiting.values() for piece in pieces.values() if piece.name in self._read]
+        for piece in sorted(first, key=lambda piece: -piece.seconds) if among else ():
+            name = min(names[:among], key=lambda name: self._processes[name].free_at)
+            self._give(name, piece, now)
+            plan[name].append(piece)
+        events = [(max(self._processes[name].free_at, now), index) for index, name in enumerate(names)]
+        heapq.heapify(events)
+        while events:
+            time, index = heapq.heappop(events)
+            given = self.next(names[index], time)
+            if given is not None:
+                plan[names[index]].append(given)
+                heapq.heappush(events, (self._processes[names[index]].free_at, index))
+        return list(plan.values())
+
+
+def _takes(plan: Plan, situation: Situation) -> dict[str, float]:
+    """Seconds of each piece, with loading and waiting."""
+    ends: dict[str, float] = {}
+    plan_ends(plan, situation, ends)
+    takes = {}
+    for pieces, seat in zip(plan, situation.seats, strict=True):
+        begin = seat.free_at
+        for piece in pieces:
+            takes[piece.name] = ends[piece.name] - begin
+            begin = ends[piece.name]
+    return takes
