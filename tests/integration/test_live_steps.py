@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.stats import chisquare
 
 from gguf_harness.engine.settings import Adapter, SessionSettings
-from gguf_harness.engine.worker import WorkerContext
+from gguf_harness.engine.worker_context import WorkerContext
 from gguf_harness.errors import NoData
 from gguf_harness.inputs.prompts import Prompt
 from gguf_harness.measure.live.continuing import Step

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from gguf_harness.engine.settings import SessionSettings
-from gguf_harness.engine.worker import WorkerContext
+from gguf_harness.engine.worker_context import WorkerContext
 from gguf_harness.errors import CorpusError
 from gguf_harness.inputs.corpora import load_corpus
 from gguf_harness.inputs.needles import Needle, load_needles

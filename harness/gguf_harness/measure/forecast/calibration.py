@@ -22,7 +22,7 @@ from gguf_harness.metrics.divergence import DivergenceKernel
 
 if TYPE_CHECKING:
     from gguf_harness.engine.context import Context
-    from gguf_harness.engine.worker import WorkerContext
+    from gguf_harness.engine.worker_context import WorkerContext
     from gguf_harness.inputs.subjects import Subject
     from gguf_harness.measure.core import Core
 

@@ -25,7 +25,7 @@ from gguf_harness.store.arrays import load_arrays
 
 if TYPE_CHECKING:
     from gguf_harness.engine.model import Model, Tokens
-    from gguf_harness.engine.worker import WorkerContext
+    from gguf_harness.engine.worker_context import WorkerContext
     from gguf_harness.measure.heads.distributions import Values
     from gguf_harness.store.arrays import Arrays
 

@@ -15,7 +15,7 @@ from gguf_harness.gguf.weights import Weights
 from gguf_harness.metrics.low_rank import NO_LAYER, effective_rank, measure_low_rank
 
 if TYPE_CHECKING:
-    from gguf_harness.engine.worker import WorkerContext
+    from gguf_harness.engine.worker_context import WorkerContext
     from gguf_harness.store.arrays import Arrays
 
 __all__ = ["measure_changes", "merge_and_quantize"]
