@@ -11,8 +11,8 @@ from gguf_harness.errors import NoData
 from gguf_harness.fixtures.record import Record
 from gguf_harness.inputs.corpora import Corpus
 from gguf_harness.inputs.subjects import Subject
-from gguf_harness.measure.attention.attention_results import AttentionDrift
 from gguf_harness.measure.attention.calls import Attention
+from gguf_harness.measure.attention.pattern_results import AttentionDrift
 from gguf_harness.measure.layers.calls import Layers
 from gguf_harness.measure.lora.calls import LoraEffects
 from gguf_harness.metrics.adapter_effects import mean_effect

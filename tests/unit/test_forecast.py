@@ -22,7 +22,7 @@ from gguf_harness.measure.forecast.needs import KINDS, NEEDS, UNFORESEEN, USES, 
 from gguf_harness.measure.forecast.stored import CALLS
 from gguf_harness.measure.measurement import Job
 from gguf_harness.report.times import budget_told, forecast_told, wrong_forecast
-from gguf_harness.store.durations import Durations
+from gguf_harness.store.learned_durations import Durations
 from tests.command_line import parse_command_line
 
 SUITES = Path(str(resources.files("gguf_harness.suites")))

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gguf_harness.report.adapters import smallest_base
 from gguf_harness.report.charts.lora_charts import lora_charts
 from gguf_harness.report.charts.text_charts import text_charts
 from gguf_harness.report.data import RunView
+from gguf_harness.report.kept_effects import smallest_base
 from gguf_harness.store.arrays import save_arrays
 
 KINDS = {"F16": 1000, "Q8_0": 500, "Q2_K": 200}

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from gguf_harness.errors import OptionError, PromptError, VocabularyMismatch
 from gguf_harness.measure.attention.activations import ActivationReader
-from gguf_harness.measure.attention.attention_results import AttentionDrift, HeadBehaviour
 from gguf_harness.measure.attention.drift import compare_attention
+from gguf_harness.measure.attention.pattern_results import AttentionDrift, HeadBehaviour
 from gguf_harness.measure.attention.tasks import AttentionRequest, KeptPatterns, observe_attention
 from gguf_harness.measure.measurement import ARRAYS, Files, Format, Job, Measurement
 from gguf_harness.store.arrays import Arrays

@@ -9,7 +9,7 @@
     budget.py       the options with which it fits into a time
 
 A forecast is effort times cost times a **factor**. The factor is what is learned: seconds that a measurement took over
-those that effort and cost gave. `store/durations.py` keeps them in the cache, by machine, kind of measurement and file.
-A measurement of a file that was measured here before takes its own factor; of a new file, that of its kind on this
-machine; a kind that never ran here takes 1, and what `efforts.py` has fitted to two models on one machine.
+those that effort and cost gave. `store/learned_durations.py` keeps them in the cache, by machine, kind of measurement
+and file. A measurement of a file that was measured here before takes its own factor; of a new file, that of its kind on
+this machine; a kind that never ran here takes 1, and what `efforts.py` has fitted to two models on one machine.
 """

@@ -24,7 +24,7 @@ from gguf_harness.measure.forecast.efforts import EFFORTS, FITTED, TESTS_S, Cost
 from gguf_harness.measure.forecast.needs import USES, Asked, Piece, is_foreseen, pieces_of
 from gguf_harness.measure.forecast.stored import Inputs, Looking, Stored
 from gguf_harness.metrics.number_format import format_clock, format_duration
-from gguf_harness.store.durations import Durations
+from gguf_harness.store.learned_durations import Durations
 
 if TYPE_CHECKING:
     from gguf_harness.inputs.ladder import Ladder, PlannedModel

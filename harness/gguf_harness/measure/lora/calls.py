@@ -14,9 +14,9 @@ from gguf_harness.gguf.types import FTYPES
 from gguf_harness.inputs.adapters import own_text
 from gguf_harness.inputs.corpora import Corpus, load_corpus
 from gguf_harness.inputs.subjects import describe_variant
+from gguf_harness.measure.lora.adapter_weights import measure_changes, merge_and_quantize
 from gguf_harness.measure.lora.changed_tokens import changed_tokens, read_contexts
 from gguf_harness.measure.lora.tasks import EffectRequest, has_effect_codes, run_effect_pass, run_merged_pass
-from gguf_harness.measure.lora.weights import measure_changes, merge_and_quantize
 from gguf_harness.measure.measurement import ARRAYS, Files, Job, Measurement
 from gguf_harness.measure.passes.logprobs import logprob_bytes
 from gguf_harness.measure.passes.tasks import CorpusText

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gguf_harness.gguf.groups import layer_of, role_of
-from gguf_harness.gguf.lora import read_lora
+from gguf_harness.gguf.lora_files import read_lora
 from gguf_harness.gguf.merged import factors_of, write_merged
 from gguf_harness.gguf.weights import Weights
 from gguf_harness.metrics.low_rank import NO_LAYER, effective_rank, measure_low_rank
