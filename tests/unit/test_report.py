@@ -23,6 +23,8 @@ from gguf_harness.report.numbers import format_bytes, format_estimate, format_pe
 from gguf_harness.report.prices import price_list
 from gguf_harness.report.tables import numbers_tables
 from gguf_harness.report.terminal import render_terminal, verdict_line
+from gguf_harness.store.migrations import migrate
+from gguf_harness.store.run_content import content_problem
 
 STORED = Path(__file__).parent.parent / "data" / "run-smollm2"
 HOSTILE = "</script><img src=x onerror=alert(1)>[bold]|`*\x1b[2J"
@@ -161,6 +163,23 @@ def test_hostile_names_are_text_everywhere(run: dict[str, Any], tmp_path: Path) 
     markdown = render_markdown(hostile)
     assert "<img" not in markdown
     assert "\\|" in markdown
+
+
+def test_the_nodes_that_have_measured_are_named(run: dict[str, Any], tmp_path: Path) -> None:
+    nodes = [
+        run["machine"] | {"node": name, "harness": "1.0", "calls": calls} for name, calls in (("a1", 7), ("b2", 5))
+    ]
+    write_html(run | {"nodes": nodes}, STORED, tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    markdown = render_markdown(run | {"nodes": nodes})
+    for node in nodes:
+        assert f"<dt>Ray node {node['node']}</dt>" in page
+        assert f"Ray node {node['node']}: {run['machine']['cpu']}" in markdown
+        assert f"{node['calls']} calls of workers" in page
+        assert f"{node['calls']} calls of workers" in markdown
+    whole = migrate(run) | {"nodes": nodes}
+    assert content_problem(whole) is None
+    assert "nodes[1]" in str(content_problem(whole | {"nodes": [nodes[0], {"node": "b2"}]}))
 
 
 def _texts(run: dict[str, Any]) -> dict[str, Any]:

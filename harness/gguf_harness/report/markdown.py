@@ -128,10 +128,18 @@ def _what_was_run(view: RunView) -> list[str]:
         for part in merged.get("shards", [])
     ]
     if machine := run.get("machine"):
-        gpus = [f"{gpu['name']} ({format_bytes(gpu['memory_bytes'])})" for gpu in machine.get("gpus", [])]
-        parts = [machine["cpu"], f"{machine['cores']} cores", format_bytes(machine["memory_bytes"]), *gpus]
-        lines.append(", ".join([*parts, machine["system"], f"Python {machine['python']}"]))
+        lines.append(_machine(machine))
+    lines += [
+        f"Ray node {node['node']}: {_machine(node)}; {node['calls']} calls of workers"
+        for node in run.get("nodes") or []
+    ]
     return lines
+
+
+def _machine(machine: Mapping[str, Any]) -> str:
+    gpus = [f"{gpu['name']} ({format_bytes(gpu['memory_bytes'])})" for gpu in machine.get("gpus", [])]
+    parts = [machine["cpu"], f"{machine['cores']} cores", format_bytes(machine["memory_bytes"]), *gpus]
+    return ", ".join([*parts, machine["system"], f"Python {machine['python']}"])
 
 
 def _section(title: str, lines: Iterable[str]) -> list[str]:
