@@ -62,10 +62,23 @@ def test_interchange_and_removal(
     removable = {row["model"]: row for row in run["estimates"]}
     assert removable.keys() == {"random-F32", "random-Q4_K_M"}
     assert all(0 <= row["value"] <= 8 and row["n"] == 30 for row in removable.values())
-    assert "in the reference's order" in removable["random-Q4_K_M"]["detail"]
+    assert removable["random-F32"]["detail"].startswith("tried: all 8 heads; up to ")
+    assert removable["random-Q4_K_M"]["detail"].startswith("in the reference's order, of all 8 heads; ")
     assert [entry["name"] for entry in run["arrays"]] == ["head_removal"] * 2
     report = max(pytester.path.glob("results/runs/*/report.html"))
     assert "Heads that can be removed" in report.read_text(encoding="utf-8")
+
+
+@pytest.mark.shared_cache
+def test_a_limit_of_heads_is_said_where_they_are_removed(
+    run_suite: RunSuite, read_run: ReadRun, llama_file: Path
+) -> None:
+    run_suite(f"--models={llama_file}", *QUICK, "--gguf-head-limit=3", tests=REMOVAL).assert_outcomes(
+        passed=1, skipped=1
+    )
+    (row,) = read_run()["estimates"]
+    assert 0 <= row["value"] <= 3
+    assert row["detail"].startswith("tried: the 3 of 8 heads that a screen ranks first; ")
 
 
 def test_a_second_run_decodes_nothing(run_suite: RunSuite, read_run: ReadRun, llama_file: Path) -> None:

@@ -81,6 +81,11 @@ class HeadAblation:
         options = self._core.options
         return f"{options.head_windows} windows of {min(_WINDOW, options.ctx)} tokens"
 
+    def ablated(self, model: Subject) -> str:
+        """Which heads are ablated one by one, and tried for removal."""
+        every, heads = len(self._all(model)), len(self._chosen(self._chooser(model)))
+        return f"all {every} heads" if heads == every else f"the {heads} of {every} heads that a screen ranks first"
+
     def sweep(self, model: Subject) -> Arrays:
         """Each head ablated alone; see `run_head_sweep`."""
         arrays = self._core.measure(self._sweep(model, self._heads(model)))
