@@ -134,7 +134,7 @@ class HeadAblation:
         """
         label = f"removing heads of {model.name}"
         if along is None:
-            job = self._removal(model, self._heads(model), label)
+            job = self._removal(model, label)
         else:
             path = [(int(layer), int(head)) for layer, head in self.removal(along)["heads"]]
             job = self._job(_PATH, label, model, lambda request: (request, path), path=path)
@@ -160,18 +160,22 @@ class HeadAblation:
 
         return self._job(_SWEEP, f"ablating heads of {model.name}", model, arguments, heads=heads)
 
-    def _removal(self, model: Subject, heads: list[Head], label: str) -> Job[Arrays]:
-        sweep_job = self._sweep(model, heads)
+    def _removal(self, model: Subject, label: str) -> Job[Arrays]:
+        """All heads are tried, the cheapest first: by the screen, where only some were ablated on all windows."""
+        sweep_job = self._sweep(model, self._heads(model))
+        screen_job = self._screen(model) if self._is_limited(model) else None
+        known = [job for job in (screen_job, sweep_job) if job is not None]
 
         def arguments(request: tasks.HeadRequest) -> tuple[Any, ...]:
-            sweep = self._core.measure(sweep_job)
-            rises = window_rises(sweep["nll_zero"], sweep["nll"]).mean(axis=1)
-            costs = {head: float(rise) for head, rise in zip(heads, rises, strict=True)}
+            costs: dict[Head, float] = {}
+            for job in known:
+                arrays = self._core.measure(job)
+                rises = window_rises(arrays["nll_zero"], arrays["nll"]).mean(axis=1)
+                costs |= {(layer, head): float(rise) for (layer, head), rise in zip(arrays["heads"].tolist(), rises)}
             return request, costs, _TRIES, _MOST_RISE, _ENOUGH_RISE
 
-        sweep = self._core.entry(sweep_job).digest
         rises = {"most_rise": _MOST_RISE, "enough_rise": _ENOUGH_RISE}
-        more = {"heads": heads, "sweep": sweep, "tries": _TRIES, **rises}
+        more = {"costs": [self._core.entry(job).digest for job in known], "tries": _TRIES, **rises}
         return self._job(_REMOVAL, label, model, arguments, **more)
 
     def _job(
@@ -208,8 +212,12 @@ class HeadAblation:
 
     def _is_screened(self, model: Subject) -> bool:
         """Whether a model's own screen chooses its heads."""
+        return self._is_limited(model) and self._chooser(model).key() == model.key()
+
+    def _is_limited(self, model: Subject) -> bool:
+        """Whether only some of its heads are ablated on all windows."""
         limit = self._core.options.head_limit
-        return limit is not None and len(self._all(model)) > limit and self._chooser(model).key() == model.key()
+        return limit is not None and len(self._all(model)) > limit
 
     def _all(self, model: Subject) -> list[Head]:
         """(layer, head) of every head of a model."""
