@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from gguf_harness.store.arrays import load_arrays
 from tests.plugin.conftest import ReadRun, RunSuite
 from tests.random_llama import write_random_llama
 
@@ -62,23 +63,20 @@ def test_interchange_and_removal(
     removable = {row["model"]: row for row in run["estimates"]}
     assert removable.keys() == {"random-F32", "random-Q4_K_M"}
     assert all(0 <= row["value"] <= 8 and row["n"] == 30 for row in removable.values())
-    assert removable["random-F32"]["detail"].startswith("tried: all 8 heads; up to ")
-    assert removable["random-Q4_K_M"]["detail"].startswith("in the reference's order, of all 8 heads; ")
+    assert "in the reference's order" in removable["random-Q4_K_M"]["detail"]
     assert [entry["name"] for entry in run["arrays"]] == ["head_removal"] * 2
     report = max(pytester.path.glob("results/runs/*/report.html"))
     assert "Heads that can be removed" in report.read_text(encoding="utf-8")
 
 
 @pytest.mark.shared_cache
-def test_a_limit_of_heads_is_said_where_they_are_removed(
-    run_suite: RunSuite, read_run: ReadRun, llama_file: Path
-) -> None:
-    run_suite(f"--models={llama_file}", *QUICK, "--gguf-head-limit=3", tests=REMOVAL).assert_outcomes(
-        passed=1, skipped=1
-    )
-    (row,) = read_run()["estimates"]
-    assert 0 <= row["value"] <= 3
-    assert row["detail"].startswith("tried: the 3 of 8 heads that a screen ranks first; ")
+def test_all_heads_may_go_also_with_a_limit(run_suite: RunSuite, read_run: ReadRun, pytester: pytest.Pytester) -> None:
+    """The limit is about heads that are ablated on all windows; the screen knows what every head changes."""
+    run_suite("--models=tiny", *QUICK, "--gguf-head-limit=2", tests=REMOVAL)
+    (entry,) = read_run()["arrays"]
+    arrays = load_arrays(max(pytester.path.glob("results/runs/*")) / entry["file"])
+    assert arrays["all"] == 40
+    assert len(arrays["heads"]) > 2
 
 
 def test_a_second_run_decodes_nothing(run_suite: RunSuite, read_run: ReadRun, llama_file: Path) -> None:
