@@ -222,3 +222,18 @@ def test_a_budget_leaves_out_variants_of_files(
     assert left_out == {f"{file} [kv=q4_0/q4_0]" for file in ("tiny-F16", "tiny-Q8_0", "tiny-Q2_K")} | {
         "tiny-Q8_0 [kv=q8_0/q8_0]"
     }
+
+
+def test_tests_that_skip_themselves_go_with_their_subjects(run_suite: RunSuite, pytester: pytest.Pytester) -> None:
+    """Of the grid that is measured by default, texts are continued with two caches only."""
+    pytester.makepyfile(slow=AT_ONCE + "expected.TESTS_S = {'kv': 3000.0}\n")
+    pytester.syspathinsert()
+    arguments = ("--models=tiny", "--gguf-quants=Q8_0", "--gguf-ctx=64", "-p", "slow")
+    result = run_suite(*arguments, "--gguf-budget=5000s", suite="kv", tests="test_texts.py")
+    outcomes = result.parseoutcomes()
+    # One of the reference's, one of the candidate's, of ten.
+    assert {name: outcomes.get(name, 0) for name in ("skipped", "deselected", "errors")} == {
+        "skipped": 1,
+        "deselected": 8,
+        "errors": 0,
+    }

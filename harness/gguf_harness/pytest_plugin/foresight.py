@@ -184,7 +184,7 @@ def foresee(state: State, tests: Sequence[tuple[pytest.Function, str | None]]) -
 
 
 def _asked(state: State, tests: Sequence[tuple[pytest.Function, str | None]]) -> dict[pytest.Function, Asked]:
-    """What each test of the bundled suites asks for; without those that only say why they measure nothing."""
+    """What each test of the bundled suites asks for; without those that only say that there is nothing to do."""
     subjects = {subject.name: subject for subject in state.ladder.subjects}
     found = {}
     for item, model in tests:
@@ -192,9 +192,7 @@ def _asked(state: State, tests: Sequence[tuple[pytest.Function, str | None]]) ->
         values = item.callspec.params.values() if hasattr(item, "callspec") else ()
         if suite is None or any(value is None for value in values) or item.get_closest_marker("skip") is not None:
             continue
-        asked = Asked(suite, item.originalname, subjects.get(model or ""))
-        if why_skipped(asked, state, state.ladder) is None:
-            found[item] = asked
+        found[item] = Asked(suite, item.originalname, subjects.get(model or ""))
     return found
 
 
@@ -208,13 +206,14 @@ class _Planning:
 
     def __init__(self, state: State, asked: dict[pytest.Function, Asked]) -> None:
         self._state = state
-        self._asked = asked
-        self.by_id = {item.nodeid: each for item, each in asked.items()}
+        self._asked = {item: each for item, each in asked.items() if why_skipped(each, state, state.ladder) is None}
+        self._skipped = {item: each for item, each in asked.items() if item not in self._asked}
+        self.by_id = {item.nodeid: each for item, each in self._asked.items()}
         progress = TerminalProgress(state.config)
         self._corpus = functools.cache(lambda: _load_text(state))
         self._inputs = self._with(state.ladder)
         self.forecaster = Forecaster(
-            state.options, self._inputs, list(dict.fromkeys(asked.values())), progress, state.run_id
+            state.options, self._inputs, list(dict.fromkeys(self._asked.values())), progress, state.run_id
         )
         order = order_of_models(state.ladder, until_decided=True)
         self._candidates = sorted(state.ladder.candidates, key=lambda each: order[each.name])
@@ -224,7 +223,7 @@ class _Planning:
         )
         # Without their tests there is nothing to choose.
         of_suites = {"kv": self._cached, "lora": self._adapted}
-        asked_for = {each.suite for each in asked.values()}
+        asked_for = {each.suite for each in self._asked.values()}
         options = state.options
         self._full = Choice(
             candidates=len(self._candidates),
@@ -250,7 +249,10 @@ class _Planning:
         state.whole_ladder, state.ladder = state.ladder, kept.ladder
         state.options, state.prompts = options_of(state.options, choice), kept.prompts
         state.foresight = foresight
-        removed = []
+        # Those that skip themselves have no subject either, where it is left out.
+        removed: list[pytest.Item] = [
+            item for item, each in self._skipped.items() if each.subject not in _subjects(each, kept.ladder)
+        ]
         for item in items:
             each = self._asked.get(item)  # type: ignore[call-overload]
             if each is None:

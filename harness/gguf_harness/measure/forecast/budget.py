@@ -180,7 +180,7 @@ def choose(
 def _described(choice: Choice, used: Collection[str]) -> str:
     candidates = f"{choice.candidates} candidate{'s' if choice.candidates != 1 else ''}"
     parts = {
-        "variants": f"{choice.variants} other cache{'s' if choice.variants != 1 else ''} or adapters",
+        "variants": f"{choice.variants} variant{'s' if choice.variants != 1 else ''} of files",
         "chunks": "all windows" if choice.chunks is None else f"{choice.chunks} windows",
         "prompts": f"{choice.prompts} prompts",
     }

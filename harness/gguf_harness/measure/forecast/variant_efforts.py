@@ -29,6 +29,10 @@ SWEPT_WINDOWS: Final = 4
 _ANSWER: Final = 3
 """Tokens of an answer."""
 _START_S: Final = 0.3
+_COMPARED_S: Final = 0.0045
+"""Of a layer and a prompt, in NumPy, however long the prompt is."""
+_PATCHED_S: Final = 0.005
+"""Of a short decode with taps, however small the model is."""
 _LEAST_S: Final = 0.2
 """Of a repetition of a timing."""
 # Comparisons of rows that take as long as what is done in double precision, beyond those of the decoded rows.
@@ -51,9 +55,10 @@ def _joint(scale: Scale) -> Effort:
 
 
 def _compared_caches(scale: Scale) -> Effort:
-    """Prompts with both caches; patterns of all heads, each with its errors, and each layer's prediction."""
+    """Prompts with both caches; patterns of each layer, their errors, and what its cache alone would change."""
     texts = scale.texts
-    return Effort(tokens=2 * texts.tokens, weights=scale.heads * texts.squares, attended=texts.squares / 2)
+    seconds = _COMPARED_S * texts.prompts * scale.layers
+    return Effort(tokens=2 * texts.tokens, attended=texts.squares / 2, seconds=seconds)
 
 
 def _single_layers(scale: Scale) -> Effort:
@@ -63,7 +68,7 @@ def _single_layers(scale: Scale) -> Effort:
     prompts = math.ceil(texts.prompts / math.ceil(texts.prompts / PATCHED_PROMPTS))
     decodes = 5 + (scale.layers if chosen is None else len(chosen))
     count = decodes * texts.tokens * prompts / texts.prompts
-    return Effort(tokens=count, rows=count)
+    return Effort(tokens=count, rows=count, seconds=_PATCHED_S * decodes * prompts)
 
 
 @functools.cache
@@ -148,7 +153,7 @@ VARIANT_EFFORTS: Final[Mapping[str, Callable[[Scale], Effort]]] = {
     "passes/reference-depth": _deep,
     "passes/candidate-depth": _deep,
     "passes/joint": _joint,
-    "kv/bytes": lambda _: Effort(seconds=0.02),
+    "kv/bytes": lambda _: Effort(seconds=0.04),
     "kv/compared": _compared_caches,
     "kv/layers": _single_layers,
     "kv/needles": _needles,
