@@ -22,9 +22,9 @@ _MIXTURE_WINDOWS: Final = 4
 _ROLES: Final = 8
 """Groups of tensors by role that quantization changes, in most architectures."""
 _LAYER_GROUPS: Final = 8
-_REMOVED: Final = 0.25
-"""Share of the chosen heads that go until the loss of every window has risen enough."""
-_TRIES: Final = 1.6
+_REMOVED: Final = 0.17
+"""Share of all heads that go until the loss of every window has risen enough."""
+_TRIES: Final = 1.9
 """Heads that are tried before one goes."""
 _SCREENED: Final = 2
 """Windows of a screen."""
@@ -84,11 +84,13 @@ def _heads_exchanged(scale: Scale) -> Effort:
 
 
 def _removal(scale: Scale) -> Effort:
-    return _changed(_TRIES * _REMOVED * scale.chosen_heads * scale.options.head_windows, scale)
+    """Some windows choose the head that goes next, others tell what it costs."""
+    windows = scale.options.head_windows
+    return _changed(_REMOVED * scale.heads * (_TRIES * min(_SCREENED, windows) + windows), scale, 2)
 
 
 def _path(scale: Scale) -> Effort:
-    return _changed(_REMOVED * scale.chosen_heads * scale.options.head_windows, scale)
+    return _changed(_REMOVED * scale.heads * scale.options.head_windows, scale)
 
 
 def _attention(scale: Scale) -> Effort:
