@@ -47,7 +47,7 @@ def _charts(run: dict[str, Any], folder: Path) -> dict[str, dict[str, Any]]:
 def test_tiles_are_heads_and_empty_where_nothing_was_measured(tmp_path: Path) -> None:
     charts = _charts(_run(tmp_path), tmp_path)
     importance = charts["head-importance"]
-    assert importance["title"] == "Head 3.1 matters most: without it the loss changes by +0.260 ± 0.010 nats"
+    assert importance["title"] == "Head 3.1 matters most: without it the loss rises by 0.260 ± 0.010 nats"
     assert [figure["name"] for figure in importance["figures"]] == ["a", "b"]
     data = importance["figures"][0]["data"]
     assert (data["x"]["names"], data["y"]["names"]) == (["0", "1", "2"], ["0", "3"])

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from gguf_harness.report.charts.plain_tables import table_of
 from gguf_harness.report.data import Candidate, RunView, visible
 from gguf_harness.views.model_entries import model_entries, short_names
 
@@ -106,8 +107,11 @@ def make_chart(
         summary: what it says, for people who cannot see it.
         view: name of the view that draws its panels.
         how: how to read it, for people who see such a picture for the first time.
-        table: (heads, rows) of the most important numbers, for where there are no scripts.
+        table: (heads, rows) of the most important numbers, for where there are no scripts; the numbers of the first
+            panel, if None, for views whose data is a list of numbers.
     """
+    if table is None and "data" in figures[0]:
+        table = table_of(view, figures[0]["data"])
     return {
         "id": identifier,
         "title": title,

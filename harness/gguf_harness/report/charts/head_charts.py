@@ -93,12 +93,11 @@ def _importance(view: RunView, cells: Mapping[str, Cells]) -> Chart | None:
     first = view.reference if view.reference in values else next(iter(values))
     best = _top(values[first], 1)[0]
     row = cells[first][best]["head_importance"]
-    sign = "+" if row["value"] >= 0 else ""
     some = f" of the {len(values[first])} measured" if _limited(view, first, len(values[first])) else ""
-    cost = f"{sign}{format_estimate(row['value'], row['se'])} nats"
+    cost = f"{'rises' if row['value'] >= 0 else 'falls'} by {format_estimate(abs(row['value']), row['se'])} nats"
     return make_chart(
         "head-importance",
-        f"Head {told(best)} matters most{some}: without it the loss changes by {cost}",
+        f"Head {told(best)} matters most{some}: without it the loss {cost}",
         "The output of each head alone is set to zero, which makes the following tokens less likely: the colour shows"
         " by how much.",
         panels,
@@ -202,4 +201,5 @@ def _removal_finding(view: RunView, cells: Mapping[str, Cells]) -> str:
     # Heads are tried for removal only if their importance was measured, which a run may limit to some.
     tried = len(_of(cells.get(name, {}), "head_importance"))
     of_which = "" if not tried else f" of the {tried} measured" if _limited(view, name, tried) else f" of {tried}"
-    return f"{format_value(row['value'])}{of_which} heads can go before the loss rises by {NEGLIGIBLE_RISE} nats"
+    count = "None" if row["value"] == 0 and of_which else format_value(row["value"])
+    return f"{count}{of_which} heads can go before the loss rises by {NEGLIGIBLE_RISE} nats"

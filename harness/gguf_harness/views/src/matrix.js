@@ -30,12 +30,12 @@ function render({ model, el }) {
       title: [`${data.y.label} ${data.y.names[y]}, ${data.x.label} ${data.x.names[x]}`, `${scale(x).title}: ${scale(x).tell(value)}`, data.notes?.[y][x]].filter(Boolean).join("\n"),
     })),
   ).filter((cell) => cell.value !== null);
-  const { left, top, wide, high, boxed, upright } = sizes(data, el);
+  const { left, right, top, wide, high, boxed, upright } = sizes(data, el);
   const [columns, rows] = [data.x.names.length, data.y.names.length];
   el.append(main.bar, ...others.map(({ bar }) => bar));
   if (data.marked_means) el.append(h("p", { class: "legend" }, h("span", { class: "swatch", style: `background: none; outline: 2px solid ${MARK}; outline-offset: -2px` }), data.marked_means));
   const x = { type: "band", axis: "top", label: data.x.label, labelArrow: "none", domain: data.x.names.map((_, at) => at), ticks: some(columns, data.x.names, wide), tickFormat: (at) => data.x.names[at], tickRotate: upright ? -60 : 0, tickSize: 0 };
-  const size = { width: left + columns * wide + 20, marginLeft: left, marginRight: 20, padding: 0 };
+  const size = { width: left + columns * wide + right, marginLeft: left, marginRight: right, padding: 0 };
   plot(boxed ? boxOf(el, size, x, top) : el, {
     ...size,
     height: (boxed ? 4 : top) + rows * high + 12,
@@ -61,15 +61,20 @@ function sizes(data, el) {
   const [columns, rows] = [data.x.names.length, data.y.names.length];
   const longest = (names) => Math.max(...names.map((name) => name.length));
   const left = Math.min(0.42 * el.clientWidth, 34 + 6.6 * longest(data.y.names));
-  const room = Math.max(120, el.clientWidth - left - 20);
-  const wide = data.square
-    ? Math.min(30, room / columns, Math.max(16, 660 / rows))
-    : Math.max(data.least ?? 0, Math.min(data.cells ? 84 : 64, room / columns));
+  const widest = (right) => {
+    const room = Math.max(120, el.clientWidth - left - right);
+    return data.square
+      ? Math.min(30, room / columns, Math.max(16, 660 / rows))
+      : Math.max(data.least ?? 0, Math.min(data.cells ? 84 : 64, room / columns));
+  };
+  const upright = longest(data.x.names) * 6.5 > widest(20) - 2;
+  // Names that stand upright lean to the right: the last one ends beyond its column.
+  const right = upright ? Math.max(20, 3.4 * data.x.names.at(-1).length) : 20;
+  const wide = widest(right);
   const boxed = Boolean(data.scroll) && rows > ROWS_OF_A_BOX;
   const high = boxed ? 16 : data.square ? wide : data.cells ? 22 : Math.min(22, Math.max(10, 900 / rows));
-  const upright = longest(data.x.names) * 6.5 > wide - 2;
   const top = upright ? Math.min(160, 36 + 5.7 * longest(data.x.names)) : 34;
-  return { left, top, wide, high, boxed, upright };
+  return { left, right, top, wide, high, boxed, upright };
 }
 
 /** A box that scrolls, with the names of the columns at its top. */
