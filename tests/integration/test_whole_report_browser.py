@@ -26,7 +26,8 @@ pytestmark = [pytest.mark.browser, pytest.mark.model]
 MOST_BYTES, MOST_NODES = 6_000_000, 6000
 
 OPEN = "document.querySelectorAll('details.suite, details.how').forEach((fold) => { fold.open = true; })"
-DRAW = "dispatchEvent(new Event('beforeprint'))"
+# Paper shows all, which draws what nobody has scrolled to; afterwards the page has its own colours again.
+DRAW = "for (const name of ['beforeprint', 'afterprint']) dispatchEvent(new Event(name))"
 UNDRAWN = "[...document.querySelectorAll('.view')].filter((view) => view.shown === undefined).length"
 
 # Text of a picture that nobody can see: it is where its view is cut, and no scrolling leads there.
@@ -113,6 +114,42 @@ def test_it_has_every_section_and_no_chart_is_missing(page: Page, run: WholeRun,
     assert len(charts) > 55
 
 
+def test_what_is_measured_is_shown(page: Page, run: WholeRun, charts: list[str]) -> None:
+    """Scores of texts, analogies, clusters of heads, gains of norms and latency when served once were in no picture."""
+    panels = {chart: {panel["name"] for panel in _data(page, chart)["panels"]} for chart in charts}
+    assert {"BLEU", "ROUGE-L", "chrF", "edit similarity"} <= panels["text-scores"]
+    assert {"TTFT p50", "TTFT p99", "ITL p50", "ITL p99"} <= panels["speed"]
+    assert {"analogies", "head-clusters", "layer-norm-gains"} <= set(charts)
+    measured = {row["metric"] for row in run.content["estimates"]}
+    assert {"bleu", "rouge_l", "analogy_accuracy", "attn_norm_gain", "served_ttft_p50_s"} <= measured
+
+
+POINTS = """() => [...document.querySelectorAll("#models thead th")].map((head, column) =>
+    [...document.querySelectorAll(`#models tbody tr td:nth-child(${column + 1}) > span`)]
+        .filter((cell) => cell.checkVisibility() && cell.textContent.includes("."))
+        .map((cell) => {
+            const range = document.createRange(), at = cell.textContent.indexOf(".");
+            range.setStart(cell.firstChild, at);
+            range.setEnd(cell.firstChild, at + 1);
+            return range.getBoundingClientRect().left;
+        })).filter((places) => places.length > 1)"""
+
+
+def test_the_table_of_models_can_be_read_down_and_across(page: Page, charts: list[str]) -> None:
+    """Numbers are aligned on their decimal points; on a phone the names stay while columns scroll."""
+    assert charts
+    columns = page.evaluate(POINTS)
+    assert len(columns) > 3
+    assert [places for places in columns if max(places) - min(places) > 2] == []
+    page.set_viewport_size({"width": 390, "height": 800})
+    box = page.locator("#decide .scroll").first
+    box.evaluate("box => { box.scrollLeft = 200; }")
+    name, around = page.locator("#models tbody th").first.bounding_box(), box.bounding_box()
+    assert name is not None
+    assert around is not None
+    assert name["x"] == pytest.approx(around["x"], abs=1)
+
+
 def test_it_is_small_and_light(page: Page, run: WholeRun, charts: list[str]) -> None:
     assert run.report.stat().st_size < MOST_BYTES
     assert page.evaluate("document.querySelectorAll('*').length") < MOST_NODES
@@ -152,6 +189,20 @@ def test_paper_has_every_chart_whole(page: Page, run: WholeRun, charts: list[str
     assert [part for part in parts if part[2] < -1 or part[3] > PAPER["width"] + 1] == []
     assert [part for part in parts if part[1] != "TABLE" and part[4] > PAPER["height"]] == []
     assert page.evaluate(SCROLLED) == 0
+
+
+def test_paper_is_light(page: Page, run: WholeRun) -> None:
+    """Also where the page is dark, and pictures are drawn already."""
+    page.emulate_media(color_scheme="dark")
+    page.goto(run.report.as_uri())
+    see(page, "attention-moved")
+    look = "getComputedStyle(document.body).backgroundColor"
+    seen = [(page.evaluate(look), shown(page, "attention-moved")["colors"])]
+    for event in ("beforeprint", "afterprint"):
+        page.evaluate("name => dispatchEvent(new Event(name))", event)
+        seen.append((page.evaluate(look), shown(page, "attention-moved")["colors"]))
+    assert [background for background, _ in seen] == ["rgb(20, 23, 26)", "rgb(252, 252, 250)", "rgb(20, 23, 26)"]
+    assert seen[0][1] == seen[2][1] != seen[1][1]
 
 
 def test_without_scripts_each_chart_is_a_sentence_and_a_table(browser: Browser, run: WholeRun) -> None:
@@ -295,7 +346,8 @@ def test_a_model_looks_the_same_everywhere(page: Page, run: WholeRun, charts: li
                 looks.setdefault(model["name"], set()).add((model["role"], model["series"]))
     names = {model["name"] for model in run.content["models"]}
     assert {name: look for name, look in looks.items() if name in names and len(look) > 1} == {}
-    assert len(names & looks.keys()) > len(TYPES)
+    # Candidates by bits, whatever else was measured of their files: as many colours as there are.
+    assert [looks[f"tiny-{kind}"] for kind in TYPES] == [{("candidate", place)} for place in range(len(TYPES))]
 
 
 def test_verdicts_lead_to_pictures(page: Page, charts: list[str]) -> None:
@@ -316,3 +368,32 @@ def test_numbers_have_no_more_digits_than_they_can_carry(page: Page, run: WholeR
     assert "undefined" not in words
     assert "[object" not in words
     assert not math.isnan(len(words))
+
+
+TIP = """id => {
+    const tip = [...document.querySelectorAll(`#${CSS.escape(id)} [aria-label=tip] > g`)].at(-1);
+    if (!tip) return null;
+    const [inner, view] = [tip.getBoundingClientRect(), tip.closest(".view")];
+    const scrolls = getComputedStyle(view).overflowX !== "visible";
+    const outer = (scrolls ? view : document.documentElement).getBoundingClientRect();
+    return [outer.left - inner.left, inner.right - outer.right, outer.top - inner.top, inner.bottom - outer.bottom];
+}"""
+
+
+def test_what_is_told_of_a_mark_is_not_cut(page: Page, charts: list[str]) -> None:
+    """The first and the last mark of each chart, which are nearest to its edges."""
+    beyond, told = {}, 0
+    for chart in charts:
+        marks = "[data-mark=cell] rect, [data-mark=dot] path, [data-mark=bar] rect"
+        see(page, chart)
+        found = page.locator(f"#{chart} .view > svg").locator(marks)
+        for mark in (found.first, found.last) if found.count() else ():
+            mark.scroll_into_view_if_needed()
+            mark.hover(force=True)
+            page.wait_for_timeout(60)
+            box = page.evaluate(TIP, chart)
+            told += box is not None
+            if box is not None and max(box) > 2:
+                beyond[chart] = box
+    assert beyond == {}
+    assert told > 45

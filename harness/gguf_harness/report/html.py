@@ -193,8 +193,8 @@ def _column(view: RunView, group: Group, metric: Metric) -> tuple[dict[str, _Cel
     aligned = {
         name: cell if cell.value is None else replace(cell, space=most - behind[name]) for name, cell in cells.items()
     }
-    # Its blanks and its point are narrower than digits.
-    return aligned, max(0, *(len(cell.error) - 2 for cell in cells.values()))
+    # Its sign is wider than a digit, its blanks and its point are narrower: with the room before it, about as wide.
+    return aligned, max(0, *(len(cell.error) for cell in cells.values()))
 
 
 def _behind_the_point(text: str) -> float:

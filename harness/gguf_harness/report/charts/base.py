@@ -39,7 +39,7 @@ class Models:
 
     def __init__(self, view: RunView, names: Sequence[str] | None = None) -> None:
         reference = next((model.name for model in view.models if model.is_reference), None)
-        entries = model_entries([model.name for model in view.models], reference)
+        entries = model_entries([model.name for model in view.models], reference, _series(view))
         shown = [
             (model, entry)
             for model, entry in zip(view.models, entries, strict=True)
@@ -57,6 +57,28 @@ class Models:
 
     def __len__(self) -> int:
         return len(self.entries)
+
+
+def _series(view: RunView) -> dict[str, int]:
+    """Places in the sequence of colours: files from the biggest to the smallest, then files that are run otherwise.
+
+    With an adapter of which there is one, a file keeps its colour: what is compared is files.
+    """
+    plain = [model.name for model in view.candidates if not (model.facts or {}).get("variant")]
+    series = {name: place for place, name in enumerate(plain)}
+    of_file = {model.facts.get("file", model.name): model.name for model in view.candidates if model.name in series}
+    others = [model for model in view.candidates if model.name not in series]
+    adapted = [model for model in others if str(model.facts["variant"]).startswith("lora=")]
+    one_each = len({model.facts.get("file") for model in adapted}) == len(adapted)
+    after = len(plain)
+    for model in others:
+        file = of_file.get(model.facts.get("file"))
+        if file is not None and one_each and model in adapted:
+            series[model.name] = series[file]
+        else:
+            series[model.name] = after
+            after += 1
+    return series
 
 
 def arrays_of(view: RunView, run_dir: Path, name: str) -> dict[str, Arrays]:

@@ -42,7 +42,7 @@ class Series:
 def percent(share: float) -> str:
     """`38 %`, `7.3 %`, `0.50 %`: for titles, which say no more digits than one can keep in mind."""
     size = abs(100 * share)
-    digits = ".0f" if size >= 10 else ".1f" if size >= 1 else "#.2g" if size else ".0f"
+    digits = ".0f" if size >= 9.95 or not size else ".1f" if size >= 0.995 else "#.2g"
     return f"{100 * share:{digits}} %"
 
 

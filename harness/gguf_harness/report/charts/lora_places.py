@@ -99,7 +99,7 @@ def _heads(view: RunView, names: Sequence[str]) -> Chart | None:
     values = [float(row["value"]) for rows in by_model.values() for row in rows]
     if not values or max(values) <= 0:
         return None
-    scale = {"kind": "share", "title": "attention moved (nats, square root)", "domain": [0, max(values)], "root": True}
+    scale = {"kind": "share", "title": "attention moved (nats)", "domain": [0, max(values)], "root": True}
     panels = []
     for name, rows in by_model.items():
         layers, heads = (sorted({int(row[key]) for row in rows}) for key in ("layer", "head"))

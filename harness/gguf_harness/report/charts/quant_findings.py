@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from gguf_harness.judge.claims import speed_ratio
 from gguf_harness.metrics.registry import metric_info
 from gguf_harness.report.charts.base import short_name
 from gguf_harness.report.charts.layer_lines import percent, show
 from gguf_harness.report.data import Candidate, RunView
-from gguf_harness.report.numbers import format_bytes, format_metric
+from gguf_harness.report.numbers import format_bytes, format_metric, format_ratio
 
 __all__ = ["files_finding", "memory_finding", "speed_finding", "tail_finding", "texts_finding"]
 
@@ -45,13 +46,13 @@ def texts_finding(view: RunView) -> str:
 def speed_finding(view: RunView) -> str:
     """How fast the file to take writes, over the reference, with its interval: timed in turns, or not told at all."""
     model = _to_take(view)
-    row = None if model is None else view.row(model.name, "tg_speed_ratio")
-    if model is None or row is None or row.get("doubt") or row.get("low") is None or row.get("high") is None:
+    ratio = None if model is None else speed_ratio(view.run, model.name)
+    if model is None or ratio is None:
         return "Speed on this machine"
-    name, interval = short_name(view, model.name), f"{row['low']:.2f} to {row['high']:.2f}"
-    if row["low"] <= 1 <= row["high"]:
+    name, interval = short_name(view, model.name), f"{format_ratio(ratio.low)} to {format_ratio(ratio.high)}"
+    if ratio.low <= 1 <= ratio.high:
         return f"{name} writes neither faster nor slower than the reference, as far as this shows ({interval} times)"
-    return f"{name} writes {row['value']:.2f} times as fast as the reference (95 % interval {interval})"
+    return f"{name} writes {format_ratio(ratio.value)} times as fast as the reference (95 % interval {interval})"
 
 
 def memory_finding(view: RunView) -> str:

@@ -86,9 +86,10 @@ export function ink(color) {
 export function legend(scale, title, format = number) {
   const steps = Array.from({ length: 24 }, (_, step) => scale(scale.domain[0] + (step / 23) * (scale.domain[1] - scale.domain[0])));
   return h("div", { class: "legend", role: "img", "aria-label": `Colours: ${title}, from ${format(scale.domain[0])} to ${format(scale.domain[1])}` },
-    h("span", {}, title), h("span", { class: "num" }, format(scale.domain[0])),
-    h("span", { class: "ramp", style: `background: linear-gradient(to right, ${steps.join(", ")})` }),
-    h("span", { class: "num" }, format(scale.domain[1])));
+    h("span", {}, title),
+    h("span", { class: "ends" }, h("span", { class: "num" }, format(scale.domain[0])),
+      h("span", { class: "ramp", style: `background: linear-gradient(to right, ${steps.join(", ")})` }),
+      h("span", { class: "num" }, format(scale.domain[1]))));
 }
 
 /** Names of models with their colour and symbol. */
@@ -153,6 +154,12 @@ export function roomForNames(el, names, share = 0.4) {
     return "…";
   };
   return { left: Math.ceil(room) + 12, fit };
+}
+
+/** Width and right margin of a picture that takes less than its view: what is told of a tile has the rest as its room. */
+export function withRoom(el, width, right) {
+  const whole = Math.max(width, el.clientWidth);
+  return { width: whole, marginRight: right + whole - width };
 }
 
 /** A text in quotation marks that is too long, cut at its end. */

@@ -12,7 +12,7 @@
  *   square?: true: tiles as high as wide, scroll?: true: many rows scroll in a box, below names that stay
  * }
  */
-import { Plot, h, ink, plot } from "./kit.js";
+import { Plot, h, ink, plot, withRoom } from "./kit.js";
 import { scaleOf } from "./scales.js";
 
 const MOST_NAMES = 40;
@@ -35,7 +35,7 @@ function render({ model, el }) {
   el.append(main.bar, ...others.map(({ bar }) => bar));
   if (data.marked_means) el.append(h("p", { class: "legend" }, h("span", { class: "swatch", style: `background: none; outline: 2px solid ${MARK}; outline-offset: -2px` }), data.marked_means));
   const x = { type: "band", axis: "top", label: data.x.label, labelArrow: "none", domain: data.x.names.map((_, at) => at), ticks: some(columns, data.x.names, wide), tickFormat: (at) => data.x.names[at], tickRotate: upright ? -60 : 0, tickSize: 0 };
-  const size = { width: left + columns * wide + right, marginLeft: left, marginRight: right, padding: 0 };
+  const size = { ...withRoom(el, left + columns * wide + right, right), marginLeft: left, padding: 0 };
   plot(boxed ? boxOf(el, size, x, top) : el, {
     ...size,
     height: (boxed ? 4 : top) + rows * high + 12,
