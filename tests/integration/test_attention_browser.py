@@ -253,6 +253,12 @@ def test_hundreds_of_heads_scroll_in_their_box(page: Page, tmp_path: Path, open_
     assert last["y"] + last["height"] <= around["y"] + around["height"]
     # The names of the scores are still at the top.
     assert heads["y"] == pytest.approx(around["y"], abs=2)
+    # On paper nothing scrolls, and no picture is higher than a page.
+    pictures = box.locator(":scope > svg")
+    assert pictures.locator("g[data-mark=cell] rect").count() >= 270
+    heights = pictures.evaluate_all("pictures => pictures.map((picture) => picture.getBoundingClientRect().height)")
+    assert len(heights) == 6
+    assert max(heights) < 1000
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
 
 

@@ -33,7 +33,7 @@ function render({ model, el }) {
   plot(el, {
     height: 70 + high * names.length * (grouped ? new Set(rows.map((row) => row.group)).size : 1) + (grouped ? 20 : 0),
     marginLeft: left,
-    marginRight: grouped ? 110 : 20,
+    marginRight: grouped ? 110 : 30,
     marginBottom: 42,
     x: { label: data.x.label + (data.x.percent ? " (%)" : ""), labelArrow: "none", grid: true, nice: !log && !data.x.domain, inset: log ? 8 : 0, ...(data.x.domain ? { domain: data.x.domain.map((end) => factor * end) } : {}), ...(log ? spanning(rows.flatMap((row) => [row.value, row.low, row.high]).filter((end) => end > 0)) : {}) },
     y: { label: null, domain: names, tickFormat: fit, tickSize: 0 },

@@ -36,13 +36,28 @@ function render({ model, el }) {
   if (data.marked_means) el.append(h("p", { class: "legend" }, h("span", { class: "swatch", style: `background: none; outline: 2px solid ${MARK}; outline-offset: -2px` }), data.marked_means));
   const x = { type: "band", axis: "top", label: data.x.label, labelArrow: "none", domain: data.x.names.map((_, at) => at), ticks: some(columns, data.x.names, wide), tickFormat: (at) => data.x.names[at], tickRotate: upright ? -60 : 0, tickSize: 0 };
   const size = { ...withRoom(el, left + columns * wide + right, right), marginLeft: left, padding: 0 };
-  plot(boxed ? boxOf(el, size, x, top) : el, {
-    ...size,
-    height: (boxed ? 4 : top) + rows * high + 12,
-    marginTop: boxed ? 4 : top, marginBottom: 12,
-    color: { type: "identity" },
-    x: boxed ? { ...x, axis: null } : x,
-    y: { label: data.y.label, labelArrow: "none", domain: data.y.names.map((_, at) => at), ticks: boxed ? data.y.names.map((_, at) => at) : some(rows, data.y.names, high), tickFormat: (at) => data.y.names[at], tickSize: 0 },
+  const host = boxed ? boxOf(el, size, x, top) : el;
+  const every = data.y.names.map((_, at) => at);
+  // Pictures in a box are several, one below the other: a browser prints each on one page.
+  for (let from = 0; from < rows; from += boxed ? ROWS_OF_A_BOX : rows) {
+    const [own, last] = boxed ? [every.slice(from, from + ROWS_OF_A_BOX), from + ROWS_OF_A_BOX >= rows] : [every, true];
+    const [marginTop, marginBottom] = [boxed ? (from ? 0 : 4) : top, last ? 12 : 0];
+    drawRows(host, data, cells.filter((cell) => cell.y >= own[0] && cell.y <= own.at(-1)), wide, high, {
+      ...size, marginTop, marginBottom, height: marginTop + own.length * high + marginBottom,
+      color: { type: "identity" },
+      x: boxed ? { ...x, axis: null } : x,
+      y: { label: from ? null : data.y.label, labelArrow: "none", domain: own, ticks: boxed ? own : some(rows, data.y.names, high), tickFormat: (at) => data.y.names[at], tickSize: 0 },
+    });
+  }
+  el.shown = {
+    values: data.values, cells: data.cells, marked: data.marked, domain: main.domain, kind: data.scale.kind,
+    colors: data.values.map((row) => row.map((value, at) => scale(at).color(value))),
+  };
+}
+
+function drawRows(el, data, cells, wide, high, options) {
+  plot(el, {
+    ...options,
     marks: [
       Plot.cell(cells, { x: "x", y: "y", fill: "color", inset: Math.min(wide, high) > 8 ? 0.75 : 0.25, rx: 1 }),
       Plot.cell(cells.filter((cell) => cell.marked), { x: "x", y: "y", fill: "none", stroke: MARK, strokeWidth: 2, inset: 1.5, rx: 1 }),
@@ -50,10 +65,6 @@ function render({ model, el }) {
       Plot.tip(cells, Plot.pointer({ x: "x", y: "y", title: "title", maxRadius: 40 })),
     ],
   });
-  el.shown = {
-    values: data.values, cells: data.cells, marked: data.marked, domain: main.domain, kind: data.scale.kind,
-    colors: data.values.map((row) => row.map((value, at) => scale(at).color(value))),
-  };
 }
 
 /** Sizes in pixels of tiles and margins; whether the rows scroll in a box, and whether names of columns stand upright. */
