@@ -47,7 +47,7 @@ def _charts(run: dict[str, Any], folder: Path) -> dict[str, dict[str, Any]]:
 def test_tiles_are_heads_and_empty_where_nothing_was_measured(tmp_path: Path) -> None:
     charts = _charts(_run(tmp_path), tmp_path)
     importance = charts["head-importance"]
-    assert importance["title"] == "Head 3.1 matters most: without it the loss changes by +0.260 ± 0.010 nats"
+    assert importance["title"] == "Head 3.1 matters most: without it the loss rises by 0.260 ± 0.010 nats"
     assert [figure["name"] for figure in importance["figures"]] == ["a", "b"]
     data = importance["figures"][0]["data"]
     assert (data["x"]["names"], data["y"]["names"]) == (["0", "1", "2"], ["0", "3"])
@@ -175,7 +175,7 @@ def test_removal_says_of_how_many_heads(tmp_path: Path) -> None:
     run["estimates"].append(row)
     run["heads"] = [_kind("a", head, "sink") for head in range(9)]
     charts = _charts(run, tmp_path)
-    assert charts["head-removal"]["title"].startswith("1 heads can go")
+    assert charts["head-removal"]["title"].startswith("1 head can go")
     assert charts["head-importance"]["title"].startswith("Head 3.1 matters most of the 3 measured: ")
     (entry,) = (entry for entry in run["arrays"] if entry["model"] == "a")
     arrays = load_arrays(tmp_path / entry["file"])

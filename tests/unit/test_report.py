@@ -6,6 +6,7 @@ import copy
 import html
 import json
 import re
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gguf_harness.errors import StoreError
+from gguf_harness.inputs.options import Options
 from gguf_harness.metrics.registry import METRICS
+from gguf_harness.report import compare
 from gguf_harness.report.compare import compare_runs, render_comparison
 from gguf_harness.report.data import MOST_ESTIMATES, RunView, describe_windows, visible
 from gguf_harness.report.html import write_html
@@ -92,7 +95,7 @@ def test_the_smallest_that_passes_is_recommended(run: dict[str, Any]) -> None:
     assert view.recommended is not None
     assert view.recommended.name == "smollm2-135m-Q4_K_M"
     assert view.headline() == (
-        "Smallest candidate that passes every gate: smollm2-135m-Q4_K_M, 105 MB (39% of smollm2-135m-F16)"
+        "Smallest candidate that passes every gate: smollm2-135m-Q4_K_M, 105 MB (39 % of smollm2-135m-F16)"
     )
     verdicts = {model.name.rsplit("-", 1)[1]: model.verdict for model in view.models}
     assert verdicts == {
@@ -433,6 +436,18 @@ def test_changes_between_runs_are_named(run: dict[str, Any]) -> None:
     assert json.dumps(comparison.to_json(), allow_nan=False)
 
 
+def test_every_setting_that_may_change_numbers_is_told(run: dict[str, Any]) -> None:
+    """Those of later suites too: what is not told is listed, and the list has no setting that is gone."""
+    names = {field.name for field in fields(Options)}
+    assert names >= compare._UNTOLD
+    old, new = (run | {"settings": dict.fromkeys(names, value)} for value in ("one", "two"))
+    told = {
+        line.split()[2].rstrip(":") for line in compare_runs(old, new).changes if line.startswith("changed setting")
+    }
+    assert told == names - compare._UNTOLD
+    assert {"haystacks", "depths", "kv_reference", "lora", "lora_corpus", "rope", "beyond_context"} <= told
+
+
 def test_runs_with_versions_in_their_names_are_compared(run: dict[str, Any]) -> None:
     """By type and family, which is said; the references with each other."""
     new = json.loads(json.dumps(run).replace("smollm2-135m-", "smollm3-"))
@@ -495,7 +510,7 @@ def test_a_model_that_was_compared_with_nothing_has_not_passed(run: dict[str, An
 def test_verdict_lines_say_why(run: dict[str, Any]) -> None:
     view = RunView(run)
     lines = {model.name: verdict_line(view, model) for model in view.candidates}
-    assert lines["smollm2-135m-Q4_K_M"].startswith("smollm2-135m-Q4_K_M: pass; KL 0.0575 ± 0.0022 nats; 39% of")
+    assert lines["smollm2-135m-Q4_K_M"].startswith("smollm2-135m-Q4_K_M: pass; KL 0.0575 ± 0.0022 nats; 39 % of")
     assert "dominated by smollm2-135m-Q4_K_M" in lines["smollm2-135m-Q5_K_M"]
     assert "the limit is at most 0.1" in lines["smollm2-135m-Q3_K_M"]
 
@@ -638,4 +653,4 @@ def test_what_is_measured_of_models_is_shown_with_its_suite(run: dict[str, Any])
     assert [row[0] for row in tables["decide"]["rows"]] == ["KL mean, nats", "BLEU, 0-100"]
     assert [row[0] for row in tables["attention"]["rows"]] == [METRICS["attn_jsd"].title + ", nats"]
     (row,) = tables["attention"]["rows"]
-    assert [cell if isinstance(cell, str) else cell[1] for cell in row[1:]] == [0.25, 0.25] + [""] * (len(names) - 2)
+    assert [cell if isinstance(cell, str) else cell[1] for cell in row[1:]] == [0.25, 0.25]

@@ -341,7 +341,7 @@ class RunView:
         if reference is None:
             return ""
         share = model.facts["bytes"] / reference.facts["bytes"]
-        return f" ({share:.0%} of {visible(reference.name)})"
+        return f" ({100 * share:.0f} % of {visible(reference.name)})"
 
     def _points(self) -> dict[str, tuple[float, float]]:
         """Size and loss of files, by name."""

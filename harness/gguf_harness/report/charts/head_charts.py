@@ -93,12 +93,11 @@ def _importance(view: RunView, cells: Mapping[str, Cells]) -> Chart | None:
     first = view.reference if view.reference in values else next(iter(values))
     best = _top(values[first], 1)[0]
     row = cells[first][best]["head_importance"]
-    sign = "+" if row["value"] >= 0 else ""
     some = f" of the {len(values[first])} measured" if _limited(view, first, len(values[first])) else ""
-    cost = f"{sign}{format_estimate(row['value'], row['se'])} nats"
+    cost = f"{'rises' if row['value'] >= 0 else 'falls'} by {format_estimate(abs(row['value']), row['se'])} nats"
     return make_chart(
         "head-importance",
-        f"Head {told(best)} matters most{some}: without it the loss changes by {cost}",
+        f"Head {told(best)} matters most{some}: without it the loss {cost}",
         "The output of each head alone is set to zero, which makes the following tokens less likely: the colour shows"
         " by how much.",
         panels,
@@ -205,4 +204,6 @@ def _removal_finding(view: RunView, of_all: Mapping[str, int]) -> str:
     if name is None or row is None:
         return "Heads that can be removed"
     of_which = f" of {of_all[name]}" if name in of_all else ""
-    return f"{format_value(row['value'])}{of_which} heads can go before the loss rises by {NEGLIGIBLE_RISE} nats"
+    count = "None" if row["value"] == 0 and of_which else format_value(row["value"])
+    heads = "head" if row["value"] == 1 and not of_which else "heads"
+    return f"{count}{of_which} {heads} can go before the loss rises by {NEGLIGIBLE_RISE} nats"
