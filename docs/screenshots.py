@@ -3,11 +3,13 @@
     python docs/screenshots.py results/runs/<id>/report.html [FOLDER] [--only logit-lens,...] [--dark] [--width 900]
     python docs/screenshots.py REPORT --only structure --choose Q4_K_M --name structure-q4
     python docs/screenshots.py REPORT --only attention-patterns --height 945 --name attention-heads
+    python docs/screenshots.py REPORT --only head-kinds --choose F16 --point 10
 
 A PNG for each picture, by its id (`attention-patterns.png`, `logit-lens.png`), and `top.png`. Chromium has to be there.
-Those in docs/pictures are of all suites on `tiny`, with
+Those in docs/pictures are of all suites on `tiny` (`gguf-harness run all --models=tiny`), with
 `--gguf-quants=Q8_0,Q6_K,Q5_K_M,Q5_K_S,Q4_K_M,Q4_K_S,Q3_K_M,Q2_K`; `structure-q4.png` and `attention-heads.png`, made
-by the last two of these commands, are of the run that `make docs` measures (.cache/docs/runs).
+by the second and third of these commands, are of the run that `make docs` measures (.cache/docs/runs). The last command
+shows why a head is of its kind.
 """
 
 from __future__ import annotations
@@ -33,12 +35,13 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=900)
     parser.add_argument("--only", default="", help="names of pictures, with commas; all without it")
     parser.add_argument("--choose", help="name of a button to press in the picture, such as a model's")
+    parser.add_argument("--point", type=int, help="number of a tile to point at, counted from 0, which tells its note")
     parser.add_argument("--height", type=int, help="the upper part of the picture only, in pixels")
     parser.add_argument("--name", help="name of the file, without .png, for a single picture")
     known = parser.parse_args()
     only = known.only.split(",") if known.only else []
-    if (known.name or known.choose) and len(only) != 1:
-        parser.error("--name and --choose are for one picture: give its id by --only.")
+    if (known.name or known.choose or known.point is not None) and len(only) != 1:
+        parser.error("--name, --choose and --point are for one picture: give its id by --only.")
     browser_path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if browser_path is None:
         sys.exit("There is no Chromium here: install the package chromium.")
@@ -53,6 +56,8 @@ def main() -> None:
         for figure in _figures(page, only):
             if known.choose:
                 figure.get_by_role("button", name=known.choose, exact=True).click()
+            if known.point is not None:
+                figure.locator("g[data-mark=cell] rect").nth(known.point).hover()
             _take(page, figure, known.folder / f"{known.name or figure.get_attribute('id')}.png", known.height)
         browser.close()
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from gguf_harness.metrics.registry import METRICS, cache, depth, kv, lora
+from gguf_harness.metrics.registry import METRICS, depth, kv, kv_cache, lora
 from tests.unit.test_attention_charts import run_with_attention
 from tests.unit.test_report import STORED
 
@@ -15,7 +15,7 @@ __all__ = ["large_run"]
 TYPES = ("Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q4_K_M", "Q4_K_S", "Q3_K_M", "Q2_K")
 _LAYERS, _HEADS, _PROMPTS, _TESTS = 5, 8, 24, 120
 
-_OF_OTHERS = {metric.name for family in (cache, depth, kv, lora) for metric in family.METRICS}
+_OF_OTHERS = {metric.name for family in (kv_cache, depth, kv, lora) for metric in family.METRICS}
 """Of suites/kv and suites/lora, which are about other subjects than candidates."""
 
 

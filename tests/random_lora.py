@@ -35,7 +35,7 @@ def write_random_lora(
 
     Args:
         path: destination.
-        model: in F32, whose matrices are adapted.
+        model: whose matrices are adapted.
         seed: of the weights.
         rank: columns of each B.
         alpha: as `adapter.lora.alpha`.
@@ -49,7 +49,7 @@ def write_random_lora(
     factors: dict[str, NDArray[Any]] = {}
     for tensor in GGUFReader(model).tensors:
         if tensor.name.removesuffix(".weight").rpartition(".")[2] in matrices:
-            rows, columns = tensor.data.shape
+            columns, rows = map(int, tensor.shape)
             a = random.standard_normal((rank, columns + too_wide), dtype=np.float32)
             b = random.standard_normal((rows, rank), dtype=np.float32) * np.float32(size / rank**0.5)
             factors |= {f"{tensor.name}.lora_a": a, f"{tensor.name}.lora_b": b}

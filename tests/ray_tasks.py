@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gguf_harness.engine.worker import WorkerContext
+from gguf_harness.engine.worker_context import WorkerContext
 from gguf_harness.errors import CorpusError, FilesLost
 
 

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from gguf_harness.engine.context import Context
-from gguf_harness.engine.worker import Worker, WorkerContext
+from gguf_harness.engine.worker import Worker
+from gguf_harness.engine.worker_context import WorkerContext
 from gguf_harness.measure.passes import side_by_side
 from gguf_harness.measure.passes.decoding import in_one_context
 from gguf_harness.measure.passes.side_by_side import compare_side_by_side

@@ -15,7 +15,10 @@ from gguf_harness.metrics.importance import NEGLIGIBLE_RISE, removable
 
 @pytest.mark.metric("heads_removable")
 def test_heads_that_can_go(reference: Subject, head_ablation: HeadAblation, record: Record) -> None:
-    """Heads are removed one by one, always the one that costs least, until the loss of each window has risen."""
+    """Heads are removed one by one, always the one that changes predictions least, until the loss of each window rises.
+
+    The loss is that of other windows than those that chose the heads.
+    """
     curve = head_ablation.removal(reference)["nll"]
     record(removable(curve), detail=f"{_told(curve)}, {head_ablation.detail}")
 

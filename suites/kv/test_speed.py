@@ -14,7 +14,7 @@ from gguf_harness.measure.speed.calls import Speed
 from gguf_harness.measure.speed.side_by_side import DepthSpeed
 from gguf_harness.metrics.records import Estimate, Place
 from gguf_harness.metrics.timings import Timing
-from gguf_harness.store.run_draft import RunPart
+from gguf_harness.store.run_part import RunPart
 
 
 @pytest.mark.usefixtures("chosen_file")

@@ -11,17 +11,14 @@ from gguf_harness.errors import NoData
 from gguf_harness.fixtures.record import Record
 from gguf_harness.inputs.corpora import Corpus
 from gguf_harness.inputs.subjects import Subject
-from gguf_harness.measure.attention.attention_results import AttentionDrift
 from gguf_harness.measure.attention.calls import Attention
+from gguf_harness.measure.attention.pattern_results import AttentionDrift
 from gguf_harness.measure.layers.calls import Layers
-from gguf_harness.measure.lora.calls import LoraEffects
+from gguf_harness.measure.lora.calls import MOVED_PROMPTS, LoraEffects
 from gguf_harness.metrics.adapter_effects import mean_effect
 from gguf_harness.metrics.clusters import layers_and_means
 from gguf_harness.metrics.pattern_comparison import moved_heads
 from gguf_harness.metrics.stats import as_estimate, mean_with_errors
-
-_PROMPTS = 8
-"""Prompts on which patterns are compared: an adapter moves them by more than prompts differ."""
 
 
 @pytest.mark.metric("lora_loss_change")
@@ -78,7 +75,7 @@ def test_layers_that_moved(adapted_reference: Subject, base: Subject, layers_of:
 @pytest.mark.metric("lora_attention_moved")
 def test_heads_that_moved(adapted_reference: Subject, base: Subject, attention: Attention, record: Record) -> None:
     """Patterns of each head with and without the adapter."""
-    drift = AttentionDrift.of(attention.on_first(_PROMPTS).compare(adapted_reference, base)[1])
+    drift = AttentionDrift.of(attention.on_first(MOVED_PROMPTS).compare(adapted_reference, base)[1])
     record(moved_heads("lora_attention_moved", list(drift.patterns.values()), drift.heads))
 
 

@@ -15,7 +15,7 @@ from gguf_harness.measure.speed.client import Percentiles
 from gguf_harness.measure.speed.served import ServedResult
 from gguf_harness.metrics.records import Estimate
 from gguf_harness.metrics.timings import streams_disagree
-from gguf_harness.store.run_draft import RunPart
+from gguf_harness.store.run_part import RunPart
 
 
 @pytest.mark.metric("served_tokens_per_s")

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from gguf_harness.engine.context import Context
 from gguf_harness.engine.model import Model
-from gguf_harness.engine.worker import WorkerContext
+from gguf_harness.engine.worker_context import WorkerContext
 from gguf_harness.measure.attention.behaviour import BehaviourWatch
 from gguf_harness.measure.attention.tasks import AttentionRequest, tapped
 from gguf_harness.measure.speed.tasks import peak_resident

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from gguf_harness.engine.context import Context
 from gguf_harness.engine.model import Model
 from gguf_harness.engine.settings import Adapter, SessionSettings
-from gguf_harness.gguf.lora import read_lora
+from gguf_harness.gguf.lora_files import read_lora
 from gguf_harness.gguf.merged import write_merged
 from gguf_harness.inputs.adapters import VOYAGE_FILE, load_adapter
 from gguf_harness.inputs.sources import TINY_FILE

@@ -27,7 +27,8 @@ from gguf_harness.engine.binding import Tensor
 from gguf_harness.engine.context import Context
 from gguf_harness.engine.tap_names import graph_nodes
 from gguf_harness.engine.taps import Taps
-from gguf_harness.engine.worker import Worker, WorkerContext
+from gguf_harness.engine.worker import Worker
+from gguf_harness.engine.worker_context import WorkerContext
 from gguf_harness.errors import TapNotFound
 from gguf_harness.gguf.header import read_header
 

@@ -22,7 +22,7 @@ from gguf_harness.inputs.corpora import load_corpus
 from gguf_harness.inputs.models import load_info
 from gguf_harness.inputs.options import default_threads
 from gguf_harness.inputs.sources import expand
-from gguf_harness.measure.live.model import LiveModel
+from gguf_harness.measure.live.live_model import LiveModel
 from gguf_harness.views.reading_data import attention_view, next_tokens_view, stream_view
 from tests.bench.plain_decode import time_decode, time_generation
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from gguf_harness.engine.context import Context
 from gguf_harness.engine.settings import SessionSettings
-from gguf_harness.engine.worker import WorkerContext
+from gguf_harness.engine.worker_context import WorkerContext
 
 __all__ = ["time_decode", "time_generation"]
 

@@ -22,7 +22,7 @@ from tests.gpu_check.verdicts import Outcome
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from gguf_harness.engine.worker import WorkerContext
+    from gguf_harness.engine.worker_context import WorkerContext
 
 __all__ = ["Reading", "buffers_by_device", "compare", "judge", "load_and_read"]
 

@@ -18,7 +18,7 @@ from gguf_harness.inputs.subjects import Subject
 from gguf_harness.measure.attention.tasks import AttentionRequest, KeptPatterns
 from gguf_harness.measure.core import Core
 from gguf_harness.measure.live.facts import describe_model
-from gguf_harness.measure.live.model import ATTENTION
+from gguf_harness.measure.live.live_model import ATTENTION
 from gguf_harness.measure.live.requests import ReadRequest
 from gguf_harness.measure.live.tasks import read_prompt
 from gguf_harness.measure.measuring import Progress

@@ -7,7 +7,7 @@ from multiprocessing import Pipe
 
 import pytest
 
-from gguf_harness.engine.worker import WorkerContext
+from gguf_harness.engine.worker_context import WorkerContext
 
 
 @pytest.fixture

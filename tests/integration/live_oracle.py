@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from gguf_harness.engine.settings import SessionSettings
 from gguf_harness.inputs.models import load_info
 from gguf_harness.inputs.sources import expand
-from gguf_harness.measure.live.model import LiveModel
+from gguf_harness.measure.live.live_model import LiveModel
 from tests.integration.attention_oracle import Attention, Model, Rounded
 from tests.random_llama import write_random_llama
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from gguf_harness.measure.heads.patched import Change, Patched, Variant
 from gguf_harness.measure.heads.states import read_states
 from gguf_harness.measure.heads.tasks import (
     HeadRequest,
+    RemovalLimits,
     run_head_interchange,
     run_head_path,
     run_head_removal,
@@ -268,25 +270,53 @@ def test_interchange_finds_the_head_that_differs(corpus: Corpus, tmp_path: Path)
     assert layers[1] > 1e-2
 
 
+ALL_OF_THEM = RemovalLimits(tries=2, choosing=2, most=100.0, enough=100.0)
+
+
+def _other_windows(context: Context, corpus: Corpus) -> Tokens:
+    """The first, the middle and the last of those that `_windows` does not have."""
+    tokens = context.model.tokenize(corpus.text)
+    available = len(tokens) // N
+    others = [at for at in range(available) if at not in {0, round((available - 1) / 2), available - 1}]
+    chosen = (others[0], others[round((len(others) - 1) / 2)], others[-1])
+    windows = np.stack([tokens[N * at : N * (at + 1)] for at in chosen])
+    if context.model.vocabulary.add_bos:
+        windows[:, 0] = context.model.vocabulary.bos
+    return windows.astype(np.int32)
+
+
 def test_removal_and_path_decode_what_they_say(llama_file: Path, corpus: Corpus, tmp_path: Path) -> None:
-    sweep = _run(tmp_path, run_head_sweep, llama_file, corpus, HEADS)
-    costs = dict(zip(HEADS, window_rises(sweep["nll_zero"], sweep["nll"]).mean(axis=1).tolist(), strict=True))
-    result = _run(tmp_path, run_head_removal, llama_file, corpus, costs, 2, 100.0, 100.0)
+    """Heads go by what they change on the windows of the sweep; the loss is that of other windows."""
+    sweep = _floats(_run(tmp_path, run_head_sweep, llama_file, corpus, HEADS))
+    changes = sweep["kld_zero"][:, [0, 2]].mean(axis=(1, 2)).tolist()
+    costs = dict(zip(HEADS, changes, strict=True))
+    result = _floats(_run(tmp_path, run_head_removal, llama_file, corpus, costs, ALL_OF_THEM))
     path: list[Head] = [(int(layer), int(head)) for layer, head in result["heads"].tolist()]
     assert sorted(path) == sorted(HEADS)
     assert path[0] == min(costs, key=lambda head: costs[head])
-    again = _run(tmp_path, run_head_path, llama_file, corpus, path)
-    assert np.abs(again["nll"].astype(float) - result["nll"].astype(float)).max() < near(1e-4, "logits")
-    assert np.abs(result["nll"][0] - sweep["nll"].astype(float)).max() < near(1e-6, "logits")
-    assert np.abs(result["nll"][1] - sweep["nll_zero"][HEADS.index(path[0])]).max() < near(1e-4, "logits")
+    again = _floats(_run(tmp_path, run_head_path, llama_file, corpus, path))
+    assert np.abs(again["nll"] - result["nll"]).max() < near(1e-4, "logits")
     with open_context([llama_file], _settings()) as context:
-        windows = _windows(context, corpus)
+        windows = _other_windows(context, corpus)
     columns = [Change(layer, slice(64 * head, 64 * head + 64), np.zeros(1, dtype=np.float32)) for layer, head in path]
-    (logits,) = _logits(llama_file, windows, [Variant(1, tuple(columns))], 1)
-    nll = -_softmax(logits)[np.arange(N - 17), windows[1, 17:]]
-    assert np.abs(result["nll"][4][1] - nll).max() < near(1e-4, "logits")
-    none = _run(tmp_path, run_head_removal, llama_file, corpus, costs, 2, 1e-9, 100.0)
-    assert len(none["nll"]) == len(none["heads"]) + 1
+    for count in (0, 1, 4):
+        (logits,) = _logits(llama_file, windows, [Variant(1, tuple(columns[:count]))], 1)
+        nll = -_softmax(logits)[np.arange(N - 17), windows[1, 17:]]
+        assert np.abs(result["nll"][count][1] - nll).max() < near(1e-4, "logits")
+    assert np.abs(result["nll"][1] - result["nll"][0]).max() > 1e-3
+
+
+def test_removal_ends_once_the_loss_has_risen_far_enough(llama_file: Path, corpus: Corpus, tmp_path: Path) -> None:
+    costs = {head: 0.1 * at for at, head in enumerate(HEADS)}
+    whole = _floats(_run(tmp_path, run_head_removal, llama_file, corpus, costs, ALL_OF_THEM))
+    rises = (whole["nll"] - whole["nll"][0]).mean(axis=2)
+    for limits, risen in (
+        (replace(ALL_OF_THEM, most=rises.mean(axis=1).max() / 2), rises.mean(axis=1) >= rises.mean(axis=1).max() / 2),
+        (replace(ALL_OF_THEM, enough=rises.min(axis=1).max() / 2), rises.min(axis=1) >= rises.min(axis=1).max() / 2),
+    ):
+        ended = _run(tmp_path, run_head_removal, llama_file, corpus, costs, limits)
+        assert len(ended["heads"]) == int(np.flatnonzero(risen)[0])
+        assert len(ended["nll"]) == len(ended["heads"]) + 1
 
 
 def test_a_screen_is_the_sweep_on_some_windows(llama_file: Path, corpus: Corpus, tmp_path: Path) -> None:
@@ -339,6 +369,12 @@ def test_heads_of_each_layer_are_counted(tmp_path: Path) -> None:
 
 
 def test_mistakes_are_one_message(llama_file: Path, corpus: Corpus, tmp_path: Path) -> None:
+    with open_context([llama_file], _settings()) as context:
+        available = len(context.model.tokenize(corpus.text)) // N
+    most = available - 1
+    with pytest.raises(CorpusError, match=f"asks for {most}, and {most} more to measure the loss") as error:
+        _run(tmp_path, run_head_path, llama_file, corpus, HEADS, windows=most)
+    assert error.value.hint == f"Use --gguf-head-windows={available // 2} or less, or a longer text."
     with pytest.raises(CorpusError, match=r"--gguf-head-windows asks for 9999"):
         _run(tmp_path, run_head_sweep, llama_file, corpus, HEADS, windows=9999)
     with pytest.raises(EngineError, match="no head 9 in a layer 1"):

@@ -17,7 +17,7 @@ from gguf_harness.engine.model import Model
 from gguf_harness.engine.settings import Adapter, SessionSettings
 from gguf_harness.engine.tap_names import expand_taps
 from gguf_harness.engine.taps import Taps
-from gguf_harness.engine.worker import WorkerContext
+from gguf_harness.engine.worker_context import WorkerContext
 from gguf_harness.errors import EngineError, ModelError, NoData, OptionError, TapNotFound
 from gguf_harness.inputs.adapters import adapted_tensors, load_adapter
 from gguf_harness.inputs.corpora import Corpus, load_corpus

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from gguf_harness.analytics.analyses import Setup, _computing, neighbors_task, project_task
 from gguf_harness.analytics.neighbors import plan_blocks
-from gguf_harness.engine.worker import Worker, WorkerContext
+from gguf_harness.engine.worker import Worker
+from gguf_harness.engine.worker_context import WorkerContext
 from gguf_harness.errors import AnalyticsError, EngineCrashed, MissingExtra, NoData, OptionError, is_installed
 from gguf_harness.inputs.options import Options, read_options
 from gguf_harness.measure.analyses.calls import Analytics

@@ -21,10 +21,10 @@ from gguf_harness.inputs.corpora import load_corpus
 from gguf_harness.inputs.prompts import Prompt, PromptSet, load_prompts
 from gguf_harness.inputs.sources import expand
 from gguf_harness.measure.attention.activations import ActivationReader
-from gguf_harness.measure.attention.attention_results import AttentionDrift
 from gguf_harness.measure.attention.behaviour import LayerParts
 from gguf_harness.measure.attention.calls import Attention
 from gguf_harness.measure.attention.drift import compare_attention
+from gguf_harness.measure.attention.pattern_results import AttentionDrift
 from gguf_harness.measure.attention.steps import attention_facts
 from gguf_harness.measure.attention.tasks import (
     ATTENTION_KINDS,

@@ -253,7 +253,33 @@ def test_hundreds_of_heads_scroll_in_their_box(page: Page, tmp_path: Path, open_
     assert last["y"] + last["height"] <= around["y"] + around["height"]
     # The names of the scores are still at the top.
     assert heads["y"] == pytest.approx(around["y"], abs=2)
+    # On paper nothing scrolls, and no picture is higher than a page.
+    pictures = box.locator(":scope > svg")
+    assert pictures.locator("g[data-mark=cell] rect").count() >= 270
+    heights = pictures.evaluate_all("pictures => pictures.map((picture) => picture.getBoundingClientRect().height)")
+    assert len(heights) == 6
+    assert max(heights) < 1000
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_tiles_of_many_layers_are_square(page: Page, tmp_path: Path, open_report: OpenReport, width: int) -> None:  # noqa: F811
+    """SmolLM2 has 30 layers of 9 heads: neither the tiles of a map nor those of the grid are stripes."""
+    page.set_viewport_size({"width": width, "height": 800})
+    open_report(run_with_attention(tmp_path, 30, 9, TOKENS, MODELS[:2]), tmp_path)
+    see(page, "attention-moved")
+    tiles = page.locator("#attention-moved g[data-mark=cell] rect").evaluate_all(
+        "tiles => tiles.map((tile) => tile.getBoundingClientRect()).map(({ width, height }) => [width, height])"
+    )
+    assert len(tiles) == 270
+    assert all(across == pytest.approx(down, abs=0.5) and across > 9 for across, down in tiles)
+    see(page, CHART)
+    box = page.locator(f"#{CHART} canvas.grid").first.bounding_box()
+    assert box is not None
+    # Names of layers and heads take the same room as in a small grid (see the click on a tile above).
+    across, down = (box["width"] - 24) / 9, (box["height"] - 18) / 30
+    assert across == pytest.approx(shown(page, CHART)["tile"], abs=2)
+    assert across == pytest.approx(down, rel=0.1)
 
 
 def test_more_scores_than_colours_are_told_apart(page: Page, tmp_path: Path, open_report: OpenReport) -> None:  # noqa: F811

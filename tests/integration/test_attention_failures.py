@@ -19,8 +19,8 @@ from gguf_harness.errors import EngineCrashed, HarnessError, OptionError, Prompt
 from gguf_harness.inputs.corpora import load_corpus
 from gguf_harness.inputs.prompts import Prompt, PromptSet
 from gguf_harness.measure.attention.activations import ActivationReader
-from gguf_harness.measure.attention.attention_results import HeadBehaviour
 from gguf_harness.measure.attention.calls import Attention
+from gguf_harness.measure.attention.pattern_results import HeadBehaviour
 from gguf_harness.measure.attention.tasks import observe_attention
 from tests.integration.attention_setup import make_request, make_runner, read_attention
 from tests.integration.small_models import write_small_model

@@ -14,7 +14,7 @@ from gguf_harness.engine.cache_types import rotate, through_cache
 from gguf_harness.engine.context import Context
 from gguf_harness.engine.settings import CacheType, SessionSettings
 from gguf_harness.engine.taps import Taps
-from gguf_harness.engine.worker import WorkerContext
+from gguf_harness.engine.worker_context import WorkerContext
 from gguf_harness.errors import NoData, NoPrompt
 from gguf_harness.inputs.cache_limits import rotation
 from gguf_harness.inputs.prompts import Prompt

@@ -25,7 +25,7 @@ from gguf_harness.inputs.options import read_options
 from gguf_harness.inputs.subjects import Subject
 from gguf_harness.measure.core import Core
 from gguf_harness.measure.kv.calls import CacheCost
-from gguf_harness.measure.kv.depth import Depth
+from gguf_harness.measure.kv.cost_by_depth import Depth
 from gguf_harness.metrics.records import Estimate
 from gguf_harness.pytest_plugin.progress import SilentProgress
 from tests.command_line import parse_command_line

@@ -14,7 +14,7 @@ from gguf_harness.engine.context import Context
 from gguf_harness.engine.model import Model
 from gguf_harness.engine.settings import CacheType, SessionSettings
 from gguf_harness.engine.taps import Taps
-from gguf_harness.engine.worker import WorkerContext
+from gguf_harness.engine.worker_context import WorkerContext
 from gguf_harness.errors import EngineError, OptionError
 from gguf_harness.inputs.sources import expand
 from tests.devices import near

@@ -13,7 +13,7 @@ from scipy.spatial.distance import jensenshannon
 
 from gguf_harness.engine.model import Model
 from gguf_harness.engine.settings import SessionSettings
-from gguf_harness.engine.worker import WorkerContext
+from gguf_harness.engine.worker_context import WorkerContext
 from gguf_harness.inputs.prompts import Prompt
 from gguf_harness.measure.kv.cache_tasks import CacheRequest, compare_caches
 from tests.integration.attention_oracle import Rounded

@@ -16,7 +16,7 @@ from gguf_harness.inputs.ladder import plan_ladder
 from gguf_harness.inputs.options import read_options
 from gguf_harness.inputs.subjects import Subject
 from gguf_harness.measure.core import Core
-from gguf_harness.measure.kv.depth import ByDepth, Depth
+from gguf_harness.measure.kv.cost_by_depth import ByDepth, Depth
 from gguf_harness.metrics.by_position import FIRST_POSITION, SLOPE_FROM, growth_p_value, slope
 from gguf_harness.metrics.stats import as_estimate
 from gguf_harness.pytest_plugin.progress import SilentProgress

@@ -17,7 +17,7 @@ from gguf_harness.engine.context import Context
 from gguf_harness.engine.model import Model
 from gguf_harness.engine.settings import SessionSettings
 from gguf_harness.engine.taps import Taps
-from gguf_harness.engine.worker import WorkerContext
+from gguf_harness.engine.worker_context import WorkerContext
 from gguf_harness.errors import VocabularyMismatch
 from gguf_harness.gguf.weights import Weights
 from gguf_harness.inputs.ladder import plan_ladder

@@ -20,12 +20,12 @@ import uvicorn
 from gguf_harness.cli import main
 from gguf_harness.engine.settings import SessionSettings
 from gguf_harness.explore.app import make_app
-from gguf_harness.explore.session import Explorer
+from gguf_harness.explore.explorer_session import Explorer
 from gguf_harness.gguf.header import read_header
 from gguf_harness.inputs.models import load_info
 from gguf_harness.inputs.sources import expand
 from gguf_harness.measure.layers.tasks import kld_rows
-from gguf_harness.measure.live.model import LiveModel
+from gguf_harness.measure.live.live_model import LiveModel
 from gguf_harness.measure.live.requests import Ablation
 from tests.integration.explorer_process import Explored, explored
 from tests.integration.small_models import write_small_model

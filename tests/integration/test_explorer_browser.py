@@ -15,7 +15,7 @@ import pytest
 from gguf_harness.engine.settings import SessionSettings
 from gguf_harness.inputs.models import load_info
 from gguf_harness.inputs.sources import expand
-from gguf_harness.measure.live.model import LiveModel
+from gguf_harness.measure.live.live_model import LiveModel
 from gguf_harness.measure.live.requests import Ablation
 from tests.integration.explorer_pages import (
     STRONGEST_ROW,

@@ -19,7 +19,7 @@ from gguf_harness.inputs.models import load_info
 from gguf_harness.inputs.sources import expand
 from gguf_harness.inputs.words import load_words
 from gguf_harness.measure.embeddings.tasks import read_rows
-from gguf_harness.measure.live.model import LiveModel
+from gguf_harness.measure.live.live_model import LiveModel
 from gguf_harness.metrics.kernels.directions import cosine
 from tests.integration.small_bert import write_small_bert
 from tests.loaded import open_context

@@ -13,7 +13,7 @@ from gguf_harness.engine.model import Model
 from gguf_harness.engine.quantize import quantize_file
 from gguf_harness.engine.settings import SessionSettings
 from gguf_harness.engine.taps import Reader, Taps
-from gguf_harness.engine.worker import WorkerContext
+from gguf_harness.engine.worker_context import WorkerContext
 from gguf_harness.errors import TapNotFound
 from gguf_harness.inputs.prompts import Prompt
 from gguf_harness.measure.attention.tasks import AttentionRequest, observe_attention

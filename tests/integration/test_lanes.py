@@ -9,7 +9,8 @@ import pytest
 
 from gguf_harness.engine.context import Context, LogitsBlock
 from gguf_harness.engine.settings import SessionSettings
-from gguf_harness.engine.worker import Worker, WorkerContext
+from gguf_harness.engine.worker import Worker
+from gguf_harness.engine.worker_context import WorkerContext
 from gguf_harness.errors import StoreError
 from gguf_harness.inputs.corpora import load_corpus
 from gguf_harness.measure.passes import tasks as passes

@@ -18,7 +18,7 @@ from gguf_harness.engine.context import Context
 from gguf_harness.engine.quantize import quantize_file
 from gguf_harness.engine.settings import SessionSettings
 from gguf_harness.engine.taps import Patcher, Taps
-from gguf_harness.engine.worker import WorkerContext
+from gguf_harness.engine.worker_context import WorkerContext
 from gguf_harness.errors import CorpusError, NoData, PromptError
 from gguf_harness.gguf.header import read_header
 from gguf_harness.inputs.ladder import plan_ladder

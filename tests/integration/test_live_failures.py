@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from gguf_harness.errors import CorpusError, EngineCrashed, EngineError, HarnessError, NoData, OptionError, PromptError
 from gguf_harness.inputs.prompts import Message, Prompt
-from gguf_harness.measure.live.model import LiveModel
+from gguf_harness.measure.live.live_model import LiveModel
 from gguf_harness.measure.live.requests import Ablation, Sampling
 from tests.integration.live_oracle import SETTINGS, file, live, open_live
 from tests.integration.small_bert import write_small_bert

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from scipy.stats import chisquare
 
 from gguf_harness.engine.settings import Adapter, SessionSettings
-from gguf_harness.engine.worker import WorkerContext
+from gguf_harness.engine.worker_context import WorkerContext
 from gguf_harness.errors import NoData
 from gguf_harness.inputs.prompts import Prompt
 from gguf_harness.measure.live.continuing import Step
-from gguf_harness.measure.live.model import LiveModel
+from gguf_harness.measure.live.live_model import LiveModel
 from gguf_harness.measure.live.requests import Ablation, Sampling
 from gguf_harness.measure.texts.next_tokens import KEPT
 from gguf_harness.measure.texts.tasks import GenerateRequest, Generation, generate_texts

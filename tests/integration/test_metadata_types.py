@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from gguf_harness.engine.settings import SessionSettings
-from gguf_harness.engine.worker import Worker, WorkerContext
+from gguf_harness.engine.worker import Worker
+from gguf_harness.engine.worker_context import WorkerContext
 from gguf_harness.errors import HarnessError, InvalidGGUF
 from gguf_harness.inputs.models import load_info
 from gguf_harness.inputs.sources import ModelSource

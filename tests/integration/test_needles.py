@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from gguf_harness.engine.settings import SessionSettings
-from gguf_harness.engine.worker import WorkerContext
+from gguf_harness.engine.worker_context import WorkerContext
 from gguf_harness.errors import CorpusError
 from gguf_harness.inputs.corpora import load_corpus
 from gguf_harness.inputs.needles import Needle, load_needles
 from gguf_harness.measure.kv.needle_tasks import NeedleRequest, run_needles
 from gguf_harness.measure.passes.tasks import CorpusText, window_order
 from gguf_harness.metrics.kernels.log_softmax import log_softmax
-from gguf_harness.metrics.needles import compare_needles, summarize_needles
+from gguf_harness.metrics.needle_scores import compare_needles, summarize_needles
 from tests.loaded import open_context
 from tests.random_llama import write_random_llama
 

@@ -13,7 +13,7 @@ from gguf_harness.inputs.corpora import load_corpus
 from gguf_harness.inputs.ladder import plan_ladder
 from gguf_harness.inputs.options import read_options
 from gguf_harness.measure.core import Core
-from gguf_harness.measure.kv.depth import Depth
+from gguf_harness.measure.kv.cost_by_depth import Depth
 from gguf_harness.measure.passes.calls import CorpusPass
 from gguf_harness.measure.passes.tasks import CorpusText, PassRequest, reference_shape
 from gguf_harness.pytest_plugin.progress import SilentProgress

@@ -207,7 +207,7 @@ def test_heads_removed_one_by_one_are_those_of_whole_decodes(file: Path, monkeyp
         case = _Case(context, file, settings)
         path = case.layout.all[1::3][::-1][:3] + case.layout.all[::4][:3]
         path = list(dict.fromkeys(path))
-        curves = []
+        curves, divergences = [], []
         for most in (1 << 30, 0):
             monkeypatch.setattr("gguf_harness.measure.heads.removing._MOST_BYTES", most)
             with Patched(case.model, settings, case.layout) as patched:
@@ -217,6 +217,7 @@ def test_heads_removed_one_by_one_are_those_of_whole_decodes(file: Path, monkeyp
                     removal.go_on(path[:step])
                     # The one that goes is not the last that was tried.
                     curve.append(removal.losses(head))
+                    divergences.append((step, removal.changes(head)))
                     removal.losses(case.layout.all[5])
                 curves.append(np.stack(curve))
         sets = [tuple(map(case.zero, path[: step + 1])) for step in range(len(path))]
@@ -224,6 +225,9 @@ def test_heads_removed_one_by_one_are_those_of_whole_decodes(file: Path, monkeyp
         expected = np.stack([case.clean.losses(at % 3, rows) for at, rows in enumerate(logits)])
         for losses in curves:
             assert np.abs(losses.reshape(expected.shape) - expected).max() < 1e-5
+        changed = np.stack([case.clean.compare(at % 3, rows)[1] for at, rows in enumerate(logits)])
+        for step, changes in divergences:
+            assert np.abs(changes - changed[3 * step : 3 * step + 3]).max() < 1e-5
         assert np.abs(curves[0][0] - curves[0][-1]).max() > 1e-3
 
 

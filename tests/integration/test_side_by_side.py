@@ -15,7 +15,8 @@ import pytest
 
 from gguf_harness.engine.settings import SessionSettings
 from gguf_harness.engine.shared_rows import make_shared_rows
-from gguf_harness.engine.worker import Call, Worker, WorkerContext, call_together
+from gguf_harness.engine.worker import Call, Worker, call_together
+from gguf_harness.engine.worker_context import WorkerContext
 from gguf_harness.errors import EngineCrashed, EngineError, EngineTimeout, HarnessError, PeerGone, VocabularyMismatch
 from gguf_harness.inputs.corpora import load_corpus
 from gguf_harness.inputs.sources import TINY_FILE

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from gguf_harness.engine.context import Context
 from gguf_harness.engine.sequences import restore_sequence, save_sequence
 from gguf_harness.engine.settings import CacheType, SessionSettings
-from gguf_harness.engine.worker import Worker, WorkerContext
+from gguf_harness.engine.worker import Worker
+from gguf_harness.engine.worker_context import WorkerContext
 from gguf_harness.measure.speed.side_by_side import DepthSpeed, SpeedRequest, Timed, measure_depths
 from gguf_harness.measure.speed.tasks import SpeedTest, timed_decode
 from tests.loaded import open_context

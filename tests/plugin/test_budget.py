@@ -14,6 +14,7 @@ pytestmark = pytest.mark.model
 SMALL = ("--models=tiny", "--gguf-quants=Q8_0,Q4_0,Q2_K", "--gguf-ctx=64")
 AT_ONCE = """
 import gguf_harness.pytest_plugin.foresight as foresight
+import gguf_harness.measure.forecast.expected as expected
 import gguf_harness.measure.forecast.forecast as forecast
 foresight._WORTH_S = forecast._SHOWN_FROM_S = 0.0
 """
@@ -66,7 +67,7 @@ def test_a_session_tells_what_it_will_take_and_learns(
 
 
 def test_a_budget_leaves_out_and_says_so(run_suite: RunSuite, read_run: ReadRun, pytester: pytest.Pytester) -> None:
-    pytester.makepyfile(slow=AT_ONCE + "forecast.TESTS_S = {'quant': 3000.0}\n")
+    pytester.makepyfile(slow=AT_ONCE + "expected.TESTS_S = {'quant': 3000.0}\n")
     pytester.syspathinsert()
     # Tests of each subject seem to take 3000 s: there is time for the reference and one candidate.
     result = run_suite(*SMALL, "--gguf-budget=9000s", "-p", "slow", "--gguf-chunks=6", tests="test_divergence.py")
@@ -102,8 +103,8 @@ def test_fewer_windows_are_the_first_of_more(run_suite: RunSuite, read_run: Read
 
 
 COSTLY = """
-from gguf_harness.measure.forecast.efforts import EFFORTS, Effort
-EFFORTS = forecast.EFFORTS = {**EFFORTS, "passes/reference": lambda scale: Effort(seconds=1200.0 * scale.windows)}
+from gguf_harness.measure.forecast.scales import Effort
+expected.EFFORTS = {**expected.EFFORTS, "passes/reference": lambda scale: Effort(seconds=1200.0 * scale.windows)}
 """
 
 
@@ -166,3 +167,73 @@ def test_a_budget_is_of_one_process(run_suite: RunSuite) -> None:
     result = run_suite(*SMALL, "--gguf-budget=1m", "-n2", tests="test_file.py")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(["*--gguf-budget plans the time of one process, and pytest -n is for several.*"])
+
+
+UNEXPECTED = """
+take = forecast.Forecast.measured
+def measured(self, job, seconds):
+    expected = take(self, job, seconds)
+    if job.measurement.counted and not expected:
+        with open("unexpected.txt", "a") as out:
+            out.write(f"{job.name} {job.topic and job.topic.name}\\n")
+    return expected
+forecast.Forecast.measured = measured
+"""
+
+
+@pytest.mark.parametrize(
+    ("suite", "options"),
+    [
+        ("kv", ("--gguf-quants=Q8_0", "--gguf-kv=q8_0/q8_0", "-k", "not speed and not facts")),
+        ("lora", ("--gguf-quants=Q8_0",)),
+    ],
+)
+def test_all_that_variants_need_is_foreseen_and_found_again(
+    run_suite: RunSuite, read_run: ReadRun, pytester: pytest.Pytester, suite: str, options: tuple[str, ...]
+) -> None:
+    pytester.makepyfile(watched=AT_ONCE + UNEXPECTED)
+    pytester.syspathinsert()
+    arguments = ("--models=tiny", *options, "--gguf-ctx=64", "-p", "watched")
+    first = run_suite(*arguments, suite=suite)
+    first.stdout.fnmatch_lines([f"forecast: about * s: {suite} *"])
+    rows = {row["name"]: row for row in read_run()["forecast"]["measurements"]}
+    assert not (pytester.path / "unexpected.txt").exists(), (pytester.path / "unexpected.txt").read_text()
+    # Two prompts are too few for a number of tests: these measure nothing.
+    assert [name for name, row in rows.items() if row["actual_s"] == 0] == []
+    assert len(rows) > 8
+    run_suite(*arguments, suite=suite)
+    assert [row["name"] for row in read_run()["forecast"]["measurements"]] == [f"tests/{suite}"]
+
+
+def test_a_budget_leaves_out_variants_of_files(
+    run_suite: RunSuite, read_run: ReadRun, pytester: pytest.Pytester
+) -> None:
+    """The reference's own cache is measured first; a limit on what is left out stays open."""
+    pytester.makepyfile(slow=AT_ONCE + "expected.TESTS_S = {'kv': 3000.0}\n")
+    pytester.syspathinsert()
+    kv = "--gguf-kv=f16/f16,q8_0/q8_0,q4_0/q4_0"
+    arguments = ("--models=tiny", "--gguf-quants=Q8_0,Q2_K", kv, "--gguf-ctx=64", "-p", "slow")
+    result = run_suite(*arguments, "--gguf-budget=7000s", suite="kv", tests="test_divergence.py")
+    result.stdout.fnmatch_lines(["budget: 1 h 56 min: *without *tiny-Q8_0 [[]kv=q8_0/q8_0], *"])
+    run = read_run()
+    measured = {row["model"] for row in run["estimates"]}
+    assert measured == {"tiny-F16 [kv=q8_0/q8_0]", "tiny-Q2_K [kv=q8_0/q8_0]"}
+    left_out = {row["model"] for row in run["budget"]["left_out"]}
+    assert left_out == {f"{file} [kv=q4_0/q4_0]" for file in ("tiny-F16", "tiny-Q8_0", "tiny-Q2_K")} | {
+        "tiny-Q8_0 [kv=q8_0/q8_0]"
+    }
+
+
+def test_tests_that_skip_themselves_go_with_their_subjects(run_suite: RunSuite, pytester: pytest.Pytester) -> None:
+    """Of the grid that is measured by default, texts are continued with two caches only."""
+    pytester.makepyfile(slow=AT_ONCE + "expected.TESTS_S = {'kv': 3000.0}\n")
+    pytester.syspathinsert()
+    arguments = ("--models=tiny", "--gguf-quants=Q8_0", "--gguf-ctx=64", "-p", "slow")
+    result = run_suite(*arguments, "--gguf-budget=5000s", suite="kv", tests="test_texts.py")
+    outcomes = result.parseoutcomes()
+    # One of the reference's, one of the candidate's, of ten.
+    assert {name: outcomes.get(name, 0) for name in ("skipped", "deselected", "errors")} == {
+        "skipped": 1,
+        "deselected": 8,
+        "errors": 0,
+    }

@@ -273,7 +273,11 @@ def test_run_explains_the_options_of_its_suites(
         "--collect-only",
     ):
         assert words in of_quant
-    assert not any(other in of_quant for other in ("--gguf-head-limit", "--gguf-words", "--basetemp"))
+    of_others = ("--gguf-head-limit", "--gguf-words", "--gguf-haystacks", "--gguf-depths", "--gguf-lora", "--basetemp")
+    assert not any(other in of_quant for other in of_others)
+    for suite, own in (("kv", ("--gguf-haystacks", "--gguf-depths", "--gguf-pp")), ("lora", ("--gguf-lora-corpus",))):
+        assert main(["run", suite, "-h"]) == 0
+        assert set(own) <= set(capsys.readouterr().out.split()), suite
     assert main(["run", "heads", "embeddings", "-h"]) == 0
     assert {"--gguf-head-limit", "--gguf-words"} <= set(capsys.readouterr().out.split())
     assert main(["run", "--help"]) == 0

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from gguf_harness.store.arrays import load_arrays
 from tests.plugin.conftest import ReadRun, RunSuite
 from tests.random_llama import write_random_llama
 
@@ -66,6 +67,16 @@ def test_interchange_and_removal(
     assert [entry["name"] for entry in run["arrays"]] == ["head_removal"] * 2
     report = max(pytester.path.glob("results/runs/*/report.html"))
     assert "Heads that can be removed" in report.read_text(encoding="utf-8")
+
+
+@pytest.mark.shared_cache
+def test_all_heads_may_go_also_with_a_limit(run_suite: RunSuite, read_run: ReadRun, pytester: pytest.Pytester) -> None:
+    """The limit is about heads that are ablated on all windows; the screen knows what every head changes."""
+    run_suite("--models=tiny", *QUICK, "--gguf-head-limit=2", tests=REMOVAL)
+    (entry,) = read_run()["arrays"]
+    arrays = load_arrays(max(pytester.path.glob("results/runs/*")) / entry["file"])
+    assert arrays["all"] == 40
+    assert len(arrays["heads"]) > 2
 
 
 def test_a_second_run_decodes_nothing(run_suite: RunSuite, read_run: ReadRun, llama_file: Path) -> None:

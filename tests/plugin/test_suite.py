@@ -154,7 +154,7 @@ def test_a_failing_gate_keeps_its_rows_and_is_told_once(
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     result.stdout.fnmatch_lines(
         [
-            "bad: KL mean is * +/- * nats; the limit is at most 0.1 nats. Even its 95% bound*",
+            "bad: KL mean is * +/- * nats; the limit is at most 0.1 nats. Even its 95 % bound*",
             "bad *fail*",
             "bad: fail; KL mean *, limit 0.1 nats; same *",
             "FAILED *::test_distribution_stays_close_to_reference* - GateFailed: KL mean *, limit 0.1 nats",

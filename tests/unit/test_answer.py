@@ -88,7 +88,7 @@ def test_what_was_not_measured_is_said(run: dict[str, Any]) -> None:
     ]
     said = _says(run, "Not measured")
     assert said.startswith(
-        "The suites kv, lora, attention, heads, layers, embeddings did not run; 3 tests skipped: took 0 s"
+        "The suites kv, lora, attention, heads, layers, embeddings did not run; 3 tests of quant skipped: took 0 s"
     )
     assert _says(run | {"gates": [], "planned": []}, "Limits") == "None were set."
 

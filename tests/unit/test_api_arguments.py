@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import gguf_harness as gh
-from gguf_harness.api.checks import chosen, place_of, prompt_of, whole
+from gguf_harness.api.arguments import chosen, place_of, prompt_of, whole
 from gguf_harness.errors import HarnessError, OptionError, PromptError
 
 

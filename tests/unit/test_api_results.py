@@ -19,9 +19,9 @@ from gguf_harness import api
 from gguf_harness.api import pictures
 from gguf_harness.api.attention_results import attention_of
 from gguf_harness.api.generated import collect, streamed
+from gguf_harness.api.long_frames import make_frame
 from gguf_harness.api.picture_page import render_page
 from gguf_harness.api.state_results import hidden_states_of
-from gguf_harness.api.tables import make_frame
 from gguf_harness.errors import MissingExtra, ModelError, NoData, OptionError
 from gguf_harness.measure.live.continuing import Step
 from gguf_harness.measure.live.reading import Reading
@@ -254,7 +254,7 @@ def test_a_model_beside_itself_is_two() -> None:
 
 def test_entropy_and_probability_are_of_the_whole_distribution() -> None:
     from gguf_harness.api.prediction_results import next_tokens_of
-    from gguf_harness.api.vocabulary import ModelVocabulary
+    from gguf_harness.api.token_texts import ModelVocabulary
 
     class Known(ModelVocabulary):
         """Tokens with the numbers as texts; two of them are the same text."""

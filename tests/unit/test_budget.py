@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gguf_harness.engine.settings import KVTypes
 from gguf_harness.errors import OptionError
+from gguf_harness.inputs.ladder import PlannedModel, PlannedSubject
 from gguf_harness.inputs.prompts import Prompt, PromptSet, load_prompts
 from gguf_harness.measure.forecast.budget import (
     AIM,
@@ -22,14 +24,18 @@ from gguf_harness.measure.forecast.budget import (
     fewer_prompts,
     reduced,
 )
+from gguf_harness.pytest_plugin.foresight import _in_turns
 
-FULL = Choice(candidates=6, chunks=16, prompts=24, ablations=1, head_windows=4, head_limit=64, sensitivity=2)
+FULL = Choice(
+    candidates=6, variants=8, chunks=16, prompts=24, ablations=1, head_windows=4, head_limit=64, sensitivity=2
+)
 NAMES = [field.name for field in fields(Choice)]
 
 _limit = st.none() | st.integers(2, 200)
 _choices = st.builds(
     Choice,
     candidates=st.integers(0, 40),
+    variants=st.integers(0, 40),
     chunks=_limit,
     prompts=st.integers(1, 60),
     ablations=st.just(1),
@@ -119,7 +125,7 @@ def test_what_is_reduced_is_said_with_its_option() -> None:
 def test_heads_are_changed_when_all_else_fits() -> None:
     choices = chain(FULL, ())
     without = [choice for choice in choices if choice.ablations == 0]
-    assert (without[-1].chunks, without[-1].prompts, without[-1].candidates) == (16, 24, 6)
+    assert (without[-1].chunks, without[-1].prompts, without[-1].candidates, without[-1].variants) == (16, 24, 6, 8)
     told = [str(each) for each in reduced(without[-1], FULL, [*OPTIONS])]
     assert told == [
         "0 of 2 candidates by groups of tensors (--gguf-sensitivity)",
@@ -145,3 +151,17 @@ def test_a_set_of_no_more_prompts_stays_the_same() -> None:
     prompts = PromptSet("two", (Prompt("a", "x"), Prompt("b", "y")))
     assert fewer_prompts(prompts, 2) is prompts
     assert fewer_prompts(prompts, 1).sha256 != prompts.sha256
+
+
+def test_each_file_has_a_variant_before_any_has_two() -> None:
+    reference, first, second = (PlannedModel(name) for name in ("reference", "first", "second"))
+    mixed, even = KVTypes("q8_0", "f16"), KVTypes("q4_0", "q4_0")
+    subjects = [PlannedSubject(model, pair) for model in (second, reference, first) for pair in (mixed, even)]
+    order = _in_turns(subjects, PlannedSubject(reference), [PlannedSubject(first), PlannedSubject(second)])
+    assert [(each.model.name, each.kv) for each in order] == [
+        *((name, even) for name in ("reference", "first", "second")),
+        *((name, mixed) for name in ("reference", "first", "second")),
+    ]
+    # Of the reference's file there may be candidates as well.
+    alike = _in_turns(subjects, PlannedSubject(reference), [PlannedSubject(first), PlannedSubject(reference, even)])
+    assert [each.model.name for each in alike[:3]] == ["reference", "first", "second"]

@@ -12,7 +12,7 @@ import pytest
 from gguf_harness.report.charts.head_charts import head_charts
 from gguf_harness.report.data import RunView
 from gguf_harness.report.html import write_html
-from gguf_harness.store.arrays import save_arrays
+from gguf_harness.store.arrays import load_arrays, save_arrays
 
 HOSTILE = "</script><img src=x onerror=alert(1)><b>"
 
@@ -47,7 +47,7 @@ def _charts(run: dict[str, Any], folder: Path) -> dict[str, dict[str, Any]]:
 def test_tiles_are_heads_and_empty_where_nothing_was_measured(tmp_path: Path) -> None:
     charts = _charts(_run(tmp_path), tmp_path)
     importance = charts["head-importance"]
-    assert importance["title"] == "Head 3.1 matters most: without it the loss changes by +0.260 ± 0.010 nats"
+    assert importance["title"] == "Head 3.1 matters most: without it the loss rises by 0.260 ± 0.010 nats"
     assert [figure["name"] for figure in importance["figures"]] == ["a", "b"]
     data = importance["figures"][0]["data"]
     assert (data["x"]["names"], data["y"]["names"]) == (["0", "1", "2"], ["0", "3"])
@@ -169,16 +169,18 @@ def test_large_groups_are_a_map_and_a_short_title(tmp_path: Path) -> None:
     assert values == [0] * 12 + [1, 1, 2, 2, 3, 3, 4, 4, 5, 5] + [6] * 6 + [7] * 4
 
 
-def test_removal_says_how_many_heads_were_tried(tmp_path: Path) -> None:
+def test_removal_says_of_how_many_heads(tmp_path: Path) -> None:
     run = _run(tmp_path)
     row = run["estimates"][0] | {"layer": None, "head": None, "metric": "heads_removable", "value": 1.0}
     run["estimates"].append(row)
-    run["heads"] = [_kind("a", head, "sink") for head in range(3)]
-    assert _charts(run, tmp_path)["head-removal"]["title"].startswith("1 of 3 heads can go")
     run["heads"] = [_kind("a", head, "sink") for head in range(9)]
     charts = _charts(run, tmp_path)
-    assert charts["head-removal"]["title"].startswith("1 of the 3 measured heads can go")
+    assert charts["head-removal"]["title"].startswith("1 head can go")
     assert charts["head-importance"]["title"].startswith("Head 3.1 matters most of the 3 measured: ")
+    (entry,) = (entry for entry in run["arrays"] if entry["model"] == "a")
+    arrays = load_arrays(tmp_path / entry["file"])
+    save_arrays(tmp_path / entry["file"], arrays | {"all": np.array(9)})
+    assert _charts(run, tmp_path)["head-removal"]["title"].startswith("1 of 9 heads can go")
 
 
 def test_hostile_names_are_text_and_missing_files_cost_their_curve(tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ def test_the_title_is_of_the_candidate_that_ends_furthest_off(tmp_path: Path) ->
     assert chart["title"] == (
         "Q4's weights are off by 4.0 % in a layer, its stream by 30 % after layer 2, 7.5 times as much"
     )
-    assert chart["table"][1] == [["m-Q8", "0.4 %", "3.0 %"], ["m-Q4", "4.0 %", "30 %"]]
+    assert chart["table"][1] == [["m-Q8", "0.40 %", "3.0 %"], ["m-Q4", "4.0 %", "30 %"]]
 
 
 def test_only_where_a_run_has_both(tmp_path: Path) -> None:

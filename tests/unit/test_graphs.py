@@ -31,7 +31,7 @@ from gguf_harness.graphs import (
     upload,
     write_graph,
 )
-from gguf_harness.graphs.layout import principal_plane, spring_layout
+from gguf_harness.graphs.node_layout import principal_plane, spring_layout
 from gguf_harness.graphs.view import MOST_EDGES, render_view
 
 HOSTILE = ["</script><img src=x onerror=alert(1)>", '<a href="javascript:alert(1)">', "\x1b[2J", "\ud83d", "&lt;b&gt;"]

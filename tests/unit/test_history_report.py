@@ -21,8 +21,8 @@ from gguf_harness.judge.history import History, build_history, read_history
 from gguf_harness.judge.history.families import StoredContent
 from gguf_harness.report.history import COLUMNS, history_csv, history_json, history_rows, render_history, write_history
 from gguf_harness.report.history.charts import metric_chart
+from gguf_harness.report.history.sentences import findings, headline, verdict
 from gguf_harness.report.history.terminal import sparkline
-from gguf_harness.report.history.words import findings, headline, verdict
 from gguf_harness.report.html import embed_json
 from gguf_harness.store.run_content import content_problem
 from tests.history_runs import Measured, content, row, write_run_of

@@ -80,7 +80,7 @@ def test_heads_of_the_coarsest_cache_come_first() -> None:
 
 def test_layers_show_what_they_cause_beside_what_was_predicted() -> None:
     chart = _charts(_run())["kv-layers"]
-    assert chart["title"] == "Layer 0 causes 75% of what F16 [kv=q4_0/q4_0] costs layer by layer"
+    assert chart["title"] == "Layer 0 causes 75 % of what F16 [kv=q4_0/q4_0] costs layer by layer"
     rows = chart["figures"][0]["data"]["rows"]
     assert [(row["name"], row["model"], round(row["value"], 4)) for row in rows] == [
         ("layer 0", 0, 0.75), ("layer 0", 1, 0.2), ("layer 1", 0, 0.25), ("layer 1", 1, 0.8),

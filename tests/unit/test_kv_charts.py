@@ -57,10 +57,10 @@ def _run(limit: float, files: tuple[str, ...] = ("tiny-F16",), **more: Any) -> R
 
 
 def test_the_smallest_cache_that_passes_on_every_file() -> None:
-    said = "Smallest KV cache that passes on {}: q8_0/q8_0, 53% of f16/f16"
+    said = "Smallest KV cache that passes on {}: q8_0/q8_0, 53 % of f16/f16"
     assert smallest_cache(_run(0.01)) == said.format("tiny-F16")
-    assert smallest_cache(_run(0.01, ("tiny-F16", "tiny-Q8_0"))) == said.format("all 2 files")
-    assert smallest_cache(_run(1.0)) == "Smallest KV cache that passes on tiny-F16: q4_0/q4_0, 28% of f16/f16"
+    assert smallest_cache(_run(0.01, ("tiny-F16", "tiny-Q8_0"))) == said.format("both files")
+    assert smallest_cache(_run(1.0)) == "Smallest KV cache that passes on tiny-F16: q4_0/q4_0, 28 % of f16/f16"
     assert smallest_cache(_run(1e-9)) == "No KV cache passes on every file that was run with it (6 tested)"
     assert smallest_cache(RunView({"models": [], "estimates": [], "gates": []})) is None
 
@@ -69,17 +69,17 @@ def test_a_pair_that_fails_on_one_file_is_not_recommended() -> None:
     view = _run(0.01, ("tiny-F16", "tiny-Q8_0"))
     gate = next(gate for gate in view.run["gates"] if gate["model"] == "tiny-Q8_0 [kv=q8_0/q8_0]")
     gate["verdict"] = "inconclusive"
-    assert smallest_cache(view) == "Smallest KV cache that passes on all 2 files: f16/q8_0, 77% of f16/f16"
+    assert smallest_cache(view) == "Smallest KV cache that passes on both files: f16/q8_0, 77 % of f16/f16"
 
 
 @pytest.mark.parametrize("metric", ["kv_total_kld", "nll_slope", "kv_same_top"])
 def test_a_cache_that_fails_another_gate_of_the_suite_does_not_pass(metric: str) -> None:
     view = _run(0.01)
     view.run["gates"].append(_gate("tiny-F16 [kv=q8_0/q8_0]", metric, "fail"))
-    assert smallest_cache(view) == "Smallest KV cache that passes on tiny-F16: f16/q8_0, 77% of f16/f16"
+    assert smallest_cache(view) == "Smallest KV cache that passes on tiny-F16: f16/q8_0, 77 % of f16/f16"
     # Gates of other suites are about the file.
     view.run["gates"].append(_gate("tiny-F16 [kv=f16/q8_0]", "kld_mean", "fail", suite="quant"))
-    assert smallest_cache(view) == "Smallest KV cache that passes on tiny-F16: f16/q8_0, 77% of f16/f16"
+    assert smallest_cache(view) == "Smallest KV cache that passes on tiny-F16: f16/q8_0, 77 % of f16/f16"
 
 
 def test_a_cache_with_a_gate_that_was_not_decided_does_not_pass() -> None:
@@ -93,7 +93,7 @@ def test_a_cache_with_a_gate_that_was_not_decided_does_not_pass() -> None:
             for metric in ("kv_kld", "nll_slope")
         ]
 
-    told = "Smallest KV cache that passes on tiny-F16: q8_0/q8_0, 53% of f16/f16; 1 of 6 incomplete"
+    told = "Smallest KV cache that passes on tiny-F16: q8_0/q8_0, 53 % of f16/f16; 1 of 6 incomplete"
     assert smallest_cache(_run(1.0, planned=planned("tiny-F16 [kv=q4_0/q4_0]"))) == told
     assert smallest_cache(_run(1.0, planned=planned(*names))) is None
 

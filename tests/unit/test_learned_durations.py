@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from gguf_harness.metrics.number_format import format_clock, format_duration
-from gguf_harness.store.durations import FOLDER, Durations
+from gguf_harness.store.learned_durations import FOLDER, Durations
 
 
 def test_a_file_has_its_own_factor_and_others_that_of_the_kind(tmp_path: Path) -> None:
@@ -68,7 +68,7 @@ def test_what_cannot_be_read_is_passed_over(tmp_path: Path, line: str) -> None:
 
 
 def test_a_long_table_is_shortened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gguf_harness.store.durations._MOST_LINES", 10)
+    monkeypatch.setattr("gguf_harness.store.learned_durations._MOST_LINES", 10)
     durations = Durations(tmp_path, "here")
     for number in range(1, 26):
         durations.add("heads/sweep", "a", expected=1.0, seconds=float(number))

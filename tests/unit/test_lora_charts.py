@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gguf_harness.report.adapters import smallest_base
 from gguf_harness.report.charts.lora_charts import lora_charts
 from gguf_harness.report.charts.text_charts import text_charts
 from gguf_harness.report.data import RunView
+from gguf_harness.report.kept_effects import smallest_base
 from gguf_harness.store.arrays import save_arrays
 
 KINDS = {"F16": 1000, "Q8_0": 500, "Q2_K": 200}
@@ -117,7 +117,7 @@ def test_matrices(tmp_path: Path) -> None:
     chart = _charts(_run() | {"arrays": [entry]}, tmp_path)["lora-matrices"]
     assert chart["title"] == "F16 [lora=style] changes blk.1.attn_q.weight most: by 30 % of its size"
     data = chart["figures"][0]["data"]
-    assert data["y"]["names"] == ["0", "1", "none"]
+    assert data["y"]["names"] == ["0", "1", "no layer"]
     assert data["values"] == [[0.1, None], [0.3, None], [None, None]]
     assert "rank 4, effective 3.50" in data["notes"][0][0]
 

@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from gguf_harness.errors import HarnessError, InvalidGGUF, ModelError
-from gguf_harness.gguf.lora import read_lora
+from gguf_harness.gguf.lora_files import read_lora
 from gguf_harness.inputs.adapters import adapted_tensors, check_fits, load_adapter
 from gguf_harness.inputs.models import ModelInfo, load_info
 from gguf_harness.inputs.sources import ModelSource

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gguf_harness.errors import NoData
-from gguf_harness.gguf.lora import read_lora
+from gguf_harness.gguf.lora_files import read_lora
 from gguf_harness.gguf.merged import write_merged
 from gguf_harness.gguf.weights import Weights
 from gguf_harness.metrics.low_rank import change_estimates, effective_rank, measure_low_rank

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from gguf_harness.errors import NoData, PromptError
 from gguf_harness.inputs.needles import load_needles
-from gguf_harness.metrics.needles import compare_needles, depth_name, summarize_needles
+from gguf_harness.metrics.needle_scores import compare_needles, depth_name, summarize_needles
 from gguf_harness.metrics.records import Estimate
 
 DEPTHS = (0.0, 0.5)

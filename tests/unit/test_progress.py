@@ -10,7 +10,7 @@ from multiprocessing import Pipe
 import pytest
 
 from gguf_harness.analytics import analyses as tasks
-from gguf_harness.engine.worker import WorkerContext
+from gguf_harness.engine.worker_context import WorkerContext
 from tests.terminal import on_terminal, screen_after
 
 WORK = """

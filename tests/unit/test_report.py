@@ -6,6 +6,7 @@ import copy
 import html
 import json
 import re
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gguf_harness.errors import StoreError
+from gguf_harness.inputs.options import Options
 from gguf_harness.metrics.registry import METRICS
+from gguf_harness.report import compare
 from gguf_harness.report.compare import compare_runs, render_comparison
 from gguf_harness.report.data import MOST_ESTIMATES, RunView, describe_windows, visible
 from gguf_harness.report.html import write_html
@@ -23,6 +26,8 @@ from gguf_harness.report.numbers import format_bytes, format_estimate, format_pe
 from gguf_harness.report.prices import price_list
 from gguf_harness.report.tables import numbers_tables
 from gguf_harness.report.terminal import render_terminal, verdict_line
+from gguf_harness.store.migrations import migrate
+from gguf_harness.store.run_content import content_problem
 
 STORED = Path(__file__).parent.parent / "data" / "run-smollm2"
 HOSTILE = "</script><img src=x onerror=alert(1)>[bold]|`*\x1b[2J"
@@ -90,7 +95,7 @@ def test_the_smallest_that_passes_is_recommended(run: dict[str, Any]) -> None:
     assert view.recommended is not None
     assert view.recommended.name == "smollm2-135m-Q4_K_M"
     assert view.headline() == (
-        "Smallest candidate that passes every gate: smollm2-135m-Q4_K_M, 105 MB (39% of smollm2-135m-F16)"
+        "Smallest candidate that passes every gate: smollm2-135m-Q4_K_M, 105 MB (39 % of smollm2-135m-F16)"
     )
     verdicts = {model.name.rsplit("-", 1)[1]: model.verdict for model in view.models}
     assert verdicts == {
@@ -161,6 +166,23 @@ def test_hostile_names_are_text_everywhere(run: dict[str, Any], tmp_path: Path) 
     markdown = render_markdown(hostile)
     assert "<img" not in markdown
     assert "\\|" in markdown
+
+
+def test_the_nodes_that_have_measured_are_named(run: dict[str, Any], tmp_path: Path) -> None:
+    nodes = [
+        run["machine"] | {"node": name, "harness": "1.0", "calls": calls} for name, calls in (("a1", 7), ("b2", 5))
+    ]
+    write_html(run | {"nodes": nodes}, STORED, tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    markdown = render_markdown(run | {"nodes": nodes})
+    for node in nodes:
+        assert f"<dt>Ray node {node['node']}</dt>" in page
+        assert f"Ray node {node['node']}: {run['machine']['cpu']}" in markdown
+        assert f"{node['calls']} calls of workers" in page
+        assert f"{node['calls']} calls of workers" in markdown
+    whole = migrate(run) | {"nodes": nodes}
+    assert content_problem(whole) is None
+    assert "nodes[1]" in str(content_problem(whole | {"nodes": [nodes[0], {"node": "b2"}]}))
 
 
 def _texts(run: dict[str, Any]) -> dict[str, Any]:
@@ -414,6 +436,18 @@ def test_changes_between_runs_are_named(run: dict[str, Any]) -> None:
     assert json.dumps(comparison.to_json(), allow_nan=False)
 
 
+def test_every_setting_that_may_change_numbers_is_told(run: dict[str, Any]) -> None:
+    """Those of later suites too: what is not told is listed, and the list has no setting that is gone."""
+    names = {field.name for field in fields(Options)}
+    assert names >= compare._UNTOLD
+    old, new = (run | {"settings": dict.fromkeys(names, value)} for value in ("one", "two"))
+    told = {
+        line.split()[2].rstrip(":") for line in compare_runs(old, new).changes if line.startswith("changed setting")
+    }
+    assert told == names - compare._UNTOLD
+    assert {"haystacks", "depths", "kv_reference", "lora", "lora_corpus", "rope", "beyond_context"} <= told
+
+
 def test_runs_with_versions_in_their_names_are_compared(run: dict[str, Any]) -> None:
     """By type and family, which is said; the references with each other."""
     new = json.loads(json.dumps(run).replace("smollm2-135m-", "smollm3-"))
@@ -476,7 +510,7 @@ def test_a_model_that_was_compared_with_nothing_has_not_passed(run: dict[str, An
 def test_verdict_lines_say_why(run: dict[str, Any]) -> None:
     view = RunView(run)
     lines = {model.name: verdict_line(view, model) for model in view.candidates}
-    assert lines["smollm2-135m-Q4_K_M"].startswith("smollm2-135m-Q4_K_M: pass; KL 0.0575 ± 0.0022 nats; 39% of")
+    assert lines["smollm2-135m-Q4_K_M"].startswith("smollm2-135m-Q4_K_M: pass; KL 0.0575 ± 0.0022 nats; 39 % of")
     assert "dominated by smollm2-135m-Q4_K_M" in lines["smollm2-135m-Q5_K_M"]
     assert "the limit is at most 0.1" in lines["smollm2-135m-Q3_K_M"]
 
@@ -619,4 +653,4 @@ def test_what_is_measured_of_models_is_shown_with_its_suite(run: dict[str, Any])
     assert [row[0] for row in tables["decide"]["rows"]] == ["KL mean, nats", "BLEU, 0-100"]
     assert [row[0] for row in tables["attention"]["rows"]] == [METRICS["attn_jsd"].title + ", nats"]
     (row,) = tables["attention"]["rows"]
-    assert [cell if isinstance(cell, str) else cell[1] for cell in row[1:]] == [0.25, 0.25] + [""] * (len(names) - 2)
+    assert [cell if isinstance(cell, str) else cell[1] for cell in row[1:]] == [0.25, 0.25]

@@ -61,11 +61,11 @@ DISTURBED = {
     ),
     "a quota": (
         replace(QUIET, throttled_s=0.1023),
-        "the CPU quota stopped us for 50% of the time (try fewer --gguf-threads) during 1 of 2 repetitions",
+        "the CPU quota stopped us for 50 % of the time (try fewer --gguf-threads) during 1 of 2 repetitions",
     ),
     "a stop": (
         replace(SLEEPS, computes=True),
-        "the process stood still for 100% of the time, stopped or without memory, during 1 of 2 repetitions",
+        "the process stood still for 100 % of the time, stopped or without memory, during 1 of 2 repetitions",
     ),
     "a guest on the GPU": (
         replace(QUIET, gpu="another process had GPU 0"),

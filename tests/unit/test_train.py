@@ -21,7 +21,7 @@ from gguf_harness.fixtures.train.card import write_card
 from gguf_harness.fixtures.train.tokenizer import BOS, EOS, SPECIAL, VOCABULARY, train_tokenizer
 from gguf_harness.fixtures.train.training_text import held_out_texts, held_out_topics, paragraphs, training_texts
 from gguf_harness.fixtures.train.voyage_text import voyage_text
-from gguf_harness.gguf.lora import read_lora
+from gguf_harness.gguf.lora_files import read_lora
 from gguf_harness.inputs.adapters import VOYAGE_FILE, check_fits, load_adapter
 from gguf_harness.inputs.corpora import pydoc_topics
 from gguf_harness.inputs.models import load_info

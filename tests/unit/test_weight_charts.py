@@ -74,9 +74,9 @@ def test_the_map_has_a_cell_per_tensor(run: dict[str, Any], tmp_path: Path) -> N
     assert [panel["name"] for panel in chart["figures"]] == ["Q8_0", "Q4_K_M"]
     data = chart["figures"][1]["data"]
     # Layer 0 is at the top; what belongs to no layer comes last. Exact tensors have no cell.
-    assert (data["x"]["names"], data["y"]["names"]) == (["attn_q", "token_embd"], ["0", "1", "none"])
+    assert (data["x"]["names"], data["y"]["names"]) == (["attn_q", "token_embd"], ["0", "1", "no layer"])
     assert data["values"] == [[0.1, None], [1.0, None], [None, 0.005]]
-    assert data["cells"] == [["10 %", ""], ["100 %", ""], ["", "0.5 %"]]
+    assert data["cells"] == [["10 %", ""], ["100 %", ""], ["", "0.50 %"]]
     assert "F16 to Q4_K, 4.50 bits per weight, 64 weights" in data["notes"][0][0]
     assert "cosine undefined" in data["notes"][1][0]
     # All candidates have one scale, which has no zero as it is logarithmic.

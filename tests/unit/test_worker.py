@@ -13,7 +13,8 @@ import psutil
 import pytest
 
 from gguf_harness.engine.child import log_tail
-from gguf_harness.engine.worker import Worker, WorkerContext
+from gguf_harness.engine.worker import Worker
+from gguf_harness.engine.worker_context import WorkerContext
 from gguf_harness.errors import CorpusError, EngineCrashed, EngineError, EngineTimeout
 
 

@@ -25,7 +25,7 @@ from gguf_harness.errors import AnalyticsError, EngineError, NoData
 from gguf_harness.metrics.kernels.cka import linear_cka
 
 if TYPE_CHECKING:
-    from gguf_harness.engine.worker import WorkerContext
+    from gguf_harness.engine.worker_context import WorkerContext
 
 __all__ = [
     "Found",

@@ -6,12 +6,12 @@ Models run in worker processes. What is here is also in `gguf_harness` itself: `
 from __future__ import annotations
 
 from gguf_harness.api import pictures
+from gguf_harness.api.arguments import off
 from gguf_harness.api.attention_results import Attention
-from gguf_harness.api.calls import attention, heads, hidden_states, history, load_run, word_embeddings
-from gguf_harness.api.checks import off
 from gguf_harness.api.comparing import Comparison, compare
 from gguf_harness.api.generated import Generated, StreamedToken
 from gguf_harness.api.head_results import HeadBehaviour
+from gguf_harness.api.one_call import attention, heads, hidden_states, history, load_run, word_embeddings
 from gguf_harness.api.opened import OpenModel, open  # noqa: A004 - an attribute, as gzip.open
 from gguf_harness.api.pictures import Picture, Pictures, side_by_side
 from gguf_harness.api.prediction_results import LogitLens, NextTokens

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from gguf_harness.api.checks import chosen, whole
+from gguf_harness.api.arguments import chosen, whole
 from gguf_harness.api.pictures import Picture
 from gguf_harness.api.summaries import first_pieces, short_repr, summary_html
 from gguf_harness.errors import ModelError, OptionError
@@ -108,7 +108,7 @@ class Attention:
             layers: those in the table; all if not given.
             heads: those in the table; all if not given.
         """
-        from gguf_harness.api.tables import make_frame
+        from gguf_harness.api.long_frames import make_frame
 
         at = [self.layers.index(layer) for layer in chosen(layers, self.layers, "layer")]
         which = [self.heads.index(head) for head in chosen(heads, self.heads, "head")]

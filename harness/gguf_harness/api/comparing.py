@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from gguf_harness.api.arguments import AnyPrompt, ablation_of, place_of
 from gguf_harness.api.attention_results import attention_picture, steps_picture
-from gguf_harness.api.checks import AnyPrompt, ablation_of, place_of
 from gguf_harness.api.loading import Loader
 from gguf_harness.api.opened import OpenModel
 from gguf_harness.api.pictures import Picture, Pictures
 from gguf_harness.api.prediction_results import lens_of, next_tokens_picture
 from gguf_harness.api.summaries import first_pieces, short_repr, summary_html, table_html
-from gguf_harness.api.vocabulary import ModelVocabulary
+from gguf_harness.api.token_texts import ModelVocabulary
 from gguf_harness.errors import OptionError, VocabularyMismatch
 from gguf_harness.inputs.models import ModelInfo, check_same_vocabulary
 from gguf_harness.measure.layers.tasks import kld_rows
@@ -173,7 +173,7 @@ class Comparison:
         top_reference, top_candidate (string), p_reference, p_candidate (float64, of the token that follows, NaN after
         the last), total_variation (float64, mean over all heads for what this token attends to; NaN where unknown).
         """
-        from gguf_harness.api.tables import make_frame
+        from gguf_harness.api.long_frames import make_frame
 
         n = len(self.tokens)
         p = [np.append(np.exp(-reading.nll()[1:]), np.nan) for reading in self._readings]

@@ -100,7 +100,7 @@ class Generated:
 
     def to_frame(self) -> pd.DataFrame:
         """A row for each token: position, token (Int64), piece (string), probability, logprob (float64, nats)."""
-        from gguf_harness.api.tables import make_frame
+        from gguf_harness.api.long_frames import make_frame
 
         return make_frame(
             {

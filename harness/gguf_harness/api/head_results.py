@@ -10,7 +10,7 @@ import numpy as np
 from gguf_harness.api.pictures import Picture
 from gguf_harness.api.summaries import short_repr, summary_html
 from gguf_harness.errors import OptionError
-from gguf_harness.measure.attention import attention_results
+from gguf_harness.measure.attention import pattern_results
 from gguf_harness.metrics.taxonomy import KINDS
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ _SHARES = ("copy_score",)
 
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False)
-class HeadBehaviour(attention_results.HeadBehaviour):
+class HeadBehaviour(pattern_results.HeadBehaviour):
     """What each head of a model does with a set of prompts.
 
     Attributes:
@@ -88,7 +88,7 @@ class HeadBehaviour(attention_results.HeadBehaviour):
 
     def to_frame(self) -> pd.DataFrame:
         """A row for each head: layer, head (Int64), kind, reason (string), and scores (float64, NaN for unknown)."""
-        from gguf_harness.api.tables import make_frame
+        from gguf_harness.api.long_frames import make_frame
 
         kinds = self.kinds
         return make_frame(

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from gguf_harness.api.checks import loras_of, parsed, spec_of, whole
+from gguf_harness.api.arguments import loras_of, parsed, spec_of, whole
 from gguf_harness.engine.settings import NO_ROTATION, SessionSettings
 from gguf_harness.inputs.adapters import open_adapters
 from gguf_harness.inputs.models import ModelInfo, load_info
@@ -18,7 +18,7 @@ from gguf_harness.inputs.options import default_threads, whole_number
 from gguf_harness.inputs.sources import expand_one
 from gguf_harness.inputs.subject_values import kv_types, rope_scaling
 from gguf_harness.inputs.subjects import describe_variant, subject_name
-from gguf_harness.measure.live.model import LiveModel
+from gguf_harness.measure.live.live_model import LiveModel
 
 __all__ = ["Loader", "Loras"]
 

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final, Self
 
+from gguf_harness.api.arguments import AnyPrompt, ablation_of, place_of, prompt_of, real, whole
 from gguf_harness.api.attention_results import Attention, attention_of
-from gguf_harness.api.checks import AnyPrompt, ablation_of, place_of, prompt_of, real, whole
 from gguf_harness.api.generated import Generated, StreamedToken, collect, streamed
 from gguf_harness.api.head_results import HeadBehaviour
 from gguf_harness.api.loading import Loader, Loras
@@ -17,7 +17,7 @@ from gguf_harness.api.prediction_results import LogitLens, NextTokens, lens_of, 
 from gguf_harness.api.readings import ATTENTION, EVERYTHING, Readings
 from gguf_harness.api.state_results import HiddenStates, hidden_states_of
 from gguf_harness.api.structure_results import Structure
-from gguf_harness.api.vocabulary import ModelVocabulary
+from gguf_harness.api.token_texts import ModelVocabulary
 from gguf_harness.api.word_results import WordEmbeddings
 from gguf_harness.errors import OptionError
 from gguf_harness.gguf.header import read_header
@@ -27,7 +27,7 @@ from gguf_harness.inputs.prompts import load_prompts
 from gguf_harness.inputs.words import load_words
 from gguf_harness.measure.attention.tasks import AttentionRequest, observe_attention
 from gguf_harness.measure.embeddings.tasks import EmbeddingRequest, measure_words
-from gguf_harness.measure.live.model import LiveModel
+from gguf_harness.measure.live.live_model import LiveModel
 from gguf_harness.measure.live.reading import Reading
 from gguf_harness.measure.live.requests import Ablation, ModelFacts, Sampling
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from gguf_harness.api.checks import folder_of
+from gguf_harness.api.arguments import folder_of
 from gguf_harness.errors import is_installed, require_extra
 
 if TYPE_CHECKING:

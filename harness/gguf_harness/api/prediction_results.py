@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from gguf_harness.api.pictures import Picture
 from gguf_harness.api.summaries import short_repr, summary_html, table_html
-from gguf_harness.api.vocabulary import ModelVocabulary
+from gguf_harness.api.token_texts import ModelVocabulary
 from gguf_harness.errors import NoData, OptionError
 from gguf_harness.measure.live.reading import Reading
 from gguf_harness.measure.texts.next_tokens import KEPT
@@ -85,7 +85,7 @@ class NextTokens:
 
     def to_frame(self) -> pd.DataFrame:
         """A row for each: rank, token (Int64), piece (string), probability, logprob (float64, nats)."""
-        from gguf_harness.api.tables import make_frame
+        from gguf_harness.api.long_frames import make_frame
 
         return make_frame(
             {
@@ -169,7 +169,7 @@ class LogitLens:
 
     def to_frame(self) -> pd.DataFrame:
         """A row for each: layer, rank, token (Int64), piece (string), probability, logprob (float64, nats)."""
-        from gguf_harness.api.tables import make_frame
+        from gguf_harness.api.long_frames import make_frame
 
         layers, most = self.tokens.shape
         return make_frame(

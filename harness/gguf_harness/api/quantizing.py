@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from gguf_harness.api.checks import folder_of, spec_of, whole
+from gguf_harness.api.arguments import folder_of, spec_of, whole
 from gguf_harness.engine.worker import ProgressCallback, Worker
 from gguf_harness.engine.worker_tasks import quantize_task
 from gguf_harness.errors import OptionError

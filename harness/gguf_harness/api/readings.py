@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import Final
 
-from gguf_harness.api.checks import Read
+from gguf_harness.api.arguments import Read
 from gguf_harness.errors import CorpusError, PromptError
-from gguf_harness.measure.live.model import LiveModel
+from gguf_harness.measure.live.live_model import LiveModel
 from gguf_harness.measure.live.reading import Reading
 from gguf_harness.measure.live.requests import Ablation
 

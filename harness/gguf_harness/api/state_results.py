@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gguf_harness.api.checks import place_of
+from gguf_harness.api.arguments import place_of
 from gguf_harness.api.pictures import Picture
 from gguf_harness.api.summaries import first_pieces, short_repr, summary_html
 from gguf_harness.errors import ModelError
@@ -76,7 +76,7 @@ class HiddenStates:
         (resid_mid), and of what attention and MLP add (attn_out, mlp_out); NaN where they are not known. The states
         themselves are arrays.
         """
-        from gguf_harness.api.tables import make_frame
+        from gguf_harness.api.long_frames import make_frame
 
         layers, n = self.resid_post.shape[:2]
         parts = {name: getattr(self, name) for name in ("resid_post", "resid_mid", "attn_out", "mlp_out")}

@@ -55,7 +55,7 @@ class Structure:
 
         And weights, bytes (Int64), bits per weight (float64).
         """
-        from gguf_harness.api.tables import make_frame
+        from gguf_harness.api.long_frames import make_frame
 
         tensors = self.tensors
         return make_frame(

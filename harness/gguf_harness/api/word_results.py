@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from gguf_harness.api.checks import whole
+from gguf_harness.api.arguments import whole
 from gguf_harness.api.pictures import Picture
 from gguf_harness.api.summaries import first_pieces, short_repr, summary_html
 from gguf_harness.errors import NoData, OptionError, visible
@@ -53,7 +53,7 @@ class WordEmbeddings:
         Raises:
             OptionError: it is not in the list, or its vector is zero.
         """
-        from gguf_harness.api.tables import make_frame
+        from gguf_harness.api.long_frames import make_frame
 
         if word not in self.words:
             raise OptionError(f"{word!r} is not in the list of words.", "Give one of `.words`, or another list.")
@@ -122,7 +122,7 @@ class WordEmbeddings:
 
     def to_frame(self) -> pd.DataFrame:
         """A row for each word: word, group (string), tokens (Int64), norm (float64). The vectors are an array."""
-        from gguf_harness.api.tables import make_frame
+        from gguf_harness.api.long_frames import make_frame
 
         return make_frame(
             {

@@ -34,8 +34,8 @@ def _port(text: str) -> int:
 def _explore(known: argparse.Namespace, _: list[str]) -> int:
     require_extra("explore", "`gguf-harness explore`")
     from gguf_harness.engine.settings import SessionSettings
+    from gguf_harness.explore.explorer_session import Explorer
     from gguf_harness.explore.serve import serve_explorer
-    from gguf_harness.explore.session import Explorer
     from gguf_harness.inputs.models import load_info
     from gguf_harness.inputs.options import default_threads
     from gguf_harness.inputs.sources import expand_one

@@ -25,17 +25,22 @@ _ALL: Final = "all"
 _HELP: Final = frozenset({"-h", "--help"})
 
 OPTIONS_OF_SUITES: Final = {
-    "--gguf-pp": ("quant",),
-    "--gguf-tg": ("quant",),
-    "--gguf-repetitions": ("quant",),
+    "--gguf-pp": ("quant", "kv"),
+    "--gguf-tg": ("quant", "kv"),
+    "--gguf-repetitions": ("quant", "kv"),
     "--gguf-llama-server": ("quant",),
-    "--gguf-gen-tokens": ("quant",),
+    "--gguf-gen-tokens": ("quant", "kv", "lora"),
+    "--gguf-kv-reference": ("kv",),
+    "--gguf-depths": ("kv",),
+    "--gguf-haystacks": ("kv",),
+    "--gguf-lora": ("lora",),
+    "--gguf-lora-corpus": ("lora",),
     "--gguf-words": ("embeddings",),
     "--gguf-map": ("embeddings",),
     "--gguf-head-windows": ("heads",),
     "--gguf-head-limit": ("heads",),
     "--gguf-heads": ("attention",),
-    "--gguf-layers": ("layers",),
+    "--gguf-layers": ("layers", "attention", "kv"),
     "--gguf-sensitivity": ("layers",),
 }
 """Options that only these suites read; all others are for every suite."""

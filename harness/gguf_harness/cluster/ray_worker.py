@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Concatenate, ParamSpec, Self, TypeVar
 
 if TYPE_CHECKING:
     from gguf_harness.cluster.actors import Actors
-    from gguf_harness.engine.worker import ProgressCallback, WorkerContext
+    from gguf_harness.engine.worker import ProgressCallback
+    from gguf_harness.engine.worker_context import WorkerContext
 
 __all__ = ["RayWorker"]
 

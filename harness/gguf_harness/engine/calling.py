@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, Protocol, Self, TypeVar
 
 if TYPE_CHECKING:
-    from gguf_harness.engine.worker import ProgressCallback, WorkerContext
+    from gguf_harness.engine.worker import ProgressCallback
+    from gguf_harness.engine.worker_context import WorkerContext
 
 __all__ = ["TaskWorker"]
 

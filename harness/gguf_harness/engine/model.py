@@ -11,9 +11,9 @@ from typing import Any, Final, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from gguf_harness.engine.adapters import LoadedAdapters
 from gguf_harness.engine.c_api import llama_cpp
 from gguf_harness.engine.language_head import LanguageHead
+from gguf_harness.engine.loaded_adapters import LoadedAdapters
 from gguf_harness.engine.logs import EngineLog, parse_memory
 from gguf_harness.engine.vocabulary import Vocabulary
 from gguf_harness.errors import CorpusError, EngineError

@@ -7,142 +7,43 @@ tensors never leave the process.
 
 from __future__ import annotations
 
-import atexit
 import contextlib
-import errno
 import itertools
 import os
-import signal
 import socket
 import subprocess
 import sys
-import threading
-import traceback
 import weakref
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing import reduction
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Concatenate, Final, Literal, NoReturn, ParamSpec, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, Final, Literal, ParamSpec, Self, TypeVar
 
 from gguf_harness.engine.child import (
     child_environment,
     describe_exit,
-    die_with_parent,
     log_end,
     log_tail,
     start_child,
     stop_child,
 )
-from gguf_harness.errors import EngineCrashed, EngineError, EngineTimeout, HarnessError, PeerGone, write_error
+from gguf_harness.errors import EngineCrashed, EngineError, EngineTimeout, PeerGone
 
 if TYPE_CHECKING:
-    from gguf_harness.engine.context import Context
-    from gguf_harness.engine.model import Model
-    from gguf_harness.engine.settings import SessionSettings
+    from gguf_harness.engine.worker_context import WorkerContext
 
-__all__ = ["Call", "ProgressCallback", "Worker", "WorkerContext", "call_together", "leave", "serve"]
+__all__ = ["Call", "ProgressCallback", "Worker", "call_together"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class Closable(Protocol):
-    """What holds memory of llama.cpp until it is closed."""
-
-    def close(self) -> None:
-        """Free it."""
-
-
-C = TypeVar("C", bound=Closable)
-
 _GRACE_S: Final = 5.0
-_NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO})
-"""A disk's fault, not the task's."""
-_MOST_CONTEXTS: Final = 2
-"""Contexts of a model kept for the next task: enough for two alternating settings without recreating caches."""
 
 ProgressCallback = Callable[[int, int], None]
 """Called with (done, total) in the task's own unit."""
-
-
-class WorkerContext:
-    """The context of a task inside the child process."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-        self._request = 0
-        self._sending = threading.Lock()
-        self._model: Model | None = None
-        # Least recently used first.
-        self._contexts: dict[SessionSettings, Context] = {}
-        self._kept: tuple[Hashable, Closable] | None = None
-
-    def begin(self, request: int) -> None:
-        """Set the request of the running task."""
-        self._request = request
-
-    def progress(self, done: int, total: int) -> None:
-        """Report progress to the parent, from any thread. This also detects that the parent is gone: sending fails."""
-        with self._sending:
-            self._connection.send((self._request, "progress", (done, total)))
-
-    def handles(self, count: int) -> list[int]:
-        """File descriptors that came with the request, to be closed by the task: `Call.handles`."""
-        return [reduction.recv_handle(self._connection) for _ in range(count)]
-
-    def model(self, files: Sequence[Path], n_gpu_layers: int) -> Model:
-        """The loaded model; kept until another one is requested, so that only one is in memory."""
-        from gguf_harness.engine.model import Model
-
-        if self._model is None or (self._model.files, self._model.n_gpu_layers) != (tuple(files), n_gpu_layers):
-            self.close()
-            self._model = Model(files, n_gpu_layers)
-        return self._model
-
-    def context(self, files: Sequence[Path], settings: SessionSettings) -> Context:
-        """A context of the model with these settings; kept for later tasks, closing the least recently used ones.
-
-        It may contain earlier tokens: clear it first. Taps need a separate context.
-        """
-        from gguf_harness.engine.context import Context
-
-        model = self.model(files, settings.n_gpu_layers)
-        context = self._contexts.pop(settings, None)
-        if context is None:
-            while len(self._contexts) >= _MOST_CONTEXTS:
-                self._contexts.pop(next(iter(self._contexts))).close()
-            context = Context(model, settings)
-        self._contexts[settings] = context
-        return context
-
-    def keep(self, key: Hashable, make: Callable[[], C]) -> C:
-        """Something that belongs to the loaded model, kept for the next task that asks for it by the same key.
-
-        One thing is kept; it is closed before another is made, and with the model.
-        """
-        if self._kept is None or self._kept[0] != key:
-            self.drop_kept()
-            made = make()
-            self._kept = (key, made)
-            return made
-        return self._kept[1]  # type: ignore[return-value]
-
-    def drop_kept(self) -> None:
-        """Close what is kept, if anything."""
-        kept, self._kept = self._kept, None
-        if kept is not None:
-            kept[1].close()
-
-    def close(self) -> None:
-        """Free the loaded model and its contexts, if any."""
-        self.drop_kept()
-        while self._contexts:
-            self._contexts.popitem()[1].close()
-        if self._model is not None:
-            self._model.close()
-            self._model = None
 
 
 class Worker:
@@ -291,7 +192,7 @@ class Worker:
         self._log_start = log_end(self.log)
         with theirs, contextlib.ExitStack() as undo:
             undo.callback(ours.close)
-            code = f"import {__name__} as w; w.serve({theirs.fileno()}); w.leave()"
+            code = f"from gguf_harness.engine import worker_context as w; w.serve({theirs.fileno()}); w.leave()"
             command = [sys.executable, "-P", "-X", "faulthandler", "-c", code]
             self._process = start_child(command, self.log, child_environment(self._gpu), pass_fds=[theirs.fileno()])
             undo.pop_all()
@@ -395,54 +296,3 @@ def _results(calls: Sequence[Call], progress: ProgressCallback | None, timeout_s
     if gone is not None:
         raise gone
     return [results[call.worker] for call in calls]
-
-
-def serve(file_descriptor: int) -> None:
-    """Main function of the child process: run tasks until the parent sends stop or is gone."""
-    die_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    connection = Connection(file_descriptor)
-    worker = WorkerContext(connection)
-    try:
-        while (message := connection.recv()) is not None:
-            request, task, args, kwargs = message
-            worker.begin(request)
-            connection.send((request, *_run(worker, task, args, kwargs)))
-    except (EOFError, ConnectionError, BrokenPipeError):
-        pass  # the parent is gone: nobody to report to
-    finally:
-        worker.close()
-
-
-def leave() -> NoReturn:
-    """End the child at once.
-
-    The interpreter's own end would free module by module what the system frees anyway: 50 ms, for which the parent
-    would wait.
-    """
-    atexit._run_exitfuncs()  # noqa: SLF001 - what libraries have registered
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0)
-
-
-def _run(
-    worker: WorkerContext, task: Callable[..., object], args: Any, kwargs: Any
-) -> tuple[Literal["result", "error"], object]:
-    try:
-        return "result", task(worker, *args, **kwargs)
-    except (BrokenPipeError, ConnectionError):
-        raise
-    except HarnessError as error:
-        return "error", error
-    except MemoryError:
-        traceback.print_exc()
-        return "error", EngineError("Out of memory in the worker.", "Use a smaller --gguf-ctx or --gguf-batch.")
-    except OSError as error:
-        traceback.print_exc()
-        if error.errno in _NO_ROOM:
-            return "error", write_error(Path(os.fsdecode(error.filename or "A file of the worker")), error)
-        return "error", EngineError(f"{type(error).__name__} in the worker: {error}", "The traceback is in its log.")
-    except Exception as error:  # a defect in a task fails this call, not the session
-        traceback.print_exc()
-        return "error", EngineError(f"{type(error).__name__} in the worker: {error}", "The traceback is in its log.")

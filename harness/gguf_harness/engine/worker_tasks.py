@@ -12,7 +12,7 @@ from gguf_harness.engine.gpu import driver_version
 from gguf_harness.errors import EngineError
 
 if TYPE_CHECKING:
-    from gguf_harness.engine.worker import WorkerContext
+    from gguf_harness.engine.worker_context import WorkerContext
 
 __all__ = ["build_files", "count_tokens", "describe_engine", "ggml_environment", "identify_engine", "quantize_task"]
 

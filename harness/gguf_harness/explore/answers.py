@@ -10,7 +10,7 @@ import numpy as np
 
 from gguf_harness.errors import NoData, visible
 from gguf_harness.measure.layers.tasks import kld_rows
-from gguf_harness.measure.live.model import LiveModel
+from gguf_harness.measure.live.live_model import LiveModel
 from gguf_harness.measure.live.reading import Reading
 from gguf_harness.views.reading_data import attention_view, next_tokens_view, stream_view
 from gguf_harness.views.token_data import rounded, token_text

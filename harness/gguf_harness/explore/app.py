@@ -24,8 +24,8 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gguf_harness.errors import EngineCrashed, EngineTimeout, HarnessError, OptionError, visible_lines
-from gguf_harness.explore.page import render_page
-from gguf_harness.explore.session import Explorer, Gone
+from gguf_harness.explore.explorer_page import render_page
+from gguf_harness.explore.explorer_session import Explorer, Gone
 from gguf_harness.measure.live.requests import Ablation, Sampling
 
 __all__ = ["make_app"]

@@ -8,7 +8,7 @@ import webbrowser
 from typing import TYPE_CHECKING, Final
 
 from gguf_harness.errors import OptionError
-from gguf_harness.explore.session import Explorer
+from gguf_harness.explore.explorer_session import Explorer
 
 if TYPE_CHECKING:
     from collections.abc import Callable

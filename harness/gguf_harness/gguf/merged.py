@@ -21,7 +21,7 @@ from gguf_harness.gguf.rewritten import Content, padded, stored, write_tensors
 from gguf_harness.gguf.weights import Weights
 
 if TYPE_CHECKING:
-    from gguf_harness.gguf.lora import LoraFile, LoraPair
+    from gguf_harness.gguf.lora_files import LoraFile, LoraPair
 
 __all__ = ["change_of", "factors_of", "write_merged"]
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from gguf_harness.errors import NoData
 from gguf_harness.graphs.graph import Column, Graph
-from gguf_harness.graphs.layout import principal_plane, spring_layout
+from gguf_harness.graphs.node_layout import principal_plane, spring_layout
 from gguf_harness.metrics.kernels.directions import directions
 
 __all__ = ["CosineNetwork"]

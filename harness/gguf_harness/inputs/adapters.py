@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 from gguf_harness.engine.settings import Adapter
 from gguf_harness.errors import ModelError, OptionError, visible
 from gguf_harness.gguf.header import read_header
-from gguf_harness.gguf.lora import EMBEDDINGS, LoraFile, read_lora
+from gguf_harness.gguf.lora_files import EMBEDDINGS, LoraFile, read_lora
 from gguf_harness.inputs.sources import TINY_FILE
 from gguf_harness.store.file_hashes import hash_files
 

@@ -336,9 +336,9 @@ def _add_what_comes_of_it(add: Callable[..., None]) -> None:
     add("--gguf-fresh", action="store_true", default=False,
         help="measure again even where the cache has the result (default: off)")  # fmt: skip
     add("--gguf-budget", metavar="TIME", type=duration, default=None,
-        help="longest time that the session may take, such as 10m, 90s or 1h30m: fewer windows, heads, prompts and "
-        "candidates are measured where it is too short for all, and the report says which; options that are given "
-        "stay as they are (default: no limit)")  # fmt: skip
+        help="longest time that the session may take, such as 10m, 90s or 1h30m: fewer windows, heads, prompts, "
+        "candidates and variants of files are measured where it is too short for all, and the report says which; "
+        "numbers that are given stay as they are (default: no limit)")  # fmt: skip
     add("--gguf-sensitivity", metavar="N|all", type=all_or_at_least(0), default=2,
         help="number of candidates, the smallest, to decode with only one group of tensors quantized at a time, and "
         "with one restored (default: 2)")  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -10,9 +11,10 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Final, Literal, TypeVar
 
-from gguf_harness.errors import HubError
+from gguf_harness.errors import HubError, ModelNotFound
+from gguf_harness.inputs.hub_names import SPLIT_NAME, pick_files
 
-__all__ = ["download", "list_files"]
+__all__ = ["download", "fetch", "list_files"]
 
 T = TypeVar("T")
 
@@ -23,6 +25,29 @@ _FIRST_PATIENCE_S: Final = 12.0
 _PAUSES_S: Final = (1.0, 3.0)
 """Pause before the retry; huggingface_hub itself tries six times, in 23 seconds."""
 _LONGEST: Final = 300
+
+
+def fetch(spec: str) -> list[Path]:
+    """The files of a model, `hf:org/repo[@revision]:file-or-quant`, downloaded or cached: all splits in order.
+
+    Raises:
+        ModelNotFound: the spec is malformed, no file or several match, or the hub cannot give it.
+    """
+    match = re.fullmatch(r"hf:(?P<repo>[^/:@]+/[^/:@]+)(@(?P<revision>[^:]+))?:(?P<what>.+)", spec)
+    if match is None:
+        raise ModelNotFound(f"{spec!r} is malformed.", "Expected hf:ORG/REPO:FILE.gguf or hf:ORG/REPO:Q4_K_M.")
+    repository, revision, what = match["repo"], match["revision"], match["what"]
+    try:
+        if what.lower().endswith(".gguf") and not SPLIT_NAME.match(Path(what).name):
+            names = [what]
+        else:
+            listed = list_files(repository, revision)
+            names = pick_files([name for name in listed if name.lower().endswith(".gguf")], what, spec)
+        return [download(repository, name, revision=revision) for name in names]
+    except HubError as error:
+        raise ModelNotFound(
+            f"{spec!r} could not be downloaded from the Hugging Face hub: {error.message}.", error.hint
+        ) from None
 
 
 def list_files(repository: str, revision: str | None = None) -> list[str]:

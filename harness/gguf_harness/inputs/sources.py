@@ -16,10 +16,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Final
 
-from gguf_harness.errors import HubError, InvalidGGUF, ModelNotFound, OptionError, missing_extra, visible
+from gguf_harness.errors import InvalidGGUF, ModelNotFound, OptionError, missing_extra, visible
 from gguf_harness.gguf.companions import cache_above, companion_kind, holds_gguf
 from gguf_harness.gguf.header import read_header
-from gguf_harness.inputs.hub_names import SPLIT_NAME, pick_files
+from gguf_harness.inputs.hub_names import SPLIT_NAME
 from gguf_harness.store.paths import option_path
 
 __all__ = [
@@ -221,7 +221,10 @@ def _expand_path(path: Path, spec: str) -> tuple[list[ModelSource], list[str]]:
         here = [f"{spec} is the model of that alias; for the file of that name here, write ./{spec}."]
         return [_ALIASES[spec]()], here if path.exists() else []
     if spec.startswith("hf:"):
-        return [_require_model(_from_hub(spec))], []
+        from gguf_harness.inputs import hub
+
+        files = hub.fetch(spec)
+        return [_require_model(replace(_group_splits(files[:1], spec)[0], files=tuple(files)))], []
     if path.is_dir():
         sources, notes = _models_among(path.iterdir(), spec, hidden=False)
         if not sources:
@@ -379,24 +382,3 @@ def _smollm2() -> ModelSource:
 
 
 _ALIASES: Final = {"tiny": _tiny, "smollm2-135m": _smollm2}
-
-
-def _from_hub(spec: str) -> ModelSource:
-    match = re.fullmatch(r"hf:(?P<repo>[^/:@]+/[^/:@]+)(@(?P<revision>[^:]+))?:(?P<what>.+)", spec)
-    if match is None:
-        raise ModelNotFound(f"{spec!r} is malformed.", "Expected hf:ORG/REPO:FILE.gguf or hf:ORG/REPO:Q4_K_M.")
-    from gguf_harness.inputs import hub
-
-    repository, revision, what = match["repo"], match["revision"], match["what"]
-    try:
-        if what.lower().endswith(".gguf") and not SPLIT_NAME.match(Path(what).name):
-            names = [what]
-        else:
-            listed = hub.list_files(repository, revision)
-            names = pick_files([name for name in listed if name.lower().endswith(".gguf")], what, spec)
-        files = [hub.download(repository, name, revision=revision) for name in names]
-    except HubError as error:
-        raise ModelNotFound(
-            f"{spec!r} could not be downloaded from the Hugging Face hub: {error.message}.", error.hint
-        ) from None
-    return replace(_group_splits(files[:1], spec)[0], files=tuple(files))

@@ -273,9 +273,9 @@ def _reason(gate: Gate, tested: Tested, outcome: Outcome, bound: float, more: in
             advice = what_would_decide(
                 gate.metric, tested.clusters, tested.clusters + more, tested.n // tested.clusters, text
             )
-        return f" Its {100 * gate.confidence:.4g}% bound is {_show(gate, bound)}: {advice}"
+        return f" Its {100 * gate.confidence:.4g} % bound is {_show(gate, bound)}: {advice}"
     if outcome == "fail" and tested.towards_limit is not None:
-        return f" Even its {100 * gate.confidence:.4g}% bound, {_show(gate, bound)}, is beyond it."
+        return f" Even its {100 * gate.confidence:.4g} % bound, {_show(gate, bound)}, is beyond it."
     return ""
 
 

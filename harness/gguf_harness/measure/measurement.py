@@ -120,6 +120,8 @@ class Job(Generic[R]):
         around: context manager held during the measurement.
         worker: a worker to use instead of the first subject's.
         about: the subject, or model, that the result is about, if that is not the first of `subjects`; see `topic`.
+        part: which of several measurements of its kind and topic it is, by its name in `forecast/needs.py`; None for
+            the only one.
     """
 
     measurement: Measurement[R]
@@ -134,6 +136,12 @@ class Job(Generic[R]):
     around: Callable[[], contextlib.AbstractContextManager[object]] = field(default=contextlib.nullcontext)
     worker: Callable[[], TaskWorker] | None = None
     about: Subject | Model | None = None
+    part: str | None = None
+
+    @property
+    def name(self) -> str:
+        """What forecasts call it."""
+        return self.part or self.measurement.kind
 
     @property
     def topic(self) -> Subject | Model | None:

@@ -19,7 +19,7 @@ from gguf_harness.store.file_hashes import FileState, file_states, hash_files
 
 if TYPE_CHECKING:
     from gguf_harness.engine.settings import Adapter
-    from gguf_harness.engine.worker import WorkerContext
+    from gguf_harness.engine.worker_context import WorkerContext
     from gguf_harness.inputs.ladder import PlannedModel, PlannedSubject
     from gguf_harness.measure.llama_cpp import LlamaCpp
     from gguf_harness.measure.measuring import Measuring

@@ -12,7 +12,7 @@ __all__ = ["NoNotes", "Notes"]
 
 
 class Notes(Protocol):
-    """Stores notes on a run: `store.run_draft.RunPart` in a session, `NoNotes` in a script."""
+    """Stores notes on a run: `store.run_part.RunPart` in a session, `NoNotes` in a script."""
 
     def set(self, name: str, value: object) -> None:
         """Set `corpus`, `engine`, `prompts`, `cache`, `analytics` or `nodes`."""

@@ -225,9 +225,9 @@ def describe_disturbance(uses: Sequence[Use]) -> str | None:
         return f"our threads waited {waited / wall:.2g} s in each second for one of {cores} {times}"
     if any(use.is_stalled for use in disturbed):
         idle = 1 - sum(use.own_s for use in disturbed) / wall
-        return f"the process stood still for {idle:.0%} of the time, stopped or without memory, {times}"
+        return f"the process stood still for {100 * idle:.0f} % of the time, stopped or without memory, {times}"
     stopped = sum(use.throttled_s for use in disturbed) / wall
-    return f"the CPU quota stopped us for {stopped:.0%} of the time (try fewer --gguf-threads) {times}"
+    return f"the CPU quota stopped us for {100 * stopped:.0f} % of the time (try fewer --gguf-threads) {times}"
 
 
 def streams_disagree(tokens_per_s: float, served_tokens_per_s: float) -> bool:

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from gguf_harness.pytest_plugin.durations import History, expected_seconds, read_history
 from gguf_harness.pytest_plugin.schedule import Piece, Schedule
 
 if TYPE_CHECKING:
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["ModelGroups", "append_id", "can_group", "schedule_of", "send_groups"]
 
 _SEPARATOR: Final = "\x1f"
-"""Separator between id, group and suite. pytest escapes it in ids."""
+"""Separator between id, group, suite and function. pytest escapes it in ids."""
 _PREFIX: Final = "gguf-"
 
 
@@ -46,6 +45,7 @@ class ModelGroups:
         self._state = state
         self._groups: dict[str, str] = {}
         self._suites: dict[str, str] = {}
+        self._functions: dict[str, str] = {}
 
     def about(self, test: str) -> tuple[str | None, str]:
         """Model (or None) and suite of a test, by its id."""
@@ -57,6 +57,7 @@ class ModelGroups:
         parts = [test.split(_SEPARATOR) for test in ids]
         self._groups |= {part[0]: part[1] for part in parts if len(part) > 1}
         self._suites |= {part[0]: part[2] for part in parts if len(part) > 1}
+        self._functions |= {part[0]: part[3] for part in parts if len(part) > 1}
         ids[:] = [part[0] for part in parts]
 
     @pytest.hookimpl(optionalhook=True)
@@ -74,21 +75,35 @@ class ModelGroups:
                 return f"{self._groups[test]}{_SEPARATOR}{self._suites[test]}"
             return None if by_mark else test
 
-        return ModelScheduling(config, log, unit_of, partial(_plan, state=self._state))
+        return ModelScheduling(config, log, unit_of, partial(_plan, functions=self._functions, state=self._state))
 
 
-def _plan(units: Iterable[str], state: State) -> Schedule:
-    """The schedule of a session's units, by their names."""
+def _plan(units: Mapping[str, Iterable[str]], functions: Mapping[str, str], state: State) -> Schedule:
+    """The schedule of a session's units.
+
+    Args:
+        units: ids of the tests of each, by its name.
+        functions: names of the tests' functions, by their ids.
+        state: of the session.
+    """
     about = {unit: _model_and_suite(unit) for unit in units}
     if not any(model for model, _ in about.values()):
         # No models: none are planned for this.
         return Schedule((Piece(unit, None, 0.0) for unit in units), {})
-    ladder, options = state.ladder, state.options
-    return schedule_of(about, ladder, read_history(options.results), until_decided=bool(state.early_limits))
+    from gguf_harness.measure.forecast.needs import Asked
+    from gguf_harness.pytest_plugin.durations import expected_seconds
+
+    subjects = {subject.name: subject for subject in state.ladder.subjects}
+    asked = {
+        unit: [Asked(suite, functions[test], subjects[model]) for test in units[unit]] if model in subjects else []
+        for unit, (model, suite) in about.items()
+    }
+    seconds = expected_seconds(asked, state)
+    return schedule_of(about, state.ladder, seconds, until_decided=bool(state.early_limits))
 
 
 def schedule_of(
-    units: Mapping[str, tuple[str, str]], ladder: Ladder, history: History, *, until_decided: bool = False
+    units: Mapping[str, tuple[str, str]], ladder: Ladder, seconds: Mapping[str, float], *, until_decided: bool = False
 ) -> Schedule:
     """The schedule of tests of the models of a ladder.
 
@@ -98,7 +113,7 @@ def schedule_of(
     Args:
         units: (name of the subject, suite) by a unit's name, in the order of collection; the subject is "" for none.
         ladder: of the session.
-        history: what earlier runs took.
+        seconds: that each unit is expected to take, by its name.
         until_decided: passes over the corpus stop early.
     """
     files = {subject.name: subject.model for subject in ladder.subjects}
@@ -109,14 +124,13 @@ def schedule_of(
         if subject not in files:
             pieces.append(Piece(unit, None, 0.0))
             continue
-        parameters, size = _parameters(files[subject], ladder), _bytes(files[subject], ladder)
-        seconds = expected_seconds(parameters, size, suite, history)
+        takes = seconds[unit]
         if until_decided:
             # Candidates in the order of collection, see `order_of_models`: as if each took an hour more than the next,
             # beside which no loading counts. The reference last.
-            seconds = 0.0 if subject == reference else 3600.0 * (len(units) - place)
+            takes = 0.0 if subject == reference else 3600.0 * (len(units) - place)
         before = first.get(suite)
-        pieces.append(Piece(unit, files[subject].name, seconds, None if before == unit else before))
+        pieces.append(Piece(unit, files[subject].name, takes, None if before == unit else before))
     return Schedule(pieces, {model.name: _bytes(model, ladder) for model in files.values()})
 
 
@@ -140,14 +154,14 @@ def _bytes(model: PlannedModel, ladder: Ladder) -> int:
     return int(_parameters(model, ladder) * (float(bits[0]) + 1 if bits else 16) / 8)
 
 
-def send_groups(config: pytest.Config, tests: Mapping[str, tuple[str, str]]) -> None:
+def send_groups(config: pytest.Config, tests: Mapping[str, tuple[str, str, str]]) -> None:
     """Plugin part for xdist's workers: append groups to ids in the message about collected tests.
 
     Args:
         config: of a worker.
-        tests: name of the model ("" for none) and suite by a test's id.
+        tests: name of the model ("" for none), suite and name of the function, by a test's id.
     """
-    groups = {test: f"{_PREFIX}{model}{_SEPARATOR}{suite}" for test, (model, suite) in tests.items()}
+    groups = {test: f"{_PREFIX}{_SEPARATOR.join(about)}" for test, about in tests.items()}
     _change_ids(config, lambda ids: [f"{i}{_SEPARATOR}{groups[i]}" if i in groups else i for i in ids])
 
 

@@ -1,63 +1,86 @@
-"""How long the tests of a suite are expected to take for a model: as in earlier runs, otherwise by its parameters.
+"""How long units of tests are expected to take, for the schedule of `pytest -n`: a forecast that times no file.
 
-The schedule of `pytest -n` needs to know what is long and what is short, not what a clock will show.
+The schedule needs to know what is long and what is short, not what a clock will show. Of the bundled suites, what was
+learned from sessions of one process counts; sessions with -n teach nothing, since their processes slow each other down.
+Of other projects' tests only earlier runs tell anything.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
+from gguf_harness.engine.machine import identify_machine
 from gguf_harness.errors import HarnessError
+from gguf_harness.inputs.corpora import load_corpus
+from gguf_harness.measure.forecast.expected import Expecting, durations_on, seconds_by_test
+from gguf_harness.measure.forecast.needs import is_foreseen
+from gguf_harness.pytest_plugin.default_grid import why_skipped
+from gguf_harness.store.learned_durations import FOLDER
 from gguf_harness.store.runs import load_run
 
-__all__ = ["SUITES", "History", "expected_seconds", "history_of", "read_history"]
+if TYPE_CHECKING:
+    from gguf_harness.inputs.models import ModelInfo
+    from gguf_harness.measure.forecast.needs import Asked
+    from gguf_harness.pytest_plugin.state import State
+
+__all__ = ["expected_seconds", "history_of", "read_history", "seconds_of_others"]
 
 History = Mapping[str, Mapping[tuple[int, int], float]]
 """Seconds by suite, and by parameters and bytes of the model."""
 
-SUITES: Final[Mapping[str, tuple[float, float]]] = {
-    "attention": (3.0, 800.0),
-    "embeddings": (1.5, 140.0),
-    "heads": (3.0, 2800.0),
-    "kv": (10.0, 80.0),
-    "layers": (8.0, 1000.0),
-    "lora": (5.0, 300.0),
-    "quant": (12.0, 400.0),
-}
-"""Seconds that a suite takes for one model on two cores: for any model, and for each 10^9 parameters.
-
-From runs of tiny (5 million parameters) and SmolLM2-135M in several types, with the default settings. Types of a model
-differ by less than a factor of two, and not in the order of their sizes. Other things ran on those cores, and that of
-suites/lora is from tiny alone. So they are good to a factor of two: they say what is long and what is short, and what
-is worth loading a file for.
-"""
-
 _OTHER: Final = (1.0, 100.0)
-"""The same for a suite that nobody has measured: tests of another project."""
-
+"""Seconds of tests that nothing is known of: for any model, and for each 10^9 parameters."""
 _RUNS: Final = 3
 """So many of the latest runs are read: a run.json has up to some megabytes."""
 
 
-def expected_seconds(parameters: int, size: int, suite: str, history: History) -> float:
-    """Seconds that a suite is expected to take for a model.
+def expected_seconds(units: Mapping[str, Collection[Asked]], state: State) -> dict[str, float]:
+    """Seconds of each unit, by its name.
+
+    A measurement that several units need counts for the first.
 
     Args:
-        parameters: of the model; 0 if unknown.
-        size: bytes of its file.
-        suite: name of the suite's folder.
+        units: what the tests of each ask for, in their order; tests about no subject ask for nothing.
+        state: of the session.
+    """
+    options, ladder = state.options, state.ladder
+    expecting = Expecting(options.threads, lambda: len(load_corpus(options.corpus).text), ladder.infos)
+    if (options.cache / FOLDER).is_dir():
+        expecting.durations = durations_on(options, identify_machine())
+    asked = dict.fromkeys(each for tests in units.values() for each in tests)
+    measured = [each for each in asked if why_skipped(each, state, ladder) is None]
+    known = seconds_by_test(expecting, measured, ladder, options, state.prompts)
+    history = {} if all(map(is_foreseen, asked)) else read_history(options.results)
+
+    def seconds(tests: Collection[Asked]) -> float:
+        total = sum(known.get(each, 0.0) for each in dict.fromkeys(tests))
+        other = next((each for each in tests if not is_foreseen(each)), None)
+        if other is None or other.subject is None:
+            return total
+        return total + seconds_of_others(expecting.info(other.subject.model), other.suite, history)
+
+    return {unit: seconds(tests) for unit, tests in units.items()}
+
+
+def seconds_of_others(info: ModelInfo | None, suite: str, history: History) -> float:
+    """Seconds that the tests of a folder are expected to take for a model, where nobody knows what they measure.
+
+    Args:
+        info: of the model; None if it cannot be read.
+        suite: name of the tests' folder.
         history: of earlier runs. The model nearest in parameters counts, of several the one nearest in bytes, with its
             time in proportion to the parameters.
     """
+    parameters, size = (0, 0) if info is None else (info.parameters, info.bytes)
     known = history.get(suite)
     if known and parameters > 0:
         nearest = min(known, key=lambda other: (_apart(other[0], parameters), _apart(other[1], size)))
         return known[nearest] * parameters / nearest[0]
-    fixed, each = SUITES.get(suite, _OTHER)
+    fixed, each = _OTHER
     return fixed + each * parameters / 1e9
 
 

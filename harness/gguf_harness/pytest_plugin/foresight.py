@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from gguf_harness.errors import HarnessError, OptionError
+from gguf_harness.errors import HarnessError
 from gguf_harness.inputs.command_line import given_options
 from gguf_harness.inputs.corpora import Corpus, load_corpus
 from gguf_harness.inputs.models import load_info
@@ -33,9 +33,10 @@ from gguf_harness.measure.forecast.budget import (
     reduced,
 )
 from gguf_harness.measure.forecast.forecast import Forecast, Forecaster
-from gguf_harness.measure.forecast.needs import NEEDS, UNFORESEEN, USES, Asked, pieces_of
+from gguf_harness.measure.forecast.needs import USES, Asked, pieces_of
 from gguf_harness.measure.forecast.stored import Inputs
 from gguf_harness.metrics.number_format import format_duration
+from gguf_harness.pytest_plugin.default_grid import LONG_ON_FILES, why_skipped
 from gguf_harness.pytest_plugin.order import order_of_models
 from gguf_harness.pytest_plugin.progress import TerminalProgress
 
@@ -48,6 +49,8 @@ __all__ = ["Foresight", "foresee"]
 
 _WORTH_S: Final = 20.0
 """Sessions that are shorter, by the number of parameters, are not foreseen: timing a file takes a second."""
+_OF_VARIANTS: Final = {"kv", "lora"}
+"""Suites about files that are run with other caches, or with adapters."""
 _LATE: Final = 1.05
 """Times the budget: what would end later than this is not begun."""
 
@@ -116,9 +119,15 @@ class Foresight:
 
     @property
     def models_left_out(self) -> list[str]:
-        """Candidates of which nothing is measured."""
-        kept = {asked.subject.name for asked in self.asked.values() if asked.subject is not None}
-        return list(dict.fromkeys(model for _, _, model in self.left_out if model not in kept))
+        """Subjects of which nothing is measured, or nothing of what a suite asks of them as variants."""
+        kept = {(asked.suite, asked.subject.name) for asked in self.asked.values() if asked.subject is not None}
+        names = {model for _, model in kept}
+        told = {
+            model if model not in names else f"{model} in suites/{suite}": None
+            for suite, _, model in self.left_out
+            if model not in names or (suite in _OF_VARIANTS and (suite, model) not in kept)
+        }
+        return list(told)
 
     def warnings(self) -> list[str]:
         """What the run says of the budget after it."""
@@ -160,11 +169,6 @@ def foresee(state: State, tests: Sequence[tuple[pytest.Function, str | None]]) -
     budget = state.options.budget_s
     if not asked or state.options.ray is not None:
         return []
-    if budget is not None and (unknown := sorted({each.suite for each in asked.values()} & UNFORESEEN)):
-        raise OptionError(
-            f"--gguf-budget cannot plan suites/{' and suites/'.join(unknown)}: how long it takes is not forecast.",
-            f"Run {' and '.join(NEEDS)} with a budget, and the others without.",
-        )
     planning = _Planning(state, asked)
     forecaster = planning.forecaster
     try:
@@ -202,19 +206,28 @@ class _Planning:
 
     def __init__(self, state: State, asked: dict[pytest.Function, Asked]) -> None:
         self._state = state
-        self._asked = asked
-        self.by_id = {item.nodeid: each for item, each in asked.items()}
+        self._asked = {item: each for item, each in asked.items() if why_skipped(each, state, state.ladder) is None}
+        self._skipped = {item: each for item, each in asked.items() if item not in self._asked}
+        self.by_id = {item.nodeid: each for item, each in self._asked.items()}
         progress = TerminalProgress(state.config)
         self._corpus = functools.cache(lambda: _load_text(state))
         self._inputs = self._with(state.ladder)
         self.forecaster = Forecaster(
-            state.options, self._inputs, list(dict.fromkeys(asked.values())), progress, state.run_id
+            state.options, self._inputs, list(dict.fromkeys(self._asked.values())), progress, state.run_id
         )
         order = order_of_models(state.ladder, until_decided=True)
         self._candidates = sorted(state.ladder.candidates, key=lambda each: order[each.name])
+        self._cached, self._adapted = (
+            _in_turns(variants, state.ladder.reference, self._candidates)
+            for variants in (state.ladder.cached, state.ladder.adapted)
+        )
+        # Without their tests there is nothing to choose.
+        of_suites = {"kv": self._cached, "lora": self._adapted}
+        asked_for = {each.suite for each in self._asked.values()}
         options = state.options
         self._full = Choice(
             candidates=len(self._candidates),
+            variants=max(len(found) if suite in asked_for else 0 for suite, found in of_suites.items()),
             chunks=options.chunks,
             prompts=len(state.prompts.prompts),
             ablations=1,
@@ -236,7 +249,10 @@ class _Planning:
         state.whole_ladder, state.ladder = state.ladder, kept.ladder
         state.options, state.prompts = options_of(state.options, choice), kept.prompts
         state.foresight = foresight
-        removed = []
+        # Those that skip themselves have no subject either, where it is left out.
+        removed: list[pytest.Item] = [
+            item for item, each in self._skipped.items() if each.subject not in _subjects(each, kept.ladder)
+        ]
         for item in items:
             each = self._asked.get(item)  # type: ignore[call-overload]
             if each is None:
@@ -264,10 +280,15 @@ class _Planning:
         chosen = tuple(each for each in ladder.candidates if each.name in names)
         files = {each.model for each in chosen} | ({ladder.reference.model} if ladder.reference else set())
 
-        def of_these(subjects: Sequence[PlannedSubject]) -> tuple[PlannedSubject, ...]:
-            return tuple(each for each in subjects if each.model in files)
+        def of_these(subjects: Sequence[PlannedSubject], first: Sequence[PlannedSubject]) -> tuple[PlannedSubject, ...]:
+            return tuple(each for each in subjects if each.model in files and each in first[: choice.variants])
 
-        fewer = replace(ladder, candidates=chosen, cached=of_these(ladder.cached), adapted=of_these(ladder.adapted))
+        fewer = replace(
+            ladder,
+            candidates=chosen,
+            cached=of_these(ladder.cached, self._cached),
+            adapted=of_these(ladder.adapted, self._adapted),
+        )
         return self._with(fewer, choice.prompts)
 
     def _with(self, ladder: Ladder, prompts: int | None = None) -> Inputs:
@@ -280,19 +301,51 @@ class _Planning:
             return False
         if choice.ablations == 0 and asked.test in CHANGING:
             return False
-        return asked.subject is None or asked.subject in ladder.subjects
+        return asked.subject is None or (
+            asked.subject in _subjects(asked, ladder) and why_skipped(asked, self._state, ladder) is None
+        )
 
     def _used(self) -> set[str]:
         """What any test uses of that which can be reduced."""
         ladder = self._inputs.ladder
         pieces = pieces_of(self._asked.values(), ladder, ladder.candidates)
         names = {piece.name for each in pieces.values() for piece in each}
-        return {use for start, uses in USES.items() for use in uses if any(name.startswith(start) for name in names)}
+        used = {use for start, uses in USES.items() for use in uses if any(name.startswith(start) for name in names)}
+        return used | ({"variants"} if self._full.variants else set())
 
     @staticmethod
     def _unused(used: set[str]) -> set[str]:
         """Options that change nothing here: they are not reduced either."""
         return {option for name, option in OPTIONS.items() if name not in used}
+
+
+def _in_turns(
+    subjects: Sequence[PlannedSubject], reference: PlannedSubject | None, candidates: Sequence[PlannedSubject]
+) -> list[PlannedSubject]:
+    """Variants of files, the first of each file before the second of any; of the reference's before those of others.
+
+    Caches with one type for keys and values come first: most is measured of these.
+
+    Args:
+        subjects: the variants.
+        reference: of the session.
+        candidates: in their order.
+    """
+    files = dict.fromkeys(each.model for each in (*((reference,) if reference else ()), *candidates))
+    order = {model: place for place, model in enumerate(files)}
+    ranked = []
+    for model in dict.fromkeys(each.model for each in subjects):
+        of_file = [each for each in subjects if each.model == model]
+        of_file.sort(key=lambda each: each.kv is not None and each.kv.k != each.kv.v)
+        ranked += [(rank, order.get(model, len(order)), each) for rank, each in enumerate(of_file)]
+    return [each for _, _, each in sorted(ranked, key=lambda found: found[:2])]
+
+
+def _subjects(asked: Asked, ladder: Ladder) -> Sequence[PlannedSubject]:
+    """What the tests of a kind are about."""
+    if asked.suite == "lora":
+        return ladder.adapted
+    return ladder.cached if asked.suite == "kv" and asked.test not in LONG_ON_FILES else ladder.models
 
 
 def _load_text(state: State) -> Corpus:

@@ -8,7 +8,7 @@ follows.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import pytest
@@ -26,7 +26,7 @@ class ModelScheduling(LoadGroupScheduling):  # type: ignore[misc]  # xdist is un
         config: of the session.
         log: of xdist.
         unit_of: name of the unit of a test; None to leave it to xdist.
-        plan: makes the schedule of the units, by their names.
+        plan: makes the schedule of the units: ids of their tests, by their names.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class ModelScheduling(LoadGroupScheduling):  # type: ignore[misc]  # xdist is un
         config: pytest.Config,
         log: Any,
         unit_of: Callable[[str], str | None],
-        plan: Callable[[Iterable[str]], Schedule],
+        plan: Callable[[Mapping[str, Iterable[str]]], Schedule],
     ) -> None:
         super().__init__(config, log)
         self._unit_of = unit_of

@@ -234,7 +234,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for place, item in zip(places, ours, strict=True):
         items[place] = item
     if getattr(config, "workerinput", {}).get("gguf_groups"):
-        send_groups(config, {item.nodeid: (model_name(item) or "", item.path.parent.name) for item in ours})
+        send_groups(
+            config,
+            {
+                item.nodeid: (model_name(item) or "", item.path.parent.name, item.originalname)
+                for item in ours
+                if isinstance(item, pytest.Function)
+            },
+        )
     state.is_ordered = True
 
 

@@ -174,7 +174,8 @@ def _texts(view: RunView) -> str:
         if row["metric"] == "exact_prefix_tokens" and row.get("prompt") is not None
     }
     told = []
-    for model in view.candidates:
+    # With an adapter a file is meant to write something else.
+    for model in (one for one in view.candidates if not one.facts.get("adapters")):
         pairs = [
             (prompt, by_model[model.name]["text"] == by_model[reference]["text"])
             for prompt, rows in texts.items()
@@ -207,18 +208,18 @@ def _limits(view: RunView) -> str:
 
 def _skipped(tests: list[Mapping[str, Any]]) -> list[str]:
     """Reasons of skipped tests, the most frequent first; those that differ in numbers only are one."""
-    reasons: dict[str, list[str]] = {}
+    reasons: dict[tuple[str, str], list[str]] = {}
     for test in tests:
         if test["outcome"] == "skipped":
             words = str(test["message"]).removeprefix("Skipped: ")
             reason = next(iter(words.splitlines()), "").partition(";")[0] or "no reason given"
-            reasons.setdefault(re.sub(r"[\d.]+", "#", reason), []).append(reason)
-    ordered = sorted(reasons.values(), key=len, reverse=True)
+            reasons.setdefault((test["suite"], re.sub(r"[\d.]+", "#", reason)), []).append(reason)
+    ordered = sorted(reasons.items(), key=lambda item: len(item[1]), reverse=True)
     told = [
-        f"{len(alike)} {'tests' if len(alike) > 1 else 'test'} skipped: {visible(alike[0])}"
-        for alike in ordered[:_MOST_REASONS]
+        f"{len(alike)} {'tests' if len(alike) > 1 else 'test'} of {visible(suite)} skipped: {visible(alike[0])}"
+        for (suite, _), alike in ordered[:_MOST_REASONS]
     ]
-    rest = sum(len(alike) for alike in ordered[_MOST_REASONS:])
+    rest = sum(len(alike) for _, alike in ordered[_MOST_REASONS:])
     return [*told, f"{rest} more skipped for other reasons"] if rest else told
 
 

@@ -105,5 +105,6 @@ def smallest_cache(view: RunView) -> str | None:
         return f"No KV cache passes on every file that was run with it ({len(by_types)} tested{more})"
     best = min(passing, key=lambda types: (passing[types], types))
     files = by_types[best]
-    where = visible(files[0].file) if len(files) == 1 else f"all {len(files)} files"
-    return f"Smallest KV cache that passes on {where}: {best}, {passing[best]:.0%} of f16/f16{more}"
+    count = "both" if len(files) == 2 else f"all {len(files)}"
+    where = visible(files[0].file) if len(files) == 1 else f"{count} files"
+    return f"Smallest KV cache that passes on {where}: {best}, {100 * passing[best]:.0f} % of f16/f16{more}"

@@ -26,12 +26,13 @@ _BEYOND_ERROR: Final = 2.0
 _MIN_WIDTH: Final = 60
 _MEASURED_WIDTH: Final = 400
 
-_SETTINGS: Final = (
-    "kv", "batch", "ubatch", "threads", "flash_attention", "gpu", "gpu_layers", "imatrix", "until_decided",
-    "side_by_side", "gen_tokens", "pp", "tg", "repetitions", "words", "layers", "heads", "head_windows", "head_limit",
-    "sensitivity",
-)  # fmt: skip
-"""Settings that numbers depend on, besides those in the description of the corpus."""
+_UNTOLD: Final = frozenset({
+    "models", "reference", "quants", "corpus", "ctx", "chunks", "windows", "prompts", "results", "cache",
+    "logprobs_limit", "cache_limit", "timeout_s", "gates", "inconclusive", "holm", "baseline", "baseline_map",
+    "save_baseline", "fresh", "map", "shard", "ray", "ray_runtime_env", "budget_s",
+})  # fmt: skip
+"""Settings that are not told: what they mean for numbers is told as files, texts and windows, or they mean nothing for
+them. Every other setting is, a new one too."""
 
 
 def _text(key: str) -> Callable[[Mapping[str, Any]], str | None]:
@@ -354,8 +355,8 @@ def _changes(old: Mapping[str, Any], new: Mapping[str, Any], partners: Mapping[s
     settings_old, settings_new = (run.get("settings") or {} for run in (old, new))
     changes += [
         f"changed setting {name}: {settings_old[name]} -> {settings_new[name]}"
-        for name in _SETTINGS
-        if name in settings_old and name in settings_new and settings_old[name] != settings_new[name]
+        for name in settings_new
+        if name in settings_old and name not in _UNTOLD and settings_old[name] != settings_new[name]
     ]
     hashes_old, hashes_new = ({m["name"]: m["sha256"] for m in run.get("models", [])} for run in (old, new))
     both = {

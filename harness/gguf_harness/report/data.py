@@ -11,8 +11,8 @@ from gguf_harness.judge.shards import part_models, planned_here, shard_words
 from gguf_harness.metrics.records import WHOLE, Place
 from gguf_harness.metrics.registry import Metric, metrics_of_run
 from gguf_harness.metrics.tradeoff import dominated_by, smallest_passing
-from gguf_harness.report.adapters import smallest_base
 from gguf_harness.report.caches import smallest_cache
+from gguf_harness.report.kept_effects import smallest_base
 from gguf_harness.report.numbers import format_bytes
 from gguf_harness.report.standing import Standing, Standings, failures_of, undecided_gates
 
@@ -341,7 +341,7 @@ class RunView:
         if reference is None:
             return ""
         share = model.facts["bytes"] / reference.facts["bytes"]
-        return f" ({share:.0%} of {visible(reference.name)})"
+        return f" ({100 * share:.0f} % of {visible(reference.name)})"
 
     def _points(self) -> dict[str, tuple[float, float]]:
         """Size and loss of files, by name."""

@@ -13,7 +13,7 @@ from gguf_harness.report.data import visible
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from gguf_harness.measure.attention.attention_results import HeadBehaviour
+    from gguf_harness.measure.attention.pattern_results import HeadBehaviour
 
 __all__ = ["render_heads", "render_matched_heads"]
 

@@ -18,6 +18,7 @@ from gguf_harness.report.answer import answer_of, noise_of
 from gguf_harness.report.charts import SECTIONS, build_charts
 from gguf_harness.report.charts.base import PLOTLY, Chart
 from gguf_harness.report.data import RunView, visible, visible_lines
+from gguf_harness.report.groups import SECTION_OF_SUITE, Group, groups_of
 from gguf_harness.report.numbers import doubt_mark, format_bytes, format_metric, format_value
 from gguf_harness.report.prices import price_list, show_average, show_step
 from gguf_harness.report.standing import failures_of
@@ -53,7 +54,8 @@ def write_html(run: Mapping[str, Any], run_dir: Path, destination: Path) -> None
     view = RunView(run)
     charts = build_charts(view, run_dir)
     drawn_by_plotly = any(chart["view"] == PLOTLY for section in charts.values() for chart in section)
-    columns = [metric for metric in view.metrics.values() if "html" in metric.tables and view.measured(metric.name)]
+    groups = groups_of(view)
+    columns = {group.section: group.columns(view, "html") for group in groups}
     page = template.render(
         run=run,
         view=view,
@@ -62,9 +64,14 @@ def write_html(run: Mapping[str, Any], run_dir: Path, destination: Path) -> None
         failures=failures_of(run),
         own_words={"measurement", "prompt", "assertion", "fixture"},
         headline=view.headline(),
+        groups={group.section: group for group in groups},
         columns=columns,
-        brief=_brief(columns),
-        cells={metric.name: _column(view, metric) for metric in columns},
+        brief={section: _brief(of_group) for section, of_group in columns.items()},
+        cells={
+            (group.section, metric.name): _column(view, group, metric)
+            for group in groups
+            for metric in columns[group.section]
+        },
         metrics=view.metrics,
         glossary=view.used_metrics(),
         estimated=ESTIMATED,
@@ -142,12 +149,13 @@ def _for_its_view(chart: Chart) -> dict[str, Any]:
 def _picture_of(view: RunView, charts: Mapping[str, list[Chart]], gate: Mapping[str, Any]) -> str | None:
     """Id of the chart that shows a gate's metric; else of the section of its suite."""
     title = view.title(gate["metric"])
-    for section in charts.values():
-        for chart in section:
+    for of_section in charts.values():
+        for chart in of_section:
             if any(figure["name"] == title for figure in chart["figures"]):
                 return str(chart["id"])
-    suite = gate.get("suite")
-    return str(suite) if charts.get(str(suite)) else None
+    suite = str(gate.get("suite"))
+    section = SECTION_OF_SUITE.get(suite, suite)
+    return section if charts.get(section) else None
 
 
 def _brief(columns: list[Metric]) -> set[str]:
@@ -177,16 +185,16 @@ _POINT: Final = 0.5
 """Width of a decimal point in widths of a digit."""
 
 
-def _column(view: RunView, metric: Metric) -> tuple[dict[str, _Cell], int]:
+def _column(view: RunView, group: Group, metric: Metric) -> tuple[dict[str, _Cell], int]:
     """The cells of a metric by model, and the width of the longest error in widths of a digit."""
-    cells = {model.name: _cell(view, model.name, metric) for model in view.models}
+    cells = {model.name: _cell(view, model.name, metric) for model in group.models}
     behind = {name: _behind_the_point(cell.text) for name, cell in cells.items()}
     most = max((behind[name] for name, cell in cells.items() if cell.value is not None), default=0.0)
     aligned = {
         name: cell if cell.value is None else replace(cell, space=most - behind[name]) for name, cell in cells.items()
     }
-    # Its blanks and its point are narrower than digits.
-    return aligned, max(0, *(len(cell.error) - 2 for cell in cells.values()))
+    # Its sign is wider than a digit, its blanks and its point are narrower: with the room before it, about as wide.
+    return aligned, max(0, *(len(cell.error) for cell in cells.values()))
 
 
 def _behind_the_point(text: str) -> float:

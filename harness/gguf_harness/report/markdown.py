@@ -11,6 +11,7 @@ from typing import Any, Final
 from gguf_harness.metrics.records import WHOLE, Place
 from gguf_harness.metrics.registry import Metric
 from gguf_harness.report.data import Candidate, RunView, describe_windows, visible
+from gguf_harness.report.groups import Group, groups_of
 from gguf_harness.report.numbers import doubt_mark, format_bytes, format_metric, format_value
 from gguf_harness.report.standing import failures_of
 from gguf_harness.report.terminal import verdict_line
@@ -43,7 +44,8 @@ def render_markdown(run: Mapping[str, Any]) -> str:
     if run.get("merged"):
         interrupted = ["Parts of this run are missing: what there is is shown.", ""]
     lines = [f"## {_safe(view.headline())}", "", *(interrupted if view.interrupted else [])]
-    lines += _table(view)
+    for place, group in enumerate(groups_of(view)):
+        lines += [*([""] if place else []), *_table(view, group)]
     good = _items(verdict_line(view, model) for model in view.candidates if model.verdict in {"pass", ""})
     lines += ["", *good] if good else []
     failures = failures_of(run)
@@ -61,11 +63,11 @@ def render_markdown(run: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _table(view: RunView) -> list[str]:
-    metrics = [metric for metric in view.metrics.values() if "markdown" in metric.tables and view.measured(metric.name)]
-    heads = ["model", "size", *(_safe(metric.title) for metric in metrics), "verdict"]
+def _table(view: RunView, group: Group) -> list[str]:
+    metrics = group.columns(view, "markdown")
+    heads = [group.head, "size", *(_safe(metric.title) for metric in metrics), "verdict"]
     lines = [_row(heads), _row(["---", *["---:"] * (len(heads) - 2), "---"])]
-    return [*lines, *(_row(_cells(view, model, metrics)) for model in view.models)]
+    return [*lines, *(_row(_cells(view, model, metrics)) for model in group.models)]
 
 
 def _cells(view: RunView, model: Candidate, metrics: list[Metric]) -> list[str]:
@@ -128,10 +130,18 @@ def _what_was_run(view: RunView) -> list[str]:
         for part in merged.get("shards", [])
     ]
     if machine := run.get("machine"):
-        gpus = [f"{gpu['name']} ({format_bytes(gpu['memory_bytes'])})" for gpu in machine.get("gpus", [])]
-        parts = [machine["cpu"], f"{machine['cores']} cores", format_bytes(machine["memory_bytes"]), *gpus]
-        lines.append(", ".join([*parts, machine["system"], f"Python {machine['python']}"]))
+        lines.append(_machine(machine))
+    lines += [
+        f"Ray node {node['node']}: {_machine(node)}; {node['calls']} calls of workers"
+        for node in run.get("nodes") or []
+    ]
     return lines
+
+
+def _machine(machine: Mapping[str, Any]) -> str:
+    gpus = [f"{gpu['name']} ({format_bytes(gpu['memory_bytes'])})" for gpu in machine.get("gpus", [])]
+    parts = [machine["cpu"], f"{machine['cores']} cores", format_bytes(machine["memory_bytes"]), *gpus]
+    return ", ".join([*parts, machine["system"], f"Python {machine['python']}"])
 
 
 def _section(title: str, lines: Iterable[str]) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any, Final
 from gguf_harness.errors import StoreError, visible
 from gguf_harness.report.shard_runs import Part, Parts
 from gguf_harness.store.paths import file_name
-from gguf_harness.store.run_draft import write_part
+from gguf_harness.store.run_part import write_part
 from gguf_harness.store.runs import run_file
 
 __all__ = ["SumOfParts"]

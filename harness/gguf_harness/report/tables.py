@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any
 
 from gguf_harness.metrics.registry import Metric
 from gguf_harness.report.data import RunView, place, visible
+from gguf_harness.report.groups import SECTION_OF_SUITE
 from gguf_harness.report.numbers import doubt_mark, format_metric, format_value
 
 __all__ = ["Table", "estimates_table", "numbers_tables", "tests_table"]
 
 Table = dict[str, Any]
 """{heads, numbers: columns that are numbers, rows}: a cell is its text, or its text and the value it is sorted by."""
-
-_SECTION_OF_SUITE: Final = {"quant": "decide", "kv": "cache"}
 
 
 def numbers_tables(view: RunView) -> dict[str, Table]:
@@ -24,21 +23,22 @@ def numbers_tables(view: RunView) -> dict[str, Table]:
     for metric in view.used_metrics():
         if view.measured(metric.name):
             suite = suites[metric.name]
-            by_section.setdefault(_SECTION_OF_SUITE.get(suite, suite), []).append(metric)
+            by_section.setdefault(SECTION_OF_SUITE.get(suite, suite), []).append(metric)
     return {section: _numbers_table(view, metrics) for section, metrics in by_section.items()}
 
 
 def _numbers_table(view: RunView, metrics: Sequence[Metric]) -> Table:
     rows = []
+    models = [model for model in view.models if any(view.row(model.name, metric.name) for metric in metrics)]
     for metric in metrics:
         cells: list[Any] = []
-        for model in view.models:
+        for model in models:
             row = view.row(model.name, metric.name)
             told = "" if row is None else f"{format_metric(metric, row['value'], row['se'])}{doubt_mark(row)}"
             cells.append(told if row is None else [told, row["value"]])
         unit = "" if metric.unit in {"", "fraction", "bytes"} else f", {metric.unit}"
         rows.append([f"{metric.title}{unit}", *cells])
-    heads = ["metric", *(visible(model.name) for model in view.models)]
+    heads = ["metric", *(visible(model.name) for model in models)]
     return {"heads": heads, "numbers": list(range(1, len(heads))), "rows": rows}
 
 

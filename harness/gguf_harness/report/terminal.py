@@ -13,6 +13,7 @@ from gguf_harness.judge.verdicts import name_briefly
 from gguf_harness.metrics.records import Place
 from gguf_harness.metrics.registry import Column, Metric
 from gguf_harness.report.data import Candidate, RunView, describe_windows, visible
+from gguf_harness.report.groups import Group, groups_of
 from gguf_harness.report.numbers import format_bytes, format_column, format_estimate, format_ratio
 from gguf_harness.report.prices import price_note
 from gguf_harness.report.times import wrong_forecast
@@ -53,7 +54,7 @@ def render_terminal(
     notes = [*_notes(view), *(f"note: {visible(line)}" for line in more)]
     described = [model for model in view.models if _is_told(view, model)]
     blocks = [
-        [_table(view, width, color, encoding).rstrip("\n")] if view.models else [],
+        *([_table(view, group, width, color, encoding).rstrip("\n")] for group in groups_of(view)),
         [
             _colored(_wrap(encodable(verdict_line(view, model, told), encoding), width), model.verdict, color)
             for model in described
@@ -126,7 +127,7 @@ def _gain_words(view: RunView, model: Candidate) -> list[str]:
     reference = next((other for other in view.models if other.is_reference), None)
     if reference is None or not reference.facts or not model.facts:
         return []
-    words = [f"{model.facts['bytes'] / reference.facts['bytes']:.0%} of the reference's size"]
+    words = [f"{100 * model.facts['bytes'] / reference.facts['bytes']:.0f} % of the reference's size"]
     if model.facts.get("variant") and model.facts.get("file") == reference.facts.get("file"):
         words = []  # the same file, run otherwise
     # Only for speeds timed in turns and undisturbed: speeds measured at different times have no valid ratio.
@@ -177,21 +178,25 @@ def _answers(view: RunView) -> list[str]:
     return [*([price] if price else []), *told]
 
 
-def _table(view: RunView, width: int, color: bool, encoding: str | None) -> str:
+def _table(view: RunView, group: Group, width: int, color: bool, encoding: str | None) -> str:
     columns = [
-        (metric, metric.column) for metric in view.metrics.values() if metric.column and view.measured(metric.name)
+        (metric, metric.column)
+        for metric in view.metrics.values()
+        if metric.column and any(view.row(model.name, metric.name) for model in group.models)
     ]
-    while len(columns) > 1 and _drawn(view, columns, encoding)[1] > width:
+    while len(columns) > 1 and _drawn(view, group, columns, encoding)[1] > width:
         columns.remove(max(columns, key=lambda column: column[1].rank))
     from rich.console import Console
 
     file = io.StringIO()
     console = Console(file=file, width=width, force_terminal=color, color_system="standard" if color else None)
-    console.print(_drawn(view, columns, encoding)[0])
+    console.print(_drawn(view, group, columns, encoding)[0])
     return file.getvalue()
 
 
-def _drawn(view: RunView, columns: list[tuple[Metric, Column]], encoding: str | None) -> tuple[Table, int]:
+def _drawn(
+    view: RunView, group: Group, columns: list[tuple[Metric, Column]], encoding: str | None
+) -> tuple[Table, int]:
     """A rendered table, and the width that it needs."""
     from rich import box
     from rich.console import Console
@@ -199,12 +204,12 @@ def _drawn(view: RunView, columns: list[tuple[Metric, Column]], encoding: str | 
     from rich.text import Text
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    table.add_column("model", overflow="fold")
+    table.add_column(group.head, overflow="fold")
     table.add_column("size", justify="right", no_wrap=True)
     for metric, column in columns:
         table.add_column(Text(column.head or metric.title), justify="right", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
-    for model in view.models:
+    for model in group.models:
         rows = [(metric, view.row(model.name, metric.name)) for metric, _ in columns]
         size = format_bytes(model.facts["bytes"]) if model.facts else "-"
         # Text, not markup: a model name may contain [brackets].

@@ -70,6 +70,12 @@ _PLANNED_MODEL: Final[_Kinds] = {
 _PART: Final[_Kinds] = {"index": WHOLE, "run": TEXT, "started": TEXT, "duration_s": NUMBER, "machine": TABLE.or_null}
 _MISSING: Final[_Kinds] = {"index": WHOLE, "models": LIST}
 """Of a part of a run, and of one that was merged from parts."""
+_NODE: Final[_Kinds] = {
+    **dict.fromkeys(("node", "harness", "cpu", "system", "python"), TEXT),
+    **dict.fromkeys(("cores", "memory_bytes", "calls"), NUMBER),
+    "gpus": LIST,
+}
+"""Of a node of a cluster that has measured."""
 
 _ROWS: Final[Mapping[tuple[str, str], _Kinds]] = {
     ("forecast", "measurements"): {"name": TEXT, "predicted_s": NUMBER, "actual_s": NUMBER},
@@ -133,7 +139,7 @@ def _wrong_parts(run: Mapping[str, Any]) -> str | None:
     if (merged := run.get("merged")) is not None:
         problem = problem or _wrong_rows(merged["shards"], _PART, tuple(_PART), "merged.shards")
         problem = problem or _wrong_rows(merged["missing"], _MISSING, tuple(_MISSING), "merged.missing")
-    return problem
+    return problem or _wrong_rows(run.get("nodes") or [], _NODE, tuple(_NODE), "nodes")
 
 
 def _wrong_metric(entries: list[object]) -> str | None:

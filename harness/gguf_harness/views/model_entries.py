@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gguf_harness.errors import visible
@@ -10,20 +10,24 @@ from gguf_harness.errors import visible
 __all__ = ["model_entries", "short_names"]
 
 
-def model_entries(names: Sequence[str], reference: str | None) -> list[dict[str, Any]]:
+def model_entries(
+    names: Sequence[str], reference: str | None, series: Mapping[str, int] | None = None
+) -> list[dict[str, Any]]:
     """[{name, short, role, series}]: candidates count from 0 in the order of the names.
 
     Args:
         names: all models of a comparison, whose order fixes the colours.
         reference: the one that the others are compared with; None where there is none.
+        series: places of candidates in the sequence of colours, if not those in the order of the names.
     """
-    candidates = [name for name in names if name != reference]
+    if series is None:
+        series = {name: place for place, name in enumerate(name for name in names if name != reference)}
     return [
         {
             "name": visible(name),
             "short": visible(short),
             "role": "reference" if name == reference else "candidate",
-            "series": candidates.index(name) if name in candidates else 0,
+            "series": series.get(name, 0),
         }
         for name, short in zip(names, short_names(names), strict=True)
     ]

@@ -18,8 +18,7 @@ the number.
 from __future__ import annotations
 
 from gguf_harness.judge.history.families import build_history
-from gguf_harness.judge.history.reading import read_history
-from gguf_harness.judge.history.records import (
+from gguf_harness.judge.history.history_records import (
     Change,
     Family,
     History,
@@ -28,5 +27,6 @@ from gguf_harness.judge.history.records import (
     Segment,
     Series,
 )
+from gguf_harness.judge.history.selection import read_history
 
 __all__ = ["Change", "Family", "History", "Moment", "Point", "Segment", "Series", "build_history", "read_history"]

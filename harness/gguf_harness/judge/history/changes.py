@@ -9,8 +9,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from gguf_harness.judge.history.history_records import Change, How, Moment, Outcome, Point
 from gguf_harness.judge.history.identity import SAMPLED, describe_differences
-from gguf_harness.judge.history.records import Change, How, Moment, Outcome, Point
 from gguf_harness.judge.regressions import p_values
 from gguf_harness.metrics.kernels.standard_errors import clustered_se
 from gguf_harness.metrics.registry import METRICS, Metric

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
+from gguf_harness.judge.history.history_records import Family, History, Moment, Point, Segment, Series
 from gguf_harness.judge.history.identity import (
     OF_PASS,
     circumstances_of,
@@ -18,7 +19,6 @@ from gguf_harness.judge.history.identity import (
     roles_of,
 )
 from gguf_harness.judge.history.means import Means, means_of_run
-from gguf_harness.judge.history.records import Family, History, Moment, Point, Segment, Series
 from gguf_harness.judge.history.verdicts import judge_series
 from gguf_harness.metrics.records import WHOLE, Place
 from gguf_harness.metrics.registry import METRICS, Metric, metrics_of_run

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Final
 
 from gguf_harness.judge.history.changes import change_between
-from gguf_harness.judge.history.records import Change, Family, Mark, Moment, Outcome, Point, Segment, Series
+from gguf_harness.judge.history.history_records import Change, Family, Mark, Moment, Outcome, Point, Segment, Series
 from gguf_harness.judge.regressions import CONFIDENCE, MATERIAL
 from gguf_harness.metrics.multiple import holm
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from gguf_harness.errors import OptionError, PromptError, VocabularyMismatch
 from gguf_harness.measure.attention.activations import ActivationReader
-from gguf_harness.measure.attention.attention_results import AttentionDrift, HeadBehaviour
 from gguf_harness.measure.attention.drift import compare_attention
+from gguf_harness.measure.attention.pattern_results import AttentionDrift, HeadBehaviour
 from gguf_harness.measure.attention.tasks import AttentionRequest, KeptPatterns, observe_attention
 from gguf_harness.measure.measurement import ARRAYS, Files, Format, Job, Measurement
 from gguf_harness.store.arrays import Arrays
@@ -52,10 +52,20 @@ class Attention:
         prompts: prompts to read.
         corpus: determines which tokens are rare.
         reference: the model on whose tokens candidates are measured; None if there is none.
+        few: only the first prompts of the session are read.
     """
 
-    def __init__(self, core: Core, prompts: PromptSet, corpus: Corpus, reference: PlannedSubject | None = None) -> None:
+    def __init__(
+        self,
+        core: Core,
+        prompts: PromptSet,
+        corpus: Corpus,
+        reference: PlannedSubject | None = None,
+        *,
+        few: bool = False,
+    ) -> None:
         self._core = core
+        self._few = few
         self._prompts = prompts
         self._corpus = corpus
         self._reference = reference
@@ -98,7 +108,7 @@ class Attention:
     def on_first(self, most: int) -> Attention:
         """The same on the first prompts only, for comparisons that need no more."""
         prompts = replace(self._prompts, prompts=self._prompts.prompts[:most])
-        return Attention(self._core, prompts, self._corpus, self._reference)
+        return Attention(self._core, prompts, self._corpus, self._reference, few=True)
 
     def observe(self, model: Subject) -> Arrays:
         """Behaviour of each head; see `observe_attention`. The activations stay in the cache, for candidates."""
@@ -115,6 +125,7 @@ class Attention:
             lambda entry: (self._request(model, entry), base.folder, self._core.measure(base_job)),
             subjects=(model,),
             reads=(base_job,),
+            part=self._part(_COMPARED),
         )
         return self._core.measure(job)
 
@@ -126,7 +137,11 @@ class Attention:
             lambda entry: (self._request(model, entry),),
             subjects=(model,),
             files=_ACTIVATIONS,
+            part=self._part(_OBSERVED),
         )
+
+    def _part(self, measurement: Measurement[Any]) -> str | None:
+        return f"{measurement.kind}-few" if self._few else None
 
     def _key(self, model: Subject) -> dict[str, Any]:
         key = self._core.key(model) | {"prompts": self._prompts.sha256, "text": self._corpus.sha256}

@@ -15,7 +15,7 @@ from gguf_harness.metrics.kernels.cka import linear_cka
 from gguf_harness.metrics.pattern_comparison import compare_patterns
 
 if TYPE_CHECKING:
-    from gguf_harness.engine.worker import WorkerContext
+    from gguf_harness.engine.worker_context import WorkerContext
     from gguf_harness.store.arrays import Arrays
 
 __all__ = ["ROW_MEASURES", "compare_attention"]

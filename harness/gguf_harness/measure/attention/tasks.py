@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from gguf_harness.engine.context import Context
     from gguf_harness.engine.model import Model, Tokens
     from gguf_harness.engine.taps import Reader
-    from gguf_harness.engine.worker import WorkerContext
+    from gguf_harness.engine.worker_context import WorkerContext
     from gguf_harness.store.arrays import Arrays
 
 __all__ = [

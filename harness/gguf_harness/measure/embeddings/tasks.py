@@ -28,7 +28,8 @@ from gguf_harness.metrics.kernels.nearest import Block, nearest_by_cosine
 
 if TYPE_CHECKING:
     from gguf_harness.engine.model import Model, Tokens
-    from gguf_harness.engine.worker import ProgressCallback, WorkerContext
+    from gguf_harness.engine.worker import ProgressCallback
+    from gguf_harness.engine.worker_context import WorkerContext
     from gguf_harness.inputs.prompts import Prompt
 
 __all__ = [

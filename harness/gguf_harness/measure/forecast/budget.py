@@ -1,4 +1,4 @@
-"""What of a session fits into a time: fewer windows, heads, prompts and candidates, the most informative kept.
+"""What of a session fits into a time: fewer windows, heads, prompts, candidates and variants, the best kept.
 
 A budget only chooses options, before anything is measured: all numbers keep their definitions, and their errors grow.
 There is a chain of choices, each of which measures at least what the one before it does, from the least that is worth a
@@ -7,7 +7,8 @@ gave stay as they are.
 
 The order of the chain: some windows first, since every gate of suites/quant needs them; then candidates, the smallest
 first, then the largest, and so on towards the middle, since those are furthest from their limits; then prompts and more
-windows in turn, as errors fall with the square root of each. Tests that change heads come after all that, with few
+windows in turn, as errors fall with the square root of each. A candidate is there before its other caches and adapters,
+of which each file has one before any has two. Tests that change heads come after all that, with few
 heads first: to choose these takes longer than all other suites together. Mixtures of tensors, which decide nothing
 unless somebody sets a limit, are decoded when all else is there.
 """
@@ -52,10 +53,12 @@ class Choice:
     """How much is measured of each thing; None for all that there is.
 
     Attributes:
+        variants: files with another KV cache, and as many with adapters.
         ablations: whether heads are changed at all, 0 or 1.
     """
 
     candidates: int
+    variants: int
     chunks: int | None
     prompts: int
     ablations: int
@@ -66,6 +69,7 @@ class Choice:
 
 _LEAST: Final[dict[str, int]] = {
     "candidates": 1,
+    "variants": 1,
     "chunks": 4,
     "prompts": 6,
     "ablations": 0,
@@ -76,14 +80,18 @@ _LEAST: Final[dict[str, int]] = {
 _STEPS: Final[tuple[tuple[str, int], ...]] = (
     ("chunks", 8),
     ("candidates", 2),
+    ("variants", 2),
     ("prompts", 9),
     ("candidates", 3),
+    ("variants", 4),
     ("prompts", 12),
     ("chunks", 10),
     ("candidates", 6),
+    ("variants", 8),
     ("chunks", 12),
     ("prompts", 18),
     ("candidates", 10),
+    ("variants", 16),
     ("chunks", 14),
     ("candidates", 20),
     ("prompts", 24),
@@ -172,6 +180,7 @@ def choose(
 def _described(choice: Choice, used: Collection[str]) -> str:
     candidates = f"{choice.candidates} candidate{'s' if choice.candidates != 1 else ''}"
     parts = {
+        "variants": f"{choice.variants} variant{'s' if choice.variants != 1 else ''} of files",
         "chunks": "all windows" if choice.chunks is None else f"{choice.chunks} windows",
         "prompts": f"{choice.prompts} prompts",
     }

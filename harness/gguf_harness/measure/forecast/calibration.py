@@ -16,13 +16,13 @@ import numpy as np
 
 from gguf_harness.engine.lanes import Lanes, count_lanes
 from gguf_harness.engine.settings import SessionSettings
-from gguf_harness.measure.forecast.efforts import Costs
+from gguf_harness.measure.forecast.scales import Costs
 from gguf_harness.measure.measurement import Job, Measurement, as_json
 from gguf_harness.metrics.divergence import DivergenceKernel
 
 if TYPE_CHECKING:
     from gguf_harness.engine.context import Context
-    from gguf_harness.engine.worker import WorkerContext
+    from gguf_harness.engine.worker_context import WorkerContext
     from gguf_harness.inputs.subjects import Subject
     from gguf_harness.measure.core import Core
 
@@ -36,12 +36,13 @@ _SHARE: Final = 0.003
 _ROWS: Final = 32
 _STEPS: Final = 8
 _WEIGHTS: Final = 1 << 20
+_TRIES: Final = 5
 
 
 def measure_costs(
     worker: WorkerContext, files: Sequence[Path], settings: SessionSettings, output: float, enough_s: float
 ) -> dict[str, float]:
-    """Seconds of a token, a row of logits, a token decoded alone, and a weight; see `Costs`.
+    """Seconds of a token, a row of logits, a token decoded alone, a weight, and a comparison; see `Costs`.
 
     Args:
         worker: that the task runs in.
@@ -87,6 +88,7 @@ def measure_costs(
         "row": output * took / (count * length) + compared,
         "step": alone / steps,
         "weight": _time_weights(),
+        "compare": compared,
     }
 
 
@@ -116,15 +118,18 @@ def _step(context: Context, tokens: np.ndarray[Any, np.dtype[np.int32]]) -> int:
 
 
 def _time_weights() -> float:
-    """Seconds in which NumPy converts and scales a weight."""
+    """Seconds in which NumPy converts and scales a weight; the least of some, since others may use the machine."""
     halves = np.ones(_WEIGHTS, dtype=np.float16)
-    start = time.perf_counter()
-    (halves.astype(np.float32) * np.float32(0.5)).sum()
-    return (time.perf_counter() - start) / _WEIGHTS
+    took = []
+    for _ in range(_TRIES):
+        start = time.perf_counter()
+        (halves.astype(np.float32) * np.float32(0.5)).sum()
+        took.append(time.perf_counter() - start)
+    return min(took) / _WEIGHTS
 
 
 _COSTS: Final = Measurement(
-    "forecast/costs", 1, measure_costs, "tokens",
+    "forecast/costs", 2, measure_costs, "tokens",
     as_json(lambda costs: costs, lambda stored: {name: float(stored[name]) for name in Costs.__dataclass_fields__}),
     counted=False,
 )  # fmt: skip

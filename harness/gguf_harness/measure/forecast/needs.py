@@ -1,20 +1,22 @@
 """Which measurements the tests of the suites need, by test.
 
-A unit test compares this with the suites: a test that is not here, and not in `UNFORESEEN`, fails it.
+A unit test compares this with the suites: a test that is not here fails it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
-from gguf_harness.inputs.ladder import PlannedSubject
+from gguf_harness.errors import HarnessError
+from gguf_harness.inputs.ladder import PlannedSubject, origin_of
+from gguf_harness.inputs.models import check_comparable
 
 if TYPE_CHECKING:
     from gguf_harness.inputs.ladder import Ladder
 
-__all__ = ["MIXTURE", "NEEDS", "UNFORESEEN", "USES", "Asked", "Piece", "is_foreseen", "pieces_of"]
+__all__ = ["MIXTURE", "NEEDS", "USES", "Asked", "Piece", "is_compared", "is_foreseen", "pieces_of", "plain_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +39,7 @@ class Piece:
     """A measurement of a subject, which is made once however many tests need it.
 
     Attributes:
-        name: in `efforts.EFFORTS`.
+        name: in `efforts.EFFORTS`, and of its jobs.
         subject: that it is about.
         suite: of the first test that needs it.
     """
@@ -46,24 +48,21 @@ class Piece:
     subject: PlannedSubject
     suite: str
 
-    @property
-    def kind(self) -> str:
-        """Its kind of measurement, as jobs name it."""
-        return KINDS.get(self.name, self.name)
 
-
-KINDS: Final[Mapping[str, str]] = {"speed/alone": "speed/speed", "speed/beside": "speed/speed"}
-
-# Of what a test needs: R for the reference, C for a candidate that the test is about, S for the subject that it is
-# about, be it the reference or a candidate.
+# Of what a test needs: the role of a subject, see `_ROLES`, and the measurement.
 _PASSES: Final = ("R passes/reference", "C passes/candidate")
 _TEXTS: Final = ("R texts/generations", "C texts/generations", "C texts/scores", "C texts/compared")
-_SPEED: Final = ("R speed/alone", "C speed/beside")
+_SPEED: Final = ("R speed/speed-alone", "C speed/speed-beside")
 _ATTENTION: Final = ("R attention/observed", "C attention/compared")
 _SCREEN: Final = ("R heads/screen",)
 _SWEEPS: Final = (*_SCREEN, "R heads/sweep", "C heads/sweep")
 _LAYERS: Final = ("R layers/alone", "C layers/compared")
 _SPACES: Final = ("R embeddings/space", "C embeddings/space")
+_DEPTH: Final = (
+    "P passes/reference-depth", "RP passes/reference-depth", "SO passes/candidate-depth", "SC passes/joint",
+)  # fmt: skip
+_OWN: Final = ("RS lora/effect-own", "SO lora/effect-own", "SC lora/retained-own")
+_ELSEWHERE: Final = ("RS lora/effect-corpus", "SO lora/effect-corpus", "SC lora/retained-corpus")
 
 NEEDS: Final[Mapping[str, Mapping[str, Sequence[str]]]] = {
     "quant": {
@@ -129,6 +128,40 @@ NEEDS: Final[Mapping[str, Mapping[str, Sequence[str]]]] = {
         "test_word_groups": ("S embeddings/space", "R embeddings/space"),
         "test_analogies": ("S embeddings/space", "R embeddings/space"),
     },
+    "kv": {
+        "test_bytes_per_token": ("S kv/bytes", "P kv/bytes"),
+        "test_cache_keeps_the_distribution": _DEPTH,
+        "test_cost_of_weights_and_cache_together": (*_DEPTH, "PC passes/candidate-depth", "RS passes/candidate-depth"),
+        "test_divergence_by_position": _DEPTH,
+        "test_loss_does_not_grow_with_depth": _DEPTH,
+        "test_keys_and_values": ("S kv/compared",),
+        "test_attention_with_the_cache": ("S kv/compared",),
+        "test_layers_of_the_cache": ("S kv/layers",),
+        "test_predicted_layers": ("S kv/compared", "S kv/layers"),
+        "test_facts_are_found": ("S kv/needles",),
+        "test_facts_are_found_with_this_cache": ("S kv/needles", "P kv/needles"),
+        "test_speed_at_depth": ("S speed/depth-alone",),
+        "test_speed_at_depth_with_this_cache": ("S speed/depth-beside",),
+        "test_texts_stay_the_same": ("S texts/generations", "P texts/generations"),
+    },
+    "lora": {
+        "test_effect_on_its_own_text": _OWN,
+        "test_effect_elsewhere": _ELSEWHERE,
+        "test_tokens_that_changed_most": (*_OWN, *_ELSEWHERE),
+        "test_layers_that_moved": ("P layers/alone", "S layers/compared"),
+        "test_heads_that_moved": ("P attention/observed-few", "S attention/compared-few"),
+        "test_adapter_survives_quantization": _OWN,
+        "test_merging_before_quantizing": (*_OWN, "SC lora/merged"),
+        "test_scale_sweep": ("S lora/sweep",),
+        "test_adapters_together": (*_OWN, *_ELSEWHERE, "1 lora/effect-own", "1 lora/effect-corpus"),
+        "test_changes_of_matrices": ("S lora/changes",),
+        "test_texts_with_the_adapter": (
+            "P texts/generations",
+            "S texts/generations",
+            "S texts/scores",
+            "S texts/compared",
+        ),
+    },
 }
 """By suite and test."""
 
@@ -140,11 +173,14 @@ USES: Final[Mapping[str, Sequence[str]]] = {
     "layers/": ("prompts",),
     "embeddings/contexts": ("prompts",),
     "passes/mixture": ("sensitivity",),
+    "kv/compared": ("prompts",),
+    "kv/layers": ("prompts",),
+    "lora/effect": ("chunks",),
+    "lora/retained": ("chunks",),
+    "lora/merged": ("chunks",),
+    "lora/sweep": ("chunks",),
 }
 """What names of measurements that begin so depend on, of that which a budget reduces."""
-
-UNFORESEEN: Final = frozenset({"kv", "lora"})
-"""Suites whose duration is not forecast."""
 
 MIXTURE: Final = "passes/mixture"
 
@@ -180,12 +216,60 @@ def pieces_of(
 
 
 def _needs(asked: Asked, ladder: Ladder) -> list[tuple[str, PlannedSubject]]:
-    reference = ladder.reference
-    subject = asked.subject or reference
+    subject = asked.subject or ladder.reference
     found = []
     for need in NEEDS.get(asked.suite, {}).get(asked.test, ()):
         role, _, name = need.partition(" ")
-        of = {"R": reference, "S": subject, "C": None if subject == reference else subject}[role]
-        if of is not None:
-            found.append((name, of))
+        found += [(name, each) for each in _ROLES[role](subject, ladder)] if subject is not None else []
     return found
+
+
+# -- roles ------------------------------------------------------------------------------------------------------------
+
+
+def plain_of(subject: PlannedSubject, ladder: Ladder) -> PlannedSubject:
+    """The same file as others of it are compared with: without adapters, or with a full cache."""
+    return replace(subject, adapters=()) if subject.adapters else ladder.with_full_cache(subject)
+
+
+def is_compared(subject: PlannedSubject, ladder: Ladder) -> bool:
+    """Whether it is of another file than the reference, and one that can be compared with it."""
+    reference = ladder.reference
+    if reference is None or subject.model == reference.model:
+        return False
+    own, other = (ladder.infos.get(origin_of(each.model).name) for each in (subject, reference))
+    if own is None or other is None:
+        return False  # its own tests say why
+    try:
+        check_comparable(own, other, asked_for=ladder.asked_for)
+    except HarnessError:
+        return False
+    return True
+
+
+def _reference_like(subject: PlannedSubject, like: PlannedSubject, ladder: Ladder) -> list[PlannedSubject]:
+    """The reference's file, run like another subject; for one that is compared with it."""
+    if ladder.reference is None or not is_compared(subject, ladder):
+        return []
+    return [replace(like, model=ladder.reference.model)]
+
+
+_Role = Callable[[PlannedSubject, "Ladder"], Sequence[PlannedSubject]]
+_ROLES: Final[Mapping[str, _Role]] = {
+    "R": lambda _, ladder: () if ladder.reference is None else (ladder.reference,),
+    "S": lambda subject, _: (subject,),
+    "C": lambda subject, ladder: () if subject == ladder.reference else (subject,),
+    "P": lambda subject, ladder: (plain_of(subject, ladder),),
+    "SO": lambda subject, ladder: () if is_compared(subject, ladder) else (subject,),
+    "SC": lambda subject, ladder: (subject,) if is_compared(subject, ladder) else (),
+    "PC": lambda subject, ladder: (plain_of(subject, ladder),) if is_compared(subject, ladder) else (),
+    "RS": lambda subject, ladder: _reference_like(subject, subject, ladder),
+    "RP": lambda subject, ladder: _reference_like(subject, plain_of(subject, ladder), ladder),
+    "1": lambda subject, _: [
+        replace(subject, adapters=(one,)) for one in subject.adapters if len(subject.adapters) > 1
+    ],
+}
+"""R is the reference; S the subject that the test is about, be it the reference or a candidate; C the same, where it is
+no reference; P the same file as it is run plainly. Of suites with variants: SO is the subject, where it is of the
+reference's file; SC and PC are subject and plain file, where they are of another one, which is compared with the
+reference; RS and RP then are the reference, run like these. 1 is each of several adapters alone."""

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from gguf_harness.errors import HarnessError
 from gguf_harness.measure.core import Core
+from gguf_harness.measure.forecast.needs import is_compared, plain_of
 
 if TYPE_CHECKING:
     from gguf_harness.inputs.corpora import Corpus
-    from gguf_harness.inputs.ladder import Ladder
+    from gguf_harness.inputs.ladder import Ladder, PlannedSubject
     from gguf_harness.inputs.prompts import PromptSet
     from gguf_harness.inputs.subjects import Subject
     from gguf_harness.inputs.words import WordList
@@ -22,7 +23,10 @@ if TYPE_CHECKING:
     from gguf_harness.measure.embeddings.calls import Embeddings
     from gguf_harness.measure.forecast.needs import Piece
     from gguf_harness.measure.heads.calls import HeadAblation
+    from gguf_harness.measure.kv.cache_calls import KVCache
+    from gguf_harness.measure.kv.needle import Needles
     from gguf_harness.measure.layers.calls import Layers
+    from gguf_harness.measure.lora.calls import LoraEffects
     from gguf_harness.measure.measurement import Job
     from gguf_harness.measure.passes.calls import CorpusPass
     from gguf_harness.measure.speed.calls import Served, Speed
@@ -47,21 +51,21 @@ class Looking(Core):
     """A core that measures nothing but what keys need: which llama.cpp this is. Its options may be changed."""
 
     wanted: tuple[str, str] | None = None
-    """(kind, name of the subject) of the measurement that is looked for."""
+    """(name, name of the subject) of the measurement that is looked for."""
 
     def measure(self, job: Job[R]) -> R:
         """A stored result.
 
         Raises:
             _Missing: there is none.
-            _There: there is one, of the kind that was looked for.
+            _There: there is one, and it is what was looked for.
         """
         if job.measurement.kind.startswith("engine/"):
             return super().measure(job)
         entry = self.entry(job)
         if self.options.fresh and not entry.is_of_this_session:
             raise _Missing
-        is_wanted = self.wanted == (job.measurement.kind, "" if job.topic is None else job.topic.name)
+        is_wanted = self.wanted == (job.name, "" if job.topic is None else job.topic.name)
         if is_wanted and job.files is None:
             # Its content does not matter: arrays are not read.
             raise _There if entry.stamp is not None else _Missing
@@ -111,6 +115,40 @@ class Inputs:
         return self._words()
 
 
+class _Others:
+    """What a subject is compared with."""
+
+    def __init__(self, core: Core, ladder: Ladder, planned: PlannedSubject) -> None:
+        self._core = core
+        self._ladder = ladder
+        self._planned = planned
+
+    @property
+    def reference(self) -> Subject:
+        """The reference; the subject itself, if there is none."""
+        return self._core.subject(self._ladder.reference or self._planned)
+
+    @property
+    def plain(self) -> Subject:
+        """The same file, run plainly."""
+        return self._core.subject(plain_of(self._planned, self._ladder))
+
+    @property
+    def plain_reference(self) -> Subject:
+        """The reference with a full cache."""
+        return self._core.subject(self._ladder.with_full_cache(self._ladder.reference or self._planned))
+
+    @property
+    def of_depth(self) -> Subject:
+        """For a pass that scores every position, as in `CacheCost`."""
+        return self.plain_reference if is_compared(self._planned, self._ladder) else self.plain
+
+    @property
+    def of_texts(self) -> Subject:
+        """For texts: with adapters, the same file without them."""
+        return self.plain if self._planned.adapters else self.reference
+
+
 class Stored:
     """Looks for measurements in the cache.
 
@@ -126,12 +164,11 @@ class Stored:
     def has(self, piece: Piece) -> bool:
         """Whether a measurement is stored. One that cannot be made takes no time either."""
         self.core.wanted = None
-        reference = self._inputs.ladder.reference
         try:
             subject = self.core.subject(piece.subject)
-            base = subject if reference is None else self.core.subject(reference)
-            self.core.wanted = (piece.kind, subject.name)
-            CALLS[piece.name](self, subject, base)
+            others = _Others(self.core, self._inputs.ladder, piece.subject)
+            self.core.wanted = (piece.name, subject.name)
+            CALLS[piece.name](self, subject, others)
         except _Missing:
             return False
         except (_There, HarnessError):
@@ -200,6 +237,39 @@ class Stored:
 
         return Embeddings(self.core, self._inputs.words, self._inputs.prompts, Analytics(self.core))
 
+    @cached_property
+    def depth(self) -> CorpusPass:
+        """As in `Depth`, which the fixture `cache_cost` asks."""
+        from gguf_harness.measure.passes.calls import CorpusPass
+        from gguf_harness.metrics.by_position import FIRST_POSITION
+
+        return CorpusPass(self.core, self._inputs.corpus, score_from=FIRST_POSITION)
+
+    @cached_property
+    def kv_cache(self) -> KVCache:
+        """As the fixture `kv_cache`."""
+        from gguf_harness.measure.kv.cache_calls import KVCache
+
+        return KVCache(self.core, self._inputs.prompts)
+
+    @cached_property
+    def needles(self) -> Needles:
+        """As the fixture `needles`."""
+        from gguf_harness.measure.kv.needle import Needles
+
+        return Needles.built_in(self.core, self._inputs.corpus)
+
+    @cached_property
+    def lora(self) -> LoraEffects:
+        """As the fixture `lora`."""
+        from gguf_harness.measure.lora.calls import LoraEffects
+
+        ladder = self._inputs.ladder
+        reference = None if ladder.reference is None else self.core.subject(ladder.reference)
+        return LoraEffects(self.core, self._inputs.corpus, reference, compared=bool(ladder.adapted_candidates))
+
+    # -- calls of several steps ----------------------------------------------------------------------------------------
+
     def mixture(self, candidate: Subject, reference: Subject) -> object:
         """As the fixture `sensitivity`, of the first mixture."""
         from gguf_harness.measure.weights.calls import TensorSensitivity
@@ -216,33 +286,63 @@ class Stored:
         """As `layers_of.interchange`."""
         return self.layers.exchanged(candidate, reference, self.layers.selected(candidate))
 
+    def few(self) -> Attention:
+        """As the test of heads that an adapter moves."""
+        from gguf_harness.measure.lora.calls import MOVED_PROMPTS
 
-_Call = Callable[[Stored, Any, Any], object]
+        return self.attention.on_first(MOVED_PROMPTS)
+
+    def effect(self, adapted: Subject, base: Subject, *, own: bool) -> object:
+        """As `lora.effect` on the adapter's own text, or on the corpus."""
+        return self.lora.effect(adapted, base, self.lora.own_text(adapted) if own else self.lora.corpus)
+
+
+_Call = Callable[[Stored, Any, _Others], object]
 CALLS: Final[Mapping[str, _Call]] = {
     "models/quantized": lambda *_: None,
     "passes/reference": lambda stored, model, _: stored.passes.reference(model, logprobs=True),
-    "passes/candidate": lambda stored, model, base: stored.passes.candidate(model, base),
+    "passes/candidate": lambda stored, model, others: stored.passes.candidate(model, others.reference),
     "passes/floor": lambda stored, model, _: stored.passes.floor(model),
-    "passes/mixture": lambda stored, model, base: stored.mixture(model, base),
+    "passes/mixture": lambda stored, model, others: stored.mixture(model, others.reference),
     "texts/generations": lambda stored, model, _: stored.texts.generations(model),
-    "texts/scores": lambda stored, model, base: stored.texts.scores(model, base),
-    "texts/compared": lambda stored, model, base: stored.texts.compared(model, base),
-    "speed/alone": lambda stored, model, _: stored.speed.beside(model),
-    "speed/beside": lambda stored, model, base: stored.speed.beside(model, base),
+    "texts/scores": lambda stored, model, others: stored.texts.scores(model, others.of_texts),
+    "texts/compared": lambda stored, model, others: stored.texts.compared(model, others.of_texts),
+    "speed/speed-alone": lambda stored, model, _: stored.speed.beside(model),
+    "speed/speed-beside": lambda stored, model, others: stored.speed.beside(model, others.reference),
     "speed/served": lambda stored, model, _: stored.served(model),
     "attention/observed": lambda stored, model, _: stored.attention.observe(model),
-    "attention/compared": lambda stored, model, base: stored.attention.compare(model, base),
+    "attention/compared": lambda stored, model, others: stored.attention.compare(model, others.reference),
     "heads/screen": lambda stored, model, _: stored.heads.screen(model),
     "heads/sweep": lambda stored, model, _: stored.heads.sweep(model),
-    "heads/interchange": lambda stored, model, base: stored.heads.interchange(model, base),
+    "heads/interchange": lambda stored, model, others: stored.heads.interchange(model, others.reference),
     "heads/removal": lambda stored, model, _: stored.heads.removal(model),
-    "heads/path": lambda stored, model, base: stored.heads.removal(model, along=base),
+    "heads/path": lambda stored, model, others: stored.heads.removal(model, along=others.reference),
     "layers/alone": lambda stored, model, _: stored.layers.alone(model, keep=True),
-    "layers/compared": lambda stored, model, base: stored.layers.compared(model, base),
+    "layers/compared": lambda stored, model, others: stored.layers.compared(model, others.reference),
     "layers/importance": lambda stored, model, _: stored.layers.importance(model),
-    "layers/interchange": lambda stored, model, base: stored.exchanged(model, base),
-    "weights/errors": lambda stored, model, base: stored.weights(model, base),
+    "layers/interchange": lambda stored, model, others: stored.exchanged(model, others.reference),
+    "weights/errors": lambda stored, model, others: stored.weights(model, others.reference),
     "embeddings/space": lambda stored, model, _: stored.embeddings.space(model),
     "embeddings/contexts": lambda stored, model, _: stored.embeddings.contexts(model),
-    "embeddings/aligned": lambda stored, model, base: stored.embeddings.alignment(model, base),
+    "embeddings/aligned": lambda stored, model, others: stored.embeddings.alignment(model, others.reference),
+    "passes/reference-depth": lambda stored, model, _: stored.depth.reference(model, logprobs=True),
+    "passes/candidate-depth": lambda stored, model, others: stored.depth.candidate(model, others.of_depth),
+    "passes/joint": lambda stored, model, others: stored.depth.joint(model, (others.plain, others.plain_reference)),
+    "kv/bytes": lambda stored, model, _: stored.kv_cache.bytes(model),
+    "kv/compared": lambda stored, model, others: stored.kv_cache.compare(model, others.plain),
+    "kv/layers": lambda stored, model, _: stored.kv_cache.layers(model),
+    "kv/needles": lambda stored, model, _: stored.needles.read(model),
+    "speed/depth-alone": lambda stored, model, _: stored.speed.at_depth(model),
+    "speed/depth-beside": lambda stored, model, others: stored.speed.at_depth(model, others.plain),
+    "attention/observed-few": lambda stored, model, _: stored.few().observe(model),
+    "attention/compared-few": lambda stored, model, others: stored.few().compare(model, others.reference),
+    "lora/effect-own": lambda stored, model, others: stored.effect(model, others.plain, own=True),
+    "lora/effect-corpus": lambda stored, model, others: stored.effect(model, others.plain, own=False),
+    "lora/retained-own": lambda stored, model, others: stored.effect(model, others.plain, own=True),
+    "lora/retained-corpus": lambda stored, model, others: stored.effect(model, others.plain, own=False),
+    "lora/merged": lambda stored, model, others: stored.lora.merged(
+        model, others.plain, others.reference, stored.lora.own_text(model)
+    ),
+    "lora/sweep": lambda stored, model, others: stored.lora.sweep(model, others.plain, stored.lora.own_text(model)),
+    "lora/changes": lambda stored, model, _: stored.lora.changes(model),
 }

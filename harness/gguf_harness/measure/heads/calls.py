@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
 
 from gguf_harness.measure.heads import tasks
 from gguf_harness.measure.heads.layout import read_layout
@@ -36,12 +38,9 @@ _MOST_SEQUENCES: Final = 64
 _SCREENED_WINDOWS: Final = 2
 """Of a screen: fewer have no error."""
 
-_TRIES: Final = 4
-_MOST_RISE: Final = 1.0
-_ENOUGH_RISE: Final = 2 * NEGLIGIBLE_RISE
-"""Greedy removal: most heads measured again at each step, and rises of the loss in nats at which it ends: of the mean,
-and of each window. Once the loss of every window has risen by more than NEGLIGIBLE_RISE, the number of heads that can
-go is known, and so is its error. Candidates, which follow the same path, have some more steps for that.
+_LIMITS: Final = tasks.RemovalLimits(tries=4, choosing=_SCREENED_WINDOWS, most=1.0, enough=2 * NEGLIGIBLE_RISE)
+"""Once the loss of every window has risen by more than NEGLIGIBLE_RISE, the number of heads that can go is known, and
+so is its error. Candidates, which follow the same path, have some more steps for that.
 """
 
 
@@ -53,8 +52,8 @@ _SCREEN: Final = _measurement("screen", tasks.run_head_screen, 3)
 _SWEEP: Final = _measurement("sweep", tasks.run_head_sweep)
 _VALUES: Final = _measurement("values", tasks.run_head_values)
 _INTERCHANGE: Final = _measurement("interchange", tasks.run_head_interchange)
-_REMOVAL: Final = _measurement("removal", tasks.run_head_removal, 3)
-_PATH: Final = _measurement("path", tasks.run_head_path)
+_REMOVAL: Final = _measurement("removal", tasks.run_head_removal, 4)
+_PATH: Final = _measurement("path", tasks.run_head_path, 3)
 _IN_PLACE: Final[Files[Arrays]] = Files("values", lambda *_: True)
 """The reference's values are read from the entry's own arrays."""
 
@@ -129,7 +128,7 @@ class HeadAblation:
         """
         label = f"removing heads of {model.name}"
         if along is None:
-            job = self._removal(model, self._heads(model), label)
+            job = self._removal(model, label)
         else:
             path = [(int(layer), int(head)) for layer, head in self.removal(along)["heads"]]
             job = self._job(_PATH, label, model, lambda request: (request, path), path=path)
@@ -138,7 +137,11 @@ class HeadAblation:
             model.name,
             "head_removal",
             "The loss by window, in nats, with more and more heads removed.",
-            {"heads": arrays["heads"], "nll": window_rises(arrays["nll"], 0)},
+            {
+                "heads": arrays["heads"],
+                "nll": window_rises(arrays["nll"], 0),
+                "all": np.array(len(self._all(model))),
+            },
         )
         return arrays
 
@@ -155,19 +158,19 @@ class HeadAblation:
 
         return self._job(_SWEEP, f"ablating heads of {model.name}", model, arguments, heads=heads)
 
-    def _removal(self, model: Subject, heads: list[Head], label: str) -> Job[Arrays]:
-        sweep_job = self._sweep(model, heads)
+    def _removal(self, model: Subject, label: str) -> Job[Arrays]:
+        """Of all heads, by what each changes alone."""
+        alone = self._screen(model) if self._is_limited(model) else self._sweep(model, self._all(model))
 
         def arguments(request: tasks.HeadRequest) -> tuple[Any, ...]:
-            sweep = self._core.measure(sweep_job)
-            rises = window_rises(sweep["nll_zero"], sweep["nll"]).mean(axis=1)
-            costs = {head: float(rise) for head, rise in zip(heads, rises, strict=True)}
-            return request, costs, _TRIES, _MOST_RISE, _ENOUGH_RISE
+            arrays = self._core.measure(alone)
+            changes = arrays["kld_zero"].astype(float).mean(axis=(1, 2)).tolist()
+            heads = [(layer, head) for layer, head in arrays["heads"].tolist()]
+            return request, dict(zip(heads, changes, strict=True)), _LIMITS
 
-        sweep = self._core.entry(sweep_job).digest
-        rises = {"most_rise": _MOST_RISE, "enough_rise": _ENOUGH_RISE}
-        more = {"heads": heads, "sweep": sweep, "tries": _TRIES, **rises}
-        return self._job(_REMOVAL, label, model, arguments, **more)
+        return self._job(
+            _REMOVAL, label, model, arguments, alone=self._core.entry(alone).digest, limits=asdict(_LIMITS)
+        )
 
     def _job(
         self,
@@ -203,8 +206,12 @@ class HeadAblation:
 
     def _is_screened(self, model: Subject) -> bool:
         """Whether a model's own screen chooses its heads."""
+        return self._is_limited(model) and self._chooser(model).key() == model.key()
+
+    def _is_limited(self, model: Subject) -> bool:
+        """Whether only some of its heads are ablated on all windows."""
         limit = self._core.options.head_limit
-        return limit is not None and len(self._all(model)) > limit and self._chooser(model).key() == model.key()
+        return limit is not None and len(self._all(model)) > limit
 
     def _all(self, model: Subject) -> list[Head]:
         """(layer, head) of every head of a model."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -43,20 +43,30 @@ class Removal:
 
     def losses(self, head: Head) -> NDArray[np.float64]:
         """[windows, scored] negative log-likelihood without the removed heads and this one."""
+        return self._without(head, self._clean.losses)
+
+    def changes(self, head: Head) -> NDArray[np.float64]:
+        """[windows, scored] KL divergence from the whole model without the removed heads and this one."""
+        return self._without(head, lambda window, logits: self._clean.compare(window, logits)[1])
+
+    def _without(self, head: Head, measure: Callable[[int, Values], NDArray[np.float64]]) -> NDArray[np.float64]:
         windows, scored = self._clean.shape
-        nll = np.empty((windows, scored))
+        measured = np.empty((windows, scored))
+
+        def take(window: int, logits: Values) -> None:
+            measured[window] = measure(window, logits)
+
         # Without states of the removed heads, a decode begins with those of the whole model.
         since = head[0] if self._states is not self._whole or not self._removed else None
         if since is not None and self._patched.shortens and self._fits(len(self._tried) + 1):
             self._tried[head] = self._room(head)
         changes = tuple(map(self._zero, (*self._removed, head)))
         jobs: list[Job] = [
-            (Variant(window, changes, since, self._tried.get(head)), partial(self._take, window, nll[window]))
-            for window in range(windows)
+            (Variant(window, changes, since, self._tried.get(head)), partial(take, window)) for window in range(windows)
         ]
         for _ in self._patched.decode(self._clean, jobs, self._states):
             pass
-        return nll
+        return measured
 
     def go_on(self, removed: Sequence[Head]) -> None:
         """Go on without these heads: those that are removed already, and perhaps one whose loss was computed since."""
@@ -90,6 +100,3 @@ class Removal:
     def _zero(self, head: Head) -> Change:
         columns = self._layout.columns(*head, self._whole.z[head[0]].shape[-1])
         return Change(head[0], columns, np.zeros(1, dtype=np.float32))
-
-    def _take(self, window: int, nll: NDArray[np.float64], logits: Values) -> None:
-        nll[:] = self._clean.losses(window, logits)

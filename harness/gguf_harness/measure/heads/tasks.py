@@ -25,12 +25,13 @@ from gguf_harness.store.arrays import load_arrays
 
 if TYPE_CHECKING:
     from gguf_harness.engine.model import Model, Tokens
-    from gguf_harness.engine.worker import WorkerContext
+    from gguf_harness.engine.worker_context import WorkerContext
     from gguf_harness.measure.heads.distributions import Values
     from gguf_harness.store.arrays import Arrays
 
 __all__ = [
     "HeadRequest",
+    "RemovalLimits",
     "run_head_interchange",
     "run_head_path",
     "run_head_removal",
@@ -62,6 +63,23 @@ class HeadRequest:
     windows: int
 
 
+@dataclass(frozen=True, slots=True)
+class RemovalLimits:
+    """How heads are removed one by one.
+
+    Attributes:
+        tries: most heads that are measured again at each step.
+        choosing: most windows on which these are chosen.
+        most: rise of the mean loss, in nats, at which removal ends.
+        enough: rise, in nats, at which it ends once the loss of every window has risen so far.
+    """
+
+    tries: int
+    choosing: int
+    most: float
+    enough: float
+
+
 class _Measurement:
     """A loaded model, its windows, and its results on them without changes."""
 
@@ -80,6 +98,9 @@ class _Measurement:
 
     def patched(self) -> Patched:
         return Patched(self.loaded, self.settings, self.layout)
+
+    def removal(self, patched: Patched) -> Removal:
+        return Removal(patched, self.clean, self.states, self.layout)
 
     def nll(self) -> NDArray[np.float64]:
         """[windows, scored] of the unchanged model."""
@@ -104,18 +125,39 @@ def spread_windows(model: Model, request: HeadRequest) -> Tokens:
     Raises:
         CorpusError: the corpus has fewer windows.
     """
+    every = _all_windows(model, request, request.windows, "")
+    return every[_spread(len(every), request.windows)]
+
+
+def other_windows(model: Model, request: HeadRequest) -> Tokens:
+    """As many windows, evenly spread over those that are not in `spread_windows`.
+
+    Raises:
+        CorpusError: the corpus has fewer windows.
+    """
+    more = f", and {request.windows} more to measure the loss without heads on"
+    every = _all_windows(model, request, 2 * request.windows, more)
+    others = np.delete(every, _spread(len(every), request.windows), axis=0)
+    return others[_spread(len(others), request.windows)]
+
+
+def _spread(available: int, count: int) -> NDArray[np.int64]:
+    return np.linspace(0, available - 1, count).round().astype(np.int64)
+
+
+def _all_windows(model: Model, request: HeadRequest, needed: int, more: str) -> Tokens:
     check_context(model, request.model, request.settings)
     tokens, n_ctx = model.tokenize(request.corpus.text), request.settings.n_ctx
     available = len(tokens) // n_ctx
-    if available < request.windows:
-        fewer = f"Use --gguf-head-windows={available} or less, or a" if available > 1 else "Use a"
+    if available < needed:
+        possible = available * request.windows // needed
+        fewer = f"Use --gguf-head-windows={possible} or less, or a" if possible > 1 else "Use a"
         raise CorpusError(
             f"Corpus {request.corpus.name!r} has {available} windows of {n_ctx} tokens, --gguf-head-windows asks for"
-            f" {request.windows}.",
+            f" {request.windows}{more}.",
             f"{fewer} longer text.",
         )
-    chosen = np.linspace(0, available - 1, request.windows).round().astype(int)
-    windows: Tokens = tokens[: available * n_ctx].reshape(available, n_ctx)[chosen]
+    windows: Tokens = tokens[: available * n_ctx].reshape(available, n_ctx)
     if model.vocabulary.add_bos:
         windows[:, 0] = model.vocabulary.bos
     return windows
@@ -260,38 +302,48 @@ def run_head_interchange(worker: WorkerContext, request: HeadRequest, reference:
 
 
 def run_head_removal(
-    worker: WorkerContext, request: HeadRequest, costs: dict[Head, float], tries: int, most: float, enough: float
+    worker: WorkerContext, request: HeadRequest, costs: dict[Head, float], limits: RemovalLimits
 ) -> Arrays:
-    """Remove heads (their z becomes zero) until the loss has risen far enough; see `greedy_removal`.
+    """Remove heads (their z becomes zero) until the loss has risen far enough.
+
+    What goes next is chosen by `greedy_removal` on some of the windows, and the loss is measured on others.
 
     Returns:
-        heads, [removed, 2] in their order; nll, [removed + 1, windows, scored], starting with none removed.
+        heads, [removed, 2] in their order; nll, [removed + 1, windows, scored] of `other_windows`, starting with none
+        removed.
     """
-    model = _Measurement(worker, request)
-    base = model.nll()
-    measured: dict[tuple[Head, ...], NDArray[np.float64]] = {}
-    with model.patched() as patched:
-        removal = Removal(patched, model.clean, model.states, model.layout)
+    loaded = worker.model(request.files, request.settings.n_gpu_layers)
+    windows = spread_windows(loaded, request)
+    choosing = _Measurement(worker, request, windows[_spread(len(windows), min(limits.choosing, len(windows)))])
+    judging = _Measurement(worker, request, other_windows(loaded, request))
+    path: list[Head] = []
+    curve = [judging.nll()]
+    with choosing.patched() as one, judging.patched() as other:
+        chooser, judge = choosing.removal(one), judging.removal(other)
 
-        def losses(heads: tuple[Head, ...]) -> NDArray[np.float64]:
-            worker.progress(len(heads) - 1, len(costs))
-            removal.go_on(heads[:-1])
-            measured[heads] = removal.losses(heads[-1])
-            means: NDArray[np.float64] = measured[heads].mean(axis=1)
-            return means
+        def change(heads: tuple[Head, ...]) -> float:
+            chooser.go_on(heads[:-1])
+            return float(chooser.changes(heads[-1]).mean())
 
-        path = greedy_removal(costs, losses, base.mean(axis=1), tries=tries, most=most, enough=enough)
-    curve = [base, *(measured[tuple(path[:count])] for count in range(1, len(path) + 1))]
+        for head in greedy_removal(costs, change, tries=limits.tries):
+            judge.go_on(path)
+            curve.append(judge.losses(head))
+            path.append(head)
+            worker.progress(len(path), len(costs))
+            rises = (curve[-1] - curve[0]).mean(axis=1)
+            if rises.mean() >= limits.most or rises.min() >= limits.enough:
+                break
     return {"heads": _pairs(path), "nll": np.stack(curve)}
 
 
 def run_head_path(worker: WorkerContext, request: HeadRequest, path: Sequence[Head]) -> Arrays:
     """Remove heads in a given order, such as another model's; returns the same as `run_head_removal`."""
-    model = _Measurement(worker, request)
+    loaded = worker.model(request.files, request.settings.n_gpu_layers)
+    model = _Measurement(worker, request, other_windows(loaded, request))
     _check_heads(model, path)
     curve = [model.nll()]
     with model.patched() as patched:
-        removal = Removal(patched, model.clean, model.states, model.layout)
+        removal = model.removal(patched)
         for done, head in enumerate(path):
             removal.go_on(path[:done])
             curve.append(removal.losses(head))

@@ -29,7 +29,7 @@ from gguf_harness.metrics.pattern_comparison import compare_patterns
 if TYPE_CHECKING:
     from gguf_harness.engine.model import Model, Tokens
     from gguf_harness.engine.taps import Patcher
-    from gguf_harness.engine.worker import WorkerContext
+    from gguf_harness.engine.worker_context import WorkerContext
     from gguf_harness.gguf.cache_layout import CacheLayout
     from gguf_harness.store.arrays import Arrays
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from gguf_harness.inputs.ladder import Ladder
     from gguf_harness.inputs.subjects import Subject
     from gguf_harness.measure.core import Core
-    from gguf_harness.measure.kv.depth import ByDepth, Depth
+    from gguf_harness.measure.kv.cost_by_depth import ByDepth, Depth
     from gguf_harness.metrics.records import Estimate
 
 __all__ = ["CacheCost"]

@@ -9,7 +9,7 @@ from gguf_harness.inputs.needles import NeedleSet, load_needles
 from gguf_harness.measure.kv.needle_tasks import NeedleRequest, run_needles
 from gguf_harness.measure.measurement import ARRAYS, Job, Measurement
 from gguf_harness.measure.passes.tasks import CorpusText
-from gguf_harness.metrics.needles import compare_needles, summarize_needles
+from gguf_harness.metrics.needle_scores import compare_needles, summarize_needles
 
 if TYPE_CHECKING:
     from gguf_harness.inputs.corpora import Corpus

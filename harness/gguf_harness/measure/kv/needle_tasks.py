@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from gguf_harness.engine.context import Context
     from gguf_harness.engine.model import Model, Tokens
     from gguf_harness.engine.settings import SessionSettings, WindowOrder
-    from gguf_harness.engine.worker import WorkerContext
+    from gguf_harness.engine.worker_context import WorkerContext
     from gguf_harness.inputs.needles import Needle
     from gguf_harness.measure.passes.tasks import CorpusText
     from gguf_harness.store.arrays import Arrays

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from gguf_harness.engine.context import Context
     from gguf_harness.engine.model import Model
     from gguf_harness.engine.settings import SessionSettings
-    from gguf_harness.engine.worker import WorkerContext
+    from gguf_harness.engine.worker_context import WorkerContext
     from gguf_harness.store.arrays import Arrays
 
 __all__ = ["EMBED", "measure_importance", "measure_interchange"]

@@ -27,7 +27,7 @@ from gguf_harness.store.arrays import file_checksum, map_array
 
 if TYPE_CHECKING:
     from gguf_harness.engine.model import Model, Tokens
-    from gguf_harness.engine.worker import WorkerContext
+    from gguf_harness.engine.worker_context import WorkerContext
 
 __all__ = [
     "KINDS",

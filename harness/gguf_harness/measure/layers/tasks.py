@@ -42,7 +42,7 @@ from gguf_harness.store.arrays import load_arrays
 
 if TYPE_CHECKING:
     from gguf_harness.engine.model import Model
-    from gguf_harness.engine.worker import WorkerContext
+    from gguf_harness.engine.worker_context import WorkerContext
     from gguf_harness.store.arrays import Arrays
 
 __all__ = ["STATES_FOLDER", "LayersResult", "has_states", "kld_rows", "measure_layers", "nll_rows", "stored_tokens"]

@@ -22,7 +22,7 @@ from gguf_harness.metrics.kernels.ranks import largest
 if TYPE_CHECKING:
     from gguf_harness.engine.context import Context
     from gguf_harness.engine.model import Model
-    from gguf_harness.engine.worker import WorkerContext
+    from gguf_harness.engine.worker_context import WorkerContext
 
 __all__ = ["Step", "next_step"]
 

@@ -19,7 +19,7 @@ from gguf_harness.measure.live.requests import ModelFacts
 
 if TYPE_CHECKING:
     from gguf_harness.engine.model import Model
-    from gguf_harness.engine.worker import WorkerContext
+    from gguf_harness.engine.worker_context import WorkerContext
 
 __all__ = ["describe_model"]
 

@@ -26,7 +26,7 @@ from gguf_harness.measure.prompt_inputs import check_room, prompt_inputs
 if TYPE_CHECKING:
     from gguf_harness.engine.model import Model, Tokens
     from gguf_harness.engine.taps import Patcher, Reader
-    from gguf_harness.engine.worker import WorkerContext
+    from gguf_harness.engine.worker_context import WorkerContext
     from gguf_harness.store.arrays import Arrays
 
 __all__ = ["ablating", "pieces_of", "read_prompt", "tokens_of", "unembed"]

@@ -14,9 +14,9 @@ from gguf_harness.gguf.types import FTYPES
 from gguf_harness.inputs.adapters import own_text
 from gguf_harness.inputs.corpora import Corpus, load_corpus
 from gguf_harness.inputs.subjects import describe_variant
+from gguf_harness.measure.lora.adapter_weights import measure_changes, merge_and_quantize
 from gguf_harness.measure.lora.changed_tokens import changed_tokens, read_contexts
 from gguf_harness.measure.lora.tasks import EffectRequest, has_effect_codes, run_effect_pass, run_merged_pass
-from gguf_harness.measure.lora.weights import measure_changes, merge_and_quantize
 from gguf_harness.measure.measurement import ARRAYS, Files, Job, Measurement
 from gguf_harness.measure.passes.logprobs import logprob_bytes
 from gguf_harness.measure.passes.tasks import CorpusText
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from gguf_harness.measure.core import Core
     from gguf_harness.store.cache import Entry
 
-__all__ = ["SCALES", "LoraEffects"]
+__all__ = ["MOVED_PROMPTS", "SCALES", "SWEEP_WINDOWS", "LoraEffects", "with_adapters"]
 
 _EFFECT: Final = Measurement("lora/effect", 1, run_effect_pass, "windows", ARRAYS)
 _MERGED: Final = Measurement("lora/merged", 1, run_merged_pass, "windows", ARRAYS)
@@ -38,7 +38,9 @@ _CHANGES: Final = Measurement("lora/changes", 1, measure_changes, "matrices", AR
 _CONTEXTS: Final = Measurement("lora/contexts", 1, read_contexts, "tokens", ARRAYS, counted=False)
 _CODES: Final[Files[Arrays]] = Files("log-probabilities", has_effect_codes)
 
-_SWEEP_WINDOWS: Final = 4
+MOVED_PROMPTS: Final = 8
+"""On which patterns are compared: an adapter moves them by more than prompts differ."""
+SWEEP_WINDOWS: Final = 4
 """Of each scale: scales differ by more than these windows' errors."""
 SCALES: Final = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0)
 """Of the sweep, times the adapters' own."""
@@ -95,10 +97,11 @@ class LoraEffects:
 
     def sweep(self, adapted: Subject, base: Subject, text: Corpus) -> dict[float, Arrays]:
         """The effect at each of `SCALES` times the adapters' own scales."""
-        each = {scale: scaled(adapted, scale) for scale in SCALES}
-        return {
-            scale: self._core.measure(self._effect(of, base, text, most=_SWEEP_WINDOWS)) for scale, of in each.items()
-        }
+        found = {}
+        for scale in SCALES:
+            job = self._effect(scaled(adapted, scale), base, text, most=SWEEP_WINDOWS)
+            found[scale] = self._core.measure(replace(job, about=adapted, part="lora/sweep"))
+        return found
 
     def alone(self, adapted: Subject, base: Subject, text: Corpus) -> list[Arrays]:
         """The effect of each adapter of a subject alone."""
@@ -166,6 +169,7 @@ class LoraEffects:
                     (entry.folder, entry.arrays_file),
                 ),
                 subjects=(),
+                about=adapted,
                 reads=(on_reference,),
                 around=around,
                 worker=lambda: self._core.shared_worker(f"{base.name} in parts"),
@@ -228,12 +232,16 @@ class LoraEffects:
             size = logprob_bytes(2 * windows, scored_tokens(base.settings.n_ctx), base.info.n_vocab or 0)
             self._core.cache.make_room(min(size, self._core.entry_limit), own)
 
+        # With the reference's distributions there is more to compare.
+        what, on = "effect" if reference is None else "retained", "corpus" if text is self.corpus else "own"
         return Job(
             _EFFECT,
             f"{adapted.name} on {text.name}",
             key,
             lambda own: (self._request(adapted, base, text, own, windows), keep, stored),
             subjects=(base, adapted),
+            about=adapted,
+            part=f"lora/{what}-{on}",
             reads=() if reference is None else (reference,),
             files=_CODES if keep else None,
             prepare=make_room if keep else None,

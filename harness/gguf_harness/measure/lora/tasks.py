@@ -24,7 +24,7 @@ from gguf_harness.store.arrays import Arrays, load_arrays
 if TYPE_CHECKING:
     from gguf_harness.engine.context import LogitsBlock
     from gguf_harness.engine.model import Model
-    from gguf_harness.engine.worker import WorkerContext
+    from gguf_harness.engine.worker_context import WorkerContext
 
 __all__ = ["BASE_CODES", "CODES", "EffectRequest", "has_effect_codes", "run_effect_pass", "run_merged_pass"]
 

@@ -181,7 +181,7 @@ class CorpusPass:
         if any(self._jobs.is_beside(reference) for reference in references):
             chunks = self._core.options.chunks
             jobs = [self._jobs.against(CANDIDATE, model, reference, chunks) for reference in references]
-            return [self._core.measure(job) for job in jobs]
+            return [self._core.measure(replace(job, part="passes/joint")) for job in jobs]
         found = self._core.measure(self._jobs.joint(model, references))
         shared = {name: found[name] for name in ("window", "available")}
         return [

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from gguf_harness.engine.context import Context
     from gguf_harness.engine.model import Model, Tokens
     from gguf_harness.engine.settings import SessionSettings
-    from gguf_harness.engine.worker import WorkerContext
+    from gguf_harness.engine.worker_context import WorkerContext
     from gguf_harness.measure.passes.observers import Observer
     from gguf_harness.measure.passes.tasks import PassRequest
 

@@ -87,6 +87,7 @@ class PassJobs:
             subjects=(model,),
             files=_LOGPROBS if logprobs else None,
             prepare=prepare if logprobs else None,
+            part=self._part(_REFERENCE),
         )
 
     def against(
@@ -123,6 +124,7 @@ class PassJobs:
             subjects=(model,),
             reads=() if self._limits else (base_job,),
             prepare=grow if self._limits else None,
+            part=self._part(measurement),
         )
         if not self.is_beside(reference):
             return job
@@ -194,6 +196,10 @@ class PassJobs:
     def growing(self, reference: Subject) -> GrowingReference:
         """A reference's pass, as far as it was made."""
         return GrowingReference(self._core, reference, self.by_itself(reference, logprobs=True))
+
+    def _part(self, measurement: Measurement[Arrays]) -> str | None:
+        """Passes that score from another position are measurements of their own."""
+        return None if self._score_from is None else f"{measurement.kind}-depth"
 
     def _key(self, model: Subject, chunks: int | None) -> dict[str, object]:
         about = {"corpus": self._corpus.sha256, "chunks": chunks, "windows": self._core.options.windows}

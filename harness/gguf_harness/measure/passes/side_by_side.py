@@ -35,7 +35,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from gguf_harness.engine.context import LogitsBlock
-    from gguf_harness.engine.worker import ProgressCallback, Worker, WorkerContext
+    from gguf_harness.engine.worker import ProgressCallback, Worker
+    from gguf_harness.engine.worker_context import WorkerContext
 
 __all__ = ["compare_side_by_side", "cut_reference", "follow", "lead", "reference_part"]
 

@@ -11,7 +11,7 @@ import numpy as np
 from gguf_harness.metrics.divergence import probability_change
 
 if TYPE_CHECKING:
-    from gguf_harness.engine.worker import WorkerContext
+    from gguf_harness.engine.worker_context import WorkerContext
     from gguf_harness.store.arrays import Arrays
 
 __all__ = ["MOST_TOKENS", "read_pieces", "strip_of", "tokens_of", "typical_window"]

@@ -23,7 +23,7 @@ from gguf_harness.store.arrays import Arrays
 
 if TYPE_CHECKING:
     from gguf_harness.engine.model import Model, Tokens
-    from gguf_harness.engine.worker import WorkerContext
+    from gguf_harness.engine.worker_context import WorkerContext
 
 __all__ = [
     "MIN_WINDOWS",

@@ -135,7 +135,8 @@ class Speed:
         ours, theirs = self._timed(model), self._timed(reference) if reference else None
         label = f"speed of {model.name}" + (f" beside {reference.name}" if reference else "")
         subjects = (model,) if reference is None else (model, reference)
-        return Job(measurement, label, key, lambda _: (ours, theirs, request), subjects=subjects)
+        part = f"{measurement.kind}-{'alone' if reference is None else 'beside'}"
+        return Job(measurement, label, key, lambda _: (ours, theirs, request), subjects=subjects, part=part)
 
     def _timed(self, model: Subject) -> Timed:
         return Timed(model.files, lambda: self._core.own_worker(model.model.name), model.settings)

@@ -16,7 +16,7 @@ from gguf_harness.measure.speed.tasks import decode_prompt, decode_singly
 
 if TYPE_CHECKING:
     from gguf_harness.engine.settings import SessionSettings
-    from gguf_harness.engine.worker import WorkerContext
+    from gguf_harness.engine.worker_context import WorkerContext
 
 __all__ = ["clear_round", "empty_round", "generation_round", "load_round", "prompt_round", "unload_round"]
 

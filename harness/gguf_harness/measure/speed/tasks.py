@@ -29,7 +29,7 @@ from gguf_harness.metrics.timings import Repetition
 
 if TYPE_CHECKING:
     from gguf_harness.engine.context import Context
-    from gguf_harness.engine.worker import WorkerContext
+    from gguf_harness.engine.worker_context import WorkerContext
 
 __all__ = [
     "Memory",

@@ -25,7 +25,7 @@ from gguf_harness.metrics.kernels.log_softmax import log_softmax
 if TYPE_CHECKING:
     from gguf_harness.engine.context import Context
     from gguf_harness.engine.model import Model, Tokens
-    from gguf_harness.engine.worker import WorkerContext
+    from gguf_harness.engine.worker_context import WorkerContext
     from gguf_harness.store.arrays import Arrays
 
 __all__ = [

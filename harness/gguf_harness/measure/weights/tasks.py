@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from gguf_harness.engine.worker import WorkerContext
+    from gguf_harness.engine.worker_context import WorkerContext
 
 __all__ = ["compare_weights", "measure_weight_errors"]
 

@@ -13,13 +13,13 @@ from typing import Any, Final
 from gguf_harness.errors import GateError
 from gguf_harness.metrics.registry import (
     attention,
-    cache,
     depth,
     divergence,
     embeddings,
     files,
     heads,
     kv,
+    kv_cache,
     layers,
     lora,
     perplexity,
@@ -58,7 +58,7 @@ __all__ = [
 # Tables show their columns in this order.
 _FAMILIES: Final = (
     files, perplexity, divergence, texts, speed, serving, attention, heads, layers, embeddings, tensors,
-    kv, depth, cache, lora,
+    kv, depth, kv_cache, lora,
 )  # fmt: skip
 
 

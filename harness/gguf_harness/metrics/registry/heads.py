@@ -344,8 +344,9 @@ METRICS: Final = (
         "heads_removable",
         "removable heads",
         "heads",
-        "Heads that can be removed, least costly first, before the loss rises by 0.05.",
-        "Largest number of heads, removed greedily, with mean nll at most 0.05 nats above the whole model's.",
+        "Heads that can be removed, those that change least first, before the loss rises by 0.05.",
+        "Largest number of heads, removed greedily by KL from the whole model, with mean nll at most 0.05 nats above"
+        " the whole model's, on other windows than those that chose the heads.",
         _ZERO,
         parts=(),
     ),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from typing import Final
 
-from gguf_harness.metrics.registry.entry import Better, Estimated, GatedBy, Metric, Part
+from gguf_harness.metrics.registry.entry import Better, Column, Estimated, GatedBy, Metric, Part, Table
 
 __all__ = ["METRICS", "MOST_WINDOWS"]
 
@@ -35,6 +35,8 @@ def _of_text(
     parts: tuple[Part, ...] = (),
     gate: GatedBy | None = None,
     estimated: Estimated = "adapter windows",
+    column: Column | None = None,
+    tables: frozenset[Table] = frozenset(),
 ) -> Metric:
     return Metric(
         name=name,
@@ -48,6 +50,8 @@ def _of_text(
         values=values,
         parts=parts,
         gate=gate,
+        column=column,
+        tables=tables,
         compared=not parts,
     )
 
@@ -60,6 +64,8 @@ METRICS: Final = (
         "Change of the loss by the adapter on a text of its own.",
         "mean over tokens of ln p_base - ln p_adapted.",
         better="lower",
+        column=Column(rank=4),
+        tables=frozenset({"html", "brief", "markdown"}),
     ),
     _of_text(
         "lora_kld",
@@ -103,6 +109,8 @@ METRICS: Final = (
         "b of least squares e = b e_reference over tokens, through 0, with e = ln p_adapted - ln p_base of the token.",
         better="higher",
         gate=_RETAINED,
+        column=Column(rank=0),
+        tables=frozenset({"html", "brief", "markdown", "comparison"}),
     ),
     _of_text(
         "lora_effect_correlation",
@@ -122,6 +130,8 @@ METRICS: Final = (
         "mean e / mean e_reference over tokens, paired.",
         better="higher",
         gate=_RETAINED,
+        column=Column(rank=2),
+        tables=frozenset({"html", "brief", "markdown", "comparison"}),
     ),
     _of_text(
         "lora_effect_kld",

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from gguf_harness.report.charts.plain_tables import table_of
 from gguf_harness.report.data import Candidate, RunView, visible
 from gguf_harness.views.model_entries import model_entries, short_names
 
@@ -38,7 +39,7 @@ class Models:
 
     def __init__(self, view: RunView, names: Sequence[str] | None = None) -> None:
         reference = next((model.name for model in view.models if model.is_reference), None)
-        entries = model_entries([model.name for model in view.models], reference)
+        entries = model_entries([model.name for model in view.models], reference, _series(view))
         shown = [
             (model, entry)
             for model, entry in zip(view.models, entries, strict=True)
@@ -56,6 +57,28 @@ class Models:
 
     def __len__(self) -> int:
         return len(self.entries)
+
+
+def _series(view: RunView) -> dict[str, int]:
+    """Places in the sequence of colours: files from the biggest to the smallest, then files that are run otherwise.
+
+    With an adapter of which there is one, a file keeps its colour: what is compared is files.
+    """
+    plain = [model.name for model in view.candidates if not (model.facts or {}).get("variant")]
+    series = {name: place for place, name in enumerate(plain)}
+    of_file = {model.facts.get("file", model.name): model.name for model in view.candidates if model.name in series}
+    others = [model for model in view.candidates if model.name not in series]
+    adapted = [model for model in others if str(model.facts["variant"]).startswith("lora=")]
+    one_each = len({model.facts.get("file") for model in adapted}) == len(adapted)
+    after = len(plain)
+    for model in others:
+        file = of_file.get(model.facts.get("file"))
+        if file is not None and one_each and model in adapted:
+            series[model.name] = series[file]
+        else:
+            series[model.name] = after
+            after += 1
+    return series
 
 
 def arrays_of(view: RunView, run_dir: Path, name: str) -> dict[str, Arrays]:
@@ -106,8 +129,11 @@ def make_chart(
         summary: what it says, for people who cannot see it.
         view: name of the view that draws its panels.
         how: how to read it, for people who see such a picture for the first time.
-        table: (heads, rows) of the most important numbers, for where there are no scripts.
+        table: (heads, rows) of the most important numbers, for where there are no scripts; the numbers of the first
+            panel, if None, for views whose data is a list of numbers.
     """
+    if table is None and "data" in figures[0]:
+        table = table_of(view, figures[0]["data"])
     return {
         "id": identifier,
         "title": title,

@@ -64,7 +64,7 @@ def _layout_of(layout: Layout) -> str:
             f"Laid out by {_METHODS[layout.method]}: which points are near each other is meaningful, distances and"
             " axes are not. The layout was made for the reference; candidates' words are put among its words."
         )
-    shares = ", ".join(f"{100 * share:.3g} %" for share in layout.shares)
+    shares = ", ".join(f"{100 * share:.1f} %" for share in layout.shares)
     return (
         f"The reference's first three principal components, with {shares} of the variance of these points: most of the"
         " space is not visible here. Candidates are aligned by rotation and scale (Procrustes)."
@@ -170,7 +170,7 @@ def _dots(view: RunView, info: Metric, rows: list[tuple[str, Mapping[str, Any]]]
         dots.append(
             {
                 "model": shown[name],
-                "name": f"{visible(name)}{doubt_mark(row)}",
+                "name": f"{short_name(view, name)}{doubt_mark(row)}",
                 "value": row["value"],
                 "low": low,
                 "high": high,

@@ -40,9 +40,9 @@ def changed_words(points: Points) -> list[int]:
 
 
 def tell_models(view: RunView, names: Sequence[str], verb: str) -> str:
-    """Models as the subject of a verb: `Q2_K keeps`, `Q2_K and 2 more keep`, `all 3 candidates keep`."""
+    """Models as the subject of a verb: `Q2_K keeps`, `Q2_K and 2 more keep`, `both candidates keep`."""
     if len(names) == len(view.candidates) > 1:
-        return f"all {len(names)} candidates {verb}"
+        return f"{'both' if len(names) == 2 else f'all {len(names)}'} candidates {verb}"
     last = short_name(view, names[-1])
     return f"{last} {verb}s" if len(names) == 1 else f"{last} and {len(names) - 1} more {verb}"
 

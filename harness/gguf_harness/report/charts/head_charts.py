@@ -32,7 +32,7 @@ def head_charts(view: RunView, run_dir: Path) -> list[Chart]:
     """The charts that the run has data for."""
     cells = _cells(view)
     charts = [
-        *(_importance(view, cells), _interchange(view, cells), _removal(view, run_dir, cells)),
+        *(_importance(view, cells), _interchange(view, cells), _removal(view, run_dir)),
         *(kinds(view), clusters(view), separation(view), redundancy(view), alike_map(view)),
     ]
     return [chart for chart in charts if chart is not None]
@@ -93,12 +93,11 @@ def _importance(view: RunView, cells: Mapping[str, Cells]) -> Chart | None:
     first = view.reference if view.reference in values else next(iter(values))
     best = _top(values[first], 1)[0]
     row = cells[first][best]["head_importance"]
-    sign = "+" if row["value"] >= 0 else ""
     some = f" of the {len(values[first])} measured" if _limited(view, first, len(values[first])) else ""
-    cost = f"{sign}{format_estimate(row['value'], row['se'])} nats"
+    cost = f"{'rises' if row['value'] >= 0 else 'falls'} by {format_estimate(abs(row['value']), row['se'])} nats"
     return make_chart(
         "head-importance",
-        f"Head {told(best)} matters most{some}: without it the loss changes by {cost}",
+        f"Head {told(best)} matters most{some}: without it the loss {cost}",
         "The output of each head alone is set to zero, which makes the following tokens less likely: the colour shows"
         " by how much.",
         panels,
@@ -151,11 +150,14 @@ def _interchange(view: RunView, cells: Mapping[str, Cells]) -> Chart | None:
     )
 
 
-def _removal(view: RunView, run_dir: Path, cells: Mapping[str, Cells]) -> Chart | None:
+def _removal(view: RunView, run_dir: Path) -> Chart | None:
     import numpy as np
 
     shown, lines = Models(view), []
+    of_all: dict[str, int] = {}
     for model, arrays in arrays_of(view, run_dir, "head_removal").items():
+        if "all" in arrays:  # not in the first runs
+            of_all[model] = int(arrays["all"])
         losses = arrays["nll"].astype(np.float64).mean(axis=1)
         removed = [None, *(f"the last removed: {told((layer, head))}" for layer, head in arrays["heads"].tolist())]
         rises = (losses - losses[0]).tolist()
@@ -174,13 +176,15 @@ def _removal(view: RunView, run_dir: Path, cells: Mapping[str, Cells]) -> Chart 
     counts = [[visible(m.name), format_value(row["value"])] for m in view.models if (row := _removable(view, m.name))]
     return make_chart(
         "head-removal",
-        _removal_finding(view, cells),
-        "Heads are removed one by one, always the one that costs the reference least; for candidates in that order.",
+        _removal_finding(view, of_all),
+        "Heads are removed one by one, always the one that changes the reference's predictions least; for candidates in"
+        " that order.",
         [make_panel("loss", "Rise of the loss on the next tokens.", data)],
         f"Curves of the loss over heads removed of {len(lines)} models.",
         view="lines",
-        how=f"The dotted line is a rise of {NEGLIGIBLE_RISE} nats. The order was chosen on the same tokens, so the"
-        " curve is slightly optimistic. Below zero: the loss is lower without these heads.",
+        how=f"The dotted line is a rise of {NEGLIGIBLE_RISE} nats. The loss is that of other windows than those that"
+        " chose the order: on its own tokens an order looks far better than it is. Below zero: the loss is lower"
+        " without these heads.",
         table=(["model", f"heads that can go before the loss rises by {NEGLIGIBLE_RISE} nats"], counts),
     )
 
@@ -194,12 +198,12 @@ def _removable(view: RunView, model: str) -> Row | None:
     return view.row(model, "heads_removable")
 
 
-def _removal_finding(view: RunView, cells: Mapping[str, Cells]) -> str:
+def _removal_finding(view: RunView, of_all: Mapping[str, int]) -> str:
     name = next((model.name for model in view.models if _removable(view, model.name)), None)
     row = None if name is None else _removable(view, name)
     if name is None or row is None:
         return "Heads that can be removed"
-    # Heads are tried for removal only if their importance was measured, which a run may limit to some.
-    tried = len(_of(cells.get(name, {}), "head_importance"))
-    of_which = "" if not tried else f" of the {tried} measured" if _limited(view, name, tried) else f" of {tried}"
-    return f"{format_value(row['value'])}{of_which} heads can go before the loss rises by {NEGLIGIBLE_RISE} nats"
+    of_which = f" of {of_all[name]}" if name in of_all else ""
+    count = "None" if row["value"] == 0 and of_which else format_value(row["value"])
+    heads = "head" if row["value"] == 1 and not of_which else "heads"
+    return f"{count}{of_which} {heads} can go before the loss rises by {NEGLIGIBLE_RISE} nats"

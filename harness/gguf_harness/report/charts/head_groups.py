@@ -107,7 +107,7 @@ def redundancy(view: RunView) -> Chart | None:
     rows = [
         {
             "model": shown[name],
-            "name": visible(name),
+            "name": short_name(view, name),
             "value": row["value"],
             "text": format_percent(row["value"], row["se"]),
             "detail": f"of {row['n']} heads: {_alike(row)}",
@@ -250,7 +250,7 @@ def separation(view: RunView) -> Chart | None:
         rows.append(
             {
                 "model": shown[row["model"]],
-                "name": visible(row["model"]),
+                "name": short_name(view, row["model"]),
                 "group": _method(row),
                 "value": row["value"],
                 "text": text,

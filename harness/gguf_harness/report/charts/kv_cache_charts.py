@@ -9,6 +9,7 @@ from typing import Any, Final
 from gguf_harness.metrics.registry import metric_info
 from gguf_harness.report.charts.base import Chart, Figure, make_chart, make_panel, short_name
 from gguf_harness.report.charts.head_maps import Place, Row, frame_of, head_map, head_rows, layer_rows, told
+from gguf_harness.report.charts.layer_lines import percent
 from gguf_harness.report.data import RunView, visible
 from gguf_harness.report.numbers import format_estimate, format_metric
 
@@ -218,7 +219,7 @@ def _layers_finding(view: RunView) -> str:
     if floor is not None and float(worst["value"]) < 2 * float(floor["value"]):
         text = f"No layer's cache of {short_name(view, subject)} causes more than rounding does"
         return f"{text}, {_cell(floor, _FLOOR)} nats"
-    text = f"Layer {worst['layer']} causes {share:.0%} of what {short_name(view, subject)} costs layer by layer"
+    text = f"Layer {worst['layer']} causes {percent(share)} of what {short_name(view, subject)} costs layer by layer"
     return (
         text
         if told_rank is None

@@ -97,7 +97,7 @@ def _grid_panel(view: RunView, name: str, caches: list[CacheOfRun], scale: Mappi
 
     def note(cache: CacheOfRun) -> str:
         row, share = _row(view, cache.subject), cache_share(cache.k, cache.v)
-        size = "" if share is None else f"{share:.0%} of f16/f16\n"
+        size = "" if share is None else f"{100 * share:.0f} % of f16/f16\n"
         verdict = cache.verdict or "not gated"
         return f"{size}± {format_metric(info, row['se'], None) if row['se'] is not None else '?'}, gate: {verdict}"
 
@@ -255,4 +255,4 @@ def _costs_finding(view: RunView, caches: list[CacheOfRun]) -> str:
         and (row["low"] > 0 or row["high"] < 0)
     ]
     told = f"The cache costs more than the weights in {len(worse)} of {len(caches)} combinations"
-    return f"{told}; the two interact in {len(interact)}"
+    return f"{told}; the two interact in {len(interact) or 'none'}"

@@ -40,9 +40,10 @@ class Series:
 
 
 def percent(share: float) -> str:
-    """`38 %`, `7.3 %`, `0.54 %`: for titles, which say no more digits than one can keep in mind."""
+    """`38 %`, `7.3 %`, `0.50 %`: for titles, which say no more digits than one can keep in mind."""
     size = abs(100 * share)
-    return f"{100 * share:.0f} %" if size >= 10 else f"{100 * share:.1f} %" if size >= 1 else f"{100 * share:.2g} %"
+    digits = ".0f" if size >= 9.95 or not size else ".1f" if size >= 0.995 else "#.2g"
+    return f"{100 * share:{digits}} %"
 
 
 def show(value: float) -> str:

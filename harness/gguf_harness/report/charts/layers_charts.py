@@ -331,6 +331,9 @@ def _stream(view: RunView) -> Chart | None:
         panels,
         "Curves over layers, one per model.",
         view="lines",
+        how="Lines that lie on each other are models whose streams have the same shape. The norm says how much later"
+        " layers can still change: what a block adds counts against it. Similar tokens and a low rank mean that the"
+        " states of different tokens become alike; a massive state is one far above the rest, often the first token's.",
     )
 
 
@@ -366,6 +369,9 @@ def _lens(view: RunView) -> Chart | None:
         panels,
         "Curves over layers, one per model.",
         view="lines",
+        how="At the last layer the lens is the model's own prediction. Where a curve rises steeply, the prediction is"
+        " made; a candidate whose curve rises later, or ends lower, needs more layers for the same, or predicts"
+        " something else.",
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from gguf_harness.metrics.registry import metric_info
 from gguf_harness.metrics.stats import confidence_bound
-from gguf_harness.report.charts.base import Chart, Figure, make_chart, make_panel, short_name
+from gguf_harness.report.charts.base import Chart, Figure, Models, make_chart, make_panel, short_name
 from gguf_harness.report.charts.layer_lines import percent, show
 from gguf_harness.report.charts.lora_places import place_charts
 from gguf_harness.report.data import RunView, visible
@@ -42,10 +42,12 @@ def _found(view: RunView, names: Sequence[str], metric: str) -> dict[str, Row]:
     return {name: row for name in names if (row := view.row(name, metric)) is not None}
 
 
-def _dots(rows: Sequence[tuple[str, str | None, str, Row]]) -> list[dict[str, Any]]:
-    """Marks of (name, group, metric, row)."""
-    return [
+def _dots(view: RunView, rows: Sequence[tuple[str, str | None, str, Row]]) -> dict[str, Any]:
+    """Marks of (name, group, metric, row), and the models that give them their colours."""
+    shown = Models(view, [row["model"] for *_, row in rows])
+    marks = [
         {
+            "model": shown[row["model"]],
             "name": name,
             **({} if group is None else {"group": group}),
             "value": row["value"],
@@ -55,6 +57,7 @@ def _dots(rows: Sequence[tuple[str, str | None, str, Row]]) -> list[dict[str, An
         }
         for name, group, metric, row in rows
     ]
+    return {"models": shown.entries, "rows": marks}
 
 
 def _interval(row: Row) -> dict[str, float]:
@@ -92,11 +95,7 @@ def _effects(view: RunView, names: Sequence[str]) -> Chart | None:
         "lora-effect",
         _effect_finding(view, names, own, elsewhere),
         "Change of the loss, in nats per token, from a file without the adapter to the same file with it.",
-        [
-            make_panel(
-                "loss", "", {"x": {"label": "change of loss (nats)", "middle": 0}, "models": [], "rows": _dots(rows)}
-            )
-        ],
+        [make_panel("loss", "", {"x": {"label": "change of loss (nats)", "middle": 0}} | _dots(view, rows))],
         "; ".join(f"{name} on {group}: {_said(metric, row)}" for name, group, metric, row in rows),
         view="dots",
         how="Left of zero the adapter makes a text likelier. It should do so for a text of its own, and change little"
@@ -150,7 +149,7 @@ def _retained(view: RunView, names: Sequence[str]) -> Chart | None:
     told = f"{short_name(view, least)} keeps {percent(kept[least]['value'])} of the adapter's effect"
     if most != least:
         told += f", {short_name(view, most)} {percent(kept[most]['value'])}"
-    data = {"x": {"label": "beside the reference", "percent": True, "middle": 1}, "models": [], "rows": _dots(rows)}
+    data = {"x": {"label": "beside the reference", "percent": True, "middle": 1}} | _dots(view, rows)
     return make_chart(
         "lora-retained",
         told,
@@ -187,7 +186,7 @@ def _merged(view: RunView, names: Sequence[str]) -> Chart | None:
     else:
         told = "Merging before quantizing and applying at run time are alike at equal bits"
     log = all(row["value"] > 0 for _, _, _, row in rows)
-    data = {"x": {"label": "KL (nats)", **({"log": True} if log else {})}, "models": [], "rows": _dots(rows)}
+    data = {"x": {"label": "KL (nats)", **({"log": True} if log else {})}} | _dots(view, rows)
     return make_chart(
         "lora-merged",
         told,
@@ -259,12 +258,13 @@ def _scale_panel(
     view: RunView, metric: str, title: str, lines: Mapping[str, Sequence[tuple[float, float, float | None, str]]]
 ) -> Figure:
     info = metric_info(metric)
+    shown = Models(view, list(lines))
     data = {
         "x": {"label": "scale, times the adapter's own"},
         "y": {"label": f"{info.title} (nats)", "middle": 0},
-        "models": [],
+        "models": shown.entries,
         "lines": [
-            {"name": short_name(view, name), "points": [list(point) for point in points]}
+            {"model": shown[name], "name": short_name(view, name), "points": [list(point) for point in points]}
             for name, points in lines.items()
         ],
     }

@@ -11,13 +11,13 @@ from gguf_harness.metrics.registry import metric_info
 from gguf_harness.report.charts.base import Chart, Figure, Models, arrays_of, make_chart, make_panel, short_name
 from gguf_harness.report.charts.layer_lines import layer_rows, percent, show
 from gguf_harness.report.charts.text_charts import text_chart
+from gguf_harness.report.charts.weight_charts import OUTSIDE
 from gguf_harness.report.data import RunView, visible
 from gguf_harness.report.numbers import format_value
 from gguf_harness.views.strip_data import strip_words
 
 __all__ = ["place_charts"]
 
-_OUTSIDE: Final = "none"
 _SHOWN_TOKENS: Final = 12
 _SHOWN_CHARACTERS: Final = 34
 _LAYERED: Final = ("lora_states_moved", "lora_lens_changed", "lora_attention_moved")
@@ -99,7 +99,7 @@ def _heads(view: RunView, names: Sequence[str]) -> Chart | None:
     values = [float(row["value"]) for rows in by_model.values() for row in rows]
     if not values or max(values) <= 0:
         return None
-    scale = {"kind": "share", "title": "attention moved (nats, square root)", "domain": [0, max(values)], "root": True}
+    scale = {"kind": "share", "title": "attention moved (nats)", "domain": [0, max(values)], "root": True}
     panels = []
     for name, rows in by_model.items():
         layers, heads = (sorted({int(row[key]) for row in rows}) for key in ("layer", "head"))
@@ -180,7 +180,7 @@ def _matrix_panel(
         notes[row][column] += ("\n" if notes[row][column] else "") + f"{visible(columns['tensor'][at])}: {rank}"
     data = {
         "x": {"label": "kind", "names": [visible(role) for role in roles]},
-        "y": {"label": "layer", "names": [_OUTSIDE if layer < 0 else str(layer) for layer in layers]},
+        "y": {"label": "layer", "names": [OUTSIDE if layer < 0 else str(layer) for layer in layers]},
         "values": values,
         "notes": notes,
         "cells": [["" if value is None else percent(value) for value in row] for row in values],

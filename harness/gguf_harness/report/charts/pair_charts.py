@@ -123,4 +123,9 @@ def _panel(
 
 
 def _shown(ratio: bool) -> Callable[[float], str]:
-    return (lambda value: f"{100 * value:.3g} %") if ratio else (lambda value: f"{value:.3g}")
+    return (lambda value: f"{_digits(100 * value)} %") if ratio else _digits
+
+
+def _digits(value: float) -> str:
+    """Three significant digits, zeros at the end too: numbers of a column are as precise as each other."""
+    return f"{value:#.3g}".rstrip(".")

@@ -9,8 +9,16 @@ from typing import Any, Final
 from gguf_harness.metrics.registry import Metric, metric_info
 from gguf_harness.metrics.tradeoff import pareto_frontier
 from gguf_harness.report.charts.base import Chart, Figure, Models, arrays_of, make_chart, make_panel, short_name
+from gguf_harness.report.charts.quant_findings import (
+    files_finding,
+    memory_finding,
+    speed_finding,
+    tail_finding,
+    texts_finding,
+)
 from gguf_harness.report.data import Candidate, RunView, saves_cache, visible
 from gguf_harness.report.numbers import doubt_mark, format_bytes, format_metric
+from gguf_harness.views.model_entries import short_names
 
 __all__ = ["quant_charts"]
 
@@ -20,6 +28,7 @@ _QUALITY: Final = (
     ("ppl", False),
     ("same_top", False),
     ("top5_agreement", False),
+    ("delta_p_rms", True),
 )
 """Metrics to weigh against the size, and whether their axis is logarithmic."""
 
@@ -64,7 +73,7 @@ def _quality(view: RunView) -> Chart | None:
             *(cells.get((model.name, metric), "") for metric, _ in _QUALITY if _any_of(cells, metric)),
         ]
         for model in view.models
-        if model.facts
+        if model.facts and any(key[0] == model.name for key in cells)
     ]
     return make_chart(
         "quality",
@@ -182,11 +191,11 @@ def _lines(model: Candidate, row: Mapping[str, Any], info: Metric) -> list[str]:
 
 def _distribution(view: RunView, run_dir: Path) -> Chart | None:
     shown = Models(view)
-    lines = []
+    lines, curves = [], {}
     for model, arrays in arrays_of(view, run_dir, "kld_quantiles").items():
         # The logarithm of a KL at or below the numerical noise is meaningless: draw it at the floor.
-        pairs = zip(arrays["q"].tolist(), arrays["kld"].tolist(), strict=True)
-        points = [[100 * float(share), max(float(value), _FLOOR), None, None] for share, value in pairs]
+        curves[model] = list(zip(arrays["q"].tolist(), arrays["kld"].tolist(), strict=True))
+        points = [[100 * float(share), max(float(value), _FLOOR), None, None] for share, value in curves[model]]
         place = shown[model]
         few = points[:: -(-len(points) // _MOST_POINTS)]
         lines.append({"model": place, "name": shown.entries[place]["name"], "points": few})
@@ -200,7 +209,7 @@ def _distribution(view: RunView, run_dir: Path) -> Chart | None:
     }
     return make_chart(
         "distribution",
-        "Where texts go wrong: the divergence of single tokens",
+        tail_finding(view, curves),
         "KL divergence of single tokens, sorted. Two candidates with the same mean can differ in the tail, where text"
         " goes wrong.",
         [make_panel("KL", "Quantiles of each candidate's KL divergence over the tokens of the corpus.", data)],
@@ -217,12 +226,15 @@ def _text_scores(view: RunView) -> Chart | None:
         return None
     return make_chart(
         "text-scores",
-        "How alike the continuations are",
+        texts_finding(view),
         "Greedy continuations of the prompts, compared with the reference's: mean over prompts with its 95 % interval"
         " or, without one, one standard error to each side.",
         panels,
         "A point for each candidate.",
         view="dots",
+        how="Of a prompt's tokens one that differs can change all that follow: texts differ sooner than predictions do."
+        " Intervals are over prompts. BLEU, chrF and ROUGE-L are near 100 for the same text; the loss of a text under"
+        " the reference says whether what differs is also less likely.",
     )
 
 
@@ -232,13 +244,16 @@ def _speed(view: RunView) -> Chart | None:
         return None
     return make_chart(
         "speed",
-        "Speed on this machine",
+        speed_finding(view),
         "In a process of its own, on the machine named at the end. Models were measured at different times: to compare"
         " them use the ratios, which were timed in turns with the reference. What is in doubt (?) is explained in the"
         " warnings.",
         panels,
         "Speeds by model, with their intervals.",
         view="dots",
+        how="Ratios are to the reference, at the line of 1: further right is faster. Only they compare models; speeds"
+        " in tokens per second also differ by what else the machine did. A ? marks what was disturbed and decides"
+        " nothing.",
     )
 
 
@@ -248,7 +263,16 @@ def _memory(view: RunView) -> Chart | None:
         return None
     detail = next((row["detail"] for row in view.run["estimates"] if row["metric"] == "peak_memory_bytes"), None)
     meaning = f"Peak: {visible(detail)}." if detail else "Bytes that llama.cpp allocated."
-    return make_chart("memory", "Memory", meaning, panels, "Memory by model.", view="dots")
+    return make_chart(
+        "memory",
+        memory_finding(view),
+        meaning,
+        panels,
+        "Memory by model.",
+        view="dots",
+        how="The peak is what a machine needs to run the file. Weights shrink with the type; the KV cache grows with"
+        " the context and not with the file; buffers for computing grow with the batch.",
+    )
 
 
 def _dots_of(view: RunView, metrics: tuple[str, ...]) -> list[Figure]:
@@ -271,7 +295,7 @@ def _dots(view: RunView, models: list[Candidate], info: Metric) -> Figure:
         rows.append(
             {
                 "model": shown[model.name],
-                "name": f"{visible(model.name)}{doubt_mark(row)}",
+                "name": f"{short_name(view, model.name)}{doubt_mark(row)}",
                 "value": row["value"] / divisor,
                 "low": low / divisor,
                 "high": high / divisor,
@@ -302,14 +326,17 @@ def _tensor_types(view: RunView) -> Chart | None:
         parts.append({"name": kind, "values": [row["bytes"] / 1e6 for row in rows], "notes": notes})
     data = {
         "x": {"label": "MB of tensors"},
-        "names": [visible(file) for file in files],
+        "names": [visible(file) for file in short_names(list(files))],
         "parts": parts,
     }
     return make_chart(
         "files",
-        "What the files are made of",
+        files_finding(view),
         "Bytes by tensor type. A name such as Q4_K_M is a recipe: tensors whose rows do not fit get other types.",
         [make_panel("tensor types", "", data)],
         "Stacked bars of tensor types by model.",
         view="bars",
+        how="The length of a bar is the size of the file; its parts are types of tensors. What is in a type of more"
+        " bits than the name of the file says is what the recipe protects, or what could not be stored in the type it"
+        " asks for.",
     )

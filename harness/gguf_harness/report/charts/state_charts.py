@@ -173,7 +173,9 @@ def _prompt(view: RunView) -> str:
 
 
 def _tokens(texts: NDArray[Any]) -> dict[str, Any]:
-    return {"label": "token", "names": [_shown(text)[:_LONGEST_NAME] for text in _texts(texts)]}
+    names = [_shown(text) for text in _texts(texts)]
+    short = [name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…" for name in names]
+    return {"label": "token", "names": short}
 
 
 def _layers(count: int) -> dict[str, Any]:

@@ -136,15 +136,19 @@ def _meaning(model: Candidate, tensors: Sequence[_Tensor]) -> str:
 
 
 def _types(tensors: Sequence[_Tensor]) -> str:
-    """`Q4_K 18 MB in 30 tensors, F32 0.1 MB in 61`, the biggest first."""
+    """`Q4_K 18 MB in 30 tensors, F32 0.1 MB in 61 tensors`, the biggest first."""
     by_type: dict[str, list[_Tensor]] = {}
     for tensor in tensors:
         by_type.setdefault(tensor.type, []).append(tensor)
     ranked = sorted(by_type.items(), key=lambda item: -sum(tensor.bytes for tensor in item[1]))
     return ", ".join(
-        f"{visible(kind)} {format_bytes(sum(tensor.bytes for tensor in found))} in {len(found)}"
+        f"{visible(kind)} {format_bytes(sum(tensor.bytes for tensor in found))} in {_count(found)}"
         for kind, found in ranked
     )
+
+
+def _count(tensors: Sequence[_Tensor]) -> str:
+    return f"{len(tensors)} {'tensor' if len(tensors) == 1 else 'tensors'}"
 
 
 def _finding(view: RunView, tensors: Mapping[str, Sequence[_Tensor]]) -> str:

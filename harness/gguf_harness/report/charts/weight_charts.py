@@ -14,7 +14,7 @@ from gguf_harness.report.numbers import format_estimate, format_value
 
 __all__ = ["OUTSIDE", "Columns", "load_columns", "weight_charts"]
 
-OUTSIDE: Final = "none"
+OUTSIDE: Final = "no layer"
 """Name of the row of tensors that belong to no layer."""
 
 Columns = dict[str, list[Any]]

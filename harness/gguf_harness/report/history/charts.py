@@ -9,7 +9,7 @@ from gguf_harness.errors import visible
 from gguf_harness.judge.history import Family, Point, Series
 from gguf_harness.metrics.registry import Metric
 from gguf_harness.report.charts.base import Chart, make_chart, make_panel
-from gguf_harness.report.history.words import (
+from gguf_harness.report.history.sentences import (
     MARKS,
     change_text,
     findings,

@@ -13,7 +13,7 @@ from gguf_harness.errors import visible
 from gguf_harness.judge.history import Family, History, Moment
 from gguf_harness.report.charts.base import Chart
 from gguf_harness.report.history.charts import metric_chart
-from gguf_harness.report.history.words import (
+from gguf_harness.report.history.sentences import (
     change_text,
     findings,
     headline,

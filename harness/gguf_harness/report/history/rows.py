@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from gguf_harness.judge.history import Change, Family, History, Point, Segment, Series
-from gguf_harness.report.history.words import headline
+from gguf_harness.report.history.sentences import headline
 from gguf_harness.store.run_tables import NUMBER, TEXT, TRUTH, WHOLE, Kind
 
 __all__ = ["COLUMNS", "history_csv", "history_json", "history_rows"]

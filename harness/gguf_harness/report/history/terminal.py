@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from gguf_harness.errors import encodable, visible
 from gguf_harness.judge.history import Family, History, Series
-from gguf_harness.report.history.words import (
+from gguf_harness.report.history.sentences import (
     change_text,
     findings,
     headline,

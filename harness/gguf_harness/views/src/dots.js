@@ -8,7 +8,7 @@
  *   rows: [{ model?: index, name, group?: string, value, low?, high?, text, detail? }],
  * }
  */
-import { Plot, look, modelLegend, plot, spanning } from "./kit.js";
+import { Plot, look, modelLegend, plot, roomForNames, spanning } from "./kit.js";
 
 function render({ model, el }) {
   const data = model.get("data");
@@ -22,7 +22,7 @@ function render({ model, el }) {
     title: [row.name, row.group, row.text, row.detail].filter(Boolean).join("\n"),
   }));
   const names = [...new Set(rows.map((row) => row.name))];
-  const longest = Math.max(...names.map((name) => name.length));
+  const { left, fit } = roomForNames(el, names);
   const grouped = rows.some((row) => row.group !== undefined);
   const log = data.x.log && rows.every((row) => row.value > 0);
   // Marks of several models in one row lie a little below each other: equal values stay visible.
@@ -32,11 +32,11 @@ function render({ model, el }) {
   if (data.legend) el.append(modelLegend(data.models));
   plot(el, {
     height: 70 + high * names.length * (grouped ? new Set(rows.map((row) => row.group)).size : 1) + (grouped ? 20 : 0),
-    marginLeft: Math.min(0.4 * el.clientWidth, 14 + 7 * longest),
-    marginRight: grouped ? 110 : 20,
+    marginLeft: left,
+    marginRight: grouped ? 110 : 30,
     marginBottom: 42,
     x: { label: data.x.label + (data.x.percent ? " (%)" : ""), labelArrow: "none", grid: true, nice: !log && !data.x.domain, inset: log ? 8 : 0, ...(data.x.domain ? { domain: data.x.domain.map((end) => factor * end) } : {}), ...(log ? spanning(rows.flatMap((row) => [row.value, row.low, row.high]).filter((end) => end > 0)) : {}) },
-    y: { label: null, domain: names, tickSize: 0 },
+    y: { label: null, domain: names, tickFormat: fit, tickSize: 0 },
     ...(grouped ? { fy: { label: null } } : {}),
     marks: [
       data.x.middle === undefined ? null : Plot.ruleX([factor * data.x.middle], { stroke: "var(--muted)" }),

@@ -86,9 +86,10 @@ export function ink(color) {
 export function legend(scale, title, format = number) {
   const steps = Array.from({ length: 24 }, (_, step) => scale(scale.domain[0] + (step / 23) * (scale.domain[1] - scale.domain[0])));
   return h("div", { class: "legend", role: "img", "aria-label": `Colours: ${title}, from ${format(scale.domain[0])} to ${format(scale.domain[1])}` },
-    h("span", {}, title), h("span", { class: "num" }, format(scale.domain[0])),
-    h("span", { class: "ramp", style: `background: linear-gradient(to right, ${steps.join(", ")})` }),
-    h("span", { class: "num" }, format(scale.domain[1])));
+    h("span", {}, title),
+    h("span", { class: "ends" }, h("span", { class: "num" }, format(scale.domain[0])),
+      h("span", { class: "ramp", style: `background: linear-gradient(to right, ${steps.join(", ")})` }),
+      h("span", { class: "num" }, format(scale.domain[1]))));
 }
 
 /** Names of models with their colour and symbol. */
@@ -129,6 +130,38 @@ export function estimate(value, se) {
   return `${value.toFixed(places)} ± ${se.toFixed(places)}`;
 }
 
+/** Letters of a picture: smaller where it is narrow. */
+const letters = (width) => (width < 560 ? 11 : 12);
+
+/**
+ * The room at the left of a picture for names of its rows: as wide as the longest, at most a share of the picture.
+ *
+ * @returns {{ left: number, fit: (name: string) => string }} a margin in pixels; a name that is too long loses its middle,
+ *   since names of files begin with what they share and end with what tells them apart.
+ */
+export function roomForNames(el, names, share = 0.4) {
+  const width = el.clientWidth || 640;
+  const context = document.createElement("canvas").getContext("2d");
+  context.font = `${letters(width)}px ${getComputedStyle(el).fontFamily}`;
+  const wide = (text) => context.measureText(text).width;
+  const room = Math.min(share * width, Math.max(...names.map(wide)) + 1);
+  const fit = (name) => {
+    for (let kept = name.length; kept > 2; kept -= 1) {
+      const half = Math.floor(kept / 2);
+      const text = kept === name.length ? name : `${name.slice(0, kept - half)}…${name.slice(-half)}`;
+      if (wide(text) <= room) return text;
+    }
+    return "…";
+  };
+  return { left: Math.ceil(room) + 12, fit };
+}
+
+/** Width and right margin of a picture that takes less than its view: what is told of a tile has the rest as its room. */
+export function withRoom(el, width, right) {
+  const whole = Math.max(width, el.clientWidth);
+  return { width: whole, marginRight: right + whole - width };
+}
+
 /** A text in quotation marks that is too long, cut at its end. */
 export const cut = (text, most) => (text.length <= most ? text : `${text.slice(0, most - 2)}…”`);
 
@@ -154,7 +187,7 @@ export function plot(el, options) {
   const width = Math.max(260, el.clientWidth || 640);
   const figure = Plot.plot({
     width,
-    style: { background: "transparent", color: "var(--text)", fontFamily: "inherit", fontSize: width < 560 ? "11px" : "12px", overflow: "visible" },
+    style: { background: "transparent", color: "var(--text)", fontFamily: "inherit", fontSize: `${letters(width)}px`, overflow: "visible" },
     ...options,
   });
   // The view is named as a whole: Plot's names of its marks are for programmers, and are not allowed on groups.

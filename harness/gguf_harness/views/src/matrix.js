@@ -12,7 +12,7 @@
  *   square?: true: tiles as high as wide, scroll?: true: many rows scroll in a box, below names that stay
  * }
  */
-import { Plot, h, ink, plot } from "./kit.js";
+import { Plot, h, ink, plot, withRoom } from "./kit.js";
 import { scaleOf } from "./scales.js";
 
 const MOST_NAMES = 40;
@@ -30,19 +30,34 @@ function render({ model, el }) {
       title: [`${data.y.label} ${data.y.names[y]}, ${data.x.label} ${data.x.names[x]}`, `${scale(x).title}: ${scale(x).tell(value)}`, data.notes?.[y][x]].filter(Boolean).join("\n"),
     })),
   ).filter((cell) => cell.value !== null);
-  const { left, top, wide, high, boxed, upright } = sizes(data, el);
+  const { left, right, top, wide, high, boxed, upright } = sizes(data, el);
   const [columns, rows] = [data.x.names.length, data.y.names.length];
   el.append(main.bar, ...others.map(({ bar }) => bar));
   if (data.marked_means) el.append(h("p", { class: "legend" }, h("span", { class: "swatch", style: `background: none; outline: 2px solid ${MARK}; outline-offset: -2px` }), data.marked_means));
   const x = { type: "band", axis: "top", label: data.x.label, labelArrow: "none", domain: data.x.names.map((_, at) => at), ticks: some(columns, data.x.names, wide), tickFormat: (at) => data.x.names[at], tickRotate: upright ? -60 : 0, tickSize: 0 };
-  const size = { width: left + columns * wide + 20, marginLeft: left, marginRight: 20, padding: 0 };
-  plot(boxed ? boxOf(el, size, x, top) : el, {
-    ...size,
-    height: (boxed ? 4 : top) + rows * high + 12,
-    marginTop: boxed ? 4 : top, marginBottom: 12,
-    color: { type: "identity" },
-    x: boxed ? { ...x, axis: null } : x,
-    y: { label: data.y.label, labelArrow: "none", domain: data.y.names.map((_, at) => at), ticks: boxed ? data.y.names.map((_, at) => at) : some(rows, data.y.names, high), tickFormat: (at) => data.y.names[at], tickSize: 0 },
+  const size = { ...withRoom(el, left + columns * wide + right, right), marginLeft: left, padding: 0 };
+  const host = boxed ? boxOf(el, size, x, top) : el;
+  const every = data.y.names.map((_, at) => at);
+  // Pictures in a box are several, one below the other: a browser prints each on one page.
+  for (let from = 0; from < rows; from += boxed ? ROWS_OF_A_BOX : rows) {
+    const [own, last] = boxed ? [every.slice(from, from + ROWS_OF_A_BOX), from + ROWS_OF_A_BOX >= rows] : [every, true];
+    const [marginTop, marginBottom] = [boxed ? (from ? 0 : 4) : top, last ? 12 : 0];
+    drawRows(host, data, cells.filter((cell) => cell.y >= own[0] && cell.y <= own.at(-1)), wide, high, {
+      ...size, marginTop, marginBottom, height: marginTop + own.length * high + marginBottom,
+      color: { type: "identity" },
+      x: boxed ? { ...x, axis: null } : x,
+      y: { label: from ? null : data.y.label, labelArrow: "none", domain: own, ticks: boxed ? own : some(rows, data.y.names, high), tickFormat: (at) => data.y.names[at], tickSize: 0 },
+    });
+  }
+  el.shown = {
+    values: data.values, cells: data.cells, marked: data.marked, domain: main.domain, kind: data.scale.kind,
+    colors: data.values.map((row) => row.map((value, at) => scale(at).color(value))),
+  };
+}
+
+function drawRows(el, data, cells, wide, high, options) {
+  plot(el, {
+    ...options,
     marks: [
       Plot.cell(cells, { x: "x", y: "y", fill: "color", inset: Math.min(wide, high) > 8 ? 0.75 : 0.25, rx: 1 }),
       Plot.cell(cells.filter((cell) => cell.marked), { x: "x", y: "y", fill: "none", stroke: MARK, strokeWidth: 2, inset: 1.5, rx: 1 }),
@@ -50,10 +65,6 @@ function render({ model, el }) {
       Plot.tip(cells, Plot.pointer({ x: "x", y: "y", title: "title", maxRadius: 40 })),
     ],
   });
-  el.shown = {
-    values: data.values, cells: data.cells, marked: data.marked, domain: main.domain, kind: data.scale.kind,
-    colors: data.values.map((row) => row.map((value, at) => scale(at).color(value))),
-  };
 }
 
 /** Sizes in pixels of tiles and margins; whether the rows scroll in a box, and whether names of columns stand upright. */
@@ -61,15 +72,20 @@ function sizes(data, el) {
   const [columns, rows] = [data.x.names.length, data.y.names.length];
   const longest = (names) => Math.max(...names.map((name) => name.length));
   const left = Math.min(0.42 * el.clientWidth, 34 + 6.6 * longest(data.y.names));
-  const room = Math.max(120, el.clientWidth - left - 20);
-  const wide = data.square
-    ? Math.min(30, room / columns, Math.max(16, 660 / rows))
-    : Math.max(data.least ?? 0, Math.min(data.cells ? 84 : 64, room / columns));
+  const widest = (right) => {
+    const room = Math.max(120, el.clientWidth - left - right);
+    return data.square
+      ? Math.min(30, room / columns, Math.max(16, 660 / rows))
+      : Math.max(data.least ?? 0, Math.min(data.cells ? 84 : 64, room / columns));
+  };
+  const upright = longest(data.x.names) * 6.5 > widest(20) - 2;
+  // Names that stand upright lean to the right: the last one ends beyond its column.
+  const right = upright ? Math.max(20, 3.4 * data.x.names.at(-1).length) : 20;
+  const wide = widest(right);
   const boxed = Boolean(data.scroll) && rows > ROWS_OF_A_BOX;
   const high = boxed ? 16 : data.square ? wide : data.cells ? 22 : Math.min(22, Math.max(10, 900 / rows));
-  const upright = longest(data.x.names) * 6.5 > wide - 2;
   const top = upright ? Math.min(160, 36 + 5.7 * longest(data.x.names)) : 34;
-  return { left, top, wide, high, boxed, upright };
+  return { left, right, top, wide, high, boxed, upright };
 }
 
 /** A box that scrolls, with the names of the columns at its top. */

@@ -1,5 +1,5 @@
 /** The stored report: draws pictures when they come near, sorts, filters and copies tables. */
-import { choice, toggles } from "./kit.js";
+import { choice, isDark, toggles } from "./kit.js";
 import { copying } from "./copying.js";
 import { filters, sorting } from "./tables.js";
 import { VIEWS } from "./views.js";
@@ -45,6 +45,9 @@ class Picture {
     };
     this.width = el.clientWidth;
     this.clean = this.view.render({ model, el });
+    // Only what is wider than its view scrolls in it. What is told of a mark of any other may reach over its edges.
+    el.classList.remove("whole");
+    el.classList.toggle("whole", el.scrollWidth <= el.clientWidth);
   }
 
   redraw() {
@@ -75,12 +78,23 @@ matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => pict
 
 // On paper everything is open and drawn, as wide as the paper, in light colours; afterwards it is as it was.
 let folds = [];
+let wasDark = false;
 addEventListener("beforeprint", () => {
   folds = [...document.querySelectorAll("details.suite:not([open])")];
   for (const fold of folds) fold.open = true;
+  wasDark = isDark(document.documentElement);
+  if (wasDark) {
+    document.documentElement.dataset.theme = "light";
+    for (const picture of pictures.values()) picture.redraw();
+  }
   for (const picture of pictures.values()) picture.open();
 });
-addEventListener("afterprint", () => { for (const fold of folds) fold.open = false; });
+addEventListener("afterprint", () => {
+  for (const fold of folds) fold.open = false;
+  if (!wasDark) return;
+  delete document.documentElement.dataset.theme;
+  for (const picture of pictures.values()) picture.redraw();
+});
 
 /** An anchor inside of a closed section opens it. */
 function reveal() {

@@ -5,7 +5,7 @@ const NAMED = ["--series-1", "--series-5", "--series-2", "--series-4", "--series
 
 const STRAIGHT = { bend: (value) => value, straighten: (value) => value, said: "" };
 /** Of values of which a few are much larger. */
-const ROOT = { bend: (value) => Math.sign(value) * Math.sqrt(Math.abs(value)), straighten: (value) => value * Math.abs(value), said: " (square root)" };
+const ROOT = { bend: (value) => Math.sign(value) * Math.sqrt(Math.abs(value)), straighten: (value) => value * Math.abs(value), said: "square root" };
 /** Of values above 0; the others get the lowest colour. */
 const LOG = { bend: (value) => (value > 0 ? Math.log10(value) : -Infinity), straighten: (value) => 10 ** value, said: "" };
 
@@ -23,11 +23,14 @@ export function scaleOf(el, { kind, title, domain, middle, percent, root, log, n
   const lowest = scale(scale.domain[0]);
   return {
     color: (value) => (value === null ? null : scale(bend(value)) ?? lowest),
-    bar: legend(scale, `${title}${said}`, (at) => tell(straighten(at))),
+    bar: legend(scale, noted(title, said), (at) => tell(straighten(at))),
     tell,
     domain: log ? domain : scale.domain.map(straighten),
   };
 }
+
+/** A title and how its numbers are drawn, in the brackets of its unit if it has one: `loss (nats, square root)`. */
+const noted = (title, said) => (said === "" ? title : title.endsWith(")") ? `${title.slice(0, -1)}, ${said})` : `${title} (${said})`);
 
 function namedScale(el, names, rest) {
   const shades = names.map((_, at) => themed(el, rest && at === names.length - 1 ? "--line" : NAMED[at % NAMED.length]));

@@ -8,7 +8,7 @@
  * }
  * What the colours say is kept as "colour".
  */
-import { Plot, colors, h, ink, legend, number, plot, swatches, toggles } from "./kit.js";
+import { Plot, colors, h, ink, legend, number, plot, swatches, toggles, withRoom } from "./kit.js";
 
 const MARK = "var(--series-5)";
 const WAYS = {
@@ -63,9 +63,9 @@ function grid(picture, tensors, { kinds, rows, row, label, left, wide }) {
   const right = upright ? Math.max(16, Math.min(40, 3 * kinds.at(-1).length - wide / 2)) : 16;
   const at = { x: "kind", y: row };
   plot(picture, {
-    width: left + kinds.length * wide + right,
+    ...withRoom(picture, left + kinds.length * wide + right, right),
     height: top + rows.length * high + 6,
-    marginLeft: left, marginTop: top, marginRight: right, marginBottom: 6,
+    marginLeft: left, marginTop: top, marginBottom: 6,
     padding: 0,
     color: { type: "identity" },
     x: { axis: "top", label: null, domain: kinds, tickRotate: upright ? -60 : 0, tickSize: 0 },

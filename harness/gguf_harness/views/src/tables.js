@@ -41,7 +41,14 @@ export function sorting() {
 
 /** A long table is data until it is opened: its rows are made then, with a filter over them. */
 export function filters() {
+  for (const fold of document.querySelectorAll("details.later")) fold.addEventListener("toggle", () => reveal(fold), { once: true });
   for (const fold of document.querySelectorAll("details.rows")) fold.addEventListener("toggle", () => fill(fold));
+}
+
+/** What is there for pages without scripts becomes elements when it is opened: text until then. */
+function reveal(fold) {
+  const kept = fold.querySelector("noscript");
+  kept.outerHTML = kept.textContent;
 }
 
 function fill(fold) {

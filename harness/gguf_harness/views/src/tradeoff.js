@@ -53,7 +53,8 @@ const SIDES = [
 /** A side for each name on which it covers no other name and no mark, where there is one. */
 function place(points, options, el) {
   const marks = [Plot.dot(points, { x: "bits", y: "value" })];
-  const trial = Plot.plot({ ...options, width: Math.max(260, el.clientWidth), marks });
+  const wide = Math.max(260, el.clientWidth);
+  const trial = Plot.plot({ ...options, width: wide, marks });
   const [x, y] = [trial.scale("x"), trial.scale("y")];
   const at = points.map((point) => [x.apply(point.bits), y.apply(point.value)]);
   const taken = at.map(([left, top]) => [left - 7, top - 7, left + 7, top + 7]);
@@ -63,8 +64,9 @@ function place(points, options, el) {
       const left = at[index][0] + dx - (anchor === "middle" ? width / 2 : anchor === "end" ? width : 0);
       return [left, at[index][1] + dy - 7, left + width, at[index][1] + dy + 7];
     });
-    const free = boxes.findIndex((box) => taken.every((other, of) => of === index || box[2] < other[0] || other[2] < box[0] || box[3] < other[1] || other[3] < box[1]));
-    const side = Math.max(0, free);
+    const inside = (box) => box[0] >= 0 && box[2] <= wide && box[1] >= 0;
+    const free = boxes.findIndex((box) => inside(box) && taken.every((other, of) => of === index || box[2] < other[0] || other[2] < box[0] || box[3] < other[1] || other[3] < box[1]));
+    const side = free >= 0 ? free : Math.max(0, boxes.findIndex(inside));
     taken.push(boxes[side]);
     return { point, ...SIDES[side] };
   });

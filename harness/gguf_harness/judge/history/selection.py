@@ -10,8 +10,8 @@ from typing import Final
 from gguf_harness.errors import OptionError, StoreError, visible
 from gguf_harness.inputs.pairing import some_names
 from gguf_harness.judge.history.families import StoredContent, build_history
+from gguf_harness.judge.history.history_records import History
 from gguf_harness.judge.history.identity import family_keys, roles_of
-from gguf_harness.judge.history.records import History
 from gguf_harness.metrics.records import WHOLE, Place
 from gguf_harness.metrics.registry import Metric, close_to, metrics_of_run
 from gguf_harness.store.runs import find_run, load_run

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gguf_harness.api.arguments import AnyPrompt
 from gguf_harness.api.attention_results import Attention
-from gguf_harness.api.checks import AnyPrompt
 from gguf_harness.api.head_results import HeadBehaviour
 from gguf_harness.api.opened import open as open_model
 from gguf_harness.api.state_results import HiddenStates

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gguf_harness.gguf.groups import layer_of, role_of
-from gguf_harness.gguf.lora import read_lora
+from gguf_harness.gguf.lora_files import read_lora
 from gguf_harness.gguf.merged import factors_of, write_merged
 from gguf_harness.gguf.weights import Weights
 from gguf_harness.metrics.low_rank import NO_LAYER, effective_rank, measure_low_rank
 
 if TYPE_CHECKING:
-    from gguf_harness.engine.worker import WorkerContext
+    from gguf_harness.engine.worker_context import WorkerContext
     from gguf_harness.store.arrays import Arrays
 
 __all__ = ["measure_changes", "merge_and_quantize"]

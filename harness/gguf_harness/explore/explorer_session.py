@@ -27,7 +27,7 @@ from gguf_harness.explore.answers import (
 from gguf_harness.gguf.header import read_header
 from gguf_harness.inputs.models import ModelInfo, check_same_vocabulary
 from gguf_harness.inputs.prompts import Message, Prompt
-from gguf_harness.measure.live.model import LiveModel
+from gguf_harness.measure.live.live_model import LiveModel
 from gguf_harness.measure.live.reading import Reading
 from gguf_harness.measure.live.requests import NOTHING_OFF, Ablation, Sampling
 from gguf_harness.views.attention_data import side_of
