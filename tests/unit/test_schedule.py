@@ -5,7 +5,7 @@ What is said about the order is about the rule; what must never happen is said a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from itertools import product
 
 import pytest
@@ -43,7 +43,7 @@ def _schedule(
     return schedule
 
 
-def _name(schedule: ListScheduling, process: int, now: float = 0.0) -> str | None:
+def _name(schedule: ListScheduling, process: Hashable, now: float = 0.0) -> str | None:
     piece = schedule.next(process, now)
     return None if piece is None else piece.name
 
@@ -181,6 +181,61 @@ def test_what_a_lost_process_had_waits_again_but_not_what_it_ended() -> None:
         schedule.end("a/0", 4.0)
     with pytest.raises(ValueError, match="'a/1' ended, but nobody had it"):
         schedule.end("a/1", 4.0)
+
+
+def test_a_late_piece_makes_the_next_one_late_once() -> None:
+    """Process 0 has two pieces, the first takes 5 seconds too long. At 57 it can load the other file for a piece that
+    would begin at 72 without it; if it were thought to be busy until 62, that would not be worth it.
+    """
+    schedule = _schedule({"a": [20, 20], "b": [60, 30]}, 2, Rates(start=12.0))
+    assert [_name(schedule, 1), _name(schedule, 0), _name(schedule, 0)] == ["b/0", "a/0", "a/1"]
+    schedule.end("a/0", 37.0)
+    schedule.end("a/1", 57.0)
+    assert _name(schedule, 0, 57.0) == "b/1"
+
+
+GRAHAM = {"a": [3], "b": [3], "c": [2], "d": [2], "e": [2]}
+"""The longest first takes 7 on two processes, since it parts the long ones; 6 is possible."""
+
+
+def test_a_plan_that_ends_earlier_than_the_rule_is_followed() -> None:
+    assert _makespan(_schedule(GRAHAM, 2), 2) == 7
+    assert _makespan(_schedule(GRAHAM, 2, kind=Schedule), 2) == 6
+
+
+@pytest.mark.parametrize("is_late", [False, True])
+def test_a_plan_is_dropped_when_a_piece_is_late(is_late: bool) -> None:
+    """At 6, when the process with the long pieces is done, the other's first one, of 2 seconds, has not ended."""
+    schedule = _schedule(GRAHAM, 2, kind=Schedule)
+    begun = {process: str(_name(schedule, process)) for process in range(2)}
+    (long,) = (process for process, name in begun.items() if name in {"a/0", "b/0"})
+    short = 1 - long
+    if not is_late:
+        schedule.end(begun[short], 2.0)
+        begun[short] = str(_name(schedule, short, 2.0))
+    schedule.end(begun[long], 3.0)
+    begun[long] = str(_name(schedule, long, 3.0))
+    if not is_late:
+        schedule.end(begun[short], 4.0)
+        assert _name(schedule, short, 4.0) is not None
+    schedule.end(begun[long], 6.0)
+    assert (_name(schedule, long, 6.0) is not None) == is_late
+
+
+@pytest.mark.parametrize("what", ["early", "lost", "joins"])
+def test_a_plan_is_dropped_when_something_else_happens_than_planned(what: str) -> None:
+    schedule = _schedule(GRAHAM, 2, kind=Schedule)
+    begun = {process: str(_name(schedule, process)) for process in range(2)}
+    (long,) = (process for process, name in begun.items() if name in {"a/0", "b/0"})
+    if what == "early":
+        schedule.end(begun[1 - long], 0.5)
+    elif what == "joins":
+        schedule.join("another")
+    else:
+        schedule.lost(1 - long)
+    # The longest first, of all processes that ask.
+    other = "another" if what == "joins" else long if what == "lost" else 1 - long
+    assert _name(schedule, other, 0.5) in {"a/0", "b/0"}
 
 
 def test_a_released_process_gets_nothing_and_does_not_keep_others_from_its_file() -> None:

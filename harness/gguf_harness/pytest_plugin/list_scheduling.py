@@ -22,12 +22,11 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Final
 
-from gguf_harness.pytest_plugin.pieces import Piece
-from gguf_harness.pytest_plugin.work_state import Process, WorkState
+from gguf_harness.pytest_plugin.work_state import Piece, Process, WorkState
 
 __all__ = ["ListScheduling"]
 
-_LONG: Final = 1.0
+_LONG: Final = 0.5
 """A piece is long if it takes more than this share of the time that is left: it cannot be put off much further."""
 
 
@@ -78,6 +77,33 @@ class ListScheduling(WorkState):
             return None
         self._give(process, best.piece, now)
         return best.piece
+
+    def run_to_the_end(self, names: list[Hashable], now: float, among: int) -> list[list[Piece]]:
+        """Give all that waits, as if all went as expected.
+
+        Args:
+            names: of the processes that get something.
+            now: the time.
+            among: so many processes begin with what others read, whatever the rule says about that.
+
+        Returns:
+            The pieces of each process.
+        """
+        plan: dict[Hashable, list[Piece]] = {name: [] for name in names}
+        first = [piece for pieces in self._waiting.values() for piece in pieces.values() if piece.name in self._read]
+        for piece in sorted(first, key=lambda piece: -piece.seconds) if among else ():
+            name = min(names[:among], key=lambda name: self._processes[name].free_at)
+            self._give(name, piece, now)
+            plan[name].append(piece)
+        events = [(max(self._processes[name].free_at, now), index) for index, name in enumerate(names)]
+        heapq.heapify(events)
+        while events:
+            time, index = heapq.heappop(events)
+            given = self.next(names[index], time)
+            if given is not None:
+                plan[names[index]].append(given)
+                heapq.heappush(events, (self._processes[names[index]].free_at, index))
+        return list(plan.values())
 
     def _rank(self, me: Process, choice: _Choice) -> tuple[float, bool, bool, float]:
         """The least comes first: least waste, own file, what others read, most work less what it costs here."""

@@ -11,18 +11,16 @@ from __future__ import annotations
 import heapq
 import math
 import random
-from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping, Sequence
 from itertools import count
 from typing import Final
 
-from gguf_harness.pytest_plugin.pieces import Piece, Rates
-from gguf_harness.pytest_plugin.work_state import results_of
+from gguf_harness.pytest_plugin.work_state import Piece, Rates
 
-__all__ = ["Plan", "Seat", "Situation", "least_time", "plan_ends", "search"]
+__all__ = ["Plan", "Planning", "search"]
 
-Plan = Sequence[Sequence[Piece]]
-"""The pieces of each process, in their order; processes as in the situation."""
+Plan = Sequence[Sequence[int]]
+"""Places of the pieces of each process in `Planning.pieces`, in the order in which it does them."""
 
 _EVEN: Final = 0.05
 _POWER: Final = 8
@@ -31,196 +29,181 @@ twentieth of their mean in this power counts."""
 _PATIENCE: Final = 200
 """So many changes in vain, and a search begins elsewhere: with the next plan, or with the best one after some changes
 whatever they cost (H. R. Lourenço, O. C. Martin, T. Stützle, "Iterated local search", 2003)."""
-_LITTLE: Final = 1e-4
-"""What makes a plan better by less counts as in vain."""
 _KICKS: Final = 3
 """How many changes that are."""
 
 
-@dataclass(frozen=True, slots=True)
-class Seat:
-    """What a process can begin with: from when on, on which node, and the file that it has loaded then."""
-
-    free_at: float
-    node: Hashable
-    loaded: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class Situation:
-    """All that is known when a plan is made.
-
-    Attributes:
-        now: seconds.
-        seats: one for each process.
-        sizes: bytes of each file.
-        rates: of loading.
-        on_disk: when what is there on each node.
-        sending: when the store can send again, for each of the nodes that it sends to at once.
-        read: the pieces that others read, by their names.
-        measured: when the results of those that are given or have ended are there, on the node that has them.
-    """
-
-    now: float
-    seats: Sequence[Seat]
-    sizes: Mapping[str, int]
-    rates: Rates
-    on_disk: Mapping[Hashable, Mapping[str, float]]
-    sending: Sequence[float]
-    read: Mapping[str, Piece]
-    measured: Mapping[str, float]
-
-
-def plan_ends(plan: Plan, situation: Situation, pieces_end: dict[str, float] | None = None) -> list[float]:
-    """When each process ends.
-
-    A process whose piece reads what nobody has begun to measure does that itself. If somebody has, it waits.
+class Planning:
+    """All that is known before anything is given.
 
     Args:
-        plan: that is tried.
-        situation: in which it begins.
-        pieces_end: takes the end of each piece.
+        pieces: all that there is to do.
+        nodes: of each process.
+        sizes: bytes of each file.
+        rates: of loading.
     """
-    return _Run(plan, situation, {} if pieces_end is None else pieces_end).ends()
+
+    def __init__(
+        self, pieces: Sequence[Piece], nodes: Sequence[Hashable], sizes: Mapping[str, int], rates: Rates
+    ) -> None:
+        self.pieces = pieces
+        self.nodes = nodes
+        self.sizes = sizes
+        self.rates = rates
+        places = {piece.name: place for place, piece in enumerate(pieces)}
+        self.after = [None if piece.after is None else places.get(piece.after) for piece in pieces]
+        self.is_read = [False] * len(pieces)
+        for place in self.after:
+            if place is not None:
+                self.is_read[place] = True
+        self.files = [piece.file for piece in pieces]
+        # Of pieces that others read, somebody else may take this time.
+        self.own = [0.0 if read else piece.seconds for piece, read in zip(pieces, self.is_read, strict=True)]
+        self.loading = {file: rates.seconds(sizes[file], there=True) for file in {*self.files} if file is not None}
+
+    def ends(self, plan: Plan, limit: float = math.inf, pieces_end: dict[str, float] | None = None) -> list[float]:
+        """When each process ends, in seconds from now.
+
+        A process whose piece reads what nobody has begun to measure does that itself. If somebody has, it waits.
+
+        Args:
+            plan: of all pieces.
+            limit: of a plan that ends later nobody needs to know more than that.
+            pieces_end: takes the end of each piece.
+        """
+        return _Walk(self, plan, {} if pieces_end is None else pieces_end).ends(limit)
+
+    def least(self) -> float:
+        """Seconds in which no plan ends, or hardly: what can be said at once.
+
+        All work and loading, shared by all processes; from the first results on all that reads results; and the longest
+        piece, after what it reads.
+        """
+        pieces, width = self.pieces, len(self.nodes)
+        late = [piece.seconds for piece, first in zip(pieces, self.after, strict=True) if first is not None]
+        begins = {
+            first: self.loading.get(self.files[first] or "", 0.0) + pieces[first].seconds
+            for first in self.after
+            if first is not None
+        }
+        longest = max(
+            (0.0 if first is None else begins[first]) + piece.seconds
+            for piece, first in zip(pieces, self.after, strict=True)
+        )
+        work = sum(piece.seconds for piece in pieces) + sum(self.loading.values())
+        return max(work / width, min(begins.values(), default=0.0) + sum(late) / width, longest)
 
 
-class _Run:
+class _Walk:
     """Goes through a plan, event by event: a process asks for what it needs next, and goes on when that is there."""
 
-    def __init__(self, plan: Plan, situation: Situation, pieces_end: dict[str, float]) -> None:
-        seats = situation.seats
+    def __init__(self, planning: Planning, plan: Plan, pieces_end: dict[str, float]) -> None:
+        self._planning = planning
         self._plan = plan
         self._pieces_end = pieces_end
-        self._sizes, self._rates, self._read = situation.sizes, situation.rates, situation.read
-        self._measured = dict(situation.measured)
-        disks: dict[Hashable, dict[str, float]] = {}
-        for seat in seats:
-            if seat.node not in disks:
-                disks[seat.node] = dict(situation.on_disk.get(seat.node, {}))
-        self._disks = [disks[seat.node] for seat in seats]
-        self._sending = list(situation.sending)
-        self._loaded = [seat.loaded for seat in seats]
-        self._ends = [seat.free_at for seat in seats]
-        self._place = [0] * len(seats)
-        self._at_it: dict[str, int] = {}
-        self._waiting: dict[str, list[int]] = {}
-        self._events: list[tuple[float, int, int]] = []
-        self._order = count()
-
-    def ends(self) -> list[float]:
-        """When each process ends."""
-        for index, end in enumerate(self._ends):
-            self._at(end, index)
-        while self._events:
-            time, _, index = heapq.heappop(self._events)
-            self._ends[index] = time
-            if self._place[index] < len(self._plan[index]):
-                self._goes_on(time, index, self._plan[index][self._place[index]])
-        return self._ends
-
-    def _at(self, time: float, index: int) -> None:
+        disks: dict[Hashable, dict[str | int, float]] = {node: {} for node in planning.nodes}
+        self._disks = [disks[node] for node in planning.nodes]
+        self._sending = [0.0] * (planning.rates.at_once or 1)
+        self._loaded: list[str | None] = [None] * len(plan)
+        self._done = [0] * len(plan)
+        self._left = [sum([planning.own[piece] for piece in mine]) for mine in plan]
+        self._measured: dict[int, float] = {}
+        self._at_it: dict[int, int] = {}
+        self._waiting: dict[int, list[int]] = {}
         # Of those that ask at the same time the one that came first gets it first.
-        heapq.heappush(self._events, (time, next(self._order), index))
+        self._order = count(len(plan))
+        self._events = [(0.0, index, index) for index in range(len(plan))]
 
-    def _goes_on(self, time: float, index: int, mine: Piece) -> None:
+    def ends(self, limit: float) -> list[float]:
+        """When each process ends; if one ends later than the limit, only a time before its end that is later, too."""
+        ends = [0.0] * len(self._plan)
+        while self._events:
+            time, _, me = heapq.heappop(self._events)
+            if time + self._left[me] > limit:
+                return [time + self._left[me]]
+            ends[me] = time
+            if self._done[me] < len(self._plan[me]):
+                self._goes_on(time, me, self._plan[me][self._done[me]])
+        return ends
+
+    def _at(self, time: float, me: int) -> None:
+        heapq.heappush(self._events, (time, next(self._order), me))
+
+    def _goes_on(self, time: float, me: int, mine: int) -> None:
         """One process, as far as it comes with its next piece without waiting."""
-        piece, measured = mine, self._measured
-        first = None if mine.after is None else self._read.get(mine.after)
+        planning, measured = self._planning, self._measured
+        now, first = mine, planning.after[mine]
         if first is not None:
-            if first.name in measured:
-                ready = measured[first.name]
-                if ready <= time and first.results:
-                    ready = self._there(results_of(first.name), first.results, index, time)
-                if ready > time:
-                    self._at(ready, index)
-                    return
+            if first not in measured:
+                now = first
             else:
-                piece = first
-        if piece.name in measured:
-            end = max(time, measured[piece.name])
-        else:
-            if piece.name in self._read and self._at_it.setdefault(piece.name, index) != index:
-                self._waiting.setdefault(piece.name, []).append(index)
-                return
-            loaded = self._load(piece, index, time)
-            if loaded is None:
-                return
-            end = loaded + piece.seconds
-        if piece is mine:
-            self._place[index] += 1
-            self._pieces_end[piece.name] = end
-        self._at(end, index)
-        if piece.name in self._read and piece.name not in measured:
-            measured[piece.name] = self._disks[index][results_of(piece.name)] = end
-            for other in self._waiting.pop(piece.name, ()):
-                self._at(end, other)
+                ready = measured[first]
+                if ready <= time and planning.pieces[first].results:
+                    ready = self._there(first, planning.pieces[first].results, me, time)
+                if ready > time:
+                    self._at(ready, me)
+                    return
+        end = max(measured[now], time) if now in measured else self._measures(now, me, time)
+        if end is None:
+            return
+        if now == mine:
+            self._done[me] += 1
+            self._left[me] -= planning.own[mine]
+            self._pieces_end[planning.pieces[mine].name] = end
+        self._at(end, me)
 
-    def _load(self, piece: Piece, index: int, time: float) -> float | None:
-        """When a process has the file of a piece in memory; None if it waits for it and asks again."""
-        if piece.file is None or piece.file == self._loaded[index]:
-            return time
-        size = self._sizes[piece.file]
-        ready = self._there(piece.file, size, index, time)
-        if ready > time:
-            self._at(ready, index)
+    def _measures(self, piece: int, me: int, time: float) -> float | None:
+        """When a process has measured a piece that nobody has measured; None if it waits first, and asks again."""
+        planning = self._planning
+        if planning.is_read[piece] and self._at_it.setdefault(piece, me) != me:
+            self._waiting.setdefault(piece, []).append(me)
             return None
-        self._loaded[index] = piece.file
-        return time + self._rates.start + size / self._rates.disk
+        file = planning.files[piece]
+        if file is not None and file != self._loaded[me]:
+            ready = self._there(file, planning.sizes[file], me, time)
+            if ready > time:
+                self._at(ready, me)
+                return None
+            self._loaded[me] = file
+            time += planning.loading[file]
+        end = time + planning.pieces[piece].seconds
+        if planning.is_read[piece]:
+            self._measured[piece] = self._disks[me][piece] = end
+            for other in self._waiting.pop(piece, ()):
+                self._at(end, other)
+        return end
 
-    def _there(self, what: str, size: int, index: int, time: float) -> float:
-        """When the node of a process has something that the process asks for."""
-        disk = self._disks[index]
+    def _there(self, what: str | int, size: int, me: int, time: float) -> float:
+        """When the node of a process has a file, or the results of a piece, that the process asks for."""
+        disk, rates = self._disks[me], self._planning.rates
         if what not in disk:
             disk[what] = time
-            if size and self._rates.network is not None:
-                disk[what] = max(time, self._sending[0]) + size / self._rates.network
-                if self._rates.at_once is not None:
+            if size and rates.network is not None:
+                disk[what] = max(time, self._sending[0]) + size / rates.network
+                if rates.at_once is not None:
                     heapq.heapreplace(self._sending, disk[what])
         return disk[what]
 
 
-def least_time(plan: Plan, situation: Situation) -> float:
-    """A time before which no plan of the same pieces ends, or hardly: what can be said at once.
-
-    All work and loading, shared by all processes; from the first results on all that reads results; and the longest
-    piece, after what it reads.
-    """
-    now, seats, rates, sizes = situation.now, situation.seats, situation.rates, situation.sizes
-    pieces = {piece.name: piece for each in plan for piece in each}
-    here = {seat.loaded for seat in seats}
-
-    def loading(some: Iterable[Piece]) -> float:
-        files = {piece.file for piece in some if piece.file is not None} - here
-        return sum(rates.seconds(sizes[file], there=True) for file in files)
-
-    late = [piece for piece in pieces.values() if piece.after in pieces]
-    begins = {piece.after: loading([pieces[str(piece.after)]]) + pieces[str(piece.after)].seconds for piece in late}
-    longest = max((begins.get(piece.after, 0.0) + piece.seconds for piece in pieces.values()), default=0.0)
-    free = sum(max(seat.free_at - now, 0.0) for seat in seats)
-    work = sum(piece.seconds for piece in pieces.values()) + loading(pieces.values())
-    late_work = sum(piece.seconds for piece in late)
-    return now + max((free + work) / len(seats), min(begins.values(), default=0.0) + late_work / len(seats), longest)
-
-
-def search(plans: Sequence[Plan], situation: Situation, trials: int, enough: float) -> Plan:
+def search(plans: Sequence[Plan], planning: Planning, enough: float, trials: int) -> Plan:
     """Look for a plan that ends early.
 
     Args:
         plans: to begin with; those that end first come first, the next when nothing better is found near one.
-        situation: in which they begin.
+        planning: what they are of.
+        enough: seconds in which a plan ends that is good enough.
         trials: plans that are tried at most.
-        enough: a plan that ends by then is good enough.
 
     Returns:
         A plan of the same pieces that does not end later than any of them. The same for the same arguments.
     """
     draw = random.Random(0)  # noqa: S311 - no secret
-    starts = sorted(plans, key=lambda plan: max(plan_ends(plan, situation)))
+    starts = sorted(plans, key=lambda plan: max(planning.ends(plan)))
     best, best_end = starts[0], math.inf
     while True:
-        here: Plan = starts.pop(0) if starts else _kicked(best, draw)
-        ends = plan_ends(here, situation)
-        cost = _cost(ends, situation.now)
+        here: Plan = starts.pop(0) if starts else _kicked(best, planning, draw)
+        ends = planning.ends(here)
+        cost = _cost(ends)
         in_vain = 0
         while max(ends) > enough and trials and in_vain < _PATIENCE:
             trials -= 1
@@ -230,11 +213,11 @@ def search(plans: Sequence[Plan], situation: Situation, trials: int, enough: flo
             if one == other or not here[one]:
                 continue
             changed = list(here)
-            changed[one], changed[other] = _change(here[one], here[other], draw)
-            tried = plan_ends(changed, situation)
-            tried_cost = _cost(tried, situation.now)
+            changed[one], changed[other] = _change(here[one], here[other], planning.files, draw)
+            tried = planning.ends(changed, cost)
+            tried_cost = _cost(tried)
             if tried_cost <= cost:
-                if tried_cost < (1 - _LITTLE) * cost:
+                if tried_cost < cost:
                     in_vain = 0
                 here, ends, cost = changed, tried, tried_cost
         if max(ends) < best_end:
@@ -243,26 +226,28 @@ def search(plans: Sequence[Plan], situation: Situation, trials: int, enough: flo
             return best
 
 
-def _kicked(plan: Plan, draw: random.Random) -> Plan:
+def _kicked(plan: Plan, planning: Planning, draw: random.Random) -> Plan:
     """A plan after a few changes."""
     changed = list(plan)
     for _ in range(_KICKS):
         one, other = draw.sample(range(len(plan)), 2)
         if changed[one]:
-            changed[one], changed[other] = _change(changed[one], changed[other], draw)
+            changed[one], changed[other] = _change(changed[one], changed[other], planning.files, draw)
     return changed
 
 
-def _cost(ends: Sequence[float], now: float) -> float:
+def _cost(ends: Sequence[float]) -> float:
     """What a search makes smaller."""
-    longest = max(ends) - now
+    longest = max(ends)
     if longest <= 0:
         return longest
-    shares = sum(((end - now) / longest) ** _POWER for end in ends) / len(ends)
+    shares = sum((end / longest) ** _POWER for end in ends) / len(ends)
     return longest * float(1 + _EVEN * shares ** (1 / _POWER))
 
 
-def _change(one: Sequence[Piece], other: Sequence[Piece], draw: random.Random) -> tuple[list[Piece], list[Piece]]:
+def _change(
+    one: Sequence[int], other: Sequence[int], files: Sequence[str | None], draw: random.Random
+) -> tuple[list[int], list[int]]:
     """Let two processes exchange what they do from some piece on, or one piece; or move a piece, or all of its file."""
     mine, theirs = list(one), list(other)
     place = draw.randrange(len(mine))
@@ -273,21 +258,21 @@ def _change(one: Sequence[Piece], other: Sequence[Piece], draw: random.Random) -
         mine, theirs = mine[:place] + theirs[at:], theirs[:at] + mine[place:]
     elif kind < 0.4:
         at = draw.randint(0, len(theirs))
-        theirs[at:at] = [each for each in mine if each.file == piece.file]
-        mine = [each for each in mine if each.file != piece.file]
+        theirs[at:at] = [each for each in mine if files[each] == files[piece]]
+        mine = [each for each in mine if files[each] != files[piece]]
     elif kind < 0.65 and theirs:
         at = draw.randrange(len(theirs))
         back = theirs.pop(at)
         del mine[place]
-        _insert(theirs, piece, at, draw)
-        _insert(mine, back, place, draw)
+        _insert(theirs, piece, at, files, draw)
+        _insert(mine, back, place, files, draw)
     else:
         del mine[place]
-        _insert(theirs, piece, draw.choice([len(theirs), draw.randint(0, len(theirs))]), draw)
+        _insert(theirs, piece, draw.choice([len(theirs), draw.randint(0, len(theirs))]), files, draw)
     return mine, theirs
 
 
-def _insert(pieces: list[Piece], piece: Piece, place: int, draw: random.Random) -> None:
+def _insert(pieces: list[int], piece: int, place: int, files: Sequence[str | None], draw: random.Random) -> None:
     """Put a piece behind one of its file, or at a place."""
-    same = [index + 1 for index, each in enumerate(pieces) if each.file == piece.file]
+    same = [index + 1 for index, each in enumerate(pieces) if files[each] == files[piece]]
     pieces.insert(draw.choice(same) if same and draw.random() < 0.7 else place, piece)

@@ -9,11 +9,59 @@ import copy
 import heapq
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Self
+from typing import Final, Self
 
-from gguf_harness.pytest_plugin.pieces import LOCAL, Piece, Rates
+__all__ = ["LOCAL", "Piece", "Process", "Rates", "WorkState", "results_of"]
 
-__all__ = ["Process", "WorkState", "results_of"]
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """The smallest amount of work that is given out: the tests of one suite for one model.
+
+    Attributes:
+        name: unique.
+        file: what must be loaded for it; None for nothing.
+        seconds: that it is expected to take, without loading and waiting.
+        after: name of the piece whose results it reads, the reference's of the same suite; None if it reads none.
+        results: bytes of its results that others read, which are moved to each node that needs them once.
+    """
+
+    name: str
+    file: str | None
+    seconds: float
+    after: str | None = None
+    results: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """How fast a file comes to a process.
+
+    Attributes:
+        start: seconds that loading takes whatever the size.
+        disk: bytes per second from the disk of a node into memory.
+        network: bytes per second to a node that has not got the file; None if every node has every file.
+        at_once: to how many nodes files and results are sent at once, the others wait; None if to all.
+    """
+
+    start: float = 2.0
+    disk: float = 1e9
+    network: float | None = None
+    at_once: int | None = None
+
+    def seconds(self, size: int, *, there: bool) -> float:
+        """How long it takes to load a file of so many bytes.
+
+        Args:
+            size: bytes.
+            there: it is on the node's disk.
+        """
+        fetching = 0.0 if there or self.network is None else size / self.network
+        return self.start + fetching + size / self.disk
+
+
+LOCAL: Final = Rates()
+"""Processes of one machine: start of a worker and imports, and a disk as slow as the usual ones."""
 
 
 def results_of(name: str) -> str:
@@ -148,15 +196,8 @@ class WorkState:
         self._waiting.setdefault(piece.file, {})[piece.name] = piece
         self._order.pop(piece.file, None)
 
-    def _give(self, process: Hashable, piece: Piece, now: float, takes: float | None = None) -> None:
-        """Note that a process has a piece, and when it will have done it.
-
-        Args:
-            process: that gets it.
-            piece: that waits.
-            now: the time.
-            takes: seconds with loading and waiting, if that is known better than from what has been given until now.
-        """
+    def _give(self, process: Hashable, piece: Piece, now: float) -> None:
+        """Note that a process has a piece, and when it will have done it."""
         me = self._processes[process]
         begin = max(me.free_at, now)
         del self._waiting[piece.file][piece.name]
@@ -166,7 +207,7 @@ class WorkState:
         me.free_at = self._has_results(me, piece.after, begin)
         if piece.file is not None and piece.file != me.loaded:
             me.free_at = self._loads(me, piece.file, me.free_at)
-        me.free_at = me.free_at + piece.seconds if takes is None else begin + takes
+        me.free_at += piece.seconds
         me.given[piece.name] = piece
         self._expected[piece.name] = me.free_at
         self._owner[piece.name] = process
