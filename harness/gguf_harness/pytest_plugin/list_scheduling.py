@@ -141,11 +141,11 @@ class ListScheduling(WorkState):
         if not choices:
             return self._help(me, now)
         best = min(choices, key=lambda choice: self._rank(me, choice))
-        longest = self._longest(me, max(me.free_at, self._ready(best.piece, now)), now)
+        start = max(me.free_at, self._ready(best.piece, now))
+        longest = self._longest(me, best.piece.seconds, start, now)
         if longest is not None:
             gained = longest.piece.seconds - best.piece.seconds - longest.load - self._leaving(me)
-            left = self._horizon(now) - now
-            if gained > 0 and longest.load + longest.piece.seconds > _LONG * left:
+            if gained > 0 and longest.load + longest.piece.seconds > _LONG * (self._horizon(now) - now):
                 return longest
         return best
 
@@ -157,19 +157,14 @@ class ListScheduling(WorkState):
         _, piece, load = max(found, key=lambda help_: help_[0])
         return _Choice(piece, load)
 
-    def _longest(self, me: Process, start: float, now: float) -> _Choice | None:
-        """The longest piece of another file that could begin at a time."""
-        found = [
-            piece
-            for file, pieces in self._waiting.items()
-            if file is not None and file != me.loaded
-            for piece in pieces.values()
-            if piece.name not in self._read and self._ready(piece, now) <= start
-        ]
-        if not found:
-            return None
-        piece = max(found, key=lambda piece: piece.seconds)
-        return _Choice(piece, self._load(me, str(piece.file)))
+    def _longest(self, me: Process, seconds: float, start: float, now: float) -> _Choice | None:
+        """The longest piece of another file that could begin at a time, if it takes more than some seconds."""
+        longest = None
+        for file, pieces in self._waiting.items():
+            for piece in pieces.values() if file is not None and file != me.loaded else ():
+                if piece.seconds > seconds and piece.name not in self._read and self._ready(piece, now) <= start:
+                    longest, seconds = piece, piece.seconds
+        return None if longest is None else _Choice(longest, self._load(me, str(longest.file)))
 
     def _horizon(self, now: float) -> float:
         """When all work would end if it could be divided at will."""

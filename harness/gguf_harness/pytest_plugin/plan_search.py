@@ -2,8 +2,8 @@
 
 A plan is a list of pieces for each process. How long it takes is found by going through it, event by event, with all
 that is known: loading, the store of the files that sends to a few nodes at once, results of the reference that must be
-there first. A search begins with the best of some plans, and changes it a little again and again: pieces go from a
-process that ends late to another, or change places with what another does. What does not end later stays.
+there first. A search changes a plan a little again and again: pieces go from a process that ends
+late to another, or change places with what another does. What does not end later stays.
 """
 
 from __future__ import annotations
@@ -26,11 +26,6 @@ _EVEN: Final = 0.05
 _POWER: Final = 8
 """Of plans that end at the same time that one is better whose processes end earlier, the late ones above all: a
 twentieth of their mean in this power counts."""
-_PATIENCE: Final = 200
-"""So many changes in vain, and a search begins elsewhere: with the next plan, or with the best one after some changes
-whatever they cost (H. R. Lourenço, O. C. Martin, T. Stützle, "Iterated local search", 2003)."""
-_KICKS: Final = 3
-"""How many changes that are."""
 
 
 class Planning:
@@ -185,55 +180,35 @@ class _Walk:
         return disk[what]
 
 
-def search(plans: Sequence[Plan], planning: Planning, enough: float, trials: int) -> Plan:
-    """Look for a plan that ends early.
+def search(plan: Plan, planning: Planning, enough: float, trials: int) -> Plan:
+    """Look for a plan that ends earlier.
 
     Args:
-        plans: to begin with; those that end first come first, the next when nothing better is found near one.
-        planning: what they are of.
+        plan: to begin with.
+        planning: what it is of.
         enough: seconds in which a plan ends that is good enough.
-        trials: plans that are tried at most.
+        trials: changes that are tried at most.
 
     Returns:
-        A plan of the same pieces that does not end later than any of them. The same for the same arguments.
+        A plan of the same pieces. It costs no more than the first one, see `_cost`; the same for the same arguments.
     """
     draw = random.Random(0)  # noqa: S311 - no secret
-    starts = sorted(plans, key=lambda plan: max(planning.ends(plan)))
-    best, best_end = starts[0], math.inf
-    while True:
-        here: Plan = starts.pop(0) if starts else _kicked(best, planning, draw)
-        ends = planning.ends(here)
-        cost = _cost(ends)
-        in_vain = 0
-        while max(ends) > enough and trials and in_vain < _PATIENCE:
-            trials -= 1
-            in_vain += 1
-            late = sorted(range(len(ends)), key=lambda index: -ends[index])
-            one, other = late[min(int(draw.expovariate(1.0)), len(late) - 1)], draw.randrange(len(late))
-            if one == other or not here[one]:
-                continue
-            changed = list(here)
-            changed[one], changed[other] = _change(here[one], here[other], planning.files, draw)
-            tried = planning.ends(changed, cost)
-            tried_cost = _cost(tried)
-            if tried_cost <= cost:
-                if tried_cost < cost:
-                    in_vain = 0
-                here, ends, cost = changed, tried, tried_cost
-        if max(ends) < best_end:
-            best, best_end = here, max(ends)
-        if best_end <= enough or not trials:
-            return best
-
-
-def _kicked(plan: Plan, planning: Planning, draw: random.Random) -> Plan:
-    """A plan after a few changes."""
-    changed = list(plan)
-    for _ in range(_KICKS):
-        one, other = draw.sample(range(len(plan)), 2)
-        if changed[one]:
-            changed[one], changed[other] = _change(changed[one], changed[other], planning.files, draw)
-    return changed
+    here, ends = plan, planning.ends(plan)
+    cost = _cost(ends)
+    for _ in range(trials):
+        if max(ends) <= enough:
+            break
+        late = sorted(range(len(ends)), key=lambda index: -ends[index])
+        one, other = late[min(int(draw.expovariate(1.0)), len(late) - 1)], draw.randrange(len(late))
+        if one == other or not here[one]:
+            continue
+        changed = list(here)
+        changed[one], changed[other] = _change(here[one], here[other], planning.files, draw)
+        tried = planning.ends(changed, cost)
+        tried_cost = _cost(tried)
+        if tried_cost <= cost:
+            here, ends, cost = changed, tried, tried_cost
+    return here
 
 
 def _cost(ends: Sequence[float]) -> float:

@@ -25,7 +25,7 @@ _GAIN: Final = 0.03
 """A plan is followed if it takes so much less time than the rule."""
 _SURPRISE: Final = 0.02
 """A plan is dropped when a piece ends earlier or later than planned by so much of the plan's time."""
-_PIECES: Final = 100_000
+_PIECES: Final = 50_000
 """Pieces that a search goes through at most, in all plans that it tries: a fraction of a second."""
 _PIECES_PER_SECOND: Final = 10_000
 """And for each second that could be gained: short sessions do not wait for a plan."""
@@ -66,7 +66,7 @@ class Schedule(ListScheduling):
     def end(self, name: str, now: float) -> None:
         """Note that a piece that was given has ended; see `WorkState.end`."""
         super().end(name, now)
-        if abs(now - self._ends_planned.get(name, now)) > self._tolerance:
+        if self._is_late(name, now):
             self._plan = None
 
     def next(self, process: Hashable, now: float) -> Piece | None:
@@ -75,7 +75,7 @@ class Schedule(ListScheduling):
             self._has_begun = True
             self._make_plan(now)
         # What is late may not have ended.
-        if any(now > self._ends_planned.get(given, now) + self._tolerance for given in self._owner):
+        if any(self._is_late(name, now) for name in self._owner):
             self._plan = None
         if self._plan is None:
             return super().next(process, now)
@@ -85,6 +85,9 @@ class Schedule(ListScheduling):
         piece = self._plan[process].pop(0)
         self._give(process, piece, now)
         return piece
+
+    def _is_late(self, name: str, now: float) -> bool:
+        return now > self._ends_planned.get(name, now) + self._tolerance
 
     # -- plans ---------------------------------------------------------------------------------------------------------
 
@@ -103,7 +106,7 @@ class Schedule(ListScheduling):
         first = sum(piece.name in self._read for piece in waiting)
         plans = [rule, *(self._forecast(planning, names, now, among) for among in range(1, min(first, len(names)) + 1))]
         trials = min(_PIECES, int(_PIECES_PER_SECOND * (by_rule - enough))) // len(waiting)
-        plan = search(plans, planning, enough, trials)
+        plan = search(min(plans, key=lambda plan: max(planning.ends(plan))), planning, enough, trials)
         ends: dict[str, float] = {}
         takes = max(planning.ends(plan, pieces_end=ends))
         if takes < (1 - _GAIN) * by_rule:
