@@ -184,9 +184,7 @@ def test_what_a_lost_process_had_waits_again_but_not_what_it_ended() -> None:
 
 
 def test_a_late_piece_makes_the_next_one_late_once() -> None:
-    """Process 0 has two pieces, the first takes 5 seconds too long. At 57 it can load the other file for a piece that
-    would begin at 72 without it; if it were thought to be busy until 62, that would not be worth it.
-    """
+    """At 57, process 0 can load the other file for a piece that would begin at 72 without it; from 62 on it cannot."""
     schedule = _schedule({"a": [20, 20], "b": [60, 30]}, 2, Rates(start=12.0))
     assert [_name(schedule, 1), _name(schedule, 0), _name(schedule, 0)] == ["b/0", "a/0", "a/1"]
     schedule.end("a/0", 37.0)
