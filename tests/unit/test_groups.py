@@ -11,9 +11,9 @@ import pytest
 
 from gguf_harness.report.answer import answer_of
 from gguf_harness.report.data import RunView
-from gguf_harness.report.groups import groups_of
 from gguf_harness.report.html import write_html
 from gguf_harness.report.markdown import render_markdown
+from gguf_harness.report.model_groups import groups_of
 from gguf_harness.report.tables import numbers_tables
 from gguf_harness.report.terminal import render_terminal
 from tests.unit.test_report import STORED

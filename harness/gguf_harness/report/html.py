@@ -18,7 +18,7 @@ from gguf_harness.report.answer import answer_of, noise_of
 from gguf_harness.report.charts import SECTIONS, build_charts
 from gguf_harness.report.charts.base import PLOTLY, Chart
 from gguf_harness.report.data import RunView, visible, visible_lines
-from gguf_harness.report.groups import SECTION_OF_SUITE, Group, groups_of
+from gguf_harness.report.model_groups import SECTION_OF_SUITE, Group, groups_of
 from gguf_harness.report.numbers import doubt_mark, format_bytes, format_metric, format_value
 from gguf_harness.report.prices import price_list, show_average, show_step
 from gguf_harness.report.standing import failures_of

@@ -11,7 +11,7 @@ from typing import Any, Final
 from gguf_harness.metrics.records import WHOLE, Place
 from gguf_harness.metrics.registry import Metric
 from gguf_harness.report.data import Candidate, RunView, describe_windows, visible
-from gguf_harness.report.groups import Group, groups_of
+from gguf_harness.report.model_groups import Group, groups_of
 from gguf_harness.report.numbers import doubt_mark, format_bytes, format_metric, format_value
 from gguf_harness.report.standing import failures_of
 from gguf_harness.report.terminal import verdict_line

@@ -7,7 +7,7 @@ from typing import Any
 
 from gguf_harness.metrics.registry import Metric
 from gguf_harness.report.data import RunView, place, visible
-from gguf_harness.report.groups import SECTION_OF_SUITE
+from gguf_harness.report.model_groups import SECTION_OF_SUITE
 from gguf_harness.report.numbers import doubt_mark, format_metric, format_value
 
 __all__ = ["Table", "estimates_table", "numbers_tables", "tests_table"]

@@ -13,7 +13,7 @@ from gguf_harness.judge.verdicts import name_briefly
 from gguf_harness.metrics.records import Place
 from gguf_harness.metrics.registry import Column, Metric
 from gguf_harness.report.data import Candidate, RunView, describe_windows, visible
-from gguf_harness.report.groups import Group, groups_of
+from gguf_harness.report.model_groups import Group, groups_of
 from gguf_harness.report.numbers import format_bytes, format_column, format_estimate, format_ratio
 from gguf_harness.report.prices import price_note
 from gguf_harness.report.times import wrong_forecast

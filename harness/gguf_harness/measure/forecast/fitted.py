@@ -2,7 +2,8 @@
 
 That is what taps, files and NumPy add at the costs of `calibration.py`. Fitted to processor times of one thread, of
 tiny with all and SmolLM2-135M with few prompts and windows; `tests/bench/forecast.py --fit` prints what is left of it
-on other machines, and each machine learns that by itself.
+on other machines, and each machine learns that by itself. What suites/kv and suites/lora need was fitted beside other
+processes, so that no wall times are behind it.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ _MOST_SEQUENCES: Final = 64
 _SCREENED_WINDOWS: Final = 2
 """Of a screen: fewer have no error."""
 
-_LIMITS: Final = tasks.RemovalLimits(tries=4, choosing=_SCREENED_WINDOWS, most=1.0, enough=2 * NEGLIGIBLE_RISE)
+_LIMITS: Final = tasks.RemovalLimits(tries=3, choosing=_SCREENED_WINDOWS, most=1.0, enough=1.5 * NEGLIGIBLE_RISE)
 """Once the loss of every window has risen by more than NEGLIGIBLE_RISE, the number of heads that can go is known, and
 so is its error. Candidates, which follow the same path, have some more steps for that.
 """
