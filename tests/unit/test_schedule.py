@@ -192,32 +192,32 @@ def test_a_late_piece_makes_the_next_one_late_once() -> None:
     assert _name(schedule, 0, 57.0) == "b/1"
 
 
-GRAHAM = {"a": [3], "b": [3], "c": [2], "d": [2], "e": [2]}
-"""The longest first takes 7 on two processes, since it parts the long ones; 6 is possible."""
+GRAHAM = {"a": [30], "b": [30], "c": [20], "d": [20], "e": [20]}
+"""The longest first takes 70 on two processes, since it parts the long ones; 60 is possible."""
 
 
 def test_a_plan_that_ends_earlier_than_the_rule_is_followed() -> None:
-    assert _makespan(_schedule(GRAHAM, 2), 2) == 7
-    assert _makespan(_schedule(GRAHAM, 2, kind=Schedule), 2) == 6
+    assert _makespan(_schedule(GRAHAM, 2), 2) == 70
+    assert _makespan(_schedule(GRAHAM, 2, kind=Schedule), 2) == 60
 
 
 @pytest.mark.parametrize("is_late", [False, True])
 def test_a_plan_is_dropped_when_a_piece_is_late(is_late: bool) -> None:
-    """At 6, when the process with the long pieces is done, the other's first one, of 2 seconds, has not ended."""
+    """At 60, when the process with the long pieces is done, the other's first one, of 20 seconds, has not ended."""
     schedule = _schedule(GRAHAM, 2, kind=Schedule)
     begun = {process: str(_name(schedule, process)) for process in range(2)}
     (long,) = (process for process, name in begun.items() if name in {"a/0", "b/0"})
     short = 1 - long
     if not is_late:
-        schedule.end(begun[short], 2.0)
-        begun[short] = str(_name(schedule, short, 2.0))
-    schedule.end(begun[long], 3.0)
-    begun[long] = str(_name(schedule, long, 3.0))
+        schedule.end(begun[short], 20.0)
+        begun[short] = str(_name(schedule, short, 20.0))
+    schedule.end(begun[long], 30.0)
+    begun[long] = str(_name(schedule, long, 30.0))
     if not is_late:
-        schedule.end(begun[short], 4.0)
-        assert _name(schedule, short, 4.0) is not None
-    schedule.end(begun[long], 6.0)
-    assert (_name(schedule, long, 6.0) is not None) == is_late
+        schedule.end(begun[short], 40.0)
+        assert _name(schedule, short, 40.0) is not None
+    schedule.end(begun[long], 60.0)
+    assert (_name(schedule, long, 60.0) is not None) == is_late
 
 
 @pytest.mark.parametrize("is_lost", [False, True])

@@ -28,7 +28,7 @@ from tests.bench.simulate_cluster import BITS, PAGE, Family, family_work, surpri
 RANK, END = Schedule._rank, Schedule.end
 PLANS = 1000
 LIMIT = 1.15
-DIVISIBLE = 1.12
+DIVISIBLE = 1.1
 """Where no piece is long and loading takes little."""
 MEAN = 1.02
 
