@@ -96,7 +96,7 @@ class _Killer:
         if done == 1 and self.kills:
             self.kills -= 1
             for child in psutil.Process().children():
-                if child.pid not in self._others and "gguf_harness.engine.worker" in " ".join(child.cmdline()):
+                if child.pid not in self._others and "worker_context" in " ".join(child.cmdline()):
                     os.kill(child.pid, signal.SIGKILL)
 
 

@@ -86,7 +86,7 @@ def _kill_worker(parent: int, wait_for: Path) -> None:
     while time.monotonic() < deadline:
         if list(wait_for.glob("*/logprobs.u16")):
             for child in psutil.Process(parent).children():
-                if "gguf_harness.engine.worker" in " ".join(child.cmdline()):
+                if "worker_context" in " ".join(child.cmdline()):
                     child.send_signal(signal.SIGKILL)
                     return
         time.sleep(0.01)

@@ -56,6 +56,7 @@ def _rename(run: dict[str, Any], old: str, new: str) -> dict[str, Any]:
         (0.001419, 3.3e-05, "0.001419 ± 0.000033"),
         (30.33, 1.4462, "30.3 ± 1.4"),
         (2.5, None, "2.5"),
+        (2.5, 5e-324, "2.5"),
     ],
 )
 def test_values_have_the_digits_that_their_error_allows(value: float, se: float | None, expected: str) -> None:

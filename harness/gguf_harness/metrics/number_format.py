@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 
 __all__ = [
     "format_bytes",
@@ -21,7 +22,8 @@ def format_estimate(value: float, se: float | None) -> str:
     tokens may well be 59 of the next 60. So there is no `± 0`: the value stands alone, and the number of samples beside
     it says how much is known.
     """
-    if se is None or se <= 0:
+    # Below the smallest normal number an error is zero but for rounding.
+    if se is None or se < sys.float_info.min:
         return format_value(value)
     exponent = math.floor(math.log10(se))
     if round(se / 10.0**exponent, 1) >= 10:

@@ -28,7 +28,7 @@ __all__ = ["Course", "CourseOfParts", "Findings", "RunDraft", "TestRecord", "new
 def new_run_id() -> str:
     """An id that sorts by time, to the millisecond; its random end keeps runs that start together apart."""
     now = datetime.now(UTC)
-    return f"{now:%Y%m%d-%H%M%S}-{now.microsecond // 1000:03d}{secrets.token_hex(2)}"
+    return f"{now:%Y%m%d-%H%M%S}-{now.microsecond // 1000:03d}{secrets.token_hex(4)}"
 
 
 @dataclass(slots=True)
