@@ -294,7 +294,7 @@ def test_removal_and_path_decode_what_they_say(llama_file: Path, corpus: Corpus,
     path: list[Head] = [(int(layer), int(head)) for layer, head in result["heads"].tolist()]
     assert sorted(path) == sorted(HEADS)
     assert path[0] == min(costs, key=lambda head: costs[head])
-    again = _floats(_run(tmp_path, run_head_path, llama_file, corpus, path))
+    again = _floats(_run(tmp_path, run_head_path, llama_file, corpus, path, ALL_OF_THEM))
     assert np.abs(again["nll"] - result["nll"]).max() < near(1e-4, "logits")
     with open_context([llama_file], _settings()) as context:
         windows = _other_windows(context, corpus)
@@ -317,6 +317,13 @@ def test_removal_ends_once_the_loss_has_risen_far_enough(llama_file: Path, corpu
         ended = _run(tmp_path, run_head_removal, llama_file, corpus, costs, limits)
         assert len(ended["heads"]) == int(np.flatnonzero(risen)[0])
         assert len(ended["nll"]) == len(ended["heads"]) + 1
+        rest = [(int(layer), int(head)) for layer, head in ended["rest"].tolist()]
+        assert rest == sorted(rest, key=lambda head: costs[head])
+        path = [(int(layer), int(head)) for layer, head in ended["heads"].tolist()] + rest
+        assert sorted(path) == sorted(HEADS)
+        # Along the same path the same loss, which ends it at the same head.
+        along = _run(tmp_path, run_head_path, llama_file, corpus, path, limits)
+        assert along["heads"].tolist() == ended["heads"].tolist()
 
 
 def test_a_screen_is_the_sweep_on_some_windows(llama_file: Path, corpus: Corpus, tmp_path: Path) -> None:
@@ -373,7 +380,7 @@ def test_mistakes_are_one_message(llama_file: Path, corpus: Corpus, tmp_path: Pa
         available = len(context.model.tokenize(corpus.text)) // N
     most = available - 1
     with pytest.raises(CorpusError, match=f"asks for {most}, and {most} more to measure the loss") as error:
-        _run(tmp_path, run_head_path, llama_file, corpus, HEADS, windows=most)
+        _run(tmp_path, run_head_path, llama_file, corpus, HEADS, ALL_OF_THEM, windows=most)
     assert error.value.hint == f"Use --gguf-head-windows={available // 2} or less, or a longer text."
     with pytest.raises(CorpusError, match=r"--gguf-head-windows asks for 9999"):
         _run(tmp_path, run_head_sweep, llama_file, corpus, HEADS, windows=9999)

@@ -38,9 +38,9 @@ _MOST_SEQUENCES: Final = 64
 _SCREENED_WINDOWS: Final = 2
 """Of a screen: fewer have no error."""
 
-_LIMITS: Final = tasks.RemovalLimits(tries=3, choosing=_SCREENED_WINDOWS, most=1.0, enough=1.5 * NEGLIGIBLE_RISE)
+_LIMITS: Final = tasks.RemovalLimits(tries=3, choosing=_SCREENED_WINDOWS, most=1.0, enough=1.1 * NEGLIGIBLE_RISE)
 """Once the loss of every window has risen by more than NEGLIGIBLE_RISE, the number of heads that can go is known, and
-so is its error. Candidates, which follow the same path, have some more steps for that.
+so is its error.
 """
 
 
@@ -52,8 +52,8 @@ _SCREEN: Final = _measurement("screen", tasks.run_head_screen, 3)
 _SWEEP: Final = _measurement("sweep", tasks.run_head_sweep)
 _VALUES: Final = _measurement("values", tasks.run_head_values)
 _INTERCHANGE: Final = _measurement("interchange", tasks.run_head_interchange)
-_REMOVAL: Final = _measurement("removal", tasks.run_head_removal, 4)
-_PATH: Final = _measurement("path", tasks.run_head_path, 3)
+_REMOVAL: Final = _measurement("removal", tasks.run_head_removal, 5)
+_PATH: Final = _measurement("path", tasks.run_head_path, 4)
 _IN_PLACE: Final[Files[Arrays]] = Files("values", lambda *_: True)
 """The reference's values are read from the entry's own arrays."""
 
@@ -130,8 +130,11 @@ class HeadAblation:
         if along is None:
             job = self._removal(model, label)
         else:
-            path = [(int(layer), int(head)) for layer, head in self.removal(along)["heads"]]
-            job = self._job(_PATH, label, model, lambda request: (request, path), path=path)
+            theirs = self.removal(along)
+            path = [(int(layer), int(head)) for name in ("heads", "rest") for layer, head in theirs[name]]
+            job = self._job(
+                _PATH, label, model, lambda request: (request, path, _LIMITS), path=path, limits=asdict(_LIMITS)
+            )
         arrays = self._core.measure(job)
         self._core.notes.add_arrays(
             model.name,

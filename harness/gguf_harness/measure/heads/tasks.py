@@ -79,6 +79,11 @@ class RemovalLimits:
     most: float
     enough: float
 
+    def end(self, curve: Sequence[NDArray[np.float64]]) -> bool:
+        """Whether the loss has risen far enough: [windows, scored] of each number of removed heads."""
+        rises = (curve[-1] - curve[0]).mean(axis=1)
+        return bool(rises.mean() >= self.most or rises.min() >= self.enough)
+
 
 class _Measurement:
     """A loaded model, its windows, and its results on them without changes."""
@@ -309,8 +314,8 @@ def run_head_removal(
     What goes next is chosen by `greedy_removal` on some of the windows, and the loss is measured on others.
 
     Returns:
-        heads, [removed, 2] in their order; nll, [removed + 1, windows, scored] of `other_windows`, starting with none
-        removed.
+        heads, [removed, 2] in their order; rest, [not removed, 2], by their costs; nll, [removed + 1, windows, scored]
+        of `other_windows`, starting with none removed.
     """
     loaded = worker.model(request.files, request.settings.n_gpu_layers)
     windows = spread_windows(loaded, request)
@@ -330,14 +335,18 @@ def run_head_removal(
             curve.append(judge.losses(head))
             path.append(head)
             worker.progress(len(path), len(costs))
-            rises = (curve[-1] - curve[0]).mean(axis=1)
-            if rises.mean() >= limits.most or rises.min() >= limits.enough:
+            if limits.end(curve):
                 break
-    return {"heads": _pairs(path), "nll": np.stack(curve)}
+    rest = sorted(costs.keys() - set(path), key=lambda head: (costs[head], head))
+    return {"heads": _pairs(path), "rest": _pairs(rest), "nll": np.stack(curve)}
 
 
-def run_head_path(worker: WorkerContext, request: HeadRequest, path: Sequence[Head]) -> Arrays:
-    """Remove heads in a given order, such as another model's; returns the same as `run_head_removal`."""
+def run_head_path(worker: WorkerContext, request: HeadRequest, path: Sequence[Head], limits: RemovalLimits) -> Arrays:
+    """Remove heads in a given order, such as another model's, until the loss has risen far enough.
+
+    Returns:
+        heads and nll, as `run_head_removal` does.
+    """
     loaded = worker.model(request.files, request.settings.n_gpu_layers)
     model = _Measurement(worker, request, other_windows(loaded, request))
     _check_heads(model, path)
@@ -348,7 +357,9 @@ def run_head_path(worker: WorkerContext, request: HeadRequest, path: Sequence[He
             removal.go_on(path[:done])
             curve.append(removal.losses(head))
             worker.progress(done + 1, len(path))
-    return {"heads": _pairs(path), "nll": np.stack(curve)}
+            if limits.end(curve):
+                break
+    return {"heads": _pairs(path[: len(curve) - 1]), "nll": np.stack(curve)}
 
 
 def _work(model: _Measurement, jobs: Mapping[int, Sequence[Job]]) -> None:
