@@ -109,11 +109,11 @@ def _is_divisible(work: Work, cluster: Cluster) -> bool:
     return max(seconds) <= bound / 4 and loading <= sum(seconds) / 5
 
 
-def test_of_a_thousand_plans_999_end_within_15_percent_of_what_is_possible() -> None:
-    """Of any family on any cluster, see `random_plan`; the bound of the other one may not be what is possible."""
+def test_a_thousand_plans_end_within_15_percent_of_what_is_possible() -> None:
+    """Of any family on any cluster, see `random_plan`."""
     assert sum(_is_divisible(*random_plan(seed)) for seed in range(PLANS)) >= 0.4 * PLANS
-    ratios = _judge(PLANS, 0.999)
-    assert max(ratios) <= 1.16
+    ratios = _judge(PLANS, 1.0)
+    assert max(ratios) <= LIMIT
     # No makespan is below its bound: bounds are right.
     assert min(ratios) >= 1 - 1e-9
 
