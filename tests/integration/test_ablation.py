@@ -22,10 +22,10 @@ from gguf_harness.inputs.sources import expand
 from gguf_harness.measure.heads.distributions import Distributions
 from gguf_harness.measure.heads.layout import HeadLayout, read_layout
 from gguf_harness.measure.heads.patched import Change, Patched, Variant
+from gguf_harness.measure.heads.removing import RemovalLimits
 from gguf_harness.measure.heads.states import read_states
 from gguf_harness.measure.heads.tasks import (
     HeadRequest,
-    RemovalLimits,
     run_head_interchange,
     run_head_path,
     run_head_removal,

@@ -10,6 +10,7 @@ import numpy as np
 
 from gguf_harness.measure.heads import tasks
 from gguf_harness.measure.heads.layout import read_layout
+from gguf_harness.measure.heads.removing import RemovalLimits
 from gguf_harness.measure.measurement import ARRAYS, Files, Job, Measurement
 from gguf_harness.measure.passes.tasks import CorpusText
 from gguf_harness.metrics.importance import NEGLIGIBLE_RISE, Head, screened_importance, window_rises
@@ -38,7 +39,7 @@ _MOST_SEQUENCES: Final = 64
 _SCREENED_WINDOWS: Final = 2
 """Of a screen: fewer have no error."""
 
-_LIMITS: Final = tasks.RemovalLimits(tries=3, choosing=_SCREENED_WINDOWS, most=1.0, enough=1.1 * NEGLIGIBLE_RISE)
+_LIMITS: Final = RemovalLimits(tries=3, choosing=_SCREENED_WINDOWS, most=1.0, enough=1.1 * NEGLIGIBLE_RISE)
 """Once the loss of every window has risen by more than NEGLIGIBLE_RISE, the number of heads that can go is known, and
 so is its error.
 """

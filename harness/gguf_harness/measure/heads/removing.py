@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -17,10 +18,32 @@ if TYPE_CHECKING:
     from gguf_harness.measure.heads.distributions import Distributions, Values
     from gguf_harness.metrics.importance import Head
 
-__all__ = ["Removal"]
+__all__ = ["Removal", "RemovalLimits"]
 
 _MOST_BYTES: Final = 1 << 30
 """Most bytes of states that are kept for the next step. Beyond, each decode begins at the first removed head."""
+
+
+@dataclass(frozen=True, slots=True)
+class RemovalLimits:
+    """How heads are removed one by one.
+
+    Attributes:
+        tries: most heads that are measured again at each step.
+        choosing: most windows on which these are chosen.
+        most: rise of the mean loss, in nats, at which removal ends.
+        enough: rise, in nats, at which it ends once the loss of every window has risen so far.
+    """
+
+    tries: int
+    choosing: int
+    most: float
+    enough: float
+
+    def end(self, curve: Sequence[NDArray[np.float64]]) -> bool:
+        """Whether the loss has risen far enough: [windows, scored] of each number of removed heads."""
+        rises = (curve[-1] - curve[0]).mean(axis=1)
+        return bool(rises.mean() >= self.most or rises.min() >= self.enough)
 
 
 class Removal:

@@ -16,7 +16,7 @@ from gguf_harness.errors import CorpusError, EngineError, VocabularyMismatch
 from gguf_harness.measure.heads.distributions import Distributions
 from gguf_harness.measure.heads.layout import read_layout
 from gguf_harness.measure.heads.patched import Change, Job, Patched, Variant
-from gguf_harness.measure.heads.removing import Removal
+from gguf_harness.measure.heads.removing import Removal, RemovalLimits
 from gguf_harness.measure.heads.states import read_states
 from gguf_harness.measure.passes.tasks import CorpusText
 from gguf_harness.measure.prompt_inputs import check_context
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "HeadRequest",
-    "RemovalLimits",
     "run_head_interchange",
     "run_head_path",
     "run_head_removal",
@@ -61,28 +60,6 @@ class HeadRequest:
     settings: SessionSettings
     corpus: CorpusText
     windows: int
-
-
-@dataclass(frozen=True, slots=True)
-class RemovalLimits:
-    """How heads are removed one by one.
-
-    Attributes:
-        tries: most heads that are measured again at each step.
-        choosing: most windows on which these are chosen.
-        most: rise of the mean loss, in nats, at which removal ends.
-        enough: rise, in nats, at which it ends once the loss of every window has risen so far.
-    """
-
-    tries: int
-    choosing: int
-    most: float
-    enough: float
-
-    def end(self, curve: Sequence[NDArray[np.float64]]) -> bool:
-        """Whether the loss has risen far enough: [windows, scored] of each number of removed heads."""
-        rises = (curve[-1] - curve[0]).mean(axis=1)
-        return bool(rises.mean() >= self.most or rises.min() >= self.enough)
 
 
 class _Measurement:
