@@ -75,7 +75,7 @@ class Schedule(ListScheduling):
             self._has_begun = True
             self._make_plan(now)
         # What is late may not have ended.
-        if any(self._is_late(name, now) for name in self._owner):
+        if self._plan is not None and any(self._is_late(name, now) for name in self._owner):
             self._plan = None
         if self._plan is None:
             return super().next(process, now)

@@ -47,12 +47,13 @@ class Group:
 
     def columns(self, view: RunView, table: str) -> list[Metric]:
         """The metrics of a table that any of the group's subjects has."""
-        names = [model.name for model in self.models]
         return [
-            metric
-            for metric in view.metrics.values()
-            if table in metric.tables and any(view.row(name, metric.name) for name in names)
+            metric for metric in view.metrics.values() if table in metric.tables and self.measured(view, metric.name)
         ]
+
+    def measured(self, view: RunView, metric: str) -> bool:
+        """Whether any of the group's subjects has a value of a metric, as a whole."""
+        return any(view.row(model.name, metric) for model in self.models)
 
 
 def groups_of(view: RunView) -> list[Group]:
@@ -74,7 +75,7 @@ def groups_of(view: RunView) -> list[Group]:
 
 
 def _section(model: Candidate, suites: set[str]) -> str:
-    variant = str((model.facts or {}).get("variant") or "")
+    variant = str(model.facts.get("variant") or "")
     suite = next((suite for start, suite in _VARIANTS.items() if variant.startswith(start)), None)
     return "decide" if suite is None or not suites <= {suite} else SECTION_OF_SUITE[suite]
 

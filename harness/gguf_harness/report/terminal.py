@@ -182,7 +182,7 @@ def _table(view: RunView, group: Group, width: int, color: bool, encoding: str |
     columns = [
         (metric, metric.column)
         for metric in view.metrics.values()
-        if metric.column and any(view.row(model.name, metric.name) for model in group.models)
+        if metric.column and group.measured(view, metric.name)
     ]
     while len(columns) > 1 and _drawn(view, group, columns, encoding)[1] > width:
         columns.remove(max(columns, key=lambda column: column[1].rank))

@@ -124,7 +124,8 @@ def other_windows(model: Model, request: HeadRequest) -> Tokens:
 
 
 def _spread(available: int, count: int) -> NDArray[np.int64]:
-    return np.linspace(0, available - 1, count).round().astype(np.int64)
+    """Places from the first to the last, each once: fewer than the count if there are no more."""
+    return np.unique(np.linspace(0, available - 1, count).round().astype(np.int64))
 
 
 def _all_windows(model: Model, request: HeadRequest, needed: int, more: str) -> Tokens:
@@ -196,7 +197,7 @@ def run_head_screen(worker: WorkerContext, request: HeadRequest, count: int) -> 
     """
     model = _Measurement(worker, request)
     heads = model.layout.all
-    chosen = np.unique(np.linspace(0, model.clean.shape[0] - 1, count).round().astype(np.int64))
+    chosen = _spread(model.clean.shape[0], count)
     nll, kld = np.empty((2, len(heads), len(chosen), model.clean.shape[1]))
     jobs: dict[int, list[Job]] = {layer: [] for layer in model.layout.layers}
     for place, head in enumerate(heads):
@@ -296,7 +297,7 @@ def run_head_removal(
     """
     loaded = worker.model(request.files, request.settings.n_gpu_layers)
     windows = spread_windows(loaded, request)
-    choosing = _Measurement(worker, request, windows[_spread(len(windows), min(limits.choosing, len(windows)))])
+    choosing = _Measurement(worker, request, windows[_spread(len(windows), limits.choosing)])
     judging = _Measurement(worker, request, other_windows(loaded, request))
     path: list[Head] = []
     curve = [judging.nll()]

@@ -64,7 +64,7 @@ def _series(view: RunView) -> dict[str, int]:
 
     With an adapter of which there is one, a file keeps its colour: what is compared is files.
     """
-    plain = [model.name for model in view.candidates if not (model.facts or {}).get("variant")]
+    plain = [model.name for model in view.candidates if not model.facts.get("variant")]
     series = {name: place for place, name in enumerate(plain)}
     of_file = {model.facts.get("file", model.name): model.name for model in view.candidates if model.name in series}
     others = [model for model in view.candidates if model.name not in series]

@@ -57,8 +57,8 @@ def speed_finding(view: RunView) -> str:
 
 def memory_finding(view: RunView) -> str:
     """What the file to take needs, beside the reference."""
+    model = _to_take(view)
     for metric, words in (("peak_memory_bytes", "of memory at its peak"), ("weights_bytes", "for its weights")):
-        model = _to_take(view)
         row = None if model is None else view.row(model.name, metric)
         if model is None or row is None:
             continue
